@@ -1,0 +1,74 @@
+"""The engine's configuration: values only, read once and never edited."""
+
+from dataclasses import dataclass
+
+from engine.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How to run one model on one device. Raises `InvalidRequestError` naming the field."""
+
+    model_path: str
+    """A local folder, a hub id, a `.gguf` file or `smollm2-135m`."""
+    device: str = "auto"
+    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:N`."""
+    dtype: str = "auto"
+    """`auto` (on CUDA the checkpoint's; on CPU bfloat16 where the CPU computes it natively, else float32),
+    `float32`, `bfloat16`, `float16`."""
+    max_num_seqs: int = 256
+    """Sequences in one step, at most."""
+    max_num_tokens: int = 8192
+    """Tokens in one step, at most: decodes first, then prefill chunks."""
+    max_model_len: int | None = None
+    """Tokens of prompt and output together; None: the model's own."""
+    block_size: int = 16
+    """Tokens in one KV block."""
+    num_kv_blocks: int | None = None
+    """KV blocks in all; None: from `kv_memory_fraction`."""
+    kv_memory_fraction: float = 0.9
+    """Share of the device's memory that is free once the weights are loaded (on CPU: capped at `max_cpu_kv_bytes`)."""
+    max_cpu_kv_bytes: int = 1 << 30
+    """On a CPU the KV cache takes no more than this, however much memory is free."""
+    attention: str = "auto"
+    """`auto`, or a backend of `engine.attention.select`."""
+    num_threads: int | None = None
+    """Threads of a CPU step; None: torch's own choice."""
+    step_timeout_seconds: float = 120.0
+    """A step that takes longer is a hung device: the child is killed and started again."""
+    start_timeout_seconds: float = 600.0
+    """Loading the model and allocating its cache may take this long."""
+    in_process: bool = False
+    """Run the core on a thread of this process: for tests."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_num_seqs >= 1, "max_num_seqs", "must be at least 1", self.max_num_seqs)
+        _require(
+            self.max_num_tokens >= self.max_num_seqs,
+            "max_num_tokens",
+            f"must be at least max_num_seqs ({self.max_num_seqs})",
+            self.max_num_tokens,
+        )
+        _require(self.block_size >= 1, "block_size", "must be at least 1", self.block_size)
+        _require(
+            self.num_kv_blocks is None or self.num_kv_blocks >= 1,
+            "num_kv_blocks",
+            "must be at least 1",
+            self.num_kv_blocks,
+        )
+        _require(0 < self.kv_memory_fraction <= 1, "kv_memory_fraction", "must lie in (0, 1]", self.kv_memory_fraction)
+        _require(
+            self.max_model_len is None or self.max_model_len >= 1,
+            "max_model_len",
+            "must be at least 1",
+            self.max_model_len,
+        )
+        _require(self.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}", self.dtype)
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _require(condition: bool, param: str, rule: str, value: object) -> None:
+    if not condition:
+        raise InvalidRequestError(f"{param} {rule}; got {value!r}", param=param)

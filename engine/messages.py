@@ -1,0 +1,113 @@
+"""What crosses the pipe between the engine's parent and its child: token ids and numbers, one message a step.
+
+The child knows sequences, not requests: each choice of a request is a sequence of its own, with an id that the parent
+gave it. Messages are pickled by `multiprocessing.connection` between two processes of one user.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.sampling_params import SamplingParams
+
+
+class FinishCode(IntEnum):
+    """Why the child ended a sequence. Stop strings are the parent's affair: it aborts the sequence."""
+
+    NONE = 0  # goes on
+    STOP = 1  # a stop token
+    LENGTH = 2  # max_tokens, or the context is full
+    ERROR = 3  # see StepOutput.errors
+
+
+# parent → child ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddSequence:
+    """Start a sequence, or carry on one that already has output tokens (after a crash, or from a stored stream)."""
+
+    sequence_id: int  # increasing: the order of arrival
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    choice_index: int = 0  # keys the noise together with the seed
+    output_token_ids: list[int] = field(default_factory=list)
+    priority: int = 0  # lower runs first
+
+
+@dataclass(frozen=True, slots=True)
+class AbortSequences:
+    """Forget these sequences and free their blocks; unknown ids are passed over."""
+
+    sequence_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class GetStats:
+    """Answered by one `EngineStats`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """End the child."""
+
+
+ParentMessage = AddSequence | AbortSequences | GetStats | Shutdown
+
+# child → parent ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """The child's first message: the model is loaded and the cache allocated."""
+
+    device: str
+    dtype: str
+    attention: str
+    max_model_len: int  # tokens
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    block_size: int  # tokens
+    num_kv_blocks: int
+    fingerprint: str  # weights, dtype, instruction set or GPU, and build: equal fingerprints, equal arithmetic
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The child's only message if the model cannot be loaded; the message names the remedy."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """The tokens of one step: entry i of each array is one token of one sequence. A sequence may stand in several."""
+
+    sequence_ids: NDArray[np.int64]  # [num_outputs]
+    token_ids: NDArray[np.int32]  # [num_outputs]
+    finish_codes: NDArray[np.int8]  # [num_outputs] of FinishCode
+    errors: dict[int, str] = field(default_factory=dict)  # sequences that failed alone, with the reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Scheduler and memory figures at one moment; counters run from the child's start."""
+
+    num_waiting: int
+    num_running: int
+    num_preemptions: int
+    num_steps: int
+    num_prompt_tokens: int  # prefilled, recomputation included
+    num_generated_tokens: int
+    num_kv_blocks: int
+    num_kv_blocks_used: int
+    num_kv_blocks_free: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+ChildMessage = EngineInfo | StartFailed | StepOutput | EngineStats

@@ -1,0 +1,43 @@
+"""How one request samples: values only, checked on construction."""
+
+from dataclasses import dataclass
+from math import isfinite
+
+from engine.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Sampling of one request. The order of filters is temperature, then min-p, top-k, top-p.
+
+    `temperature` 0 is greedy. `top_k` None is off. `max_tokens` None runs until the context is full.
+    `seed` keys the noise together with choice, position and token id, so that equal seeds give equal outputs
+    whatever shares the batch. Raises `InvalidRequestError` naming the field.
+    """
+
+    max_tokens: int | None = None
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "must be at least 1", self.max_tokens)
+        _require(self.n >= 1, "n", "must be at least 1", self.n)
+        _require(
+            isfinite(self.temperature) and self.temperature >= 0, "temperature", "must be 0 or more", self.temperature
+        )
+        _require(0 < self.top_p <= 1, "top_p", "must lie in (0, 1]", self.top_p)
+        _require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or None for off", self.top_k)
+        _require(0 <= self.min_p <= 1, "min_p", "must lie in [0, 1]", self.min_p)
+        _require(all(self.stop), "stop", "must not hold an empty string", self.stop)
+
+
+def _require(condition: bool, param: str, rule: str, value: object) -> None:
+    if not condition:
+        raise InvalidRequestError(f"{param} {rule}; got {value!r}", param=param)

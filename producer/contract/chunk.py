@@ -1,0 +1,95 @@
+"""The entries of a job's stream, which is its write-ahead log. Ids are `<attempt>-<seq>`."""
+
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from producer.contract.error import ErrorInfo
+from producer.contract.version import CONTRACT_VERSION, ContractVersion
+
+FinishReason = Literal["stop", "length", "tool_calls", "deadline", "cancelled", "error"]
+JobOutcome = Literal["finished", "cancelled", "stopped", "failed"]
+
+
+class EntryId(NamedTuple):
+    """A stream entry's id; tuple order is stream order. `seq` 0 is an attempt's marker, entries count from 1."""
+
+    attempt: int
+    seq: int
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        attempt, _, seq = (text.decode() if isinstance(text, bytes) else text).partition("-")
+        return cls(int(attempt), int(seq))
+
+    def __str__(self) -> str:
+        return f"{self.attempt}-{self.seq}"
+
+    def follows(self, previous: "EntryId") -> bool:
+        """Whether nothing can lie between `previous` and this entry; if not, a reader asks the stream."""
+        return self.attempt == previous.attempt and self.seq == previous.seq + 1
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a newer worker may add fields; readers pass them over
+
+    v: ContractVersion = CONTRACT_VERSION
+    job_id: str
+
+    def to_wire(self) -> str:
+        return self.model_dump_json(exclude_none=True)
+
+
+class Marker(_Wire):
+    """Entry `<attempt>-0`, field `m`: fences out the previous attempt. With `reset`, readers drop what they hold."""
+
+    attempt: int
+    worker: str
+    reset: bool = False
+    prompt_token_ids: list[int] | None = None
+    seed: int | None = None
+    fingerprint: str | None = None
+
+
+class Chunk(_Wire):
+    """Tokens one choice was given, and the text they released. Text held back (stop string, UTF-8) comes later.
+
+    `token_offset` counts the choice's tokens before this chunk. A reader yields one chunk with `reset` set, and
+    nothing else in it, where an attempt started over: what was shown before is void.
+    """
+
+    index: int = 0
+    token_offset: int = 0
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    reasoning: str | None = None
+    finish_reason: FinishReason | None = None
+    reset: bool = Field(default=False, exclude=True)
+
+
+class Usage(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Done(_Wire):
+    """The last entry of a stream: it decides the job's outcome."""
+
+    done: Literal[True]
+    status: JobOutcome
+    usage: Usage = Usage()
+    error: ErrorInfo | None = None
+
+
+def parse_entry(data: str | bytes) -> Chunk | Done:
+    """The entry behind field `d`. Raises `pydantic.ValidationError` on what is neither."""
+    return _ENTRY.validate_json(data)
+
+
+_ENTRY: TypeAdapter[Chunk | Done] = TypeAdapter(Annotated[Done | Chunk, Field(union_mode="left_to_right")])

@@ -1,0 +1,141 @@
+"""A prompt job as it lies in the queue: the keyword arguments of the function label `promptmill.generate`."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+
+from producer.contract.version import CONTRACT_VERSION, ContractVersion
+
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 16
+
+# Fields of the contract that this version of the worker does not serve yet: refused by name when they are set.
+UNSUPPORTED_FIELDS = (
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "echo",
+    "response_format",
+    "regex",
+    "choice",
+    "grammar",
+    "tools",
+    "tool_choice",
+    "deadline",
+    "tenant",
+    "idempotency_key",
+)
+
+TokenId = Annotated[StrictInt, Field(ge=0)]
+
+
+class Message(BaseModel):
+    """One chat message. Content is text, or a list of OpenAI text parts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: StrictStr | list["TextPart"] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise ValueError(f"a message of role {self.role!r} needs content")
+        return self
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["text"]
+    text: StrictStr
+
+
+class JobRequest(BaseModel):
+    """What a job asks for. Unknown fields are refused by name; exactly one of `prompt` and `messages` is given.
+
+    Validation raises `pydantic.ValidationError`; `producer.errors.InvalidJobError` is what callers of the client see.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    v: ContractVersion = CONTRACT_VERSION
+    task: Literal["generate", "embed"] = "generate"
+    model: StrictStr | None = Field(default=None, description="Refused by a worker that serves another model.")
+
+    prompt: StrictStr | list[TokenId] | None = Field(default=None, description="Text or token ids.")
+    messages: list[Message] | None = Field(default=None, description="Rendered with the model's chat template.")
+
+    max_tokens: StrictInt | None = Field(default=None, ge=1, description="None: until the context is full.")
+    min_tokens: StrictInt = Field(default=0, ge=0)
+    n: StrictInt = Field(default=1, ge=1, le=MAX_CHOICES, description="Independent choices.")
+    stop: list[Annotated[StrictStr, Field(min_length=1)]] = Field(default=[], max_length=MAX_STOP_STRINGS)
+    stop_token_ids: list[TokenId] = []
+    ignore_eos: StrictBool = False
+
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0, allow_inf_nan=False, description="0 is greedy.")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: StrictInt = Field(default=-1, ge=-1, description="-1 is off.")
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
+    seed: StrictInt | None = Field(
+        default=None, ge=-(2**63), lt=2**64, description="None: derived from the job id, so that a job is reproducible."
+    )
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    logit_bias: dict[str, float] | None = None
+    logprobs: StrictBool = False
+    top_logprobs: StrictInt = Field(default=0, ge=0, le=20)
+    echo: StrictBool = False
+
+    response_format: dict[str, Any] | None = None
+    regex: StrictStr | None = None
+    choice: list[StrictStr] | None = None
+    grammar: StrictStr | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: StrictStr | dict[str, Any] | None = None
+
+    priority: StrictInt = Field(default=0, description="Among jobs a worker already holds; lower runs first.")
+    deadline: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="Epoch seconds.")
+    tenant: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
+    stream: StrictBool = Field(default=True, description="False skips PUBLISH; the stream is written all the same.")
+    metadata: dict[str, Any] = {}
+    idempotency_key: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stop_may_be_one_string(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("stop"), str):
+            return {**values, "stop": [values["stop"]]}
+        return values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            given = "neither" if self.prompt is None else "both"
+            raise ValueError(f"give exactly one of prompt and messages; {given} was given")
+        if self.prompt is not None and len(self.prompt) == 0:
+            raise ValueError("prompt is empty; give at least one character or token id")
+        if self.messages is not None and len(self.messages) == 0:
+            raise ValueError("messages is empty; give at least one message")
+        if self.top_k == 0:
+            raise ValueError("top_k must be at least 1, or -1 for off")
+        if self.task != "generate":
+            raise ValueError(f"task {self.task!r} is not supported yet; use 'generate'")
+        for name in UNSUPPORTED_FIELDS:
+            if getattr(self, name) != type(self).model_fields[name].get_default():
+                raise ValueError(f"{name} is not supported yet; leave it out")
+        return self

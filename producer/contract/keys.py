@@ -1,0 +1,55 @@
+"""Every Redis name that producers and workers share, and the lifetimes of what is kept under them."""
+
+DEFAULT_QUEUE = "promptmill"
+PRIORITY_CLASSES = ("high", "", "low")  # claimed in this order; the empty class is the queue itself
+
+JOB_FUNCTION = "promptmill.generate"  # a label on the worker's allow-list; it is never imported
+
+RESULT_TTL_SECONDS = 24 * 3600
+FAILURE_TTL_SECONDS = 24 * 3600
+STREAM_TTL_SECONDS = 3600  # counted from the stream's `done` entry; before it a stream has no TTL
+RESULTS_STREAM_MAX_ENTRIES = 100_000  # approximate cap of a queue's results stream
+
+MARKER_FIELD = "m"
+DATA_FIELD = "d"
+
+WORKERS_KEY = "promptmill:workers"  # ZSET of worker names, scored by the epoch second their entry expires
+CANCEL_CHANNEL = "promptmill:cancel"  # pub/sub: the payload is a job id
+
+
+def stream_key(job_id: str) -> str:
+    """The job's stream (its write-ahead log) and the pub/sub channel of the same name."""
+    return f"promptmill:stream:{{{job_id}}}"
+
+
+def result_key(job_id: str) -> str:
+    return f"promptmill:result:{job_id}"
+
+
+def results_channel(queue: str) -> str:
+    """Pub/sub channel, and capped stream of the same name, with one line for every job of `queue` that ended."""
+    return f"promptmill:results:{queue}"
+
+
+def leases_key(queue: str) -> str:
+    """ZSET of the job ids of `queue` that a worker holds, scored by the lease's end (Redis TIME, epoch seconds)."""
+    return f"promptmill:leases:{queue}"
+
+
+def fence_key(job_id: str) -> str:
+    """`ATTEMPT:EXECUTION_ID` of whoever may write the job's outcome; changed by claim, sweep and hand-over alone."""
+    return f"promptmill:fence:{job_id}"
+
+
+def attempt_key(job_id: str) -> str:
+    return f"promptmill:attempt:{job_id}"
+
+
+def worker_key(worker_name: str) -> str:
+    """JSON of a `WorkerInfo`: what a live worker serves."""
+    return f"promptmill:worker:{worker_name}"
+
+
+def class_queues(queue: str) -> list[str]:
+    """The queue names of `queue`'s priority classes, most urgent first: `NAME:high`, `NAME`, `NAME:low`."""
+    return [f"{queue}:{name}" if name else queue for name in PRIORITY_CLASSES]

@@ -1,0 +1,24 @@
+"""What a live worker publishes about itself, from which a producer resolves a model to its queue."""
+
+from pydantic import BaseModel, ConfigDict
+
+from producer.contract.version import CONTRACT_VERSION, ContractVersion
+
+
+class WorkerInfo(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    v: ContractVersion = CONTRACT_VERSION
+    name: str
+    queues: list[str]
+    models: list[str]
+    context_length: int  # tokens, prompt and output together
+    device: str
+    hostname: str
+    pid: int
+    started_at: float  # epoch seconds
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_free: int = 0
+    tokens_per_second: float = 0.0

@@ -1,0 +1,55 @@
+"""What the client raises.
+
+PromptmillError
+├── InvalidJobError          the request is refused before it is enqueued; `param` names the field
+├── SettingsError            a flag or PROMPTMILL_* variable is wrong; names both
+├── RedisUnavailableError    Redis cannot be reached at the URL given
+├── JobNotFoundError         no such job, or its result has expired
+├── JobFailedError           the job ended without a full answer; `error` is the contract's ErrorInfo
+├── ResultTimeoutError       no result within the timeout; the job goes on
+└── ResultStoreError         the result lies in S3 and cannot be read
+"""
+
+from producer.contract import ErrorInfo, Result
+
+
+class PromptmillError(Exception):
+    """Base of everything the client raises."""
+
+
+class InvalidJobError(PromptmillError):
+    """The request breaks the contract; nothing was enqueued."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class SettingsError(PromptmillError):
+    """A setting is wrong; the message names its flag, its variable and the rule."""
+
+
+class RedisUnavailableError(PromptmillError):
+    """Redis cannot be reached."""
+
+
+class JobNotFoundError(PromptmillError):
+    """No job of this id is known, or everything kept of it has expired."""
+
+
+class JobFailedError(PromptmillError):
+    """The job ended without a full answer. `result`, where there is one, holds the partial output."""
+
+    def __init__(self, job_id: str, error: ErrorInfo, result: Result | None = None) -> None:
+        super().__init__(f"job {job_id} failed: {error.message}")
+        self.job_id = job_id
+        self.error = error
+        self.result = result
+
+
+class ResultTimeoutError(PromptmillError, TimeoutError):
+    """The job did not end within the timeout; it goes on, and its result can be asked for again."""
+
+
+class ResultStoreError(PromptmillError):
+    """The result was written to S3 and cannot be read from here; the message names the remedy."""

@@ -1,0 +1,63 @@
+"""Servers that every tier shares: a real Redis and a real S3-protocol server, on free ports."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for variable in [name for name in os.environ if name.startswith("PROMPTMILL_")]:
+    del os.environ[variable]
+
+from worker.embedded_redis import EmbeddedRedis  # noqa: E402  (reads the environment set above)
+
+
+@pytest.fixture(scope="session")
+def _redis_server() -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(_redis_server: EmbeddedRedis) -> str:
+    """A real, empty Redis."""
+    with redis.Redis.from_url(_redis_server.url) as client:
+        client.flushall()
+    return _redis_server.url
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An S3-protocol server (moto) with the bucket `results`; credentials are in the environment."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    saved = {name: os.environ.get(name) for name in _S3_ENVIRONMENT}
+    os.environ.update(_S3_ENVIRONMENT)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="results")
+    yield endpoint
+    server.stop()
+    for name, value in saved.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+_S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}

