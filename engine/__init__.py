@@ -1,0 +1,34 @@
+"""Prompts in, tokens out: continuous batching with a paged KV cache, the model in a child process."""
+
+from engine.config import EngineConfig
+from engine.engine import InferenceEngine
+from engine.errors import (
+    ContextLengthError,
+    DeviceLostError,
+    DeviceMemoryError,
+    EngineDiedError,
+    EngineError,
+    EngineNotRunningError,
+    InvalidRequestError,
+    ModelLoadError,
+)
+from engine.messages import EngineInfo
+from engine.outputs import GenerationOutput, RequestOutput
+from engine.sampling_params import SamplingParams
+
+__all__ = [
+    "ContextLengthError",
+    "DeviceLostError",
+    "DeviceMemoryError",
+    "EngineConfig",
+    "EngineDiedError",
+    "EngineError",
+    "EngineInfo",
+    "EngineNotRunningError",
+    "GenerationOutput",
+    "InferenceEngine",
+    "InvalidRequestError",
+    "ModelLoadError",
+    "RequestOutput",
+    "SamplingParams",
+]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from engine.errors import InvalidRequestError
+from engine.field_types import check_field_types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class EngineConfig:
     """Share of the device's memory that is free once the weights are loaded (on CPU: capped at `max_cpu_kv_bytes`)."""
     max_cpu_kv_bytes: int = 1 << 30
     """On a CPU the KV cache takes no more than this, however much memory is free."""
+    prefix_caching: bool = True
+    """Share the KV blocks of equal prefixes and keep unreferenced ones until their room is needed."""
     attention: str = "auto"
     """`auto`, or a backend of `engine.attention.select`."""
     num_threads: int | None = None
@@ -38,10 +41,13 @@ class EngineConfig:
     """A step that takes longer is a hung device: the child is killed and started again."""
     start_timeout_seconds: float = 600.0
     """Loading the model and allocating its cache may take this long."""
+    cache_dir: str | None = None
+    """Where converted models and compiled kernels are kept; None: `~/.cache/promptmill`."""
     in_process: bool = False
     """Run the core on a thread of this process: for tests."""
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         _require(self.max_num_seqs >= 1, "max_num_seqs", "must be at least 1", self.max_num_seqs)
         _require(
             self.max_num_tokens >= self.max_num_seqs,

@@ -4,6 +4,8 @@ EngineError
 ├── ModelLoadError         the model folder is missing, damaged or of an untested architecture
 ├── InvalidRequestError    a request the engine can never serve; `param` names the field at fault
 │   └── ContextLengthError the prompt (and max_tokens) do not fit the context or the KV cache
+├── DeviceMemoryError      a step did not fit the device's memory; the engine runs it in smaller parts
+├── DeviceLostError        the device refuses all further work; the child process must be replaced
 ├── EngineNotRunningError  used before start() or after stop()
 └── EngineDiedError        the child process ended or hung; retryable
 """
@@ -27,6 +29,14 @@ class InvalidRequestError(EngineError):
 
 class ContextLengthError(InvalidRequestError):
     """Prompt and output do not fit the model's context or the KV cache."""
+
+
+class DeviceMemoryError(EngineError):
+    """A step did not fit the memory that the device has left."""
+
+
+class DeviceLostError(EngineError):
+    """The device's context is broken: nothing more can run in this process."""
 
 
 class EngineNotRunningError(EngineError):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config import EngineConfig
 from engine.sampling_params import SamplingParams
 
 
@@ -24,6 +25,14 @@ class FinishCode(IntEnum):
 
 
 # parent → child ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartCore:
+    """The parent's first message: load this core with this configuration."""
+
+    config: EngineConfig
+    core_path: str  # "module:class"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +64,7 @@ class Shutdown:
     """End the child."""
 
 
-ParentMessage = AddSequence | AbortSequences | GetStats | Shutdown
+ParentMessage = StartCore | AddSequence | AbortSequences | GetStats | Shutdown
 
 # child → parent ------------------------------------------------------------------------------------------------------
 
@@ -64,6 +73,7 @@ ParentMessage = AddSequence | AbortSequences | GetStats | Shutdown
 class EngineInfo:
     """The child's first message: the model is loaded and the cache allocated."""
 
+    model_dir: str  # the folder with tokenizer.json, once a hub id, GGUF file or the demo model is resolved
     device: str
     dtype: str
     attention: str
@@ -83,13 +93,25 @@ class StartFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class CoreFailed:
+    """The child's last message: loading or a step failed in a way the core cannot handle, and the child ends."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """The tokens of one step: entry i of each array is one token of one sequence. A sequence may stand in several."""
 
     sequence_ids: NDArray[np.int64]  # [num_outputs]
     token_ids: NDArray[np.int32]  # [num_outputs]
     finish_codes: NDArray[np.int8]  # [num_outputs] of FinishCode
-    errors: dict[int, str] = field(default_factory=dict)  # sequences that failed alone, with the reason
+    errors: dict[int, str] = field(default_factory=dict)
+    """Sequences that failed alone, with the reason; they stand in no array."""
+    cached_tokens: dict[int, int] = field(default_factory=dict)
+    """Sequences that began in this step and found this many of their prompt's tokens in the prefix cache (not 0)."""
+    ended: dict[int, FinishCode] = field(default_factory=dict)
+    """Sequences that were added with all the output tokens they may have: they end without a new one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +126,12 @@ class EngineStats:
     num_generated_tokens: int
     num_kv_blocks: int
     num_kv_blocks_used: int
-    num_kv_blocks_free: int
+    num_kv_blocks_free: int  # those that only the prefix cache still holds included
+    num_kv_blocks_cached: int = 0  # free, but with content that a later prompt may share
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache instead of computed
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-ChildMessage = EngineInfo | StartFailed | StepOutput | EngineStats
+ChildMessage = EngineInfo | StartFailed | CoreFailed | StepOutput | EngineStats

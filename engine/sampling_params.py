@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from engine.errors import InvalidRequestError
+from engine.field_types import check_field_types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         _require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "must be at least 1", self.max_tokens)
         _require(self.n >= 1, "n", "must be at least 1", self.n)
         _require(

@@ -3,6 +3,7 @@
 PromptmillError
 ├── InvalidJobError          the request is refused before it is enqueued; `param` names the field
 ├── SettingsError            a flag or PROMPTMILL_* variable is wrong; names both
+├── BatchFileError          a batch's input or output file cannot be used; names it
 ├── RedisUnavailableError    Redis cannot be reached at the URL given
 ├── JobNotFoundError         no such job, or its result has expired
 ├── JobFailedError           the job ended without a full answer; `error` is the contract's ErrorInfo
@@ -10,7 +11,7 @@ PromptmillError
 └── ResultStoreError         the result lies in S3 and cannot be read
 """
 
-from producer.contract import ErrorInfo, Result
+from producer.contract import ErrorCode, ErrorInfo, Result
 
 
 class PromptmillError(Exception):
@@ -20,13 +21,27 @@ class PromptmillError(Exception):
 class InvalidJobError(PromptmillError):
     """The request breaks the contract; nothing was enqueued."""
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        index: int | None = None,
+        code: ErrorCode = ErrorCode.INVALID_REQUEST,
+    ) -> None:
+        """`param`: the field's path; `index`: which of many requests it is, counted from 0."""
         super().__init__(message)
         self.param = param
+        self.index = index
+        self.code = code
 
 
 class SettingsError(PromptmillError):
     """A setting is wrong; the message names its flag, its variable and the rule."""
+
+
+class BatchFileError(PromptmillError):
+    """A batch's input or output file cannot be used; the message names it and the remedy."""
 
 
 class RedisUnavailableError(PromptmillError):
@@ -35,6 +50,10 @@ class RedisUnavailableError(PromptmillError):
 
 class JobNotFoundError(PromptmillError):
     """No job of this id is known, or everything kept of it has expired."""
+
+    def __init__(self, job_id: str, message: str) -> None:
+        super().__init__(message)
+        self.job_id = job_id
 
 
 class JobFailedError(PromptmillError):

@@ -1,5 +1,6 @@
 """Settings, read once at the edge: each is a command line flag and a PROMPTMILL_* variable, the flag winning."""
 
+import re
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -27,6 +28,11 @@ class ProducerSettings(BaseSettings):
     )
     queue: str = Field(
         default=DEFAULT_QUEUE, pattern=r"^[A-Za-z0-9_.:@-]{1,128}$", description="Name of the queue that jobs go to."
+    )
+    s3_endpoint_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="Endpoint of the S3-compatible store that results lie in; none for AWS itself.",
     )
 
 
@@ -59,7 +65,8 @@ def settings_options(
 
 def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
     flag = "--" + name.replace("_", "-")
-    help_text = f"{info.description or ''}  [{ENV_PREFIX}{name.upper()}]"
+    default = "" if info.default in (None, "") or info.is_required() else f"; default: {info.default}"
+    help_text = f"{info.description or ''}  [{ENV_PREFIX}{name.upper()}{default}]"
     if _plain_type(info.annotation) is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
     return click.option(flag, name, default=None, metavar=name.rsplit("_", 1)[-1].upper(), help=help_text)
@@ -75,4 +82,8 @@ def _plain_type(annotation: Any) -> Any:
 def _explain(problem: Any) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else "settings"
     flag = "--" + name.replace("_", "-")
-    return f"{flag} ({ENV_PREFIX}{name.upper()}): {problem['msg']}; got {problem['input']!r}"
+    given = _PASSWORD.sub(r"\1***@", repr(problem["input"]))
+    return f"{flag} ({ENV_PREFIX}{name.upper()}): {problem['msg']}; got {given}"
+
+
+_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@")

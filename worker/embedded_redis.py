@@ -60,7 +60,10 @@ class EmbeddedRedis:
             "--daemonize",
             "no",
         ]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        # A session of its own: Ctrl-C in a terminal is for us, and the server must outlive what is still written to it.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
         self._wait_until_up(log)
         return self
 

@@ -3,6 +3,8 @@
 WorkerError
 ├── EmbeddedRedisError     no server binary, or it did not start
 ├── StartRefusedError      the surroundings break a promise (eviction policy, bucket, Redis); names the remedy
+├── ResultStoreError       the result store cannot be written now; the put may be repeated
+├── HandOverError          jobs could not be given back at the end; they return when their leases end
 ├── JobRefusedError        this job can never run here; carries the contract's error
 └── LeaseLostError         another attempt holds the job; what this one had is dropped
 """
@@ -20,6 +22,14 @@ class EmbeddedRedisError(WorkerError):
 
 class StartRefusedError(WorkerError):
     """The worker does not start, because it could not keep its promises here."""
+
+
+class ResultStoreError(WorkerError):
+    """A result could not be stored. Nothing is lost: the same put may be repeated."""
+
+
+class HandOverError(WorkerError):
+    """The worker ended without giving its jobs back. Nothing is lost: their leases end."""
 
 
 class JobRefusedError(WorkerError):

@@ -3,6 +3,7 @@
 from producer.contract.chunk import Chunk, Done, EntryId, FinishReason, JobOutcome, Marker, Usage, parse_entry
 from producer.contract.error import ErrorCode, ErrorInfo
 from producer.contract.job import UNSUPPORTED_FIELDS, JobRequest, Message
+from producer.contract.problems import Problem, find_problems, summarize
 from producer.contract.result import Choice, Result, Timings
 from producer.contract.version import CONTRACT_VERSION
 from producer.contract.worker_info import WorkerInfo
@@ -21,9 +22,12 @@ __all__ = [
     "JobRequest",
     "Marker",
     "Message",
+    "Problem",
     "Result",
     "Timings",
     "Usage",
     "WorkerInfo",
+    "find_problems",
     "parse_entry",
+    "summarize",
 ]

@@ -19,6 +19,7 @@ class ErrorCode(StrEnum):
     POISON = "poison"
     ENGINE_ERROR = "engine_error"
     RESULT_STORE_ERROR = "result_store_error"
+    JOB_NOT_FOUND = "job_not_found"
     INTERNAL = "internal"
 
     @property
@@ -37,6 +38,7 @@ _HTTP_STATUS = {
     ErrorCode.POISON: HTTPStatus.INTERNAL_SERVER_ERROR,
     ErrorCode.ENGINE_ERROR: HTTPStatus.INTERNAL_SERVER_ERROR,
     ErrorCode.RESULT_STORE_ERROR: HTTPStatus.BAD_GATEWAY,
+    ErrorCode.JOB_NOT_FOUND: HTTPStatus.NOT_FOUND,
     ErrorCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic_core import PydanticCustomError
 
 from producer.contract.version import CONTRACT_VERSION, ContractVersion
 
@@ -30,7 +31,28 @@ UNSUPPORTED_FIELDS = (
     "idempotency_key",
 )
 
+CONTRACT_RULE = "contract_rule"  # pydantic's error type for a rule of ours; `ctx["param"]` names the field
+
 TokenId = Annotated[StrictInt, Field(ge=0)]
+Number = Annotated[float, Field(strict=True)]  # a whole number will do; text and true do not
+
+
+def _breaks_rule(param: str, rule: str) -> PydanticCustomError:
+    return PydanticCustomError(CONTRACT_RULE, "{rule}", {"param": param, "rule": rule})
+
+
+def _check_unicode(text: str) -> str:
+    """JSON can carry half a surrogate pair, which is no character and which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        rule = f"character {error.start} is a lone surrogate; give valid Unicode"
+        raise PydanticCustomError(CONTRACT_RULE, "{rule}", {"param": "", "rule": rule}) from None
+    return text
+
+
+Text = Annotated[StrictStr, AfterValidator(_check_unicode)]
+StopString = Annotated[StrictStr, Field(min_length=1), AfterValidator(_check_unicode)]
 
 
 class Message(BaseModel):
@@ -39,7 +61,7 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: StrictStr | list["TextPart"] | None = None
+    content: Text | list["TextPart"] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
@@ -47,7 +69,7 @@ class Message(BaseModel):
     @model_validator(mode="after")
     def _has_content(self) -> Self:
         if self.content is None and not self.tool_calls:
-            raise ValueError(f"a message of role {self.role!r} needs content")
+            raise _breaks_rule("content", f"a message of role {self.role!r} needs content")
         return self
 
     @property
@@ -61,7 +83,7 @@ class TextPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["text"]
-    text: StrictStr
+    text: Text
 
 
 class JobRequest(BaseModel):
@@ -76,27 +98,27 @@ class JobRequest(BaseModel):
     task: Literal["generate", "embed"] = "generate"
     model: StrictStr | None = Field(default=None, description="Refused by a worker that serves another model.")
 
-    prompt: StrictStr | list[TokenId] | None = Field(default=None, description="Text or token ids.")
+    prompt: Text | list[TokenId] | None = Field(default=None, description="Text or token ids.")
     messages: list[Message] | None = Field(default=None, description="Rendered with the model's chat template.")
 
     max_tokens: StrictInt | None = Field(default=None, ge=1, description="None: until the context is full.")
     min_tokens: StrictInt = Field(default=0, ge=0)
     n: StrictInt = Field(default=1, ge=1, le=MAX_CHOICES, description="Independent choices.")
-    stop: list[Annotated[StrictStr, Field(min_length=1)]] = Field(default=[], max_length=MAX_STOP_STRINGS)
+    stop: list[StopString] = Field(default=[], max_length=MAX_STOP_STRINGS)
     stop_token_ids: list[TokenId] = []
     ignore_eos: StrictBool = False
 
-    temperature: float = Field(default=1.0, ge=0.0, le=2.0, allow_inf_nan=False, description="0 is greedy.")
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    temperature: Number = Field(default=1.0, ge=0.0, le=2.0, allow_inf_nan=False, description="0 is greedy.")
+    top_p: Number = Field(default=1.0, gt=0.0, le=1.0)
     top_k: StrictInt = Field(default=-1, ge=-1, description="-1 is off.")
-    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
+    min_p: Number = Field(default=0.0, ge=0.0, le=1.0)
     seed: StrictInt | None = Field(
         default=None, ge=-(2**63), lt=2**64, description="None: derived from the job id, so that a job is reproducible."
     )
-    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
-    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
-    repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    logit_bias: dict[str, float] | None = None
+    presence_penalty: Number = Field(default=0.0, ge=-2.0, le=2.0)
+    frequency_penalty: Number = Field(default=0.0, ge=-2.0, le=2.0)
+    repetition_penalty: Number = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    logit_bias: dict[str, Number] | None = None
     logprobs: StrictBool = False
     top_logprobs: StrictInt = Field(default=0, ge=0, le=20)
     echo: StrictBool = False
@@ -109,7 +131,7 @@ class JobRequest(BaseModel):
     tool_choice: StrictStr | dict[str, Any] | None = None
 
     priority: StrictInt = Field(default=0, description="Among jobs a worker already holds; lower runs first.")
-    deadline: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="Epoch seconds.")
+    deadline: Number | None = Field(default=None, gt=0, allow_inf_nan=False, description="Epoch seconds.")
     tenant: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
     stream: StrictBool = Field(default=True, description="False skips PUBLISH; the stream is written all the same.")
     metadata: dict[str, Any] = {}
@@ -125,17 +147,17 @@ class JobRequest(BaseModel):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            given = "neither" if self.prompt is None else "both"
-            raise ValueError(f"give exactly one of prompt and messages; {given} was given")
+            given = "neither was" if self.prompt is None else "both were"
+            raise _breaks_rule("prompt", f"give exactly one of prompt and messages; {given} given")
         if self.prompt is not None and len(self.prompt) == 0:
-            raise ValueError("prompt is empty; give at least one character or token id")
+            raise _breaks_rule("prompt", "prompt is empty; give at least one character or token id")
         if self.messages is not None and len(self.messages) == 0:
-            raise ValueError("messages is empty; give at least one message")
+            raise _breaks_rule("messages", "messages is empty; give at least one message")
         if self.top_k == 0:
-            raise ValueError("top_k must be at least 1, or -1 for off")
+            raise _breaks_rule("top_k", "top_k must be at least 1, or -1 for off")
         if self.task != "generate":
-            raise ValueError(f"task {self.task!r} is not supported yet; use 'generate'")
+            raise _breaks_rule("task", f"task {self.task!r} is not supported yet; use 'generate'")
         for name in UNSUPPORTED_FIELDS:
-            if getattr(self, name) != type(self).model_fields[name].get_default():
-                raise ValueError(f"{name} is not supported yet; leave it out")
+            if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].get_default():
+                raise _breaks_rule(name, f"{name} is not supported yet; leave it out")
         return self

@@ -50,6 +50,11 @@ def worker_key(worker_name: str) -> str:
     return f"promptmill:worker:{worker_name}"
 
 
+def class_queue(queue: str, priority_class: str) -> str:
+    """The queue of one priority class of `queue`."""
+    return f"{queue}:{priority_class}" if priority_class else queue
+
+
 def class_queues(queue: str) -> list[str]:
     """The queue names of `queue`'s priority classes, most urgent first: `NAME:high`, `NAME`, `NAME:low`."""
-    return [f"{queue}:{name}" if name else queue for name in PRIORITY_CLASSES]
+    return [class_queue(queue, name) for name in PRIORITY_CLASSES]

@@ -1,0 +1,26 @@
+# The worker. On Linux pip's torch is the CUDA build; for a CPU-only image pass the index of PyTorch's CPU wheels:
+#   docker compose build --build-arg PIP_EXTRA_INDEX_URL=... worker-cpu
+FROM python:3.12-slim
+
+# A C compiler: Triton builds its launchers with it, the CPU attention kernel is compiled for the machine it runs on.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+ARG PIP_EXTRA_INDEX_URL=""
+WORKDIR /opt/promptmill
+COPY pyproject.toml constraints.txt README.md CHANGELOG.md LICENSE ./
+COPY engine engine
+COPY producer producer
+COPY worker worker
+RUN pip install --no-cache-dir -c constraints.txt ".[worker]"
+
+RUN useradd --system --uid 10001 --home-dir /var/cache/promptmill --create-home promptmill
+USER promptmill
+ENV XDG_CACHE_HOME=/var/cache/promptmill \
+    HF_HOME=/var/cache/promptmill/huggingface \
+    PYTHONUNBUFFERED=1
+VOLUME /var/cache/promptmill
+
+STOPSIGNAL SIGTERM
+CMD ["promptmill", "worker"]

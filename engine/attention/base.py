@@ -1,0 +1,68 @@
+"""What every attention backend gets and gives: one packed step of queries over a paged KV cache.
+
+Owns the values that carry a step's state from the runner to the attention function. Knows nothing of models, of
+scheduling, or of how any backend computes.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class AttentionBatch:
+    """One step. The tokens of all sequences lie packed one after the other; tensors are on the model's device."""
+
+    query_start: Tensor  # int32 [num_seqs + 1], cumulative query lengths of the packed tokens
+    context_lens: Tensor  # int32 [num_seqs], keys visible to the sequence's last query token: computed + this step's
+    block_tables: Tensor  # int32 [num_seqs, max_blocks]
+    slot_mapping: Tensor  # int64 [num_tokens], block * block_size + offset where each token's k and v are written
+    num_seqs: int
+    num_tokens: int
+    max_query_len: int
+    max_context_len: int
+
+
+class AttentionBackend(Protocol):
+    """Writes a step's keys and values into the pages, then attends over the pages.
+
+    A row's result (one query token, one head) is a function of that query and of its keys and values in order of
+    position: never of its batch-mates, of how its prompt was cut into chunks, or of the number of threads.
+    """
+
+    name: str
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv_cache_layer: Tensor,
+        batch: AttentionBatch,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Return `[num_tokens, num_heads, head_dim]`, contiguous, in q's dtype. Mutates `kv_cache_layer`.
+
+        q: `[num_tokens, num_heads, head_dim]`; k, v: `[num_tokens, num_kv_heads, head_dim]`, any strides.
+        kv_cache_layer: `[2, num_blocks, block_size, num_kv_heads, head_dim]`.
+        A key is seen by a query at most `sliding_window - 1` positions after it; `softcap` bounds the scores by
+        `softcap * tanh(score / softcap)`; `sinks` `[num_heads]` join each row's softmax without a value.
+        """
+        ...
+
+
+class AttentionContext:
+    """The engine's object on every attention module of one model: its cache, its backend and the step in hand.
+
+    The runner sets `batch` before each forward; nothing here is shared between two models.
+    """
+
+    def __init__(self, backend: AttentionBackend) -> None:
+        self.backend = backend
+        self.kv_cache: Tensor | None = None  # [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]
+        self.batch: AttentionBatch | None = None

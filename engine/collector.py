@@ -1,0 +1,37 @@
+"""Gathers a request's outputs into whole answers, for callers who wait for the end."""
+
+from concurrent.futures import Future
+
+from engine.outputs import GenerationOutput, RequestOutput
+
+
+class Collector:
+    """Pass it as `on_output`; `future` then holds one `GenerationOutput` a choice, in their order."""
+
+    def __init__(self, request_id: str, num_choices: int) -> None:
+        self.future: Future[list[GenerationOutput]] = Future()
+        self.future.set_running_or_notify_cancel()  # whoever stops waiting aborts the request instead
+        self._request_id = request_id
+        self._texts: list[list[str]] = [[] for _ in range(num_choices)]
+        self._token_ids: list[list[int]] = [[] for _ in range(num_choices)]
+        self._last: dict[int, RequestOutput] = {}
+
+    def __call__(self, output: RequestOutput) -> None:
+        self._texts[output.index].append(output.text)
+        self._token_ids[output.index] += output.token_ids
+        self._last[output.index] = output
+        if output.finished:
+            self.future.set_result([self._generation(index) for index in range(len(self._texts))])
+
+    def _generation(self, index: int) -> GenerationOutput:
+        last = self._last[index]
+        return GenerationOutput(
+            request_id=self._request_id,
+            index=index,
+            text="".join(self._texts[index]),
+            token_ids=self._token_ids[index],
+            finished=True,
+            finish_reason=last.finish_reason,
+            error=last.error,
+            error_kind=last.error_kind,
+        )

@@ -1,0 +1,117 @@
+"""The engine's core: sequences of token ids in, tokens out, one `step()` at a time.
+
+Owns the order of a step: schedule, build and run, record. Runs in the child process, or in-process for tests. Knows
+nothing of text, requests, pipes or time.
+
+    add ─▶ Scheduler ─ StepPlan ─▶ StepExecutor (BatchBuilder ─▶ Runner) ─ StepResult ─▶ StepRecorder ─▶ StepOutput
+              └────────────── SequenceSlots, KVCacheManager ──────────────────┘
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from engine.config import EngineConfig
+from engine.errors import InvalidRequestError
+from engine.kv_cache.manager import KVCacheManager
+from engine.messages import AddSequence, EngineInfo, EngineStats, FinishCode, StepOutput
+from engine.runner.base import Runner
+from engine.runner.slots import SequenceSlots
+from engine.runner.step_executor import StepExecutor
+from engine.scheduler import Scheduler
+from engine.sequence import SequenceLimits, create_sequence
+from engine.step_recorder import StepRecorder
+
+
+class EngineCore:
+    """One model on one device. Not thread-safe: one thread adds, aborts and steps."""
+
+    def __init__(self, config: EngineConfig, *, runner: Runner | None = None) -> None:
+        """Load the model and allocate its cache; `runner` replaces both in tests. Raises `ModelLoadError`."""
+        self._runner = runner or _model_runner(config)
+        self.info: EngineInfo = self._runner.info
+        self._limits = SequenceLimits(
+            vocab_size=self.info.vocab_size,
+            max_len=self.info.max_model_len,
+            eos_token_ids=self.info.eos_token_ids,
+            described=f"KV cache of {self.info.num_kv_blocks} blocks of {self.info.block_size} tokens, max_model_len "
+            f"{config.max_model_len or 'as the model has it'}",
+        )
+        slots = SequenceSlots(
+            max_num_seqs=config.max_num_seqs, max_len=self.info.max_model_len, block_size=self.info.block_size
+        )
+        self._slots = slots
+        self._kv = KVCacheManager(slots, self.info.num_kv_blocks, prefix_caching=config.prefix_caching)
+        self._scheduler = Scheduler(slots, self._kv, max_num_tokens=config.max_num_tokens)
+        self._executor = StepExecutor(self._runner, slots)
+        self._recorder = StepRecorder(slots, self._kv, self._scheduler)
+        self._ended: dict[int, FinishCode] = {}  # added complete; reported by the next step
+        self._num_steps = 0
+
+    def add(self, message: AddSequence) -> None:
+        """Take a sequence in, with or without output so far.
+
+        Raises `ContextLengthError` if it can never fit, `InvalidRequestError` if it is malformed; nothing changes then.
+        """
+        if message.sequence_id in self._scheduler or message.sequence_id in self._ended:
+            raise InvalidRequestError(f"sequence {message.sequence_id} runs already", param="sequence_id")
+        sequence = create_sequence(message, self._limits)
+        if sequence.initial_finish_code is FinishCode.NONE:
+            self._scheduler.add(sequence)
+        else:
+            self._ended[sequence.sequence_id] = sequence.initial_finish_code
+
+    def abort(self, sequence_ids: Iterable[int]) -> None:
+        """Forget these sequences at once; unknown ids are passed over, and none of them is heard of again."""
+        for sequence_id in sequence_ids:
+            if self._ended.pop(sequence_id, None) is None:
+                self._scheduler.abort(sequence_id)
+
+    def has_work(self) -> bool:
+        return bool(self._ended or self._scheduler.num_running or self._scheduler.num_waiting)
+
+    def step(self) -> StepOutput:
+        """Compute one step and return its tokens; empty if there is no work. Blocks until the device is done.
+
+        Raises `DeviceLostError` if the device is beyond help; the sequences are then to be resumed in a new process.
+        """
+        plan = self._scheduler.schedule()
+        output = _nothing() if plan is None else self._recorder.record(plan, self._executor.run(plan))
+        self._num_steps += plan is not None
+        if self._ended:
+            output.ended.update(self._ended)
+            self._ended = {}
+        return output
+
+    def get_stats(self) -> EngineStats:
+        pool = self._kv.pool
+        return EngineStats(
+            num_waiting=self._scheduler.num_waiting,
+            num_running=self._scheduler.num_running,
+            num_preemptions=self._scheduler.num_preemptions,
+            num_steps=self._num_steps,
+            num_prompt_tokens=self._recorder.num_prompt_tokens,
+            num_generated_tokens=self._recorder.num_generated_tokens,
+            num_kv_blocks=pool.num_blocks,
+            num_kv_blocks_used=pool.num_used,
+            num_kv_blocks_free=pool.num_available,
+            num_kv_blocks_cached=pool.num_idle,
+            num_cached_tokens=self._recorder.num_cached_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise `AssertionError` unless all books agree: slots, blocks, references, index, sequences."""
+        self._scheduler.check_integrity()
+
+
+def _model_runner(config: EngineConfig) -> Runner:
+    # Here, because it imports torch and transformers (seconds), which a fake runner has no need of.
+    from engine.runner.model_runner import ModelRunner
+
+    return ModelRunner(config)
+
+
+def _nothing() -> StepOutput:
+    return StepOutput(
+        sequence_ids=np.zeros(0, np.int64), token_ids=np.zeros(0, np.int32), finish_codes=np.zeros(0, np.int8)
+    )

@@ -1,0 +1,264 @@
+"""The engine as its users meet it: prompts in, text out. Runs the model in a child process and never imports torch.
+
+Owns the checks of what comes in and the library's ways of waiting for what goes out; `engine.supervisor` does the work.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import fields as fields_of
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from engine.collector import Collector
+from engine.config import EngineConfig
+from engine.errors import EngineNotRunningError, InvalidRequestError
+from engine.messages import EngineInfo
+from engine.outputs import GenerationOutput, OnOutput, RequestOutput, raise_for_error
+from engine.prompt_reader import Prompt, PromptReader
+from engine.request import Request
+from engine.sampling_params import SamplingParams
+from engine.supervisor import Supervisor
+from engine.tokenizer import Tokenizer
+
+
+class InferenceEngine:
+    """Continuous batching of prompts on one device. Thread-safe, for any number of threads and event loops.
+
+    A prompt is text or a list of token ids. Everything that takes one raises `InvalidRequestError`
+    (`ContextLengthError`) naming the field before anything is sent, and `EngineNotRunningError` before `start()` and
+    after `stop()`.
+    """
+
+    def __init__(
+        self,
+        model_path: str | None = None,
+        max_num_seqs: int = 256,
+        max_num_tokens: int = 8192,
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        config: EngineConfig | None = None,
+        _core_path: str = "engine.core:EngineCore",
+        **fields: Any,
+    ) -> None:
+        """Takes the fields of `EngineConfig`, or `config` alone. Raises `InvalidRequestError` naming the field."""
+        if config is None:
+            fields |= {"max_num_seqs": max_num_seqs, "max_num_tokens": max_num_tokens, "device": device, "dtype": dtype}
+            config = _config(fields | {"model_path": model_path})
+        elif model_path is not None or fields:
+            raise InvalidRequestError("give config alone or its fields, not both", param="config")
+        self._config = config
+        self._core_path = _core_path
+        self._lock = threading.Lock()  # of start and stop
+        self._supervisor: Supervisor | None = None
+        self._reader: PromptReader | None = None  # of the supervisor that runs
+
+    # life ------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Returns once the model is loaded; an engine that runs is left as it is. Raises `ModelLoadError`."""
+        with self._lock:
+            if self._supervisor is not None:
+                return
+            self._reader = None
+            supervisor = self._supervisor = Supervisor(self._config, self._core_path)
+        try:
+            info = supervisor.start()
+            self._reader = PromptReader(Tokenizer.from_folder(info.model_dir), info)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ends the child within a second or two and every request with an error. May be called at any time, twice."""
+        with self._lock:
+            supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded, as the child reported it at the start."""
+        return self._running()[1].info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._running()[1].tokenizer
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether requests are served, if only after a restart of the child that is under way."""
+        supervisor = self._supervisor
+        return supervisor is not None and supervisor.is_healthy
+
+    @property
+    def last_step_at(self) -> float:
+        """`time.monotonic()` of the child's last message; an idle child sends none."""
+        return self._running()[0].last_step_at
+
+    def get_stats(self) -> dict[str, Any]:
+        """The fields of `EngineStats` (of the present child), `num_requests` and `num_restarts` (of the engine).
+
+        Waits for the child's answer, which comes between two steps, for at most a second; then gives the last known.
+        """
+        return self._running()[0].get_stats()
+
+    # requests --------------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        on_output: OnOutput,
+    ) -> None:
+        """Starts a request and returns; `on_output` is called from the engine's thread, in order, until `finished`.
+
+        Callbacks must be quick and must not wait for the engine; one that raises ends its request. Lower `priority`
+        runs first. An id may be used again once its request has finished.
+        """
+        supervisor, reader = self._running()
+        prompt = reader.check(prompt_token_ids)
+        supervisor.submit(
+            Request(
+                request_id,
+                prompt,
+                _params(params),
+                priority=priority,
+                on_output=on_output,
+                token_bytes=reader.tokenizer.token_bytes,
+            )
+        )
+
+    def abort(self, request_id: str) -> None:
+        """Ends every choice with `cancelled`, delivered like any output. An unknown id is passed over."""
+        self._running()[0].abort(request_id)
+
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> str:
+        """The answer's text. Raises `EngineDiedError` or another `EngineError` if it ends with an error."""
+        (output,) = self._generate_all([self._running()[1].read(prompt)], [_one_choice(params)])
+        raise_for_error(output)
+        return output.text
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[GenerationOutput]:
+        """Every choice of every prompt, ordered by prompt, then by `index`; `params` for all or one for each.
+
+        A request that fails does not raise: its outputs have `finish_reason` "error" and say why.
+        """
+        token_ids = self._running()[1].read_all(prompts)
+        return self._generate_all(token_ids, _params_for_each(params, len(token_ids)))
+
+    async def generate_async(self, prompt: Prompt, params: SamplingParams | None = None) -> str:
+        """`generate` for an event loop; cancelling it aborts the request."""
+        request_id, collector = self._collect(self._running()[1].read(prompt), _one_choice(params))
+        try:
+            (output,) = await asyncio.wrap_future(collector.future)
+        except asyncio.CancelledError:
+            self._abort_if_running(request_id)
+            raise
+        raise_for_error(output)
+        return output.text
+
+    def generate_stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[str, None]:
+        """The answer's text in pieces, as it comes; closing or cancelling the generator aborts the request."""
+        return self._stream(self._running()[1].read(prompt), _one_choice(params))
+
+    async def _stream(self, prompt: list[int], params: SamplingParams) -> AsyncGenerator[str, None]:
+        loop = asyncio.get_running_loop()
+        outputs: asyncio.Queue[RequestOutput] = asyncio.Queue()
+        request_id = uuid4().hex
+
+        def on_output(output: RequestOutput) -> None:
+            loop.call_soon_threadsafe(outputs.put_nowait, output)
+
+        self.submit(request_id, prompt, params, on_output=on_output)
+        try:
+            while True:
+                output = await outputs.get()
+                if output.text:
+                    yield output.text
+                if output.finished:
+                    break
+        except BaseException:
+            self._abort_if_running(request_id)
+            raise
+        raise_for_error(output)
+
+    def _collect(self, prompt: list[int], params: SamplingParams) -> tuple[str, Collector]:
+        request_id = uuid4().hex
+        collector = Collector(request_id, params.n)
+        self.submit(request_id, prompt, params, on_output=collector)
+        return request_id, collector
+
+    def _generate_all(self, prompts: list[list[int]], params: list[SamplingParams]) -> list[GenerationOutput]:
+        waiting: list[tuple[str, Collector]] = []
+        try:
+            for prompt, sampling in zip(prompts, params, strict=True):
+                waiting.append(self._collect(prompt, sampling))
+            return [output for _, collector in waiting for output in collector.future.result()]
+        except BaseException:
+            for request_id, _ in waiting:
+                self._abort_if_running(request_id)
+            raise
+
+    def _abort_if_running(self, request_id: str) -> None:
+        supervisor = self._supervisor
+        if supervisor is not None:
+            supervisor.abort(request_id)
+
+    def _running(self) -> tuple[Supervisor, PromptReader]:
+        supervisor, reader = self._supervisor, self._reader
+        if supervisor is None or reader is None:
+            raise EngineNotRunningError("the engine is not running: call start(), or use it as a context manager")
+        return supervisor, reader
+
+
+def _config(fields: dict[str, Any]) -> EngineConfig:
+    known = {field.name for field in fields_of(EngineConfig)}
+    for name in fields:
+        if name not in known:
+            raise InvalidRequestError(f"{name} is no field of EngineConfig; those are {sorted(known)}", param=name)
+    return EngineConfig(**fields)
+
+
+def _params(params: SamplingParams | None) -> SamplingParams:
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequestError(f"params must be SamplingParams; got {params!r:.80}", param="params")
+    return params
+
+
+def _one_choice(params: SamplingParams | None) -> SamplingParams:
+    params = _params(params)
+    if params.n != 1:
+        raise InvalidRequestError(f"n must be 1 here, got {params.n}: use generate_batch or submit", param="n")
+    return params
+
+
+def _params_for_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [_params(params)] * num_prompts
+    if not isinstance(params, list | tuple) or len(params) != num_prompts:
+        raise InvalidRequestError(
+            f"params must be one SamplingParams for all {num_prompts} prompts or a list with one for each",
+            param="params",
+        )
+    return [_params(item) for item in params]

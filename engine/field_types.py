@@ -1,0 +1,29 @@
+"""Checks the values of a dataclass against its annotations, for values that come from outside."""
+
+from dataclasses import fields
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from engine.errors import InvalidRequestError
+
+
+def check_field_types(values: Any) -> None:
+    """Raises `InvalidRequestError` naming the first wrong field. Knows plain types, `|` and `tuple[T, ...]`."""
+    for field in fields(values):
+        value = getattr(values, field.name)
+        if not _is_instance(value, field.type):
+            expected = getattr(field.type, "__name__", None) if isinstance(field.type, type) else None
+            raise InvalidRequestError(f"{field.name} must be {expected or field.type}; got {value!r}", param=field.name)
+
+
+def _is_instance(value: object, annotation: Any) -> bool:
+    if isinstance(annotation, UnionType):
+        return any(_is_instance(value, option) for option in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        item_type = get_args(annotation)[0]
+        return isinstance(value, tuple) and all(_is_instance(item, item_type) for item in value)
+    if isinstance(value, bool) or annotation is bool:
+        return isinstance(value, bool) and annotation is bool
+    if annotation is float:
+        return isinstance(value, int | float)
+    return isinstance(value, annotation)

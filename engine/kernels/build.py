@@ -1,0 +1,90 @@
+"""Compiles the C kernels for this very CPU on first use, with the system's C compiler, and keeps the result.
+
+A build is named by a hash of the sources, the compiler, its flags and the CPU, so that a cache shared between machines
+never hands one the other's code. It gets its name only when it is whole.
+"""
+
+import ctypes
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from hashlib import blake2b
+from pathlib import Path
+
+from engine.kernels.cpu_features import cpu_flags, cpu_name
+
+logger = logging.getLogger(__name__)
+
+_SOURCE_DIR = Path(__file__).parent
+_COMPILERS = ("cc", "gcc", "clang")
+# Nothing here may reorder floating-point operations (no -ffast-math): a row's order is the kernels' promise.
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-lm")
+_COMPILE_TIMEOUT_SECONDS = 120.0
+
+
+class KernelBuildError(Exception):
+    """The kernels cannot be compiled here; the message says why."""
+
+
+def build_library(name: str, kernels_dir: Path) -> Path:
+    """Return the compiled `name`.c as a shared library under `kernels_dir`. Raises `KernelBuildError`."""
+    compiler = next((path for path in map(shutil.which, _COMPILERS) if path), None)
+    if compiler is None:
+        raise KernelBuildError(f"no C compiler ({', '.join(_COMPILERS)}) is installed")
+    flags = (_architecture_flag(), *_FLAGS)
+    library = kernels_dir / f"{name}-{_build_key(compiler, flags)}.so"
+    if not library.exists():
+        _compile(compiler, _SOURCE_DIR / f"{name}.c", flags, library)
+    return library
+
+
+def load_library(path: Path) -> ctypes.CDLL:
+    """Load a built library. Raises `KernelBuildError` if it does not load here."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelBuildError(f"{path} does not load ({error}); delete it to have it built again") from error
+
+
+def source_hash() -> str:
+    """A hash of all kernel sources: part of what names an arithmetic."""
+    digest = blake2b(digest_size=8)
+    for path in sorted(_SOURCE_DIR.glob("*.[ch]")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _compile(compiler: str, source: Path, flags: tuple[str, ...], library: Path) -> None:
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        handle, staging = tempfile.mkstemp(suffix=".so", dir=library.parent)
+    except OSError as error:
+        raise KernelBuildError(f"{library.parent} cannot be written ({error}); set another cache_dir") from error
+    os.close(handle)
+    try:
+        # Libraries stand behind the sources that need them, or some linkers drop them.
+        command = [compiler, *flags[:-1], "-o", staging, str(source), flags[-1]]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_SECONDS, check=False)
+        if result.returncode != 0:
+            raise KernelBuildError(f"{compiler} cannot compile {source.name}: {result.stderr.strip()[-500:]}")
+        os.replace(staging, library)
+        logger.info("compiled %s with %s", library.name, compiler)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelBuildError(f"{compiler} cannot compile {source.name}: {error}") from error
+    finally:
+        Path(staging).unlink(missing_ok=True)
+
+
+def _architecture_flag() -> str:
+    return "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
+
+
+def _build_key(compiler: str, flags: tuple[str, ...]) -> str:
+    """Names the build. The compiler is told apart by its file, which costs less than asking it for its version."""
+    stat = os.stat(compiler)
+    parts = [source_hash(), os.path.realpath(compiler), str(stat.st_size), str(stat.st_mtime_ns), *flags]
+    parts += [platform.machine(), cpu_name(), *sorted(cpu_flags())]
+    return blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()

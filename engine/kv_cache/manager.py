@@ -1,0 +1,125 @@
+"""Gives the blocks of the KV cache to slots: from the prefix cache where it can, from the pool where it must.
+
+Owns the block pool, the prefix index and the block tables' contents. Knows nothing of priorities or budgets: the
+scheduler asks `can_admit` and `num_available`, and decides who has to go.
+
+A block enters the index when the step that computes it is *planned*, not when it is done: within a step every layer
+writes the keys and values of all its tokens before any of them attends, so a sequence of the same step may already read
+them. `forget` takes such blocks out again if the step fails.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.kv_cache.block_pool import BlockPool
+from engine.kv_cache.prefix_index import PrefixIndex
+from engine.runner.slots import SequenceSlots
+from engine.sequence import Sequence
+
+
+class KVCacheManager:
+    """Block tables over one pool. All sizes in blocks unless they say tokens."""
+
+    def __init__(self, slots: SequenceSlots, num_blocks: int, *, prefix_caching: bool) -> None:
+        self._slots = slots
+        self._block_size = slots.block_size
+        self._prefix_caching = prefix_caching
+        self.index = PrefixIndex()
+        self.pool = BlockPool(num_blocks, on_evict=self.index.remove)
+
+    @property
+    def num_available(self) -> int:
+        return self.pool.num_available
+
+    def match(self, sequence: Sequence) -> list[int]:
+        """The cached blocks that a waiting sequence begins with; at least its last token is left to compute."""
+        if not self._prefix_caching:
+            return []
+        num_full = (sequence.num_tokens - 1) // self._block_size
+        return self.index.find_all(self._digests(sequence, sequence.token_ids, num_full)[:num_full])
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._block_size)
+
+    def num_wanted(self, sequence: Sequence, hits: list[int]) -> int:
+        """Available blocks that admitting the sequence would take: new ones, and hits that are idle now."""
+        num_idle = sum(self.pool.is_idle(block) for block in hits)
+        return self.num_blocks_for(sequence.num_tokens) - len(hits) + num_idle
+
+    def admit(self, sequence: Sequence, hits: list[int]) -> None:
+        """Fill the block table of the sequence's slot: `hits` shared, the rest new, room for all its present tokens.
+
+        Needs `num_wanted` blocks to be available. Sets what the slot has computed to the hits' tokens.
+        """
+        slot = sequence.slot
+        assert slot is not None
+        num_blocks = self.num_blocks_for(sequence.num_tokens)
+        table = self._slots.block_tables[slot]
+        if hits:
+            self.pool.share(hits)
+            table[: len(hits)] = hits
+        table[len(hits) : num_blocks] = self.pool.allocate(num_blocks - len(hits))
+        self._slots.num_blocks[slot] = num_blocks
+        self._slots.num_computed[slot] = len(hits) * self._block_size
+        sequence.num_indexed_blocks = len(hits)
+
+    def grow(self, slots: NDArray[np.int64]) -> None:
+        """Append one new block to the table of each slot. Needs that many available."""
+        num_blocks = self._slots.num_blocks[slots]
+        self._slots.block_tables[slots, num_blocks] = self.pool.allocate(len(slots))
+        self._slots.num_blocks[slots] = num_blocks + 1
+
+    def release(self, slot: int) -> None:
+        """Drop the slot's blocks; those in the index stay findable until their room is needed."""
+        self.pool.free(self._table(slot))
+        self._slots.num_blocks[slot] = 0
+
+    def discard(self, slot: int) -> None:
+        """Drop the slot's blocks, and nobody is to find them again: their content may be damaged."""
+        self.forget(self._table(slot).tolist())
+        self.release(slot)
+
+    def index_blocks(self, slot: int, num_tokens: int) -> list[int]:
+        """Put the slot's full blocks among its first `num_tokens` into the index; return those that are new in it."""
+        if not self._prefix_caching:
+            return []
+        sequence = self._slots.sequences[slot]
+        first, num_full = sequence.num_indexed_blocks, num_tokens // self._block_size
+        if num_full <= first:
+            return []
+        digests = self._digests(sequence, self._slots.token_ids[slot], num_full)[first:num_full]
+        blocks = self._slots.block_tables[slot, first:num_full].tolist()
+        added = [block for digest, block in zip(digests, blocks, strict=True) if self.index.add(digest, block)]
+        self.pool.keep(added)
+        sequence.num_indexed_blocks = num_full
+        return added
+
+    def forget(self, blocks: list[int]) -> None:
+        """Take blocks out of the index, if they are in it; whoever uses them goes on."""
+        for block in blocks:
+            if block in self.index:
+                self.index.remove(block)
+                self.pool.forget(block)
+
+    def _digests(self, sequence: Sequence, token_ids: NDArray[np.int32], num_full: int) -> list[bytes]:
+        """At least the sequence's first `num_full` digests; computed once and kept with it."""
+        digests = sequence.block_digests
+        if num_full > len(digests):
+            parent = digests[-1] if digests else self.index.root(sequence.cache_key)
+            tokens = token_ids[len(digests) * self._block_size : num_full * self._block_size]
+            digests += self.index.chain(parent, tokens, self._block_size)
+        return digests
+
+    def _table(self, slot: int) -> NDArray[np.int32]:
+        return self._slots.block_tables[slot, : self._slots.num_blocks[slot]]
+
+    def check_integrity(self) -> None:
+        """Raise `AssertionError` unless the tables of the taken slots account for every reference and size."""
+        references = np.zeros(self.pool.num_blocks, np.int64)
+        for slot in self._slots.sequences:
+            table = self._table(slot)
+            assert len(set(table.tolist())) == len(table), f"slot {slot} holds a block twice"
+            references += np.bincount(table, minlength=self.pool.num_blocks)
+            assert self._slots.num_computed[slot] <= len(table) * self._block_size, f"slot {slot} outgrew its blocks"
+        self.pool.check_integrity(references)
+        self.index.check_integrity()

@@ -1,0 +1,70 @@
+"""Finds the KV block that already holds a given prefix.
+
+A full block's digest is a 128-bit BLAKE2b over its parent's digest and its tokens, so that equal digests mean an equal
+whole prefix; the first parent is a root that takes in whatever else changes keys and values (an adapter, an image).
+Knows nothing of references or eviction.
+"""
+
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIGEST_BYTES = 16
+
+
+class PrefixIndex:
+    """Digest → block, and back. One block a digest and one digest a block."""
+
+    def __init__(self) -> None:
+        self._block_of: dict[bytes, int] = {}
+        self._digest_of: dict[int, bytes] = {}
+
+    @staticmethod
+    def root(cache_key: bytes) -> bytes:
+        """The parent of a sequence's first block; equal keys share."""
+        return blake2b(cache_key, digest_size=DIGEST_BYTES, person=b"prefix root").digest()
+
+    @staticmethod
+    def chain(parent: bytes, token_ids: NDArray[np.int32], block_size: int) -> list[bytes]:
+        """The digests of the full blocks of tokens that follow `parent`, one after the other."""
+        data = token_ids.tobytes()
+        width = block_size * token_ids.itemsize
+        digests: list[bytes] = []
+        for start in range(0, len(data) - width + 1, width):
+            parent = blake2b(parent + data[start : start + width], digest_size=DIGEST_BYTES).digest()
+            digests.append(parent)
+        return digests
+
+    def find_all(self, digests: list[bytes]) -> list[int]:
+        """The blocks of the longest known run of digests from the first on."""
+        blocks: list[int] = []
+        for digest in digests:
+            block = self._block_of.get(digest)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def add(self, digest: bytes, block: int) -> bool:
+        """Remember the block; False if another block holds the same prefix already (the older one stays)."""
+        if digest in self._block_of:
+            return False
+        self._block_of[digest] = block
+        self._digest_of[block] = digest
+        return True
+
+    def remove(self, block: int) -> None:
+        """Forget a block that is in the index."""
+        del self._block_of[self._digest_of.pop(block)]
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._digest_of
+
+    def __len__(self) -> int:
+        return len(self._block_of)
+
+    def check_integrity(self) -> None:
+        """Raise `AssertionError` unless the two maps mirror each other."""
+        assert len(self._block_of) == len(self._digest_of), "digests and blocks do not pair up"
+        assert all(self._block_of[digest] == block for block, digest in self._digest_of.items())

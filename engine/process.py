@@ -1,0 +1,181 @@
+"""One life of the engine's child as its parent sees it: a pipe, an end, and why it ended.
+
+Knows nothing of requests and never starts a child again; `engine.supervisor` does. A child is either a process of its
+own or, for tests, a thread of this one: both speak over the same kind of pipe, and the end of both is its EOF.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import IO, TypeAlias
+
+from engine.child import ChildPipe, serve
+from engine.config import EngineConfig
+from engine.messages import ChildMessage, ParentMessage, Shutdown, StartCore
+
+ParentPipe: TypeAlias = "Connection[ParentMessage, ChildMessage]"
+
+_SHUTDOWN_SECONDS = 0.5  # what a child has to leave by itself before it is killed
+_REAP_SECONDS = 2.0
+_MAX_LAST_LINES = 20
+_MAX_LINE_BYTES = 1024
+
+
+class Child(ABC):
+    """A running child. `pipe` is read by one thread, the caller's; `send` never blocks."""
+
+    def __init__(self, config: EngineConfig, core_path: str) -> None:
+        pipe, child_pipe = Pipe()
+        self.pipe: ParentPipe = pipe
+        self._outbox: SimpleQueue[ParentMessage | None] = SimpleQueue()
+        self._sender = threading.Thread(target=self._send_all, name="engine-outbox", daemon=True)
+        self._start(child_pipe)
+        self._sender.start()
+        self.send(StartCore(config, core_path))
+
+    def send(self, message: ParentMessage) -> None:
+        """Queues a message: a child that has stopped reading must not stop the parent as well."""
+        self._outbox.put(message)
+
+    def kill(self) -> None:
+        """Ends the child at once; what it had sent can still be read, then comes EOF."""
+        self._kill()
+
+    def close(self) -> str:
+        """Makes sure that the child is gone, frees what it held here and says why it ended."""
+        self._outbox.put(Shutdown())
+        self._outbox.put(None)
+        reason = self._end()
+        self._sender.join(_REAP_SECONDS)
+        self.pipe.close()
+        return reason
+
+    def _send_all(self) -> None:
+        with contextlib.suppress(OSError):  # the child is gone; the reader of the pipe sees it
+            while (message := self._outbox.get()) is not None:
+                self.pipe.send(message)
+
+    @abstractmethod
+    def _start(self, child_pipe: ChildPipe) -> None: ...
+
+    @abstractmethod
+    def _kill(self) -> None: ...
+
+    @abstractmethod
+    def _end(self) -> str: ...
+
+
+class ChildProcess(Child):
+    """The core in a process of its own. Its output is passed on to our stderr, and its last lines are kept."""
+
+    def _start(self, child_pipe: ChildPipe) -> None:
+        fd = child_pipe.fileno()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", "from engine.child import main; main()", str(fd)],
+            pass_fds=[fd],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        child_pipe.close()
+        assert self._process.stdout is not None
+        self._words = _LastWords(self._process.stdout)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _kill(self) -> None:
+        self._process.kill()
+
+    def _end(self) -> str:
+        try:
+            self._process.wait(_SHUTDOWN_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # held up in the kernel: it is killed, whenever it wakes
+            self._process.wait(_REAP_SECONDS)
+        words = self._words.close()
+        return _describe_exit(self._process.returncode) + (f"; its last words:\n{words}" if words else "")
+
+
+class ChildThread(Child):
+    """The core on a thread of this process: for tests. It cannot be killed within a step, only cut off."""
+
+    def _start(self, child_pipe: ChildPipe) -> None:
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(child_pipe,), name="engine-core", daemon=True)
+        self._thread.start()
+
+    def _run(self, child_pipe: ChildPipe) -> None:
+        try:
+            serve(child_pipe, on_parent_gone=lambda: None)
+        except Exception as error:
+            traceback.print_exc()
+            self._error = error
+        finally:
+            _shut_down(child_pipe)  # wakes the thread that reads it; closing alone would not
+
+    def _kill(self) -> None:
+        _shut_down(self.pipe)
+
+    def _end(self) -> str:
+        self._thread.join(_SHUTDOWN_SECONDS)
+        _shut_down(self.pipe)
+        self._thread.join(_REAP_SECONDS)
+        return f"the engine thread ended with {self._error!r}" if self._error else "the engine thread ended"
+
+
+def start_child(config: EngineConfig, core_path: str) -> Child:
+    """Returns as soon as the child runs; its first message says whether the model could be loaded."""
+    return (ChildThread if config.in_process else ChildProcess)(config, core_path)
+
+
+class _LastWords:
+    """Passes a child's output on, line by line, and keeps the last lines for the reason of its end."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._lines: deque[str] = deque(maxlen=_MAX_LAST_LINES)
+        self._thread = threading.Thread(target=self._pump, name="engine-stderr", daemon=True)
+        self._thread.start()
+
+    def close(self) -> str:
+        self._thread.join(_REAP_SECONDS)
+        if not self._thread.is_alive():
+            self._stream.close()  # else something the child started still holds the other end
+        return "".join(self._lines).strip()
+
+    def _pump(self) -> None:
+        for line in iter(lambda: self._stream.readline(_MAX_LINE_BYTES), b""):
+            text = line.decode(errors="replace")
+            self._lines.append(text)
+            with contextlib.suppress(OSError, ValueError):  # our own stderr is gone: the child must not block on it
+                sys.stderr.write(text)
+                sys.stderr.flush()
+
+
+def _describe_exit(code: int | None) -> str:
+    if code is None:
+        return "the engine process does not end, not even killed"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"the engine process was killed by {signal.Signals(-code).name}"
+    return f"the engine process ended with exit code {code}"
+
+
+def _shut_down(pipe: "ParentPipe | ChildPipe") -> None:
+    """Both directions, for both ends: whoever reads or writes is woken."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,61 @@
+"""Turns a prompt, text or token ids, into the token ids of one model, and refuses what that model can never take."""
+
+from collections.abc import Sequence
+from typing import TypeAlias, TypeGuard
+
+from engine.errors import ContextLengthError, InvalidRequestError
+from engine.messages import EngineInfo
+from engine.tokenizer import Tokenizer
+
+Prompt: TypeAlias = str | Sequence[int]
+"""Text, or token ids."""
+
+
+class PromptReader:
+    """Raises `InvalidRequestError` (`ContextLengthError`) with param `prompt`. Thread-safe."""
+
+    def __init__(self, tokenizer: Tokenizer, info: EngineInfo) -> None:
+        self.tokenizer = tokenizer
+        self.info = info
+
+    def read(self, prompt: Prompt) -> list[int]:
+        """Text gets the special tokens that the model wants around a plain text."""
+        return self.check(self.tokenizer.encode(prompt) if _is_text(prompt) else prompt)
+
+    def read_all(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """As `read`, tokenizing on several threads; the error names the place of the prompt at fault."""
+        if not isinstance(prompts, list | tuple):
+            raise InvalidRequestError(f"prompts must be a list of prompts; got {prompts!r:.80}", param="prompts")
+        encoded = iter(self.tokenizer.encode_batch([prompt for prompt in prompts if _is_text(prompt)]))
+        return [
+            self._check_at(place, next(encoded) if _is_text(prompt) else prompt) for place, prompt in enumerate(prompts)
+        ]
+
+    def check(self, prompt: object) -> list[int]:
+        """Token ids as a list of their own."""
+        if isinstance(prompt, str | list | tuple) and not prompt:
+            raise InvalidRequestError("prompt is empty: it must hold at least one token", param="prompt")
+        if not isinstance(prompt, list | tuple) or not all(type(token_id) is int for token_id in prompt):
+            raise InvalidRequestError(f"prompt must be text or a list of token ids; got {prompt!r:.80}", param="prompt")
+        if min(prompt) < 0 or max(prompt) >= self.info.vocab_size:
+            wrong = next(token_id for token_id in prompt if not 0 <= token_id < self.info.vocab_size)
+            raise InvalidRequestError(
+                f"prompt holds token id {wrong}, but the vocabulary ends at {self.info.vocab_size - 1}", param="prompt"
+            )
+        if len(prompt) >= self.info.max_model_len:
+            raise ContextLengthError(
+                f"prompt has {len(prompt)} tokens, but the context holds {self.info.max_model_len} and the answer "
+                "needs at least one of them: shorten the prompt or raise max_model_len",
+                param="prompt",
+            )
+        return list(prompt)
+
+    def _check_at(self, place: int, prompt: object) -> list[int]:
+        try:
+            return self.check(prompt)
+        except InvalidRequestError as error:
+            raise type(error)(f"prompts[{place}]: {error}", param=error.param) from None
+
+
+def _is_text(prompt: object) -> TypeGuard[str]:
+    return isinstance(prompt, str) and prompt != ""

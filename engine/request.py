@@ -1,0 +1,108 @@
+"""One request as the parent follows it: its choices, each with its tokens, its detokeniser and its stop strings.
+
+Knows neither the child nor other requests.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.detokenizer import Detokenizer
+from engine.messages import AddSequence, FinishCode
+from engine.outputs import ErrorKind, FinishReason, OnOutput, RequestOutput
+from engine.sampling_params import SamplingParams
+from engine.stop_matcher import StopMatcher
+from engine.token_bytes import TokenBytes
+
+FINISH_REASONS: dict[int, FinishReason] = {FinishCode.STOP: "stop", FinishCode.LENGTH: "length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a choice is over."""
+
+    reason: FinishReason
+    error: str | None = None
+    error_kind: ErrorKind | None = None
+
+
+class Request:
+    """A prompt and its open choices, in order; the supervisor's thread alone changes it."""
+
+    __slots__ = ("is_running", "num_deaths", "on_output", "open_choices", "params", "priority", "prompt", "request_id")
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        priority: int,
+        on_output: OnOutput,
+        token_bytes: TokenBytes,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = list(prompt_token_ids)
+        self.params = params
+        self.priority = priority
+        self.on_output = on_output
+        self.open_choices = [Choice(self, index, token_bytes) for index in range(params.n)]
+        self.num_deaths = 0  # of the child while this ran, in a row, without a new token
+        self.is_running = False  # the present child knows its sequences
+
+    def messages(self) -> Iterator[AddSequence]:
+        """What starts its open choices in the child, or carries them on."""
+        for choice in self.open_choices:
+            yield AddSequence(
+                sequence_id=choice.sequence_id,
+                prompt_token_ids=self.prompt,
+                params=self.params,
+                choice_index=choice.index,
+                output_token_ids=list(choice.token_ids),  # the message is pickled on another thread
+                priority=self.priority,
+            )
+
+
+class Choice:
+    """One answer: one sequence of the child."""
+
+    __slots__ = ("detokenizer", "index", "num_cached_tokens", "request", "sequence_id", "stop_matcher", "token_ids")
+
+    def __init__(self, request: Request, index: int, token_bytes: TokenBytes) -> None:
+        self.request = request
+        self.index = index
+        self.sequence_id = -1  # given on arrival
+        self.token_ids: list[int] = []
+        self.num_cached_tokens = 0
+        self.detokenizer = Detokenizer(token_bytes, request.prompt)
+        self.stop_matcher = StopMatcher(request.params.stop) if request.params.stop else None
+
+    def accept(self, token_id: int, code: int) -> tuple[str, FinishReason | None]:
+        """Takes a token; the text it releases, and why the choice ends with it. A stop token has no text."""
+        self.token_ids.append(token_id)
+        text = "" if code == FinishCode.STOP else self.detokenizer.push(token_id)
+        if self.stop_matcher is not None:
+            text = self.stop_matcher.push(text)
+            if self.stop_matcher.is_matched:
+                return text, "stop"
+        if not code:
+            return text, None
+        return text + self.release(), FINISH_REASONS[code]
+
+    def release(self) -> str:
+        """The text held back, once no more will follow: it is no stop string."""
+        return "" if self.stop_matcher is None else self.stop_matcher.flush()
+
+    def output(self, token_ids: list[int], text: str, ending: Ending | None) -> RequestOutput:
+        """What the last `token_ids` meant for the caller, or how the choice ended without one."""
+        return RequestOutput(
+            request_id=self.request.request_id,
+            index=self.index,
+            token_offset=len(self.token_ids) - len(token_ids),
+            token_ids=token_ids,
+            text=text,
+            finish_reason=ending.reason if ending else None,
+            error=ending.error if ending else None,
+            error_kind=ending.error_kind if ending else None,
+            finished=not self.request.open_choices,
+            num_cached_tokens=self.num_cached_tokens,
+        )

@@ -1,0 +1,165 @@
+"""The requests under way, and which of their sequences the child should be running.
+
+Everything here happens on the supervisor's thread, except `reserve`. Knows neither the pipe nor the clock.
+
+A request that was running at three deaths of the child in a row, without a new token in between, has failed ("poison").
+Its batch-mates must not fail with it: after its second such death a request is a suspect, and suspects are sent to the
+child one at a time, each when the one before has got a token or has ended.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from itertools import count
+
+from engine.messages import AddSequence, StepOutput
+from engine.outputs import ErrorKind
+from engine.request import FINISH_REASONS, Choice, Ending, Request
+
+MAX_DEATHS = 3  # in a row, without a new token
+_SUSPECT_DEATHS = 2
+
+_log = logging.getLogger(__name__)
+
+
+class RequestTable:
+    """Requests by id, open choices by sequence id. What happens is delivered through each request's callback."""
+
+    def __init__(self) -> None:
+        self._requests: dict[str, Request] = {}
+        self._open_choices: dict[int, Choice] = {}
+        self._reserved_ids: set[str] = set()
+        self._sequence_ids = count()
+        self._forgotten: list[int] = []
+        self._suspects: deque[Request] = deque()
+        self._lone_suspect: Request | None = None
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def is_child_busy(self) -> bool:
+        """Whether the child knows a sequence, and so owes a message."""
+        return any(request.is_running for request in self._requests.values())
+
+    def reserve(self, request_id: str) -> bool:
+        """Whether the id was free; it is taken until the request ends. Callers on several threads hold a lock."""
+        if request_id in self._reserved_ids:
+            return False
+        self._reserved_ids.add(request_id)
+        return True
+
+    def add(self, request: Request) -> None:
+        self._requests[request.request_id] = request
+        for choice in request.open_choices:
+            choice.sequence_id = next(self._sequence_ids)
+            self._open_choices[choice.sequence_id] = choice
+
+    def start(self, request: Request) -> Iterator[AddSequence]:
+        """What the child must be told; from here on the request is at risk with it."""
+        request.is_running = True
+        yield from request.messages()
+
+    def start_all(self) -> Iterator[AddSequence]:
+        """For a new child: every request in order of arrival, of the suspects the first alone."""
+        for request in self._requests.values():
+            if request.num_deaths < _SUSPECT_DEATHS:
+                yield from self.start(request)
+        yield from self.start_suspect()
+
+    def start_suspect(self) -> Iterator[AddSequence]:
+        """The next suspect, once the one before has proved harmless or has ended."""
+        lone = self._lone_suspect
+        if lone is not None and lone.num_deaths and lone.open_choices:
+            return
+        self._lone_suspect = None
+        while self._suspects and self._lone_suspect is None:
+            request = self._suspects.popleft()
+            if request.open_choices:
+                self._lone_suspect = request
+                yield from self.start(request)
+
+    def take_forgotten(self) -> list[int]:
+        """The sequences that ended here while the child was running them."""
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
+
+    def apply(self, step: StepOutput) -> None:
+        """Hands every token to its choice. Tokens of a choice that ended while they were on their way are dropped."""
+        for sequence_id, num_cached_tokens in step.cached_tokens.items():
+            choice = self._open_choices.get(sequence_id)
+            if choice is not None and not choice.token_ids:
+                choice.num_cached_tokens = num_cached_tokens
+        entries = zip(step.sequence_ids.tolist(), step.token_ids.tolist(), step.finish_codes.tolist(), strict=True)
+        for sequence_id, token_id, code in entries:
+            if (choice := self._open_choices.get(sequence_id)) is not None:
+                self._accept(choice, token_id, code)
+        for sequence_id, finish_code in step.ended.items():
+            self._end_by_child(sequence_id, Ending(FINISH_REASONS[finish_code]))
+        for sequence_id, error in step.errors.items():
+            self._end_by_child(sequence_id, Ending("error", error, "refused"))
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request's open choices; an unknown id is passed over."""
+        if request_id in self._requests:
+            self._end_all(self._requests[request_id], Ending("cancelled"))
+
+    def fail_all(self, error: str, kind: ErrorKind) -> None:
+        for request in list(self._requests.values()):
+            self._end_all(request, Ending("error", error, kind))
+
+    def note_death(self, reason: str) -> None:
+        """The child is gone: nothing runs, and what ran too often without a new token has failed."""
+        poison = Ending(
+            "error", f"the engine died {MAX_DEATHS} times in a row while this request ran: {reason}", "poison"
+        )
+        for request in list(self._requests.values()):
+            if request.is_running:
+                request.is_running = False
+                request.num_deaths += 1
+                if request.num_deaths >= MAX_DEATHS:
+                    self._end_all(request, poison)
+        self._lone_suspect = None
+        self._suspects = deque(r for r in self._requests.values() if r.num_deaths >= _SUSPECT_DEATHS)
+        self._forgotten.clear()
+
+    def _accept(self, choice: Choice, token_id: int, code: int) -> None:
+        choice.request.num_deaths = 0
+        text, reason = choice.accept(token_id, code)
+        if reason is None:
+            self._deliver(choice, [token_id], text, None)
+            return
+        self._close(choice, is_known_to_child=not code)
+        self._deliver(choice, [token_id], text, Ending(reason))
+
+    def _end_by_child(self, sequence_id: int, ending: Ending) -> None:
+        choice = self._open_choices.get(sequence_id)
+        if choice is not None:
+            self._close(choice, is_known_to_child=False)
+            self._deliver(choice, [], choice.release(), ending)
+
+    def _end_all(self, request: Request, ending: Ending) -> None:
+        while request.open_choices:
+            choice = request.open_choices[0]
+            self._close(choice, is_known_to_child=request.is_running)
+            self._deliver(choice, [], choice.release(), ending)
+
+    def _close(self, choice: Choice, *, is_known_to_child: bool) -> None:
+        request = choice.request
+        del self._open_choices[choice.sequence_id]
+        request.open_choices.remove(choice)
+        if is_known_to_child:
+            self._forgotten.append(choice.sequence_id)
+        if not request.open_choices:
+            del self._requests[request.request_id]
+            self._reserved_ids.discard(request.request_id)
+
+    def _deliver(self, choice: Choice, token_ids: list[int], text: str, ending: Ending | None) -> None:
+        """Calls back. A request whose callback fails is dropped: nobody listens to it any more."""
+        request = choice.request
+        try:
+            request.on_output(choice.output(token_ids, text, ending))
+        except Exception:
+            _log.exception("request %s is dropped: its output callback failed", request.request_id)
+            while request.open_choices:
+                self._close(request.open_choices[0], is_known_to_child=request.is_running)

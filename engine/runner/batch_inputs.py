@@ -1,0 +1,106 @@
+"""Turns a plan into the packed arrays of one forward, with numpy, from the arrays of the slots.
+
+Owns the layout: tokens of all rows one after the other, in plan order. Knows nothing of torch or of devices.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.runner.slots import SequenceSlots, SlotRows
+from engine.step_plan import StepPlan
+
+
+@dataclass(slots=True, kw_only=True, eq=False)  # not frozen: that alone would cost a tenth of building a small step
+class BatchInputs:
+    """One step on the host: `num_tokens` tokens of `num_seqs` sequences, `num_sampled` of which yield a token."""
+
+    input_ids: NDArray[np.int64]  # [num_tokens]
+    position_ids: NDArray[np.int64]  # [num_tokens]
+    slot_mapping: NDArray[np.int64]  # [num_tokens], block * block_size + offset
+    query_start: NDArray[np.int32]  # [num_seqs + 1]
+    context_lens: NDArray[np.int32]  # [num_seqs]
+    block_tables: NDArray[np.int32]  # [num_seqs, max_blocks of this step]
+    logits_indices: NDArray[np.int64]  # [num_sampled], packed tokens
+    sampled_positions: NDArray[np.int64]  # [num_sampled], index in prompt + output of the token to come
+    sampling: SlotRows  # num_sampled rows; the same object for as long as the same slots decode
+    max_query_len: int
+    max_context_len: int
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.context_lens)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+
+class BatchBuilder:
+    """Builds `BatchInputs` from the slots' arrays."""
+
+    def __init__(self, slots: SequenceSlots) -> None:
+        self._slots = slots
+        self._block_size = slots.block_size
+        # query_start and logits_indices of any decode batch
+        self._counting_32 = np.arange(slots.max_num_seqs + 1, dtype=np.int32)
+        self._counting_64 = np.arange(slots.max_num_seqs, dtype=np.int64)
+
+    def build(self, plan: StepPlan) -> BatchInputs:
+        """Gather a plan's tokens, positions, pages and sampling rows."""
+        return self._build_decode(plan) if plan.is_decode else self._build_mixed(plan)
+
+    def _build_decode(self, plan: StepPlan) -> BatchInputs:
+        rows, positions = plan.sampled, plan.starts
+        num_rows = len(positions)
+        context_lens = positions + 1
+        max_context_len = int(context_lens[context_lens.argmax()])
+        return BatchInputs(
+            input_ids=self._slots.flat_token_ids[rows.token_offsets + positions].astype(np.int64),
+            position_ids=positions,
+            slot_mapping=self._pages(rows.block_offsets, positions),
+            query_start=self._counting_32[: num_rows + 1],
+            context_lens=context_lens.astype(np.int32),
+            block_tables=self._block_tables(plan.slots, max_context_len),
+            logits_indices=self._counting_64[:num_rows],
+            sampled_positions=context_lens,
+            sampling=rows,
+            max_query_len=1,
+            max_context_len=max_context_len,
+        )
+
+    def _build_mixed(self, plan: StepPlan) -> BatchInputs:
+        assert plan.sampled_index is not None
+        ends = plan.starts + plan.num_new
+        query_start = np.zeros(plan.num_rows + 1, np.int32)
+        np.cumsum(plan.num_new, out=query_start[1:])
+        # Row i's packed tokens begin at query_start[i] and are positions starts[i], starts[i] + 1, ...
+        shift = np.repeat(plan.starts - query_start[:-1], plan.num_new)
+        positions = np.arange(plan.num_tokens) + shift  # [num_tokens]
+        slot_of_token = np.repeat(plan.slots, plan.num_new)  # [num_tokens]
+        max_context_len = int(ends[ends.argmax()])
+        slots = self._slots
+        return BatchInputs(
+            input_ids=slots.flat_token_ids[slot_of_token * slots.max_len + positions].astype(np.int64),
+            position_ids=positions,
+            slot_mapping=self._pages(slot_of_token * slots.max_blocks, positions),
+            query_start=query_start,
+            context_lens=ends.astype(np.int32),
+            block_tables=self._block_tables(plan.slots, max_context_len),
+            logits_indices=query_start[1:][plan.sampled_index].astype(np.int64) - 1,
+            sampled_positions=ends[plan.sampled_index],
+            sampling=plan.sampled,
+            max_query_len=int(plan.num_new.max()),
+            max_context_len=max_context_len,
+        )
+
+    def _pages(self, block_offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the keys and values of each token lie in the cache."""
+        index, offset = np.divmod(positions, self._block_size)
+        blocks: NDArray[np.int64] = self._slots.flat_block_tables[block_offsets + index].astype(np.int64)
+        return blocks * self._block_size + offset
+
+    def _block_tables(self, slots: NDArray[np.int64], max_context_len: int) -> NDArray[np.int32]:
+        max_blocks = -(-max_context_len // self._block_size)
+        return self._slots.block_tables[slots, :max_blocks]

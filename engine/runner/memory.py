@@ -1,0 +1,126 @@
+"""How many KV blocks fit: measures the memory that is left and divides it. Raises with the numbers if it is too little.
+
+Knows nothing of how a step runs; it is handed a way to run the largest one where the peak has to be measured.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import ModelLoadError
+from engine.model.loader import LoadedModel
+from engine.runner.batch_inputs import BatchInputs
+from engine.runner.slots import SlotRows
+
+_MEBIBYTE = 1 << 20
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def choose_num_blocks(config: EngineConfig, model: LoadedModel, run_largest_step: Callable[[], None]) -> int:
+    """Blocks of the KV cache: `num_kv_blocks` if given, else what `kv_memory_fraction` of the free memory holds.
+
+    On CUDA the largest step is run once, over a cache of a single block, and its peak is kept free as well. Raises
+    `ModelLoadError` if there is not room for the tokens of one step or of one context, whichever is less.
+    """
+    if config.num_kv_blocks is not None:
+        return config.num_kv_blocks
+    if model.device.type == "cuda":
+        num_bytes = _free_on_cuda(config, model, run_largest_step)
+    else:
+        num_bytes = min(int(config.kv_memory_fraction * free_host_bytes()), config.max_cpu_kv_bytes)
+    num_blocks = max(0, num_bytes) // model.kv_block_bytes
+    num_needed = -(-min(config.max_num_tokens, model.max_model_len) // model.block_size)
+    if num_blocks < num_needed:
+        raise ModelLoadError(
+            f"the KV cache would have {num_blocks} blocks of {model.block_size} tokens "
+            f"({num_bytes / _MEBIBYTE:.0f} MiB at {model.kv_block_bytes} bytes each); at least {num_needed} are needed "
+            f"for max_num_tokens {config.max_num_tokens} or max_model_len {model.max_model_len}: lower one of these, "
+            "raise kv_memory_fraction or max_cpu_kv_bytes, or set num_kv_blocks"
+        )
+    return num_blocks
+
+
+def _free_on_cuda(config: EngineConfig, model: LoadedModel, run_largest_step: Callable[[], None]) -> int:
+    """Bytes for the cache beside the weights and the largest step's peak."""
+    device = model.device
+    model.allocate_kv_cache(1)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    try:
+        run_largest_step()
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(
+            f"a step of max_num_tokens {config.max_num_tokens} does not fit beside the weights: lower it ({error})"
+        ) from error
+    peak = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(config.kv_memory_fraction * free) - peak
+
+
+def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
+    """The inputs that take the most memory: a full token budget, and as many sampled rows as there can be."""
+    num_tokens = config.max_num_tokens
+    num_sampled = min(config.max_num_seqs, num_tokens)
+    lengths = np.full(-(-num_tokens // max_model_len), max_model_len, np.int64)
+    lengths[-1] = num_tokens - int(lengths[:-1].sum())
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    ones = np.ones(num_sampled, np.float32)
+    zeros = np.zeros(num_sampled, np.int64)
+    return BatchInputs(
+        input_ids=np.zeros(num_tokens, np.int64),
+        position_ids=positions,
+        slot_mapping=positions % config.block_size,
+        query_start=np.concatenate(([0], np.cumsum(lengths))).astype(np.int32),
+        context_lens=lengths.astype(np.int32),
+        block_tables=np.zeros((len(lengths), -(-int(lengths.max()) // config.block_size)), np.int32),
+        logits_indices=np.arange(num_sampled),
+        sampled_positions=zeros,
+        sampling=SlotRows(
+            slots=zeros,
+            sequence_ids=zeros,
+            max_totals=zeros,
+            stop_ids=np.zeros((num_sampled, 0), np.int32),
+            long_stops=[],
+            token_offsets=zeros,
+            block_offsets=zeros,
+            temperature=ones,
+            top_p=ones * np.float32(0.9),
+            top_k=zeros + 50,
+            min_p=ones * np.float32(0.01),
+            seed=zeros,
+            choice=zeros,
+        ),
+        max_query_len=int(lengths.max()),
+        max_context_len=int(lengths.max()),
+    )
+
+
+def free_host_bytes() -> int:
+    """Memory that this process may still take: the machine's, or its control group's if that has less."""
+    return min(_machine_bytes(), *_cgroup_bytes(_CGROUP))
+
+
+def _machine_bytes() -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 4 << 30  # elsewhere the system does not say; `max_cpu_kv_bytes` and `num_kv_blocks` decide
+
+
+def _cgroup_bytes(root: Path) -> list[int]:
+    """What is left under each limit that is set (version 2, then version 1)."""
+    pairs = [
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ]
+    left = [1 << 62]
+    for limit, usage in pairs:
+        if (root / limit).exists() and (text := (root / limit).read_text().strip()) != "max":
+            left.append(int(text) - int((root / usage).read_text()))
+    return left

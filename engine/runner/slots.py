@@ -1,0 +1,166 @@
+"""The running sequences as arrays: one row a slot, so that a step's bookkeeping is numpy and not a loop.
+
+Owns the token table, the block tables, the counters and the sampling parameters of every slot, and which slots are
+taken. Knows nothing of who gets a slot (the scheduler) or which block is whose (the KV cache manager). No torch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.sequence import Sequence
+
+STOP_TABLE_WIDTH = 8  # stop tokens compared at once; a sequence with more is looked at by itself
+NO_TOKEN = -2  # pads the stop table; no sampler gives it
+NOBODY = np.iinfo(np.int64).min  # the priority of a free slot: below everyone's
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlotRows:
+    """What does not change from step to step about some slots, gathered once; arrays are `[num_rows]`."""
+
+    slots: NDArray[np.int64]
+    sequence_ids: NDArray[np.int64]
+    max_totals: NDArray[np.int64]
+    stop_ids: NDArray[np.int32]  # [num_rows, STOP_TABLE_WIDTH]
+    long_stops: list[tuple[int, frozenset[int]]]  # (row, stop tokens) where the table was too narrow
+    token_offsets: NDArray[np.int64]  # of the slot's row in the flat token table
+    block_offsets: NDArray[np.int64]  # of the slot's row in the flat block tables
+    temperature: NDArray[np.float32]
+    top_p: NDArray[np.float32]
+    top_k: NDArray[np.int64]  # 0 is off
+    min_p: NDArray[np.float32]
+    seed: NDArray[np.int64]
+    choice: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+
+class SequenceSlots:
+    """`max_num_seqs` rows of at most `max_len` tokens. The big tables cost memory only where they are touched."""
+
+    def __init__(self, *, max_num_seqs: int, max_len: int, block_size: int) -> None:
+        self.max_num_seqs = max_num_seqs
+        self.max_len = max_len
+        self.block_size = block_size
+        self.max_blocks = -(-max_len // block_size)
+        self.token_ids = np.zeros((max_num_seqs, max_len), np.int32)
+        self.block_tables = np.zeros((max_num_seqs, self.max_blocks), np.int32)
+        self.flat_token_ids = self.token_ids.reshape(-1)
+        self.flat_block_tables = self.block_tables.reshape(-1)
+        self.num_tokens = np.zeros(max_num_seqs, np.int64)
+        self.num_computed = np.zeros(max_num_seqs, np.int64)  # tokens whose keys and values lie in the cache
+        self.num_blocks = np.zeros(max_num_seqs, np.int64)
+        self.is_decoding = np.zeros(max_num_seqs, np.bool_)  # everything but the last token is computed
+        self.priority = np.full(max_num_seqs, NOBODY, np.int64)
+        self.sequence_id = np.zeros(max_num_seqs, np.int64)
+        self._max_total = np.zeros(max_num_seqs, np.int64)
+        self._stop_ids = np.full((max_num_seqs, STOP_TABLE_WIDTH), NO_TOKEN, np.int32)
+        self._long_stops: dict[int, frozenset[int]] = {}
+        self._temperature = np.zeros(max_num_seqs, np.float32)
+        self._top_p = np.ones(max_num_seqs, np.float32)
+        self._top_k = np.zeros(max_num_seqs, np.int64)
+        self._min_p = np.zeros(max_num_seqs, np.float32)
+        self._seed = np.zeros(max_num_seqs, np.int64)
+        self._choice = np.zeros(max_num_seqs, np.int64)
+        self.sequences: dict[int, Sequence] = {}  # taken slots
+        self._free = list(range(max_num_seqs - 1, -1, -1))
+        self._decoding: SlotRows | None = None
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def acquire(self, sequence: Sequence) -> int:
+        """Give the sequence a slot and write its row; no blocks, nothing computed. Needs a free slot."""
+        slot = self._free.pop()
+        num_tokens = sequence.num_tokens
+        self.sequences[slot] = sequence
+        sequence.slot = slot
+        self.token_ids[slot, :num_tokens] = sequence.token_ids
+        self.num_tokens[slot] = num_tokens
+        self.num_computed[slot] = 0
+        self.num_blocks[slot] = 0
+        self.priority[slot] = sequence.priority
+        self.sequence_id[slot] = sequence.sequence_id
+        self._max_total[slot] = sequence.max_total_tokens
+        self._write_stops(slot, sequence.stop_token_ids)
+        self._write_sampling(slot, sequence)
+        return slot
+
+    def release(self, slot: int) -> Sequence:
+        """Free the slot; the sequence takes its tokens along."""
+        sequence = self.sequences.pop(slot)
+        sequence.token_ids = self.token_ids[slot, : self.num_tokens[slot]].copy()
+        sequence.slot = None
+        self.priority[slot] = NOBODY
+        self._long_stops.pop(slot, None)
+        self._free.append(slot)
+        if self.is_decoding[slot]:
+            self.is_decoding[slot] = False
+            self._decoding = None
+        return sequence
+
+    def start_decoding(self, slots: NDArray[np.int64]) -> None:
+        """The prompts of these slots are computed."""
+        self.is_decoding[slots] = True
+        self._decoding = None
+
+    def decoding(self) -> SlotRows:
+        """The slots that decode; the same object for as long as they are the same."""
+        if self._decoding is None:
+            self._decoding = self.rows(np.flatnonzero(self.is_decoding))
+        return self._decoding
+
+    def rows(self, slots: NDArray[np.int64]) -> SlotRows:
+        """Gather what is constant about some slots."""
+        long_stops = self._long_stops
+        return SlotRows(
+            slots=slots,
+            sequence_ids=self.sequence_id[slots],
+            max_totals=self._max_total[slots],
+            stop_ids=self._stop_ids[slots],
+            long_stops=[(i, long_stops[slot]) for i, slot in enumerate(slots.tolist()) if slot in long_stops]
+            if long_stops
+            else [],
+            token_offsets=slots * self.max_len,
+            block_offsets=slots * self.max_blocks,
+            temperature=self._temperature[slots],
+            top_p=self._top_p[slots],
+            top_k=self._top_k[slots],
+            min_p=self._min_p[slots],
+            seed=self._seed[slots],
+            choice=self._choice[slots],
+        )
+
+    def _write_stops(self, slot: int, stop_token_ids: tuple[int, ...]) -> None:
+        self._stop_ids[slot] = NO_TOKEN
+        if len(stop_token_ids) > STOP_TABLE_WIDTH:
+            self._long_stops[slot] = frozenset(stop_token_ids)
+        else:
+            self._stop_ids[slot, : len(stop_token_ids)] = stop_token_ids
+
+    def _write_sampling(self, slot: int, sequence: Sequence) -> None:
+        params = sequence.params
+        self._temperature[slot] = params.temperature
+        self._top_p[slot] = params.top_p
+        self._top_k[slot] = params.top_k or 0
+        self._min_p[slot] = params.min_p
+        self._seed[slot] = _as_int64(params.seed)
+        self._choice[slot] = sequence.choice_index
+
+    def check_integrity(self) -> None:
+        """Raise `AssertionError` unless every slot is either free or held by one sequence that knows it."""
+        taken = set(self.sequences)
+        assert len(self._free) == len(set(self._free)), "a slot is free twice"
+        assert taken.isdisjoint(self._free), "a slot is free and taken"
+        assert len(taken) + len(self._free) == self.max_num_seqs, "a slot is lost"
+        assert all(sequence.slot == slot for slot, sequence in self.sequences.items())
+        assert set(np.flatnonzero(self.is_decoding).tolist()) <= taken, "a free slot decodes"
+
+
+def _as_int64(seed: int) -> int:
+    """Seeds are equal modulo 2**64; wrap into the signed range that torch has."""
+    return ((seed + (1 << 63)) & ((1 << 64) - 1)) - (1 << 63)

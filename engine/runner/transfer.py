@@ -1,0 +1,52 @@
+"""Brings a step's arrays to the device: on CUDA packed into one pinned buffer and one copy that nobody waits for."""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ALIGNMENT = 16  # bytes; any dtype may view the packed buffer at such an offset
+_NUM_BUFFERS = 2  # a buffer is written again only two steps later, when its copy is long done
+
+
+class HostToDevice:
+    """Sends arrays to one device."""
+
+    def __init__(self, device: torch.device, *, packs: bool | None = None) -> None:
+        """`packs`: send the arrays as one copy; None: where there is a copy at all."""
+        self._device = device
+        self._is_cuda = device.type == "cuda"
+        self._packs = self._is_cuda if packs is None else packs
+        self._buffers = [torch.empty(0, dtype=torch.uint8)] * _NUM_BUFFERS
+        self._turn = 0
+
+    def send(self, *arrays: NDArray[Any]) -> list[Tensor]:
+        """Return the arrays as tensors on the device, in order; unpacked ones share the arrays' memory."""
+        if not self._packs:
+            return [torch.from_numpy(array) for array in arrays]
+        offsets = np.cumsum([0, *(_aligned(array.nbytes) for array in arrays)])
+        buffer = self._next_buffer(int(offsets[-1]))
+        host = buffer.numpy()
+        for array, offset in zip(arrays, offsets, strict=False):
+            host[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        packed = buffer[: int(offsets[-1])].to(self._device, non_blocking=True)
+        return [_view(packed, int(offset), array) for array, offset in zip(arrays, offsets, strict=False)]
+
+    def _next_buffer(self, num_bytes: int) -> Tensor:
+        self._turn = (self._turn + 1) % _NUM_BUFFERS
+        if self._buffers[self._turn].numel() < num_bytes:
+            self._buffers[self._turn] = torch.empty(2 * num_bytes, dtype=torch.uint8, pin_memory=self._is_cuda)
+        return self._buffers[self._turn]
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _view(packed: Tensor, offset: int, array: NDArray[Any]) -> Tensor:
+    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    num_bytes = prod(array.shape) * array.itemsize
+    return packed[offset : offset + num_bytes].view(dtype).view(array.shape)

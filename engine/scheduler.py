@@ -1,0 +1,273 @@
+"""Decides what each step computes: who runs, who waits, who has to make room.
+
+Owns the waiting queue and the sequences' way between waiting and running. Knows nothing of tensors, models or text.
+
+The rules
+- A step computes at most `max_num_tokens` tokens. Every running decode is in every step; what is left of the budget
+  goes to prefill chunks, most urgent first. So a prefill, however long, holds up a decode by no more than the rest of
+  one step of `max_num_tokens` tokens.
+- Urgency is (priority, arrival). Waiting sequences are admitted in that order, and a head that does not fit holds up
+  the line, so that large ones are not passed over for ever. `WaitingQueue` says why low priorities do not starve.
+- Admission takes blocks for all of a sequence's present tokens, so prefills never run short; decodes may. Then the
+  least urgent running sequence (the youngest of the lowest priority) is preempted: its blocks go, its tokens stay, it
+  waits at its old place and is computed again. The most urgent one is never preempted, so there is always progress.
+- A waiting sequence preempts running ones only of a strictly lower priority, and only if that makes it fit.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.kv_cache.manager import KVCacheManager
+from engine.runner.slots import SequenceSlots, SlotRows
+from engine.sequence import Sequence
+from engine.step_plan import StepPlan
+from engine.waiting_queue import WaitingQueue
+
+STEPS_TO_RECOVER = 64  # steps without a memory shortage after which a reduced token budget doubles
+
+
+class Scheduler:
+    """Continuous batching under a budget of tokens, slots and blocks."""
+
+    def __init__(self, slots: SequenceSlots, kv: KVCacheManager, *, max_num_tokens: int) -> None:
+        self._slots = slots
+        self._kv = kv
+        self._max_num_tokens = max_num_tokens
+        self._budget = max_num_tokens
+        self._steps_since_shortage = 0
+        self._waiting = WaitingQueue()
+        self._running: dict[int, Sequence] = {}  # by sequence_id
+        self._prefilling: dict[int, Sequence] = {}  # by slot
+        self._cached_tokens: dict[int, int] = {}  # of sequences that began since the last step
+        self._ones = np.ones(slots.max_num_seqs, np.int64)
+        self.num_preemptions = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def __contains__(self, sequence_id: int) -> bool:
+        return sequence_id in self._running or sequence_id in self._waiting
+
+    def add(self, sequence: Sequence) -> None:
+        self._waiting.push(sequence)
+
+    def abort(self, sequence_id: int) -> None:
+        """Forget a sequence and free what it holds; unknown ids are passed over."""
+        if self._waiting.remove(sequence_id) is None and sequence_id in self._running:
+            self.finish(self._slot_of(self._running[sequence_id]))
+
+    def schedule(self) -> StepPlan | None:
+        """Plan one step; None if there is nothing to do. Mutates: admits, preempts, and allocates the step's blocks."""
+        self._recover_budget()
+        self._admit_urgent()
+        ran_short = self._reserve_decode_blocks()
+        decodes = self._slots.decoding()
+        draft = _Draft(budget=self._budget - len(decodes))
+        for sequence in sorted(self._prefilling.values(), key=lambda s: (s.priority, s.sequence_id)):
+            self._plan_chunk(draft, sequence)
+        if not ran_short:
+            self._admit_waiting(draft)
+        assert len(decodes) or draft.slots or not len(self._waiting), "sequences wait and none can run"
+        if not draft.slots:
+            return self._decode_plan(decodes) if len(decodes) else None
+        return self._mixed_plan(decodes, draft)
+
+    # who runs --------------------------------------------------------------------------------------------------------
+
+    def _admit_urgent(self) -> None:
+        """Admit waiting sequences of a higher priority than somebody who runs, at that somebody's cost if need be."""
+        while (head := self._waiting.head()) is not None and head.priority < self._slots.priority.max():
+            hits = self._make_room(head)
+            if hits is None:
+                return
+            self._admit(head, hits)
+
+    def _make_room(self, head: Sequence) -> list[int] | None:
+        """Preempt less urgent sequences until the head fits; return its hits, or None if it would not fit even then."""
+        less_urgent = self._slots.priority > head.priority
+        hits = self._kv.match(head)
+        releasable = int(self._slots.num_blocks[less_urgent].sum())
+        if self._kv.num_wanted(head, hits) > self._kv.num_available + releasable:
+            return None
+        while not self._fits(head, hits):
+            victim = self._least_urgent()
+            if self._slots.priority[victim] <= head.priority:  # blocks that others share too did not come free
+                return None
+            self.preempt(victim)
+        return hits
+
+    def _admit_waiting(self, draft: "_Draft") -> None:
+        while draft.budget > 0 and self._slots.num_free and (head := self._waiting.head()) is not None:
+            hits = self._kv.match(head)
+            if not self._fits(head, hits):
+                return
+            draft.newcomers.append(self._admit(head, hits))
+            self._plan_chunk(draft, head)
+
+    def _fits(self, sequence: Sequence, hits: list[int]) -> bool:
+        """Whether there is a slot and blocks, beyond a reserve: most running decodes will want a block soon."""
+        reserve = len(self._running) // 4
+        return self._slots.num_free > 0 and self._kv.num_wanted(sequence, hits) + reserve <= self._kv.num_available
+
+    def _admit(self, sequence: Sequence, hits: list[int]) -> int:
+        self._waiting.admit(sequence)
+        slot = self._slots.acquire(sequence)
+        self._kv.admit(sequence, hits)
+        self._running[sequence.sequence_id] = sequence
+        self._prefilling[slot] = sequence
+        if sequence.num_cached_tokens is None:
+            cached = min(int(self._slots.num_computed[slot]), sequence.num_prompt_tokens)
+            sequence.num_cached_tokens = cached
+            if cached:
+                self._cached_tokens[sequence.sequence_id] = cached
+        return slot
+
+    # who makes room --------------------------------------------------------------------------------------------------
+
+    def _reserve_decode_blocks(self) -> bool:
+        """Give a block to every decode whose next token begins one; True if somebody was preempted for it."""
+        slots, kv = self._slots, self._kv
+        ran_short = False
+        while True:
+            decoding = slots.decoding().slots
+            is_full = slots.num_computed[decoding] >= slots.num_blocks[decoding] * slots.block_size
+            num_full = np.count_nonzero(is_full)
+            if num_full <= kv.num_available:
+                break
+            self.preempt(self._least_urgent())
+            ran_short = True
+        if num_full:
+            kv.grow(decoding[is_full])
+        return ran_short
+
+    def _least_urgent(self) -> int:
+        """The slot of the youngest sequence of the lowest priority that runs. Needs one to run."""
+        priority = self._slots.priority
+        lowest = np.flatnonzero(priority == priority.max())
+        return int(lowest[self._slots.sequence_id[lowest].argmax()])
+
+    def preempt(self, slot: int) -> None:
+        """Back to the waiting, at its old place, with all its tokens and none of its blocks."""
+        self._kv.release(slot)
+        self._waiting.push(self._leave(slot))
+        self.num_preemptions += 1
+
+    def finish(self, slot: int) -> None:
+        """The slot's sequence is over; what it computed may serve others."""
+        self._kv.release(slot)
+        self._leave(slot)
+
+    def fail(self, slot: int) -> None:
+        """The slot's sequence is over and what it computed is suspect."""
+        self._kv.discard(slot)
+        self._leave(slot)
+
+    def _leave(self, slot: int) -> Sequence:
+        sequence = self._slots.release(slot)
+        del self._running[sequence.sequence_id]
+        self._prefilling.pop(slot, None)
+        return sequence
+
+    @staticmethod
+    def _slot_of(sequence: Sequence) -> int:
+        assert sequence.slot is not None, f"sequence {sequence.sequence_id} runs without a slot"
+        return sequence.slot
+
+    # what they compute -----------------------------------------------------------------------------------------------
+
+    def _plan_chunk(self, draft: "_Draft", sequence: Sequence) -> None:
+        slot = self._slot_of(sequence)
+        start = int(self._slots.num_computed[slot])
+        num_left = int(self._slots.num_tokens[slot]) - start
+        num_new = min(draft.budget, num_left)
+        if num_new:
+            if num_new == num_left:
+                draft.completing.append(len(draft.slots))
+            draft.slots.append(slot)
+            draft.starts.append(start)
+            draft.num_new.append(num_new)
+            draft.budget -= num_new
+            draft.indexed_blocks += self._kv.index_blocks(slot, start + num_new)
+
+    def _decode_plan(self, decodes: SlotRows) -> StepPlan:
+        num_rows = len(decodes)
+        return StepPlan(
+            slots=decodes.slots,
+            starts=self._slots.num_computed[decodes.slots],
+            num_new=self._ones[:num_rows],
+            num_tokens=num_rows,
+            sampled=decodes,
+            sampled_index=None,
+            num_decodes=num_rows,
+        )
+
+    def _mixed_plan(self, decodes: SlotRows, draft: "_Draft") -> StepPlan:
+        num_decodes = len(decodes)
+        slots = np.concatenate((decodes.slots, np.array(draft.slots, np.int64)))
+        completing = np.array(draft.completing, np.int64) + num_decodes
+        sampled_index = np.concatenate((np.arange(num_decodes), completing))
+        return StepPlan(
+            slots=slots,
+            starts=np.concatenate((self._slots.num_computed[decodes.slots], np.array(draft.starts, np.int64))),
+            num_new=np.concatenate((self._ones[:num_decodes], np.array(draft.num_new, np.int64))),
+            num_tokens=num_decodes + sum(draft.num_new),
+            sampled=self._slots.rows(slots[sampled_index]) if draft.completing else decodes,
+            sampled_index=sampled_index,
+            num_decodes=num_decodes,
+            newcomers=draft.newcomers,
+            indexed_blocks=draft.indexed_blocks,
+        )
+
+    # after the step --------------------------------------------------------------------------------------------------
+
+    def prefilled(self, slots: list[int]) -> None:
+        """The prompts of these slots are computed and their first tokens sampled: they decode from now on."""
+        for slot in slots:
+            del self._prefilling[slot]
+        self._slots.start_decoding(np.array(slots, np.int64))
+
+    def take_cached_tokens(self) -> dict[int, int]:
+        """Sequence id → prompt tokens found in the prefix cache, for those that began since the last call."""
+        cached, self._cached_tokens = self._cached_tokens, {}
+        return cached
+
+    def reduce_budget(self, num_tokens: int) -> None:
+        """A step of `num_tokens` tokens did not fit the device: plan half as many, and feel the way up again."""
+        self._budget = max(self._slots.max_num_seqs, num_tokens // 2)
+        self._steps_since_shortage = 0
+
+    def _recover_budget(self) -> None:
+        if self._budget < self._max_num_tokens:
+            self._steps_since_shortage += 1
+            if self._steps_since_shortage % STEPS_TO_RECOVER == 0:
+                self._budget = min(self._max_num_tokens, 2 * self._budget)
+
+    def check_integrity(self) -> None:
+        """Raise `AssertionError` unless slots, blocks and sequences agree. To be called between steps."""
+        slots = self._slots
+        slots.check_integrity()
+        self._kv.check_integrity()
+        assert {s.sequence_id for s in slots.sequences.values()} == set(self._running), "slots and sequences differ"
+        assert not any(sequence_id in self._waiting for sequence_id in self._running), "a sequence waits and runs"
+        decoding = slots.decoding().slots
+        assert set(decoding.tolist()) | set(self._prefilling) == set(slots.sequences), "a sequence does nothing"
+        assert (slots.num_computed[decoding] == slots.num_tokens[decoding] - 1).all(), "a decode is out of step"
+
+
+@dataclass(slots=True)
+class _Draft:
+    """The prefill rows of a plan in the making."""
+
+    budget: int  # tokens left
+    slots: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    num_new: list[int] = field(default_factory=list)
+    completing: list[int] = field(default_factory=list)  # rows that reach their last token
+    newcomers: list[int] = field(default_factory=list)  # slots
+    indexed_blocks: list[int] = field(default_factory=list)

@@ -1,0 +1,44 @@
+"""What one step computes: the scheduler's decision, on its way to the runner and back to the recorder."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.runner.slots import SlotRows
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class StepPlan:
+    """Row i computes `num_new[i]` tokens of slot `slots[i]`, beginning at position `starts[i]`. Decodes come first."""
+
+    slots: NDArray[np.int64]  # [num_rows]
+    starts: NDArray[np.int64]  # [num_rows]
+    num_new: NDArray[np.int64]  # [num_rows]
+    num_tokens: int
+    sampled: SlotRows  # the rows that yield a token: those whose last known token is computed
+    sampled_index: NDArray[np.int64] | None  # [num_sampled], rows of this plan; None: every row, one token each
+    num_decodes: int  # leading rows
+    newcomers: list[int] = field(default_factory=list)  # slots admitted by this plan
+    indexed_blocks: list[int] = field(default_factory=list)  # in the prefix index already, computed by this step
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.slots)
+
+    @property
+    def is_decode(self) -> bool:
+        """Every row computes one token and samples the next."""
+        return self.sampled_index is None
+
+
+@dataclass(slots=True, kw_only=True)
+class StepResult:
+    """What came of a plan."""
+
+    token_ids: NDArray[np.int64]  # [num_sampled], as `plan.sampled`; BAD_LOGITS where logits were not finite
+    errors: dict[int, str] = field(default_factory=dict)  # slots that made the step raise, with the reason
+    ran_out_of_memory: bool = False  # the step was run in parts
+
+
+BAD_LOGITS = -1

@@ -1,0 +1,127 @@
+"""Writes a step's tokens into the slots, ends the sequences that are done, and says so in a `StepOutput`.
+
+Owns the stop conditions: a stop token (it counts and is reported), `max_tokens`, a full context, an error. Knows
+nothing of text: stop strings are the parent's affair. In a step of decodes only a finished sequence or a filled block
+costs Python work.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.kv_cache.manager import KVCacheManager
+from engine.messages import FinishCode, StepOutput
+from engine.runner.slots import SequenceSlots, SlotRows
+from engine.scheduler import Scheduler
+from engine.step_plan import BAD_LOGITS, StepPlan, StepResult
+
+BAD_LOGITS_REASON = "the model's logits were not finite for this sequence (NaN or infinity)"
+
+
+class StepRecorder:
+    """The bookkeeping after a forward."""
+
+    def __init__(self, slots: SequenceSlots, kv: KVCacheManager, scheduler: Scheduler) -> None:
+        self._slots = slots
+        self._kv = kv
+        self._scheduler = scheduler
+        self.num_prompt_tokens = 0  # prefilled, recomputation included
+        self.num_generated_tokens = 0
+        self.num_cached_tokens = 0
+
+    def record(self, plan: StepPlan, result: StepResult) -> StepOutput:
+        """Take in what a plan gave. Mutates slots, blocks and the scheduler's sequences."""
+        errors: dict[int, str] = {}
+        token_ids = result.token_ids
+        if result.errors or np.count_nonzero(token_ids < 0):
+            plan, token_ids, errors = self._drop_failed(plan, result)
+        if result.ran_out_of_memory:
+            self._scheduler.reduce_budget(plan.num_tokens)
+        rows = plan.sampled
+        totals = plan.starts + plan.num_new  # tokens computed of each row; where it samples: the new token's index
+        self._slots.num_computed[plan.slots] = totals
+        if plan.sampled_index is not None:
+            self._scheduler.prefilled(plan.slots[plan.sampled_index[plan.sampled_index >= plan.num_decodes]].tolist())
+            totals = totals[plan.sampled_index]
+        self._slots.flat_token_ids[rows.token_offsets + totals] = token_ids
+        num_tokens = totals + 1
+        self._slots.num_tokens[rows.slots] = num_tokens
+        self._index_filled_blocks(rows.slots, totals)
+        codes = _finish_codes(rows, token_ids, num_tokens)
+        for row in codes.nonzero()[0].tolist():
+            self._scheduler.finish(int(rows.slots[row]))
+        cached_tokens = self._scheduler.take_cached_tokens()
+        self._count(plan, cached_tokens)
+        return StepOutput(
+            sequence_ids=rows.sequence_ids,
+            token_ids=token_ids.astype(np.int32),
+            finish_codes=codes,
+            errors=errors,
+            cached_tokens=cached_tokens,
+        )
+
+    def _index_filled_blocks(self, slots: NDArray[np.int64], totals: NDArray[np.int64]) -> None:
+        filled = (totals % self._slots.block_size == 0).nonzero()[0]
+        if len(filled):
+            for slot, total in zip(slots[filled].tolist(), totals[filled].tolist(), strict=True):
+                self._kv.index_blocks(slot, total)
+
+    def _count(self, plan: StepPlan, cached_tokens: dict[int, int]) -> None:
+        self.num_prompt_tokens += plan.num_tokens - plan.num_decodes
+        self.num_generated_tokens += len(plan.sampled)
+        if cached_tokens:
+            self.num_cached_tokens += sum(cached_tokens.values())
+
+    def _drop_failed(self, plan: StepPlan, result: StepResult) -> tuple[StepPlan, NDArray[np.int64], dict[int, str]]:
+        """End the failed sequences and return the rest of the plan, its tokens, and the reasons by sequence id.
+
+        The step's newcomers may lean on blocks that a failed sequence was to compute: they wait again, and what they
+        gave is dropped. For the same reason no block that the step was to compute stays in the index.
+        """
+        failed = self._failed(plan, result)
+        self._kv.forget(plan.indexed_blocks)
+        errors: dict[int, str] = {}
+        for slot, reason in failed.items():
+            errors[self._slots.sequences[slot].sequence_id] = reason
+            self._scheduler.fail(slot)
+        for slot in plan.newcomers:
+            if slot not in failed:
+                self._scheduler.preempt(slot)
+        gone = np.array([*failed, *plan.newcomers], np.int64)
+        keep = ~np.isin(plan.slots, gone)
+        keep_sampled = ~np.isin(plan.sampled.slots, gone)
+        sampled_index = plan.sampled_index
+        if sampled_index is not None:
+            sampled_index = (np.cumsum(keep) - 1)[sampled_index[keep_sampled]]
+        rest = replace(
+            plan,
+            slots=plan.slots[keep],
+            starts=plan.starts[keep],
+            num_new=plan.num_new[keep],
+            num_tokens=int(plan.num_new[keep].sum()),
+            sampled=self._slots.rows(plan.sampled.slots[keep_sampled]),
+            sampled_index=sampled_index,
+            num_decodes=int(keep[: plan.num_decodes].sum()),
+        )
+        return rest, result.token_ids[keep_sampled], errors
+
+    @staticmethod
+    def _failed(plan: StepPlan, result: StepResult) -> dict[int, str]:
+        """Slot → reason. A newcomer's bad logits count only if nothing failed before it: they may be borrowed."""
+        failed = dict(result.errors)
+        for slot in plan.sampled.slots[result.token_ids == BAD_LOGITS].tolist():
+            if not failed or slot not in plan.newcomers:
+                failed.setdefault(slot, BAD_LOGITS_REASON)
+        return failed
+
+
+def _finish_codes(rows: SlotRows, token_ids: NDArray[np.int64], num_tokens: NDArray[np.int64]) -> NDArray[np.int8]:
+    """`FinishCode` of each row whose new token makes it `num_tokens` long."""
+    codes = np.zeros(len(rows), np.int8)
+    codes[(num_tokens >= rows.max_totals).nonzero()[0]] = FinishCode.LENGTH
+    codes[(rows.stop_ids == token_ids[:, None]).nonzero()[0]] = FinishCode.STOP
+    for row, stop_ids in rows.long_stops:
+        if int(token_ids[row]) in stop_ids:
+            codes[row] = FinishCode.STOP
+    return codes

@@ -1,0 +1,218 @@
+"""Cancels jobs. Owns the one script that decides between a producer that cancels and a worker that claims or ends.
+
+The race rules, all decided inside Redis in one step:
+- A job that nobody holds becomes `canceled` and gets its outcome (marker, chunks, done entry, result, results line)
+  here; no worker can claim it any more, because a claim requires status `queued`.
+- A job that a worker holds becomes `canceled`, and the worker is told; it writes the outcome with what it has.
+- A job whose stream has its done entry is decided, even if RQ does not show it yet: the cancel comes too late.
+"""
+
+import json
+import zlib
+from typing import Any, Literal
+
+from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, Usage, keys
+from producer.errors import JobNotFoundError
+from producer.operations import Protocol, Script, send
+from producer.rq_names import execution_key_prefix, executions_key, job_key, queue_key, registry_key
+from producer.stream_reader import BEGINNING, StreamReader
+
+Verdict = Literal["cancelled", "requested", "ended", "moved", "gone"]
+
+ABANDONED_SECONDS = 60.0  # a lease that ended this long ago has neither a holder nor a worker that sweeps it
+WRITER = "producer"  # the marker's `worker`, when a producer writes the outcome
+
+
+def cancel(job_id: str) -> Protocol[bool]:
+    """Cancel the job. True if it ends, or has ended, as cancelled; False if it ended otherwise before.
+
+    Raises JobNotFoundError if the job is not known, or was forgotten.
+    """
+    while True:
+        verdict = yield from _cancel_once(job_id)
+        if verdict == "gone":
+            raise JobNotFoundError(job_id, f"job {job_id} is not known here, or was forgotten; nothing to cancel")
+        if verdict != "moved":  # moved: entries were written while we composed the outcome
+            return verdict in ("cancelled", "requested")
+
+
+def settle_cancelled(job_id: str) -> Protocol[None]:
+    """Give a job that was cancelled by other means (plain RQ) its outcome, unless a worker holds it and will."""
+    yield from _cancel_once(job_id)
+
+
+def _cancel_once(job_id: str) -> Protocol[Verdict]:
+    fields, entries, expired_result = yield from send(
+        ("HMGET", job_key(job_id), "origin", "data"),
+        ("XRANGE", keys.stream_key(job_id), "-", "+"),
+        ("GET", keys.result_key(job_id)),
+    )
+    origin, data = fields
+    if origin is None:
+        if expired_result is None:
+            return "gone"
+        return "cancelled" if Result.model_validate_json(expired_result).status == "cancelled" else "ended"
+    outcome = _compose(job_id, entries, _request_fields(data))
+    [_, verdict] = yield from send(_SCRIPT.load, _call(job_id, origin.decode(), entries, outcome))
+    return verdict.decode()  # type: ignore[no-any-return]
+
+
+def _request_fields(data: bytes | None) -> dict[str, Any]:
+    """The job's keyword arguments; none where they are not to be read (a job that no worker would take)."""
+    try:
+        text = zlib.decompress(data or b"")
+    except zlib.error:
+        text = data or b""
+    try:
+        fields = json.loads(text)[3]
+    except (ValueError, LookupError, TypeError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _compose(job_id: str, entries: list[Any], request: dict[str, Any]) -> tuple[list[tuple[str, str, str]], Result]:
+    """The entries that end the stream as cancelled, behind what it holds, and the result that agrees with them."""
+    reader = StreamReader(job_id)
+    deliveries = reader.take_range(entries)
+    has_ended = reader.done is not None  # yet the job came back (RQ's requeue): what it had is void
+    num_choices = request.get("n", 1) if isinstance(request.get("n", 1), int) else 1
+    choices = [_choice(index, [] if has_ended else deliveries) for index in range(num_choices)]
+    attempt = reader.last_id.attempt + 1
+    usage = _usage(entries, choices)
+    marker = Marker(job_id=job_id, attempt=attempt, worker=WRITER, reset=has_ended)
+    lines = [(str(EntryId(attempt, 0)), keys.MARKER_FIELD, marker.to_wire())]
+    open_chunks: list[Chunk | Done] = [
+        Chunk(job_id=job_id, index=choice.index, token_offset=len(choice.token_ids), finish_reason="cancelled")
+        for choice in choices
+        if choice.finish_reason == "cancelled"
+    ]
+    done = Done(job_id=job_id, done=True, status="cancelled", usage=usage)
+    for seq, entry in enumerate([*open_chunks, done], start=1):
+        lines.append((str(EntryId(attempt, seq)), keys.DATA_FIELD, entry.to_wire()))
+    metadata = request.get("metadata")
+    result = Result(
+        job_id=job_id,
+        status="cancelled",
+        choices=choices,
+        usage=usage,
+        attempts=reader.last_id.attempt,
+        metadata=metadata if isinstance(metadata, dict) else {},
+    )
+    return lines, result
+
+
+def _usage(entries: list[Any], choices: list[Choice]) -> Usage:
+    """The prompt's tokens are known once a worker has begun: its first marker lists them."""
+    markers = [fields[keys.MARKER_FIELD.encode()] for _, fields in entries if keys.MARKER_FIELD.encode() in fields]
+    prompts = [len(Marker.model_validate_json(marker).prompt_token_ids or []) for marker in markers]
+    num_prompt, num_output = max(prompts, default=0), sum(len(choice.token_ids) for choice in choices)
+    return Usage(prompt_tokens=num_prompt, completion_tokens=num_output, total_tokens=num_prompt + num_output)
+
+
+def _choice(index: int, deliveries: list[Any]) -> Choice:
+    chunks = [delivery.chunk for delivery in deliveries if delivery.chunk.index == index]
+    ended = [chunk.finish_reason for chunk in chunks if chunk.finish_reason is not None]
+    return Choice(
+        index=index,
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=[token_id for chunk in chunks for token_id in chunk.token_ids],
+        finish_reason=ended[-1] if ended else "cancelled",
+    )
+
+
+def _call(job_id: str, queue: str, entries: list[Any], outcome: tuple[list[tuple[str, str, str]], Result]) -> Any:
+    lines, result = outcome
+    last_id = entries[-1][0].decode() if entries else str(BEGINNING)
+    return _SCRIPT.call(
+        keys=[
+            job_key(job_id),
+            keys.stream_key(job_id),
+            keys.result_key(job_id),
+            keys.leases_key(queue),
+            keys.fence_key(job_id),
+            keys.attempt_key(job_id),
+            keys.results_channel(queue),
+            queue_key(queue),
+            registry_key("deferred", queue),
+            registry_key("scheduled", queue),
+            registry_key("started", queue),
+            registry_key("cancelled", queue),
+            executions_key(job_id),
+        ],
+        arguments=[
+            job_id,
+            last_id,
+            ABANDONED_SECONDS,
+            keys.CANCEL_CHANNEL,
+            execution_key_prefix(job_id),
+            keys.RESULT_TTL_SECONDS,
+            keys.STREAM_TTL_SECONDS,
+            keys.RESULTS_STREAM_MAX_ENTRIES,
+            result.to_wire(),
+            result.model_copy(update={"choices": []}).to_wire(),
+            *(part for line in lines for part in line),
+        ],
+    )
+
+
+_SCRIPT = Script("""
+local job, stream, result, leases, fence, attempt, results = unpack(KEYS, 1, 7)
+local queue, deferred, scheduled, started, cancelled, executions = unpack(KEYS, 8, 13)
+local id, expected, abandoned, channel, execution_prefix = unpack(ARGV, 1, 5)
+local result_ttl, stream_ttl, results_max, whole, line = unpack(ARGV, 6, 10)
+
+local status = redis.call('HGET', job, 'status')
+if not status then return 'gone' end
+if status == 'finished' or status == 'failed' or status == 'stopped' then return 'ended' end
+
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
+local lease = redis.call('ZSCORE', leases, id)
+local held = lease and tonumber(lease) + tonumber(abandoned) > now
+local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+
+-- A done entry decides, if it is this run's: a job that is on its queue again, or was claimed anew, came back after it.
+local claimed = tonumber(redis.call('GET', attempt) or 0)
+local waits = status ~= 'started' and status ~= 'canceled'
+local decides = last and not waits and claimed <= tonumber(string.match(last[1], '^(%d+)-'))
+if decides and last[2][1] == 'd' then
+  local entry = cjson.decode(last[2][2])
+  if entry.done then return entry.status == 'cancelled' and 'cancelled' or 'ended' end
+end
+if not held and (last and last[1] or '0-0') ~= expected then return 'moved' end
+
+if status ~= 'canceled' then
+  redis.call('HSET', job, 'status', 'canceled')
+  redis.call('LREM', queue, 1, id)
+  redis.call('ZREM', deferred, id)
+  redis.call('ZREM', scheduled, id)
+  for _, execution in ipairs(redis.call('ZRANGE', executions, 0, -1)) do
+    redis.call('ZREM', started, id .. ':' .. execution)
+  end
+  -- RQ never cleans this registry up; its scores are the times of the cancels.
+  redis.call('ZREMRANGEBYSCORE', cancelled, '-inf', now - tonumber(result_ttl))
+  redis.call('ZADD', cancelled, math.floor(now), id)
+end
+redis.call('EXPIRE', job, result_ttl)
+if held then
+  redis.call('PUBLISH', channel, id)
+  return 'requested'
+end
+
+-- Nobody holds it. Whoever held it once is fenced out, here and by the entry ids of the next attempt.
+for _, execution in ipairs(redis.call('ZRANGE', executions, 0, -1)) do
+  redis.call('DEL', execution_prefix .. execution)
+end
+redis.call('DEL', fence, attempt, executions)
+redis.call('ZREM', leases, id)
+for i = 11, #ARGV, 3 do
+  redis.call('XADD', stream, ARGV[i], ARGV[i + 1], ARGV[i + 2])
+  if ARGV[i + 1] == 'd' then redis.call('PUBLISH', stream, ARGV[i] .. ' ' .. ARGV[i + 2]) end
+end
+redis.call('EXPIRE', stream, stream_ttl)
+redis.call('SET', result, whole, 'EX', result_ttl)
+redis.call('XADD', results, 'MAXLEN', '~', results_max, '*', 'd', line)
+redis.call('PUBLISH', results, line)
+redis.call('PUBLISH', channel, id)
+return 'cancelled'
+""")

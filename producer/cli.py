@@ -1,0 +1,107 @@
+"""The command line `promptmill`: arguments in, client calls, lines out. Owns the exit codes.
+
+0  done
+1  a job failed, was cancelled, is not known, or did not end in time
+2  a flag, a setting, a file or a request is wrong; nothing was enqueued
+3  Redis cannot be reached
+130  interrupted
+
+Every failure is one line on stderr. Commands of other packages are found by entry point and loaded when they are used.
+"""
+
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from producer.cli_batch import run
+from producer.cli_jobs import cancel, result, submit
+from producer.cli_status import status
+from producer.errors import BatchFileError, InvalidJobError, PromptmillError, RedisUnavailableError, SettingsError
+
+COMMANDS_GROUP = "promptmill.commands"
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_INTERRUPTED = 130
+
+_WRONG_INPUT = (InvalidJobError, SettingsError, BatchFileError)
+
+
+class CommandGroup(click.Group):
+    """Our own commands, and those that other packages of the distribution register."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted({*super().list_commands(context), *_registered()})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        own = super().get_command(context, name)
+        return own or _load(name)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except PromptmillError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(exit_code(error))
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+
+
+def exit_code(error: PromptmillError) -> int:
+    if isinstance(error, RedisUnavailableError):
+        return EXIT_UNREACHABLE
+    return EXIT_USAGE if isinstance(error, _WRONG_INPUT) else EXIT_FAILED
+
+
+def _registered() -> dict[str, importlib.metadata.EntryPoint]:
+    return {entry_point.name: entry_point for entry_point in importlib.metadata.entry_points(group=COMMANDS_GROUP)}
+
+
+def _load(name: str) -> click.Command | None:
+    entry_point = _registered().get(name)
+    if entry_point is None:
+        return None
+    try:
+        command = entry_point.load()
+    except ImportError as error:
+        return _missing(name, entry_point, error)
+    assert isinstance(command, click.Command)
+    return command
+
+
+def _missing(name: str, entry_point: importlib.metadata.EntryPoint, error: ImportError) -> click.Command:
+    """A command whose packages are not installed: it is listed, and says what it needs."""
+    extra = entry_point.module.partition(".")[0]
+    remedy = f"needs: pip install promptmill[{extra}]"
+
+    def refuse(arguments: Sequence[str]) -> None:
+        raise SettingsError(f"`promptmill {name}` {remedy} ({error})")
+
+    return click.Command(
+        name,
+        callback=refuse,
+        params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
+        context_settings={"ignore_unknown_options": True},
+        short_help=f"({remedy})",
+    )
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="promptmill", prog_name="promptmill")
+def main() -> None:
+    """Submit prompt jobs to the queues, follow them, read their results; start the workers that answer them.
+
+    Every setting is a flag and a PROMPTMILL_* variable. Exit codes: 0 done, 1 a job failed, 2 something given is wrong,
+    3 Redis cannot be reached.
+    """
+
+
+for _command in (submit, run, result, cancel, status):
+    main.add_command(_command)
+
+if __name__ == "__main__":
+    main()

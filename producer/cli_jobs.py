@@ -1,0 +1,172 @@
+"""`promptmill submit`, `result` and `cancel`. Errors are left to `producer.cli`."""
+
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import click
+
+from producer.client import Client
+from producer.contract import Chunk, Result
+from producer.errors import JobFailedError, JobNotFoundError
+from producer.job import Job
+from producer.settings import ProducerSettings, load_settings, settings_options
+
+REQUEST_FIELDS = (
+    "model",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "n",
+    "ignore_eos",
+)
+
+
+def open_client(flags: dict[str, Any]) -> Client:
+    """A client of the settings among `flags`; they are taken out of it."""
+    names = {name: flags.pop(name, None) for name in ProducerSettings.model_fields}
+    settings = load_settings(ProducerSettings, names)
+    return Client(settings.redis_url, queue=settings.queue, s3_endpoint_url=settings.s3_endpoint_url)
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--stream", "is_streamed", is_flag=True, help="Print the text as it is generated.")
+@click.option("--json", "is_json", is_flag=True, help="Print the result as JSON; with --stream, each chunk before it.")
+@click.option("--detach", is_flag=True, help="Print the job's id and do not wait.")
+@click.option("--raw", is_flag=True, help="Give PROMPT to the model as it is, without its chat template.")
+@click.option("--system", metavar="TEXT", help="A system message before PROMPT.")
+@click.option("--model", metavar="NAME", help="Only a worker that serves this model takes the job.")
+@click.option("--max-tokens", type=int, metavar="N", help="At most so many tokens; default: until the model stops.")
+@click.option("--temperature", type=float, metavar="T", help="0 (greedy) to 2; default: 1.")
+@click.option("--top-p", type=float, metavar="P", help="Only the likeliest tokens that make up P.")
+@click.option("--top-k", type=int, metavar="K", help="Only the K likeliest tokens.")
+@click.option("--min-p", type=float, metavar="P", help="Only tokens at least P times as likely as the likeliest.")
+@click.option("--seed", type=int, metavar="N", help="Makes a sampled answer repeatable.")
+@click.option("--n", type=int, metavar="N", help="So many independent answers.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
+@click.option("--ignore-eos", is_flag=True, default=None, help="Go on behind the model's own end.")
+@click.option("--priority-class", type=click.Choice(["high", "low"]), help="Before, or after, the queue's other jobs.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="How long to wait; the job goes on.")
+@settings_options(ProducerSettings)
+def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout: float | None, **flags: Any) -> None:
+    """Submit PROMPT (- for standard input) as a chat message, wait, and print the answer.
+
+    Ctrl-C cancels the job.
+    """
+    if is_streamed and (flags["n"] or 1) > 1:
+        raise click.UsageError("--stream shows one answer; leave out --n")
+    job_id = str(uuid.uuid4())  # known before the job is, so that Ctrl-C finds it at any moment
+    with open_client(flags) as client:
+        fields = _request(sys.stdin.read() if prompt == "-" else prompt, flags)
+        with _cancelled_when_interrupted(client, job_id):
+            job = client.submit(job_id=job_id, priority_class=flags["priority_class"], **fields)
+            if detach:
+                click.echo(job.id)
+                return
+            _hint_at_missing_workers(client)
+            if is_streamed:
+                _print_stream(job, timeout, is_json)
+            outcome = job.result(timeout)
+        _print_result(outcome, is_json, has_streamed=is_streamed)
+
+
+def _request(prompt: str, flags: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: flags[name] for name in REQUEST_FIELDS if flags[name] is not None}
+    if flags["stop"]:
+        fields["stop"] = list(flags["stop"])
+    if flags["raw"]:
+        if flags["system"] is not None:
+            raise click.UsageError("--system is part of a chat; leave out --raw")
+        return {"prompt": prompt, **fields}
+    system = [] if flags["system"] is None else [{"role": "system", "content": flags["system"]}]
+    return {"messages": [*system, {"role": "user", "content": prompt}], **fields}
+
+
+def _hint_at_missing_workers(client: Client) -> None:
+    if not client.workers():
+        click.echo("no worker is alive yet, the job waits for one; to start one: promptmill worker", err=True)
+
+
+@contextmanager
+def _cancelled_when_interrupted(client: Client, job_id: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(JobNotFoundError):  # it had not been enqueued yet
+            client.cancel(job_id)
+            click.echo(f"job {job_id} was cancelled", err=True)
+        raise
+
+
+def _print_stream(job: Job, timeout: float | None, is_json: bool) -> None:
+    try:
+        for chunk in job.stream(timeout):
+            if is_json:
+                click.echo(_chunk_json(chunk))
+            elif chunk.reset:
+                click.echo("\nthe job starts over:", err=True)
+            else:
+                click.echo(chunk.text, nl=False)
+    finally:
+        if not is_json:
+            click.echo()
+
+
+def _chunk_json(chunk: Chunk) -> str:
+    return json.dumps({**chunk.model_dump(mode="json", exclude_none=True), "reset": chunk.reset}, ensure_ascii=False)
+
+
+def _print_result(result: Result, is_json: bool, *, has_streamed: bool = False) -> None:
+    """Print it, and leave with exit code 1 for one that is not whole."""
+    if is_json:
+        click.echo(result.to_wire())
+    elif not has_streamed:
+        for choice in result.choices:
+            click.echo(choice.text if len(result.choices) == 1 else f"[{choice.index}] {choice.text}")
+    if result.status != "finished":
+        click.echo(f"Error: job {result.job_id} was {result.status}; what it had is shown", err=True)
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("job_id")
+@click.option("--json", "is_json", is_flag=True, help="Print the whole result as JSON.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="How long to wait for it; default: until it is there.")
+@settings_options(ProducerSettings)
+def result(job_id: str, is_json: bool, timeout: float | None, **flags: Any) -> None:
+    """Print the result of a job, once there is one."""
+    with open_client(flags) as client:
+        try:
+            outcome = client.result(job_id, timeout=timeout)
+        except JobFailedError as error:
+            if is_json and error.result is not None:
+                click.echo(error.result.to_wire())
+            raise
+    _print_result(outcome, is_json)
+
+
+@click.command()
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
+@settings_options(ProducerSettings)
+def cancel(job_ids: tuple[str, ...], **flags: Any) -> None:
+    """Cancel jobs, queued or running. Exit code 1 if one had ended before, or is not known."""
+    num_missed = 0
+    with open_client(flags) as client:
+        for job_id in job_ids:
+            try:
+                is_cancelled = client.cancel(job_id)
+            except JobNotFoundError as error:
+                click.echo(f"Error: {error}", err=True)
+                num_missed += 1
+                continue
+            num_missed += not is_cancelled
+            click.echo(f"{job_id} {'cancelled' if is_cancelled else 'had ended before'}")
+    if num_missed:
+        sys.exit(1)

@@ -1,0 +1,62 @@
+"""`promptmill status`: the queues and the workers, as tables or as JSON."""
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+
+from producer.cli_jobs import open_client
+from producer.contract import WorkerInfo
+from producer.settings import ProducerSettings, settings_options
+from producer.workers import QueueStatus
+
+
+@click.command()
+@click.option("--json", "is_json", is_flag=True, help="Print it as JSON.")
+@settings_options(ProducerSettings)
+def status(is_json: bool, **flags: Any) -> None:
+    """Show the queues and the live workers."""
+    with open_client(flags) as client:
+        queues, workers = client.queues(), client.workers()
+    if is_json:
+        shown = {
+            "queues": [dataclasses.asdict(queue) for queue in queues],
+            "workers": [worker.model_dump(mode="json") for worker in workers],
+        }
+        click.echo(json.dumps(shown, indent=2))
+    else:
+        _print_tables(queues, workers)
+
+
+def _print_tables(queues: list[QueueStatus], workers: list[WorkerInfo]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    queue_table = Table(title="Queues", box=SIMPLE_HEAD)
+    queue_table.add_column("queue", no_wrap=True)
+    for name in ("waiting", *queues[0].registries):
+        queue_table.add_column(name, justify="right")
+    for queue in queues:
+        queue_table.add_row(queue.name, str(queue.depth), *(str(count) for count in queue.registries.values()))
+
+    worker_table = Table(title="Workers", box=SIMPLE_HEAD)
+    for name in ("worker", "models", "device"):
+        worker_table.add_column(name, overflow="fold")
+    for name in ("running", "waiting", "tokens/s", "blocks used"):
+        worker_table.add_column(name, justify="right")
+    for worker in workers:
+        num_blocks = worker.kv_blocks_used + worker.kv_blocks_free
+        worker_table.add_row(
+            worker.name,
+            ", ".join(worker.models),
+            worker.device,
+            str(worker.num_running),
+            str(worker.num_waiting),
+            f"{worker.tokens_per_second:.0f}",
+            f"{worker.kv_blocks_used} of {num_blocks}",
+        )
+    console = Console()
+    console.print(queue_table)
+    console.print(worker_table if workers else "No worker is alive; to start one: promptmill worker")

@@ -1,0 +1,123 @@
+"""The blocking client: submits jobs, follows their streams, waits for their results. Threads may share one."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
+
+from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields
+from producer.cancel import cancel
+from producer.contract import Result, WorkerInfo
+from producer.enqueue import PriorityClass
+from producer.job import Job
+from producer.outcome import JobStatus, read_status
+from producer.results import as_completed, wait_for_result
+from producer.subscription import Subscription, follow, parse_cursor
+from producer.transport import Transport
+from producer.workers import QueueStatus, read_queues, read_workers
+
+
+class Client(BaseClient):
+    """A connection to the queues. Use it as a context manager, or call `close()`.
+
+    Every method raises RedisUnavailableError where Redis cannot be reached, after a few tries.
+    """
+
+    def __init__(
+        self, redis_url: str | None = None, *, queue: str | None = None, s3_endpoint_url: str | None = None
+    ) -> None:
+        """What is not given is taken from PROMPTMILL_REDIS_URL, PROMPTMILL_QUEUE and PROMPTMILL_S3_ENDPOINT_URL, else
+        from the defaults of `ProducerSettings`. Raises SettingsError."""
+        super().__init__(redis_url, queue=queue, s3_endpoint_url=s3_endpoint_url)
+        self._transport = Transport(self.settings.redis_url, self.settings.s3_endpoint_url)
+
+    def submit(
+        self,
+        prompt: Prompt = None,
+        /,
+        *,
+        messages: Messages = None,
+        queue: str | None = None,
+        priority_class: PriorityClass | None = None,
+        job_id: str | None = None,
+        **fields: Any,
+    ) -> Job:
+        """Enqueue one job; `fields` are those of `JobRequest`. Raises InvalidJobError naming the field.
+
+        `prompt` is text or token ids. `priority_class` is claimed before ("high") or after ("low") the queue itself.
+        With a `job_id` of your own, a job that exists already is not enqueued again.
+        """
+        request = gather_fields(prompt, messages, fields)
+        job = self._transport.run(self._submit_one(request, queue, priority_class, job_id))
+        return Job(self, job.job_id, job.queue)
+
+    def submit_many(
+        self,
+        requests: Requests,
+        *,
+        queue: str | None = None,
+        priority_class: PriorityClass | None = None,
+        job_ids: Sequence[str] | None = None,
+    ) -> list[Job]:
+        """Enqueue many jobs, hundreds a round trip. Each request is a mapping of `JobRequest` fields.
+
+        Every request is checked before any is enqueued: InvalidJobError names the item and its field.
+        """
+        jobs = self._transport.run(self._submit_many(requests, queue, priority_class, job_ids))
+        return [Job(self, job.job_id, job.queue) for job in jobs]
+
+    def job(self, job_id: str) -> Job:
+        """A handle on a job by its id. Whether there is one shows when it is asked for."""
+        return Job(self, job_id)
+
+    def stream(self, job: Job | str, *, timeout: float | None = None, after: str | None = None) -> Subscription:
+        """As `Job.stream`."""
+        job_id, _ = _id_and_queue(job)
+        protocol = follow(job_id, after=parse_cursor(after), timeout=timeout)
+        return Subscription(self._transport.iterate(protocol), after)
+
+    def result(self, job: Job | str, *, timeout: float | None = None) -> Result:
+        """As `Job.result`."""
+        job_id, queue = _id_and_queue(job)
+        return self._transport.run(wait_for_result(job_id, queue, timeout))
+
+    def as_completed(self, jobs: Iterable[Job | str], timeout: float | None = None) -> Iterator[Result]:
+        """The result of each job as it ends, those of failed jobs too: look at `status`. One subscription serves all.
+
+        `timeout`: seconds for all of them together; then ResultTimeoutError.
+        """
+        queues = dict(_id_and_queue(job) for job in jobs)
+        yield from self._transport.iterate(as_completed(queues, timeout))
+
+    def cancel(self, job: Job | str) -> bool:
+        """Cancel a job, queued or running. True if it ends, or has ended, as cancelled. Raises JobNotFoundError.
+
+        A running job ends within one step of its worker, with what it has; if it ends by itself first, that stands.
+        """
+        job_id, _ = _id_and_queue(job)
+        return self._transport.run(cancel(job_id))
+
+    def status(self, job: Job | str) -> JobStatus:
+        """As `Job.status`."""
+        job_id, _ = _id_and_queue(job)
+        return self._transport.run(read_status(job_id))
+
+    def workers(self) -> list[WorkerInfo]:
+        """The live workers, by name: what each serves, and how busy it is."""
+        return self._transport.run(read_workers())
+
+    def queues(self) -> list[QueueStatus]:
+        """The queues that the live workers and this client use, with RQ's counts."""
+        return self._transport.run(read_queues(self.settings.queue))
+
+    def close(self) -> None:
+        """Close the connections. Jobs go on."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _id_and_queue(job: Job | str) -> tuple[str, str | None]:
+    return (job, None) if isinstance(job, str) else (job.id, job.queue)

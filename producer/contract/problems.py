@@ -1,0 +1,134 @@
+"""A request that breaks the contract, said in words: which field, which rule, what was given.
+
+Owns the wording of pydantic's errors for people. Knows nothing of where the request came from.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from producer.contract.job import CONTRACT_RULE, JobRequest, Message, TextPart
+
+MAX_SHOWN_CHARS = 60  # of the value that was given
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """`param` is the field's path, such as `messages[0].role`; `message` names it and the rule."""
+
+    param: str | None
+    message: str
+
+
+def find_problems(error: ValidationError) -> list[Problem]:
+    """What is wrong with a `JobRequest`, one problem a field, in the order of the fields."""
+    by_field: dict[Any, list[Any]] = {}
+    for entry in error.errors(include_url=False):
+        by_field.setdefault(_group(entry["loc"]), []).append(entry)
+    return [_describe(entries) for entries in by_field.values()]
+
+
+def summarize(error: ValidationError) -> Problem:
+    """All problems in one: the first one's `param`, and every message."""
+    problems = find_problems(error)
+    return Problem(problems[0].param, "; ".join(problem.message for problem in problems))
+
+
+def _group(loc: Sequence[Any]) -> tuple[Any, ...]:
+    """Errors of one union (a prompt's two forms) belong together, and so does everything inside one message."""
+    head = tuple(loc[:1])
+    return head + tuple(loc[1:2]) if head == ("messages",) and len(loc) > 1 else head
+
+
+def _describe(entries: list[Any]) -> Problem:
+    # A value that fits no form of a union fails once a form: what got furthest into a form says most.
+    entry = max(entries, key=lambda candidate: len(_path(candidate)))
+    if entry["type"] == CONTRACT_RULE:
+        return _describe_rule(entry)
+    param = _join(_path(entry))
+    forms = {"string_type", "list_type"}
+    if forms <= {other["type"] for other in entries if _path(other) == _path(entry)}:
+        of_what = "token ids" if param == "prompt" else "text parts"
+        return Problem(param, f"{param}: must be text or a list of {of_what}; got {_show(entry['input'])}")
+    return Problem(param or None, f"{param or 'the job'}: {_rule(entry)}")
+
+
+def _describe_rule(entry: Any) -> Problem:
+    """A rule of ours names its field itself, unless it lies inside another one."""
+    inner = (entry["ctx"]["param"],) if entry["ctx"]["param"] else ()
+    param = _join(_path(entry) + inner)
+    return Problem(param, f"{param}: {entry['msg']}" if _path(entry) else entry["msg"])
+
+
+def _path(entry: Any) -> tuple[Any, ...]:
+    """The error's location without pydantic's names for the forms of a union."""
+    loc = entry["loc"]
+    last = len(loc) - 1
+    kept_last = entry["type"] in ("extra_forbidden", "missing")
+    return tuple(
+        part
+        for at, part in enumerate(loc)
+        if isinstance(part, int) or part in _FIELD_NAMES or (kept_last and at == last)
+    )
+
+
+def _join(path: Sequence[Any]) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _rule(entry: Any) -> str:
+    if entry["type"] == "extra_forbidden":
+        return "unknown field" + _suggest(entry)
+    if entry["type"] == "missing":
+        return "is required"
+    if entry["type"] == "list_type" and tuple(entry["loc"]) == ("stop",):
+        return f"must be text or a list of texts; got {_show(entry['input'])}"
+    template = _RULES.get(entry["type"])
+    rule = template.format(**_plain_numbers(entry.get("ctx", {}))) if template else str(entry["msg"])
+    return f"{rule}; got {_show(entry['input'])}"
+
+
+def _suggest(entry: Any) -> str:
+    owner = Message if entry["loc"][0] == "messages" else JobRequest
+    close = difflib.get_close_matches(str(entry["loc"][-1]), owner.model_fields, n=2)
+    return f"; did you mean {' or '.join(close)}?" if close else "; leave it out"
+
+
+def _plain_numbers(context: dict[str, Any]) -> dict[str, Any]:
+    return {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"
+
+
+_FIELD_NAMES = {*JobRequest.model_fields, *Message.model_fields, *TextPart.model_fields}
+
+_RULES = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be an object",
+    "finite_number": "must be a finite number",
+    "float_type": "must be a number",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_type": "must be a whole number",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "model_type": "must be an object",
+    "string_pattern_mismatch": "must match {pattern}",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_too_short": "must not be empty",
+    "string_type": "must be text",
+    "string_unicode": "must be valid Unicode, without lone surrogates",
+    "too_long": "must have at most {max_length} items",
+    "too_short": "must have at least {min_length} items",
+}

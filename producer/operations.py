@@ -1,0 +1,114 @@
+"""What the client's protocols ask of the outside world, so that one protocol serves `Client` and `AsyncClient`.
+
+A protocol is a generator: it yields an operation and is sent its reply. It never blocks and knows no socket; the
+transports (`producer.transport`) carry the operations out. Everything the client writes may be sent twice without
+harm, which is why a lost reply is answered by sending again.
+"""
+
+import hashlib
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from producer.errors import RedisUnavailableError
+
+Command = tuple[Any, ...]  # a Redis command and its arguments
+T = TypeVar("T")
+
+SEND_RETRY_DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds before each new try of one exchange
+RECONNECT_MAX_DELAY_SECONDS = 2.0
+RECONNECT_SECONDS = 60.0  # how long a waiting client tries to reach a Redis that went away
+
+
+class ConnectionLost(RedisUnavailableError):
+    """The exchange may or may not have happened; trying again may help. Protocols catch it, and give up in the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Commands in one round trip. Reply: the list of their replies; an error reply is raised."""
+
+    commands: Sequence[Command]
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Subscribe to these channels instead of any others. Reply: None, once Redis has acknowledged every one."""
+
+    channels: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """Wait up to `timeout` seconds for a published message. Reply: its payload as bytes, or None."""
+
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadObject:
+    """Read an object of the result store. Reply: its bytes."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Hand `value` to whoever iterates over the protocol. Reply: None, once the next value is asked for."""
+
+    value: Any
+
+
+Operation = Send | Subscribe | Receive | Sleep | ReadObject | Emit
+Protocol = Generator[Operation, Any, T]
+
+
+class Script:
+    """A Lua script, as commands: the first of a round trip loads it, so that it is always known."""
+
+    def __init__(self, body: str) -> None:
+        self.load: Command = ("SCRIPT LOAD", body)
+        self._sha = hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest()
+
+    def call(self, keys: Sequence[str], arguments: Sequence[Any]) -> Command:
+        return ("EVALSHA", self._sha, len(keys), *keys, *arguments)
+
+
+def send(*commands: Command) -> Protocol[list[Any]]:
+    """Send commands that may run twice, and again when the reply is lost. Raises RedisUnavailableError in the end."""
+    for delay in SEND_RETRY_DELAYS:
+        try:
+            return (yield Send(commands))  # type: ignore[no-any-return]
+        except ConnectionLost:
+            yield Sleep(delay)
+    return (yield Send(commands))  # type: ignore[no-any-return]
+
+
+class Reconnect:
+    """Growing delays while Redis is away, and the end of patience: short until it was reached once, then long."""
+
+    def __init__(self) -> None:
+        self._patience_seconds = sum(SEND_RETRY_DELAYS)
+        self._delay_seconds = SEND_RETRY_DELAYS[0]
+        self._away_since: float | None = None
+
+    def succeed(self) -> None:
+        self._patience_seconds = RECONNECT_SECONDS
+        self._delay_seconds = SEND_RETRY_DELAYS[0]
+        self._away_since = None
+
+    def wait(self, lost: ConnectionLost) -> Protocol[None]:
+        """Sleep before the next try. Raises `lost` once patience has run out."""
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+        if now - self._away_since >= self._patience_seconds:
+            raise lost
+        yield Sleep(self._delay_seconds)
+        self._delay_seconds = min(self._delay_seconds * 2, RECONNECT_MAX_DELAY_SECONDS)

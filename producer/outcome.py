@@ -1,0 +1,177 @@
+"""How a job ended, as far as Redis tells: our result, else RQ's own record of a failure, else that nothing is left.
+
+Everybody who waits for a job asks here when nothing was published for a while: clean-ups publish nothing.
+"""
+
+import base64
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from producer.cancel import settle_cancelled
+from producer.contract import ErrorCode, ErrorInfo, Result, keys
+from producer.errors import JobNotFoundError, ResultStoreError
+from producer.operations import Command, Protocol, ReadObject, send
+from producer.rq_names import job_key, rq_results_key
+
+NUM_LOOKS_BEFORE_GIVING_UP = 2  # an outcome is committed in steps: one look may fall between two of them
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. WAITING: not on its queue yet (RQ's deferred, scheduled, rate-limited)."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def has_ended(self) -> bool:
+        return self in (JobStatus.FINISHED, JobStatus.CANCELLED, JobStatus.STOPPED, JobStatus.FAILED)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no worker has it yet."""
+        return self in (JobStatus.WAITING, JobStatus.QUEUED)
+
+
+_FROM_RQ = {
+    "queued": JobStatus.QUEUED,
+    "started": JobStatus.RUNNING,
+    "finished": JobStatus.FINISHED,
+    "canceled": JobStatus.CANCELLED,
+    "stopped": JobStatus.STOPPED,
+    "failed": JobStatus.FAILED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at a job found. `status` is None where RQ does not know the job (any more); `attempt` is the last
+    one that a worker claimed, 0 before."""
+
+    job_id: str
+    status: JobStatus | None
+    queue: str | None
+    has_result: bool
+    attempt: int
+
+    def has_come_back(self, ended_attempt: int) -> bool:
+        """Whether a job whose stream ended in that attempt was enqueued again (RQ's requeue or Retry)."""
+        return self.attempt > ended_attempt or (self.status is not None and self.status.is_waiting)
+
+
+NUM_LOOK_COMMANDS = 3
+
+
+def look_commands(job_id: str) -> list[Command]:
+    return [
+        ("HMGET", job_key(job_id), "status", "origin"),
+        ("EXISTS", keys.result_key(job_id)),
+        ("GET", keys.attempt_key(job_id)),
+    ]
+
+
+def parse_look(job_id: str, replies: Sequence[Any]) -> Look:
+    """The replies to `look_commands`."""
+    (status, origin), has_result, attempt = replies
+    return Look(
+        job_id=job_id,
+        status=_FROM_RQ.get(status.decode(), JobStatus.WAITING) if status is not None else None,
+        queue=origin.decode() if origin is not None else None,
+        has_result=bool(has_result),
+        attempt=int(attempt or 0),
+    )
+
+
+def read_status(job_id: str) -> Protocol[JobStatus]:
+    """Raises JobNotFoundError if neither the job nor its result is there."""
+    look = parse_look(job_id, (yield from send(*look_commands(job_id))))
+    if look.status is not None:
+        return look.status
+    if look.has_result:
+        result = yield from read_line(job_id)
+        if result is not None:
+            return JobStatus(result.status)
+    raise _not_found(job_id)
+
+
+class OutcomeWatch:
+    """Turns looks at one job into its outcome; remembers how often a look found it ended without a result."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._num_empty_looks = 0
+
+    def conclude(self, look: Look) -> Protocol[Result | None]:
+        """The result, or None while the job goes on. Raises JobNotFoundError where nothing is left of it."""
+        if look.status is not None and not look.status.has_ended:
+            self._num_empty_looks = 0
+            return None  # even where a result lies: a job that was enqueued again has its last one
+        if look.has_result:
+            result = yield from read_result(self._job_id)
+            if result is not None:
+                return result
+        if look.status is None:
+            raise _not_found(self._job_id)
+        if look.status is JobStatus.CANCELLED:
+            yield from settle_cancelled(self._job_id)
+            return (yield from read_result(self._job_id))
+        self._num_empty_looks += 1
+        if self._num_empty_looks < NUM_LOOKS_BEFORE_GIVING_UP:
+            return None
+        if look.status is JobStatus.FINISHED:
+            raise JobNotFoundError(
+                self._job_id, f"job {self._job_id} has finished, but its result is gone; submit it again"
+            )
+        return (yield from _failure_of_rq(self._job_id))
+
+
+def read_line(job_id: str) -> Protocol[Result | None]:
+    """The result as Redis has it: without choices, if they lie in a store."""
+    [value] = yield from send(("GET", keys.result_key(job_id)))
+    return Result.model_validate_json(value) if value is not None else None
+
+
+def read_result(job_id: str) -> Protocol[Result | None]:
+    """The whole result, from the store too. Raises ResultStoreError if that cannot be read."""
+    result = yield from read_line(job_id)
+    if result is None or result.stored is None:
+        return result
+    return (yield from follow_stored(result))
+
+
+def follow_stored(result: Result) -> Protocol[Result]:
+    """The whole of a result whose choices lie in a store."""
+    assert result.stored is not None
+    data = yield ReadObject(result.stored)
+    try:
+        whole = Result.model_validate_json(data)
+    except ValueError as error:
+        raise ResultStoreError(f"the object {result.stored} is no result of job {result.job_id}: {error}") from error
+    return whole.model_copy(update={"stored": result.stored})
+
+
+def _failure_of_rq(job_id: str) -> Protocol[Result]:
+    """A job that RQ itself ended (its clean-up, a foreign worker): the reason that RQ kept."""
+    [legacy, records] = yield from send(
+        ("HGET", job_key(job_id), "exc_info"), ("XREVRANGE", rq_results_key(job_id), "+", "-", "COUNT", 1)
+    )
+    text = ""
+    if records and records[0][1].get(b"exc_string"):
+        text = zlib.decompress(base64.b64decode(records[0][1][b"exc_string"])).decode(errors="replace")
+    elif legacy:
+        text = zlib.decompress(legacy).decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    message = lines[-1] if lines else "RQ ended the job without a reason"
+    return Result(job_id=job_id, status="failed", error=ErrorInfo(code=ErrorCode.INTERNAL, message=message))
+
+
+def _not_found(job_id: str) -> JobNotFoundError:
+    hours = keys.RESULT_TTL_SECONDS // 3600
+    return JobNotFoundError(job_id, f"job {job_id} is not known here; results are kept for {hours} h after a job's end")

@@ -1,0 +1,53 @@
+"""How this client speaks to Redis: options, and redis-py's errors in the client's words. Opens no connection.
+
+redis-py's own retries are off: it would repeat blindly what the protocols repeat knowingly.
+"""
+
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+
+from producer.errors import PromptmillError, RedisUnavailableError, SettingsError
+from producer.operations import ConnectionLost
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+REPLY_TIMEOUT_SECONDS = 15.0
+HEALTH_CHECK_SECONDS = 30  # a silent subscription is asked whether it still lives
+
+CONNECTION_OPTIONS: dict[str, Any] = {
+    "protocol": 2,  # one form of replies with every redis-py
+    "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "socket_timeout": REPLY_TIMEOUT_SECONDS,
+    "health_check_interval": HEALTH_CHECK_SECONDS,
+}
+_LOST = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
+_REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
+
+
+def redact(url: str) -> str:
+    """The URL without its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    user = parts.username or ""
+    return urlunsplit(parts._replace(netloc=f"{user}:***@{parts.netloc.rpartition('@')[2]}"))
+
+
+def bad_url(url: str, error: ValueError) -> SettingsError:
+    return SettingsError(f"--redis-url (PROMPTMILL_REDIS_URL): {error}; got {redact(url)!r}")
+
+
+def translate(error: Exception, url: str) -> PromptmillError:
+    """ConnectionLost where trying again may help, RedisUnavailableError where it will not; both name the remedy."""
+    where = redact(url)
+    if isinstance(error, _REFUSED):
+        return RedisUnavailableError(f"Redis at {where} refuses us: {error}; check user and password in --redis-url")
+    if isinstance(error, redis.exceptions.OutOfMemoryError):
+        return RedisUnavailableError(f"Redis at {where} is full: {error}; raise maxmemory or drain the queues")
+    if isinstance(error, _LOST):
+        return ConnectionLost(
+            f"Redis at {where} cannot be reached: {error}; start it, or name another one with --redis-url or "
+            "PROMPTMILL_REDIS_URL"
+        )
+    return RedisUnavailableError(f"Redis at {where} answers with an error: {error}")

@@ -1,0 +1,192 @@
+"""Waits for results, of one job or of thousands. Owns the protocol: listen to the queues' results channels, look.
+
+Every job that ends adds one line to its queue's channel once its result is in place, so one subscription serves any
+number of jobs. Lines can be lost (a reconnect, a clean-up that publishes nothing): the jobs are looked at as well.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from producer.contract import ErrorCode, ErrorInfo, Result, keys
+from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError
+from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe, send
+from producer.outcome import NUM_LOOK_COMMANDS, Look, OutcomeWatch, follow_stored, look_commands, parse_look
+
+LOOK_SECONDS = 2.0  # of silence, before the jobs are looked at; thousands of them are looked at more rarely
+LOOKS_A_SECOND = 2000  # at most, so that waiting for very many jobs does not burden Redis
+MAX_LOOKS_A_SEND = 500
+MAX_RESULTS_A_SEND = 100
+MAX_LINES_A_READ = 1000  # of other jobs too, before the clock is looked at
+
+Item = TypeVar("Item")
+
+
+def wait_for_result(job_id: str, queue: str | None, timeout: float | None) -> Protocol[Result]:
+    """The result of one job, failed ones raised: JobFailedError, JobNotFoundError, ResultTimeoutError (seconds)."""
+    collector = ResultCollector({job_id: queue}, timeout)
+    [outcome] = yield from collector.next_ended()
+    if isinstance(outcome, JobNotFoundError):
+        raise outcome
+    if outcome.status == "failed":
+        raise JobFailedError(job_id, outcome.error or _no_reason(), outcome)
+    return outcome
+
+
+def as_completed(jobs: Mapping[str, str | None], timeout: float | None) -> Protocol[None]:
+    """Emit the result of each job as it ends, failed ones too. `jobs`: id → queue, where known.
+
+    A job of which nothing is left gives a failed result with the code `job_not_found`: the others go on.
+    """
+    collector = ResultCollector(jobs, timeout)
+    while collector.num_pending:
+        for outcome in (yield from collector.next_ended()):
+            yield Emit(outcome if isinstance(outcome, Result) else _not_found_result(outcome))
+
+
+class ResultCollector:
+    """Jobs that have not ended yet, as far as we know, and how to hear of those that do."""
+
+    def __init__(self, jobs: Mapping[str, str | None], timeout: float | None) -> None:
+        """`timeout`: seconds from now until ResultTimeoutError."""
+        self._pending = {job_id: OutcomeWatch(job_id) for job_id in jobs}
+        self._queues = {queue for queue in jobs.values() if queue is not None}
+        self._knows_queues = None not in jobs.values()
+        self._num_jobs = len(jobs)
+        self._timeout = timeout
+        self._ends_at = None if timeout is None else time.monotonic() + timeout
+        self._reconnect = Reconnect()
+        self._is_listening = False
+        self._next_look_at = 0.0
+        self._ended: list[Result | JobNotFoundError] = []  # not handed out yet; survives a lost connection
+
+    @property
+    def num_pending(self) -> int:
+        """Jobs whose end `next_ended` has not returned yet."""
+        return len(self._pending) + len(self._ended)
+
+    def add(self, jobs: Mapping[str, str], *, may_have_ended: bool) -> None:
+        """Wait for these as well. `may_have_ended`: they are older than this call, so their lines may be gone."""
+        self._pending.update((job_id, OutcomeWatch(job_id)) for job_id in jobs)
+        self._num_jobs += len(jobs)
+        if not self._queues.issuperset(jobs.values()):
+            self._queues.update(jobs.values())
+            self._is_listening = False
+        if may_have_ended:
+            self._next_look_at = 0.0
+
+    def next_ended(self) -> Protocol[list[Result | JobNotFoundError]]:
+        """Wait until at least one more job has ended. Raises ResultTimeoutError."""
+        while not self._ended:
+            try:
+                yield from (self._listen() if self._is_listening else self._start_listening())
+                self._reconnect.succeed()
+            except ConnectionLost as lost:
+                self._is_listening = False
+                if not self._ended:
+                    self._check_timeout()
+                    yield from self._reconnect.wait(lost)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _start_listening(self) -> Protocol[None]:
+        """Subscribe before looking, so that no end falls between; but first learn what to subscribe to."""
+        if not self._knows_queues:
+            yield from self._look()
+            self._knows_queues = True
+        if self._pending:
+            yield Subscribe([keys.results_channel(queue) for queue in sorted(self._queues)])
+            self._is_listening = True
+            yield from self._look()
+
+    def _listen(self) -> Protocol[None]:
+        until_look = self._next_look_at - time.monotonic()
+        if until_look <= 0:
+            self._check_timeout()
+            yield from self._look()
+            return
+        line = yield Receive(min(until_look, self._check_timeout(until_look)))
+        ready: list[str] = []
+        for _ in range(MAX_LINES_A_READ):
+            if line is None:
+                break
+            job_id = _job_id_of(line)
+            if job_id is not None and job_id in self._pending:
+                ready.append(job_id)
+            if len(ready) == MAX_RESULTS_A_SEND:
+                break
+            line = yield Receive(0.0)
+        yield from self._read(ready)
+
+    def _look(self) -> Protocol[None]:
+        for job_ids in _slices(list(self._pending), MAX_LOOKS_A_SEND):
+            looks = yield from self._look_at(job_ids)
+            self._queues.update(look.queue for look in looks if look.queue is not None)
+            closed = [look for look in looks if look.status is None or look.status.has_ended]
+            yield from self._read([look.job_id for look in closed if look.has_result])
+            for look in closed:
+                if look.job_id in self._pending:
+                    yield from self._conclude(look)
+        self._next_look_at = time.monotonic() + max(LOOK_SECONDS, len(self._pending) / LOOKS_A_SECOND)
+
+    def _look_at(self, job_ids: Sequence[str]) -> Protocol[list[Look]]:
+        commands = [command for job_id in job_ids for command in look_commands(job_id)]
+        replies = yield from send(*commands)
+        looks = _slices(replies, NUM_LOOK_COMMANDS)
+        return [parse_look(job_id, look) for job_id, look in zip(job_ids, looks, strict=True)]
+
+    def _read(self, job_ids: Sequence[str]) -> Protocol[None]:
+        for some in _slices(job_ids, MAX_RESULTS_A_SEND):
+            values = yield from send(*(("GET", keys.result_key(job_id)) for job_id in some))
+            for job_id, value in zip(some, values, strict=True):
+                if value is not None:
+                    result = Result.model_validate_json(value)
+                    whole = (yield from follow_stored(result)) if result.stored is not None else result
+                    self._end(job_id, whole)
+
+    def _conclude(self, look: Look) -> Protocol[None]:
+        """A job that ended, or is gone, without a result of ours."""
+        try:
+            result = yield from self._pending[look.job_id].conclude(look)
+        except JobNotFoundError as error:
+            self._end(look.job_id, error)
+        else:
+            if result is not None:
+                self._end(look.job_id, result)
+
+    def _end(self, job_id: str, outcome: Result | JobNotFoundError) -> None:
+        if self._pending.pop(job_id, None) is not None:
+            self._ended.append(outcome)
+
+    def _check_timeout(self, seconds: float = 0.0) -> float:
+        """`seconds`, or what is left until the timeout. Raises ResultTimeoutError when nothing is."""
+        if self._ends_at is None:
+            return seconds
+        left = self._ends_at - time.monotonic()
+        if left <= 0:
+            which = f"job {next(iter(self._pending))} has" if self._num_jobs == 1 else f"{self.num_pending} jobs have"
+            raise ResultTimeoutError(f"{which} not ended within {self._timeout:g} s; ask again, or cancel")
+        return min(seconds, left)
+
+
+def _job_id_of(line: bytes) -> str | None:
+    try:
+        job_id = json.loads(line)["job_id"]
+    except (ValueError, LookupError, TypeError):
+        return None  # not written by a worker
+    return job_id if isinstance(job_id, str) else None
+
+
+def _slices(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _no_reason() -> ErrorInfo:
+    return ErrorInfo(code=ErrorCode.INTERNAL, message="the worker gave no reason")
+
+
+def _not_found_result(error: JobNotFoundError) -> Result:
+    info = ErrorInfo(code=ErrorCode.JOB_NOT_FOUND, message=str(error))
+    return Result(job_id=error.job_id, status="failed", error=info)

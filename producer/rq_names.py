@@ -1,0 +1,55 @@
+"""RQ's names in Redis, taken from RQ itself so that its key prefix is honoured. Needs no connection.
+
+What the client writes under them is RQ's wire format, which other languages write too: a job's hash and its queue.
+"""
+
+from rq import Queue
+from rq.executions import ExecutionRegistry
+from rq.job import Job
+from rq.registry import (
+    CanceledJobRegistry,
+    DeferredJobRegistry,
+    FailedJobRegistry,
+    FinishedJobRegistry,
+    ScheduledJobRegistry,
+    StartedJobRegistry,
+)
+from rq.results import Result
+
+QUEUES_KEY: str = Queue.redis_queues_keys
+
+REGISTRIES = {
+    "started": StartedJobRegistry,
+    "finished": FinishedJobRegistry,
+    "failed": FailedJobRegistry,
+    "cancelled": CanceledJobRegistry,
+    "deferred": DeferredJobRegistry,
+    "scheduled": ScheduledJobRegistry,
+}
+
+
+def job_key(job_id: str) -> str:
+    return f"{Job.redis_job_namespace_prefix}{job_id}"  # Job.key_for() gives bytes in RQ 2, text in RQ 3
+
+
+def queue_key(queue: str) -> str:
+    return f"{Queue.redis_queue_namespace_prefix}{queue}"
+
+
+def registry_key(name: str, queue: str) -> str:
+    """`name` is one of REGISTRIES."""
+    return str(REGISTRIES[name].key_template.format(queue))
+
+
+def executions_key(job_id: str) -> str:
+    return str(ExecutionRegistry.key_template.format(job_id))
+
+
+def execution_key_prefix(job_id: str) -> str:
+    """The key of an execution of the job, but for the execution's id."""
+    return f"{QUEUES_KEY.removesuffix(':queues')}:execution:{job_id}:"
+
+
+def rq_results_key(job_id: str) -> str:
+    """The stream of RQ's own results of the job."""
+    return str(Result.get_key(job_id))

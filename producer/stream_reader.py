@@ -1,0 +1,130 @@
+"""Entries of one job's stream in, chunks out. Owns the order, the gaps, the resets and the end; does no I/O.
+
+Published entries may come twice, late or not at all; the stream itself has each of them once, in order. The reader
+drops what it has, and where an entry does not follow the last one it says so, and its owner reads the stream.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, parse_entry
+from producer.contract.keys import DATA_FIELD, MARKER_FIELD
+
+BEGINNING = EntryId(0, 0)
+
+Entry = tuple[bytes, dict[bytes, bytes]]  # as XRANGE returns it
+
+
+class Delivery(NamedTuple):
+    """A chunk to hand out, and the cursor behind it."""
+
+    entry_id: EntryId
+    chunk: Chunk
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How much of one choice was delivered."""
+
+    num_chars: int = 0
+    num_tokens: int = 0
+    has_finished: bool = False
+
+
+@dataclass(slots=True)
+class StreamReader:
+    """`last_id` is the last entry taken, `done` the entry that ended the stream, once it was taken."""
+
+    job_id: str
+    last_id: EntryId = BEGINNING
+    done: Done | None = None
+    _progress: dict[int, _Progress] = field(default_factory=dict)
+    _knows_all: bool = field(init=False)  # whether `_progress` counts everything the consumer was ever shown
+    _has_shown: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._knows_all = self.last_id == BEGINNING
+        self._has_shown = not self._knows_all
+
+    def take_published(self, payload: bytes) -> list[Delivery] | None:
+        """A published `<entry id> <json>`. None: it does not follow, so the stream has to be read from `last_id`."""
+        try:
+            id_text, _, data = payload.partition(b" ")
+            entry_id, entry = EntryId.parse(id_text), parse_entry(data)
+        except (ValueError, ValidationError):
+            return None  # not written by a worker; the stream tells
+        if entry_id <= self.last_id:
+            return []
+        if not entry_id.follows(self.last_id):
+            return None
+        return self._take(entry_id, entry)
+
+    def take_range(self, entries: Sequence[Entry]) -> list[Delivery]:
+        """Entries read from the stream, starting behind `last_id`, in order."""
+        had_shown = self._has_shown
+        deliveries: list[Delivery] = []
+        for raw_id, fields in entries:
+            entry_id = EntryId.parse(raw_id)
+            if MARKER_FIELD.encode() in fields:
+                if Marker.model_validate_json(fields[MARKER_FIELD.encode()]).reset:
+                    self._void()
+                    deliveries = [self._reset_at(entry_id)] if had_shown else []
+                self.last_id = entry_id
+            elif DATA_FIELD.encode() in fields:
+                deliveries += self._take(entry_id, parse_entry(fields[DATA_FIELD.encode()]))
+        return deliveries
+
+    def take_result(self, result: Result) -> list[Delivery]:
+        """The stream has expired: what the result holds beyond what was delivered, one chunk a choice."""
+        deliveries: list[Delivery] = []
+        if not self._knows_all:
+            self._void()
+            deliveries.append(self._reset_at(self.last_id))
+        for choice in result.choices:
+            chunk = self._rest_of(choice)
+            if chunk is not None:
+                deliveries.append(Delivery(self.last_id, chunk))
+        return deliveries
+
+    def _take(self, entry_id: EntryId, entry: Chunk | Done) -> list[Delivery]:
+        self.last_id = entry_id
+        if self.done is not None:
+            return []  # only a reset opens a stream that has ended
+        if isinstance(entry, Done):
+            self.done = entry
+            return []
+        progress = self._progress.setdefault(entry.index, _Progress())
+        progress.num_chars += len(entry.text)
+        progress.num_tokens += len(entry.token_ids)
+        progress.has_finished = entry.finish_reason is not None
+        self._has_shown = True
+        return [Delivery(entry_id, entry)]
+
+    def _void(self) -> None:
+        """What came before counts no more: what was not handed out yet never is, and what was is taken back."""
+        self._progress.clear()
+        self.done = None
+        self._knows_all = True
+        self._has_shown = False
+
+    def _reset_at(self, entry_id: EntryId) -> Delivery:
+        return Delivery(entry_id, Chunk(job_id=self.job_id, reset=True))
+
+    def _rest_of(self, choice: Choice) -> Chunk | None:
+        progress = self._progress.setdefault(choice.index, _Progress())
+        if progress.has_finished:
+            return None
+        return Chunk(
+            job_id=self.job_id,
+            index=choice.index,
+            token_offset=progress.num_tokens,
+            text=choice.text[progress.num_chars :],
+            token_ids=choice.token_ids[progress.num_tokens :],
+            logprobs=choice.logprobs[progress.num_tokens :] if choice.logprobs is not None else None,
+            tool_calls=choice.tool_calls if progress.num_tokens == 0 else None,
+            reasoning=choice.reasoning if progress.num_tokens == 0 else None,
+            finish_reason=choice.finish_reason,
+        )

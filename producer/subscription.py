@@ -1,0 +1,175 @@
+"""Follows one job's stream: what is stored, then what is published, each chunk once and in order, to the end.
+
+Owns the protocol (subscribe, catch up, listen, look every few seconds) and the two iterators over it. The rules for
+entries are in `producer.stream_reader`, those for ends that publish nothing in `producer.outcome`.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any, Self
+
+from producer.contract import Chunk, EntryId, ErrorCode, ErrorInfo, Result, keys
+from producer.errors import InvalidJobError, JobFailedError, ResultTimeoutError
+from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe, send
+from producer.outcome import OutcomeWatch, look_commands, parse_look
+from producer.stream_reader import BEGINNING, Delivery, StreamReader
+
+LOOK_SECONDS = 2.0  # of silence, before the stream and the job's status are looked at
+MAX_ENTRIES_A_READ = 1000
+
+
+class Subscription:
+    """The chunks of one job, as an iterator. `last_id` is the cursor behind the last chunk handed out."""
+
+    def __init__(self, chunks: Generator[Delivery, None, None], after: str | None) -> None:
+        self._deliveries = chunks
+        self.last_id = after or str(BEGINNING)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        delivery = next(self._deliveries)
+        self.last_id = str(delivery.entry_id)
+        return delivery.chunk
+
+    def close(self) -> None:
+        """End the subscription early. The job goes on."""
+        self._deliveries.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncSubscription:
+    """The chunks of one job, as an async iterator. `last_id` is the cursor behind the last chunk handed out."""
+
+    def __init__(self, chunks: AsyncGenerator[Delivery, None], after: str | None) -> None:
+        self._deliveries = chunks
+        self.last_id = after or str(BEGINNING)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        delivery = await anext(self._deliveries)
+        self.last_id = str(delivery.entry_id)
+        return delivery.chunk
+
+    async def aclose(self) -> None:
+        """End the subscription early. The job goes on."""
+        await self._deliveries.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+def parse_cursor(after: str | None) -> EntryId:
+    """The entry id of a `Subscription.last_id`. Raises InvalidJobError."""
+    try:
+        return EntryId.parse(after) if after is not None else BEGINNING
+    except ValueError:
+        raise InvalidJobError(
+            f"after: must be the last_id of a subscription, such as '1-17'; got {after!r}", param="after"
+        ) from None
+
+
+def follow(job_id: str, *, after: EntryId, timeout: float | None) -> Protocol[None]:
+    """Emit a `Delivery` for each chunk behind `after`. `timeout`: seconds to wait for the next chunk.
+
+    Raises JobFailedError behind the last chunk of a failed job, JobNotFoundError, ResultTimeoutError, and
+    RedisUnavailableError once Redis stayed away too long.
+    """
+    return _Follower(job_id, after, timeout).run()
+
+
+class _Follower:
+    def __init__(self, job_id: str, after: EntryId, timeout: float | None) -> None:
+        self._job_id = job_id
+        self._key = keys.stream_key(job_id)
+        self._timeout = timeout
+        self._reader = StreamReader(job_id, after)
+        self._watch = OutcomeWatch(job_id)
+        self._reconnect = Reconnect()
+        self._has_ended = False
+        self._waiting_since = time.monotonic()
+
+    def run(self) -> Protocol[None]:
+        while not self._has_ended:
+            try:
+                yield Subscribe([self._key])
+                yield from self._look()
+                self._reconnect.succeed()
+                while not self._has_ended:
+                    yield from self._listen()
+            except ConnectionLost as lost:
+                self._check_timeout()
+                yield from self._reconnect.wait(lost)
+
+    def _listen(self) -> Protocol[None]:
+        payload = yield Receive(self._check_timeout())
+        deliveries = self._reader.take_published(payload) if payload is not None else None
+        if payload is None:
+            yield from self._look()
+            return
+        if deliveries is None:
+            [entries] = yield from send(self._range_command())
+            yield from self._take_range(entries)
+        else:
+            yield from self._emit(deliveries)
+        self._end_if_done()
+
+    def _look(self) -> Protocol[None]:
+        """The job's status first: an end that it shows was written to the stream before."""
+        *replies, entries = yield from send(*look_commands(self._job_id), self._range_command())
+        look = parse_look(self._job_id, replies)
+        yield from self._take_range(entries)
+        if self._reader.done is not None:
+            if not look.has_come_back(self._reader.last_id.attempt):  # else a reset will follow
+                self._end_if_done()
+        elif not entries:
+            result = yield from self._watch.conclude(look)
+            if result is not None:
+                yield from self._emit(self._reader.take_result(result))
+                self._end(result.status == "failed", result.error, result)
+
+    def _take_range(self, entries: Sequence[Any]) -> Protocol[None]:
+        yield from self._emit(self._reader.take_range(entries))
+        while len(entries) == MAX_ENTRIES_A_READ:
+            [entries] = yield from send(self._range_command())
+            yield from self._emit(self._reader.take_range(entries))
+
+    def _range_command(self) -> tuple[Any, ...]:
+        return ("XRANGE", self._key, f"({self._reader.last_id}", "+", "COUNT", MAX_ENTRIES_A_READ)
+
+    def _emit(self, deliveries: Sequence[Delivery]) -> Protocol[None]:
+        for delivery in deliveries:
+            yield Emit(delivery)
+        if deliveries:
+            self._waiting_since = time.monotonic()
+
+    def _end_if_done(self) -> None:
+        done = self._reader.done
+        if done is not None:
+            self._end(done.status == "failed", done.error, None)
+
+    def _end(self, has_failed: bool, error: ErrorInfo | None, result: Result | None) -> None:
+        self._has_ended = True
+        if has_failed:
+            reason = error or ErrorInfo(code=ErrorCode.INTERNAL, message="the worker gave no reason")
+            raise JobFailedError(self._job_id, reason, result)
+
+    def _check_timeout(self) -> float:
+        """Seconds to listen before the next look. Raises ResultTimeoutError."""
+        if self._timeout is None:
+            return LOOK_SECONDS
+        left = self._waiting_since + self._timeout - time.monotonic()
+        if left <= 0:
+            raise ResultTimeoutError(f"job {self._job_id}: no chunk within {self._timeout:g} s; it goes on")
+        return min(LOOK_SECONDS, left)

@@ -1,0 +1,120 @@
+"""Carries out the operations of `producer.operations` over redis-py, blocking. Knows nothing of jobs."""
+
+import time
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from producer.errors import PromptmillError
+from producer.operations import Command, Emit, Operation, Protocol, ReadObject, Receive, Send, Sleep, Subscribe, T
+from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, bad_url, translate
+from producer.stored_results import read_object
+
+
+class Transport:
+    """The blocking half. Threads may share it: every run takes connections of its own from the pool."""
+
+    def __init__(self, url: str, s3_endpoint_url: str | None = None) -> None:
+        self.url = url
+        self._s3_endpoint_url = s3_endpoint_url
+        try:
+            self._redis = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **CONNECTION_OPTIONS)
+        except ValueError as error:
+            raise bad_url(url, error) from error
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def run(self, protocol: Protocol[T]) -> T:
+        """The protocol's return value; what it emits on the way is dropped."""
+        runner = self._drive(protocol)
+        while True:
+            try:
+                next(runner)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    def iterate(self, protocol: Protocol[None]) -> Generator[Any, None, None]:
+        """What the protocol emits. Closing the iterator ends the protocol and its subscription."""
+        return self._drive(protocol)
+
+    def _drive(self, protocol: Protocol[T]) -> Generator[Any, None, T]:
+        session = _Session(self._redis, self.url, self._s3_endpoint_url)
+        reply: Any = None
+        failure: PromptmillError | None = None
+        try:
+            while True:
+                try:
+                    operation = protocol.throw(failure) if failure is not None else protocol.send(reply)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                reply, failure = None, None
+                if isinstance(operation, Emit):
+                    yield operation.value
+                    continue
+                try:
+                    reply = session.perform(operation)
+                except PromptmillError as error:
+                    failure = error
+        finally:
+            protocol.close()
+            session.close()
+
+
+class _Session:
+    """One run of a protocol: at most one subscription."""
+
+    def __init__(self, connection: redis.Redis, url: str, s3_endpoint_url: str | None) -> None:
+        self._redis = connection
+        self._url = url
+        self._s3_endpoint_url = s3_endpoint_url
+        self._pubsub: redis.client.PubSub | None = None
+
+    def perform(self, operation: Operation) -> Any:
+        """Raises ConnectionLost where trying again may help, another PromptmillError where it will not."""
+        match operation:
+            case Sleep(seconds):
+                return time.sleep(seconds)
+            case ReadObject(url):
+                return read_object(url, self._s3_endpoint_url)
+        try:
+            match operation:
+                case Send(commands):
+                    return self._send(commands)
+                case Subscribe(channels):
+                    return self._subscribe(channels)
+                case Receive(timeout):
+                    return self._receive(timeout)
+        except (redis.RedisError, OSError) as error:
+            raise translate(error, self._url) from error
+        raise AssertionError(f"no operation of a transport: {operation!r}")
+
+    def close(self) -> None:
+        if self._pubsub is not None:
+            self._pubsub.close()
+            self._pubsub = None
+
+    def _send(self, commands: Sequence[Command]) -> list[Any]:
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+            return list(pipeline.execute())
+
+    def _subscribe(self, channels: Sequence[str]) -> None:
+        self.close()
+        self._pubsub = self._redis.pubsub()  # type: ignore[no-untyped-call]
+        self._pubsub.subscribe(*channels)
+        num_acknowledged = 0
+        while num_acknowledged < len(channels):  # messages in between are found again: whoever subscribes looks first
+            message = self._pubsub.get_message(timeout=REPLY_TIMEOUT_SECONDS)
+            if message is None:
+                raise redis.TimeoutError("no acknowledgement of SUBSCRIBE")
+            num_acknowledged += message["type"] == "subscribe"
+
+    def _receive(self, timeout: float) -> bytes | None:
+        assert self._pubsub is not None, "Receive comes after Subscribe"
+        message = self._pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout)
+        return message["data"] if message is not None and message["type"] == "message" else None

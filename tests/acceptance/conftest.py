@@ -1,0 +1,36 @@
+"""Fixtures of real systems: a Redis and `promptmill worker` processes on it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from producer import Client
+from tests.acceptance.system import System
+from worker.embedded_redis import EmbeddedRedis
+
+
+@pytest.fixture
+def system(redis_url: str, tmp_path: Path) -> Iterator[System]:
+    """An empty Redis of its own state, and no worker yet."""
+    system = System(redis_url, tmp_path)
+    yield system
+    system.stop()
+
+
+@pytest.fixture(scope="module")
+def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A Redis and one worker that the tests of a module share: they leave no job behind them."""
+    with EmbeddedRedis() as server:
+        system = System(server.url, tmp_path_factory.mktemp("system"))
+        try:
+            system.start_worker()
+            yield system
+        finally:
+            system.stop()
+
+
+@pytest.fixture
+def client(running_system: System) -> Iterator[Client]:
+    with Client(running_system.url) as client:
+        yield client

@@ -1,0 +1,80 @@
+"""Real processes: `promptmill worker` on a real Redis, with the demo model, as a user would start them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+from producer import Client
+
+MODEL = "smollm2-135m"
+START_SECONDS = 180.0  # the demo model's first start dequantises it into the cache
+
+
+@dataclass
+class System:
+    """A Redis and the workers started on it; `stop` ends them all by pid."""
+
+    url: str
+    log_dir: Path
+    processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        return {**os.environ, "PROMPTMILL_REDIS_URL": self.url, "PROMPTMILL_MODEL": MODEL, **extra}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "producer.cli", *arguments]
+
+    def start_worker(self, *arguments: str, wait: bool = True, **environment: str) -> "subprocess.Popen[bytes]":
+        log = (self.log_dir / f"worker-{len(self.processes)}.log").open("wb")
+        process = subprocess.Popen(
+            self.command("worker", *arguments), env=self.environment(**environment), stdout=log, stderr=log
+        )
+        log.close()
+        self.processes.append(process)
+        if wait:
+            self.wait_for_worker(process)
+        return process
+
+    def wait_for_worker(self, process: "subprocess.Popen[bytes]") -> None:
+        with Client(self.url) as client:
+            end = time.monotonic() + START_SECONDS
+            while not any(info.pid == process.pid for info in client.workers()):
+                assert process.poll() is None and time.monotonic() < end, self.logs()
+                time.sleep(0.1)
+
+    def run(self, *arguments: str, timeout: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """`promptmill ARGUMENTS`, waited for."""
+        return subprocess.run(
+            self.command(*arguments),
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-4000:] for path in sorted(self.log_dir.glob("*.log")))
+
+    def stop(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def remaining_keys(url: str, patterns: list[str]) -> list[str]:
+    """Keys under `patterns` that are still there."""
+    with redis.Redis.from_url(url, decode_responses=True) as connection:
+        return sorted(key for pattern in patterns for key in connection.scan_iter(pattern))

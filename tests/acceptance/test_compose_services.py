@@ -1,0 +1,76 @@
+"""The worker services of docker-compose.yml as plain processes: their own command, and their environment."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import yaml
+
+from producer import Client
+from tests.acceptance.system import System
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+SERVICE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["worker-cpu"]
+
+
+@pytest.fixture
+def environment(system: System, s3_endpoint: str) -> dict[str, str]:
+    """The service's environment, with the names of other containers replaced by where ours listen."""
+    defaults = {name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value) for name, value in SERVICE["environment"].items()}
+    return {
+        **defaults,
+        "PROMPTMILL_REDIS_URL": defaults["PROMPTMILL_REDIS_URL"].replace("redis://redis:6379/0", system.url),
+        "PROMPTMILL_S3_ENDPOINT_URL": defaults["PROMPTMILL_S3_ENDPOINT_URL"].replace(
+            "http://objectstore:8333", s3_endpoint
+        ),
+        "PROMPTMILL_MODEL": "smollm2-135m",  # there is no model hub to download the default from
+    }
+
+
+@pytest.fixture
+def worker(system: System, environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    program, *arguments = SERVICE["command"]
+    assert program == "promptmill"
+    yield system.start_worker(*arguments[1:], **environment)
+
+
+def test_a_job_runs_through_the_cpu_worker_and_its_result_lands_in_the_object_store(
+    system: System,
+    worker: "subprocess.Popen[bytes]",
+    environment: dict[str, str],
+    s3_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PROMPTMILL_S3_ENDPOINT_URL", s3_endpoint)
+    with Client(system.url) as client:
+        job = client.submit("The capital of France is", max_tokens=5, temperature=0)
+        result = job.result(timeout=60)
+    assert "Paris" in result.text
+    stored = boto3.client("s3", endpoint_url=s3_endpoint).get_object(Bucket="results", Key=f"promptmill/{job.id}.json")
+    assert result.text in stored["Body"].read().decode()
+
+
+def test_the_health_check_is_green_beside_a_live_worker_and_red_without_one(
+    system: System, worker: "subprocess.Popen[bytes]", environment: dict[str, str]
+) -> None:
+    check = SERVICE["healthcheck"]["test"]
+    assert check[0] == "CMD-SHELL"
+    script = check[1].replace("$$", "$")
+    # The container's PATH has our console script, and its shell sets HOSTNAME.
+    run_environment = {**os.environ, **environment, "HOSTNAME": os.uname().nodename}
+    run_environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    def health() -> int:
+        return subprocess.run(["sh", "-c", script], env=run_environment, timeout=30, check=False).returncode
+
+    assert health() == 0
+    worker.terminate()
+    worker.wait(20)
+    assert health() != 0

@@ -1,0 +1,63 @@
+"""Every snippet of the README runs as it stands, against a worker with the real model."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from producer import Client
+from tests.acceptance.system import System
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda snippet: snippet.splitlines()[0])
+def test_python_snippet_runs(running_system: System, snippet: str, tmp_path: Path) -> None:
+    script = tmp_path / "snippet.py"
+    script.write_text(snippet)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        env=running_system.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_redis_commands_run_a_job_that_is_read_back_as_described(running_system: System, client: Client) -> None:
+    (commands,) = blocks("redis")
+    with redis.Redis.from_url(running_system.url, single_connection_client=True) as connection:
+        for line in commands.strip().splitlines():
+            connection.execute_command(*shlex.split(line))
+        result = client.job("my-job-1").result(timeout=60)
+        assert "Paris" in result.text
+        assert connection.get("promptmill:result:my-job-1")
+        entries = connection.xrange("promptmill:stream:{my-job-1}", "-", "+")
+    assert entries[0][0] == b"1-0" and b'"done":true' in entries[-1][1][b"d"]
+
+
+def test_the_shell_commands_shown_for_clients_run(running_system: System) -> None:
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("promptmill submit")]
+    assert commands
+    for command in commands:
+        done = running_system.run(*shlex.split(command)[1:])
+        assert done.returncode == 0, done.stderr
+        assert "Paris" in done.stdout
+
+
+def test_every_folder_and_file_that_the_readme_links_to_exists() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (Path(__file__).parents[2] / target).exists(), target

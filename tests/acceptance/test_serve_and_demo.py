@@ -1,0 +1,170 @@
+"""`promptmill serve` and `promptmill demo` as processes: what they print, what they start, and that nothing is left."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+
+from producer import Client
+from worker.embedded_redis import free_port
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+START_SECONDS = 240.0  # the demo model's first start converts it into the cache
+LEAVE_SECONDS = 10.0
+MARK = "PROMPTMILL_TEST_MARK"
+
+
+class Command:
+    """`promptmill …` with a mark in its environment, by which every process it starts is found again."""
+
+    def __init__(self, *arguments: str, **options: object) -> None:
+        self.mark = uuid4().hex
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "producer.cli", *arguments],
+            env={**os.environ, MARK: self.mark},
+            text=True,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore[call-overload]
+        )
+
+    def end(self, signum: int) -> int:
+        self.process.send_signal(signum)
+        return self.process.wait(30)
+
+    def living_processes(self) -> list[int]:
+        wanted = f"{MARK}={self.mark}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except OSError:  # it ended, or is not ours
+                continue
+        return found
+
+    def has_left_nothing(self) -> bool:
+        """A child that has lost its parent while it was importing may take a moment to see it."""
+        end = time.monotonic() + LEAVE_SECONDS
+        while self.living_processes() and time.monotonic() < end:
+            time.sleep(0.1)
+        return not self.living_processes()
+
+    def clean_up(self) -> None:
+        for pid in self.living_processes():
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def start() -> Iterator[type[Command]]:
+    started: list[Command] = []
+
+    class Tracked(Command):
+        def __init__(self, *arguments: str, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    yield Tracked
+    for command in started:
+        command.clean_up()
+
+
+def wait_for_worker(url: str, command: Command) -> None:
+    end = time.monotonic() + START_SECONDS
+    with Client(url) as client:
+        while not client.workers():
+            assert command.process.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_serve_answers_keeps_its_data_and_leaves_nothing_behind(
+    start: type[Command], tmp_path: Path, signum: signal.Signals
+) -> None:
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    command = start("serve", "--redis-port", str(port), "--data-dir", str(tmp_path), stderr=subprocess.DEVNULL)
+    assert command.process.stdout is not None
+    greeting = [command.process.stdout.readline() for _ in range(4)]
+    assert url in greeting[0] and str(tmp_path) in greeting[0]
+    assert (
+        f'promptmill submit "What is the capital of France?" --max-tokens 20 --stream --redis-url {url}' in greeting[2]
+    )
+    wait_for_worker(url, command)
+    with Client(url) as client:
+        job = client.submit("What is the capital of France?", max_tokens=12, temperature=0)
+        assert job.result(timeout=120).choices[0].token_ids
+    assert command.end(signum) == 0
+    assert command.has_left_nothing()
+
+    again = start("serve", "--redis-port", str(port), "--data-dir", str(tmp_path), stderr=subprocess.DEVNULL)
+    assert again.process.stdout is not None and again.process.stdout.readline()
+    with Client(url) as client:
+        assert client.job(job.id).result(timeout=30).choices[0].token_ids
+    assert again.end(signal.SIGTERM) == 0  # while the model is still being loaded
+    assert again.has_left_nothing()
+
+
+def test_serve_on_a_given_redis_starts_none_of_its_own(start: type[Command], redis_url: str) -> None:
+    command = start("serve", "--redis-url", redis_url, stderr=subprocess.DEVNULL)
+    assert command.process.stdout is not None
+    assert command.process.stdout.readline() == f"redis   {redis_url}\n"
+    wait_for_worker(redis_url, command)
+    assert command.end(signal.SIGTERM) == 0
+    with redis.Redis.from_url(redis_url) as connection:
+        assert connection.ping()
+
+
+def test_the_demo_answers_every_prompt_and_leaves_nothing_behind(start: type[Command]) -> None:
+    command = start("demo")
+    out, err = command.process.communicate(timeout=START_SECONDS)
+    assert command.process.returncode == 0, err
+    assert "> What is the capital of France?" in out and "Paris" in out
+    assert "all in" in out and "tokens/s" in out and "failed" not in out
+    assert command.has_left_nothing()
+
+
+def test_the_demo_draws_panels_in_a_terminal(start: type[Command]) -> None:
+    terminal, end = pty.openpty()
+    command = start("demo", stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    shown = b""
+    with os.fdopen(terminal, "rb", buffering=0) as screen:
+        while select.select([screen], [], [], START_SECONDS)[0]:
+            try:
+                shown += screen.read(65536)
+            except OSError:  # how a pseudo-terminal says that the other side is closed
+                break
+    assert command.process.wait(30) == 0
+    text = shown.decode(errors="replace")
+    assert "╭─ What is the capital of France?" in text and "all in" in text
+
+
+def test_the_demo_ended_early_leaves_nothing_behind(start: type[Command]) -> None:
+    command = start("demo")
+    assert command.process.stdout is not None
+    assert "starting a worker" in command.process.stdout.readline()
+    assert command.end(signal.SIGTERM) == 130
+    assert command.has_left_nothing()
+
+
+def test_a_demo_whose_model_is_missing_says_so_in_one_line(start: type[Command], tmp_path: Path) -> None:
+    missing = tmp_path / "no-model"
+    command = start("demo", "--model", str(missing))
+    _, err = command.process.communicate(timeout=START_SECONDS)
+    assert command.process.returncode == 3
+    (line,) = [line for line in err.splitlines() if line]
+    assert line.startswith("Error: ") and str(missing) in line
+    assert command.has_left_nothing()

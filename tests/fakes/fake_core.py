@@ -1,0 +1,164 @@
+"""A core without a model: it answers each prompt with the prompt, over and over, and fails as its folder's script says.
+
+`model_path` is a folder with `tokenizer.json` and, maybe, `fake_core.json` (a `Script`). What must outlive the process,
+the number of starts and deaths so far, is counted in files of that folder.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.config import EngineConfig
+from engine.errors import InvalidRequestError, ModelLoadError
+from engine.messages import AddSequence, EngineInfo, EngineStats, FinishCode, StepOutput
+from tests.fakes.tiny_tokenizers import write_tokenizer
+
+CORE_PATH = "tests.fakes.fake_core:FakeCore"
+VOCAB_SIZE = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """What goes wrong. A token id stands for: as soon as a step holds a sequence whose prompt begins with it."""
+
+    refused_start: int | None = None  # this start (from 1) and later ones raise ModelLoadError
+    crashed_start: int | None = None  # this start and later ones end the process with code 3
+    hung_start: int | None = None  # this start and later ones never come back
+    fingerprint_by_start: bool = False
+    killed_by: int | None = None  # the process is killed
+    killed_at: int = 0  # output tokens of that sequence before it happens
+    max_deaths: int = 1_000_000  # by `killed_by`
+    hung_by: int | None = None  # a step never comes back, once
+    broken_by: int | None = None  # a step raises
+    refused: int | None = None  # add raises
+    step_seconds: float = 0.0
+    max_model_len: int = 100_000
+    tokens_per_step: int = 1
+
+
+def write_fake_model(folder: Path, **script: object) -> str:
+    """The `model_path` of a fake core that behaves as the fields of `Script` say."""
+    (write_tokenizer(folder) / "fake_core.json").write_text(json.dumps(asdict(Script(**script))))
+    return str(folder)
+
+
+class FakeCore:
+    """The interface of `engine.core.EngineCore`. Choice c of a prompt begins its echo c tokens later."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._folder = Path(config.model_path)
+        self._script = Script(**json.loads((self._folder / "fake_core.json").read_text()))
+        self._in_process = config.in_process
+        self._sequences: dict[int, AddSequence] = {}
+        self._new: list[int] = []
+        self._num_steps = 0
+        start = self._count("starts")
+        self._fail_to_start(start)
+        self.info = EngineInfo(
+            model_dir=config.model_path,
+            device="cpu",
+            dtype="float32",
+            attention="none",
+            max_model_len=self._script.max_model_len,
+            vocab_size=VOCAB_SIZE,
+            eos_token_ids=(1,),
+            block_size=16,
+            num_kv_blocks=1000,
+            fingerprint=f"fake {start if self._script.fingerprint_by_start else ''}",
+        )
+
+    def add(self, message: AddSequence) -> None:
+        if message.prompt_token_ids[0] == self._script.refused:
+            raise InvalidRequestError("this prompt is refused", param="prompt")
+        self._sequences[message.sequence_id] = message
+        self._new.append(message.sequence_id)
+
+    def abort(self, sequence_ids: list[int]) -> None:
+        for sequence_id in sequence_ids:
+            self._sequences.pop(sequence_id, None)
+
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    def step(self) -> StepOutput:
+        time.sleep(self._script.step_seconds)
+        self._misbehave()
+        self._num_steps += 1
+        entries = [entry for message in list(self._sequences.values()) for entry in self._echo(message)]
+        new, self._new = self._new, []
+        return StepOutput(
+            np.array([entry[0] for entry in entries], np.int64),
+            np.array([entry[1] for entry in entries], np.int32),
+            np.array([entry[2] for entry in entries], np.int8),
+            cached_tokens=dict.fromkeys(new, 1),
+        )
+
+    def get_stats(self) -> EngineStats:
+        return EngineStats(
+            num_waiting=0,
+            num_running=len(self._sequences),
+            num_preemptions=0,
+            num_steps=self._num_steps,
+            num_prompt_tokens=0,
+            num_generated_tokens=0,
+            num_kv_blocks=1000,
+            num_kv_blocks_used=len(self._sequences),
+            num_kv_blocks_free=1000 - len(self._sequences),
+        )
+
+    def _echo(self, message: AddSequence) -> list[tuple[int, int, int]]:
+        entries = []
+        output, params = message.output_token_ids, message.params
+        for _ in range(self._script.tokens_per_step):
+            token_id = message.prompt_token_ids[(len(output) + message.choice_index) % len(message.prompt_token_ids)]
+            output.append(token_id)
+            code = FinishCode.NONE
+            if token_id in params.stop_token_ids or (token_id in self.info.eos_token_ids and not params.ignore_eos):
+                code = FinishCode.STOP
+            elif len(output) == params.max_tokens:
+                code = FinishCode.LENGTH
+            entries.append((message.sequence_id, token_id, code))
+            if code:
+                del self._sequences[message.sequence_id]
+                break
+        return entries
+
+    def _misbehave(self) -> None:
+        for message in self._sequences.values():
+            trigger = message.prompt_token_ids[0]
+            is_due = len(message.output_token_ids) >= self._script.killed_at
+            if trigger == self._script.killed_by and is_due and self._count("deaths") <= self._script.max_deaths:
+                self._die()
+            if trigger == self._script.hung_by and self._count("hangs") == 1:
+                threading.Event().wait()
+            if trigger == self._script.broken_by:
+                raise RuntimeError("the device is broken")
+
+    def _die(self) -> None:
+        if self._in_process:
+            raise RuntimeError("died")
+        print("about to be killed", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _fail_to_start(self, start: int) -> None:
+        script = self._script
+        if script.refused_start is not None and start >= script.refused_start:
+            raise ModelLoadError("the folder holds no weights: fetch the model again")
+        if script.crashed_start is not None and start >= script.crashed_start:
+            print("cannot open the device", file=sys.stderr, flush=True)
+            os._exit(3)
+        if script.hung_start is not None and start >= script.hung_start:
+            threading.Event().wait()
+
+    def _count(self, name: str) -> int:
+        """How often this has happened in this folder, now included."""
+        with (self._folder / name).open("ab") as file:
+            file.write(b".")
+            return file.tell()

@@ -1,0 +1,201 @@
+"""An engine without a model: `InferenceEngine`'s interface for workers, deterministic tokens, and knobs for what goes
+wrong. A token's text is its number; the tokens follow from prompt, seed and choice alone."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.errors import EngineDiedError, EngineNotRunningError
+from engine.messages import EngineInfo
+from engine.outputs import ErrorKind, RequestOutput
+from engine.sampling_params import SamplingParams
+
+VOCAB_SIZE = 1000
+OnOutput = Callable[[RequestOutput], None]
+
+
+class FakeTokenizer:
+    """One token a word."""
+
+    chat_template: str | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [sum(word.encode()) % VOCAB_SIZE for word in text.split()]
+
+
+def expected_tokens(prompt_token_ids: list[int], params: SamplingParams, index: int = 0) -> list[int]:
+    """What the fake answers."""
+    start = sum(prompt_token_ids) + params.seed + 31 * index
+    return [(start + 7 * position) % VOCAB_SIZE for position in range(params.max_tokens or 16)]
+
+
+def text_of(token_ids: list[int]) -> str:
+    return "".join(f" {token_id}" for token_id in token_ids)
+
+
+@dataclass
+class _Request:
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    on_output: OnOutput
+    num_tokens: int = 0
+    is_aborted: bool = False
+    failure: tuple[str, ErrorKind] | None = None
+    answers: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.answers = [expected_tokens(self.prompt_token_ids, self.params, index) for index in range(self.params.n)]
+
+
+class FakeEngine:
+    """Steps on a thread of its own: one token a choice a step. Callbacks run on that thread, like the real one's."""
+
+    def __init__(self, *, step_seconds: float = 0.001, max_model_len: int = 4096) -> None:
+        self.tokenizer = FakeTokenizer()
+        self.info = EngineInfo(
+            model_dir="fake",
+            device="cpu",
+            dtype="float32",
+            attention="none",
+            max_model_len=max_model_len,
+            vocab_size=VOCAB_SIZE,
+            eos_token_ids=(0,),
+            block_size=16,
+            num_kv_blocks=100_000,
+            fingerprint="fake",
+        )
+        self.step_seconds = step_seconds
+        self.submitted: list[str] = []
+        self.last_step_at = time.monotonic()
+        self.is_healthy = True
+        self._requests: dict[str, _Request] = {}
+        self._lock = threading.Lock()
+        self._going = threading.Event()
+        self._going.set()
+        self._work = threading.Event()
+        self._is_stopped = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="fake-engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        self._going.set()
+        self._work.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def submit(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        on_output: OnOutput,
+    ) -> None:
+        if not self.is_healthy:
+            raise EngineDiedError("the fake died")
+        if self._is_stopped:
+            raise EngineNotRunningError("the fake was stopped")
+        with self._lock:
+            self.submitted.append(request_id)
+            self._requests[request_id] = _Request(request_id, prompt_token_ids, params, on_output)
+        self._work.set()
+
+    def abort(self, request_id: str) -> None:
+        with self._lock:
+            request = self._requests.get(request_id)
+            if request is not None:
+                request.is_aborted = True
+                self._end(request, finish_reason="cancelled")
+
+    def get_stats(self) -> dict[str, Any]:
+        with self._lock:
+            num_running = len(self._requests)
+        return {"num_running": num_running, "num_waiting": 0, "num_kv_blocks_used": 0, "num_kv_blocks_free": 100_000}
+
+    # knobs
+
+    def pause(self) -> None:
+        """No more tokens until `go_on`; aborts still work."""
+        self._going.clear()
+
+    def go_on(self) -> None:
+        self._going.set()
+
+    def fail(self, job_id: str, message: str = "out of luck", kind: ErrorKind = "refused") -> None:
+        """End the job's request with an error."""
+        with self._lock:
+            for request in [r for r in self._requests.values() if r.request_id.startswith(f"{job_id}:")]:
+                self._end(request, finish_reason="error", error=message, kind=kind)
+
+    def die(self) -> None:
+        """As if the child could not be started again."""
+        with self._lock:
+            self.is_healthy = False
+            for request in list(self._requests.values()):
+                self._end(request, finish_reason="error", error="the fake died", kind="died")
+
+    @property
+    def running(self) -> list[str]:
+        with self._lock:
+            return list(self._requests)
+
+    def _end(
+        self, request: _Request, *, finish_reason: Any, error: str | None = None, kind: ErrorKind | None = None
+    ) -> None:
+        del self._requests[request.request_id]
+        for index in range(request.params.n):
+            request.on_output(
+                RequestOutput(
+                    request_id=request.request_id,
+                    index=index,
+                    token_offset=request.num_tokens,
+                    token_ids=[],
+                    text="",
+                    finish_reason=finish_reason,
+                    error=error,
+                    error_kind=kind,
+                    finished=index == request.params.n - 1,
+                )
+            )
+
+    def _run(self) -> None:
+        while not self._is_stopped:
+            self._work.wait()
+            self._going.wait()
+            with self._lock:
+                for request in list(self._requests.values()):
+                    self._step(request)
+                if not self._requests:
+                    self._work.clear()
+            self.last_step_at = time.monotonic()
+            time.sleep(self.step_seconds)
+
+    def _step(self, request: _Request) -> None:
+        position = request.num_tokens
+        request.num_tokens += 1
+        is_last = request.num_tokens == len(request.answers[0])
+        if is_last:
+            del self._requests[request.request_id]
+        for index, answer in enumerate(request.answers):
+            token_id = answer[position]
+            request.on_output(
+                RequestOutput(
+                    request_id=request.request_id,
+                    index=index,
+                    token_offset=position,
+                    token_ids=[token_id],
+                    text=f" {token_id}",
+                    finish_reason="length" if is_last else None,
+                    finished=is_last and index == len(request.answers) - 1,
+                )
+            )

@@ -1,0 +1,128 @@
+"""Paged attention inputs for tests: sequences cut into chunks, laid out over shuffled blocks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.attention.base import AttentionBackend, AttentionBatch
+
+
+@dataclass(slots=True)
+class PagedSequence:
+    """The whole queries, keys and values of one sequence, and the blocks it lies in."""
+
+    q: Tensor  # [num_tokens, num_heads, head_dim]
+    k: Tensor  # [num_tokens, num_kv_heads, head_dim]
+    v: Tensor
+    blocks: list[int]
+
+
+@dataclass(slots=True, kw_only=True)
+class PagedWorld:
+    """A cache full of garbage, with sequences that lie in it."""
+
+    kv_cache: Tensor  # [2, num_blocks, block_size, num_kv_heads, head_dim]
+    sequences: list[PagedSequence]
+
+    @classmethod
+    def build(
+        cls,
+        lengths: list[int],
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        block_size: int = 16,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> "PagedWorld":
+        generator = torch.Generator().manual_seed(seed)
+        counts = [-(-length // block_size) for length in lengths]
+        order = torch.randperm(sum(counts) + 3, generator=generator).tolist()
+        # Blocks that nobody wrote hold nan: a backend that reads past a sequence's end shows it.
+        kv_cache = torch.full((2, len(order), block_size, num_kv_heads, head_dim), float("nan"), dtype=dtype)
+        sequences = []
+        for length, count in zip(lengths, counts, strict=True):
+            q = torch.randn(length, num_heads, head_dim, generator=generator) * 2
+            k = torch.randn(length, num_kv_heads, head_dim, generator=generator)
+            v = torch.randn(length, num_kv_heads, head_dim, generator=generator)
+            blocks = [order.pop() for _ in range(count)]
+            sequences.append(PagedSequence(q.to(dtype), k.to(dtype), v.to(dtype), blocks))
+        return cls(kv_cache=kv_cache, sequences=sequences)
+
+    def step(self, parts: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor, AttentionBatch]:
+        """Packed q, k, v and batch of one step; a part is (sequence, first token, last token + 1)."""
+        block_size = self.kv_cache.shape[2]
+        slots = []
+        for index, first, last in parts:
+            blocks = self.sequences[index].blocks
+            slots += [blocks[p // block_size] * block_size + p % block_size for p in range(first, last)]
+        width = max(len(self.sequences[index].blocks) for index, _, _ in parts)
+        tables = torch.zeros((len(parts), width), dtype=torch.int32)
+        for row, (index, _, _) in enumerate(parts):
+            blocks = self.sequences[index].blocks
+            tables[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
+        lengths = [last - first for _, first, last in parts]
+        starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        batch = AttentionBatch(
+            query_start=starts,
+            context_lens=torch.tensor([last for _, _, last in parts], dtype=torch.int32),
+            block_tables=tables,
+            slot_mapping=torch.tensor(slots),
+            num_seqs=len(parts),
+            num_tokens=sum(lengths),
+            max_query_len=max(lengths),
+            max_context_len=max(last for _, _, last in parts),
+        )
+        q, k, v = (
+            torch.cat([getattr(self.sequences[index], name)[first:last] for index, first, last in parts])
+            for name in ("q", "k", "v")
+        )
+        return q, k, v, batch
+
+    def run(self, backend: AttentionBackend, steps: list[list[tuple[int, int, int]]], **rules: object) -> list[Tensor]:
+        """Run the steps over a fresh copy of the cache; one `[length, num_heads, head_dim]` for each sequence."""
+        cache = self.kv_cache.clone()
+        options = {"scaling": self.head_dim**-0.5, "sliding_window": None, "softcap": None, "sinks": None} | rules
+        outputs = [torch.full_like(sequence.q, float("nan")) for sequence in self.sequences]
+        for parts in steps:
+            q, k, v, batch = self.step(parts)
+            output = backend.forward(q, k, v, cache, batch, **options)  # type: ignore[arg-type]
+            offset = 0
+            for index, first, last in parts:
+                outputs[index][first:last] = output[offset : offset + last - first]
+                offset += last - first
+        return outputs
+
+    @property
+    def head_dim(self) -> int:
+        return self.kv_cache.shape[-1]
+
+
+def dense_attention(
+    sequence: PagedSequence,
+    *,
+    scaling: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention by its definition, in float64, without pages. Returns `[num_tokens, num_heads, head_dim]`."""
+    q, k, v = (x.double().transpose(0, 1) for x in (sequence.q, sequence.k, sequence.v))
+    group = q.shape[0] // k.shape[0]
+    k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+    scores = q @ k.transpose(1, 2) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    distance = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
+    hidden = distance < 0
+    if sliding_window is not None:
+        hidden |= distance >= sliding_window
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.double()[:, None, None].expand(-1, q.shape[1], 1)], dim=-1)
+    weights = torch.softmax(scores, dim=-1)
+    if sinks is not None:
+        weights = weights[..., :-1]
+    return (weights @ v).transpose(0, 1)

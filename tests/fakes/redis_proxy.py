@@ -1,0 +1,60 @@
+"""A TCP proxy before Redis that cuts connections: what was sent has happened, and its reply is lost."""
+
+import contextlib
+import random
+import socket
+import threading
+from typing import Self
+
+
+class CuttingProxy:
+    """Cuts a connection instead of passing a reply on, with `probability`; none while it is 0."""
+
+    def __init__(self, upstream_port: int, *, seed: int) -> None:
+        self._upstream_port = upstream_port
+        self._random = random.Random(seed)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.probability = 0.0
+        self.num_cuts = 0
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._upstream_port))
+            threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
+            threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, is_reply: bool) -> None:
+        try:
+            while data := source.recv(65536):
+                if is_reply and self._random.random() < self.probability:
+                    self.num_cuts += 1
+                    break
+                target.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for end in (source, target):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            if is_reply:
+                source.close()
+                target.close()

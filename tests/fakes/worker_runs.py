@@ -1,0 +1,192 @@
+"""Workers on a fake engine, for tests: on a thread of this process, or in a process of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from producer.contract import Done, Marker, Result, keys, parse_entry
+from tests.fakes.fake_engine import FakeEngine
+from worker.outlet.select import select_result_store
+from worker.redis_client import connect
+from worker.service import WorkerService
+from worker.settings import WorkerSettings
+
+WAIT_SECONDS = 60.0
+FUNCTION = keys.JOB_FUNCTION
+
+
+def wait_until(condition: Callable[[], Any], what: str = "the condition") -> Any:
+    """Polls until the condition holds; returns its value."""
+    end = time.monotonic() + WAIT_SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{what} did not come about in {WAIT_SECONDS:g} s"
+        time.sleep(0.01)
+    return value
+
+
+def rq_queue(client: redis.Redis, name: str = keys.DEFAULT_QUEUE) -> Queue:
+    return Queue(name, connection=client, serializer=JSONSerializer)
+
+
+def wait_for_result(client: redis.Redis, job_id: str) -> Result:
+    wire = wait_until(lambda: client.get(keys.result_key(job_id)), f"the result of {job_id}")
+    return Result.model_validate_json(wire)
+
+
+def enqueue_many(queue: Queue, number: int, **fields: Any) -> list[str]:
+    """Jobs with different prompts, in one transaction; their ids in the order of the queue."""
+    data = [Queue.prepare_data(FUNCTION, kwargs={"prompt": f"Job {at}", **fields}) for at in range(number)]
+    return [job.id for job in queue.enqueue_many(data)]
+
+
+def stream_text(client: redis.Redis, job_id: str) -> str:
+    """The text of a stream that has ended, since its last reset."""
+    text = ""
+    for _, fields in client.xrange(keys.stream_key(job_id)):
+        if b"m" in fields:
+            text = "" if Marker.model_validate_json(fields[b"m"]).reset else text
+            continue
+        entry = parse_entry(fields[b"d"])
+        if isinstance(entry, Done):
+            return text
+        text += entry.text
+    raise AssertionError(f"the stream of {job_id} has no end")
+
+
+def leftovers(client: redis.Redis) -> list[str]:
+    """Keys that no ended job may leave."""
+    patterns = ["promptmill:leases:*", "promptmill:fence:*", "promptmill:attempt:*", "rq:execution*", "rq:wip:*"]
+    return sorted(key.decode() for pattern in patterns for key in client.scan_iter(pattern))
+
+
+def wait_for_no_leftovers(client: redis.Redis) -> None:
+    wait_until(lambda: not leftovers(client), "the end of leases and executions")
+
+
+class WorkerThread:
+    """A `WorkerService` on a thread."""
+
+    def __init__(self, redis_url: str, engine: FakeEngine | None = None, **settings: Any) -> None:
+        self.settings = WorkerSettings(redis_url=redis_url, model="fake", **settings)
+        self.engine = engine or FakeEngine()
+        self._client = connect(redis_url)
+        self.error: BaseException | None = None
+        store = select_result_store(self.settings.results, s3_endpoint_url=self.settings.s3_endpoint_url)
+        self.service = WorkerService(self.settings, self._client, self.engine, store)  # type: ignore[arg-type]
+        self._serving = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+
+    @property
+    def name(self) -> str:
+        return self.service.name
+
+    def __enter__(self) -> "WorkerThread":
+        self.engine.start()
+        self._thread.start()
+        assert self._serving.wait(WAIT_SECONDS)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+        if self.error is not None:
+            raise self.error
+
+    def stop(self) -> None:
+        self.service.request_stop()
+        self.join()
+
+    def join(self) -> None:
+        self._thread.join(WAIT_SECONDS)
+        assert not self._thread.is_alive()
+        self.engine.stop()
+        self._client.close()
+
+    def _run(self) -> None:
+        try:
+            self.service.run(on_serving=self._serving.set)
+        except BaseException as error:
+            self.error = error
+            self._serving.set()
+
+
+class WorkerProcess:
+    """`run_worker` on a fake engine in a process, for signals."""
+
+    def __init__(
+        self, redis_url: str, *, step_seconds: float = 0.001, hanging_store: bool = False, **settings: Any
+    ) -> None:
+        environment = {f"PROMPTMILL_{name.upper()}": str(value) for name, value in settings.items()}
+        if hanging_store:
+            environment["FAKE_HANGING_STORE"] = "1"
+        environment |= {"PROMPTMILL_REDIS_URL": redis_url, "FAKE_STEP_SECONDS": str(step_seconds)}
+        self._client = redis.Redis.from_url(redis_url)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fakes.worker_runs"], env={**os.environ, **environment}
+        )
+
+    def wait_until_serving(self) -> "WorkerProcess":
+        pattern = f'"pid":{self.process.pid},'
+
+        def is_published() -> bool:
+            assert self.process.poll() is None, "the worker ended"
+            infos = [
+                self._client.get(keys.worker_key(name.decode()))
+                for name in self._client.zrange(keys.WORKERS_KEY, 0, -1)
+            ]
+            return any(pattern in info.decode() for info in infos if info)
+
+        wait_until(is_published, "the worker")
+        return self
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = WAIT_SECONDS) -> int:
+        return self.process.wait(timeout)
+
+    def __enter__(self) -> "WorkerProcess":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._client.close()
+
+
+class HangingStore:
+    """A result store that takes an upload and never answers."""
+
+    def check(self) -> None:
+        return
+
+    def put(self, result: Result, attempt: int) -> Result:
+        while True:
+            time.sleep(3600)
+
+
+def main() -> None:
+    """Run a worker whose engine is the fake; what else is fake, the environment says."""
+    import logging
+
+    import worker.service
+
+    logging.basicConfig(level="WARNING")
+    engine = FakeEngine(step_seconds=float(os.environ["FAKE_STEP_SECONDS"]))
+    worker.service.InferenceEngine = lambda config: engine  # type: ignore[assignment,misc]
+    if "FAKE_HANGING_STORE" in os.environ:
+        worker.service.select_result_store = lambda *args, **kwargs: HangingStore()
+    worker.service.run_worker(WorkerSettings(model="fake"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""`BatchRun` on real files and a real Redis: broken lines, resuming, backpressure, jobs that came to nothing."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from producer import BatchFileError, Client
+from producer.batch import BatchOptions, BatchProgress, BatchRun
+from producer.contract import keys
+from producer.settings import ProducerSettings
+from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[FakeWorker]:
+    worker = FakeWorker(redis_url)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+
+
+def chat(custom_id: str, text: str, **fields: Any) -> str:
+    body = {"messages": [{"role": "user", "content": text}], **fields}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body})
+
+
+def completion(custom_id: str, text: str, **fields: Any) -> str:
+    return json.dumps({"custom_id": custom_id, "url": "/v1/completions", "body": {"prompt": text, **fields}})
+
+
+def run(redis_url: str, files: tuple[Path, Path], **options: Any) -> BatchProgress:
+    return batch(redis_url, files, **options).run()
+
+
+def batch(redis_url: str, files: tuple[Path, Path], **options: Any) -> BatchRun:
+    on_progress = options.pop("on_progress", lambda progress: None)
+    return BatchRun(ProducerSettings(redis_url=redis_url), *files, BatchOptions(**options), on_progress)
+
+
+def answers(target: Path) -> list[Any]:
+    return [json.loads(line) for line in target.read_bytes().splitlines()]
+
+
+def by_id(target: Path) -> dict[str, Any]:
+    return {answer["custom_id"]: answer for answer in answers(target)}
+
+
+def test_every_line_is_answered_in_openais_shape(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:
+    files[0].write_text(chat("c1", "one two", n=2) + "\n\n" + completion("t1", "three four", max_tokens=1) + "\n")
+    with worker.serving(echo):
+        progress = run(redis_url, files)
+    assert (progress.num_lines, progress.num_done, progress.num_failed) == (2, 2, 0)
+    assert progress.num_output_tokens == 22
+    found = by_id(files[1])
+    response = found["c1"]["response"]
+    assert found["c1"]["error"] is None and response["status_code"] == 200
+    assert response["body"]["object"] == "chat.completion"
+    assert [choice["message"]["content"] for choice in response["body"]["choices"]] == ["one two ", "one two "]
+    assert response["body"]["choices"][1]["finish_reason"] == "length"
+    body = found["t1"]["response"]["body"]
+    assert (body["object"], body["choices"][0]["text"]) == ("text_completion", "three ")
+    assert body["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 6,
+        "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+def test_a_broken_line_fails_alone(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:
+    lines = [
+        chat("good", "hello"),
+        "{broken",
+        json.dumps({"url": "/v1/completions", "body": {"prompt": "no id"}}),
+        chat("good", "again"),
+        json.dumps({"custom_id": "elsewhere", "url": "/v1/embeddings", "body": {}}),
+        json.dumps({"custom_id": "bodiless", "url": "/v1/completions"}),
+        completion("hot", "hello", temperature=9),
+        completion("unknown", "hello", temprature=0),
+        completion("failing", "fail"),
+        '"no object"',
+        json.dumps({"custom_id": "half \ud800", "url": "/v1/completions", "body": {"prompt": "\ud800"}}),
+    ]
+    files[0].write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
+    with worker.serving(echo):
+        progress = run(redis_url, files)
+    assert (progress.num_lines, progress.num_done, progress.num_failed) == (12, 12, 11)
+    found = answers(files[1])
+    bad = {answer["error"]["line"]: answer["error"]["code"] for answer in found if answer["error"] is not None}
+    assert bad == {
+        2: "invalid_json_line",
+        3: "missing_custom_id",
+        4: "duplicate_custom_id",
+        5: "invalid_url",
+        6: "invalid_body",
+        10: "invalid_json_line",
+        12: "invalid_json_line",
+    }
+    refused = {answer["custom_id"]: answer["response"] for answer in found if answer["error"] is None}
+    assert refused["good"]["status_code"] == 200
+    assert refused["hot"]["status_code"] == 400
+    assert refused["hot"]["body"]["error"] == {
+        "message": "temperature: must be at most 2; got 9",
+        "type": "invalid_request_error",
+        "param": "temperature",
+        "code": "invalid_request",
+    }
+    assert "did you mean temperature?" in refused["unknown"]["body"]["error"]["message"]
+    assert refused["failing"]["status_code"] == 500
+    assert refused["half \ud800"]["body"]["error"]["param"] == "prompt"
+
+    before = files[1].read_bytes()
+    assert run(redis_url, files).num_done == 12  # nothing is left to do, and nothing is written twice
+    assert files[1].read_bytes() == before
+
+
+def test_a_run_goes_on_behind_a_torn_line(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:
+    files[0].write_text("".join(chat(f"r{i}", f"word {i}") + "\n" for i in range(10)))
+    with worker.serving(echo):
+        run(redis_url, files)
+        whole = files[1].read_bytes()
+        lines = whole.splitlines(keepends=True)
+        files[1].write_bytes(b"".join(lines[:6]) + lines[6][:40])
+        progress = run(redis_url, files)
+    assert (progress.num_done, progress.num_failed) == (10, 0)
+    found = answers(files[1])
+    assert len(found) == 10 and set(by_id(files[1])) == {f"r{i}" for i in range(10)}
+
+
+def test_an_interrupted_run_is_taken_up_without_running_a_line_twice(
+    redis_url: str, worker: FakeWorker, files: tuple[Path, Path], redis_client: redis.Redis
+) -> None:
+    files[0].write_text("".join(chat(f"r{i}", f"word {i}") + "\n" for i in range(40)))
+    runs: list[str] = []
+
+    def count(held: HeldJob) -> None:
+        runs.append(held.job_id)
+        echo(held)
+
+    def interrupt(progress: BatchProgress) -> None:
+        if progress.num_done == 5:
+            raise KeyboardInterrupt
+
+    with worker.serving(count):
+        with pytest.raises(KeyboardInterrupt):
+            run(redis_url, files, on_progress=interrupt)
+        assert len(answers(files[1])) == 5
+        progress = run(redis_url, files)
+    assert (progress.num_done, progress.num_failed) == (40, 0)
+    assert len(runs) == len(set(runs)) == 40
+    assert set(by_id(files[1])) == {f"r{i}" for i in range(40)}
+
+
+def test_a_job_that_came_to_nothing_unseen_is_run_anew(
+    redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
+) -> None:
+    files[0].write_text(chat("a", "word") + "\n")
+
+    def interrupt_at_once(held: HeldJob) -> None:
+        with Client(redis_url) as client:
+            client.cancel(held.job_id)
+        held.begin().end("cancelled")
+
+    def stop(progress: BatchProgress) -> None:
+        if progress.num_done:
+            raise KeyboardInterrupt
+
+    with worker.serving(interrupt_at_once), pytest.raises(KeyboardInterrupt):
+        run(redis_url, files, on_progress=stop)
+    [seen] = answers(files[1])
+    assert seen["error"]["code"] == "batch_cancelled"
+    files[1].unlink()
+    with worker.serving(echo):
+        progress = run(redis_url, files)
+    assert (progress.num_done, progress.num_failed) == (1, 0)
+
+
+def test_another_run_of_the_same_file_is_run_anew(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:
+    files[0].write_text(chat("a", "word") + "\n")
+    with worker.serving(echo):
+        first = run(redis_url, files)
+        ids = [answers(files[1])[0]["id"]]
+        for run_id in ("", "second"):
+            files[1].unlink()
+            run(redis_url, files, run_id=run_id)
+            ids.append(answers(files[1])[0]["id"])
+    assert first.num_done == 1
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_no_more_jobs_are_in_flight_than_allowed(
+    redis_url: str, worker: FakeWorker, files: tuple[Path, Path], redis_client: redis.Redis
+) -> None:
+    files[0].write_text("".join(completion(f"r{i}", "word") + "\n" for i in range(60)))
+    depths: list[int] = []
+
+    def measure(held: HeldJob) -> None:
+        depths.append(1 + int(redis_client.llen("rq:queue:promptmill")))
+        echo(held)
+
+    with worker.serving(measure):
+        assert run(redis_url, files, max_in_flight=8).num_done == 60
+    assert 2 <= max(depths) <= 8
+
+
+def test_a_model_nobody_serves_fails_its_lines_only(
+    redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
+) -> None:
+    worker.announce("mine")
+    files[0].write_text(chat("a", "word", model="mine") + "\n" + chat("b", "word", model="gpt-9") + "\n")
+    with worker.serving(echo):
+        run(redis_url, files)
+    found = by_id(files[1])
+    assert found["a"]["response"]["status_code"] == 200
+    assert found["b"]["response"]["status_code"] == 404
+    assert found["b"]["response"]["body"]["error"]["code"] == "model_not_found"
+    files[1].unlink()
+    with worker.serving(echo):
+        assert run(redis_url, files, model="mine", run_id="2").num_failed == 0
+
+
+def test_priority_classes_go_to_their_queue(
+    redis_url: str, files: tuple[Path, Path], redis_client: redis.Redis
+) -> None:
+    files[0].write_text(chat("a", "word") + "\n")
+    low = FakeWorker(redis_url, queue=keys.class_queue("promptmill", "low"))
+    with low.serving(echo):
+        assert run(redis_url, files, priority_class="low").num_done == 1
+    low.close()
+
+
+def test_files_that_cannot_be_used_are_named(redis_url: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(chat("a", "b") + "\n")
+    with pytest.raises(BatchFileError, match=r"in\.jsonl is the input as well"):
+        run(redis_url, (source, source))
+    with pytest.raises(BatchFileError, match=r"missing\.jsonl cannot be read"):
+        run(redis_url, (tmp_path / "missing.jsonl", target))
+    with pytest.raises(BatchFileError, match="nowhere"):
+        run(redis_url, (source, tmp_path / "nowhere" / "out.jsonl"))
+    target.write_text('{"something": "else"}\n')
+    with pytest.raises(BatchFileError, match="line 1, is no answer of a batch"):
+        run(redis_url, (source, target))
+    assert target.read_text() == '{"something": "else"}\n'

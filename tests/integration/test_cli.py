@@ -1,0 +1,239 @@
+"""The command line against a real Redis and a fake worker: what it prints, where, and its exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from producer import Client
+from producer.cli import main
+from tests.fakes.fake_worker import FakeWorker, echo
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[FakeWorker]:
+    worker = FakeWorker(redis_url)
+    worker.announce("m")
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def promptmill(redis_url: str) -> Invoke:
+    def invoke(*arguments: str, input: str | None = None, **environment: str) -> Result:
+        environment = {"PROMPTMILL_REDIS_URL": redis_url, **environment}
+        result = CliRunner().invoke(main, arguments, input=input, env=environment)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return invoke
+
+
+def test_submit_prints_the_answer_and_nothing_else(promptmill: Invoke, worker: FakeWorker) -> None:
+    with worker.serving(echo):
+        result = promptmill("submit", "one two three", "--max-tokens", "2", "--temperature", "0")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "one two \n", "")
+
+
+def test_submit_sends_a_chat_with_every_option(promptmill: Invoke, worker: FakeWorker) -> None:
+    arguments = ["--system", "Be brief.", "--model", "m", "--top-p", "0.5", "--top-k", "4", "--min-p", "0.1"]
+    arguments += ["--seed", "7", "--stop", "a", "--stop", "b", "--ignore-eos", "--n", "2", "--priority-class", "high"]
+    detached = promptmill("submit", "-", "--detach", *arguments, input="from standard input")
+    assert detached.exit_code == 0
+    high = FakeWorker(_url(worker), queue="promptmill:high")
+    held = high.claim()
+    assert held.job_id == detached.stdout.strip()
+    assert held.arguments == {
+        "v": 1,
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "from standard input"},
+        ],
+        "top_p": 0.5,
+        "top_k": 4,
+        "min_p": 0.1,
+        "seed": 7,
+        "stop": ["a", "b"],
+        "ignore_eos": True,
+        "n": 2,
+    }
+    high.close()
+
+
+def test_submit_can_leave_the_chat_template_out(promptmill: Invoke, worker: FakeWorker) -> None:
+    promptmill("submit", "as it is", "--raw", "--detach")
+    assert worker.claim().arguments == {"v": 1, "prompt": "as it is"}
+    assert promptmill("submit", "x", "--raw", "--system", "y").exit_code == 2
+
+
+def test_a_streamed_submit_prints_the_same_text(promptmill: Invoke, worker: FakeWorker) -> None:
+    with worker.serving(echo):
+        result = promptmill("submit", "one two three", "--stream")
+    assert (result.exit_code, result.stdout) == (0, "one two three \n")
+    assert promptmill("submit", "x", "--stream", "--n", "2").exit_code == 2
+
+
+def test_json_is_the_result_and_with_stream_the_chunks_before_it(promptmill: Invoke, worker: FakeWorker) -> None:
+    with worker.serving(echo):
+        plain = promptmill("submit", "one two", "--json")
+        streamed = promptmill("submit", "one two", "--json", "--stream")
+    result = json.loads(plain.stdout)
+    assert (result["status"], result["choices"][0]["text"]) == ("finished", "one two ")
+    *chunks, last = [json.loads(line) for line in streamed.stdout.splitlines()]
+    assert [chunk["text"] for chunk in chunks] == ["one ", "two "]
+    assert last["status"] == "finished"
+    again = promptmill("result", result["job_id"], "--json")
+    assert json.loads(again.stdout) == result
+    assert promptmill("result", result["job_id"]).stdout == "one two \n"
+
+
+def test_several_answers_are_told_apart(promptmill: Invoke, worker: FakeWorker) -> None:
+    with worker.serving(echo):
+        assert promptmill("submit", "one", "--n", "2").stdout == "[0] one \n[1] one \n"
+
+
+def test_a_failed_job_is_one_line_and_exit_code_1(promptmill: Invoke, worker: FakeWorker) -> None:
+    with worker.serving(echo):
+        result = promptmill("submit", "fail", "--raw")
+        streamed = promptmill("submit", "fail", "--raw", "--stream")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1 and "told to fail" in result.stderr
+    assert (streamed.exit_code, streamed.stdout) == (1, "fail \n")
+
+
+def test_a_failed_result_as_json_is_printed_all_the_same(
+    promptmill: Invoke, worker: FakeWorker, redis_url: str
+) -> None:
+    with Client(redis_url) as client:
+        job = client.submit("fail")
+    with worker.serving(echo):
+        result = promptmill("result", job.id, "--json", "--timeout", "30")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["code"] == "engine_error"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["submit", "x", "--temperature", "9"], 2, "temperature: must be at most 2; got 9.0"),
+        (["submit", "x", "--model", "other"], 2, "no live worker serves 'other'; served are: m"),
+        (["submit", "x", "--max-tokens", "many"], 2, "--max-tokens"),
+        (["submit", "x", "--redis-url", "http://x"], 2, "--redis-url (PROMPTMILL_REDIS_URL)"),
+        (["submit", "x", "--redis-url", "redis://:secret@127.0.0.1:1/0"], 3, "redis://:***@127.0.0.1:1/0 cannot be"),
+        (["submit", "x", "--timeout", "0.05"], 1, "has not ended within 0.05 s"),
+        (["result", "nobody"], 1, "job nobody is not known"),
+        (["cancel", "nobody"], 1, "job nobody is not known"),
+        (["run", "missing.jsonl", "out.jsonl"], 2, "missing.jsonl"),
+        (["nonsense"], 2, "No such command"),
+    ],
+)
+def test_every_failure_is_said_once_without_a_traceback(
+    promptmill: Invoke, worker: FakeWorker, arguments: list[str], code: int, words: str
+) -> None:
+    result = promptmill(*arguments)
+    assert result.exit_code == code
+    assert words in result.stderr and "Traceback" not in result.stderr and "secret" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_job_that_waits_for_a_worker_says_so(promptmill: Invoke, redis_url: str) -> None:
+    result = promptmill("submit", "x", "--timeout", "0.05")
+    assert "no worker is alive yet" in result.stderr
+
+
+def test_cancel_tells_what_it_did_to_each(promptmill: Invoke, worker: FakeWorker, redis_url: str) -> None:
+    with Client(redis_url) as client:
+        ended = client.submit("a")
+        echo(worker.claim())
+        queued = client.submit("b")
+    result = promptmill("cancel", queued.id, ended.id, "nobody")
+    assert result.exit_code == 1
+    assert result.stdout == f"{queued.id} cancelled\n{ended.id} had ended before\n"
+    assert "nobody" in result.stderr
+    shown = promptmill("result", queued.id)
+    assert (shown.exit_code, shown.stdout) == (1, "\n")
+    assert "was cancelled" in shown.stderr
+
+
+def test_status_shows_queues_and_workers(promptmill: Invoke, worker: FakeWorker, redis_url: str) -> None:
+    with Client(redis_url) as client:
+        client.submit("a")
+    shown = json.loads(promptmill("status", "--json").stdout)
+    [queue] = shown["queues"]
+    assert (queue["name"], queue["depth"], queue["registries"]["finished"]) == ("promptmill", 1, 0)
+    assert [found["models"] for found in shown["workers"]] == [["m"]]
+    table = promptmill("status")
+    assert table.exit_code == 0 and "fake" in table.stdout and "promptmill" in table.stdout
+
+
+def test_status_without_a_worker_names_the_remedy(promptmill: Invoke, redis_url: str) -> None:
+    result = promptmill("status")
+    assert result.exit_code == 0 and "promptmill worker" in result.stdout
+
+
+def test_run_answers_a_file_and_fails_for_a_broken_line(promptmill: Invoke, worker: FakeWorker, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    good = {"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "hello"}}
+    source.write_text(json.dumps(good) + "\n")
+    with worker.serving(echo):
+        result = promptmill("run", str(source), str(target))
+        assert result.exit_code == 0 and "1 answered, 0 failed" in result.stderr
+        source.write_text(json.dumps(good) + "\n{broken\n")
+        result = promptmill("run", str(source), str(target))
+    assert result.exit_code == 1 and "1 answered, 1 failed" in result.stderr
+    assert len(target.read_text().splitlines()) == 2
+
+
+def test_ctrl_c_leaves_the_output_whole_and_a_second_run_collects(
+    promptmill: Invoke, worker: FakeWorker, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"custom_id": str(i), "url": "/v1/completions", "body": {"prompt": f"p{i}"}} for i in range(3)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    process = start("run", str(source), str(target), url=_url(worker))
+    echo(worker.claim())
+    while not (target.exists() and target.read_bytes().endswith(b"\n")):
+        assert process.poll() is None
+        signal.sigtimedwait([], 0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "run the same command again" in stderr and "Traceback" not in stderr
+    with worker.serving(echo):
+        result = promptmill("run", str(source), str(target))
+    assert result.exit_code == 0
+    assert {json.loads(line)["custom_id"] for line in target.read_text().splitlines()} == {"0", "1", "2"}
+
+
+def test_ctrl_c_on_submit_cancels_the_job(worker: FakeWorker, redis_url: str) -> None:
+    process = start("submit", "hello", url=redis_url)
+    held = worker.claim().begin()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"job {held.job_id} was cancelled" in stderr and "Traceback" not in stderr
+    assert held.is_cancelled()
+
+
+def start(*arguments: str, url: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "producer.cli", *arguments],
+        env={**os.environ, "PROMPTMILL_REDIS_URL": url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _url(worker: FakeWorker) -> str:
+    options = worker.connection.connection_pool.connection_kwargs
+    return f"redis://{options['host']}:{options['port']}/0"

@@ -1,0 +1,175 @@
+"""Cancelling through the client on a real Redis: queued, running, ended, abandoned, and by plain RQ."""
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+from rq import Queue
+from rq.job import Job as RqJob
+from rq.job import JobStatus as RqStatus
+from rq.serializers import JSONSerializer
+
+from producer import Client, JobNotFoundError, JobStatus
+from producer.contract import ErrorCode, ErrorInfo, Result, keys
+from tests.fakes.fake_worker import FakeWorker, echo
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[FakeWorker]:
+    worker = FakeWorker(redis_url)
+    yield worker
+    worker.close()
+
+
+def test_a_queued_job_ends_at_once_with_an_outcome_for_everybody(client: Client, redis_client: redis.Redis) -> None:
+    job = client.submit("a", n=2, metadata={"row": 1})
+    with redis_client.pubsub() as lines:  # type: ignore[no-untyped-call]
+        lines.subscribe(keys.results_channel("promptmill"))
+        assert lines.get_message(timeout=5)["type"] == "subscribe"
+        assert job.cancel() is True
+        line = Result.model_validate_json(lines.get_message(timeout=5)["data"])
+    assert (line.job_id, line.status, line.choices) == (job.id, "cancelled", [])
+    chunks = list(job.stream(timeout=10))
+    assert [(chunk.index, chunk.finish_reason) for chunk in chunks] == [(0, "cancelled"), (1, "cancelled")]
+    result = job.result(timeout=10)
+    assert (result.status, result.metadata, result.attempts) == ("cancelled", {"row": 1}, 0)
+    assert [choice.finish_reason for choice in result.choices] == ["cancelled", "cancelled"]
+    assert job.status() is JobStatus.CANCELLED
+    assert RqJob.fetch(job.id, redis_client, JSONSerializer).get_status() is RqStatus.CANCELED
+    assert redis_client.llen("rq:queue:promptmill") == 0
+    for key in (f"rq:job:{job.id}", keys.stream_key(job.id), keys.result_key(job.id)):
+        assert redis_client.ttl(key) > 0
+
+
+def test_cancelling_twice_writes_one_outcome(client: Client, redis_client: redis.Redis) -> None:
+    job = client.submit("a")
+    assert job.cancel() and job.cancel()
+    assert redis_client.xlen(keys.results_channel("promptmill")) == 1
+    assert len(list(job.stream(timeout=10))) == 1
+
+
+def test_a_running_job_is_left_to_its_worker(client: Client, worker: FakeWorker, redis_client: redis.Redis) -> None:
+    job = client.submit("a")
+    held = worker.claim().begin()
+    held.write("half ")
+    with redis_client.pubsub() as requests:  # type: ignore[no-untyped-call]
+        requests.subscribe(keys.CANCEL_CHANNEL)
+        assert requests.get_message(timeout=5)["type"] == "subscribe"
+        assert job.cancel() is True
+        assert requests.get_message(timeout=5)["data"] == job.id.encode()
+    assert held.is_cancelled()
+    assert redis_client.get(keys.result_key(job.id)) is None
+    held.write("", finish_reason="cancelled")
+    held.end("cancelled")
+    assert [(chunk.text, chunk.finish_reason) for chunk in job.stream(timeout=10)] == [
+        ("half ", None),
+        ("", "cancelled"),
+    ]
+    assert job.result(timeout=10).text == "half "
+    assert job.cancel() is True
+
+
+def test_a_job_that_has_ended_stays_as_it_is(client: Client, worker: FakeWorker) -> None:
+    job = client.submit("a")
+    echo(worker.claim())
+    assert job.cancel() is False
+    assert job.status() is JobStatus.FINISHED
+
+
+def test_a_done_entry_decides_before_rq_shows_it(client: Client, worker: FakeWorker) -> None:
+    job = client.submit("a")
+    held = worker.claim().begin()
+    held.write("whole", finish_reason="stop")
+    held.write_done("finished")
+    assert job.cancel() is False
+    assert not held.is_cancelled()
+    held.commit("finished")
+    assert job.result(timeout=10).status == "finished"
+
+
+def test_a_handed_over_job_keeps_its_partial_text(client: Client, worker: FakeWorker) -> None:
+    job = client.submit("a")
+    held = worker.claim().begin()
+    held.write("half ")
+    held.hand_over()
+    stream = job.stream(timeout=10)
+    assert next(stream).text == "half "
+    assert job.cancel() is True
+    assert [(chunk.text, chunk.finish_reason) for chunk in stream] == [("", "cancelled")]
+    result = job.result(timeout=10)
+    assert (result.text, result.usage.completion_tokens, result.attempts) == ("half ", 5, 1)
+    with pytest.raises(redis.ResponseError, match="equal or smaller"):
+        held.write("a dead worker's token")
+
+
+def test_a_job_whose_worker_is_long_gone_ends_here(
+    client: Client, worker: FakeWorker, redis_client: redis.Redis
+) -> None:
+    job = client.submit("a")
+    worker.claim().begin().write("half ")
+    redis_client.set(keys.fence_key(job.id), "1:execution")
+    redis_client.zadd(keys.leases_key("promptmill"), {job.id: 1.0})
+    assert job.cancel() is True
+    assert job.result(timeout=10).text == "half "
+    assert redis_client.exists(keys.fence_key(job.id)) == 0
+    assert redis_client.zscore(keys.leases_key("promptmill"), job.id) is None
+
+
+def test_a_job_that_plain_rq_cancelled_gets_its_outcome_from_whoever_waits(
+    client: Client, redis_client: redis.Redis
+) -> None:
+    jobs = client.submit_many([{"prompt": "a"}] * 2)
+    for job in jobs:
+        RqJob.fetch(job.id, redis_client, JSONSerializer).cancel()
+    assert [chunk.finish_reason for chunk in jobs[0].stream(timeout=30)] == ["cancelled"]
+    assert jobs[1].result(timeout=30).status == "cancelled"
+    assert redis_client.xlen(keys.results_channel("promptmill")) == 2
+
+
+def test_a_requeued_job_can_be_cancelled_and_its_old_text_is_void(
+    client: Client, worker: FakeWorker, redis_client: redis.Redis
+) -> None:
+    job = client.submit("a")
+    held = worker.claim().begin()
+    held.write("old")
+    held.end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="bad luck"))
+    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
+    queue.enqueue_job(RqJob.fetch(job.id, redis_client, JSONSerializer))
+    assert job.cancel() is True
+    assert [(chunk.text, chunk.finish_reason) for chunk in job.stream(timeout=10)] == [("", "cancelled")]
+    assert job.result(timeout=10).text == ""
+
+
+def test_a_requeued_job_that_was_just_claimed_is_left_to_its_worker(
+    client: Client, worker: FakeWorker, redis_client: redis.Redis
+) -> None:
+    job = client.submit("a")
+    echo(worker.claim())
+    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
+    queue.enqueue_job(RqJob.fetch(job.id, redis_client, JSONSerializer))
+    held = worker.claim()
+    assert job.cancel() is True
+    assert held.is_cancelled()
+
+
+def test_an_unknown_job_cannot_be_cancelled_and_a_forgotten_one_tells_how_it_ended(
+    client: Client, worker: FakeWorker, redis_client: redis.Redis
+) -> None:
+    with pytest.raises(JobNotFoundError, match="nothing to cancel"):
+        client.cancel("nobody")
+    job = client.submit("a")
+    echo(worker.claim())
+    redis_client.delete(f"rq:job:{job.id}")
+    assert job.cancel() is False
+
+
+def test_a_pickled_job_can_be_cancelled(client: Client, redis_client: redis.Redis) -> None:
+    pickled = Queue("promptmill", connection=redis_client).enqueue("promptmill.generate", prompt="Hello")
+    assert client.cancel(pickled.id) is True
+    assert client.job(pickled.id).result(timeout=10).status == "cancelled"

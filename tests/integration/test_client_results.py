@@ -1,0 +1,200 @@
+"""Waiting for results on a real Redis: one job, thousands, failures, expiry, results in a store."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import boto3
+import pytest
+import redis
+from rq.job import Job as RqJob
+from rq.job import JobStatus as RqStatus
+from rq.serializers import JSONSerializer
+
+from producer import Client, JobFailedError, JobNotFoundError, JobStatus, Result, ResultStoreError, ResultTimeoutError
+from producer.contract import ErrorCode, keys
+from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[FakeWorker]:
+    worker = FakeWorker(redis_url)
+    yield worker
+    worker.close()
+
+
+def test_a_result_is_waited_for_and_can_be_asked_for_again(client: Client, worker: FakeWorker) -> None:
+    job = client.submit("one two three", n=2, metadata={"row": 7})
+    with worker.serving(echo):
+        result = job.result(timeout=30)
+    assert result.text == "one two three "
+    assert [choice.finish_reason for choice in result.choices] == ["length", "length"]
+    assert result.metadata == {"row": 7}
+    assert client.job(job.id).result(timeout=5) == result
+    assert job.status() is JobStatus.FINISHED
+
+
+def test_a_result_that_is_not_announced_is_found_all_the_same(client: Client, worker: FakeWorker) -> None:
+    job = client.submit("a")
+    waiting = threading.Event()
+    found: list[Result] = []
+
+    def wait() -> None:
+        waiting.set()
+        found.append(job.result(timeout=60))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    waiting.wait(30)
+    held = worker.claim().begin()
+    held.write("quiet", finish_reason="stop")
+    held.end(publish=False)
+    thread.join(60)
+    assert found[0].text == "quiet"
+
+
+def test_a_failed_job_raises_with_its_partial_result(client: Client, worker: FakeWorker) -> None:
+    job = client.submit("fail now")
+    with worker.serving(echo), pytest.raises(JobFailedError, match="told to fail") as error:
+        job.result(timeout=30)
+    assert error.value.job_id == job.id
+    assert error.value.error.code is ErrorCode.ENGINE_ERROR
+    assert error.value.result is not None and error.value.result.text == "fail "
+    assert job.status() is JobStatus.FAILED
+
+
+def test_an_unknown_job_is_not_waited_for(client: Client) -> None:
+    with pytest.raises(JobNotFoundError, match="results are kept for 24 h"):
+        client.job("nobody").result(timeout=30)
+    with pytest.raises(JobNotFoundError):
+        client.status("nobody")
+
+
+def test_a_finished_job_whose_result_is_gone_is_not_found(
+    client: Client, worker: FakeWorker, redis_client: redis.Redis
+) -> None:
+    job = client.submit("a")
+    with worker.serving(echo):
+        job.result(timeout=30)
+    redis_client.delete(keys.result_key(job.id))
+    with pytest.raises(JobNotFoundError, match="its result is gone"):
+        job.result(timeout=30)
+
+
+def test_a_result_outlives_rqs_record_of_the_job(client: Client, worker: FakeWorker, redis_client: redis.Redis) -> None:
+    job = client.submit("a")
+    with worker.serving(echo):
+        job.result(timeout=30)
+    redis_client.delete(f"rq:job:{job.id}")
+    assert client.job(job.id).result(timeout=5).text == "a "
+    assert client.status(job.id) is JobStatus.FINISHED
+
+
+def test_a_job_that_rq_failed_raises_with_rqs_reason(client: Client, redis_client: redis.Redis) -> None:
+    job = client.submit("a")
+    found = RqJob.fetch(job.id, connection=redis_client, serializer=JSONSerializer)
+    with redis_client.pipeline() as pipeline:
+        found.set_status(RqStatus.FAILED, pipeline=pipeline)
+        found._handle_failure("Traceback\nAbandonedJobError: lapsed", pipeline=pipeline)
+        pipeline.execute()
+    with pytest.raises(JobFailedError, match="AbandonedJobError: lapsed"):
+        job.result(timeout=30)
+
+
+def test_no_result_within_the_timeout_raises_and_the_job_goes_on(client: Client, worker: FakeWorker) -> None:
+    job = client.submit("a")
+    with pytest.raises(ResultTimeoutError, match=rf"job {job.id} has not ended within 0\.1 s"):
+        job.result(timeout=0.1)
+    assert job.status() is JobStatus.QUEUED
+    with worker.serving(echo):
+        assert job.result(timeout=30).text == "a "
+
+
+def test_results_come_as_jobs_end_failed_and_forgotten_ones_too(
+    client: Client, worker: FakeWorker, redis_client: redis.Redis
+) -> None:
+    jobs = client.submit_many([{"prompt": f"job {i}"} for i in range(300)] + [{"prompt": "fail this"}])
+    first = worker.claim()
+    echo(first)
+    outcomes = client.as_completed([*jobs, "nobody"], timeout=60)
+    early = {next(outcomes).job_id, next(outcomes).job_id}
+    assert early == {first.job_id, "nobody"}
+    with worker.serving(echo):
+        results = list(outcomes)
+    assert Counter(result.status for result in results) == {"finished": 299, "failed": 1}
+    assert {result.job_id for result in results} | early == {job.id for job in jobs} | {"nobody"}
+
+
+def test_a_forgotten_job_has_a_code_of_its_own(client: Client) -> None:
+    [result] = client.as_completed(["nobody"])
+    assert (result.status, result.error and result.error.code) == ("failed", ErrorCode.JOB_NOT_FOUND)
+
+
+def test_waiting_for_many_jobs_has_one_timeout(client: Client, worker: FakeWorker) -> None:
+    jobs = client.submit_many([{"prompt": "a"}] * 3)
+    echo(worker.claim())
+    outcomes = client.as_completed(jobs, timeout=0.3)
+    assert next(outcomes).status == "finished"
+    with pytest.raises(ResultTimeoutError, match="2 jobs have not ended"):
+        next(outcomes)
+
+
+def test_jobs_of_several_queues_are_waited_for_together(client: Client, redis_url: str) -> None:
+    jobs = [client.submit("a", queue="first"), client.submit("b", queue="second")]
+    workers = [FakeWorker(redis_url, queue="first"), FakeWorker(redis_url, queue="second")]
+    with workers[0].serving(echo), workers[1].serving(echo):
+        results = list(client.as_completed([jobs[0], jobs[1].id], timeout=30))
+    assert sorted(result.text for result in results) == ["a ", "b "]
+    for worker in workers:
+        worker.close()
+
+
+def test_a_cut_connection_loses_no_result(client: Client, worker: FakeWorker, redis_client: redis.Redis) -> None:
+    jobs = client.submit_many([{"prompt": "a"}] * 40)
+    outcomes = client.as_completed(jobs, timeout=60)
+    echo(worker.claim())
+    results = [next(outcomes)]
+    redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    for _ in range(20):
+        echo(worker.claim())
+    redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    with worker.serving(echo):
+        results += list(outcomes)
+    assert {result.job_id for result in results} == {job.id for job in jobs}
+    assert len(results) == 40
+
+
+def test_a_result_in_a_store_is_followed(redis_url: str, worker: FakeWorker, s3_endpoint: str) -> None:
+    def store(held: HeldJob) -> None:
+        held.begin()
+        held.write("far away", finish_reason="stop")
+        url = f"s3://results/jobs/{held.job_id}.json"
+        body = held.result("finished").to_wire()
+        boto3.client("s3", endpoint_url=s3_endpoint).put_object(
+            Bucket="results", Key=f"jobs/{held.job_id}.json", Body=body.encode()
+        )
+        held.end(stored=url)
+
+    with Client(redis_url, s3_endpoint_url=s3_endpoint) as client, worker.serving(store):
+        job = client.submit("a")
+        result = job.result(timeout=60)
+        assert (result.text, result.stored) == ("far away", f"s3://results/jobs/{job.id}.json")
+        [listed] = client.as_completed([client.submit("b")], timeout=60)
+        assert listed.text == "far away"
+
+
+def test_a_result_in_a_store_that_cannot_be_read_names_the_remedy(
+    redis_url: str, worker: FakeWorker, s3_endpoint: str
+) -> None:
+    with Client(redis_url, s3_endpoint_url=s3_endpoint) as client:
+        job = client.submit("a")
+        held = worker.claim().begin()
+        held.end(stored="s3://results/nothing-here.json")
+        with pytest.raises(ResultStoreError, match=r"s3://results/nothing-here.*PROMPTMILL_S3_ENDPOINT_URL"):
+            job.result(timeout=30)

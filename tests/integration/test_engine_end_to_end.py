@@ -1,0 +1,170 @@
+"""The whole engine: parent, child process and a model, on CPU."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import InferenceEngine, ModelLoadError, SamplingParams
+from engine.process import ChildProcess
+from tests.fakes.output_recorder import OutputRecorder
+from tests.fakes.tiny_models import make_tiny_model
+
+pytestmark = pytest.mark.timeout(600)
+
+PROMPTS = [f"prompt number {i}: " + "word " * i for i in range(8)]
+SAMPLED = SamplingParams(max_tokens=200, temperature=0.8, top_p=0.95, seed=5, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceEngine]:
+    """A tiny random llama under a budget and a pool that force chunks and preemptions."""
+    folder = make_tiny_model("llama", tmp_path_factory.mktemp("llama"))
+    with InferenceEngine(
+        str(folder), max_num_seqs=8, max_num_tokens=48, num_kv_blocks=64, device="cpu", dtype="float32"
+    ) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[InferenceEngine]:
+    with InferenceEngine("smollm2-135m", device="cpu") as engine:
+        yield engine
+
+
+def kill_child(engine: InferenceEngine) -> None:
+    assert engine._supervisor is not None
+    child = engine._supervisor._child
+    assert isinstance(child, ChildProcess)
+    os.kill(child.pid, signal.SIGKILL)
+
+
+def run_and_kill(
+    engine: InferenceEngine, prompts: list[list[int]], params: SamplingParams, after: int
+) -> list[list[int]]:
+    """The output tokens of a run whose child is killed once every prompt has `after` of them."""
+    num_restarts = engine.get_stats()["num_restarts"]
+    recorders = [OutputRecorder() for _ in prompts]
+    for i, prompt in enumerate(prompts):
+        engine.submit(f"killed-{i}", prompt, params, on_output=recorders[i])
+    for recorder in recorders:
+        recorder.wait_for_tokens(after)
+    kill_child(engine)
+    for recorder in recorders:
+        assert recorder.wait_for_end().finish_reason in ("length", "stop")
+    assert engine.get_stats()["num_restarts"] == num_restarts + 1
+    return [recorder.token_ids for recorder in recorders]
+
+
+def assert_all_blocks_free(engine: InferenceEngine) -> None:
+    stats = engine.get_stats()
+    assert (stats["num_requests"], stats["num_running"], stats["num_waiting"]) == (0, 0, 0)
+    assert (stats["num_kv_blocks_used"], stats["num_kv_blocks_free"]) == (0, stats["num_kv_blocks"])
+
+
+# a tiny model --------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_killed_in_mid_generation_leaves_sampled_outputs_as_they_would_have_been(
+    engine: InferenceEngine,
+) -> None:
+    undisturbed = engine.generate_batch(PROMPTS, SAMPLED)
+    prompts = [engine.tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert run_and_kill(engine, prompts, SAMPLED, after=20) == [output.token_ids for output in undisturbed]
+    assert_all_blocks_free(engine)
+
+
+def test_seeded_choices_differ_from_each_other_and_repeat(engine: InferenceEngine) -> None:
+    params = SamplingParams(max_tokens=24, n=3, seed=9, ignore_eos=True)
+    first, second = engine.generate_batch([PROMPTS[2]], params), engine.generate_batch(PROMPTS, params)[6:9]
+    assert [output.token_ids for output in first] == [output.token_ids for output in second]
+    assert len({tuple(output.token_ids) for output in first}) == 3
+
+
+def test_a_stop_string_ends_the_answer_before_it(engine: InferenceEngine) -> None:
+    greedy = SamplingParams(max_tokens=120, temperature=0.0, ignore_eos=True)
+    (whole,) = engine.generate_batch(["hello"], greedy)
+    stop = next(whole.text[i : i + 2] for i in range(20, 100) if whole.text[i : i + 2].isascii())
+    (stopped,) = engine.generate_batch(
+        ["hello"], SamplingParams(max_tokens=120, temperature=0.0, ignore_eos=True, stop=(stop,))
+    )
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == whole.token_ids[: len(stopped.token_ids)]
+    assert_all_blocks_free(engine)
+
+
+async def test_a_streams_pieces_join_to_the_answer(engine: InferenceEngine) -> None:
+    pieces = [text async for text in engine.generate_stream("hello", SAMPLED)]
+    assert len(pieces) > 10
+    assert "".join(pieces) == engine.generate("hello", SAMPLED)
+
+
+async def test_abandoned_requests_free_their_blocks(engine: InferenceEngine) -> None:
+    endless = SamplingParams(temperature=0.0, ignore_eos=True)
+    stream = engine.generate_stream("hello", endless)
+    await anext(stream)
+    task = asyncio.create_task(engine.generate_async("hello again", endless))
+    await asyncio.sleep(0)
+    await stream.aclose()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert_all_blocks_free(engine)
+
+
+def test_an_endless_answer_ends_where_the_context_does(engine: InferenceEngine) -> None:
+    prompt = engine.tokenizer.encode("hello")
+    (output,) = engine.generate_batch([prompt], SamplingParams(temperature=0.0, ignore_eos=True))
+    assert output.finish_reason == "length"
+    assert len(prompt) + len(output.token_ids) == engine.info.max_model_len
+
+
+def test_a_folder_that_holds_no_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=str(tmp_path)):
+        InferenceEngine(str(tmp_path), device="cpu").start()
+    with pytest.raises(ModelLoadError, match="does not exist"):
+        InferenceEngine(str(tmp_path / "nowhere.gguf"), device="cpu", in_process=True).start()
+
+
+# the demo model ------------------------------------------------------------------------------------------------------
+
+QUESTION = (
+    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"  # as its template renders it
+)
+GREEDY = SamplingParams(max_tokens=40, temperature=0.0)
+
+
+def rendered(engine: InferenceEngine, text: str) -> list[int]:
+    return engine.tokenizer.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.model
+def test_the_demo_model_knows_the_capital_of_france(demo: InferenceEngine) -> None:
+    (output,) = demo.generate_batch([rendered(demo, QUESTION)], GREEDY)
+    assert "Paris" in output.text
+    assert output.finish_reason == "stop"
+    assert "<|im_end|>" not in output.text
+
+
+@pytest.mark.model
+def test_the_demo_models_child_killed_in_mid_generation_changes_no_answer(demo: InferenceEngine) -> None:
+    params = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
+    prompts = [
+        rendered(demo, QUESTION),
+        demo.tokenizer.encode("Once upon a time"),
+        demo.tokenizer.encode("def main():"),
+    ]
+    undisturbed = [output.token_ids for output in demo.generate_batch(prompts, params)]
+    assert run_and_kill(demo, prompts, params, after=10) == undisturbed
+
+
+@pytest.mark.model
+async def test_the_demo_models_stream_stops_at_a_stop_string(demo: InferenceEngine) -> None:
+    params = SamplingParams(max_tokens=40, temperature=0.0, stop=("France is Par",))
+    pieces = [text async for text in demo.generate_stream(rendered(demo, QUESTION), params)]
+    assert "".join(pieces) == "The capital of "
+    assert_all_blocks_free(demo)

@@ -1,0 +1,98 @@
+"""The judge of the engine: greedy output equals transformers' `generate`, token for token.
+
+64 prompts of 1 to 1,500 tokens share one batch, under a token budget and a block pool that force chunked prefill and
+preemption, in float32.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine import EngineConfig, InferenceEngine, SamplingParams
+from tests.fakes.tiny_models import make_tiny_model
+
+pytestmark = pytest.mark.timeout(900)
+
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2"]
+NUM_PROMPTS = 64
+LONGEST = 1500
+BLOCK_SIZE = 16
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_tokens_equal_generate_for_64_mixed_prompts_in_one_batch(architecture: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(architecture, tmp_path)
+    model = load_reference(str(folder))
+    prompts = mixed_prompts(vocab_size=model.config.vocab_size)
+    expected = [reference_tokens(model, prompt, max_tokens=12) for prompt in prompts]
+    assert expected == engine_tokens(str(folder), prompts, max_tokens=12)
+
+
+@pytest.mark.model
+def test_the_demo_model_equals_generate_for_64_mixed_prompts_in_one_batch() -> None:
+    with InferenceEngine("smollm2-135m", dtype="float32", num_kv_blocks=256, in_process=True) as engine:
+        model_dir = engine.info.model_dir
+    model = load_reference(model_dir)
+    prompts = mixed_prompts(vocab_size=40_000)
+    expected = [reference_tokens(model, prompt, max_tokens=8) for prompt in prompts]
+    assert expected == engine_tokens(model_dir, prompts, max_tokens=8)
+
+
+@pytest.mark.model
+def test_a_seeded_prompt_gives_the_same_output_alone_and_among_63_others() -> None:
+    prompts = mixed_prompts(vocab_size=40_000, longest=200)
+    params = [SamplingParams(max_tokens=16, temperature=0.9, top_p=0.95, top_k=50, seed=i) for i in range(NUM_PROMPTS)]
+    with InferenceEngine("smollm2-135m", num_kv_blocks=1024, prefix_caching=False) as engine:
+        together = engine.generate_batch(prompts, params)
+        for i in (0, 13, 40, 63):
+            alone = engine.generate_batch([prompts[i]], [params[i]])
+            assert alone[0].token_ids == together[i].token_ids, f"prompt {i} of {len(prompts[i])} tokens"
+
+
+def mixed_prompts(*, vocab_size: int, longest: int = LONGEST) -> list[list[int]]:
+    """Lengths 1 and `longest`, and between them mostly short ones, as traffic is."""
+    rng = random.Random(7)
+    lengths = [1, 2, BLOCK_SIZE, BLOCK_SIZE + 1, longest]
+    lengths += [max(1, int(longest ** rng.random())) for _ in range(NUM_PROMPTS - len(lengths))]
+    return [[rng.randrange(10, vocab_size) for _ in range(length)] for length in lengths]
+
+
+def load_reference(folder: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+
+
+def reference_tokens(model: Any, prompt: list[int], *, max_tokens: int) -> list[int]:
+    output = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=max_tokens,
+        min_new_tokens=max_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
+
+
+def engine_tokens(folder: str, prompts: list[list[int]], *, max_tokens: int) -> list[list[int]]:
+    """All prompts at once, with room for little more than the longest of them."""
+    config = EngineConfig(
+        model_path=folder,
+        dtype="float32",
+        max_num_seqs=64,
+        max_num_tokens=128,
+        max_model_len=LONGEST + max_tokens + 1,
+        block_size=BLOCK_SIZE,
+        num_kv_blocks=(LONGEST + max_tokens) // BLOCK_SIZE + 20,
+    )
+    with InferenceEngine(config=config) as engine:
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        outputs = engine.generate_batch(prompts, params)
+        stats = engine.get_stats()
+    assert stats["num_preemptions"] > 0, "the block pool was to force preemption"
+    assert stats["num_kv_blocks_used"] == 0
+    return [output.token_ids for output in outputs]

@@ -1,0 +1,360 @@
+"""The stream outlet against a real Redis: what is stored, what is published, and what failures leave."""
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.outputs import RequestOutput
+from producer.contract import Choice, Chunk, Done, EntryId, Marker, parse_entry
+from producer.contract.keys import STREAM_TTL_SECONDS, stream_key
+from tests.fakes.flaky_redis import FlakyRedis
+from worker.outlet.job_stream import MAX_ENTRIES_PER_APPEND, JobStream
+from worker.outlet.stream import StreamOutlet
+from worker.scripts import Scripts
+
+JOB = "job-1"
+KEY = stream_key(JOB)
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[FlakyRedis]:
+    with FlakyRedis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def outlet(client: FlakyRedis) -> StreamOutlet:
+    return StreamOutlet(client, Scripts("rq"))
+
+
+def open_stream(
+    outlet: StreamOutlet, *, job_id: str = JOB, attempt: int = 1, publish: bool = True, num_choices: int = 1
+) -> JobStream:
+    stream = JobStream(job_id, attempt, publish=publish, num_prompt_tokens=3, num_choices=num_choices)
+    outlet.open(stream, Marker(job_id=job_id, attempt=attempt, worker="w", reset=attempt > 1, seed=7))
+    return stream
+
+
+def put(stream: JobStream, text: str, *token_ids: int, index: int = 0, offset: int = 0, end: str | None = None) -> None:
+    stream.add(
+        RequestOutput(
+            request_id=stream.job_id,
+            index=index,
+            token_offset=offset,
+            token_ids=list(token_ids),
+            text=text,
+            finish_reason=end,  # type: ignore[arg-type]
+        )
+    )
+
+
+def stored(client: redis.Redis, key: str = KEY) -> list[tuple[str, str, str]]:
+    return [
+        (entry_id.decode(), field.decode(), data.decode())
+        for entry_id, fields in client.xrange(key)
+        for field, data in fields.items()
+    ]
+
+
+def join(entries: list[tuple[str, str, str]]) -> tuple[list[Choice], Done | None]:
+    """What a reader makes of a stream: chunks joined by choice, a marker with `reset` voiding what came before."""
+    parts: dict[int, list[Chunk]] = {}
+    done: Done | None = None
+    for _, field, data in entries:
+        if field == "m":
+            if Marker.model_validate_json(data).reset:
+                parts, done = {}, None
+            continue
+        entry = parse_entry(data)
+        if isinstance(entry, Done):
+            done = entry
+        else:
+            chunks = parts.setdefault(entry.index, [])
+            assert entry.token_offset == sum(len(chunk.token_ids) for chunk in chunks)
+            chunks.append(entry)
+    choices = [
+        Choice(
+            index=index,
+            text="".join(chunk.text for chunk in chunks),
+            token_ids=[token_id for chunk in chunks for token_id in chunk.token_ids],
+            finish_reason=chunks[-1].finish_reason,  # type: ignore[arg-type]
+        )
+        for index, chunks in sorted(parts.items())
+    ]
+    return choices, done
+
+
+def finished(stream: JobStream) -> Done:
+    return Done(job_id=stream.job_id, done=True, status="finished", usage=stream.usage)
+
+
+def test_marker_comes_first_and_done_last_with_contiguous_ids(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    stream = open_stream(outlet)
+    put(stream, "Hel", 1)
+    outlet.flush(0.0)
+    put(stream, "lo", 2, 3, offset=1, end="stop")
+    outlet.close(stream, finished(stream))
+    outlet.flush(1.0)
+    entries = stored(client)
+    assert [(entry_id, field) for entry_id, field, _ in entries] == [
+        ("1-0", "m"),
+        ("1-1", "d"),
+        ("1-2", "d"),
+        ("1-3", "d"),
+    ]
+    choices, done = join(entries)
+    assert choices == stream.choices() == [Choice(index=0, text="Hello", token_ids=[1, 2, 3], finish_reason="stop")]
+    assert done is not None and done.usage.total_tokens == 6
+    assert stream.is_stored
+
+
+def test_stream_has_a_ttl_only_from_its_done_entry_on(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    stream = open_stream(outlet)
+    put(stream, "a", 1, end="length")
+    outlet.flush(0.0)
+    assert client.ttl(KEY) == -1
+    outlet.close(stream, finished(stream))
+    outlet.flush(1.0)
+    assert 0 < client.ttl(KEY) <= STREAM_TTL_SECONDS
+
+
+def test_next_attempt_makes_an_ended_stream_live_again(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    first = open_stream(outlet)
+    put(first, "old", 9, end="stop")
+    outlet.close(first, finished(first))
+    outlet.flush(0.0)
+    second = open_stream(outlet, attempt=2)
+    outlet.flush(1.0)
+    assert client.ttl(KEY) == -1
+    put(second, "new", 1, end="stop")
+    outlet.close(second, finished(second))
+    outlet.flush(2.0)
+    choices, done = join(stored(client))
+    assert choices == second.choices() and choices[0].text == "new"
+    assert done is not None
+
+
+@pytest.mark.parametrize("publish", [True, False])
+def test_data_entries_are_published_with_their_ids_and_markers_are_not(
+    client: FlakyRedis, outlet: StreamOutlet, redis_client: redis.Redis, publish: bool
+) -> None:
+    with redis_client.pubsub() as subscriber:
+        subscriber.subscribe(KEY)
+        assert subscriber.get_message(timeout=10)["type"] == "subscribe"
+        stream = open_stream(outlet, publish=publish)
+        put(stream, "a", 1, end="stop")
+        outlet.close(stream, finished(stream))
+        outlet.flush(0.0)
+        expected = [f"{entry_id} {data}" for entry_id, field, data in stored(client) if field == "d"]
+        assert len(expected) == 2
+        redis_client.publish(KEY, "end")
+        seen = []
+        while (message := subscriber.get_message(timeout=10)["data"].decode()) != "end":
+            seen.append(message)
+        assert seen == (expected if publish else [])
+
+
+def test_a_lost_reply_neither_repeats_nor_loses_entries(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    stream = open_stream(outlet)
+    put(stream, "a", 1)
+    client.lost_replies = 1
+    assert outlet.flush(0.0) == []
+    assert outlet.is_redis_away
+    put(stream, "b", 2, offset=1, end="stop")
+    outlet.close(stream, finished(stream))
+    assert outlet.flush(10.0) == []
+    assert not outlet.is_redis_away
+    assert [entry_id for entry_id, _, _ in stored(client)] == ["1-0", "1-1", "1-2", "1-3"]
+    assert join(stored(client))[0] == stream.choices()
+    assert stream.is_stored
+
+
+def test_output_waits_while_redis_is_away_and_shares_one_entry_then(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    stream = open_stream(outlet)
+    client.lost_requests = 1
+    outlet.flush(0.0)
+    for offset in range(50):
+        put(stream, "x", offset, offset=offset)
+        outlet.flush(0.01)  # backs off: nothing is tried
+    assert client.num_pipelines == 1
+    outlet.flush(10.0)
+    assert [entry_id for entry_id, _, _ in stored(client)] == ["1-0", "1-1"]
+
+
+def test_entries_that_redis_lost_are_sent_again(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    stream = open_stream(outlet)
+    for offset, text in enumerate("abc"):
+        put(stream, text, offset, offset=offset)
+        outlet.flush(float(offset))
+    kept = client.xrange(KEY)[:2]
+    client.delete(KEY)
+    for entry_id, fields in kept:  # what a replica that lagged behind would hold
+        client.xadd(KEY, fields, id=entry_id)
+    put(stream, "d", 3, offset=3, end="stop")
+    outlet.close(stream, finished(stream))
+    assert outlet.flush(10.0) == []
+    assert [entry_id for entry_id, _, _ in stored(client)] == [f"1-{seq}" for seq in range(6)]
+    assert join(stored(client))[0] == stream.choices()
+
+
+def test_a_stream_that_redis_lost_is_sent_again_from_its_marker(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    stream = open_stream(outlet)
+    put(stream, "a", 1)
+    outlet.flush(0.0)
+    client.flushall()  # the script is gone, too
+    put(stream, "b", 2, offset=1, end="stop")
+    outlet.close(stream, finished(stream))
+    assert outlet.flush(1.0) == []
+    assert [entry_id for entry_id, _, _ in stored(client)] == ["1-0", "1-1", "1-2", "1-3"]
+    assert join(stored(client))[0] == stream.choices()
+
+
+def test_an_older_attempt_is_fenced_out_by_the_marker_of_a_newer_one(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    zombie = open_stream(outlet)
+    put(zombie, "a", 1)
+    outlet.flush(0.0)
+    newer = StreamOutlet(client, Scripts("rq"))
+    heir = open_stream(newer, attempt=2)
+    newer.flush(0.0)
+    put(zombie, "late", 2, offset=1)
+    assert outlet.flush(1.0) == [JOB]
+    put(heir, "b", 5, end="stop")
+    newer.close(heir, finished(heir))
+    newer.flush(1.0)
+    assert "late" not in "".join(data for _, _, data in stored(client))
+    assert join(stored(client))[0] == heir.choices()
+    assert outlet.seconds_until_due(2.0) is None  # the zombie is forgotten
+
+
+def test_a_marker_older_than_the_stream_is_fenced_out_at_once(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    open_stream(StreamOutlet(client, Scripts("rq")), attempt=1)
+    client.xadd(KEY, {"m": Marker(job_id=JOB, attempt=5, worker="other").to_wire()}, id="5-0")
+    open_stream(outlet, attempt=4)
+    assert outlet.flush(0.0) == [JOB]
+
+
+def test_a_key_of_another_kind_gives_up_its_job_alone(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    client.set(KEY, "not a stream")
+    open_stream(outlet)
+    neighbour = open_stream(outlet, job_id="job-2")
+    put(neighbour, "fine", 1, end="stop")
+    outlet.close(neighbour, finished(neighbour))
+    assert outlet.flush(0.0) == [JOB]
+    assert neighbour.is_stored
+
+
+def test_out_of_memory_counts_as_redis_away(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    stream = open_stream(outlet)
+    put(stream, "a", 1, end="stop")
+    outlet.close(stream, finished(stream))
+    client.config_set("maxmemory", "1")
+    try:
+        assert outlet.flush(0.0) == []
+        assert outlet.is_redis_away
+    finally:
+        client.config_set("maxmemory", "0")
+    assert outlet.flush(10.0) == []
+    assert stream.is_stored
+
+
+def test_appends_are_coalesced_and_the_first_goes_out_at_once(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    stream = open_stream(outlet)
+    put(stream, "a", 1)
+    outlet.flush(100.0)
+    assert outlet.seconds_until_due(100.0) is None
+    put(stream, "b", 2, offset=1)
+    outlet.flush(100.01)
+    put(stream, "c", 3, offset=2)
+    assert outlet.seconds_until_due(100.01) == pytest.approx(0.02)
+    outlet.flush(100.031)
+    texts = [
+        entry.text
+        for _, field, data in stored(client)
+        if field == "d" and isinstance(entry := parse_entry(data), Chunk)
+    ]
+    assert texts == ["a", "bc"]
+
+
+def test_a_forced_flush_does_not_wait(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    stream = open_stream(outlet)
+    outlet.flush(100.0)
+    put(stream, "a", 1)
+    outlet.flush(100.001, force=True)
+    assert len(stored(client)) == 2
+
+
+def test_all_streams_share_one_pipeline(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    for number in range(20):
+        put(open_stream(outlet, job_id=f"job-{number}"), "a", 1)
+    outlet.flush(0.0)
+    assert client.num_pipelines == 1
+
+
+def test_a_stream_longer_than_one_append_is_sent_again_whole(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    stream = open_stream(outlet)
+    num_tokens = 2 * MAX_ENTRIES_PER_APPEND + 5
+    for offset in range(num_tokens):
+        put(stream, "x", offset, offset=offset)
+        stream.encode_pending()
+    stream.end_choices("length")
+    outlet.close(stream, finished(stream))
+    outlet.flush(0.0)
+    assert stream.is_stored
+    choices, done = join(stored(client))
+    assert choices[0].token_ids == list(range(num_tokens)) and done is not None
+    assert client.ttl(KEY) > 0
+
+
+def test_jobs_that_no_longer_fit_in_memory_are_given_up_largest_first(client: FlakyRedis) -> None:
+    outlet = StreamOutlet(client, Scripts("rq"), max_unsent_bytes=2000)
+    put(open_stream(outlet, job_id="small"), "x" * 100, 1)
+    put(open_stream(outlet, job_id="large"), "x" * 5000, 1)
+    client.lost_requests = 1
+    assert outlet.flush(0.0) == ["large"]
+    assert outlet.flush(10.0) == []
+    assert client.exists(stream_key("small")) and not client.exists(stream_key("large"))
+
+
+STEP = st.tuples(
+    st.integers(0, 2),  # the choice
+    st.text(st.characters(codec="utf-8"), max_size=6),
+    st.lists(st.integers(0, 200_000), max_size=3),
+    st.sampled_from(["nothing", "flush", "flush", "lost request", "lost reply", "lost stream"]),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEP, max_size=25), attempt=st.integers(1, 3))
+def test_joined_entries_equal_the_result_whatever_fails(
+    client: FlakyRedis, steps: list[tuple[int, str, list[int], str]], attempt: int
+) -> None:
+    client.flushall()
+    outlet = StreamOutlet(client, Scripts("rq"))
+    for old in range(1, attempt):
+        put(open_stream(outlet, attempt=old, num_choices=3), "void", 1)
+        outlet.flush(float(old), force=True)
+    stream = open_stream(outlet, attempt=attempt, num_choices=3)
+    counts = [0, 0, 0]
+    for number, (index, text, token_ids, event) in enumerate(steps):
+        put(stream, text, *token_ids, index=index, offset=counts[index])
+        counts[index] += len(token_ids)
+        client.lost_requests = int(event == "lost request")
+        client.lost_replies = int(event == "lost reply")
+        if event == "lost stream":
+            client.delete(KEY)
+        if event != "nothing":
+            assert outlet.flush(1000.0 + number, force=True) == []
+    stream.end_choices("length")
+    outlet.close(stream, finished(stream))
+    client.lost_requests = client.lost_replies = 0
+    assert outlet.flush(5000.0, force=True) == []
+    assert stream.is_stored
+    entries = stored(client)
+    choices, done = join(entries)
+    assert choices == stream.choices()
+    assert done == finished(stream)
+    mine = [EntryId.parse(entry_id) for entry_id, _, _ in entries if entry_id.startswith(f"{attempt}-")]
+    assert mine == [EntryId(attempt, seq) for seq in range(len(mine))]

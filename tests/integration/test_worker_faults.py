@@ -1,0 +1,62 @@
+"""A worker whose Redis loses replies, goes away and comes back: every job still ends once."""
+
+from pathlib import Path
+
+import pytest
+import redis
+
+from producer.contract import keys
+from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.redis_proxy import CuttingProxy
+from tests.fakes.worker_runs import (
+    WorkerThread,
+    enqueue_many,
+    leftovers,
+    rq_queue,
+    stream_text,
+    wait_for_no_leftovers,
+    wait_for_result,
+    wait_until,
+)
+from worker.embedded_redis import EmbeddedRedis
+
+
+def check_all_finished_once(client: redis.Redis, ids: list[str]) -> None:
+    results = [wait_for_result(client, job_id) for job_id in ids]
+    wait_for_no_leftovers(client)
+    assert {result.status for result in results} == {"finished"}
+    for result in results:
+        assert stream_text(client, result.job_id) == result.text
+        assert len(result.choices[0].token_ids) == 30
+    queue = rq_queue(client)
+    assert sorted(queue.finished_job_registry.get_job_ids()) == sorted(ids)
+    assert queue.failed_job_registry.count == queue.count == 0
+    assert client.xlen(keys.results_channel(queue.name)) == len(ids)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_replies_that_are_lost_anywhere_lose_and_double_no_job(
+    seed: int, redis_url: str, redis_client: redis.Redis
+) -> None:
+    """Claims, appends, commits and heartbeats are cut at random (loss modes D and E)."""
+    port = redis_client.connection_pool.connection_kwargs["port"]
+    with CuttingProxy(port, seed=seed) as proxy, WorkerThread(proxy.url, max_num_seqs=16):
+        proxy.probability = 0.2
+        ids = enqueue_many(rq_queue(redis_client), 100, max_tokens=30)
+        check_all_finished_once(redis_client, ids)
+        proxy.probability = 0.0  # the hand-over, too, is tried once only
+        assert proxy.num_cuts > 0
+
+
+def test_a_redis_that_dies_and_comes_back_loses_no_job(tmp_path: Path) -> None:
+    with EmbeddedRedis(data_dir=tmp_path) as server:
+        engine = FakeEngine(step_seconds=0.02)
+        with redis.Redis.from_url(server.url) as client, WorkerThread(server.url, engine, lease_seconds=2):
+            ids = enqueue_many(rq_queue(client), 20, max_tokens=30)
+            wait_until(lambda: any(client.xlen(keys.stream_key(job_id)) > 2 for job_id in ids))
+            server.kill()
+            wait_until(lambda: not engine.running)  # generated on meanwhile
+            server.start()
+            check_all_finished_once(client, ids)
+            assert all(wait_for_result(client, job_id).attempts == 1 for job_id in ids)
+            assert leftovers(client) == []

@@ -1,0 +1,338 @@
+"""Jobs through a worker on a real Redis, with a fake engine."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import boto3
+import pytest
+import redis
+from rq import Callback, Queue, Repeat, Retry
+from rq.job import Job, JobStatus
+from rq.webhook import Webhook
+
+from producer.contract import ErrorCode, keys
+from tests.fakes.worker_runs import (
+    FUNCTION,
+    WorkerThread,
+    rq_queue,
+    stream_text,
+    wait_for_no_leftovers,
+    wait_for_result,
+    wait_until,
+)
+
+
+@pytest.fixture
+def queue(redis_client: redis.Redis) -> Queue:
+    return rq_queue(redis_client)
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[WorkerThread]:
+    with WorkerThread(redis_url) as worker:
+        yield worker
+
+
+def test_a_job_enqueued_by_plain_rq_runs(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+    job = queue.enqueue(FUNCTION, prompt="Name three rivers", max_tokens=5, metadata={"row": 7})
+    result = wait_for_result(redis_client, job.id)
+    assert result.status == "finished" and result.metadata == {"row": 7} and result.attempts == 1
+    assert len(result.choices[0].token_ids) == 5 and result.usage.prompt_tokens == 3
+    assert stream_text(redis_client, job.id) == result.text
+    assert job.get_status() is JobStatus.FINISHED
+    assert job.return_value()["choices"][0]["text"] == result.text
+    assert result.timings.total is not None and result.timings.queued is not None
+    wait_for_no_leftovers(redis_client)
+    assert queue.finished_job_registry.get_job_ids() == [job.id]
+    for key in (keys.result_key(job.id), keys.stream_key(job.id), f"rq:job:{job.id}", f"rq:results:{job.id}"):
+        assert redis_client.ttl(key) > 0, key
+
+
+def test_a_job_written_by_redis_commands_runs(worker: WorkerThread, redis_client: redis.Redis) -> None:
+    data = json.dumps([FUNCTION, None, [], {"prompt": "Hello", "max_tokens": 3}])
+    with redis_client.pipeline() as pipe:
+        pipe.hset(
+            "rq:job:raw-1",
+            mapping={
+                "data": data,
+                "created_at": "2026-11-23T15:00:00.000000Z",
+                "origin": "promptmill",
+                "status": "queued",
+                "timeout": 180,
+            },
+        )
+        pipe.sadd("rq:queues", "rq:queue:promptmill")
+        pipe.rpush("rq:queue:promptmill", "raw-1")
+        pipe.execute()
+    assert len(wait_for_result(redis_client, "raw-1").choices[0].token_ids) == 3
+    wait_for_no_leftovers(redis_client)
+
+
+def test_several_choices_are_streamed_and_kept(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4, n=3)
+    result = wait_for_result(redis_client, job.id)
+    assert [choice.index for choice in result.choices] == [0, 1, 2]
+    assert result.usage.completion_tokens == 12
+
+
+BAD_CALLS: dict[str, tuple[Callable[[Queue], Job], str]] = {
+    "wrong label": (lambda queue: queue.enqueue("os.system", "true"), "os.system"),
+    "positional": (lambda queue: queue.enqueue(FUNCTION, "Hello"), "positional"),
+    "unknown field": (lambda queue: queue.enqueue(FUNCTION, prompt="Hello", max_token=5), "max_token"),
+    "no prompt": (lambda queue: queue.enqueue(FUNCTION, max_tokens=5), "prompt"),
+    "other model": (lambda queue: queue.enqueue(FUNCTION, prompt="Hello", model="other"), "other"),
+    "too long": (lambda queue: queue.enqueue(FUNCTION, prompt="word " * 5000), "4096"),
+    "pickled": (lambda queue: Queue(queue.name, connection=queue.connection).enqueue(FUNCTION, prompt="Hello"), "JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_a_bad_job_fails_with_a_reason_and_the_next_one_runs(
+    name: str, worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    enqueue, reason = BAD_CALLS[name]
+    bad = enqueue(queue)
+    good = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
+    assert wait_for_result(redis_client, good.id).status == "finished"
+    result = wait_for_result(redis_client, bad.id)
+    assert result.status == "failed" and result.error is not None and reason in result.error.message
+    assert stream_text(redis_client, bad.id) == ""
+    wait_for_no_leftovers(redis_client)
+    assert Job.fetch(bad.id, connection=redis_client, serializer=queue.serializer).get_status() is JobStatus.FAILED
+    latest = bad.latest_result() if name != "pickled" else None
+    assert latest is None or reason in str(latest.exc_string)
+    assert redis_client.ttl(f"rq:results:{bad.id}") > 0  # RQ alone would keep it for ever
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"data": "not json"},
+        {"data": "[1, 2]"},
+        {"data": '{"a": 1}'},
+        {"data": "[" * 100_000},
+        {"status": "queued"},
+        {"data": json.dumps([FUNCTION, None, [], {"prompt": "x"}]), "timeout": "soon"},
+        {"data": json.dumps([FUNCTION, None, [], {"prompt": "x"}]), "created_at": "yesterday"},
+        {"data": json.dumps([FUNCTION, None, [], ["prompt"]])},
+        {"data": b"\xff\xfe"},
+    ],
+)
+def test_a_malformed_record_fails_alone(
+    fields: dict[str, Any], worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    redis_client.hset("rq:job:broken", mapping={"status": "queued", "origin": "promptmill", **fields})
+    redis_client.rpush(queue.key, "broken")
+    good = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
+    assert wait_for_result(redis_client, good.id).status == "finished"
+    result = wait_for_result(redis_client, "broken")
+    assert result.error is not None and result.error.code is ErrorCode.INVALID_REQUEST
+    wait_until(lambda: redis_client.hget("rq:job:broken", "status") == b"failed")
+    wait_for_no_leftovers(redis_client)
+
+
+def test_ids_without_a_job_are_dropped(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+    redis_client.set("rq:job:text", "no hash")
+    redis_client.rpush(queue.key, "gone", "text", "bad id!", "rq:job:x")
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
+    assert wait_for_result(redis_client, job.id).status == "finished"
+    assert queue.count == 0
+    wait_for_no_leftovers(redis_client)
+
+
+def test_jobs_finish_out_of_order(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:
+    with WorkerThread(redis_url) as worker:
+        worker.engine.pause()
+        long = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2000)
+        short = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2) for _ in range(20)]
+        wait_until(lambda: len(worker.engine.running) == 21)
+        assert {job.get_status() for job in [long, *short]} == {JobStatus.STARTED}
+        worker.engine.go_on()
+        for job in short:
+            wait_for_result(redis_client, job.id)
+        assert long.get_status() is JobStatus.STARTED
+        assert redis_client.exists(keys.result_key(long.id)) == 0
+
+
+def test_an_engine_error_fails_the_job_with_its_partial_output(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000)
+    wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 2)
+    worker.engine.fail(job.id)
+    result = wait_for_result(redis_client, job.id)
+    assert result.status == "failed" and result.choices[0].finish_reason == "error"
+    assert result.text and stream_text(redis_client, job.id) == result.text
+    wait_until(lambda: job.get_status() is JobStatus.FAILED)
+    assert "out of luck" in str(job.latest_result().exc_string)
+    wait_for_no_leftovers(redis_client)
+
+
+def test_retry_runs_a_failed_job_again_from_the_start(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    worker.engine.pause()
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, retry=Retry(max=2))
+    wait_until(lambda: worker.engine.running)
+    worker.engine.fail(job.id)
+    wait_until(lambda: worker.engine.running == [f"{job.id}:2"])
+    assert redis_client.exists(keys.result_key(job.id)) == 0
+    worker.engine.go_on()
+    result = wait_for_result(redis_client, job.id)
+    assert result.status == "finished" and result.attempts == 2
+    wait_until(lambda: job.get_status() is JobStatus.FINISHED)
+    wait_for_no_leftovers(redis_client)
+
+
+def test_retry_with_an_interval_comes_back_through_the_scheduler(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    worker.engine.pause()
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, retry=Retry(max=1, interval=1))
+    wait_until(lambda: worker.engine.running)
+    worker.engine.fail(job.id)
+    wait_until(lambda: worker.engine.running == [f"{job.id}:2"])
+    worker.engine.go_on()
+    assert wait_for_result(redis_client, job.id).attempts == 2
+
+
+def test_a_job_that_fails_once_more_than_its_retries_is_failed(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    worker.engine.pause()
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, retry=Retry(max=1))
+    for attempt in (1, 2):
+        wait_until(lambda: worker.engine.running == [f"{job.id}:{attempt}"])  # noqa: B023
+        worker.engine.fail(job.id)
+    assert wait_for_result(redis_client, job.id).attempts == 2
+    wait_until(lambda: job.get_status() is JobStatus.FAILED)
+    wait_for_no_leftovers(redis_client)
+
+
+def test_a_dependent_job_runs_after_the_one_it_waits_for(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    worker.engine.pause()
+    first = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+    second = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, depends_on=first)
+    wait_until(lambda: worker.engine.running == [f"{first.id}:1"])
+    assert second.get_status() is JobStatus.DEFERRED
+    worker.engine.go_on()
+    assert wait_for_result(redis_client, second.id).status == "finished"
+    wait_until(lambda: second.get_status() is JobStatus.FINISHED)
+    assert first.get_status() is JobStatus.FINISHED
+    wait_for_no_leftovers(redis_client)
+
+
+def test_a_callback_that_is_not_allowed_is_refused_and_never_called(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    job = queue.enqueue(FUNCTION, prompt="Hello", on_success=Callback("os.abort"), on_failure=Callback("os.abort"))
+    result = wait_for_result(redis_client, job.id)
+    assert result.error is not None and "os.abort" in result.error.message and "--callbacks" in result.error.message
+
+
+def test_a_webhook_that_is_not_allowed_is_refused(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    job = queue.enqueue(FUNCTION, prompt="Hello", webhooks=[Webhook("http://10.0.0.1/x", "finished")])
+    result = wait_for_result(redis_client, job.id)
+    assert result.error is not None and "10.0.0.1" in result.error.message
+
+
+called_back: list[str] = []
+
+
+def note_success(job: Job, connection: redis.Redis, result: dict[str, Any]) -> None:
+    called_back.append(result["status"])
+
+
+def test_an_allowed_callback_is_called(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:
+    called_back.clear()
+    name = f"{__name__}.note_success"
+    with WorkerThread(redis_url, callbacks=name):
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, on_success=Callback(name))
+        wait_for_result(redis_client, job.id)
+    assert called_back == ["finished"]
+
+
+def test_a_scheduled_job_runs_when_it_is_due(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+    job = queue.enqueue_in(timedelta(seconds=1), FUNCTION, prompt="Hello", max_tokens=2)
+    assert wait_for_result(redis_client, job.id).status == "finished"
+
+
+def test_a_repeated_job_runs_as_often_as_asked(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, repeat=Repeat(times=2))
+    wait_until(lambda: len(job.results()) == 3)
+    wait_for_no_leftovers(redis_client)
+
+
+def test_a_job_past_its_rq_timeout_fails_with_its_partial_output(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    worker.engine.step_seconds = 0.05
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, job_timeout=1)
+    result = wait_for_result(redis_client, job.id)
+    assert result.error is not None and result.error.code is ErrorCode.TIMEOUT
+    assert result.text and result.choices[0].finish_reason == "error"
+    wait_until(lambda: job.get_status() is JobStatus.FAILED)
+
+
+def test_a_result_ttl_of_zero_leaves_no_rq_job(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, result_ttl=0)
+    assert wait_for_result(redis_client, job.id).status == "finished"
+    wait_until(lambda: not redis_client.exists(job.key))
+    wait_for_no_leftovers(redis_client)
+
+
+def test_a_job_enqueued_again_while_it_runs_runs_once(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    worker.engine.pause()
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, job_id="twice")
+    wait_until(lambda: worker.engine.running)
+    queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, job_id="twice")
+    wait_until(lambda: queue.count == 0)
+    wait_until(lambda: job.get_status() is JobStatus.STARTED)
+    worker.engine.go_on()
+    assert wait_for_result(redis_client, job.id).attempts == 1
+    wait_until(lambda: job.get_status() is JobStatus.FINISHED)
+    assert worker.engine.submitted == ["twice:1"]
+    wait_for_no_leftovers(redis_client)
+
+
+def test_the_results_line_tells_of_every_job_that_ends(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    good = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
+    bad = queue.enqueue(FUNCTION, prompt="")
+    wait_for_result(redis_client, good.id)
+    wait_for_result(redis_client, bad.id)
+    lines = [json.loads(fields[b"d"]) for _, fields in redis_client.xrange(keys.results_channel(queue.name))]
+    assert {line["job_id"]: line["status"] for line in lines} == {good.id: "finished", bad.id: "failed"}
+    assert all(not line["choices"] for line in lines)
+
+
+def test_results_in_s3_leave_only_their_place_in_redis(
+    redis_url: str, s3_endpoint: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url, results="s3://results/unit", s3_endpoint_url=s3_endpoint):
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=3)
+        result = wait_for_result(redis_client, job.id)
+        assert result.stored == f"s3://results/unit/{job.id}.json" and not result.choices
+        wait_until(lambda: job.get_status() is JobStatus.FINISHED)
+        assert job.return_value()["stored"] == result.stored
+    stored = boto3.client("s3", endpoint_url=s3_endpoint).get_object(Bucket="results", Key=f"unit/{job.id}.json")
+    assert json.loads(stored["Body"].read())["choices"][0]["text"] == stream_text(redis_client, job.id)
+
+
+def test_two_queues_are_drained_in_the_order_of_their_classes(redis_url: str, redis_client: redis.Redis) -> None:
+    low, high = rq_queue(redis_client, "promptmill:low"), rq_queue(redis_client, "promptmill:high")
+    last = [low.enqueue(FUNCTION, prompt="Hello", max_tokens=2) for _ in range(3)]
+    first = [high.enqueue(FUNCTION, prompt="Hello", max_tokens=2) for _ in range(3)]
+    with WorkerThread(redis_url) as worker:
+        for job in [*first, *last]:
+            wait_for_result(redis_client, job.id)
+        assert worker.engine.submitted == [f"{job.id}:1" for job in [*first, *last]]

@@ -1,0 +1,107 @@
+"""SIGTERM and SIGINT to real worker processes, whatever they are at."""
+
+import signal
+import time
+
+import pytest
+import redis
+from rq import Queue
+
+from producer.contract import keys
+from tests.fakes.worker_runs import (
+    FUNCTION,
+    WorkerProcess,
+    enqueue_many,
+    leftovers,
+    rq_queue,
+    wait_for_no_leftovers,
+    wait_for_result,
+    wait_until,
+)
+
+MAX_END_SECONDS = 2.0  # promised
+
+
+@pytest.fixture
+def queue(redis_client: redis.Redis) -> Queue:
+    return rq_queue(redis_client)
+
+
+def held_without_attempts(client: redis.Redis) -> list[str]:
+    return [key for key in leftovers(client) if not key.startswith("promptmill:attempt:")]
+
+
+def end_in_time(worker: WorkerProcess, number: signal.Signals) -> int:
+    began = time.monotonic()
+    worker.signal(number)
+    code = worker.wait()
+    assert time.monotonic() - began < MAX_END_SECONDS
+    return code
+
+
+def test_sigterm_gives_256_running_jobs_back_in_order_within_two_seconds(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    ids = enqueue_many(queue, 300, max_tokens=4000)
+    with WorkerProcess(redis_url, step_seconds=0.1) as worker:
+        worker.wait_until_serving()
+        wait_until(lambda: queue.count == 300 - 288)  # 256 and the prefetch
+        assert end_in_time(worker, signal.SIGTERM) == 0
+    assert queue.get_job_ids() == ids
+    assert held_without_attempts(redis_client) == []
+    assert {redis_client.hget(f"rq:job:{job_id}", "status") for job_id in ids} == {b"queued"}
+
+
+def test_sigint_while_the_engine_hangs_ends_the_process_in_time(redis_url: str, queue: Queue) -> None:
+    ids = enqueue_many(queue, 3, max_tokens=4000)
+    with WorkerProcess(redis_url, step_seconds=3600) as worker:
+        worker.wait_until_serving()
+        wait_until(lambda: queue.count == 0)
+        assert end_in_time(worker, signal.SIGINT) == 0
+    assert queue.get_job_ids() == ids
+
+
+def test_sigterm_while_uploads_hang_ends_the_process_in_time(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    ids = enqueue_many(queue, 20, max_tokens=2)
+    with WorkerProcess(redis_url, hanging_store=True) as worker:
+        worker.wait_until_serving()
+        wait_until(lambda: all(redis_client.xlen(keys.stream_key(job_id)) >= 2 for job_id in ids))
+        assert end_in_time(worker, signal.SIGTERM) == 0
+    assert queue.get_job_ids() == ids
+    assert held_without_attempts(redis_client) == []
+
+
+def test_an_idle_worker_ends_at_once_and_leaves_no_trace(redis_url: str, redis_client: redis.Redis) -> None:
+    with WorkerProcess(redis_url) as worker:
+        worker.wait_until_serving()
+        assert end_in_time(worker, signal.SIGTERM) == 0
+    assert redis_client.zcard(keys.WORKERS_KEY) == 0 and redis_client.scard("rq:workers") == 0
+    assert list(redis_client.scan_iter("promptmill:worker:*")) == []
+
+
+def test_drain_finish_ends_the_running_jobs_and_claims_no_more(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    running = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=100)
+    with WorkerProcess(redis_url, step_seconds=0.01, drain="finish") as worker:
+        worker.wait_until_serving()
+        wait_until(lambda: redis_client.xlen(keys.stream_key(running.id)) > 1)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+    assert wait_for_result(redis_client, running.id).status == "finished"
+    wait_for_no_leftovers(redis_client)
+
+
+def test_a_second_signal_hands_over_what_drain_finish_would_end(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000)
+    with WorkerProcess(redis_url, step_seconds=0.05, drain="finish") as worker:
+        worker.wait_until_serving()
+        wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 1)
+        worker.signal(signal.SIGTERM)
+        late = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
+        assert end_in_time(worker, signal.SIGTERM) == 0
+    assert queue.get_job_ids() == [job.id, late.id]

@@ -1,0 +1,279 @@
+"""The child process and its supervision: deaths, hangs, failing starts, with an echoing core in a real process."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import EngineDiedError, InferenceEngine, ModelLoadError, SamplingParams
+from engine.process import ChildProcess
+from tests.fakes.fake_core import CORE_PATH, write_fake_model
+from tests.fakes.output_recorder import OutputRecorder
+
+POISON, SOUND = 7, 9  # first tokens of prompts
+ENDLESS = SamplingParams(max_tokens=None)
+
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+def process_engine(folder: Path, fields: dict[str, Any] | None = None, **script: object) -> InferenceEngine:
+    return InferenceEngine(write_fake_model(folder, **script), _core_path=CORE_PATH, **fields or {})
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[InferenceEngine]:
+    with process_engine(tmp_path, step_seconds=0.001) as engine:
+        yield engine
+
+
+def child_pid(engine: InferenceEngine) -> int:
+    assert engine._supervisor is not None
+    child = engine._supervisor._child
+    assert isinstance(child, ChildProcess)
+    return child.pid
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while is_alive(pid):
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
+def wait_for_restarts(engine: InferenceEngine, num_restarts: int) -> None:
+    deadline = time.monotonic() + 60
+    while engine.get_stats()["num_restarts"] < num_restarts:
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
+def echo(prompt: list[int], num_tokens: int) -> list[int]:
+    return [prompt[i % len(prompt)] for i in range(num_tokens)]
+
+
+def test_the_core_runs_in_a_process_of_its_own(engine: InferenceEngine) -> None:
+    assert engine.generate("hello world", SamplingParams(max_tokens=2)) != ""
+    assert child_pid(engine) != os.getpid()
+
+
+def test_a_child_killed_in_mid_generation_leaves_no_gap_and_no_repeat(engine: InferenceEngine) -> None:
+    prompts = {f"job-{i}": [SOUND + i, 20, 30, 40] for i in range(4)}
+    recorders = {name: OutputRecorder() for name in prompts}
+    for name, prompt in prompts.items():
+        engine.submit(name, prompt, SamplingParams(max_tokens=500), on_output=recorders[name])
+    for round_number in (1, 2, 3, 4):
+        for recorder in recorders.values():
+            recorder.wait_for_tokens(60 * round_number)
+        os.kill(child_pid(engine), signal.SIGKILL)
+        wait_for_restarts(engine, round_number)
+    for name, recorder in recorders.items():
+        last = recorder.wait_for_end()
+        assert last.finish_reason == "length"
+        assert recorder.token_ids == echo(prompts[name], 500)
+        offsets = [output.token_offset for output in recorder.outputs if output.token_ids]
+        assert offsets == list(range(500))
+    assert engine.is_healthy
+
+
+def test_a_request_submitted_while_the_child_is_away_runs_when_it_is_back(engine: InferenceEngine) -> None:
+    os.kill(child_pid(engine), signal.SIGKILL)
+    assert engine.generate([SOUND, 20], SamplingParams(max_tokens=2)) == engine.tokenizer.decode([SOUND, 20])
+
+
+def test_a_request_that_kills_the_child_fails_and_the_others_go_on(tmp_path: Path) -> None:
+    recorders = {name: OutputRecorder() for name in ("early", "poison", "late")}
+    with process_engine(tmp_path, killed_by=POISON) as engine:
+        for name, recorder in recorders.items():
+            prompt = [POISON if name == "poison" else SOUND, 20]
+            engine.submit(name, prompt, SamplingParams(max_tokens=40), on_output=recorder)
+        failed = recorders["poison"].wait_for_end()
+        assert (failed.finish_reason, failed.error_kind) == ("error", "poison")
+        assert failed.error is not None
+        assert "killed by SIGKILL" in failed.error
+        assert "about to be killed" in failed.error
+        for name in ("early", "late"):
+            assert recorders[name].wait_for_end().finish_reason == "length"
+            assert recorders[name].token_ids == echo([SOUND, 20], 40)
+        with pytest.raises(EngineDiedError, match="died 3 times in a row"):
+            engine.generate([POISON], ENDLESS)
+        assert engine.is_healthy
+
+
+def test_a_request_that_survives_the_second_death_completes(tmp_path: Path) -> None:
+    with process_engine(tmp_path, killed_by=POISON, killed_at=5, max_deaths=2) as engine:
+        (output,) = engine.generate_batch([[POISON, 20]], SamplingParams(max_tokens=12))
+        assert output.token_ids == echo([POISON, 20], 12)
+        assert engine.get_stats()["num_restarts"] == 2
+
+
+def test_a_step_that_raises_ends_the_child_with_its_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with process_engine(tmp_path, broken_by=POISON) as engine:
+        (output,) = engine.generate_batch([[POISON]], ENDLESS)
+    assert output.error is not None
+    assert "RuntimeError: the device is broken" in output.error
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_hung_step_is_killed_and_its_requests_go_on(tmp_path: Path) -> None:
+    with process_engine(tmp_path, {"step_timeout_seconds": 1.5}, hung_by=POISON) as engine:
+        (output,) = engine.generate_batch([[POISON, 20]], SamplingParams(max_tokens=6))
+        assert output.token_ids == echo([POISON, 20], 6)
+        assert engine.get_stats()["num_restarts"] == 1
+
+
+def test_an_idle_child_is_not_taken_for_a_hung_one(tmp_path: Path) -> None:
+    with process_engine(tmp_path, {"step_timeout_seconds": 0.05}) as engine:
+        pid = child_pid(engine)
+        threading.Event().wait(0.3)
+        assert child_pid(engine) == pid
+
+
+def test_a_stopped_process_is_killed_as_hung(tmp_path: Path) -> None:
+    """SIGSTOP: it reads nothing, so what we send must not block us either."""
+    with process_engine(tmp_path, {"step_timeout_seconds": 1.5}) as engine:
+        os.kill(child_pid(engine), signal.SIGSTOP)
+        prompts = [[SOUND] * 50_000 for _ in range(20)]  # far more than the pipe holds
+        outputs = engine.generate_batch(prompts, SamplingParams(max_tokens=3))
+        assert [output.token_ids for output in outputs] == [[SOUND] * 3] * 20
+        assert engine.get_stats()["num_restarts"] == 1
+
+
+# failing starts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_that_dies_while_loading_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"exit code 3; its last words:\ncannot open the device"):
+        process_engine(tmp_path, crashed_start=1).start()
+
+
+def test_a_core_that_cannot_be_imported_is_reported(tmp_path: Path) -> None:
+    engine = InferenceEngine(write_fake_model(tmp_path), _core_path="tests.fakes.no_core:Core")
+    with pytest.raises(ModelLoadError, match="ModuleNotFoundError"):
+        engine.start()
+
+
+def test_a_process_that_cannot_be_started_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with pytest.raises(ModelLoadError, match="its process cannot be started"):
+        process_engine(tmp_path).start()
+
+
+def test_an_engine_whose_process_cannot_be_started_again_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = OutputRecorder()
+    with process_engine(tmp_path, step_seconds=0.001) as engine:
+        engine.submit("job-1", [SOUND], ENDLESS, on_output=recorder)
+        recorder.wait_for_tokens(1)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+        os.kill(child_pid(engine), signal.SIGKILL)
+        assert "its process cannot be started" in str(recorder.wait_for_end().error)
+
+
+def test_a_start_that_hangs_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"start_timeout_seconds \(1 s\)"):
+        process_engine(tmp_path, {"start_timeout_seconds": 1.0}, hung_start=1).start()
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ({"refused_start": 2}, "holds no weights: fetch the model again"),
+        ({"crashed_start": 2}, "cannot open the device"),
+        ({"fingerprint_by_start": True}, "came back as fake 2, it was fake 1"),
+    ],
+)
+def test_an_engine_that_cannot_start_again_fails_its_requests_with_the_reason(
+    tmp_path: Path, script: dict[str, Any], reason: str
+) -> None:
+    recorder = OutputRecorder()
+    with process_engine(tmp_path, step_seconds=0.001, **script) as engine:
+        engine.submit("job-1", [SOUND], ENDLESS, on_output=recorder)
+        recorder.wait_for_tokens(1)
+        os.kill(child_pid(engine), signal.SIGKILL)
+        last = recorder.wait_for_end()
+        assert (last.finish_reason, last.error_kind) == ("error", "died")
+        assert last.error is not None
+        assert reason in last.error
+        assert not engine.is_healthy
+        with pytest.raises(EngineDiedError, match=reason):
+            engine.generate([SOUND])
+        engine.abort("job-1")
+        assert engine.get_stats()["num_requests"] == 0
+
+
+# the end -------------------------------------------------------------------------------------------------------------
+
+
+def test_stop_ends_a_child_whatever_it_does(tmp_path: Path) -> None:
+    engine = process_engine(tmp_path, hung_by=POISON)
+    recorder = OutputRecorder()
+    with engine:
+        pid = child_pid(engine)
+        engine.submit("job-1", [POISON], ENDLESS, on_output=recorder)
+        os.kill(pid, signal.SIGSTOP)
+    assert recorder.wait_for_end().error_kind == "stopped"
+    wait_until_gone(pid)
+
+
+def test_stop_while_the_model_is_loading_ends_the_start(tmp_path: Path) -> None:
+    engine = process_engine(tmp_path, hung_start=1)
+    errors: list[Exception] = []
+
+    def start() -> None:
+        try:
+            engine.start()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    while engine._supervisor is None or engine._supervisor._child is None:
+        threading.Event().wait(0.01)
+    engine.stop()
+    thread.join(60)
+    assert [str(error) for error in errors] == ["the engine was stopped"]
+
+
+def test_the_child_leaves_interrupts_to_its_parent(engine: InferenceEngine) -> None:
+    recorder = OutputRecorder()
+    engine.submit("job-1", [SOUND], SamplingParams(max_tokens=300), on_output=recorder)
+    recorder.wait_for_tokens(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(child_pid(engine), number)
+    assert recorder.wait_for_end().finish_reason == "length"
+    assert engine.get_stats()["num_restarts"] == 0
+
+
+def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    model = write_fake_model(tmp_path)
+    code = (
+        "import sys, signal\n"
+        "from engine import InferenceEngine\n"
+        f"engine = InferenceEngine({model!r}, _core_path={CORE_PATH!r})\n"
+        "engine.start()\n"
+        "print(engine._supervisor._child.pid, flush=True)\n"
+        "signal.pause()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert is_alive(pid)
+    parent.kill()
+    parent.communicate()
+    wait_until_gone(pid)

@@ -1,0 +1,226 @@
+"""The core on torch with tiny random models: the same tokens as transformers' own `generate`."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine.attention.base import AttentionBatch
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.errors import DeviceLostError, DeviceMemoryError, ModelLoadError
+from engine.messages import AddSequence
+from engine.runner import memory
+from engine.runner.memory import choose_num_blocks, free_host_bytes
+from engine.runner.model_runner import ModelRunner
+from engine.runner.transfer import HostToDevice
+from engine.sampling_params import SamplingParams
+from tests.fakes.tiny_models import make_tiny_model
+
+LENGTHS = [1, 2, 16, 17, 100, 5, 33, 64, 3, 48]
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model("llama", tmp_path_factory.mktemp("llama"))
+
+
+def config(folder: Path, **overrides: Any) -> EngineConfig:
+    defaults: dict[str, Any] = {
+        "dtype": "float32",
+        "device": "cpu",
+        "max_num_seqs": 8,
+        "max_num_tokens": 32,
+        "block_size": 16,
+        "num_kv_blocks": 12,
+    }
+    return EngineConfig(model_path=str(folder), **defaults | overrides)
+
+
+def run(core: EngineCore, prompts: list[list[int]], **params: Any) -> list[list[int]]:
+    sampling = SamplingParams(**{"max_tokens": 20, "temperature": 0.0, "ignore_eos": True} | params)
+    for i, prompt in enumerate(prompts):
+        core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=sampling))
+    outputs: list[list[int]] = [[] for _ in prompts]
+    while core.has_work():
+        step = core.step()
+        core.check_integrity()
+        assert not step.errors
+        for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
+            outputs[sequence_id].append(token_id)
+    return outputs
+
+
+def random_prompts(lengths: list[int]) -> list[list[int]]:
+    rng = random.Random(0)
+    return [[rng.randrange(10, 250) for _ in range(length)] for length in lengths]
+
+
+def generate(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None  # the engine ignores it here; min_new_tokens would forbid it instead
+    return [
+        model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=20,
+            do_sample=False,
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
+        for prompt in prompts
+    ]
+
+
+def test_greedy_tokens_equal_generate_with_chunked_prefill_and_preemption(tiny_llama: Path) -> None:
+    prompts = random_prompts(LENGTHS)
+    core = EngineCore(config(tiny_llama))
+    assert run(core, prompts) == generate(tiny_llama, prompts)
+    stats = core.get_stats()
+    assert stats.num_preemptions > 0 and stats.num_prompt_tokens > sum(LENGTHS) and stats.num_kv_blocks_used == 0
+
+
+def test_prefix_hits_of_one_step_change_no_token(tiny_llama: Path) -> None:
+    prefix, *tails = random_prompts([40, 3, 9, 1, 20])
+    prompts = [prefix + tail for tail in tails]
+    core = EngineCore(config(tiny_llama, max_num_tokens=256, num_kv_blocks=64))
+    assert run(core, prompts) == generate(tiny_llama, prompts)
+    assert core.get_stats().num_cached_tokens == 3 * 32
+
+
+def test_sampled_tokens_do_not_depend_on_chunks_or_neighbours(tiny_llama: Path) -> None:
+    prompts = random_prompts(LENGTHS)
+    sampling: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "seed": 4}
+    roomy = run(EngineCore(config(tiny_llama, max_num_tokens=512, num_kv_blocks=200)), prompts, **sampling)
+    assert run(EngineCore(config(tiny_llama)), prompts, **sampling) == roomy
+
+
+def test_the_info_tells_the_bound_of_a_small_cache(tiny_llama: Path) -> None:
+    info = EngineCore(config(tiny_llama, num_kv_blocks=3)).info
+    assert (info.max_model_len, info.num_kv_blocks, info.block_size) == (48, 3, 16)
+    assert info.dtype == "float32" and info.device == "cpu"
+
+
+@pytest.fixture
+def runner(tiny_llama: Path) -> Iterator[ModelRunner]:
+    yield ModelRunner(config(tiny_llama))
+
+
+def test_bad_logits_fail_their_own_row_alone(runner: ModelRunner, tiny_llama: Path) -> None:
+    embedding = runner._model.model.get_input_embeddings()
+    with torch.no_grad():
+        embedding.weight[7] = float("nan")
+    core = EngineCore(config(tiny_llama), runner=runner)
+    prompts = [[20, 21, 22], [23, 7, 24], [25] * 20]
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
+        core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=params))
+    errors: dict[int, str] = {}
+    num_tokens = 0
+    while core.has_work():
+        step = core.step()
+        errors |= step.errors
+        num_tokens += len(step.token_ids)
+    assert list(errors) == [1] and "not finite" in errors[1] and num_tokens == 8
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), DeviceMemoryError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), DeviceMemoryError),
+        (torch.AcceleratorError("device-side assert triggered"), DeviceLostError),
+        (RuntimeError("shapes do not match"), RuntimeError),
+    ],
+)
+def test_what_torch_raises_is_told_apart(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception], tiny_llama: Path
+) -> None:
+    def fail(*_: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(type(runner._model), "forward", fail)
+    seen: list[type[Exception]] = []
+    execute = runner.execute
+
+    def watch(inputs: Any) -> Any:
+        try:
+            return execute(inputs)
+        except Exception as error:
+            seen.append(type(error))
+            raise
+
+    monkeypatch.setattr(runner, "execute", watch)
+    core = EngineCore(config(tiny_llama), runner=runner)
+    core.add(AddSequence(sequence_id=0, prompt_token_ids=[20], params=SamplingParams(max_tokens=1)))
+    if expected is DeviceLostError:
+        with pytest.raises(DeviceLostError):
+            core.step()
+    else:
+        assert list(core.step().errors) == [0]
+    assert seen == [expected]
+
+
+def test_the_largest_step_runs_over_a_single_block(tiny_llama: Path) -> None:
+    settings = config(tiny_llama, max_num_tokens=100, max_num_seqs=8, max_model_len=40)
+    runner = ModelRunner(settings)
+    runner._model.allocate_kv_cache(1)
+    with torch.inference_mode():
+        tokens = runner._forward(memory.largest_step(settings, 40))
+    assert tokens.shape == (8,)
+    batch = runner._model.context.batch
+    assert isinstance(batch, AttentionBatch) and batch.query_start.tolist() == [0, 40, 80, 100]
+
+
+# memory --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_takes_its_share_of_the_free_memory(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelRunner(config(tiny_llama))._model
+    block = model.kv_block_bytes
+    monkeypatch.setattr(memory, "free_host_bytes", lambda: 1000 * block)
+
+    def num_blocks(**overrides: Any) -> int:
+        settings = config(tiny_llama, num_kv_blocks=None, max_model_len=64, **overrides)
+        return choose_num_blocks(settings, model, lambda: None)
+
+    assert num_blocks(kv_memory_fraction=0.25) == 250
+    assert num_blocks(max_cpu_kv_bytes=20 * block) == 20
+    with pytest.raises(ModelLoadError, match=r"1 blocks of 16 .* at least 2 .*max_num_tokens 32.*max_cpu_kv_bytes"):
+        num_blocks(max_cpu_kv_bytes=block)
+
+
+def test_a_control_group_with_less_memory_bounds_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = free_host_bytes()
+    assert machine > 1 << 20
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_host_bytes() > 1 << 20
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("2000\n")
+    assert free_host_bytes() == 3000
+
+
+# transfer ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_arrays_arrive_whole_whatever_their_types_and_shapes(packs: bool) -> None:
+    to_device = HostToDevice(torch.device("cpu"), packs=packs)
+    rng = np.random.default_rng(0)
+    for size in (1, 5, 300, 2):
+        arrays = [
+            rng.integers(0, 99, size).astype(np.int32),
+            rng.integers(0, 99, (size, 3)),
+            rng.random(size).astype(np.float32),
+            np.zeros(0, np.int64),
+            rng.integers(0, 99, (4, size)).astype(np.int32)[:, ::2],
+        ]
+        tensors = to_device.send(*arrays)
+        for array, tensor in zip(arrays, tensors, strict=True):
+            assert tensor.dtype == torch.from_numpy(array).dtype and tensor.shape == array.shape
+            assert np.array_equal(tensor.numpy(), array)

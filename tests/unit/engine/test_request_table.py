@@ -1,0 +1,225 @@
+"""Requests and their sequences, with a child that is played by hand."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from engine.messages import FinishCode, StepOutput
+from engine.outputs import RequestOutput
+from engine.request import Request
+from engine.request_table import MAX_DEATHS, RequestTable
+from engine.sampling_params import SamplingParams
+from engine.token_bytes import TokenBytes
+from tests.fakes.tiny_tokenizers import byte_level_tokenizer
+
+RAW = byte_level_tokenizer()
+TOKEN_BYTES = TokenBytes(RAW)
+
+
+class Table:
+    """A request table whose outputs are kept, by request id."""
+
+    def __init__(self) -> None:
+        self.table = RequestTable()
+        self.outputs: dict[str, list[RequestOutput]] = {}
+
+    def add(self, request_id: str, prompt: str = "hello", **params: object) -> list[int]:
+        """Adds and starts a request; its sequence ids."""
+        assert self.table.reserve(request_id)
+        outputs = self.outputs.setdefault(request_id, [])
+        request = Request(
+            request_id,
+            ids(prompt),
+            SamplingParams(**params),  # type: ignore[arg-type]
+            priority=0,
+            on_output=outputs.append,
+            token_bytes=TOKEN_BYTES,
+        )
+        self.table.add(request)
+        return [message.sequence_id for message in self.table.start(request)]
+
+    def tokens(self, *entries: tuple[int, int, FinishCode], **fields: object) -> None:
+        """One step's message: (sequence id, token id, code)."""
+        self.table.apply(
+            StepOutput(
+                np.array([entry[0] for entry in entries], np.int64),
+                np.array([entry[1] for entry in entries], np.int32),
+                np.array([entry[2] for entry in entries], np.int8),
+                **fields,  # type: ignore[arg-type]
+            )
+        )
+
+    def say(self, sequence_id: int, text: str) -> None:
+        self.tokens(*[(sequence_id, token_id, FinishCode.NONE) for token_id in ids(text)])
+
+    def die(self) -> list[int]:
+        """The child dies and another one starts: the sequences it is told of."""
+        self.table.note_death("killed by SIGSEGV")
+        return [message.sequence_id for message in self.table.start_all()]
+
+    def text(self, request_id: str) -> str:
+        return "".join(output.text for output in self.outputs[request_id])
+
+
+def ids(text: str) -> list[int]:
+    return list(RAW.encode(text, add_special_tokens=False).ids)
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+def test_offsets_and_tokens_join_to_the_whole_answer(table: Table) -> None:
+    (sequence,) = table.add("r")
+    for text in ("the quick", " brown", " 你好"):
+        table.say(sequence, text)
+    outputs = table.outputs["r"]
+    assert [output.token_offset for output in outputs] == list(range(len(outputs)))
+    assert [token for output in outputs for token in output.token_ids] == ids("the quick") + ids(" brown") + ids(
+        " 你好"
+    )
+    assert table.text("r") == "the quick brown 你好"
+
+
+def test_the_token_that_completes_a_stop_string_counts_and_later_ones_do_not(table: Table) -> None:
+    (sequence,) = table.add("r", stop=("brown",))
+    table.say(sequence, "the quick brown fox jumps")
+    last = table.outputs["r"][-1]
+    token_ids = [token for output in table.outputs["r"] for token in output.token_ids]
+    assert table.text("r") == "the quick "
+    assert (last.finish_reason, last.finished) == ("stop", True)
+    assert RAW.decode(token_ids).startswith("the quick brown")
+    assert "brown" not in RAW.decode(token_ids[:-1])
+    assert table.table.take_forgotten() == [sequence]
+    assert len(table.table) == 0
+
+
+def test_a_stop_token_is_counted_and_has_no_text(table: Table) -> None:
+    (sequence,) = table.add("r")
+    table.tokens((sequence, ids("a")[0], FinishCode.NONE), (sequence, ids("b")[0], FinishCode.STOP))
+    assert table.text("r") == "a"
+    assert [output.token_ids for output in table.outputs["r"]] == [ids("a"), ids("b")]
+    assert table.outputs["r"][-1].finish_reason == "stop"
+    assert table.table.take_forgotten() == []
+
+
+@pytest.mark.parametrize("ending", ["length", "cancelled", "error"])
+def test_text_held_back_for_a_stop_string_is_released_at_another_end(table: Table, ending: str) -> None:
+    (sequence,) = table.add("r", stop=("brown!",))
+    table.say(sequence, "the brown")
+    assert table.text("r") == "the "
+    if ending == "length":
+        table.tokens((sequence, ids(" fox")[0], FinishCode.LENGTH))
+    elif ending == "cancelled":
+        table.table.abort("r")
+    else:
+        table.tokens(errors={sequence: "not a number"})
+    assert table.text("r").startswith("the brown")
+    assert table.outputs["r"][-1].finish_reason == ending
+
+
+def test_choices_end_one_by_one_and_the_last_one_finishes_the_request(table: Table) -> None:
+    first, second = table.add("r", n=2)
+    table.tokens((second, 5, FinishCode.LENGTH))
+    assert not table.table.reserve("r")
+    table.tokens((first, 5, FinishCode.LENGTH))
+    assert [(output.index, output.finished) for output in table.outputs["r"]] == [(1, False), (0, True)]
+    assert table.table.reserve("r")
+
+
+def test_an_error_ends_one_sequence_alone(table: Table) -> None:
+    (broken,), (sound,) = table.add("broken"), table.add("sound")
+    table.tokens((sound, 5, FinishCode.NONE), errors={broken: "not a number"})
+    output = table.outputs["broken"][-1]
+    assert (output.finish_reason, output.error, output.error_kind) == ("error", "not a number", "refused")
+    assert table.outputs["sound"][-1].finish_reason is None
+
+
+def test_a_sequence_that_had_all_its_tokens_ends_without_another(table: Table) -> None:
+    (sequence,) = table.add("r")
+    table.tokens(ended={sequence: FinishCode.LENGTH})
+    (output,) = table.outputs["r"]
+    assert (output.token_ids, output.finish_reason) == ([], "length")
+
+
+def test_cached_prompt_tokens_are_reported_with_every_output(table: Table) -> None:
+    (sequence,) = table.add("r")
+    table.tokens(cached_tokens={sequence: 16, 999: 3})
+    table.say(sequence, "a b")
+    assert {output.num_cached_tokens for output in table.outputs["r"]} == {16}
+
+
+def test_tokens_on_their_way_after_an_abort_are_dropped(table: Table) -> None:
+    (sequence,) = table.add("r")
+    table.table.abort("r")
+    assert table.table.take_forgotten() == [sequence]
+    table.say(sequence, "late")
+    table.tokens(errors={sequence: "late"}, ended={sequence: FinishCode.STOP})
+    assert [output.finish_reason for output in table.outputs["r"]] == ["cancelled"]
+    table.table.abort("r")
+    table.table.abort("unknown")
+
+
+def test_a_request_whose_callback_fails_is_dropped_and_harms_nobody(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = table.add("deaf", n=2)
+    (sound,) = table.add("sound")
+
+    def fail(output: RequestOutput) -> None:
+        raise ValueError("deaf")
+
+    table.table._requests["deaf"].on_output = fail
+    with caplog.at_level(logging.CRITICAL + 1, logger="engine.request_table"):
+        table.tokens((first, 5, FinishCode.NONE), (second, 5, FinishCode.NONE), (sound, 5, FinishCode.NONE))
+    assert sorted(table.table.take_forgotten()) == [first, second]
+    assert len(table.outputs["sound"]) == 1
+    assert table.table.reserve("deaf")
+
+
+def test_after_a_death_each_sequence_goes_on_with_its_tokens(table: Table) -> None:
+    (first,), (second,) = table.add("one"), table.add("two")
+    table.say(first, "the quick")
+    table.table.note_death("killed")
+    assert not table.table.is_child_busy
+    messages = list(table.table.start_all())
+    assert [(message.sequence_id, message.output_token_ids) for message in messages] == [
+        (first, ids("the quick")),
+        (second, []),
+    ]
+    table.say(first, " brown")
+    assert table.text("one") == "the quick brown"
+
+
+def test_a_poisonous_request_fails_after_three_deaths_and_its_batch_mates_go_on(table: Table) -> None:
+    sequences = {name: table.add(name)[0] for name in ("one", "poison", "three")}
+    assert table.die() == list(sequences.values())
+    assert table.die() == [sequences["one"]]  # two deaths without a token: one suspect at a time
+    table.say(sequences["one"], "a")
+    assert [message.sequence_id for message in table.table.start_suspect()] == [sequences["poison"]]
+    assert list(table.table.start_suspect()) == []
+    assert table.die() == [sequences["one"], sequences["three"]]
+    failed = table.outputs["poison"][-1]
+    assert (failed.finish_reason, failed.error_kind, failed.finished) == ("error", "poison", True)
+    assert failed.error is not None
+    assert "SIGSEGV" in failed.error
+    assert [output.finish_reason for output in table.outputs["one"]] == [None]
+    assert table.outputs["three"] == []
+
+
+def test_a_suspect_that_is_aborted_makes_room_for_the_next(table: Table) -> None:
+    (first,), (second,) = table.add("one"), table.add("two")
+    table.die()
+    assert table.die() == [first]
+    table.table.abort("one")
+    assert [message.sequence_id for message in table.table.start_suspect()] == [second]
+
+
+def test_a_token_between_two_deaths_clears_a_request_of_suspicion(table: Table) -> None:
+    (sequence,) = table.add("r")
+    for _ in range(2 * MAX_DEATHS):
+        table.say(sequence, "a")
+        assert table.die() == [sequence]
+    assert all(output.finish_reason is None for output in table.outputs["r"])

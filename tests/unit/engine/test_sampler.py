@@ -1,0 +1,242 @@
+"""The sampler against its definition, transformers' own filters, and itself under other batches."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from engine.sampler import Sampler, SamplingBatch
+from engine.sampling_noise import gumbel_noise, row_keys
+
+VOCAB_SIZE = 1000
+
+
+def batch_of(
+    num_rows: int,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    seed: int = 0,
+) -> SamplingBatch:
+    """Equal parameters for every row, and a position of its own."""
+    return SamplingBatch(
+        temperature=torch.full((num_rows,), temperature),
+        top_p=torch.full((num_rows,), top_p),
+        top_k=torch.full((num_rows,), top_k),
+        min_p=torch.full((num_rows,), min_p),
+        seed=torch.full((num_rows,), seed),
+        choice=torch.zeros(num_rows, dtype=torch.int64),
+        position=torch.arange(num_rows),
+    )
+
+
+def draw(logits: Tensor, **params: float) -> Tensor:
+    """One token a row."""
+    return Sampler().sample(logits.clone(), batch_of(len(logits), **params))  # type: ignore[arg-type]
+
+
+def random_logits(num_rows: int, vocab_size: int = VOCAB_SIZE, *, scale: float = 3.0, seed: int = 0) -> Tensor:
+    return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def filtered_by_transformers(
+    logits: Tensor, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
+) -> Tensor:
+    """Probabilities `[num_rows, vocab_size]` after temperature, min-p, top-k, top-p."""
+    ids = torch.zeros((len(logits), 1), dtype=torch.long)
+    scores = TemperatureLogitsWarper(temperature)(ids, logits)
+    if min_p > 0:
+        scores = MinPLogitsWarper(min_p)(ids, scores)
+    if top_k > 0:
+        scores = TopKLogitsWarper(top_k)(ids, scores)
+    if top_p < 1:
+        scores = TopPLogitsWarper(top_p)(ids, scores)
+    return scores.softmax(dim=-1)
+
+
+FILTERS = [
+    {},
+    {"temperature": 0.5},
+    {"top_k": 1},
+    {"top_k": 7},
+    {"top_k": 300},
+    {"top_p": 0.3},
+    {"top_p": 0.9},
+    {"top_p": 0.999},
+    {"min_p": 0.05},
+    {"min_p": 1e-4},
+    {"temperature": 1.7, "top_k": 40, "top_p": 0.8, "min_p": 0.02},
+    {"temperature": 0.8, "top_k": 400, "top_p": 0.95},
+    {"min_p": 1e-5, "top_p": 0.97},
+]
+
+
+@pytest.mark.parametrize("params", FILTERS, ids=str)
+def test_drawn_frequencies_match_the_exact_distribution(params: dict[str, float]) -> None:
+    logits = random_logits(1, 600, scale=2.0)
+    expected = filtered_by_transformers(logits, **params)[0].double()  # type: ignore[arg-type]
+    num_draws = 40_000
+    tokens = draw(logits.expand(num_draws, -1), **params)
+    counts = torch.bincount(tokens, minlength=600)
+    assert counts[expected == 0].sum() == 0, "a token that the filters remove was drawn"
+    assert chi_square_tail(counts, expected * num_draws) > 1e-4
+
+
+def chi_square_tail(counts: Tensor, expected: Tensor) -> float:
+    """Probability of a statistic at least as large (Wilson and Hilferty, 1931); rare tokens are counted together."""
+    common = expected >= 5
+    observed = torch.cat([counts[common].double(), counts[~common].sum()[None].double()])
+    wanted = torch.cat([expected[common], expected[~common].sum()[None]])
+    observed, wanted = observed[wanted > 0], wanted[wanted > 0]
+    freedom = len(wanted) - 1
+    if freedom == 0:
+        return 1.0
+    statistic = float(((observed - wanted) ** 2 / wanted).sum())
+    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
+    return 0.5 * math.erfc(z / math.sqrt(2))
+
+
+@pytest.mark.parametrize("params", FILTERS, ids=str)
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+def test_the_filters_keep_what_transformers_processors_keep(params: dict[str, float], scale: float) -> None:
+    logits = random_logits(400, scale=scale, seed=5)
+    allowed = filtered_by_transformers(logits, **params) > 0  # type: ignore[arg-type]
+    tokens = draw(logits, **params)
+    assert allowed.gather(1, tokens[:, None]).all()
+    # The same maximum over what transformers keeps: a token kept too many or too few shows where the noise favours it.
+    assert torch.equal(brute_force(logits, allowed, params), tokens)
+
+
+def brute_force(logits: Tensor, allowed: Tensor, params: dict[str, float]) -> Tensor:
+    """The Gumbel maximum over the allowed tokens, by its definition."""
+    keys = row_keys(torch.zeros(len(logits), dtype=torch.int64), torch.tensor(0), torch.arange(len(logits)))
+    noise = gumbel_noise(keys, torch.arange(logits.shape[1], dtype=torch.int32))
+    scores = (logits - logits.amax(-1, keepdim=True)) / params.get("temperature", 1.0) + noise
+    return scores.masked_fill(~allowed, float("-inf")).argmax(dim=-1)
+
+
+def mixed_batch(num_rows: int) -> SamplingBatch:
+    generator = torch.Generator().manual_seed(9)
+    pick = torch.randint(0, 6, (num_rows,), generator=generator)
+    return SamplingBatch(
+        temperature=torch.where(pick == 0, 0.0, 0.5 + torch.rand(num_rows, generator=generator)),
+        top_p=torch.where(pick == 1, 0.9, 1.0) * torch.where(pick == 5, 0.7, 1.0),
+        top_k=torch.where(pick == 2, 50, 0) + torch.where(pick == 5, 400, 0),
+        min_p=torch.where(pick == 3, 0.1, 0.0),
+        seed=torch.randint(-(2**62), 2**62, (num_rows,), generator=generator),
+        choice=torch.randint(0, 4, (num_rows,), generator=generator),
+        position=torch.randint(0, 4096, (num_rows,), generator=generator),
+    )
+
+
+def test_a_row_draws_the_same_token_alone_in_any_order_and_under_any_number_of_threads() -> None:
+    logits, batch = random_logits(60, 5000, scale=2.0), mixed_batch(60)
+    expected = Sampler().sample(logits.clone(), batch)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(Sampler().sample(logits[order], batch.select(order)), expected[order])
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 3, 8):
+            torch.set_num_threads(count)
+            for row in range(60):
+                one = torch.tensor([row])
+                assert Sampler().sample(logits[one], batch.select(one)) == expected[row]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_logits_are_left_as_they_were() -> None:
+    logits = random_logits(60, 500)
+    copy = logits.clone()
+    Sampler().sample(logits, mixed_batch(60))
+    assert torch.equal(logits, copy)
+
+
+def test_greedy_rows_take_the_lowest_id_among_equal_logits() -> None:
+    logits = torch.zeros(3, 50)
+    logits[1, [30, 7, 41]] = 2.0
+    assert draw(logits, temperature=0.0).tolist() == [0, 7, 0]
+
+
+def test_a_temperature_near_zero_draws_the_largest_logit() -> None:
+    logits = random_logits(50)
+    assert torch.equal(draw(logits, temperature=1e-38), logits.argmax(-1))
+
+
+def test_tokens_that_tie_with_the_last_one_kept_are_kept_too() -> None:
+    logits = torch.full((2000, 600), 1.0)
+    for params in ({"top_k": 3}, {"top_k": 256}, {"top_k": 400}, {"top_p": 0.5}, {"min_p": 1.0}):
+        assert len(draw(logits, **params).unique()) > 500  # type: ignore[arg-type]
+
+
+def test_a_nucleus_of_the_whole_vocabulary_is_drawn_from_whole() -> None:
+    logits = torch.linspace(0, 1e-3, 5000).expand(3000, -1)
+    tokens = draw(logits, top_p=0.9)
+    assert tokens.min() >= 490, "the least probable tenth is cut"
+    assert len(tokens.unique()) > 2000
+
+
+def test_tokens_ruled_out_by_minus_infinity_are_never_drawn() -> None:
+    logits = torch.full((500, 300), float("-inf"))
+    logits[:, 7] = 0.0
+    logits[:, 9] = 0.0
+    for params in ({}, {"top_k": 5}, {"top_p": 0.99}, {"min_p": 0.1}):
+        assert set(draw(logits, **params).tolist()) == {7, 9}  # type: ignore[arg-type]
+
+
+def test_the_noise_differs_between_seeds_choices_positions_and_tokens() -> None:
+    seeds = torch.tensor([0, 1, 0, 0, -1, 2**62])
+    choices = torch.tensor([0, 0, 1, 0, 0, 0])
+    positions = torch.tensor([0, 0, 0, 1, 0, 0])
+    ids = torch.arange(20_000, dtype=torch.int32)
+    noise = gumbel_noise(row_keys(seeds, choices, positions), ids)
+    correlation = torch.corrcoef(noise)
+    # Independent samples of 20,000 correlate by 0.007 in standard deviation.
+    assert (correlation - torch.eye(len(seeds))).abs().max() < 0.035
+    shifted = torch.corrcoef(torch.stack([noise[0][:-1], noise[0][1:]]))
+    assert shifted[0, 1].abs() < 0.035
+
+
+def test_the_noise_is_standard_gumbel() -> None:
+    keys = row_keys(torch.arange(50), torch.tensor(0), torch.tensor(3).expand(50))
+    noise = gumbel_noise(keys, torch.arange(20_000, dtype=torch.int32)).flatten()
+    # A million samples: the mean lies within 0.0013 of Euler's constant in one standard deviation.
+    assert abs(float(noise.mean()) - 0.5772157) < 0.006
+    assert abs(float(noise.var()) - math.pi**2 / 6) < 0.02
+    assert noise.isfinite().all()
+
+
+def test_the_noise_is_pinned_for_ever_because_stored_streams_resume_with_it() -> None:
+    keys = row_keys(torch.tensor([0, 123456789]), torch.tensor([0, 2]), torch.tensor([0, 77]))
+    noise = gumbel_noise(keys, torch.tensor([0, 1, 49151], dtype=torch.int32))
+    expected = [[reference_noise(s, c, p, t) for t in (0, 1, 49151)] for s, c, p in ((0, 0, 0), (123456789, 2, 77))]
+    torch.testing.assert_close(noise, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def reference_noise(seed: int, choice: int, position: int, token_id: int) -> float:
+    """The same in Python's integers."""
+
+    def mix_64(x: int) -> int:
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        return x ^ x >> 31
+
+    def mix_32(x: int) -> int:
+        x = (x ^ x >> 16) * 0x7FEB352D % 2**32
+        x = (x ^ x >> 15) * 0x846CA68B % 2**32
+        return x ^ x >> 16
+
+    key = mix_64((seed + 0x9E3779B97F4A7C15) % 2**64)
+    key = mix_64((key + (choice << 32) + position) % 2**64)
+    bits = mix_32(mix_32(token_id ^ key % 2**32) ^ key >> 32)
+    bits = bits - 2**32 if bits >= 2**31 else bits
+    return -math.log(-math.log((bits + 2**31 + 0.5) / 2**32))

@@ -1,0 +1,40 @@
+"""The light client stays light: what `import producer` and the command line load, and what they do without."""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+import producer
+from producer import cli
+
+HEAVY = ("torch", "transformers", "tokenizers", "numpy", "boto3", "botocore", "engine", "worker", "rich")
+
+
+@pytest.mark.parametrize("module", ["producer", "producer.cli"])
+def test_importing_the_client_loads_nothing_heavy(module: str) -> None:
+    program = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_everything_public_is_there() -> None:
+    assert all(hasattr(producer, name) for name in producer.__all__)
+
+
+def test_a_command_whose_packages_are_missing_is_listed_and_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry_point = importlib.metadata.EntryPoint("fly", "gateway_that_is_not_there.cli:fly", cli.COMMANDS_GROUP)
+    monkeypatch.setattr(cli, "_registered", lambda: {"fly": entry_point})
+    listed = CliRunner().invoke(cli.main, ["--help"])
+    assert listed.exit_code == 0
+    assert "fly" in listed.stdout and "pip install promptmill[gateway_that_is_not_there]" in listed.stdout
+    used = CliRunner().invoke(cli.main, ["fly", "--high", "now"])
+    assert used.exit_code == 2
+    assert "`promptmill fly` needs: pip install promptmill[gateway_that_is_not_there]" in used.stderr
+
+
+def test_the_version_is_the_distributions() -> None:
+    shown = CliRunner().invoke(cli.main, ["--version"])
+    assert importlib.metadata.version("promptmill") in shown.stdout

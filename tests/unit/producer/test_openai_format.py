@@ -1,0 +1,144 @@
+"""OpenAI's shapes to ours and back."""
+
+import json
+from typing import Any
+
+import pytest
+
+from producer import Choice, ErrorInfo, InvalidJobError, JobRequest, Message, Result, Usage
+from producer.contract import ErrorCode
+from producer.openai_format import (
+    CHAT_URL,
+    COMPLETIONS_URL,
+    BadLineError,
+    BatchLine,
+    answer_line,
+    bad_line,
+    parse_line,
+    request_from_body,
+    response_body,
+)
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+
+def line(**fields: Any) -> bytes:
+    whole = {"custom_id": "r1", "method": "POST", "url": CHAT_URL, "body": {"messages": MESSAGES}, **fields}
+    return json.dumps({name: value for name, value in whole.items() if value is not ...}).encode()
+
+
+def test_a_line_is_its_id_its_url_and_its_body() -> None:
+    assert parse_line(line()) == BatchLine("r1", CHAT_URL, {"messages": MESSAGES})
+
+
+@pytest.mark.parametrize(
+    ("raw", "code", "custom_id"),
+    [
+        (b"{", "invalid_json_line", None),
+        (b"[]", "invalid_json_line", None),
+        (b"[" * 100_000, "invalid_json_line", None),
+        (line(custom_id=...), "missing_custom_id", None),
+        (line(custom_id=5), "missing_custom_id", None),
+        (line(custom_id=""), "missing_custom_id", None),
+        (line(method="GET"), "invalid_method", "r1"),
+        (line(url="/v1/embeddings"), "invalid_url", "r1"),
+        (line(body="x"), "invalid_body", "r1"),
+    ],
+)
+def test_a_line_that_is_no_request_says_why(raw: bytes, code: str, custom_id: str | None) -> None:
+    with pytest.raises(BadLineError) as error:
+        parse_line(raw)
+    assert (error.value.code, error.value.custom_id) == (code, custom_id)
+    assert bad_line(error.value, number=3)["error"]["line"] == 3
+
+
+def test_a_chat_body_becomes_a_job() -> None:
+    body = {
+        "model": "m",
+        "messages": [{"role": "assistant", "content": "a", "refusal": None, "name": None}, *MESSAGES],
+        "max_completion_tokens": 5,
+        "temperature": None,
+        "stop": "END",
+        "user": "u",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "top_k": 3,
+    }
+    assert request_from_body(CHAT_URL, body) == JobRequest(
+        model="m",
+        messages=[Message(role="assistant", content="a"), Message(role="user", content="Hello")],
+        max_tokens=5,
+        stop=["END"],
+        top_k=3,
+    )
+
+
+def test_a_completion_has_openais_default_length() -> None:
+    assert request_from_body(COMPLETIONS_URL, {"prompt": "a"}).max_tokens == 16
+    assert request_from_body(COMPLETIONS_URL, {"prompt": ["a"], "max_tokens": 3}).prompt == "a"
+    assert request_from_body(COMPLETIONS_URL, {"prompt": [[1, 2]]}).prompt == [1, 2]
+    assert request_from_body(COMPLETIONS_URL, {"prompt": [1, 2]}).prompt == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "param"),
+    [
+        (CHAT_URL, {"prompt": "a"}, "prompt"),
+        (COMPLETIONS_URL, {"messages": MESSAGES}, "messages"),
+        (COMPLETIONS_URL, {"prompt": ["a", "b"]}, "prompt"),
+        (COMPLETIONS_URL, {"prompt": "a", "logprobs": 2}, "logprobs"),
+        (CHAT_URL, {"messages": MESSAGES, "functions": []}, "functions"),
+        (CHAT_URL, {"messages": "x"}, "messages"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(url: str, body: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidJobError) as error:
+        request_from_body(url, body)
+    assert error.value.param == param
+
+
+def test_a_result_becomes_a_response() -> None:
+    result = Result(
+        job_id="j",
+        model="m",
+        status="finished",
+        choices=[Choice(index=0, text="Hi", token_ids=[1], finish_reason="deadline")],
+        usage=Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2, cached_tokens=1),
+    )
+    chat = response_body(CHAT_URL, result, created=5)
+    assert chat == {
+        "id": "chatcmpl-j",
+        "object": "chat.completion",
+        "created": 5,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hi", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "length",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 1,
+            "completion_tokens": 1,
+            "total_tokens": 2,
+            "prompt_tokens_details": {"cached_tokens": 1},
+        },
+    }
+    assert response_body(COMPLETIONS_URL, result, created=5)["choices"][0] == {
+        "index": 0,
+        "text": "Hi",
+        "logprobs": None,
+        "finish_reason": "length",
+    }
+
+
+def test_an_outcome_that_is_no_answer_becomes_an_error() -> None:
+    request = BatchLine("r1", CHAT_URL, {})
+    error = ErrorInfo(code=ErrorCode.CONTEXT_LENGTH_EXCEEDED, message="too long", param="messages")
+    failed = answer_line(request, Result(job_id="j", status="failed", error=error), created=0)
+    assert failed["response"]["status_code"] == 400 and failed["error"] is None
+    assert failed["response"]["body"]["error"]["code"] == "context_length_exceeded"
+    cancelled = answer_line(request, Result(job_id="j", status="cancelled"), created=0)
+    assert (cancelled["response"], cancelled["error"]["code"]) == (None, "batch_cancelled")

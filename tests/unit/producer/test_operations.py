@@ -1,0 +1,104 @@
+"""Protocols without a connection: when they try again, and when they give up."""
+
+from typing import Any
+
+import pytest
+import redis
+
+from producer import RedisUnavailableError
+from producer.operations import RECONNECT_MAX_DELAY_SECONDS, ConnectionLost, Protocol, Reconnect, Send, Sleep, send
+from producer.redis_connection import redact, translate
+from producer.stored_results import read_object
+
+
+def drive(protocol: Protocol[Any], replies: list[Any]) -> tuple[Any, list[Any]]:
+    """Answer each Send with the next reply (an exception is thrown); returns the outcome and the operations seen."""
+    seen: list[Any] = []
+    answer: Any = None
+    try:
+        while True:
+            operation = protocol.throw(answer) if isinstance(answer, Exception) else protocol.send(answer)
+            seen.append(operation)
+            answer = replies.pop(0) if isinstance(operation, Send) else None
+    except StopIteration as end:
+        return end.value, seen
+
+
+def test_a_lost_reply_is_answered_by_sending_again() -> None:
+    value, seen = drive(send(("PING",)), [ConnectionLost("gone"), ConnectionLost("gone"), ["PONG"]])
+    assert value == ["PONG"]
+    assert [type(operation) for operation in seen] == [Send, Sleep, Send, Sleep, Send]
+
+
+def test_sending_gives_up_in_the_end() -> None:
+    with pytest.raises(RedisUnavailableError, match="gone"):
+        drive(send(("PING",)), [ConnectionLost("gone")] * 6)
+
+
+def test_other_errors_are_not_tried_again() -> None:
+    with pytest.raises(RedisUnavailableError, match="wrong password"):
+        drive(send(("PING",)), [RedisUnavailableError("wrong password"), ["PONG"]])
+
+
+def test_a_waiting_client_is_more_patient_once_it_was_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
+    def outlast() -> tuple[float, float]:
+        """Seconds slept until the end of patience, and the longest sleep."""
+        nonlocal now
+        delays: list[float] = []
+        while True:
+            try:
+                for operation in reconnect.wait(ConnectionLost("gone")):
+                    assert isinstance(operation, Sleep)
+                    delays.append(operation.seconds)
+                    now += operation.seconds
+            except ConnectionLost:
+                return sum(delays), max(delays)
+
+    reconnect = Reconnect()
+    assert outlast()[0] < 5
+    reconnect.succeed()
+    total, longest = outlast()
+    assert 60 <= total < 65
+    assert longest == RECONNECT_MAX_DELAY_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379", "redis://localhost:6379"),
+        ("redis://:secret@host:1/0", "redis://:***@host:1/0"),
+        ("rediss://me:s%40cret@host", "rediss://me:***@host"),
+        ("unix:///tmp/redis.sock", "unix:///tmp/redis.sock"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert redact(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "is_worth_a_retry", "words"),
+    [
+        (redis.ConnectionError("refused"), True, "cannot be reached"),
+        (redis.TimeoutError("late"), True, "cannot be reached"),
+        (redis.BusyLoadingError("loading"), True, "cannot be reached"),
+        (redis.ReadOnlyError("replica"), True, "cannot be reached"),
+        (redis.AuthenticationError("no"), False, "check user and password"),
+        (redis.exceptions.NoPermissionError("no"), False, "check user and password"),
+        (redis.OutOfMemoryError("full"), False, "raise maxmemory"),
+        (redis.ResponseError("odd"), False, "answers with an error: odd"),
+    ],
+)
+def test_redis_errors_are_said_with_their_remedy(error: Exception, is_worth_a_retry: bool, words: str) -> None:
+    said = translate(error, "redis://host")
+    assert isinstance(said, RedisUnavailableError)
+    assert isinstance(said, ConnectionLost) is is_worth_a_retry
+    assert words in str(said)
+
+
+def test_a_result_in_s3_without_boto3_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "boto3", None)
+    with pytest.raises(Exception, match=r"pip install promptmill\[s3\]"):
+        read_object("s3://bucket/key", None)

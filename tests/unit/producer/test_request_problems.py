@@ -1,0 +1,73 @@
+"""What a request that breaks the contract is told: the field, the rule, what was given."""
+
+from typing import Any
+
+import pytest
+
+from producer import InvalidJobError
+from producer.enqueue import build_request
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({}, "prompt", "give exactly one of prompt and messages; neither was given"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "prompt", "both were given"),
+        ({"prompt": ""}, "prompt", "prompt is empty; give at least one character or token id"),
+        ({"prompt": []}, "prompt", "prompt is empty"),
+        ({"prompt": 5}, "prompt", "prompt: must be text or a list of token ids; got 5"),
+        ({"prompt": [1, "a"]}, "prompt[1]", "prompt[1]: must be a whole number; got 'a'"),
+        ({"prompt": [-1]}, "prompt[0]", "prompt[0]: must be at least 0; got -1"),
+        ({"prompt": "\ud800"}, "prompt", "prompt: character 0 is a lone surrogate; give valid Unicode"),
+        ({"messages": []}, "messages", "messages is empty; give at least one message"),
+        ({"messages": "hi"}, "messages", "messages: must be a list; got 'hi'"),
+        ({"messages": ["hi"]}, "messages[0]", "messages[0]: must be an object; got 'hi'"),
+        ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", "'assistant' or 'tool'; got 'boss'"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", "messages[0].role: is required"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "a message of role 'user' needs content"),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages[0].content",
+            "messages[0].content: must be text or a list of text parts; got 5",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "messages[0].content[0].type",
+            "must be 'text'; got 'image'",
+        ),
+        ({"messages": [{"role": "user", "content": "x", "nmae": 1}]}, "messages[0].nmae", "did you mean name?"),
+        ({"prompt": "a", "temprature": 1}, "temprature", "temprature: unknown field; did you mean temperature?"),
+        ({"prompt": "a", "zzzz": 1}, "zzzz", "zzzz: unknown field; leave it out"),
+        ({"prompt": "a", "temperature": 3}, "temperature", "temperature: must be at most 2; got 3"),
+        ({"prompt": "a", "temperature": -1}, "temperature", "temperature: must be at least 0; got -1"),
+        ({"prompt": "a", "temperature": "1"}, "temperature", "temperature: must be a number; got '1'"),
+        ({"prompt": "a", "temperature": True}, "temperature", "temperature: must be a number; got True"),
+        ({"prompt": "a", "temperature": float("nan")}, "temperature", "must be a finite number"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "max_tokens: must be at least 1; got 0"),
+        ({"prompt": "a", "max_tokens": 1.5}, "max_tokens", "must be a whole number; got 1.5"),
+        ({"prompt": "a", "top_k": 0}, "top_k", "top_k must be at least 1, or -1 for off"),
+        ({"prompt": "a", "stop": 5}, "stop", "stop: must be text or a list of texts; got 5"),
+        ({"prompt": "a", "stop": [""]}, "stop[0]", "stop[0]: must not be empty"),
+        ({"prompt": "a", "logprobs": True}, "logprobs", "logprobs is not supported yet; leave it out"),
+        ({"prompt": "a", "tools": [{}]}, "tools", "tools is not supported yet; leave it out"),
+        ({"prompt": "a", "task": "embed"}, "task", "not supported yet; use 'generate'"),
+        ({"prompt": "a", "v": 2}, "v", "v: must be 1; got 2"),
+        ({"prompt": "a", "n": 0, "top_p": 0}, "n", "n: must be at least 1; got 0; top_p: must be above 0; got 0"),
+        ("a prompt", None, "a request must be a mapping of fields"),
+    ],
+)
+def test_a_broken_rule_is_said_with_its_field_and_remedy(fields: Any, param: str | None, message: str) -> None:
+    with pytest.raises(InvalidJobError) as error:
+        build_request(fields)
+    assert message in str(error.value)
+    assert error.value.param == param
+
+
+def test_a_long_value_is_shortened() -> None:
+    with pytest.raises(InvalidJobError) as error:
+        build_request({"prompt": "a", "metadata": "x" * 10_000})
+    assert len(str(error.value)) < 120
+
+
+def test_whole_numbers_do_where_a_number_is_asked_for() -> None:
+    assert build_request({"prompt": "a", "temperature": 1, "stop": "END"}).stop == ["END"]

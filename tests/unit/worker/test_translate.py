@@ -1,0 +1,197 @@
+"""Jobs in the engine's terms, and every reason to refuse one before it runs."""
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from engine.messages import EngineInfo
+from engine.tokenizer import Tokenizer
+from producer.contract import ErrorCode, ErrorInfo
+from worker.chat import ChatRenderer
+from worker.errors import JobRefusedError
+from worker.translate import TranslatedJob, Translator, default_seed
+
+WORDS = ["[UNK]", "<s>", "</s>", "user", "assistant", "a", "b", "c"]
+CONTEXT = 32
+TEMPLATE = (
+    "{% for m in messages %}<s> {{ m.role }} {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant{% endif %}"
+)
+
+
+def tokenizer() -> Tokenizer:
+    raw = RawTokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    raw.add_special_tokens(["<s>", "</s>"])
+    raw.pre_tokenizer = Whitespace()
+    raw.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return Tokenizer(raw, chat_template=TEMPLATE, bos_token="<s>", eos_token="</s>")
+
+
+def translator(*, num_kv_blocks: int = 1000) -> Translator:
+    info = EngineInfo(
+        device="cpu",
+        dtype="float32",
+        attention="torch",
+        max_model_len=CONTEXT,
+        vocab_size=len(WORDS),
+        eos_token_ids=(2,),
+        block_size=4,
+        num_kv_blocks=num_kv_blocks,
+        fingerprint="f",
+        model_dir="",
+    )
+    return Translator(tokenizer(), ChatRenderer(TEMPLATE, bos_token="<s>"), info, ["tiny", "tiny-alias"])
+
+
+def translate(**kwargs: Any) -> TranslatedJob:
+    return translator().translate("job-1", kwargs)
+
+
+def refusal(**kwargs: Any) -> ErrorInfo:
+    with pytest.raises(JobRefusedError) as caught:
+        translate(**kwargs)
+    return caught.value.info
+
+
+def test_a_text_prompt_gets_the_models_special_tokens() -> None:
+    assert translate(prompt="a b").prompt_token_ids == [1, 5, 6]
+
+
+def test_a_chat_has_its_special_tokens_from_the_template_alone() -> None:
+    job = translate(messages=[{"role": "user", "content": "a"}])
+    assert job.prompt_token_ids == [1, 3, 5, 4]
+
+
+def test_token_ids_are_taken_as_they_are() -> None:
+    assert translate(prompt=[5, 6, 7]).prompt_token_ids == [5, 6, 7]
+
+
+def test_parameters_arrive_in_the_engines_terms() -> None:
+    job = translate(
+        prompt="a", max_tokens=5, n=3, temperature=0, top_p=0.5, min_p=0.1, seed=11, stop="x", stop_token_ids=[2],
+        ignore_eos=True, priority=-4,
+    )  # fmt: skip
+    params = job.params
+    assert (params.max_tokens, params.n, params.temperature, params.top_p, params.min_p) == (5, 3, 0.0, 0.5, 0.1)
+    assert (params.seed, job.seed, params.stop, params.stop_token_ids, params.ignore_eos) == (
+        11,
+        11,
+        ("x",),
+        (2,),
+        True,
+    )
+    assert job.request.priority == -4
+
+
+@pytest.mark.parametrize(("asked", "given"), [(-1, None), (1, 1), (40, 40)])
+def test_top_k_minus_one_is_off(asked: int, given: int | None) -> None:
+    assert translate(prompt="a", top_k=asked).params.top_k == given
+
+
+def test_a_job_without_a_seed_draws_from_its_id() -> None:
+    first, again = translate(prompt="a"), translate(prompt="b")
+    assert first.seed == again.seed == first.params.seed == default_seed("job-1")
+    assert default_seed("job-1") == 0x01E636A65307B56B  # a stored stream is resumed under the seed of another process
+    assert default_seed("job-2") != default_seed("job-1")
+
+
+def test_a_negative_seed_is_folded_into_64_bits() -> None:
+    assert translate(prompt="a", seed=-1).params.seed == 2**64 - 1
+    assert translate(prompt="a", seed=2**64 - 1).params.seed == 2**64 - 1
+
+
+def test_without_max_tokens_the_context_is_filled() -> None:
+    assert translate(prompt="a b").params.max_tokens == CONTEXT - 3
+
+
+def test_max_tokens_may_fill_the_context_exactly_and_not_pass_it() -> None:
+    assert translate(prompt=[5] * 30, max_tokens=2).params.max_tokens == 2
+    error = refusal(prompt=[5] * 30, max_tokens=3)
+    assert (error.code, error.param) == (ErrorCode.CONTEXT_LENGTH_EXCEEDED, "max_tokens")
+    assert "30 tokens" in error.message and "33" in error.message and "at most 2" in error.message
+
+
+@pytest.mark.parametrize("num_tokens", [CONTEXT, CONTEXT + 1])
+def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers(num_tokens: int) -> None:
+    error = refusal(prompt=[5] * num_tokens)
+    assert (error.code, error.param) == (ErrorCode.CONTEXT_LENGTH_EXCEEDED, "prompt")
+    assert f"{num_tokens} tokens" in error.message and f"context is {CONTEXT}" in error.message
+
+
+def test_a_kv_cache_smaller_than_the_context_is_the_limit() -> None:
+    small = translator(num_kv_blocks=2)
+    assert small.translate("j", {"prompt": "a"}).params.max_tokens == 6
+    with pytest.raises(JobRefusedError, match="KV cache holds 8 tokens"):
+        small.translate("j", {"prompt": [5] * 9})
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-alias", None])
+def test_a_served_model_name_is_accepted(name: str | None) -> None:
+    assert translate(prompt="a", model=name).request.model == name
+
+
+def test_a_job_for_another_model_is_told_what_is_served() -> None:
+    error = refusal(prompt="a", model="gpt-9")
+    assert (error.code, error.param) == (ErrorCode.MODEL_NOT_FOUND, "model")
+    assert "'gpt-9'" in error.message and "tiny, tiny-alias" in error.message
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "param"),
+    [
+        ({"prompt": "a", "temprature": 1}, "temprature"),
+        ({}, "prompt"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": [5, len(WORDS)]}, "prompt"),
+        ({"prompt": [-1]}, "prompt[0]"),
+        ({"prompt": "a", "stop_token_ids": [99]}, "stop_token_ids"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "max_tokens": "5"}, "max_tokens"),
+        ({"prompt": "a", "temperature": 2.5}, "temperature"),
+        ({"prompt": "a", "temperature": -0.1}, "temperature"),
+        ({"prompt": "a", "top_p": 0}, "top_p"),
+        ({"prompt": "a", "top_k": 0}, "top_k"),
+        ({"prompt": "a", "n": 0}, "n"),
+        ({"prompt": "a", "seed": 2**64}, "seed"),
+        ({"prompt": "a", "v": 2}, "v"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "usr", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": "hello"}, "messages"),
+    ],
+)
+def test_a_job_that_breaks_the_contract_names_the_field(kwargs: dict[str, Any], param: str) -> None:
+    error = refusal(**kwargs)
+    assert (error.code, error.param) == (ErrorCode.INVALID_REQUEST, param)
+    assert not error.retryable
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("logprobs", True), ("tools", []), ("regex", "a+"), ("deadline", 1.0), ("task", "embed")]
+)
+def test_a_field_that_is_not_served_yet_is_refused_by_name(field: str, value: object) -> None:
+    error = refusal(prompt="a", **{field: value})
+    assert (error.code, error.param) == (ErrorCode.UNSUPPORTED, field)
+
+
+def test_a_prompt_without_a_single_token_is_refused() -> None:
+    raw = RawTokenizer(WordLevel({"a": 0}, unk_token="a"))
+    raw.pre_tokenizer = Whitespace()
+    bare = Translator(Tokenizer(raw), ChatRenderer(None), translator()._info, ["m"])
+    with pytest.raises(JobRefusedError, match="no tokens") as caught:
+        bare.translate("j", {"prompt": "  "})
+    assert caught.value.info.param == "prompt"
+
+
+def test_messages_for_a_model_without_a_template_are_refused() -> None:
+    bare = Translator(tokenizer(), ChatRenderer(None, model="base"), translator()._info, ["m"])
+    with pytest.raises(JobRefusedError, match="no chat template") as caught:
+        bare.translate("j", {"messages": [{"role": "user", "content": "a"}]})
+    assert caught.value.info.param == "messages"

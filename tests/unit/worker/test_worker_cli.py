@@ -1,0 +1,85 @@
+"""The worker's commands, as far as nothing has to run: options, one-line errors, exit codes, ports, the greeting."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from producer.settings import load_settings
+from worker import cli
+from worker.embedded_redis import free_port
+from worker.errors import StartRefusedError
+from worker.serve import ServeSettings, _choose_port, _greeting, _locked
+from worker.settings import WorkerSettings
+from worker.worker_process import environment_for
+
+
+@pytest.mark.parametrize("command", [cli.worker, cli.serve, cli.demo])
+def test_help_shows_a_flag_for_every_setting(command: Any) -> None:
+    shown = CliRunner().invoke(command, ["--help"], terminal_width=200).output
+    for name in WorkerSettings.model_fields:
+        if not (command is cli.demo and name == "redis_url"):
+            assert f"--{name.replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize("command", [cli.worker, cli.serve, cli.demo])
+def test_a_wrong_setting_is_one_line_and_exit_code_2(command: Any) -> None:
+    done = CliRunner().invoke(command, ["--device", "abacus"])
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+    assert "--device (PROMPTMILL_DEVICE)" in done.stderr and "abacus" in done.stderr
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_code_3() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(cli.serve, ["--redis-port", str(port)])
+    assert done.exit_code == 3
+    assert done.stderr == f"Error: port {port} is taken: stop what listens there, or pass another --redis-port\n"
+
+
+def test_a_free_port_is_taken_as_given() -> None:
+    port = free_port()
+    assert _choose_port(port) == port
+
+
+def test_a_data_dir_serves_one_server_at_a_time(tmp_path: Path) -> None:
+    with _locked(tmp_path), pytest.raises(StartRefusedError, match="in use by another"), _locked(tmp_path):
+        pass
+    with _locked(tmp_path):
+        pass
+
+
+def test_a_data_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(StartRefusedError, match="cannot be used"), _locked(file):
+        pass
+
+
+def test_the_greeting_has_a_command_that_reaches_this_redis() -> None:
+    default = _greeting(load_settings(ServeSettings), "redis://127.0.0.1:6379/0", "")
+    assert 'promptmill submit "What is the capital of France?" --max-tokens 20 --stream\n' in default
+    other = _greeting(load_settings(ServeSettings, {"queues": "mine"}), "redis://127.0.0.1:7000/0", "")
+    assert other.splitlines()[2].endswith("--redis-url redis://127.0.0.1:7000/0 --queue mine")
+
+
+def test_what_was_set_reaches_the_worker_process_whatever_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTMILL_MAX_NUM_SEQS", "8")
+    settings = load_settings(ServeSettings, {"device": "cpu", "prefix_caching": "false", "data_dir": "/x"})
+    for name, value in environment_for(settings, "redis://here").items():
+        monkeypatch.setenv(name, value)
+    received = load_settings(WorkerSettings)
+    assert (received.redis_url, received.max_num_seqs) == ("redis://here", 8)
+    assert (received.device, received.prefix_caching) == ("cpu", False)
+
+
+def test_the_commands_import_nothing_heavy() -> None:
+    code = "import sys, worker.cli; print([name for name in ('torch', 'transformers', 'boto3') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,98 @@
+"""The commands that need a worker: `worker`, `serve`, `demo`. Everything heavy is imported when a command runs.
+
+Owns the exit codes: 0 done, 2 a setting is wrong, 3 something cannot start. Each failure is one line on stderr.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from engine.errors import EngineError
+from producer.errors import SettingsError
+from producer.settings import load_settings, settings_options
+from worker.errors import WorkerError
+from worker.logs import configure_logging
+from worker.serve import ServeSettings
+from worker.serve import serve as serve_until_stopped
+from worker.settings import WorkerSettings
+
+EXIT_INTERRUPTED = 130
+
+
+class _SettingsFailure(click.ClickException):
+    exit_code = 2
+
+
+class _StartFailure(click.ClickException):
+    exit_code = 3
+
+
+@click.command()
+@settings_options(WorkerSettings)
+def worker(**flags: Any) -> None:
+    """Drain the queues into a model on one device, until SIGTERM or Ctrl-C."""
+    with _one_line_errors():
+        settings = load_settings(WorkerSettings, flags)
+        configure_logging(settings.log_level, settings.log_format)
+        from worker.service import run_worker
+
+        run_worker(settings)
+
+
+@click.command()
+@settings_options(ServeSettings)
+def serve(**flags: Any) -> None:
+    """Start a Redis of its own and a worker. With --redis-url: a worker on that Redis."""
+    with _one_line_errors():
+        settings = load_settings(ServeSettings, flags)
+        code = 0
+        with _ended_by_signals():
+            code = serve_until_stopped(settings)
+    sys.exit(code)
+
+
+@click.command()
+@settings_options(WorkerSettings, leave_out=frozenset({"redis_url"}))
+def demo(**flags: Any) -> None:
+    """Start a Redis and a worker, stream a handful of prompts side by side, clean up."""
+    with _one_line_errors():
+        settings = load_settings(WorkerSettings, flags)
+        from worker.demo import run_demo
+
+        code = EXIT_INTERRUPTED
+        with _ended_by_signals():
+            code = run_demo(settings)
+    sys.exit(code)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except SettingsError as error:
+        raise _SettingsFailure(_one_line(error)) from error
+    except (WorkerError, EngineError) as error:
+        raise _StartFailure(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind like Ctrl-C, so that every process started is ended; then the block is left."""
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, _interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        return
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,161 @@
+"""The last write of every job: RQ's outcome, the result and the results line in one transaction under the fence.
+
+A commit that fails is no failed job. Connection trouble is waited out and the commit repeated; if the fence is gone by
+then, either the lost reply hid a success or another attempt has the job, and both mean that nothing is left to do.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+import redis
+from redis.client import Pipeline
+from redis.exceptions import WatchError
+
+from producer.contract import keys
+from worker.background import BackgroundThreads
+from worker.errors import LeaseLostError
+from worker.fence import FencedRedis
+from worker.redis_client import REDIS_AWAY
+from worker.rq_bridge import Outcomes, dependents_key, has_extras
+from worker.running_job import RunningJob
+
+MAX_BATCH = 64  # jobs in one transaction
+NUM_THREADS = 4
+MIN_BACKOFF_SECONDS = 0.05
+MAX_BACKOFF_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class Committer:
+    """Commits in background threads. `on_end` is called there once for every job: nothing more will be written."""
+
+    def __init__(self, client: redis.Redis, outcomes: Outcomes, on_end: Callable[[RunningJob], None]) -> None:
+        self._client = client
+        self._outcomes = outcomes
+        self._on_end = on_end
+        self._threads = BackgroundThreads(NUM_THREADS, "commit")
+        self._is_closing = threading.Event()
+
+    def commit(self, jobs: Sequence[RunningJob]) -> None:
+        """Returns at once. The jobs' streams are stored to their ends; `result` and `status` are set."""
+        batch = [job for job in jobs if _is_plain(job)]
+        for start in range(0, len(batch), MAX_BATCH):
+            self._submit(self._commit_batch, batch[start : start + MAX_BATCH])
+        for job in jobs:
+            if not _is_plain(job):
+                self._submit(self._commit_by_handlers, [job])
+
+    def close(self, timeout_seconds: float) -> None:
+        """Give up what Redis does not take any more; what is under way may end within the timeout."""
+        self._is_closing.set()
+        self._threads.stop(timeout_seconds)
+
+    def _submit(self, commit: Callable[[list[RunningJob]], None], jobs: list[RunningJob]) -> None:
+        self._threads.submit(lambda: self._persist(commit, jobs))
+
+    def _persist(self, commit: Callable[[list[RunningJob]], None], jobs: list[RunningJob]) -> None:
+        """Repeat a commit until it is decided."""
+        backoff = MIN_BACKOFF_SECONDS
+        while True:
+            try:
+                commit(jobs)
+                break
+            except (WatchError, *REDIS_AWAY) as error:
+                _log.warning("action=commit_delayed num_jobs=%d error=%s", len(jobs), error)
+            except Exception:  # of any type: the lease lapses, and another attempt finds the stored outcome
+                _log.exception("action=commit_failed job_ids=%s", ",".join(job.job_id for job in jobs))
+                if len(jobs) == 1:
+                    break
+                return self._commit_apart(commit, jobs)
+            if self._is_closing.wait(backoff):
+                break
+            backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+        for job in jobs:
+            self._on_end(job)
+        return None
+
+    def _commit_apart(self, commit: Callable[[list[RunningJob]], None], jobs: list[RunningJob]) -> None:
+        """One of them cannot be committed: the others must not suffer for it."""
+        for job in jobs:
+            self._submit(commit, [job])
+
+    def _commit_batch(self, jobs: list[RunningJob]) -> None:
+        with self._client.pipeline() as pipe:
+            held = self._watch_held(pipe, jobs)
+            if not held:
+                return
+            pipe.multi()
+            for job in held:
+                self._add(pipe, job)
+            finished = [job for job in held if job.status == "finished"]
+            if finished:
+                self._outcomes.add_success_counts(pipe, finished)
+            first = len(pipe)
+            for job in held:
+                pipe.exists(dependents_key(job.job_id))
+            num_dependents = pipe.execute()[first:]
+        for job, num in zip(held, num_dependents, strict=True):
+            self._outcomes.after_commit(job, num_dependents=num)
+        _log.debug("action=committed num_jobs=%d", len(held))
+
+    def _watch_held(self, pipe: Pipeline, jobs: list[RunningJob]) -> list[RunningJob]:
+        fences = [keys.fence_key(job.job_id) for job in jobs]
+        pipe.watch(*fences)  # type: ignore[no-untyped-call]
+        held = []
+        for job, fence in zip(jobs, pipe.mget(fences), strict=True):
+            if fence == job.claim.fence.encode():
+                held.append(job)
+            else:
+                _log.info("action=commit_fenced job_id=%s attempt=%d", job.job_id, job.claim.attempt)
+        return held
+
+    def _add(self, pipe: Pipeline, job: RunningJob) -> None:
+        assert job.result is not None
+        wire = job.result.to_wire()
+        if job.status == "finished":
+            self._outcomes.add_success(pipe, job, wire)
+        else:
+            self._outcomes.add_cancelled(pipe, job)
+        self._add_end(pipe, job, wire)
+
+    def _commit_by_handlers(self, jobs: list[RunningJob]) -> None:
+        (job,) = jobs
+        wire = "" if job.is_retried or job.result is None else job.result.to_wire()
+        connection = FencedRedis(
+            self._client.connection_pool,
+            job_id=job.job_id,
+            fence_key=keys.fence_key(job.job_id),
+            fence=job.claim.fence,
+            epilogue=lambda pipe: self._add_end(pipe, job, wire),
+        )
+        handle = self._outcomes.handle_success if job.status == "finished" else self._outcomes.handle_failure
+        try:
+            handle(job, connection)
+        except LeaseLostError:
+            _log.info("action=commit_fenced job_id=%s attempt=%d", job.job_id, job.claim.attempt)
+            self._outcomes.enqueue_ready()  # if it is the reply that was lost, dependents wait in between
+
+    def _add_end(self, pipe: Pipeline, job: RunningJob, wire: str) -> None:
+        """Our part of a transaction: no lease and no fence any more; and, unless RQ tries again, the result."""
+        pipe.zrem(keys.leases_key(job.claim.queue), job.job_id)
+        pipe.delete(keys.fence_key(job.job_id))
+        if job.is_retried:
+            return
+        assert job.result is not None
+        if job.status == "finished":
+            self._outcomes.add_not_cancelled(pipe, job)
+        pipe.delete(keys.attempt_key(job.job_id))
+        pipe.set(keys.result_key(job.job_id), wire, ex=keys.RESULT_TTL_SECONDS)
+        line = job.result.model_copy(update={"choices": []}).to_wire()
+        channel = keys.results_channel(job.claim.queue)
+        pipe.publish(channel, line)
+        pipe.xadd(channel, {keys.DATA_FIELD: line}, maxlen=keys.RESULTS_STREAM_MAX_ENTRIES, approximate=True)
+
+
+def _is_plain(job: RunningJob) -> bool:
+    """Whether the outcome is a few commands on the job's own keys."""
+    if job.status == "cancelled":
+        return True
+    return job.status == "finished" and not job.has_dependents and not has_extras(job.rq_job)

@@ -1,0 +1,149 @@
+"""A job's way from its last output to its commit: outcome, result store, done entry, commit.
+
+The done entry decides: what comes later, be it a cancel or a crash, changes nothing. Used from the loop's thread;
+uploads and commits go on beside it.
+"""
+
+import logging
+from collections.abc import Callable
+
+import redis
+
+from producer.contract import ErrorCode, ErrorInfo, keys
+from worker.commit import MAX_BATCH, Committer
+from worker.intake import Intake
+from worker.outlet.base import ResultStore
+from worker.outlet.redis_results import RedisResultStore
+from worker.outlet.stream import StreamOutlet
+from worker.rq_bridge import dependents_key, job_key, will_retry
+from worker.running_job import RunningJob, Stage
+from worker.uploads import Uploads
+
+_log = logging.getLogger(__name__)
+
+
+class Finisher:
+    """`post` runs a callable on the loop's thread; `on_lost` is called there for a job that is another attempt's."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        outlet: StreamOutlet,
+        intake: Intake,
+        store: ResultStore,
+        committer: Committer,
+        *,
+        post: Callable[[Callable[[], None]], None],
+        on_lost: Callable[[RunningJob], None],
+    ) -> None:
+        self._client = client
+        self._outlet = outlet
+        self._intake = intake
+        self._uploads = None if isinstance(store, RedisResultStore) else Uploads(store)
+        self._committer = committer
+        self._post = post
+        self._on_lost = on_lost
+        self._ended: list[RunningJob] = []
+        self._sealed: list[RunningJob] = []
+
+    def add(self, job: RunningJob) -> None:
+        """The job has ended."""
+        self._ended.append(job)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether jobs wait for `decide`."""
+        return bool(self._ended)
+
+    @property
+    def has_sealed(self) -> bool:
+        """Whether jobs wait for a flush and `commit_stored`."""
+        return bool(self._sealed)
+
+    def forget(self, job: RunningJob) -> None:
+        """The job is not ours any more."""
+        self._ended = [other for other in self._ended if other is not job]
+        self._sealed = [other for other in self._sealed if other is not job]
+
+    def decide(self) -> None:
+        """Settle the outcome of jobs that have ended, in the light of what RQ says now. Raises what Redis raises."""
+        while batch := self._ended[:MAX_BATCH]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for job in batch:
+                    pipe.get(keys.fence_key(job.job_id))
+                    pipe.hget(job_key(job.job_id), "status")
+                    pipe.exists(dependents_key(job.job_id))
+                replies = pipe.execute()
+            del self._ended[: len(batch)]
+            for at, job in enumerate(batch):
+                self._decide(job, *replies[3 * at : 3 * at + 3])
+
+    def commit_stored(self) -> None:
+        """Commit the jobs whose streams are stored to their ends."""
+        ready = [job for job in self._sealed if job.stream.is_stored]
+        if not ready:
+            return
+        self._sealed = [job for job in self._sealed if not job.stream.is_stored]
+        self._commit(ready)
+
+    def _decide(self, job: RunningJob, fence: bytes | None, rq_status: bytes | None, num_dependents: int) -> None:
+        if fence != job.claim.fence.encode():
+            self._on_lost(job)
+            return
+        job.has_dependents = bool(num_dependents)
+        if job.status is not None:  # an earlier attempt's done entry decided it
+            job.result = job.build_result()
+            self._store(job, then=self._commit_one)
+            return
+        if rq_status in (None, b"canceled"):
+            job.stop_cause = "cancelled"
+        _settle(job)
+        if job.is_retried:
+            self._outlet.forget(job.stream)
+            self._commit_one(job)
+            return
+        job.result = job.build_result()
+        self._store(job, then=self._seal)
+
+    def _store(self, job: RunningJob, then: Callable[[RunningJob], None]) -> None:
+        job.stage = Stage.STORING
+
+        def go_on() -> None:
+            if job.stage is Stage.STORING:  # not lost meanwhile
+                then(job)
+
+        if self._uploads is None:
+            go_on()
+        else:
+            self._uploads.put(job, lambda: self._post(go_on))
+
+    def _seal(self, job: RunningJob) -> None:
+        """The done entry goes out with the next flush."""
+        if job.translated is None:  # it never ran: its stream begins here
+            self._outlet.open(job.stream, self._intake.build_marker(job))
+        self._outlet.close(job.stream, job.build_done())
+        job.stage = Stage.SEALED
+        self._sealed.append(job)
+
+    def _commit_one(self, job: RunningJob) -> None:
+        self._commit([job])
+
+    def _commit(self, jobs: list[RunningJob]) -> None:
+        for job in jobs:
+            job.stage = Stage.COMMITTING
+        self._committer.commit(jobs)
+
+
+def _settle(job: RunningJob) -> None:
+    """The outcome of a job that has ended: a cancel outweighs an error, an error the output."""
+    if job.stop_cause == "cancelled":
+        job.error = None
+        job.decide("cancelled")
+    elif job.stop_cause == "stopped":
+        job.error = ErrorInfo(code=ErrorCode.CANCELLED, message="the job was stopped by RQ's stop-job command")
+        job.decide("stopped")
+    elif job.error is not None:
+        job.is_retried = will_retry(job.rq_job)
+        job.decide("failed")
+    else:
+        job.decide("finished")

@@ -1,0 +1,74 @@
+"""What a worker holds: every claim until its commit, and the jobs that were made of them."""
+
+from collections import deque
+from collections.abc import Iterator
+
+from worker.claim import Claim
+from worker.running_job import RunningJob, Stage, StopCause
+
+
+class HeldJobs:
+    """Changed by the loop's thread alone; `claims` and `holds` may be asked from any."""
+
+    def __init__(self) -> None:
+        self._claims: dict[str, Claim] = {}  # by job id, in the order of the claims
+        self._jobs: dict[str, RunningJob] = {}  # of these, the ones that were admitted
+        self._waiting: deque[Claim] = deque()  # and the others
+        self._early_stops: dict[str, StopCause] = {}  # of the others
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def claims(self) -> list[Claim]:
+        return list(self._claims.values())
+
+    def holds(self, job_id: str) -> bool:
+        return job_id in self._claims
+
+    def is_current(self, claim: Claim) -> bool:
+        return self._claims.get(claim.job_id) is claim
+
+    def is_current_job(self, job: RunningJob) -> bool:
+        return self._jobs.get(job.job_id) is job
+
+    def get(self, job_id: str) -> RunningJob | None:
+        """None: not held, or not admitted yet."""
+        return self._jobs.get(job_id)
+
+    def generating(self) -> Iterator[RunningJob]:
+        return (job for job in self._jobs.values() if job.stage is Stage.ADMITTED)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences the engine has, or will be given. A job that waits counts for one."""
+        return len(self._waiting) + sum(job.num_sequences for job in self.generating())
+
+    def take(self, claim: Claim) -> None:
+        """In place of an older claim of the same job, whose lease must have ended."""
+        self._claims.pop(claim.job_id, None)
+        self._claims[claim.job_id] = claim
+        self._waiting.append(claim)
+
+    def next_waiting(self) -> Claim | None:
+        """The claim to admit next; it goes on waiting until `admit`."""
+        while self._waiting and not self.is_current(self._waiting[0]):
+            self._waiting.popleft()
+        return self._waiting[0] if self._waiting else None
+
+    def admit(self, job: RunningJob) -> None:
+        """The job of the claim that `next_waiting` gave."""
+        assert self._waiting[0] is job.claim
+        self._waiting.popleft()
+        self._jobs[job.job_id] = job
+        job.stop_cause = self._early_stops.pop(job.job_id, job.stop_cause)
+
+    def stop_early(self, job_id: str, cause: StopCause) -> None:
+        """Stop the job as soon as it is admitted."""
+        self._early_stops[job_id] = cause
+
+    def release(self, claim: Claim) -> None:
+        """The job is committed, or another attempt's."""
+        if self.is_current(claim):
+            del self._claims[claim.job_id]
+            self._jobs.pop(claim.job_id, None)
+            self._early_stops.pop(claim.job_id, None)

@@ -1,0 +1,295 @@
+"""The worker's loop: claims jobs, feeds the engine, streams what it gives, hands ended jobs to the finisher.
+
+One thread does all of it. Other threads (engine, heartbeat, control, commits) only post callables to it, so no job
+needs a lock. Redis being away stops nothing but the steps that need it; the engine goes on meanwhile.
+"""
+
+import logging
+import time
+from functools import partial
+
+import redis
+
+from engine.engine import InferenceEngine
+from engine.errors import ContextLengthError, EngineDiedError, EngineNotRunningError, InvalidRequestError
+from engine.outputs import RequestOutput
+from producer.contract import ErrorCode, ErrorInfo
+from worker.claim import Claim
+from worker.commit import Committer
+from worker.event_queue import EventQueue
+from worker.finishing import Finisher
+from worker.held_jobs import HeldJobs
+from worker.intake import Intake
+from worker.metrics import TokenRate
+from worker.outlet.base import ResultStore
+from worker.outlet.stream import StreamOutlet
+from worker.recovery import give_back
+from worker.redis_client import REDIS_AWAY
+from worker.rq_bridge import Outcomes
+from worker.running_job import RunningJob, Stage, StopCause
+from worker.scripts import Scripts
+
+IDLE_CLAIM_SECONDS = 0.02  # between looks at queues that were empty
+BUSY_CLAIM_SECONDS = 0.05  # the same, while there is something to do
+MAX_CLAIM = 64  # jobs in one script run
+MAX_ADMISSION_SECONDS = 0.005  # of one turn, so that tokenising does not hold up the streams
+MAX_WAIT_SECONDS = 0.05
+TIMEOUT_CHECK_SECONDS = 0.5
+MIN_BACKOFF_SECONDS = 0.05
+MAX_BACKOFF_SECONDS = 1.0
+COMMITS_END_SECONDS = 0.3  # what a hand-over leaves to commits that are under way
+
+_log = logging.getLogger(__name__)
+
+
+class JobLoop:
+    """`turn()` until `is_done`, then `hand_over()`, on one thread; everything else public is for any thread."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        engine: InferenceEngine,
+        scripts: Scripts,
+        intake: Intake,
+        outlet: StreamOutlet,
+        store: ResultStore,
+        outcomes: Outcomes,
+        *,
+        max_num_seqs: int,
+        max_num_jobs: int,
+        finishes_on_stop: bool = False,
+    ) -> None:
+        """`max_num_seqs`: sequences given to the engine. `max_num_jobs`: jobs held, until their commits."""
+        self._client = client
+        self._engine = engine
+        self._scripts = scripts
+        self._intake = intake
+        self._outlet = outlet
+        self._max_num_seqs = max_num_seqs
+        self._max_num_jobs = max_num_jobs
+        self._finishes_on_stop = finishes_on_stop
+        self._events = EventQueue()
+        self._held = HeldJobs()
+        self._committer = Committer(client, outcomes, lambda job: self._events.post(partial(self._release, job)))
+        self._finisher = Finisher(
+            client, outlet, intake, store, self._committer, post=self._events.post, on_lost=self._drop
+        )
+        self._rate = TokenRate()
+        self._num_new_tokens = 0
+        self._num_stop_requests = 0
+        self._claim_at = self._check_timeouts_at = self._retry_at = 0.0  # monotonic seconds
+        self._backoff_seconds = 0.0
+        self.tokens_per_second = 0.0
+        self.failure: EngineDiedError | None = None
+
+    def claims(self) -> list[Claim]:
+        """What this worker holds, in the order of the claims."""
+        return self._held.claims()
+
+    def request_stop(self) -> None:
+        """Once: give the jobs back, or finish them if so set. Twice: give them back. Safe in a signal handler."""
+        self._num_stop_requests += 1
+        self._events.wake()
+
+    def request_job_stop(self, job_id: str, cause: StopCause) -> None:
+        if self._held.holds(job_id):
+            self._events.post(partial(self._stop_job, job_id, cause))
+
+    def report_verdict(self, claim: Claim, verdict: str) -> None:
+        """What the heartbeat learned of a job: `lost`, or RQ's status (empty: deleted)."""
+        self._events.post(partial(self._on_verdict, claim, verdict))
+
+    def adopt(self, orphan: Claim) -> None:
+        """Write the outcome of a job whose worker died after its cancel."""
+        self._events.post(partial(self._take_claim, orphan))
+
+    @property
+    def is_done(self) -> bool:
+        if self.failure is not None or self._num_stop_requests >= 2:
+            return True
+        return self._num_stop_requests == 1 and not (self._finishes_on_stop and len(self._held))
+
+    def turn(self) -> None:
+        """Wait until there is something to do, for at most `MAX_WAIT_SECONDS`, and do it. Raises nothing of Redis."""
+        self._events.run(self._wait_seconds(time.monotonic()))
+        now = time.monotonic()
+        self._count_tokens(now)
+        self._flush(now)
+        if now < self._retry_at:
+            return
+        try:
+            self._advance(now)
+            self._backoff_seconds = 0.0
+        except REDIS_AWAY as error:
+            self._backoff_seconds = min(max(2 * self._backoff_seconds, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
+            self._retry_at = now + self._backoff_seconds
+            _log.warning("action=redis_away error=%s retry_seconds=%.2f", error, self._backoff_seconds)
+
+    def hand_over(self) -> int:
+        """Give every job back to the front of its queue; returns their number. Raises what Redis raises."""
+        self._flush(time.monotonic(), force=True)
+        self._committer.close(COMMITS_END_SECONDS)
+        self._events.run(0.0)
+        num_given = give_back(self._client, self._scripts, self.claims())
+        self._scripts.forget_claim(self._client, worker=self._intake.worker)
+        return num_given
+
+    def _wait_seconds(self, now: float) -> float:
+        if (self._finisher.has_work or self._held.next_waiting()) and now >= self._retry_at:
+            return 0.0
+        due = self._outlet.seconds_until_due(now)
+        claim_in = max(0.0, self._claim_at - now) if self._room > 0 else MAX_WAIT_SECONDS
+        return min(MAX_WAIT_SECONDS, claim_in, due if due is not None else MAX_WAIT_SECONDS)
+
+    def _advance(self, now: float) -> None:
+        self._check_timeouts(now)
+        self._finisher.decide()
+        if self._finisher.has_sealed and not self._outlet.is_redis_away:
+            self._flush(now, force=True)
+        self._finisher.commit_stored()
+        self._admit_some()
+        self._claim_some(now)
+
+    def _flush(self, now: float, *, force: bool = False) -> None:
+        for job_id in self._outlet.flush(now, force=force):
+            if (job := self._held.get(job_id)) is not None:
+                self._drop(job)
+
+    def _count_tokens(self, now: float) -> None:
+        if self._num_new_tokens:
+            self._rate.add(now, self._num_new_tokens)
+            self._num_new_tokens = 0
+        self.tokens_per_second = self._rate.per_second(now)
+
+    @property
+    def _room(self) -> int:
+        """How many jobs may be claimed now."""
+        if self._num_stop_requests:
+            return 0
+        num_seqs = self._max_num_seqs - self._held.num_sequences
+        return min(num_seqs, self._max_num_jobs - len(self._held), MAX_CLAIM)
+
+    def _claim_some(self, now: float) -> None:
+        room = self._room
+        if room <= 0 or now < self._claim_at:
+            return
+        claims = self._intake.claim(room)
+        self._claim_at = now if claims else now + (BUSY_CLAIM_SECONDS if len(self._held) else IDLE_CLAIM_SECONDS)
+        for claim in claims:
+            self._take_claim(claim)
+
+    def _take_claim(self, claim: Claim) -> None:
+        if (old := self._held.get(claim.job_id)) is not None:
+            self._drop(old)  # its lease had ended, and the job came back to us
+        self._held.take(claim)
+
+    def _admit_some(self) -> None:
+        end = time.monotonic() + MAX_ADMISSION_SECONDS
+        while claim := self._held.next_waiting():
+            job = self._intake.admit(claim)
+            self._held.admit(job)
+            self._begin(job)
+            if time.monotonic() > end:
+                return
+
+    def _begin(self, job: RunningJob) -> None:
+        if job.translated is None:
+            self._finisher.add(job)
+            return
+        self._outlet.open(job.stream, self._intake.build_marker(job))
+        if job.stop_cause is not None:
+            self._end(job)
+            return
+        try:
+            self._submit(job)
+        except InvalidRequestError as error:
+            is_too_long = isinstance(error, ContextLengthError)
+            code = ErrorCode.CONTEXT_LENGTH_EXCEEDED if is_too_long else ErrorCode.INVALID_REQUEST
+            job.error = ErrorInfo(code=code, message=str(error), param=error.param)
+            self._end(job)
+        except (EngineNotRunningError, EngineDiedError) as error:
+            self.failure = EngineDiedError(str(error))
+
+    def _submit(self, job: RunningJob) -> None:
+        assert job.translated is not None
+        job.submitted_at = time.monotonic()
+        self._engine.submit(
+            job.request_id,
+            job.translated.prompt_token_ids,
+            job.translated.params,
+            priority=job.translated.request.priority,
+            on_output=lambda output: self._events.post(partial(self._on_output, job, output)),
+        )
+
+    def _on_output(self, job: RunningJob, output: RequestOutput) -> None:
+        if job.stage is not Stage.ADMITTED or not self._held.is_current_job(job):
+            return
+        if output.error_kind in ("died", "stopped"):
+            self.failure = EngineDiedError(output.error or "the engine ended")
+            return
+        self._num_new_tokens += len(output.token_ids)
+        try:
+            if job.take(output):
+                self._finisher.add(job)
+        except Exception as error:  # of any type: it is this job's output alone
+            _log.exception("action=output_failed job_id=%s", job.job_id)
+            self._abort(job)
+            job.error = ErrorInfo(code=ErrorCode.INTERNAL, message=f"its output cannot be taken: {error!r}")
+            self._end(job)
+
+    def _end(self, job: RunningJob) -> None:
+        job.end()
+        self._finisher.add(job)
+
+    def _stop_job(self, job_id: str, cause: StopCause) -> None:
+        job = self._held.get(job_id)
+        if job is None:
+            if self._held.holds(job_id):
+                self._held.stop_early(job_id, cause)
+        elif job.stage is Stage.ADMITTED and job.stop_cause is None:
+            job.stop_cause = cause
+            self._abort(job)
+
+    def _check_timeouts(self, now: float) -> None:
+        """RQ's job timeouts: engine time of this attempt."""
+        if now < self._check_timeouts_at:
+            return
+        self._check_timeouts_at = now + TIMEOUT_CHECK_SECONDS
+        for job in self._held.generating():
+            if job.is_overdue(now) and job.stop_cause is None:
+                message = f"the job ran for longer than its RQ timeout of {job.timeout_seconds:g} s"
+                job.error = ErrorInfo(code=ErrorCode.TIMEOUT, message=message)
+                self._stop_job(job.job_id, "failed")
+
+    def _on_verdict(self, claim: Claim, verdict: str) -> None:
+        if not self._held.is_current(claim):
+            return
+        job = self._held.get(claim.job_id)
+        if job is not None and job.stage is Stage.COMMITTING:
+            return  # the commit itself took the fence away
+        if verdict in ("", "canceled"):
+            self._stop_job(claim.job_id, "cancelled")
+        elif verdict == "lost":
+            _log.warning("action=lease_lost job_id=%s attempt=%d", claim.job_id, claim.attempt)
+            if job is not None:
+                self._drop(job)
+            self._held.release(claim)
+
+    def _drop(self, job: RunningJob) -> None:
+        """Another attempt holds the job: nothing of this one may be written any more."""
+        _log.info("action=job_dropped job_id=%s attempt=%d", job.job_id, job.claim.attempt)
+        if job.stage is Stage.ADMITTED:
+            self._abort(job)
+        job.stage = Stage.COMMITTING  # whatever still comes for it is passed over
+        self._finisher.forget(job)
+        self._release(job)
+
+    def _release(self, job: RunningJob) -> None:
+        self._outlet.forget(job.stream)
+        self._held.release(job.claim)
+
+    def _abort(self, job: RunningJob) -> None:
+        try:
+            self._engine.abort(job.request_id)
+        except EngineNotRunningError as error:
+            self.failure = EngineDiedError(str(error))

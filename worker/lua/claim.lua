@@ -1,0 +1,87 @@
+-- Take jobs off queues in one step: see Scripts.claim.
+local request, worker, lease_seconds, record_ttl = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local started_at, claim_ttl, max_jobs = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+
+local function describe(claim)
+  local _, done = stream_end(claim[1])
+  return {claim[1], claim[2], claim[3], claim[4], claim[5], done, redis.call('HGETALL', job_key(claim[1]))}
+end
+
+local stored = redis.call('GET', KEYS[1])
+local past = stored and cjson.decode(stored)
+if past and past.request == request then
+  local claims = {}
+  for _, claim in ipairs(past.claims) do
+    if redis.call('GET', fence_key(claim[1])) == claim[3] .. ':' .. claim[4] then
+      claims[#claims + 1] = describe(claim)
+    end
+  end
+  return {claims, {}}
+end
+if redis.call('EXISTS', suspended_key) == 1 then return 'suspended' end
+
+-- a job that is running was enqueued once more: it runs once, and RQ's fields say so again
+local function undo_requeue(id)
+  local running = redis.call('HGET', execution_key(id, holder(id) or ''), 'worker_name')
+  redis.call('HSET', job_key(id), 'status', 'started', 'worker_name', running or '', 'started_at', started_at)
+end
+
+-- why a job on the list is not to be run, or nil
+local function refusal(id, queue)
+  if not string.match(id, '^[%w_-]+$') then return 'malformed id' end
+  local fields = redis.pcall('HMGET', job_key(id), 'status', 'data')
+  if fields.err then return 'its key is no hash' end
+  if not fields[1] and not fields[2] then return 'its hash is gone' end
+  if fields[1] and fields[1] ~= 'queued' then return 'status ' .. fields[1] end
+  local score = redis.call('ZSCORE', leases_key(queue), id)
+  if not score then return nil end
+  if tonumber(score) > now then
+    undo_requeue(id)
+    return 'it is running'
+  end
+  forget(id, queue)
+  return nil
+end
+
+local function start(id, queue, execution, order)
+  local last_attempt = stream_end(id)
+  local attempt = lease(id, queue, execution, lease_seconds, record_ttl, last_attempt)
+  local fields = redis.call('HMGET', job_key(id), RESUME_FIELD, 'enqueued_at')
+  local resumable = fields[1] and fields[1] == (fields[2] or '')
+  redis.call('HDEL', job_key(id), RESUME_FIELD)
+  redis.call('HSET', job_key(id), 'status', 'started', 'started_at', started_at, 'last_heartbeat', started_at,
+    'worker_name', worker)
+  redis.call('PERSIST', job_key(id))
+  local composite, expiry = id .. ':' .. execution, seconds(now + record_ttl)
+  -- created_at keeps the order of claims: a script's clock stands still
+  redis.call('HSET', execution_key(id, execution), 'id', execution, 'job_id', id, 'worker_name', worker,
+    'created_at', seconds(now + order / 1e6), 'last_heartbeat', seconds(now))
+  redis.call('EXPIRE', execution_key(id, execution), record_ttl)
+  redis.call('ZADD', executions_key(id), expiry, execution)
+  redis.call('EXPIRE', executions_key(id), record_ttl)
+  redis.call('ZADD', wip_key(queue), expiry, composite)
+  redis.call('SADD', worker_executions_key(worker), composite)
+  redis.call('EXPIRE', worker_executions_key(worker), record_ttl)
+  return {id, queue, attempt, execution, resumable and 1 or 0}
+end
+
+local claims, dropped = {}, {}
+for q = 8, #ARGV do
+  local queue = ARGV[q]
+  while #claims < max_jobs do
+    local id = redis.call('LPOP', queue_key(queue))
+    if not id then break end
+    local why = refusal(id, queue)
+    if why then
+      dropped[#dropped + 1] = {id, why}
+    else
+      claims[#claims + 1] = start(id, queue, request .. '-' .. (#claims + 1), #claims)
+    end
+  end
+end
+if #claims > 0 then
+  redis.call('SET', KEYS[1], cjson.encode({request = request, claims = claims}), 'EX', claim_ttl)
+end
+local described = {}
+for i, claim in ipairs(claims) do described[i] = describe(claim) end
+return {described, dropped}

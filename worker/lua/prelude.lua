@@ -1,0 +1,68 @@
+-- What the scripts share. `Scripts` puts the prefixes of the key names in front of it:
+-- RQ, LEASES, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD.
+local suspended_key = RQ .. ':suspended'
+local function job_key(id) return RQ .. ':job:' .. id end
+local function queue_key(queue) return RQ .. ':queue:' .. queue end
+local function wip_key(queue) return RQ .. ':wip:' .. queue end
+local function execution_key(id, execution) return RQ .. ':execution:' .. id .. ':' .. execution end
+local function executions_key(id) return RQ .. ':executions:' .. id end
+local function worker_executions_key(worker) return RQ .. ':worker:' .. worker .. ':executions' end
+local function leases_key(queue) return LEASES .. queue end
+local function fence_key(id) return FENCE .. id end
+local function attempt_key(id) return ATTEMPT .. id end
+local function stream_key(id) return STREAM .. id .. STREAM_END end
+
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
+local function seconds(value) return string.format('%.6f', value) end
+
+-- the execution that holds the job, from its fence ATTEMPT:EXECUTION
+local function holder(id)
+  local fence = redis.call('GET', fence_key(id))
+  return fence and string.match(fence, '^%d+:(.+)$')
+end
+
+-- drop the lease, the fence and RQ's records of the execution that holds the job; the attempt counter stays
+local function forget(id, queue)
+  local execution = holder(id)
+  if execution then
+    local composite = id .. ':' .. execution
+    local worker = redis.call('HGET', execution_key(id, execution), 'worker_name')
+    redis.call('DEL', execution_key(id, execution))
+    redis.call('ZREM', wip_key(queue), composite)
+    redis.call('ZREM', executions_key(id), execution)
+    if worker then redis.call('SREM', worker_executions_key(worker), composite) end
+  end
+  redis.call('DEL', fence_key(id))
+  redis.call('ZREM', leases_key(queue), id)
+end
+
+-- back to the front of the queue, unless something else than running has become of it
+local function give_back(id, queue)
+  forget(id, queue)
+  local fields = redis.call('HMGET', job_key(id), 'status', 'enqueued_at')
+  if fields[1] ~= 'started' then return false end
+  redis.call('HSET', job_key(id), 'status', 'queued', 'worker_name', '', 'started_at', '',
+    RESUME_FIELD, fields[2] or '')
+  redis.call('LPUSH', queue_key(queue), id)
+  return true
+end
+
+-- the attempt that wrote last, and the done entry if the stream has ended
+local function stream_end(id)
+  local found = redis.pcall('XREVRANGE', stream_key(id), '+', '-', 'COUNT', 1)
+  if found.err or not found[1] then return 0, '' end
+  local attempt = tonumber(string.match(found[1][1], '^(%d+)-'))
+  local field, data = found[1][2][1], found[1][2][2]
+  if field == 'd' and string.find(data, '"done":true', 1, true) then return attempt, data end
+  return attempt, ''
+end
+
+-- a lease, a fence and the next attempt
+local function lease(id, queue, execution, lease_seconds, record_ttl, last_attempt)
+  local attempt = math.max(tonumber(redis.call('GET', attempt_key(id)) or 0), last_attempt) + 1
+  redis.call('SET', attempt_key(id), attempt, 'EX', record_ttl)
+  redis.call('SET', fence_key(id), attempt .. ':' .. execution, 'EX', record_ttl)
+  redis.call('ZADD', leases_key(queue), seconds(now + lease_seconds), id)
+  return attempt
+end

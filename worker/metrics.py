@@ -1,0 +1,32 @@
+"""Figures of a running worker that are not counters: how many tokens a second it puts out now."""
+
+from collections import deque
+
+WINDOW_SECONDS = 10.0
+
+
+class TokenRate:
+    """Tokens a second over the last `window_seconds`. Times are seconds of one monotonic clock. One thread."""
+
+    def __init__(self, *, window_seconds: float = WINDOW_SECONDS) -> None:
+        self._window_seconds = window_seconds
+        self._samples: deque[tuple[float, int]] = deque()
+        self._num_tokens = 0
+
+    def add(self, now: float, num_tokens: int) -> None:
+        self._samples.append((now, num_tokens))
+        self._num_tokens += num_tokens
+        self._forget(now)
+
+    def per_second(self, now: float) -> float:
+        """0 once nothing was put out for a whole window."""
+        self._forget(now)
+        if not self._samples:
+            return 0.0
+        # A worker that has only just begun is measured over the time it has had, but no less than a second.
+        elapsed = max(1.0, now - self._samples[0][0])
+        return self._num_tokens / elapsed
+
+    def _forget(self, now: float) -> None:
+        while self._samples and self._samples[0][0] < now - self._window_seconds:
+            self._num_tokens -= self._samples.popleft()[1]

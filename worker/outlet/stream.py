@@ -1,0 +1,167 @@
+"""The streams of all running jobs: appends them to Redis, one pipeline a flush. Knows nothing of RQ or results.
+
+Every append carries the ids of its entries and the id it expects to follow (`Scripts.append`), so that a repeated send
+stores nothing twice, a gap is sent again from what is stored, and an attempt that a newer one has fenced out learns it.
+"""
+
+import logging
+from typing import Any
+
+import redis
+from redis.client import Pipeline
+from redis.exceptions import NoScriptError, ResponseError
+
+from producer.contract import Done, EntryId, Marker
+from producer.contract.keys import STREAM_TTL_SECONDS, stream_key
+from worker.outlet.job_stream import JobStream
+from worker.redis_client import REDIS_AWAY
+from worker.scripts import Scripts
+
+COALESCE_SECONDS = 0.03  # what a job puts out within this time shares one append
+MIN_BACKOFF_SECONDS = 0.1
+MAX_BACKOFF_SECONDS = 2.0
+MAX_UNSENT_BYTES = 256 << 20  # of all jobs together, while Redis is away
+MAX_ROUNDS = 3  # of one flush: a round that met a gap is followed by one that sends what is missing
+
+_logger = logging.getLogger(__name__)
+
+
+class StreamOutlet:
+    """Used from one thread. Methods that talk to Redis never raise its connection errors: they keep and try again."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        scripts: Scripts,
+        *,
+        coalesce_seconds: float = COALESCE_SECONDS,
+        max_unsent_bytes: int = MAX_UNSENT_BYTES,
+    ) -> None:
+        self._client = client
+        self._scripts = scripts
+        self._coalesce_seconds = coalesce_seconds
+        self._max_unsent_bytes = max_unsent_bytes
+        self._streams: dict[str, JobStream] = {}
+        self._next_flush_at = 0.0  # on the caller's clock
+        self._backoff_seconds = 0.0  # 0: Redis answered last time
+
+    @property
+    def is_redis_away(self) -> bool:
+        return self._backoff_seconds > 0
+
+    def open(self, stream: JobStream, marker: Marker) -> None:
+        """Take a job's stream in, `marker` first. Nothing of it is stored before the next flush."""
+        stream.mark(marker)
+        self._streams[stream.job_id] = stream
+
+    def close(self, stream: JobStream, done: Done) -> None:
+        """Put the rest and `done` at the stream's end, with its TTL. Flush until `stream.is_stored`, then commit."""
+        stream.seal(done)
+
+    def forget(self, stream: JobStream) -> None:
+        """Drop a stream that was committed, or whose job is no longer ours."""
+        if self._streams.get(stream.job_id) is stream:
+            del self._streams[stream.job_id]
+
+    def seconds_until_due(self, now: float) -> float | None:
+        """How long until `flush` has something to do; None: nothing is waiting."""
+        if not any(stream.has_unsent for stream in self._streams.values()):
+            return None
+        return max(0.0, self._next_flush_at - now)
+
+    def flush(self, now: float, *, force: bool = False) -> list[str]:
+        """Append what is waiting, at most once in `coalesce_seconds` unless forced. Returns the jobs given up.
+
+        A job is given up (and forgotten) when a newer attempt has fenced this one out, when its stream's key cannot
+        be appended to, or when Redis stays away until the jobs with most output no longer fit in memory.
+        `now`: seconds of a monotonic clock.
+        """
+        if now < self._next_flush_at and not force:
+            return []
+        given_up: list[str] = []
+        for _ in range(MAX_ROUNDS):
+            batch = [stream for stream in self._streams.values() if stream.has_unsent]
+            if not batch:
+                break
+            try:
+                self._append(batch, given_up)
+            except _AWAY_ERRORS as error:
+                self._back_off(now, error)
+                return given_up + self._shed()
+            self._come_back()
+            self._next_flush_at = now + self._coalesce_seconds
+        return given_up
+
+    def _append(self, batch: list[JobStream], given_up: list[str]) -> None:
+        """One pipeline for all; adds to `given_up`. Raises one of `_AWAY_ERRORS` if some of it was not written."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for stream in batch:
+                self._queue_append(pipe, stream)
+            replies = pipe.execute(raise_on_error=False)
+        away: Exception | None = None
+        for stream, reply in zip(batch, replies, strict=True):
+            if isinstance(reply, _AWAY_ERRORS):
+                away = reply
+            elif not self._settle(stream, reply):
+                given_up.append(self._give_up(stream))
+        if away is not None:
+            raise away
+
+    def _queue_append(self, pipe: Pipeline, stream: JobStream) -> None:
+        stream.encode_pending()
+        expected, entries, is_last = stream.unsent()
+        self._scripts.append(
+            pipe,
+            key=stream_key(stream.job_id),
+            expected_id=str(expected) if expected is not None else "",
+            entries=entries,
+            publish=stream.publish,
+            ttl_seconds=STREAM_TTL_SECONDS if is_last else None,
+        )
+
+    def _settle(self, stream: JobStream, reply: Any) -> bool:
+        """Take note of what is stored now. False: this attempt can store nothing more."""
+        if isinstance(reply, ResponseError):
+            _logger.error("action=stream_refused job_id=%s error=%s", stream.job_id, reply)
+            return False
+        if isinstance(reply, Exception):
+            raise reply
+        if reply == b"OK":
+            stream.acknowledge_sent()
+            return True
+        if not stream.acknowledge(EntryId.parse(reply) if reply else None):
+            _logger.warning("action=stream_fenced job_id=%s attempt=%d", stream.job_id, stream.attempt)
+            return False
+        return True
+
+    def _back_off(self, now: float, error: Exception) -> None:
+        if not self.is_redis_away:
+            _logger.warning("action=stream_redis_away error=%s", error)
+        self._backoff_seconds = min(max(2 * self._backoff_seconds, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
+        self._next_flush_at = now + self._backoff_seconds
+
+    def _come_back(self) -> None:
+        if self.is_redis_away:
+            _logger.info("action=stream_redis_back num_streams=%d", len(self._streams))
+        self._backoff_seconds = 0.0
+
+    def _shed(self) -> list[str]:
+        """Give up the jobs with most unsent output until the rest fits; another attempt will run them."""
+        sizes = sorted(
+            ((stream.num_unsent_bytes, stream) for stream in self._streams.values()), key=lambda pair: pair[0]
+        )
+        total = sum(size for size, _ in sizes)
+        given_up = []
+        while total > self._max_unsent_bytes:
+            size, stream = sizes.pop()
+            total -= size
+            _logger.error("action=stream_given_up job_id=%s unsent_bytes=%d", stream.job_id, size)
+            given_up.append(self._give_up(stream))
+        return given_up
+
+    def _give_up(self, stream: JobStream) -> str:
+        self.forget(stream)
+        return stream.job_id
+
+
+_AWAY_ERRORS = (*REDIS_AWAY, NoScriptError)  # a Redis that came back has forgotten its scripts

@@ -1,0 +1,60 @@
+"""Connections to Redis with the timeouts and retries that the worker's promises need, and the checks of a server.
+
+No command is retried by the client: a lost reply may hide a write that happened. Who can repeat a write safely does.
+"""
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError
+from redis.retry import Retry
+
+from worker.errors import StartRefusedError
+
+SOCKET_TIMEOUT_SECONDS = 5.0
+CONNECT_TIMEOUT_SECONDS = 2.0
+HEALTH_CHECK_SECONDS = 30
+MIN_SERVER_VERSION = (6, 2)
+
+# What says that Redis cannot serve right now, and may later: the work is kept and tried again.
+REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError, ReadOnlyError)
+
+
+def connect(url: str) -> redis.Redis:
+    """A client of its own pool; connects on first use."""
+    return redis.Redis.from_url(
+        url,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=SOCKET_TIMEOUT_SECONDS,
+        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        health_check_interval=HEALTH_CHECK_SECONDS,
+    )
+
+
+def check_server(client: redis.Redis, url: str) -> None:
+    """Raises StartRefusedError, with the remedy, where jobs could be lost."""
+    try:
+        server, memory = client.info("server"), client.info("memory")
+    except AuthenticationError as error:
+        raise StartRefusedError(
+            f"Redis at {_without_password(url)} refuses the login ({error}): see --redis-url"
+        ) from error
+    except redis.RedisError as error:
+        raise StartRefusedError(
+            f"Redis at {_without_password(url)} cannot be reached ({error}): start it, or set --redis-url "
+            "(PROMPTMILL_REDIS_URL)"
+        ) from error
+    version = str(server["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < MIN_SERVER_VERSION:
+        needed = ".".join(map(str, MIN_SERVER_VERSION))
+        raise StartRefusedError(f"Redis {version} is too old: promptmill needs {needed} or newer")
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        raise StartRefusedError(
+            f"Redis evicts keys when its memory is full (maxmemory-policy {policy}), which loses jobs: "
+            "run CONFIG SET maxmemory-policy noeviction, and set it in redis.conf"
+        )
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

@@ -1,0 +1,123 @@
+"""The worker as RQ sees it: one that beats, obeys commands, keeps the registries true, and holds many jobs at once."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+import redis
+from redis.client import Pipeline
+from rq import worker_registration
+from rq.defaults import RQ_KEY_PREFIX
+from rq.rate_limit import RateLimitRegistry
+from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
+from rq.scheduler import RQScheduler
+from rq.serializers import JSONSerializer
+from rq.utils import now
+from rq.worker import BaseWorker
+from rq.worker.base import WorkerStatus
+
+from producer.contract.keys import RESULT_TTL_SECONDS
+from worker.errors import StartRefusedError
+from worker.rq_bridge.held_job import HeldJob
+
+RQ_PREFIX: str = RQ_KEY_PREFIX
+WORKER_TTL_SECONDS = 30  # RQ adds a minute: a worker that died stands in `rq info` for 90 s at most
+
+
+class RqBridge(BaseWorker):  # type: ignore[misc]
+    """One RQ worker. Its methods are called from several threads; what they share is in Redis."""
+
+    def __init__(self, connection: redis.Redis, queues: Sequence[str], *, name: str) -> None:
+        super().__init__(
+            list(queues),
+            name=name,
+            connection=connection,
+            serializer=JSONSerializer,
+            job_class=HeldJob,
+            default_result_ttl=RESULT_TTL_SECONDS,
+            worker_ttl=WORKER_TTL_SECONDS,
+            log_job_description=False,
+        )
+        self._inline_scheduler: RQScheduler | None = None
+
+    def _set_connection(self, connection: redis.Redis) -> redis.Redis:
+        return connection  # RQ would raise the socket's timeout to minutes
+
+    # the worker as `rq info` sees it
+
+    def register(self) -> None:
+        """Raises StartRefusedError if a worker of this name is alive."""
+        stored = self.connection.hgetall(self.key)
+        if stored and stored.get(b"hostname", b"").decode() == self.hostname and _is_gone(int(stored.get(b"pid", 0))):
+            self.connection.delete(self.key)  # what kill -9 left of an earlier worker here
+        try:
+            self.register_birth()
+        except ValueError as error:
+            raise StartRefusedError(
+                f"a worker named {self.name!r} is alive, or died within {WORKER_TTL_SECONDS + 60} s: "
+                "choose another --worker-name, or wait"
+            ) from error
+        self.set_state(WorkerStatus.STARTED)
+
+    def add_beat(self, pipe: Pipeline, *, num_jobs: int, is_suspended: bool) -> None:
+        """RQ's heartbeat and state. The first reply is 1 if Redis had forgotten the worker: `register_again`."""
+        self.heartbeat(pipeline=pipe)
+        idle = WorkerStatus.SUSPENDED if is_suspended else WorkerStatus.IDLE
+        self.set_state(WorkerStatus.BUSY if num_jobs else idle, pipeline=pipe)
+
+    def register_again(self) -> None:
+        with self.connection.pipeline() as pipe:
+            pipe.hset(self.key, mapping=self.serialize())
+            worker_registration.register(self, pipe)
+            pipe.execute()
+
+    def unregister(self) -> None:
+        if self._inline_scheduler is not None and self._inline_scheduler.acquired_locks:
+            self._inline_scheduler.stop()
+        self.register_death()
+
+    # chores that RQ's worker does between jobs
+
+    def run_scheduler(self, *, take_over: bool) -> None:
+        """Enqueue what is due (enqueue_in, Retry intervals) on queues nobody else schedules; RQ would fork for it."""
+        if self._inline_scheduler is None:
+            self._inline_scheduler = RQScheduler(
+                self.queues, connection=self.connection, serializer=JSONSerializer, logging_level=logging.WARNING
+            )
+        scheduler = self._inline_scheduler
+        if take_over:
+            scheduler.acquire_locks()
+        if not scheduler.acquired_locks:
+            return
+        if not scheduler.pid:
+            scheduler.register_birth()
+        scheduler.heartbeat()
+        scheduler.enqueue_scheduled_jobs()
+
+    def clean_registries(self) -> None:
+        """RQ's maintenance, less what ours does not need: no intermediate queue is used, and the started registry is
+        left alone, because RQ would fail its jobs and import the callbacks they name."""
+        for queue in self.queues:
+            if queue.acquire_maintenance_lock():
+                try:
+                    for registry in (FinishedJobRegistry, FailedJobRegistry, ReadyJobRegistry):
+                        registry(queue=queue, job_class=self.job_class).cleanup()
+                    worker_registration.clean_worker_registry(queue)
+                finally:
+                    queue.release_maintenance_lock()
+        for limit in RateLimitRegistry.all(self.connection):
+            limit.cleanup()
+        self.last_cleaned_at = now()
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether a pid that an earlier worker of this host left is nobody else's: dead, or ours by now."""
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,132 @@
+"""RQ's jobs as the worker reads them: anybody may have written them, so nothing in them is believed or imported."""
+
+import json
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from redis.client import Pipeline
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+
+from producer.contract import ErrorCode
+from producer.contract.keys import FAILURE_TTL_SECONDS, JOB_FUNCTION, RESULT_TTL_SECONDS
+from worker.claim import Claim
+from worker.errors import JobRefusedError
+
+
+class HeldJob(Job):  # type: ignore[misc]  # RQ's classes are untyped here
+    """A job whose status is only written in a transaction, and so under its fence."""
+
+    def set_status(self, status: JobStatus, pipeline: Pipeline | None = None) -> None:
+        if pipeline is None:
+            self._status = status  # RQ's retry() writes it once more, in its pipeline
+        else:
+            super().set_status(status, pipeline=pipeline)
+
+
+class JobReader:
+    """Makes RQ job objects from claims. Thread-safe."""
+
+    def __init__(
+        self,
+        connection: redis.Redis,
+        *,
+        worker_name: str,
+        allowed_callbacks: Collection[str],
+        allowed_webhooks: Collection[str],
+    ) -> None:
+        self._connection = connection
+        self._worker_name = worker_name
+        self._allowed_callbacks = frozenset(allowed_callbacks)
+        self._allowed_webhooks = tuple(allowed_webhooks)
+
+    def restore(self, claim: Claim) -> tuple[Job, JobRefusedError | None]:
+        """RQ's job object, and why it cannot be run. Callbacks and webhooks that are not allowed are taken off it."""
+        job, problem = self._new_job(claim), None
+        try:
+            job.restore(claim.fields)
+        except Exception as error:  # of any type: RQ parses what anybody may have written
+            job, problem = self._new_job(claim), _refusal(f"the job's RQ record is malformed ({error})")
+            job.data = claim.fields.get(b"data", b"")
+        job.origin = claim.queue
+        job.worker_name = self._worker_name
+        job.started_at = datetime.fromtimestamp(claim.claimed_at, UTC)
+        if job.failure_ttl is None:
+            job.failure_ttl = FAILURE_TTL_SECONDS  # RQ would keep it for a year, and its results for ever
+        return job, self._strip(job) or problem
+
+    def _new_job(self, claim: Claim) -> Job:
+        return HeldJob(claim.job_id, connection=self._connection, serializer=JSONSerializer)
+
+    def _strip(self, job: Job) -> JobRefusedError | None:
+        """Whatever is not on the allow-lists is neither imported nor called, also when the job fails for it."""
+        refused = []
+        for name in ("_success_callback_name", "_failure_callback_name", "_stopped_callback_name"):
+            callback = getattr(job, name)
+            if callback and callback not in self._allowed_callbacks:
+                refused.append(f"callback {callback!r} (see --callbacks)")
+                setattr(job, name, None)
+        allowed = [hook for hook in job.webhooks if any(_is_under(hook.url, url) for url in self._allowed_webhooks)]
+        refused += [f"webhook {hook.url!r} (see --webhooks)" for hook in job.webhooks if hook not in allowed]
+        job.webhooks = allowed
+        return _refusal(f"the worker does not allow {', '.join(refused)}") if refused else None
+
+    def read_kwargs(self, job: Job) -> dict[str, Any]:
+        """The fields of the request. Raises JobRefusedError for what is no call of the one function we serve."""
+        try:
+            call = json.loads(job.data)
+        except Exception as error:  # not JSON, not UTF-8, too deep
+            raise _refusal("the job's data is not JSON (pickled?): enqueue it with RQ's JSONSerializer") from error
+        if not isinstance(call, list) or len(call) != 4:
+            raise _refusal(f'the job\'s data must be the JSON list ["{JOB_FUNCTION}", null, [], {{fields}}]')
+        function, instance, args, kwargs = call
+        if function != JOB_FUNCTION or instance is not None:
+            raise _refusal(f"function {str(function)[:100]!r} is not served here; enqueue {JOB_FUNCTION!r}")
+        if args:
+            raise _refusal("positional arguments are not taken; pass the request's fields by keyword")
+        if not isinstance(kwargs, dict):
+            raise _refusal("the request's fields must be a JSON object")
+        return kwargs
+
+
+def timeout_seconds(job: Job) -> float | None:
+    """RQ's job timeout; None: none."""
+    return float(job.timeout) if job.timeout is not None and job.timeout > 0 else None
+
+
+def will_retry(job: Job) -> bool:
+    """Whether RQ puts the job back into the queue when it fails."""
+    return bool(job.should_retry)
+
+
+def job_key(job_id: str) -> str:
+    return str(Job.key_for(job_id))
+
+
+def dependents_key(job_id: str) -> str:
+    return str(Job.dependents_key_for(job_id))
+
+
+def has_extras(job: Job) -> bool:
+    """Whether success means more than writing the job's own keys."""
+    return bool(
+        job._success_callback_name
+        or job.webhooks
+        or job.repeats_left
+        or job.has_rate_limit
+        or job.get_result_ttl(RESULT_TTL_SECONDS) == 0
+    )
+
+
+def _refusal(message: str) -> JobRefusedError:
+    return JobRefusedError(ErrorCode.INVALID_REQUEST, message)
+
+
+def _is_under(url: str, allowed: str) -> bool:
+    """Whether `url` lies under the allowed prefix; the prefix's host is compared whole."""
+    given, prefix = urlsplit(url), urlsplit(allowed)
+    same_host = (given.scheme, given.netloc) == (prefix.scheme, prefix.netloc)
+    return same_host and given.path.startswith(prefix.path)

@@ -1,0 +1,184 @@
+"""What RQ is told at a job's end. Nothing here is executed: the transaction, and its fence, are the caller's.
+
+A plain success and a cancel are a few commands, added to a batch. What touches other jobs goes through RQ's handlers.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+from redis.client import Pipeline
+from rq.callbacks import execute_failure_callback, execute_stopped_callback, execute_success_callback
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution, ExecutionRegistry
+from rq.job import Job, JobStatus
+from rq.rate_limit import release_slot
+from rq.registry import CanceledJobRegistry, StartedJobRegistry
+from rq.results import Result as RqResult
+from rq.timeouts import TimerDeathPenalty
+from rq.utils import utcformat
+
+from producer.contract.keys import RESULT_TTL_SECONDS
+from worker.claim import Claim
+from worker.fence import FencedRedis
+from worker.rq_bridge.bridge import RQ_PREFIX, RqBridge
+from worker.rq_bridge.held_job import JobReader
+from worker.running_job import RunningJob
+
+_log = logging.getLogger(__name__)
+
+
+class CallbackPenalty(TimerDeathPenalty):  # type: ignore[misc]
+    """RQ's timeout for callbacks, off the main thread. RQ's own changes the exception class for every thread."""
+
+    def __init__(self, timeout: int, exception: type[Exception], **kwargs: Any) -> None:
+        super().__init__(timeout, type(exception.__name__, (exception,), {}), **kwargs)
+
+
+class Outcomes:
+    """Outcomes of one worker's jobs. Thread-safe."""
+
+    def __init__(self, bridge: RqBridge, reader: JobReader) -> None:
+        self._bridge = bridge
+        self._reader = reader
+        self._worker_name: str = bridge.name
+        self._connection: redis.Redis = bridge.connection
+        self._queues = {queue.name: queue for queue in bridge.queues}
+        self._finished = {queue.name: queue.finished_job_registry for queue in bridge.queues}
+
+    def add_success(self, pipe: Pipeline, running: RunningJob, return_value: str) -> None:
+        """What RQ's `handle_job_success` writes for a job without extras, in few commands. `return_value` is JSON."""
+        claim, job = running.claim, running.rq_job
+        ended_at = _ended_at(running)
+        ttl = job.get_result_ttl(RESULT_TTL_SECONDS)
+        pipe.hset(job.key, mapping={"status": JobStatus.FINISHED.value, "ended_at": utcformat(ended_at)})
+        if ttl > 0:
+            pipe.expire(job.key, ttl)
+            pipe.expire(job.dependencies_key, ttl)
+        RqResult(
+            claim.job_id,
+            RqResult.Type.SUCCESSFUL,
+            self._connection,
+            return_value=return_value,
+            serializer=_AlreadyJson,
+            worker_name=self._worker_name,
+            execution_id=claim.execution_id,
+            execution_started_at=job.started_at,
+            execution_ended_at=ended_at,
+        ).save(ttl, pipeline=pipe)
+        self._finished[claim.queue].add(job, ttl, pipeline=pipe)
+        self._add_execution_end(pipe, claim)
+
+    def add_success_counts(self, pipe: Pipeline, jobs: Sequence[RunningJob]) -> None:
+        seconds = sum((_ended_at(running) - running.rq_job.started_at).total_seconds() for running in jobs)
+        pipe.hincrby(self._bridge.key, "successful_job_count", len(jobs))
+        pipe.hincrbyfloat(self._bridge.key, "total_working_time", seconds)
+
+    def add_cancelled(self, pipe: Pipeline, running: RunningJob) -> None:
+        """RQ has said already that it is cancelled (or deleted it); its hash is kept as long as a result."""
+        self._add_execution_end(pipe, running.claim)
+        pipe.expire(running.rq_job.key, RESULT_TTL_SECONDS)
+
+    def add_not_cancelled(self, pipe: Pipeline, running: RunningJob) -> None:
+        """A cancel that came after the outcome was decided has lost."""
+        pipe.zrem(CanceledJobRegistry.key_template.format(running.claim.queue), running.job_id)
+
+    def _add_execution_end(self, pipe: Pipeline, claim: Claim) -> None:
+        composite = f"{claim.job_id}:{claim.execution_id}"
+        pipe.delete(f"{RQ_PREFIX}:execution:{composite}")
+        pipe.zrem(StartedJobRegistry.key_template.format(claim.queue), composite)
+        pipe.zrem(ExecutionRegistry.key_template.format(claim.job_id), claim.execution_id)
+        pipe.srem(WORKER_EXECUTIONS_KEY_TEMPLATE.format(self._worker_name), composite)
+
+    def after_commit(self, running: RunningJob, *, num_dependents: int = 0) -> None:
+        """What follows a batched commit: dependents that were registered meanwhile, a rate limit's slot."""
+        job = running.rq_job
+        job._status = JobStatus.FINISHED if running.status == "finished" else JobStatus.CANCELED
+        if num_dependents:
+            self._queues[running.claim.queue].enqueue_dependents(job, refresh_job_status=False)
+        release_slot(job)
+
+    def enqueue_ready(self) -> None:
+        """Enqueue dependents that a commit made ready and nobody has enqueued."""
+        for queue in self._queues.values():
+            queue.ready_job_registry.cleanup()
+
+    def handle_success(self, running: RunningJob, connection: FencedRedis) -> None:
+        """Raises what the commit raises. A success callback that fails does not undo the stored outcome."""
+        assert running.result is not None
+        job, worker = self._fresh_job(running), _committing_through(self._bridge, connection)
+        job._result = running.result.model_dump(mode="json", exclude_none=True)
+        job._status = JobStatus.FINISHED
+        self._call_back(running, execute_success_callback, job, CallbackPenalty, job._result)
+        queue = self._queues[running.claim.queue]
+        worker.handle_job_success(
+            job=job, queue=queue, started_job_registry=queue.started_job_registry, execution=self._execution(running)
+        )
+        job.send_webhooks(JobStatus.FINISHED)
+
+    def handle_failure(self, running: RunningJob, connection: FencedRedis) -> None:
+        """Failed, stopped, or back to the queue by RQ's Retry. Raises what the commit raises."""
+        assert running.error is not None
+        job, worker = self._fresh_job(running), _committing_through(self._bridge, connection)
+        reason = f"{running.error.code}: {running.error.message}"
+        if running.status == "stopped":
+            worker._stopped_job_id = job.id
+            self._call_back(running, execute_stopped_callback, job, CallbackPenalty)
+        else:
+            job._status = JobStatus.FAILED
+            problem = RuntimeError(reason)
+            self._call_back(running, execute_failure_callback, job, CallbackPenalty, RuntimeError, problem, None)
+        worker.handle_job_failure(
+            job, self._queues[running.claim.queue], exc_string=reason, execution=self._execution(running)
+        )
+        if connection.error is not None:
+            raise connection.error
+
+    def _fresh_job(self, running: RunningJob) -> Job:
+        """RQ's handlers change the job they are given; a commit that is tried again needs it as it was."""
+        job, _ = self._reader.restore(running.claim)
+        job.ended_at = _ended_at(running)
+        return job
+
+    def _execution(self, running: RunningJob) -> Execution:
+        execution = Execution(
+            running.claim.execution_id, running.job_id, self._connection, worker_name=self._worker_name
+        )
+        execution.created_at = running.rq_job.started_at
+        return execution
+
+    def _call_back(self, running: RunningJob, execute: Any, *args: Any) -> None:
+        if running.has_called_back:
+            return
+        running.has_called_back = True
+        try:
+            execute(*args)
+        except Exception:  # of any type: it is the caller's code
+            _log.exception("action=callback_failed job_id=%s", running.job_id)
+
+
+def _committing_through(bridge: RqBridge, connection: FencedRedis) -> RqBridge:
+    """The worker with a connection, and a slot for a stopped job, of its own."""
+    worker = copy.copy(bridge)
+    worker.connection = connection
+    worker._stopped_job_id = None
+    return worker
+
+
+class _AlreadyJson:
+    """RQ's serializer for what is JSON text already."""
+
+    @staticmethod
+    def dumps(text: str | None) -> bytes:
+        return (text or "null").encode()
+
+    @staticmethod
+    def loads(data: bytes) -> str:
+        return data.decode()
+
+
+def _ended_at(running: RunningJob) -> datetime:
+    assert running.ended_at is not None
+    return datetime.fromtimestamp(running.ended_at, UTC)

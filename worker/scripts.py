@@ -1,0 +1,145 @@
+"""The worker's Lua scripts (`lua/`), and nothing else: what is one step for all who look on.
+
+`Scripts` binds them to the prefix of RQ's keys. The scripts build key names from ids, so they need one Redis node
+(RQ does, too). Leases run by Redis TIME, never by a worker's clock. None of them writes twice when it is sent twice.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.client import Pipeline
+
+from producer.contract import keys
+
+RESUME_FIELD = "promptmill_resume"
+"""Field of RQ's job hash: the `enqueued_at` of a job that the sweeper or a hand-over put back. While it still equals
+`enqueued_at`, the job comes from us; any other arrival (Retry, Repeat, requeue) rewrites `enqueued_at`."""
+
+CLAIM_TTL_SECONDS = 60  # how long a claim can be replayed by its request id
+RECORD_TTL_SECONDS = 30 * 24 * 3600  # executions and wip: no stock clean-up may fail a job that can be resumed
+
+
+class Scripts:
+    """The scripts for one RQ key prefix; each method is one round trip. Pipelines may be passed as `client`."""
+
+    def __init__(self, rq_prefix: str) -> None:
+        no_client = redis.Redis()  # registering needs one and connects nowhere; calls bring their own
+        shared = _names(rq_prefix) + _source("prelude")
+        self._claim = no_client.register_script(shared + _source("claim"))
+        self._beat = no_client.register_script(shared + _source("beat"))
+        self._hand_over = no_client.register_script(shared + _source("hand_over"))
+        self._sweep = no_client.register_script(shared + _source("sweep"))
+        self._append = no_client.register_script(_source("append"))
+
+    def claim(
+        self,
+        client: redis.Redis,
+        *,
+        request_id: str,
+        worker: str,
+        queues: Sequence[str],
+        max_jobs: int,
+        lease_seconds: float,
+    ) -> list[Any] | None:
+        """Take up to `max_jobs` jobs, `queues` in their order. None while RQ is suspended.
+
+        Returns `[claims, dropped]`: a claim is `[job id, queue, attempt, execution id, resumable, done entry or "",
+        HGETALL of the job]`, dropped is `[job id, why]`. A call with the same `request_id` returns the same claims;
+        execution ids begin with it.
+        """
+        arguments: list[str | float] = [
+            request_id,
+            worker,
+            lease_seconds,
+            RECORD_TTL_SECONDS,
+            rq_time(time.time()),
+            CLAIM_TTL_SECONDS,
+            max_jobs,
+        ]
+        reply = self._claim(
+            keys=[claim_key(worker)],
+            args=[*arguments, *queues],
+            client=client,
+        )
+        return None if reply == b"suspended" else list(reply)
+
+    def forget_claim(self, client: redis.Redis, *, worker: str) -> None:
+        """No claim of this worker will be asked for again."""
+        client.delete(claim_key(worker))
+
+    def beat(self, client: redis.Redis | Pipeline, *, lease_seconds: float, jobs: Sequence[str]) -> Any:
+        """Renew leases. `jobs` is flat: queue, job id, fence, and so on.
+
+        Returns one entry a job: `lost` if the fence is another's, else RQ's status of the job, empty if it is gone.
+        """
+        return self._beat(args=[lease_seconds, rq_time(time.time()), *jobs], client=client)
+
+    def hand_over(self, client: redis.Redis | Pipeline, *, jobs: Sequence[str]) -> Any:
+        """Put running jobs back to the front of their queues, under their fences. `jobs` as in `beat`, oldest claim
+        first. Returns the ids that were put back."""
+        return self._hand_over(args=list(jobs), client=client)
+
+    def sweep(
+        self, client: redis.Redis, *, queue: str, lease_seconds: float, max_jobs: int, execution_id: str
+    ) -> list[Any]:
+        """Put at most `max_jobs` jobs whose lease has ended back to the front of `queue`.
+
+        Returns `[ids put back, orphans]`. An orphan was cancelled or deleted while its worker died: it is leased to
+        the caller, who owes it an outcome, and has the form of a claim. Its execution id begins with `execution_id`.
+        """
+        arguments: list[str | float] = [queue, lease_seconds, RECORD_TTL_SECONDS, max_jobs, execution_id]
+        return list(self._sweep(args=arguments, client=client))
+
+    def append(
+        self,
+        client: redis.Redis | Pipeline,
+        *,
+        key: str,
+        expected_id: str,
+        entries: Sequence[str],
+        publish: bool,
+        ttl_seconds: int | None = None,
+    ) -> Any:
+        """Append to a job's stream and publish what was stored. `entries` is flat: id, field, JSON, and so on.
+
+        `expected_id` is the stream's last entry as the writer knows it; empty only for a marker, which must be newer
+        than everything stored, and makes the stream live again (no TTL). Nothing is written, and the stored last id
+        (or empty) is returned, if the stream ends elsewhere. Returns `OK` otherwise. `ttl_seconds` starts the stream's
+        expiry, for the `done` entry.
+        """
+        return self._append(
+            keys=[key], args=[expected_id, "1" if publish else "0", ttl_seconds or 0, *entries], client=client
+        )
+
+
+def claim_key(worker: str) -> str:
+    """What a worker's last claim returned, so that a lost reply does not lose the jobs."""
+    return f"promptmill:claim:{worker}"
+
+
+def rq_time(epoch_seconds: float) -> str:
+    """A moment as RQ writes it into its hashes."""
+    return datetime.fromtimestamp(epoch_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _source(name: str) -> str:
+    return (Path(__file__).parent / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _names(rq_prefix: str) -> str:
+    """Lua's names for what key names begin with."""
+    stream, stream_end = keys.stream_key("@").split("@")
+    names = {
+        "RQ": rq_prefix,
+        "LEASES": keys.leases_key(""),
+        "FENCE": keys.fence_key(""),
+        "ATTEMPT": keys.attempt_key(""),
+        "STREAM": stream,
+        "STREAM_END": stream_end,
+        "RESUME_FIELD": RESUME_FIELD,
+    }
+    return "".join(f"local {name} = '{value}'\n" for name, value in names.items())

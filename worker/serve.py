@@ -1,0 +1,142 @@
+"""`promptmill serve`: a Redis of its own and a worker as two processes, started and ended from here."""
+
+import fcntl
+import shlex
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+from pydantic import Field
+
+from producer.contract.keys import DEFAULT_QUEUE
+from worker import worker_process
+from worker.embedded_redis import EmbeddedRedis, free_port
+from worker.errors import StartRefusedError
+from worker.settings import WorkerSettings
+from worker.worker_process import ending
+
+DEFAULT_PORT = 6379  # where clients look when they are told nothing
+EXIT_KILLED = 1  # the worker was ended by a signal that was not ours
+
+
+class ServeSettings(WorkerSettings):
+    """The worker's settings, and the embedded Redis's."""
+
+    redis_port: int | None = Field(
+        default=None, ge=1, le=65535, description="Port of the embedded Redis; default: 6379, or a free one."
+    )
+    data_dir: Path | None = Field(
+        default=None, description="Folder that keeps the embedded Redis's data; default: it is gone at the end."
+    )
+
+    @property
+    def is_redis_given(self) -> bool:
+        """Whether a flag or the environment names a Redis to use instead of the embedded one."""
+        return "redis_url" in self.model_fields_set
+
+
+def serve(settings: ServeSettings) -> int:
+    """The worker's exit code; 0 if a signal ended it. Raises WorkerError where Redis cannot start."""
+    with ExitStack() as stack:
+        url, kept = settings.redis_url, ""
+        if not settings.is_redis_given:
+            url = stack.enter_context(_embedded_redis(settings)).url
+            kept = f"  (embedded; {_fate_of_data(settings.data_dir)})"
+        click.echo(_greeting(settings, url, kept))
+        # In a session of its own: Ctrl-C reaches it through us, and Redis outlives it in any case.
+        worker = stack.enter_context(
+            ending(
+                subprocess.Popen(
+                    worker_process.COMMAND, env=worker_process.environment_for(settings, url), start_new_session=True
+                )
+            )
+        )
+        return _wait(worker)
+
+
+def _wait(worker: "subprocess.Popen[bytes]") -> int:
+    """Until the worker ends; signals are passed on to it, and how soon it ends then is its own affair."""
+    num_signals = 0
+
+    def pass_on(signum: int, frame: object) -> None:
+        nonlocal num_signals
+        num_signals += 1
+        worker.terminate()
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, pass_on)
+    code = worker.wait()
+    if num_signals and code == -signal.SIGTERM:  # it had not even begun
+        return 0
+    return code if code >= 0 else EXIT_KILLED
+
+
+@contextmanager
+def _embedded_redis(settings: ServeSettings) -> Iterator[EmbeddedRedis]:
+    port = _choose_port(settings.redis_port)
+    with ExitStack() as stack:
+        if settings.data_dir is not None:
+            stack.enter_context(_locked(settings.data_dir))
+        yield stack.enter_context(EmbeddedRedis(data_dir=settings.data_dir, port=port))
+
+
+def _choose_port(given: int | None) -> int:
+    if given is None:
+        return DEFAULT_PORT if _is_free(DEFAULT_PORT) else free_port()
+    if not _is_free(given):
+        raise StartRefusedError(f"port {given} is taken: stop what listens there, or pass another --redis-port")
+    return given
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two servers that append to one file would ruin it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "promptmill.lock").open("w")
+    except OSError as error:
+        raise StartRefusedError(f"--data-dir {folder} cannot be used: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StartRefusedError(f"--data-dir {folder} is in use by another promptmill serve") from error
+        yield
+
+
+def _fate_of_data(data_dir: Path | None) -> str:
+    return "its data is gone when this ends: keep it with --data-dir" if data_dir is None else f"data in {data_dir}"
+
+
+def _greeting(settings: WorkerSettings, url: str, kept: str) -> str:
+    return "\n".join(
+        [
+            f"redis   {url}{kept}",
+            f"worker  {', '.join(settings.served_model_names)} from {', '.join(settings.queue_names)}",
+            f"try     {_submit_command(settings, url)}",
+            "stop    Ctrl-C",
+        ]
+    )
+
+
+def _submit_command(settings: WorkerSettings, url: str) -> str:
+    words = ["promptmill", "submit", "What is the capital of France?", "--max-tokens", "20", "--stream"]
+    if url != f"redis://127.0.0.1:{DEFAULT_PORT}/0":
+        words += ["--redis-url", url]
+    if DEFAULT_QUEUE not in settings.queue_names:
+        words += ["--queue", settings.queue_names[0]]
+    return shlex.join(words).replace("'", '"')

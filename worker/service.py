@@ -1,0 +1,227 @@
+"""One worker from its start to its end: checks its surroundings, builds its parts, runs the loop, hands over.
+
+Whatever hangs, the process is gone two seconds after SIGTERM or SIGINT; jobs that could not be handed over by then come
+back when their leases end.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import redis
+
+from engine.engine import InferenceEngine
+from producer.contract import WorkerInfo, keys
+from worker.chat import ChatRenderer
+from worker.control import ControlListener
+from worker.errors import HandOverError
+from worker.housekeeping import Chore, Housekeeper
+from worker.intake import Intake
+from worker.job_loop import JobLoop
+from worker.leases import LeaseKeeper
+from worker.outlet.base import ResultStore
+from worker.outlet.select import select_result_store
+from worker.outlet.stream import StreamOutlet
+from worker.recovery import Sweeper
+from worker.redis_client import REDIS_AWAY, check_server, connect
+from worker.rq_bridge import RQ_PREFIX, JobReader, Outcomes, RqBridge
+from worker.scripts import Scripts
+from worker.settings import WorkerSettings
+from worker.stop_signals import StopSignals
+from worker.translate import Translator
+
+THREADS_END_SECONDS = 0.2
+SCHEDULER_SECONDS = 1.0
+SCHEDULER_TAKE_OVER_SECONDS = 30.0
+MAINTENANCE_SECONDS = 600.0
+STATS_SECONDS = 1.0
+MIN_PREFETCHED_SEQS = 4
+
+_log = logging.getLogger(__name__)
+
+
+def run_worker(settings: WorkerSettings) -> None:
+    """Serve until a signal or RQ's shutdown command. For the main thread.
+
+    Raises StartRefusedError or EngineError if the worker cannot start, HandOverError if jobs could not be given back,
+    EngineDiedError (after the hand-over) if the engine cannot go on.
+    """
+    with (
+        StopSignals(num_polite=2 if settings.drain == "finish" else 1) as signals,
+        connect(settings.redis_url) as client,
+    ):
+        check_server(client, settings.redis_url)
+        store = select_result_store(settings.results, s3_endpoint_url=settings.s3_endpoint_url)
+        store.check()
+        engine = InferenceEngine(config=settings.engine_config)
+        engine.start()
+        try:
+            service = WorkerService(settings, client, engine, store)
+            service.run(on_serving=lambda: signals.serve(service.request_stop))
+            signals.is_handed_over = True
+        finally:
+            engine.stop()
+
+
+class WorkerService:
+    """A worker's parts, on an engine that runs. For one `run()`."""
+
+    def __init__(
+        self, settings: WorkerSettings, client: redis.Redis, engine: InferenceEngine, store: ResultStore
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._engine = engine
+        self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
+        self._started_at = time.time()
+        self._stats: dict[str, Any] = {}
+        self._scheduler_takes_over_at = 0.0
+        self._scripts = Scripts(RQ_PREFIX)
+        self._bridge = RqBridge(client, settings.queue_names, name=self.name)
+        reader = JobReader(
+            client,
+            worker_name=self.name,
+            allowed_callbacks=settings.allowed_callbacks,
+            allowed_webhooks=settings.allowed_webhooks,
+        )
+        self._intake = self._build_intake(reader)
+        self._loop = self._build_loop(store, Outcomes(self._bridge, reader))
+        self._leases = self._build_leases()
+        self._control = ControlListener(
+            client,
+            self._bridge.pubsub_channel_name,
+            on_cancel=lambda job_id: self._loop.request_job_stop(job_id, "cancelled"),
+            on_stop_job=lambda job_id: self._loop.request_job_stop(job_id, "stopped"),
+            on_shutdown=self._loop.request_stop,
+        )
+        self._housekeeper = self._build_housekeeper()
+
+    def _build_intake(self, reader: JobReader) -> Intake:
+        settings, tokenizer = self._settings, self._engine.tokenizer
+        chat = ChatRenderer(
+            tokenizer.chat_template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, model=settings.model
+        )
+        return Intake(
+            self._client,
+            self._scripts,
+            reader,
+            Translator(tokenizer, chat, self._engine.info, settings.served_model_names),
+            queues=settings.queue_names,
+            worker=self.name,
+            model=settings.served_model_names[0],
+            fingerprint=self._engine.info.fingerprint,
+            lease_seconds=settings.lease_seconds,
+        )
+
+    def _build_loop(self, store: ResultStore, outcomes: Outcomes) -> JobLoop:
+        settings = self._settings
+        num_prefetched = max(MIN_PREFETCHED_SEQS, settings.max_num_seqs // 8)  # a step must not wait for a claim
+        max_num_seqs = settings.max_num_seqs + num_prefetched
+        return JobLoop(
+            self._client,
+            self._engine,
+            self._scripts,
+            self._intake,
+            StreamOutlet(self._client, self._scripts),
+            store,
+            outcomes,
+            max_num_seqs=max_num_seqs,
+            max_num_jobs=settings.max_num_jobs or 2 * max_num_seqs,
+            finishes_on_stop=settings.drain == "finish",
+        )
+
+    def _build_leases(self) -> LeaseKeeper:
+        return LeaseKeeper(
+            self._client,
+            self._scripts,
+            self._bridge,
+            lease_seconds=self._settings.lease_seconds,
+            held=self._loop.claims,
+            describe=self._describe,
+            is_suspended=lambda: self._intake.is_suspended,
+            on_verdict=self._loop.report_verdict,
+        )
+
+    def _build_housekeeper(self) -> Housekeeper:
+        sweeper = Sweeper(
+            self._client,
+            self._scripts,
+            queues=self._settings.queue_names,
+            lease_seconds=self._settings.lease_seconds,
+            on_orphan=self._loop.adopt,
+        )
+        return Housekeeper(
+            [
+                Chore("sweep", sweeper.interval_seconds, sweeper.sweep),
+                Chore("scheduler", SCHEDULER_SECONDS, self._run_scheduler),
+                Chore("maintenance", MAINTENANCE_SECONDS, lambda _: self._bridge.clean_registries()),
+                Chore("stats", STATS_SECONDS, self._ask_stats),
+            ]
+        )
+
+    def request_stop(self) -> None:
+        """From any thread, and in a signal handler."""
+        self._loop.request_stop()
+
+    def run(self, *, on_serving: Callable[[], None] | None = None) -> None:
+        """Serve until told to stop, then hand over. `on_serving` is called when jobs are about to be claimed."""
+        self._bridge.register()
+        if on_serving is not None:
+            on_serving()
+        self._leases.start()
+        self._control.start()
+        self._housekeeper.start()
+        _log.info("action=serving worker=%s queues=%s", self.name, ",".join(self._settings.queue_names))
+        try:
+            while not self._loop.is_done:
+                self._leases.tick()
+                self._loop.turn()
+        finally:
+            self._hand_over()
+        if self._loop.failure is not None:
+            raise self._loop.failure
+
+    def _hand_over(self) -> None:
+        self._housekeeper.stop()
+        self._control.stop()
+        try:
+            num_jobs = self._loop.hand_over()
+            self._leases.stop(THREADS_END_SECONDS)
+            self._bridge.unregister()
+            self._client.delete(keys.worker_key(self.name))
+            self._client.zrem(keys.WORKERS_KEY, self.name)
+        except REDIS_AWAY as error:
+            self._leases.stop(0.0)
+            raise HandOverError(f"Redis is away ({error}): the jobs come back when their leases end") from error
+        _log.info("action=handed_over worker=%s num_jobs=%d", self.name, num_jobs)
+
+    def _describe(self) -> WorkerInfo:
+        info = self._engine.info
+        return WorkerInfo(
+            name=self.name,
+            queues=self._settings.queue_names,
+            models=self._settings.served_model_names,
+            context_length=info.max_model_len,
+            device=info.device,
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=self._started_at,
+            num_running=self._stats.get("num_running", 0),
+            num_waiting=self._stats.get("num_waiting", 0),
+            kv_blocks_used=self._stats.get("num_kv_blocks_used", 0),
+            kv_blocks_free=self._stats.get("num_kv_blocks_free", 0),
+            tokens_per_second=round(self._loop.tokens_per_second, 1),
+        )
+
+    def _run_scheduler(self, now: float) -> None:
+        take_over = now >= self._scheduler_takes_over_at
+        if take_over:
+            self._scheduler_takes_over_at = now + SCHEDULER_TAKE_OVER_SECONDS
+        self._bridge.run_scheduler(take_over=take_over)
+
+    def _ask_stats(self, now: float) -> None:
+        self._stats = self._engine.get_stats()

@@ -1,0 +1,149 @@
+"""The worker's settings. Read once at the edge; nothing below reads the environment."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from engine.config import EngineConfig
+from producer.contract.keys import class_queues
+from producer.settings import ENV_PREFIX, ProducerSettings
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+class WorkerSettings(ProducerSettings):
+    """A worker's settings; the engine's are `engine_config`. List settings are comma separated."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
+
+    model: str = Field(
+        default=DEFAULT_MODEL, min_length=1, description="Model: a folder, a hub id, a .gguf file or smollm2-135m."
+    )
+    model_names: str | None = Field(
+        default=None, description="Names that jobs may ask for, comma separated; default: the model as given."
+    )
+    queues: str | None = Field(
+        default=None, description="Queues to drain, comma separated, most urgent first; default: --queue's classes."
+    )
+    worker_name: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9_.-]{1,128}$", description="This worker's name; default: host and pid."
+    )
+    results: str = Field(
+        default="redis",
+        pattern=r"^(redis|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?)$",
+        description="Where full results go: redis, or s3://BUCKET/PREFIX.",
+    )
+    callbacks: str = Field(
+        default="",
+        description="Dotted names that RQ callbacks of jobs may name, comma separated; all others are refused.",
+    )
+    webhooks: str = Field(
+        default="",
+        description="URLs under which RQ webhooks of jobs may lie, comma separated; all others are refused.",
+    )
+
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Device: auto, cpu, cuda or cuda:N."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Number format: auto, float32, bfloat16 or float16."
+    )
+    attention: str = Field(default="auto", min_length=1, description="Attention backend: auto, or one by name.")
+    num_threads: int | None = Field(default=None, ge=1, description="Threads of a CPU step; default: torch's choice.")
+    max_num_seqs: int = Field(default=256, ge=1, description="Sequences in one step, at most.")
+    max_num_tokens: int = Field(
+        default=8192,
+        ge=1,
+        validate_default=True,
+        description="Tokens in one step, at most: decodes first, then chunks of prompts.",
+    )
+    max_model_len: int | None = Field(
+        default=None, ge=1, description="Tokens of prompt and output together; default: the model's own."
+    )
+    block_size: int = Field(default=16, ge=1, description="Tokens in one KV block.")
+    num_kv_blocks: int | None = Field(
+        default=None, ge=1, description="KV blocks in all; default: from the memory share."
+    )
+    kv_memory_fraction: float = Field(
+        default=0.9, gt=0, le=1, description="Share of the free device memory that the KV cache takes."
+    )
+    max_cpu_kv_bytes: int = Field(default=1 << 30, ge=1, description="On a CPU the KV cache takes no more bytes.")
+    prefix_caching: bool = Field(default=True, description="Share the KV blocks of equal prompt beginnings.")
+    step_timeout_seconds: float = Field(
+        default=120.0, gt=0, allow_inf_nan=False, description="A step that takes longer is a hung device."
+    )
+
+    lease_seconds: float = Field(
+        default=15.0, ge=2, le=3600, description="A worker that does not answer for so long loses its jobs."
+    )
+    max_num_jobs: int | None = Field(
+        default=None, ge=1, description="Jobs held at once, waiting ones included; default: from --max-num-seqs."
+    )
+    drain: Literal["hand-over", "finish"] = Field(
+        default="hand-over", description="On SIGTERM: hand-over gives running jobs back to the queue, finish ends them."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Log level: debug, info, warning or error."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log format: text or json, a line an event."
+    )
+
+    @field_validator("queues")
+    @classmethod
+    def _queues_have_names(cls, value: str | None) -> str | None:
+        for name in _split(value):
+            if not re.fullmatch(r"[A-Za-z0-9_.:@-]{1,128}", name):
+                raise ValueError(f"{name!r} is no queue name; use letters, digits and _ . : @ -")
+        if value is not None and not _split(value):
+            raise ValueError("name at least one queue")
+        return value
+
+    @field_validator("max_num_tokens")
+    @classmethod
+    def _step_fits_every_sequence(cls, value: int, info: ValidationInfo) -> int:
+        if value < (max_num_seqs := info.data.get("max_num_seqs", 0)):
+            raise ValueError(f"must be at least --max-num-seqs ({max_num_seqs})")
+        return value
+
+    @property
+    def queue_names(self) -> list[str]:
+        """The queues to drain, most urgent first."""
+        return _split(self.queues) or class_queues(self.queue)
+
+    @property
+    def served_model_names(self) -> list[str]:
+        return _split(self.model_names) or [self.model]
+
+    @property
+    def allowed_callbacks(self) -> frozenset[str]:
+        return frozenset(_split(self.callbacks))
+
+    @property
+    def allowed_webhooks(self) -> list[str]:
+        return _split(self.webhooks)
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        return EngineConfig(
+            model_path=self.model,
+            device=self.device,
+            dtype=self.dtype,
+            max_num_seqs=self.max_num_seqs,
+            max_num_tokens=self.max_num_tokens,
+            max_model_len=self.max_model_len,
+            block_size=self.block_size,
+            num_kv_blocks=self.num_kv_blocks,
+            kv_memory_fraction=self.kv_memory_fraction,
+            max_cpu_kv_bytes=self.max_cpu_kv_bytes,
+            prefix_caching=self.prefix_caching,
+            attention=self.attention,
+            num_threads=self.num_threads,
+            step_timeout_seconds=self.step_timeout_seconds,
+        )
+
+
+def _split(names: str | None) -> list[str]:
+    return [name for part in (names or "").split(",") if (name := part.strip())]

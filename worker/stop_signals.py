@@ -1,0 +1,66 @@
+"""SIGTERM and SIGINT: how the process ends, and that it does end in time."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+MAX_STOP_SECONDS = 1.8  # from the signal that asks for a hand-over to the end of the process
+
+_log = logging.getLogger(__name__)
+
+
+class StopSignals:
+    """While nothing is served, a signal ends the process (SystemExit); then it calls `on_stop`.
+
+    `num_polite` signals wait for what `on_stop` does; the last of them starts a watchdog that ends the process if that
+    takes too long, and the next signal ends it at once. Does nothing outside the main thread, where no signals arrive.
+    """
+
+    def __init__(self, num_polite: int) -> None:
+        self._num_polite = num_polite
+        self._num_received = 0
+        self._on_stop: Callable[[], None] | None = None
+        self._saved: dict[signal.Signals, Any] = {}
+        self._watching = threading.Event()
+        self._left = threading.Event()
+        self.is_handed_over = False
+        """Set once nothing is held any more: an end by the watchdog is an orderly one then."""
+
+    def serve(self, on_stop: Callable[[], None]) -> None:
+        """From now on signals call `on_stop`."""
+        self._on_stop = on_stop
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._saved[number] = signal.signal(number, self._receive)
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._left.set()
+        self._watching.set()
+        for number, handler in self._saved.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._on_stop is None:
+            raise SystemExit(0)
+        self._num_received += 1
+        if self._num_received > self._num_polite:
+            os._exit(1)
+        if self._num_received == self._num_polite:
+            self._watching.set()
+        self._on_stop()
+
+    def _watch(self) -> None:
+        self._watching.wait()
+        if not self._left.wait(MAX_STOP_SECONDS):
+            _log.error("action=stop_forced handed_over=%s", self.is_handed_over)
+            os._exit(0 if self.is_handed_over else 1)

@@ -1,0 +1,152 @@
+"""The contract's job in the engine's terms: tokens and sampling parameters. Knows nothing of Redis.
+
+Everything a job can be refused for before it runs is refused here, by the name of its field.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from engine.errors import InvalidRequestError
+from engine.messages import EngineInfo
+from engine.sampling_params import SamplingParams
+from engine.tokenizer import Tokenizer
+from producer.contract import ErrorCode, JobRequest, summarize
+from worker.chat import ChatRenderer
+from worker.errors import JobRefusedError
+
+_UINT64_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranslatedJob:
+    """A job as the engine runs it. Equal tokens, parameters and seed give equal answers."""
+
+    request: JobRequest
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+
+
+class Translator:
+    """Translates jobs for one model. Thread-safe."""
+
+    def __init__(self, tokenizer: Tokenizer, chat: ChatRenderer, info: EngineInfo, model_names: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._chat = chat
+        self._info = info
+        self._model_names = tuple(model_names)
+        # A sequence can grow to the context's end only if the KV cache can hold it.
+        self._max_tokens = min(info.max_model_len, info.num_kv_blocks * info.block_size)
+
+    def translate(self, job_id: str, kwargs: dict[str, Any]) -> TranslatedJob:
+        """Raises JobRefusedError with the contract's code and the field at fault."""
+        request = self._validate(kwargs)
+        self._check_model(request)
+        prompt_token_ids = self._tokenize(request)
+        self._check_token_ids(request.stop_token_ids, "stop_token_ids")
+        max_tokens = self._fit(len(prompt_token_ids), request)
+        seed = default_seed(job_id) if request.seed is None else request.seed & _UINT64_MASK
+        try:
+            params = _sampling_params(request, max_tokens=max_tokens, seed=seed)
+        except InvalidRequestError as error:
+            raise JobRefusedError(ErrorCode.INVALID_REQUEST, str(error), param=error.param) from error
+        return TranslatedJob(request=request, prompt_token_ids=prompt_token_ids, params=params, seed=seed)
+
+    def _validate(self, kwargs: dict[str, Any]) -> JobRequest:
+        try:
+            return JobRequest.model_validate(kwargs)
+        except ValidationError as error:
+            raise _refusal(error) from error
+
+    def _check_model(self, request: JobRequest) -> None:
+        if request.model is not None and request.model not in self._model_names:
+            raise JobRefusedError(
+                ErrorCode.MODEL_NOT_FOUND,
+                f"model {request.model!r} is not served here; this worker serves {', '.join(self._model_names)}: "
+                "name one of them, or send the job to the queue of a worker that serves the model",
+                param="model",
+            )
+
+    def _tokenize(self, request: JobRequest) -> list[int]:
+        if isinstance(request.prompt, list):
+            self._check_token_ids(request.prompt, "prompt")
+            return request.prompt
+        param = "prompt" if request.messages is None else "messages"
+        try:
+            if request.messages is not None:
+                text = self._chat.render(request.messages)  # with the special tokens in it
+                token_ids = self._tokenizer.encode(text, add_special_tokens=False)
+            else:
+                token_ids = self._tokenizer.encode(request.prompt or "")
+        except InvalidRequestError as error:
+            raise JobRefusedError(ErrorCode.INVALID_REQUEST, str(error), param=param) from error
+        if not token_ids:
+            raise JobRefusedError(ErrorCode.INVALID_REQUEST, f"{param} comes to no tokens; give more text", param=param)
+        return token_ids
+
+    def _check_token_ids(self, token_ids: list[int], param: str) -> None:
+        if token_ids and max(token_ids) >= self._info.vocab_size:
+            raise JobRefusedError(
+                ErrorCode.INVALID_REQUEST,
+                f"{param} holds token id {max(token_ids)}; the model's ids end at {self._info.vocab_size - 1}",
+                param=param,
+            )
+
+    def _fit(self, num_prompt_tokens: int, request: JobRequest) -> int:
+        """The output's limit in tokens: what was asked for, or what is left of the context."""
+        param = "prompt" if request.messages is None else "messages"
+        room = self._max_tokens - num_prompt_tokens
+        if room < 1:
+            raise JobRefusedError(
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"{param} has {num_prompt_tokens} tokens; {self._limit()} and needs at least one for the output: "
+                "shorten it",
+                param=param,
+            )
+        if request.max_tokens is not None and request.max_tokens > room:
+            raise JobRefusedError(
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"{param} has {num_prompt_tokens} tokens and max_tokens is {request.max_tokens}, together "
+                f"{num_prompt_tokens + request.max_tokens}; {self._limit()}: shorten {param}, or ask for at most "
+                f"{room} tokens",
+                param="max_tokens",
+            )
+        return request.max_tokens if request.max_tokens is not None else room
+
+    def _limit(self) -> str:
+        if self._max_tokens == self._info.max_model_len:
+            return f"the model's context is {self._max_tokens} tokens"
+        return f"this worker's KV cache holds {self._max_tokens} tokens"
+
+
+def default_seed(job_id: str) -> int:
+    """The seed of a job that names none: a stable hash of its id, so that every attempt draws the same."""
+    return int.from_bytes(hashlib.blake2b(job_id.encode(), digest_size=8).digest(), "big")
+
+
+def _sampling_params(request: JobRequest, *, max_tokens: int, seed: int) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=max_tokens,
+        n=request.n,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=None if request.top_k == -1 else request.top_k,
+        min_p=request.min_p,
+        seed=seed,
+        stop=tuple(request.stop),
+        stop_token_ids=tuple(request.stop_token_ids),
+        ignore_eos=request.ignore_eos,
+    )
+
+
+def _refusal(error: ValidationError) -> JobRefusedError:
+    problem = summarize(error)
+    code = ErrorCode.UNSUPPORTED if _NOT_YET in problem.message else ErrorCode.INVALID_REQUEST
+    return JobRefusedError(code, problem.message, param=problem.param)
+
+
+_NOT_YET = "is not supported yet"  # how the contract words a field that is known and not served

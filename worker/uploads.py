@@ -1,0 +1,46 @@
+"""Puts full results into the result store, beside the loop. A store that is down holds a job up, but not for ever."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from worker.background import BackgroundThreads
+from worker.errors import ResultStoreError
+from worker.outlet.base import ResultStore
+from worker.running_job import RunningJob
+
+NUM_THREADS = 16
+RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+DOWN_SECONDS = 30.0  # after giving up once, further jobs get one try each for so long
+
+_log = logging.getLogger(__name__)
+
+
+class Uploads:
+    def __init__(self, store: ResultStore) -> None:
+        self._store = store
+        self._threads = BackgroundThreads(NUM_THREADS, "upload")
+        self._down_until = 0.0
+
+    def put(self, job: RunningJob, on_stored: Callable[[], None]) -> None:
+        """Store `job.result` and replace it by what Redis is to keep; then call `on_stored`, on another thread.
+
+        If the store stays down, Redis keeps the whole result.
+        """
+        self._threads.submit(lambda: self._put(job, on_stored))
+
+    def _put(self, job: RunningJob, on_stored: Callable[[], None]) -> None:
+        assert job.result is not None
+        waits = () if time.monotonic() < self._down_until else RETRY_SECONDS
+        for wait in (*waits, None):
+            try:
+                job.result = self._store.put(job.result, job.claim.attempt)
+                break
+            except ResultStoreError as error:
+                _log.warning("action=store_failed job_id=%s error=%s", job.job_id, error)
+            if wait is None:
+                self._down_until = time.monotonic() + DOWN_SECONDS
+                _log.error("action=store_given_up job_id=%s: its result stays in Redis", job.job_id)
+            else:
+                time.sleep(wait)
+        on_stored()
