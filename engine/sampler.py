@@ -15,6 +15,7 @@ whose threshold lies deeper is done again over the whole vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -42,84 +43,99 @@ class SamplingBatch:
         """The batch of some rows; rows: int64 `[num_selected]`."""
         return SamplingBatch(*(getattr(self, name)[rows] for name in self.__slots__))
 
+    def keys(self) -> Tensor:
+        """Keys of the rows' noise, int32 `[2, num_rows]`."""
+        return row_keys(self.seed, self.choice, self.position)
+
     def has_filter(self) -> Tensor:
         """bool `[num_rows]`: whether any filter is on."""
         return (self.top_p < 1) | (self.top_k > 0) | (self.min_p > 0)
 
 
+class VocabularyPasses(Protocol):
+    """What reads whole rows of logits, and leaves them as they are."""
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """The largest logit of each row, the lowest id among equals: int64 `[num_rows]`."""
+        ...
+
+    def draw(self, logits: Tensor, rows: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
+        """The Gumbel maximum over the whole vocabulary of some rows: int64 `[num_rows]`."""
+        ...
+
+    def candidates(
+        self, logits: Tensor, rows: Tensor, temperature: Tensor, min_p: Tensor, num_candidates: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The largest x of some rows in descending order, their ids, and the mass that min-p keeps of the vocabulary.
+
+        Returns float32 and integer `[num_rows, num_candidates]`, and float64 `[num_rows]`.
+        """
+        ...
+
+
 class Sampler:
     """Temperature, then min-p, top-k, top-p, then the keyed Gumbel maximum."""
+
+    def __init__(self, passes: VocabularyPasses | None = None) -> None:
+        """`passes`: torch's, on any device, if None."""
+        self._passes = passes or TorchPasses()
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         """Return int64 `[num_rows]` for logits float32 `[num_rows, vocab_size]`.
 
         Greedy rows take the largest logit, the lowest id among equals.
         """
-        tokens = logits.argmax(dim=-1)
-        random = batch.temperature > 0
-        for rows, draw in (
-            (random & batch.has_filter(), _draw_filtered),
-            (random & ~batch.has_filter(), _draw_unfiltered),
-        ):
-            selected = rows.nonzero()[:, 0]
-            if len(selected):
-                part = batch.select(selected)
-                tokens[selected] = draw(_scale(logits[selected], part.temperature), part)
+        is_random = batch.temperature > 0
+        has_filter = batch.has_filter()
+        filtered = (is_random & has_filter).nonzero()[:, 0]
+        unfiltered = (is_random & ~has_filter).nonzero()[:, 0]
+        if len(filtered) + len(unfiltered) < len(logits):
+            tokens = self._passes.argmax(logits)
+        else:
+            tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        if len(unfiltered):
+            part = batch.select(unfiltered)
+            tokens[unfiltered] = self._passes.draw(logits, unfiltered, part.temperature, part.keys())
+        if len(filtered):
+            tokens[filtered] = self._draw_filtered(logits, filtered, batch.select(filtered))
         return tokens
 
+    def _draw_filtered(self, logits: Tensor, rows: Tensor, part: SamplingBatch) -> Tensor:
+        vocab_size = logits.shape[1]
+        tokens, is_settled = self._draw_among(logits, rows, part, min(_NUM_CANDIDATES, vocab_size))
+        deep = (~is_settled).nonzero()[:, 0]
+        if len(deep):
+            tokens[deep], _ = self._draw_among(logits, rows[deep], part.select(deep), vocab_size)
+        return tokens
 
-def _scale(logits: Tensor, temperature: Tensor) -> Tensor:
-    """x of the module's docstring. Mutates logits. The maximum goes first: a tiny temperature must not overflow."""
-    return logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature[:, None])
-
-
-def _draw_unfiltered(x: Tensor, batch: SamplingBatch) -> Tensor:
-    num_rows, vocab_size = x.shape
-    keys = row_keys(batch.seed, batch.choice, batch.position)
-    token_ids = torch.arange(vocab_size, dtype=torch.int32, device=x.device)
-    step = max(1, _MAX_NOISE_VALUES // vocab_size) if x.device.type == "cpu" else num_rows
-    tokens = [
-        gumbel_noise(keys[:, first : first + step], token_ids).add_(x[first : first + step]).argmax(dim=-1)
-        for first in range(0, num_rows, step)
-    ]
-    return torch.cat(tokens)
-
-
-def _draw_filtered(x: Tensor, batch: SamplingBatch) -> Tensor:
-    num_candidates = min(_NUM_CANDIDATES, x.shape[1])
-    tokens, is_settled = _draw_among_candidates(x, batch, num_candidates)
-    if num_candidates < x.shape[1]:
-        rest = (~is_settled).nonzero()[:, 0]
-        if len(rest):
-            tokens[rest], _ = _draw_among_candidates(x[rest], batch.select(rest), x.shape[1])
-    return tokens
+    def _draw_among(
+        self, logits: Tensor, rows: Tensor, part: SamplingBatch, num_candidates: int
+    ) -> tuple[Tensor, Tensor]:
+        """Draw from the largest x alone: tokens int64 `[num_rows]`, and whether these candidates were enough."""
+        is_whole = num_candidates == logits.shape[1]
+        values, token_ids, mass = self._passes.candidates(logits, rows, part.temperature, part.min_p, num_candidates)
+        kept, is_settled = _keep(values, mass, part, is_whole=is_whole)
+        scores = values + gumbel_noise(part.keys(), token_ids.to(torch.int32))
+        choice = scores.masked_fill_(~kept, float("-inf")).argmax(dim=-1, keepdim=True)
+        return token_ids.gather(1, choice)[:, 0].to(torch.int64), is_settled
 
 
-def _draw_among_candidates(x: Tensor, batch: SamplingBatch, num_candidates: int) -> tuple[Tensor, Tensor]:
-    """Draw from the largest x alone: tokens int64 `[num_rows]`, and whether these candidates were enough for each."""
-    values, token_ids = x.topk(num_candidates, dim=-1)  # in descending order
-    kept, is_settled = _keep(values, x, batch)
-    noise = gumbel_noise(row_keys(batch.seed, batch.choice, batch.position), token_ids.to(torch.int32))
-    choice = (values + noise).masked_fill_(~kept, float("-inf")).argmax(dim=-1, keepdim=True)
-    return token_ids.gather(1, choice)[:, 0], is_settled
-
-
-def _keep(values: Tensor, x: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
+def _keep(values: Tensor, mass: Tensor, batch: SamplingBatch, *, is_whole: bool) -> tuple[Tensor, Tensor]:
     """Which of the candidates the filters keep, bool like values, and for which rows that is all they keep.
 
-    values: the row's largest x in descending order, float32 `[num_rows, num_candidates]`.
+    values: the row's largest x in descending order, float32 `[num_rows, num_candidates]`; mass: what min-p keeps of the
+    vocabulary, float64 `[num_rows]`; is_whole: the candidates are the vocabulary.
     """
     num_candidates = values.shape[1]
-    is_whole = num_candidates == x.shape[1]
     weights = values.double().exp_()
-    kept = weights >= batch.min_p[:, None]
+    kept = values.exp() >= batch.min_p[:, None]
     has_top_k = (batch.top_k > 0) & (batch.top_k <= num_candidates)
     kth_value = values.gather(1, (batch.top_k - 1).clamp_(0, num_candidates - 1)[:, None])
     kept &= (values >= kth_value) | ~has_top_k[:, None]
     has_all = ~kept[:, -1] | is_whole  # min-p and top-k leave nothing outside the candidates
-    mass = (weights * kept).cumsum_(dim=-1)
-    total = torch.where(has_all, mass[:, -1], _kept_mass(x, batch, has_all))
-    mass_before = torch.nn.functional.pad(mass[:, :-1], (1, 0))
+    mass_to = (weights * kept).cumsum_(dim=-1)
+    total = torch.where(has_all, mass_to[:, -1], mass)
+    mass_before = torch.nn.functional.pad(mass_to[:, :-1], (1, 0))
     in_nucleus = kept & (mass_before < (batch.top_p * total)[:, None])
     last = values.masked_fill(~in_nucleus, float("inf")).amin(dim=-1, keepdim=True)
     kept &= (values >= last) | (batch.top_p >= 1)[:, None]
@@ -128,13 +144,38 @@ def _keep(values: Tensor, x: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tens
     return kept, is_settled & ((batch.top_k <= num_candidates) | is_whole)
 
 
-def _kept_mass(x: Tensor, batch: SamplingBatch, is_known: Tensor) -> Tensor:
-    """Mass float64 `[num_rows]` of what min-p keeps of the whole vocabulary; 0 where it is known already."""
-    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    rows = (~is_known).nonzero()[:, 0]
-    if len(rows):
-        weights = x[rows].exp_()
-        weights *= weights >= batch.min_p[rows, None]
+class TorchPasses:
+    """`VocabularyPasses` on any device."""
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """See `VocabularyPasses.argmax`."""
+        return logits.argmax(dim=-1)
+
+    def draw(self, logits: Tensor, rows: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
+        """See `VocabularyPasses.draw`."""
+        vocab_size = logits.shape[1]
+        token_ids = torch.arange(vocab_size, dtype=torch.int32, device=logits.device)
+        count = max(1, _MAX_NOISE_VALUES // vocab_size) if logits.device.type == "cpu" else len(rows)
+        tokens = []
+        for first in range(0, len(rows), count):
+            part = slice(first, first + count)
+            x = _scale(logits[rows[part]], temperature[part])
+            tokens.append(gumbel_noise(keys[:, part], token_ids).add_(x).argmax(dim=-1))
+        return torch.cat(tokens)
+
+    def candidates(
+        self, logits: Tensor, rows: Tensor, temperature: Tensor, min_p: Tensor, num_candidates: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `VocabularyPasses.candidates`."""
+        x = _scale(logits[rows], temperature)
+        values, token_ids = x.topk(num_candidates, dim=-1)
+        weights = x.exp_()
+        weights *= weights >= min_p[:, None]
         weights = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _SUM_WIDTH))
-        total[rows] = weights.view(len(rows), -1, _SUM_WIDTH).sum(dim=-1).double().sum(dim=-1)
-    return total
+        blocks = weights.view(len(rows), -1, _SUM_WIDTH).sum(dim=-1).double()
+        return values, token_ids, blocks.sum(dim=-1)
+
+
+def _scale(logits: Tensor, temperature: Tensor) -> Tensor:
+    """x of the module's docstring. Mutates logits. The maximum goes first: a tiny temperature must not overflow."""
+    return logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature[:, None])

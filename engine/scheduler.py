@@ -93,7 +93,8 @@ class Scheduler:
         less_urgent = self._slots.priority > head.priority
         hits = self._kv.match(head)
         releasable = int(self._slots.num_blocks[less_urgent].sum())
-        if self._kv.num_wanted(head, hits) > self._kv.num_available + releasable:
+        reserve = _reserve(len(self._running) - int(np.count_nonzero(less_urgent)))
+        if self._kv.num_wanted(head, hits) + reserve > self._kv.num_available + releasable:
             return None
         while not self._fits(head, hits):
             victim = self._least_urgent()
@@ -111,9 +112,9 @@ class Scheduler:
             self._plan_chunk(draft, head)
 
     def _fits(self, sequence: Sequence, hits: list[int]) -> bool:
-        """Whether there is a slot and blocks, beyond a reserve: most running decodes will want a block soon."""
-        reserve = len(self._running) // 4
-        return self._slots.num_free > 0 and self._kv.num_wanted(sequence, hits) + reserve <= self._kv.num_available
+        """Whether there is a slot, and blocks beyond the reserve."""
+        wanted = self._kv.num_wanted(sequence, hits) + _reserve(len(self._running))
+        return self._slots.num_free > 0 and wanted <= self._kv.num_available
 
     def _admit(self, sequence: Sequence, hits: list[int]) -> int:
         self._waiting.admit(sequence)
@@ -258,6 +259,11 @@ class Scheduler:
         decoding = slots.decoding().slots
         assert set(decoding.tolist()) | set(self._prefilling) == set(slots.sequences), "a sequence does nothing"
         assert (slots.num_computed[decoding] == slots.num_tokens[decoding] - 1).all(), "a decode is out of step"
+
+
+def _reserve(num_running: int) -> int:
+    """Blocks to leave when admitting: a quarter of the decodes want one in the next quarter of a block's steps."""
+    return num_running // 4
 
 
 @dataclass(slots=True)

@@ -14,11 +14,14 @@ from producer.workers import QueueStatus
 
 @click.command()
 @click.option("--json", "is_json", is_flag=True, help="Print it as JSON.")
+@click.option("--host", help="Show this host's workers alone, and exit with 1 if none is alive: a health check.")
 @settings_options(ProducerSettings)
-def status(is_json: bool, **flags: Any) -> None:
+def status(is_json: bool, host: str | None, **flags: Any) -> None:
     """Show the queues and the live workers."""
     with open_client(flags) as client:
         queues, workers = client.queues(), client.workers()
+    if host is not None:
+        workers = [worker for worker in workers if worker.hostname == host]
     if is_json:
         shown = {
             "queues": [dataclasses.asdict(queue) for queue in queues],
@@ -27,6 +30,8 @@ def status(is_json: bool, **flags: Any) -> None:
         click.echo(json.dumps(shown, indent=2))
     else:
         _print_tables(queues, workers)
+    if host is not None and not workers:
+        raise SystemExit(1)
 
 
 def _print_tables(queues: list[QueueStatus], workers: list[WorkerInfo]) -> None:

@@ -7,6 +7,7 @@ then, either the lost reply hid a success or another attempt has the job, and bo
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import redis
 from redis.client import Pipeline
@@ -53,33 +54,31 @@ class Committer:
         self._threads.stop(timeout_seconds)
 
     def _submit(self, commit: Callable[[list[RunningJob]], None], jobs: list[RunningJob]) -> None:
-        self._threads.submit(lambda: self._persist(commit, jobs))
+        self._threads.submit(partial(self._persist, commit, jobs))
 
     def _persist(self, commit: Callable[[list[RunningJob]], None], jobs: list[RunningJob]) -> None:
-        """Repeat a commit until it is decided."""
+        try:
+            self._repeat(lambda: commit(jobs))
+        except Exception:  # of any type: the lease lapses, and another attempt finds the stored outcome
+            _log.exception("action=commit_failed job_ids=%s", ",".join(job.job_id for job in jobs))
+            if len(jobs) > 1:  # one of them cannot be committed: the others must not suffer for it
+                for job in jobs:
+                    self._submit(commit, [job])
+                return
+        for job in jobs:
+            self._on_end(job)
+
+    def _repeat(self, write: Callable[[], None]) -> None:
+        """Until Redis has taken it, or the worker ends."""
         backoff = MIN_BACKOFF_SECONDS
         while True:
             try:
-                commit(jobs)
-                break
+                return write()
             except (WatchError, *REDIS_AWAY) as error:
-                _log.warning("action=commit_delayed num_jobs=%d error=%s", len(jobs), error)
-            except Exception:  # of any type: the lease lapses, and another attempt finds the stored outcome
-                _log.exception("action=commit_failed job_ids=%s", ",".join(job.job_id for job in jobs))
-                if len(jobs) == 1:
-                    break
-                return self._commit_apart(commit, jobs)
+                _log.warning("action=commit_delayed error=%s", error)
             if self._is_closing.wait(backoff):
-                break
+                return None
             backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
-        for job in jobs:
-            self._on_end(job)
-        return None
-
-    def _commit_apart(self, commit: Callable[[list[RunningJob]], None], jobs: list[RunningJob]) -> None:
-        """One of them cannot be committed: the others must not suffer for it."""
-        for job in jobs:
-            self._submit(commit, [job])
 
     def _commit_batch(self, jobs: list[RunningJob]) -> None:
         with self._client.pipeline() as pipe:
@@ -96,9 +95,10 @@ class Committer:
             for job in held:
                 pipe.exists(dependents_key(job.job_id))
             num_dependents = pipe.execute()[first:]
-        for job, num in zip(held, num_dependents, strict=True):
-            self._outcomes.after_commit(job, num_dependents=num)
         _log.debug("action=committed num_jobs=%d", len(held))
+        for job, num in zip(held, num_dependents, strict=True):
+            if self._outcomes.has_follow_up(job, num_dependents=num):
+                self._threads.submit(partial(self._repeat, partial(self._outcomes.follow_up, job)))
 
     def _watch_held(self, pipe: Pipeline, jobs: list[RunningJob]) -> list[RunningJob]:
         fences = [keys.fence_key(job.job_id) for job in jobs]

@@ -25,8 +25,9 @@ class EventQueue:
             event = self._events.get(timeout=wait_seconds) if wait_seconds > 0 else self._events.get_nowait()
         except Empty:
             return
+        num_others = self._events.qsize()  # what they post waits for the next run
         event()
-        for _ in range(self._events.qsize()):
+        for _ in range(num_others):
             self._events.get_nowait()()
 
 

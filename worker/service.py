@@ -34,12 +34,17 @@ from worker.settings import WorkerSettings
 from worker.stop_signals import StopSignals
 from worker.translate import Translator
 
+HAND_OVER_SECONDS = 1.0  # how long it is tried again
+HAND_OVER_RETRY_SECONDS = 0.05
 THREADS_END_SECONDS = 0.2
 SCHEDULER_SECONDS = 1.0
 SCHEDULER_TAKE_OVER_SECONDS = 30.0
+READY_SECONDS = 5.0  # how long dependents wait at most whose enqueueing was cut short
 MAINTENANCE_SECONDS = 600.0
 STATS_SECONDS = 1.0
 MIN_PREFETCHED_SEQS = 4
+MAX_BYTES_PER_TOKEN = 16  # of a prompt as JSON; English has 4 to 5
+MAX_EXTRA_BYTES = 256 << 10  # for metadata and the like
 
 _log = logging.getLogger(__name__)
 
@@ -87,9 +92,11 @@ class WorkerService:
             worker_name=self.name,
             allowed_callbacks=settings.allowed_callbacks,
             allowed_webhooks=settings.allowed_webhooks,
+            max_call_bytes=engine.info.max_model_len * MAX_BYTES_PER_TOKEN + MAX_EXTRA_BYTES,
         )
         self._intake = self._build_intake(reader)
-        self._loop = self._build_loop(store, Outcomes(self._bridge, reader))
+        self._outcomes = Outcomes(self._bridge, reader)
+        self._loop = self._build_loop(store)
         self._leases = self._build_leases()
         self._control = ControlListener(
             client,
@@ -117,7 +124,7 @@ class WorkerService:
             lease_seconds=settings.lease_seconds,
         )
 
-    def _build_loop(self, store: ResultStore, outcomes: Outcomes) -> JobLoop:
+    def _build_loop(self, store: ResultStore) -> JobLoop:
         settings = self._settings
         num_prefetched = max(MIN_PREFETCHED_SEQS, settings.max_num_seqs // 8)  # a step must not wait for a claim
         max_num_seqs = settings.max_num_seqs + num_prefetched
@@ -128,7 +135,7 @@ class WorkerService:
             self._intake,
             StreamOutlet(self._client, self._scripts),
             store,
-            outcomes,
+            self._outcomes,
             max_num_seqs=max_num_seqs,
             max_num_jobs=settings.max_num_jobs or 2 * max_num_seqs,
             finishes_on_stop=settings.drain == "finish",
@@ -158,6 +165,7 @@ class WorkerService:
             [
                 Chore("sweep", sweeper.interval_seconds, sweeper.sweep),
                 Chore("scheduler", SCHEDULER_SECONDS, self._run_scheduler),
+                Chore("ready", READY_SECONDS, lambda _: self._outcomes.enqueue_ready()),
                 Chore("maintenance", MAINTENANCE_SECONDS, lambda _: self._bridge.clean_registries()),
                 Chore("stats", STATS_SECONDS, self._ask_stats),
             ]
@@ -188,16 +196,27 @@ class WorkerService:
     def _hand_over(self) -> None:
         self._housekeeper.stop()
         self._control.stop()
-        try:
-            num_jobs = self._loop.hand_over()
-            self._leases.stop(THREADS_END_SECONDS)
-            self._bridge.unregister()
-            self._client.delete(keys.worker_key(self.name))
-            self._client.zrem(keys.WORKERS_KEY, self.name)
-        except REDIS_AWAY as error:
-            self._leases.stop(0.0)
-            raise HandOverError(f"Redis is away ({error}): the jobs come back when their leases end") from error
+        end = time.monotonic() + HAND_OVER_SECONDS
+        while True:
+            try:
+                num_jobs = self._loop.hand_over()
+                self._leases.stop(THREADS_END_SECONDS)
+                self._sign_off()
+                break
+            except REDIS_AWAY as error:
+                if time.monotonic() > end:
+                    self._leases.stop(0.0)
+                    message = f"Redis is away ({error}): the worker's jobs come back when their leases end"
+                    raise HandOverError(message) from error
+            time.sleep(HAND_OVER_RETRY_SECONDS)
         _log.info("action=handed_over worker=%s num_jobs=%d", self.name, num_jobs)
+
+    def _sign_off(self) -> None:
+        self._bridge.unregister()
+        with self._client.pipeline() as pipe:
+            pipe.delete(keys.worker_key(self.name))
+            pipe.zrem(keys.WORKERS_KEY, self.name)
+            pipe.execute()
 
     def _describe(self) -> WorkerInfo:
         info = self._engine.info

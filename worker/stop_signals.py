@@ -54,7 +54,7 @@ class StopSignals:
             raise SystemExit(0)
         self._num_received += 1
         if self._num_received > self._num_polite:
-            os._exit(1)
+            self._exit_now()
         if self._num_received == self._num_polite:
             self._watching.set()
         self._on_stop()
@@ -63,4 +63,7 @@ class StopSignals:
         self._watching.wait()
         if not self._left.wait(MAX_STOP_SECONDS):
             _log.error("action=stop_forced handed_over=%s", self.is_handed_over)
-            os._exit(0 if self.is_handed_over else 1)
+            self._exit_now()
+
+    def _exit_now(self) -> None:
+        os._exit(0 if self.is_handed_over else 1)

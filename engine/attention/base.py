@@ -32,6 +32,7 @@ class AttentionBackend(Protocol):
     """
 
     name: str
+    build: str  # names what the bits of a result depend on besides the inputs: equal builds, equal arithmetic
 
     def forward(
         self,

@@ -26,7 +26,9 @@ class NativeAttention:
     name = "native"
 
     def __init__(self, kernels_dir: Path) -> None:
-        library = load_library(build_library("attention", kernels_dir))
+        path = build_library("attention", kernels_dir)
+        library = load_library(path)
+        self.build = path.stem
         self._functions = {
             torch.float32: library.promptmill_attention_f32,
             torch.bfloat16: library.promptmill_attention_bf16,

@@ -24,18 +24,29 @@ def select_backend(name: str, *, device: torch.device, dtype: torch.dtype, cache
         raise InvalidRequestError(f"attention must be one of {', '.join(BACKENDS)}; got {name!r}", param="attention")
     if name == "torch" or (name == "auto" and device.type != "cpu"):
         return TorchAttention()
-    from engine.attention.native import DTYPES, NativeAttention
-    from engine.kernels.build import KernelBuildError
+    reason = "there is no kernel for " + (f"{dtype} on a CPU" if device.type == "cpu" else str(device))
+    if device.type == "cpu":
+        from engine.attention.native import DTYPES
 
-    reason = None
-    if device.type != "cpu" or dtype not in DTYPES:
-        reason = f"it has no kernel for {dtype} on {device}"
-    else:
-        try:
-            return NativeAttention(cache_dir / "kernels")
-        except KernelBuildError as error:
-            reason = str(error)
+        if dtype in DTYPES:
+            backend, reason = _make_native(dtype, cache_dir / "kernels")
+            if backend is not None:
+                return backend
     if name == "native":
         raise InvalidRequestError(f"attention 'native' does not work here: {reason}; use 'torch'", param="attention")
-    logger.warning("the native attention kernel is not used, torch's slower one is: %s", reason)
+    logger.warning("attention runs in torch, slower than in the native kernel: %s", reason)
     return TorchAttention()
+
+
+def _make_native(dtype: torch.dtype, kernels_dir: Path) -> tuple[AttentionBackend | None, str]:
+    """The native backend if it can be compiled here and computes rightly, else None and the reason."""
+    from engine.attention.native import NativeAttention
+    from engine.attention.self_check import find_fault
+    from engine.kernels.build import KernelBuildError
+
+    try:
+        backend = NativeAttention(kernels_dir)
+    except KernelBuildError as error:
+        return None, str(error)
+    fault = find_fault(backend, dtype)
+    return (backend, "") if fault is None else (None, f"{backend.build} is wrong: {fault}")

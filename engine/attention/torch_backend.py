@@ -39,6 +39,7 @@ class TorchAttention:
     """`AttentionBackend` for any device and dtype."""
 
     name = "torch"
+    build = "torch 1"
 
     def forward(
         self,

@@ -49,14 +49,6 @@ def load_library(path: Path) -> ctypes.CDLL:
         raise KernelBuildError(f"{path} does not load ({error}); delete it to have it built again") from error
 
 
-def source_hash() -> str:
-    """A hash of all kernel sources: part of what names an arithmetic."""
-    digest = blake2b(digest_size=8)
-    for path in sorted(_SOURCE_DIR.glob("*.[ch]")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def _compile(compiler: str, source: Path, flags: tuple[str, ...], library: Path) -> None:
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +77,7 @@ def _architecture_flag() -> str:
 def _build_key(compiler: str, flags: tuple[str, ...]) -> str:
     """Names the build. The compiler is told apart by its file, which costs less than asking it for its version."""
     stat = os.stat(compiler)
-    parts = [source_hash(), os.path.realpath(compiler), str(stat.st_size), str(stat.st_mtime_ns), *flags]
+    parts = [path.read_text() for path in sorted(_SOURCE_DIR.glob("*.[ch]"))]
+    parts += [os.path.realpath(compiler), str(stat.st_size), str(stat.st_mtime_ns), *flags]
     parts += [platform.machine(), cpu_name(), *sorted(cpu_flags())]
     return blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()

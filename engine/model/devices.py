@@ -5,7 +5,6 @@ import platform
 import torch
 
 from engine.errors import ModelLoadError
-from engine.kernels.build import source_hash
 from engine.kernels.cpu_features import cpu_flags
 
 _CPU_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 and, last, Arm
@@ -59,4 +58,4 @@ def describe_arithmetic(device: torch.device) -> str:
     else:
         unit = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         unit += f" {' '.join(sorted(flag for flag in cpu_flags() if flag in _CPU_BFLOAT16_FLAGS))}"
-    return f"{unit.strip()}; torch {torch.__version__}; kernels {source_hash()}"
+    return f"{unit.strip()}; torch {torch.__version__}"

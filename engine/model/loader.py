@@ -111,7 +111,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         block_size=config.block_size,
-        fingerprint=_fingerprint(checkpoint, device, dtype, backend.name),
+        fingerprint=_fingerprint(checkpoint, device, dtype, backend.build),
         backend_name=backend.name,
     )
 
@@ -150,12 +150,12 @@ def _max_model_len(model_config: Any, asked: int | None) -> int:
     return asked or limit
 
 
-def _fingerprint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, backend_name: str) -> str:
+def _fingerprint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention_build: str) -> str:
     """Names the arithmetic: weights, dtype, attention, instruction set or GPU, and the libraries' builds."""
     parts = [
         checkpoint.fingerprint(),
         str(dtype),
-        backend_name,
+        attention_build,
         describe_arithmetic(device),
         f"transformers {transformers.__version__}",
     ]

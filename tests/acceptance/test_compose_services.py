@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from producer import Client
+from producer.contract import Result
 from tests.acceptance.system import System
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
@@ -54,7 +55,7 @@ def test_a_job_runs_through_the_cpu_worker_and_its_result_lands_in_the_object_st
         result = job.result(timeout=60)
     assert "Paris" in result.text
     stored = boto3.client("s3", endpoint_url=s3_endpoint).get_object(Bucket="results", Key=f"promptmill/{job.id}.json")
-    assert result.text in stored["Body"].read().decode()
+    assert Result.model_validate_json(stored["Body"].read()).text == result.text
 
 
 def test_the_health_check_is_green_beside_a_live_worker_and_red_without_one(

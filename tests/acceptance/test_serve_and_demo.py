@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 START_SECONDS = 240.0  # the demo model's first start converts it into the cache
 LEAVE_SECONDS = 10.0
+ONE_THREAD = ("--num-threads", "1")  # two threads wait for each other where another core is busy
 MARK = "PROMPTMILL_TEST_MARK"
 
 
@@ -95,7 +96,9 @@ def test_serve_answers_keeps_its_data_and_leaves_nothing_behind(
 ) -> None:
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
-    command = start("serve", "--redis-port", str(port), "--data-dir", str(tmp_path), stderr=subprocess.DEVNULL)
+    command = start(
+        "serve", *ONE_THREAD, "--redis-port", str(port), "--data-dir", str(tmp_path), stderr=subprocess.DEVNULL
+    )
     assert command.process.stdout is not None
     greeting = [command.process.stdout.readline() for _ in range(4)]
     assert url in greeting[0] and str(tmp_path) in greeting[0]
@@ -109,7 +112,9 @@ def test_serve_answers_keeps_its_data_and_leaves_nothing_behind(
     assert command.end(signum) == 0
     assert command.has_left_nothing()
 
-    again = start("serve", "--redis-port", str(port), "--data-dir", str(tmp_path), stderr=subprocess.DEVNULL)
+    again = start(
+        "serve", *ONE_THREAD, "--redis-port", str(port), "--data-dir", str(tmp_path), stderr=subprocess.DEVNULL
+    )
     assert again.process.stdout is not None and again.process.stdout.readline()
     with Client(url) as client:
         assert client.job(job.id).result(timeout=30).choices[0].token_ids
@@ -118,7 +123,7 @@ def test_serve_answers_keeps_its_data_and_leaves_nothing_behind(
 
 
 def test_serve_on_a_given_redis_starts_none_of_its_own(start: type[Command], redis_url: str) -> None:
-    command = start("serve", "--redis-url", redis_url, stderr=subprocess.DEVNULL)
+    command = start("serve", *ONE_THREAD, "--redis-url", redis_url, stderr=subprocess.DEVNULL)
     assert command.process.stdout is not None
     assert command.process.stdout.readline() == f"redis   {redis_url}\n"
     wait_for_worker(redis_url, command)
@@ -128,7 +133,7 @@ def test_serve_on_a_given_redis_starts_none_of_its_own(start: type[Command], red
 
 
 def test_the_demo_answers_every_prompt_and_leaves_nothing_behind(start: type[Command]) -> None:
-    command = start("demo")
+    command = start("demo", *ONE_THREAD)
     out, err = command.process.communicate(timeout=START_SECONDS)
     assert command.process.returncode == 0, err
     assert "> What is the capital of France?" in out and "Paris" in out
@@ -138,7 +143,7 @@ def test_the_demo_answers_every_prompt_and_leaves_nothing_behind(start: type[Com
 
 def test_the_demo_draws_panels_in_a_terminal(start: type[Command]) -> None:
     terminal, end = pty.openpty()
-    command = start("demo", stdin=end, stdout=end, stderr=end)
+    command = start("demo", *ONE_THREAD, stdin=end, stdout=end, stderr=end)
     os.close(end)
     shown = b""
     with os.fdopen(terminal, "rb", buffering=0) as screen:
@@ -149,11 +154,12 @@ def test_the_demo_draws_panels_in_a_terminal(start: type[Command]) -> None:
                 break
     assert command.process.wait(30) == 0
     text = shown.decode(errors="replace")
-    assert "╭─ What is the capital of France?" in text and "all in" in text
+    assert "╭─" in text and " What is the capital of France? " in text and "all in" in text
+    assert "\x1b[?25h" in text  # the cursor is back
 
 
 def test_the_demo_ended_early_leaves_nothing_behind(start: type[Command]) -> None:
-    command = start("demo")
+    command = start("demo", *ONE_THREAD)
     assert command.process.stdout is not None
     assert "starting a worker" in command.process.stdout.readline()
     assert command.end(signal.SIGTERM) == 130
@@ -162,7 +168,7 @@ def test_the_demo_ended_early_leaves_nothing_behind(start: type[Command]) -> Non
 
 def test_a_demo_whose_model_is_missing_says_so_in_one_line(start: type[Command], tmp_path: Path) -> None:
     missing = tmp_path / "no-model"
-    command = start("demo", "--model", str(missing))
+    command = start("demo", *ONE_THREAD, "--model", str(missing))
     _, err = command.process.communicate(timeout=START_SECONDS)
     assert command.process.returncode == 3
     (line,) = [line for line in err.splitlines() if line]

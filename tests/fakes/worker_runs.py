@@ -22,6 +22,7 @@ from worker.settings import WorkerSettings
 
 WAIT_SECONDS = 60.0
 FUNCTION = keys.JOB_FUNCTION
+STARTING_KEY = "test:starting"
 
 
 def wait_until(condition: Callable[[], Any], what: str = "the condition") -> Any:
@@ -122,11 +123,19 @@ class WorkerProcess:
     """`run_worker` on a fake engine in a process, for signals."""
 
     def __init__(
-        self, redis_url: str, *, step_seconds: float = 0.001, hanging_store: bool = False, **settings: Any
+        self,
+        redis_url: str,
+        *,
+        step_seconds: float = 0.001,
+        hanging_store: bool = False,
+        hanging_start: bool = False,
+        **settings: Any,
     ) -> None:
         environment = {f"PROMPTMILL_{name.upper()}": str(value) for name, value in settings.items()}
         if hanging_store:
             environment["FAKE_HANGING_STORE"] = "1"
+        if hanging_start:
+            environment["FAKE_HANGING_START"] = "1"
         environment |= {"PROMPTMILL_REDIS_URL": redis_url, "FAKE_STEP_SECONDS": str(step_seconds)}
         self._client = redis.Redis.from_url(redis_url)
         self.process = subprocess.Popen(
@@ -185,7 +194,16 @@ def main() -> None:
     worker.service.InferenceEngine = lambda config: engine  # type: ignore[assignment,misc]
     if "FAKE_HANGING_STORE" in os.environ:
         worker.service.select_result_store = lambda *args, **kwargs: HangingStore()
-    worker.service.run_worker(WorkerSettings(model="fake"))
+    settings = WorkerSettings(model="fake")
+    if "FAKE_HANGING_START" in os.environ:
+        engine.start = lambda: hang_and_say_so(settings.redis_url)  # type: ignore[method-assign]
+    worker.service.run_worker(settings)
+
+
+def hang_and_say_so(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.set(STARTING_KEY, 1)
+    time.sleep(3600)
 
 
 if __name__ == "__main__":

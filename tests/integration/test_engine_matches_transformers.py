@@ -62,7 +62,10 @@ def mixed_prompts(*, vocab_size: int, longest: int = LONGEST) -> list[list[int]]
 
 
 def load_reference(folder: str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    # `ignore_eos` goes on past the end of sequence; `min_new_tokens` would forbid to sample it.
+    model.generation_config.eos_token_id = None
+    return model
 
 
 def reference_tokens(model: Any, prompt: list[int], *, max_tokens: int) -> list[int]:
@@ -70,7 +73,6 @@ def reference_tokens(model: Any, prompt: list[int], *, max_tokens: int) -> list[
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         max_new_tokens=max_tokens,
-        min_new_tokens=max_tokens,
         do_sample=False,
         pad_token_id=0,
     )

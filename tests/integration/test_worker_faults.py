@@ -1,14 +1,18 @@
 """A worker whose Redis loses replies, goes away and comes back: every job still ends once."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import redis
+from rq import Retry
 
 from producer.contract import keys
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import (
+    FUNCTION,
     WorkerThread,
     enqueue_many,
     leftovers,
@@ -21,30 +25,38 @@ from tests.fakes.worker_runs import (
 from worker.embedded_redis import EmbeddedRedis
 
 
-def check_all_finished_once(client: redis.Redis, ids: list[str]) -> None:
-    results = [wait_for_result(client, job_id) for job_id in ids]
+def check_all_ended_once(client: redis.Redis, finished: list[str], failed: Sequence[str] = ()) -> None:
+    results = [wait_for_result(client, job_id) for job_id in [*finished, *failed]]
     wait_for_no_leftovers(client)
-    assert {result.status for result in results} == {"finished"}
+    assert [result.status for result in results] == ["finished"] * len(finished) + ["failed"] * len(failed)
     for result in results:
         assert stream_text(client, result.job_id) == result.text
-        assert len(result.choices[0].token_ids) == 30
     queue = rq_queue(client)
-    assert sorted(queue.finished_job_registry.get_job_ids()) == sorted(ids)
-    assert queue.failed_job_registry.count == queue.count == 0
-    assert client.xlen(keys.results_channel(queue.name)) == len(ids)
+    assert sorted(queue.finished_job_registry.get_job_ids()) == sorted(finished)
+    assert sorted(queue.failed_job_registry.get_job_ids()) == sorted(failed)
+    assert queue.count == 0
+    lines = [json.loads(fields[b"d"])["job_id"] for _, fields in client.xrange(keys.results_channel(queue.name))]
+    assert sorted(lines) == sorted([*finished, *failed])
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_replies_that_are_lost_anywhere_lose_and_double_no_job(
     seed: int, redis_url: str, redis_client: redis.Redis
 ) -> None:
-    """Claims, appends, commits and heartbeats are cut at random (loss modes D and E)."""
+    """Claims, appends, commits, RQ's own handlers and heartbeats are cut at random (loss modes D and E)."""
     port = redis_client.connection_pool.connection_kwargs["port"]
+    queue = rq_queue(redis_client)
     with CuttingProxy(port, seed=seed) as proxy, WorkerThread(proxy.url, max_num_seqs=16):
-        proxy.probability = 0.2
-        ids = enqueue_many(rq_queue(redis_client), 100, max_tokens=30)
-        check_all_finished_once(redis_client, ids)
-        proxy.probability = 0.0  # the hand-over, too, is tried once only
+        proxy.probability = 0.1
+        ids = enqueue_many(queue, 60, max_tokens=30)
+        for _ in range(10):
+            first = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+            second = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, depends_on=first)
+            ids += [first.id, second.id]
+        failing = [queue.enqueue(FUNCTION, prompt="", retry=Retry(max=2)).id for _ in range(10)]
+        check_all_ended_once(redis_client, ids, failing)
+        assert {wait_for_result(redis_client, job_id).attempts for job_id in failing} == {3}
+        proxy.probability = 0.0
         assert proxy.num_cuts > 0
 
 
@@ -57,6 +69,6 @@ def test_a_redis_that_dies_and_comes_back_loses_no_job(tmp_path: Path) -> None:
             server.kill()
             wait_until(lambda: not engine.running)  # generated on meanwhile
             server.start()
-            check_all_finished_once(client, ids)
+            check_all_ended_once(client, ids)
             assert all(wait_for_result(client, job_id).attempts == 1 for job_id in ids)
             assert leftovers(client) == []

@@ -77,6 +77,13 @@ def test_several_choices_are_streamed_and_kept(worker: WorkerThread, queue: Queu
     assert result.usage.completion_tokens == 12
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 BAD_CALLS: dict[str, tuple[Callable[[Queue], Job], str]] = {
     "wrong label": (lambda queue: queue.enqueue("os.system", "true"), "os.system"),
     "positional": (lambda queue: queue.enqueue(FUNCTION, "Hello"), "positional"),
@@ -84,6 +91,12 @@ BAD_CALLS: dict[str, tuple[Callable[[Queue], Job], str]] = {
     "no prompt": (lambda queue: queue.enqueue(FUNCTION, max_tokens=5), "prompt"),
     "other model": (lambda queue: queue.enqueue(FUNCTION, prompt="Hello", model="other"), "other"),
     "too long": (lambda queue: queue.enqueue(FUNCTION, prompt="word " * 5000), "4096"),
+    "surrogate": (lambda queue: queue.enqueue(FUNCTION, prompt="Hello", metadata={"a": "\ud800"}), "metadata"),
+    "surrogate field": (
+        lambda queue: queue.enqueue(FUNCTION, prompt="Hello", description="x", **{"a\ud800": 1}),
+        "surrogates",
+    ),
+    "deep metadata": (lambda queue: queue.enqueue(FUNCTION, prompt="Hello", metadata=nested(900)), "metadata"),
     "pickled": (lambda queue: Queue(queue.name, connection=queue.connection).enqueue(FUNCTION, prompt="Hello"), "JSON"),
 }
 

@@ -10,6 +10,7 @@ from rq import Queue
 from producer.contract import keys
 from tests.fakes.worker_runs import (
     FUNCTION,
+    STARTING_KEY,
     WorkerProcess,
     enqueue_many,
     leftovers,
@@ -105,3 +106,19 @@ def test_a_second_signal_hands_over_what_drain_finish_would_end(
         late = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
         assert end_in_time(worker, signal.SIGTERM) == 0
     assert queue.get_job_ids() == [job.id, late.id]
+
+
+def test_a_signal_while_the_model_is_loading_ends_the_process(redis_url: str, redis_client: redis.Redis) -> None:
+    with WorkerProcess(redis_url, hanging_start=True) as worker:
+        wait_until(lambda: redis_client.exists(STARTING_KEY))
+        assert end_in_time(worker, signal.SIGTERM) == 0
+
+
+def test_a_second_signal_ends_the_process_at_once(redis_url: str, queue: Queue) -> None:
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000)
+    with WorkerProcess(redis_url, step_seconds=3600) as worker:
+        worker.wait_until_serving()
+        wait_until(lambda: queue.count == 0)
+        worker.signal(signal.SIGTERM)
+        wait_until(lambda: queue.get_job_ids() == [job.id])  # handed over; the engine hangs
+        end_in_time(worker, signal.SIGTERM)

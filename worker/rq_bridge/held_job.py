@@ -37,11 +37,14 @@ class JobReader:
         worker_name: str,
         allowed_callbacks: Collection[str],
         allowed_webhooks: Collection[str],
+        max_call_bytes: int,
     ) -> None:
+        """`max_call_bytes`: of a job's function and arguments, decompressed."""
         self._connection = connection
         self._worker_name = worker_name
         self._allowed_callbacks = frozenset(allowed_callbacks)
         self._allowed_webhooks = tuple(allowed_webhooks)
+        self._max_call_bytes = max_call_bytes
 
     def restore(self, claim: Claim) -> tuple[Job, JobRefusedError | None]:
         """RQ's job object, and why it cannot be run. Callbacks and webhooks that are not allowed are taken off it."""
@@ -76,6 +79,11 @@ class JobReader:
 
     def read_kwargs(self, job: Job) -> dict[str, Any]:
         """The fields of the request. Raises JobRefusedError for what is no call of the one function we serve."""
+        if len(job.data) > self._max_call_bytes:  # reading it would hold up everybody else's tokens
+            message = (
+                f"the request has {len(job.data)} bytes, more than the model's context could ever hold: shorten it"
+            )
+            raise JobRefusedError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
         try:
             call = json.loads(job.data)
         except Exception as error:  # not JSON, not UTF-8, too deep

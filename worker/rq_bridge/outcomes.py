@@ -92,12 +92,18 @@ class Outcomes:
         pipe.zrem(ExecutionRegistry.key_template.format(claim.job_id), claim.execution_id)
         pipe.srem(WORKER_EXECUTIONS_KEY_TEMPLATE.format(self._worker_name), composite)
 
-    def after_commit(self, running: RunningJob, *, num_dependents: int = 0) -> None:
-        """What follows a batched commit: dependents that were registered meanwhile, a rate limit's slot."""
+    def has_follow_up(self, running: RunningJob, *, num_dependents: int) -> bool:
+        """Whether a batched commit is not all: jobs that came to depend on this one meanwhile, or a rate limit."""
+        return (num_dependents > 0 and running.status == "finished") or bool(running.rq_job.has_rate_limit)
+
+    def follow_up(self, running: RunningJob) -> None:
+        """Once after the commit; again if it raises."""
         job = running.rq_job
-        job._status = JobStatus.FINISHED if running.status == "finished" else JobStatus.CANCELED
-        if num_dependents:
+        if running.status == "finished":
+            job._status = JobStatus.FINISHED
             self._queues[running.claim.queue].enqueue_dependents(job, refresh_job_status=False)
+        else:
+            job._status = JobStatus.CANCELED
         release_slot(job)
 
     def enqueue_ready(self) -> None:

@@ -51,7 +51,7 @@ def test_the_cache_is_laid_out_as_the_backends_read_it(folder: Path) -> None:
 
 def test_a_cache_beyond_all_memory_is_refused_with_the_numbers(folder: Path) -> None:
     model = load(folder)
-    with pytest.raises(ModelLoadError, match="KV blocks need .* GiB.*lower num_kv_blocks"):
+    with pytest.raises(ModelLoadError, match=r"KV blocks need .* GiB.*lower num_kv_blocks"):
         model.allocate_kv_cache(1 << 42)
 
 
@@ -113,24 +113,26 @@ def test_sharded_weights_load_and_a_missing_shard_is_named(folder: Path, tmp_pat
     loaded = load(folder).model.state_dict()
     assert all(torch.equal(loaded[name], weights[name]) for name in names)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ModelLoadError, match="lacks model-00002-of-00002.safetensors"):
+    with pytest.raises(ModelLoadError, match=r"lacks model-00002-of-00002.safetensors"):
         load(folder)
 
 
 def test_a_folder_that_is_not_there_is_refused_with_what_may_be_given() -> None:
-    with pytest.raises(ModelLoadError, match="/no/such/model does not exist here; give a model's folder, a .gguf file"):
+    with pytest.raises(
+        ModelLoadError, match=r"/no/such/model does not exist here; give a model's folder, a .gguf file"
+    ):
         load("/no/such/model")
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(b"1234")
-    with pytest.raises(ModelLoadError, match="is a file but no .gguf"):
+    with pytest.raises(ModelLoadError, match=r"is a file but no .gguf"):
         load(path)
 
 
 def test_a_hub_model_that_cannot_be_fetched_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ModelLoadError, match="some-org/no-such-model .*(hub|network)"):
+    with pytest.raises(ModelLoadError, match=r"some-org/no-such-model .*(hub|network)"):
         load("some-org/no-such-model")
 
 
@@ -176,20 +178,20 @@ def test_a_weight_that_is_missing_is_refused_instead_of_made_up(folder: Path) ->
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelLoadError, match="lacks 1 weights of LlamaForCausalLM, model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(ModelLoadError, match=r"lacks 1 weights of LlamaForCausalLM, model.layers.1.mlp.up_proj.weight"):
         load(folder)
 
 
 def test_a_config_that_does_not_fit_the_weights_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-    with pytest.raises(ModelLoadError, match="cannot be loaded as LlamaForCausalLM.*compare config.json"):
+    with pytest.raises(ModelLoadError, match=r"cannot be loaded as LlamaForCausalLM.*compare config.json"):
         load(folder)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_refused_by_name(folder: Path, device: str) -> None:
-    with pytest.raises(ModelLoadError, match=f"device '?{device}"):
+    with pytest.raises(ModelLoadError, match=f"device .*'{device}'"):
         load(folder, device=device)
 
 
@@ -222,7 +224,7 @@ def test_the_tiny_models_tokenizer_gives_every_byte_back(folder: Path) -> None:
 def test_a_damaged_gguf_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ModelLoadError, match="model.gguf cannot be read as a GGUF model"):
+    with pytest.raises(ModelLoadError, match=r"model.gguf cannot be read as a GGUF model"):
         prepare_model_dir(str(path), tmp_path / "cache")
     path.write_bytes(b"other")
     with pytest.raises(ModelLoadError, match="is no GGUF file"):

@@ -12,10 +12,27 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from engine.kernels.build import KernelBuildError
+from engine.native_sampling import NativeSampling
 from engine.sampler import Sampler, SamplingBatch
 from engine.sampling_noise import gumbel_noise, row_keys
 
 VOCAB_SIZE = 1000
+
+
+@pytest.fixture(scope="session")
+def native_passes(tmp_path_factory: pytest.TempPathFactory) -> NativeSampling:
+    try:
+        return NativeSampling(tmp_path_factory.mktemp("kernels"))
+    except KernelBuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["torch", "native"])
+def sampler(request: pytest.FixtureRequest) -> Sampler:
+    if request.param == "torch":
+        return Sampler()
+    return Sampler(request.getfixturevalue("native_passes"))
 
 
 def batch_of(
@@ -39,9 +56,9 @@ def batch_of(
     )
 
 
-def draw(logits: Tensor, **params: float) -> Tensor:
+def draw(sampler: Sampler, logits: Tensor, **params: float) -> Tensor:
     """One token a row."""
-    return Sampler().sample(logits.clone(), batch_of(len(logits), **params))  # type: ignore[arg-type]
+    return sampler.sample(logits.clone(), batch_of(len(logits), **params))  # type: ignore[arg-type]
 
 
 def random_logits(num_rows: int, vocab_size: int = VOCAB_SIZE, *, scale: float = 3.0, seed: int = 0) -> Tensor:
@@ -81,11 +98,11 @@ FILTERS = [
 
 
 @pytest.mark.parametrize("params", FILTERS, ids=str)
-def test_drawn_frequencies_match_the_exact_distribution(params: dict[str, float]) -> None:
+def test_drawn_frequencies_match_the_exact_distribution(sampler: Sampler, params: dict[str, float]) -> None:
     logits = random_logits(1, 600, scale=2.0)
     expected = filtered_by_transformers(logits, **params)[0].double()  # type: ignore[arg-type]
-    num_draws = 40_000
-    tokens = draw(logits.expand(num_draws, -1), **params)
+    num_draws = 20_000
+    tokens = draw(sampler, logits.expand(num_draws, -1), **params)
     counts = torch.bincount(tokens, minlength=600)
     assert counts[expected == 0].sum() == 0, "a token that the filters remove was drawn"
     assert chi_square_tail(counts, expected * num_draws) > 1e-4
@@ -107,10 +124,12 @@ def chi_square_tail(counts: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("params", FILTERS, ids=str)
 @pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
-def test_the_filters_keep_what_transformers_processors_keep(params: dict[str, float], scale: float) -> None:
+def test_the_filters_keep_what_transformers_processors_keep(
+    sampler: Sampler, params: dict[str, float], scale: float
+) -> None:
     logits = random_logits(400, scale=scale, seed=5)
     allowed = filtered_by_transformers(logits, **params) > 0  # type: ignore[arg-type]
-    tokens = draw(logits, **params)
+    tokens = draw(sampler, logits, **params)
     assert allowed.gather(1, tokens[:, None]).all()
     # The same maximum over what transformers keeps: a token kept too many or too few shows where the noise favours it.
     assert torch.equal(brute_force(logits, allowed, params), tokens)
@@ -138,59 +157,65 @@ def mixed_batch(num_rows: int) -> SamplingBatch:
     )
 
 
-def test_a_row_draws_the_same_token_alone_in_any_order_and_under_any_number_of_threads() -> None:
+def test_a_row_draws_the_same_token_alone_in_any_order_and_under_any_number_of_threads(sampler: Sampler) -> None:
     logits, batch = random_logits(60, 5000, scale=2.0), mixed_batch(60)
-    expected = Sampler().sample(logits.clone(), batch)
+    expected = sampler.sample(logits.clone(), batch)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(Sampler().sample(logits[order], batch.select(order)), expected[order])
+    assert torch.equal(sampler.sample(logits[order], batch.select(order)), expected[order])
     before = torch.get_num_threads()
     try:
         for count in (1, 3, 8):
             torch.set_num_threads(count)
             for row in range(60):
                 one = torch.tensor([row])
-                assert Sampler().sample(logits[one], batch.select(one)) == expected[row]
+                assert sampler.sample(logits[one], batch.select(one)) == expected[row]
     finally:
         torch.set_num_threads(before)
 
 
-def test_the_logits_are_left_as_they_were() -> None:
+def test_native_passes_draw_what_torch_draws(native_passes: NativeSampling) -> None:
+    for vocab_size in (1, 15, 257, 5003, 49152):
+        logits, batch = random_logits(40, vocab_size, scale=2.0, seed=vocab_size), mixed_batch(40)
+        assert torch.equal(Sampler(native_passes).sample(logits, batch), Sampler().sample(logits, batch))
+
+
+def test_the_logits_are_left_as_they_were(sampler: Sampler) -> None:
     logits = random_logits(60, 500)
     copy = logits.clone()
-    Sampler().sample(logits, mixed_batch(60))
+    sampler.sample(logits, mixed_batch(60))
     assert torch.equal(logits, copy)
 
 
-def test_greedy_rows_take_the_lowest_id_among_equal_logits() -> None:
+def test_greedy_rows_take_the_lowest_id_among_equal_logits(sampler: Sampler) -> None:
     logits = torch.zeros(3, 50)
     logits[1, [30, 7, 41]] = 2.0
-    assert draw(logits, temperature=0.0).tolist() == [0, 7, 0]
+    assert draw(sampler, logits, temperature=0.0).tolist() == [0, 7, 0]
 
 
-def test_a_temperature_near_zero_draws_the_largest_logit() -> None:
+def test_a_temperature_near_zero_draws_the_largest_logit(sampler: Sampler) -> None:
     logits = random_logits(50)
-    assert torch.equal(draw(logits, temperature=1e-38), logits.argmax(-1))
+    assert torch.equal(draw(sampler, logits, temperature=1e-38), logits.argmax(-1))
 
 
-def test_tokens_that_tie_with_the_last_one_kept_are_kept_too() -> None:
+def test_tokens_that_tie_with_the_last_one_kept_are_kept_too(sampler: Sampler) -> None:
     logits = torch.full((2000, 600), 1.0)
     for params in ({"top_k": 3}, {"top_k": 256}, {"top_k": 400}, {"top_p": 0.5}, {"min_p": 1.0}):
-        assert len(draw(logits, **params).unique()) > 500  # type: ignore[arg-type]
+        assert len(draw(sampler, logits, **params).unique()) > 500  # type: ignore[arg-type]
 
 
-def test_a_nucleus_of_the_whole_vocabulary_is_drawn_from_whole() -> None:
+def test_a_nucleus_of_the_whole_vocabulary_is_drawn_from_whole(sampler: Sampler) -> None:
     logits = torch.linspace(0, 1e-3, 5000).expand(3000, -1)
-    tokens = draw(logits, top_p=0.9)
+    tokens = draw(sampler, logits, top_p=0.9)
     assert tokens.min() >= 490, "the least probable tenth is cut"
     assert len(tokens.unique()) > 2000
 
 
-def test_tokens_ruled_out_by_minus_infinity_are_never_drawn() -> None:
+def test_tokens_ruled_out_by_minus_infinity_are_never_drawn(sampler: Sampler) -> None:
     logits = torch.full((500, 300), float("-inf"))
     logits[:, 7] = 0.0
     logits[:, 9] = 0.0
     for params in ({}, {"top_k": 5}, {"top_p": 0.99}, {"min_p": 0.1}):
-        assert set(draw(logits, **params).tolist()) == {7, 9}  # type: ignore[arg-type]
+        assert set(draw(sampler, logits, **params).tolist()) == {7, 9}  # type: ignore[arg-type]
 
 
 def test_the_noise_differs_between_seeds_choices_positions_and_tokens() -> None:

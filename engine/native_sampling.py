@@ -1,0 +1,89 @@
+"""The sampler's passes over the vocabulary through engine/kernels/sampling.c: passes pointers, on a CPU.
+
+The twins of the functions of the same names in `engine.sampler`.
+"""
+
+import struct
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.kernels.build import build_library, load_library
+
+# `sampling_args` of sampling.c: nine pointers, a 64-bit and four 32-bit integers.
+_ARGUMENTS = struct.Struct("@9Pq4i")
+
+
+class NativeSampling:
+    """Compiled when it is made. Raises `KernelBuildError` where that fails."""
+
+    def __init__(self, kernels_dir: Path) -> None:
+        library = load_library(build_library("sampling", kernels_dir))
+        self._argmax = library.promptmill_argmax
+        self._draw = library.promptmill_draw
+        self._candidates = library.promptmill_candidates
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """The largest logit of each row, the lowest id among equals: int64 `[num_rows]`."""
+        rows = torch.arange(len(logits))
+        tokens = torch.empty(len(rows), dtype=torch.int64)
+        self._argmax(_pack(logits, rows, tokens=tokens))
+        return tokens
+
+    def draw(self, logits: Tensor, rows: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
+        """The Gumbel maximum over the whole vocabulary: int64 `[num_rows]`.
+
+        rows: int64 `[num_rows]`, which rows of logits; temperature: float32 `[num_rows]`; keys: int32 `[2, num_rows]`.
+        """
+        tokens = torch.empty(len(rows), dtype=torch.int64)
+        self._draw(_pack(logits, rows, temperature=temperature.contiguous(), keys=keys.contiguous(), tokens=tokens))
+        return tokens
+
+    def candidates(
+        self, logits: Tensor, rows: Tensor, temperature: Tensor, min_p: Tensor, num_candidates: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The largest x of each row in descending order, their ids, and the mass that min-p keeps of the vocabulary.
+
+        Returns float32 and int32 `[num_rows, num_candidates]`, and float64 `[num_rows]`.
+        """
+        values = torch.empty((len(rows), num_candidates))
+        token_ids = torch.empty((len(rows), num_candidates), dtype=torch.int32)
+        mass = torch.empty(len(rows), dtype=torch.float64)
+        arguments = _pack(
+            logits,
+            rows,
+            temperature=temperature.contiguous(),
+            min_p=min_p.contiguous(),
+            values=values,
+            token_ids=token_ids,
+            mass=mass,
+        )
+        if self._candidates(arguments) != 0:
+            raise MemoryError("the sampling kernel could not allocate its scratch memory")
+        return values, token_ids, mass
+
+
+def _pack(
+    logits: Tensor,
+    rows: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    keys: Tensor | None = None,
+    min_p: Tensor | None = None,
+    tokens: Tensor | None = None,
+    values: Tensor | None = None,
+    token_ids: Tensor | None = None,
+    mass: Tensor | None = None,
+) -> bytes:
+    """The arguments as the kernel reads them; the caller keeps the tensors alive."""
+    assert logits.dtype == torch.float32 and logits.stride(1) == 1, "logits are float32 rows"
+    tensors = (logits, rows, temperature, keys, min_p, tokens, values, token_ids, mass)
+    return _ARGUMENTS.pack(
+        *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
+        logits.stride(0),
+        len(rows),
+        logits.shape[1],
+        0 if values is None else values.shape[1],
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,246 @@
+"""The worker's scripts on a real Redis, one by one."""
+
+import time
+from typing import Any
+
+import pytest
+import redis
+from rq import Queue
+from rq.job import JobStatus
+
+from producer.contract import keys
+from tests.fakes.worker_runs import enqueue_many, leftovers, rq_queue
+from worker.claim import Claim
+from worker.errors import LeaseLostError
+from worker.fence import FencedRedis
+from worker.recovery import Sweeper, give_back
+from worker.scripts import Scripts
+
+QUEUE = keys.DEFAULT_QUEUE
+LEASE_SECONDS = 30.0
+
+
+@pytest.fixture
+def scripts() -> Scripts:
+    return Scripts("rq")
+
+
+@pytest.fixture
+def queue(redis_client: redis.Redis) -> Queue:
+    return rq_queue(redis_client)
+
+
+def claim(
+    client: redis.Redis, scripts: Scripts, max_jobs: int = 100, *, request_id: str = "request", **options: Any
+) -> list[Claim]:
+    arguments = {"worker": "w", "queues": [QUEUE], "lease_seconds": LEASE_SECONDS, **options}
+    reply = scripts.claim(client, request_id=request_id, max_jobs=max_jobs, **arguments)
+    assert reply is not None
+    return [Claim.parse(entry, time.time()) for entry in reply[0]]
+
+
+def beat(client: redis.Redis, scripts: Scripts, *claims: Claim) -> list[bytes]:
+    flat = [part for held in claims for part in (held.queue, held.job_id, held.fence)]
+    return list(scripts.beat(client, lease_seconds=LEASE_SECONDS, jobs=flat))
+
+
+def sweep(client: redis.Redis, scripts: Scripts) -> tuple[list[str], list[Claim]]:
+    given, orphans = scripts.sweep(client, queue=QUEUE, lease_seconds=LEASE_SECONDS, max_jobs=100, execution_id="s")
+    return [job_id.decode() for job_id in given], [Claim.parse(orphan, time.time()) for orphan in orphans]
+
+
+def end_leases(client: redis.Redis) -> None:
+    for job_id in client.zrange(keys.leases_key(QUEUE), 0, -1):
+        client.zadd(keys.leases_key(QUEUE), {job_id: 1})
+
+
+def test_a_claim_takes_jobs_from_the_front_and_leaves_the_rest(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    ids = enqueue_many(queue, 5)
+    claims = claim(redis_client, scripts, 3)
+    assert [held.job_id for held in claims] == ids[:3] and queue.get_job_ids() == ids[3:]
+    assert {held.attempt for held in claims} == {1}
+    assert redis_client.zcard(keys.leases_key(QUEUE)) == 3
+    assert redis_client.get(keys.fence_key(ids[0])) == claims[0].fence.encode()
+
+
+def test_a_claim_whose_reply_was_lost_is_given_again(redis_client: redis.Redis, scripts: Scripts, queue: Queue) -> None:
+    enqueue_many(queue, 5)
+    first = claim(redis_client, scripts, 3)
+    again = claim(redis_client, scripts, 3)
+    assert [(held.job_id, held.fence) for held in again] == [(held.job_id, held.fence) for held in first]
+    assert queue.count == 2
+    assert len(claim(redis_client, scripts, request_id="next")) == 2
+
+
+def test_a_replayed_claim_leaves_out_what_was_swept_meanwhile(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    ids = enqueue_many(queue, 2)
+    claim(redis_client, scripts)
+    redis_client.zadd(keys.leases_key(QUEUE), {ids[0]: 1})
+    sweep(redis_client, scripts)
+    assert [held.job_id for held in claim(redis_client, scripts)] == ids[1:]
+
+
+def test_the_attempt_counts_on_from_counter_and_stream(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    counted, streamed = enqueue_many(queue, 2)
+    redis_client.set(keys.attempt_key(counted), 4)
+    redis_client.xadd(keys.stream_key(streamed), {"m": "{}"}, id="6-0")
+    assert [held.attempt for held in claim(redis_client, scripts)] == [5, 7]
+
+
+def test_swept_jobs_come_back_to_the_front_in_the_order_of_their_claims(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    ids = enqueue_many(queue, 20)
+    for request in ("a", "b", "c"):
+        claim(redis_client, scripts, 5, request_id=request)
+    end_leases(redis_client)
+    returned, orphans = sweep(redis_client, scripts)
+    assert sorted(returned) == sorted(ids[:15]) and orphans == []
+    assert queue.get_job_ids() == ids
+    assert [key for key in leftovers(redis_client) if "attempt" not in key] == []
+    job = queue.fetch_job(ids[0])
+    assert job is not None and job.get_status() is JobStatus.QUEUED and not job.worker_name and job.started_at is None
+
+
+def test_a_job_that_came_back_is_resumable_and_one_that_rq_requeued_is_not(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    swept, requeued = enqueue_many(queue, 2)
+    claim(redis_client, scripts)
+    end_leases(redis_client)
+    sweep(redis_client, scripts)
+    job = queue.fetch_job(requeued)
+    assert job is not None
+    queue.remove(requeued)
+    queue.enqueue_job(job)
+    claims = {held.job_id: held for held in claim(redis_client, scripts, request_id="next")}
+    assert claims[swept].is_resumable and not claims[requeued].is_resumable
+    assert {held.attempt for held in claims.values()} == {2}
+
+
+def test_a_live_lease_is_not_swept(redis_client: redis.Redis, scripts: Scripts, queue: Queue) -> None:
+    enqueue_many(queue, 2)
+    claim(redis_client, scripts)
+    assert sweep(redis_client, scripts) == ([], [])
+
+
+def test_a_cancelled_job_of_a_dead_worker_is_leased_to_the_sweeper(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    cancelled, deleted = enqueue_many(queue, 2)
+    claim(redis_client, scripts)
+    redis_client.hset(f"rq:job:{cancelled}", "status", "canceled")
+    redis_client.delete(f"rq:job:{deleted}")
+    end_leases(redis_client)
+    returned, orphans = sweep(redis_client, scripts)
+    assert returned == [] and {held.job_id for held in orphans} == {cancelled, deleted}
+    assert all(held.is_orphan and held.attempt == 2 for held in orphans)
+    assert sweep(redis_client, scripts) == ([], [])
+    assert beat(redis_client, scripts, *orphans) == [b"" if held.job_id == deleted else b"canceled" for held in orphans]
+
+
+def test_a_heartbeat_renews_what_is_ours_and_tells_what_is_not(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    enqueue_many(queue, 3)
+    kept, cancelled, lost = claim(redis_client, scripts)
+    redis_client.hset(f"rq:job:{cancelled.job_id}", "status", "canceled")
+    redis_client.set(keys.fence_key(lost.job_id), "2:other")
+    end_leases(redis_client)
+    assert beat(redis_client, scripts, kept, cancelled, lost) == [b"started", b"canceled", b"lost"]
+    assert redis_client.zscore(keys.leases_key(QUEUE), kept.job_id) > time.time()
+    assert redis_client.zscore(keys.leases_key(QUEUE), lost.job_id) == 1
+
+
+def test_a_hand_over_gives_back_only_what_is_still_ours(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    ids = enqueue_many(queue, 4)
+    claims = claim(redis_client, scripts)
+    redis_client.set(keys.fence_key(ids[1]), "2:other")
+    redis_client.hset(f"rq:job:{ids[2]}", "status", "canceled")
+    assert give_back(redis_client, scripts, claims) == 2
+    assert queue.get_job_ids() == [ids[0], ids[3]]
+    returned, orphans = sweep(redis_client, scripts)  # the cancelled one's outcome is owed
+    assert returned == [] and [held.job_id for held in orphans] == [ids[2]]
+    assert give_back(redis_client, scripts, claims) == 0
+
+
+def test_sweepers_wait_a_full_lease_at_the_start_and_after_a_gap(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    ids = enqueue_many(queue, 1)
+    claim(redis_client, scripts)
+    end_leases(redis_client)
+    sweeper = Sweeper(redis_client, scripts, queues=[QUEUE], lease_seconds=10, on_orphan=print)
+    for now in (100.0, 104.0, 109.0):
+        sweeper.sweep(now)
+        assert queue.count == 0
+    sweeper.sweep(120.0)  # it slept: leases may only look ended
+    assert queue.count == 0
+    for now in (124.0, 128.0, 130.0):
+        sweeper.sweep(now)
+    assert queue.get_job_ids() == ids
+
+
+def fenced(client: redis.Redis, held: Claim) -> FencedRedis:
+    return FencedRedis(
+        client.connection_pool,
+        job_id=held.job_id,
+        fence_key=keys.fence_key(held.job_id),
+        fence=held.fence,
+        epilogue=lambda pipe: pipe.set("epilogue", 1) and None,
+    )
+
+
+def test_a_fenced_transaction_commits_with_its_epilogue_while_the_fence_holds(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    enqueue_many(queue, 1)
+    (held,) = claim(redis_client, scripts)
+    connection = fenced(redis_client, held)
+    with connection.pipeline() as pipe:
+        pipe.set("written", 1)
+        pipe.execute()
+    assert redis_client.mget("written", "epilogue") == [b"1", b"1"] and connection.error is None
+
+
+@pytest.mark.parametrize("fence", ["2:other", None])
+def test_a_fenced_transaction_writes_nothing_once_the_fence_is_lost(
+    fence: str | None, redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    enqueue_many(queue, 1)
+    (held,) = claim(redis_client, scripts)
+    if fence is None:
+        redis_client.delete(keys.fence_key(held.job_id))
+    else:
+        redis_client.set(keys.fence_key(held.job_id), fence)
+    connection = fenced(redis_client, held)
+    with connection.pipeline() as pipe:
+        pipe.watch("other")
+        pipe.multi()
+        pipe.set("written", 1)
+        with pytest.raises(LeaseLostError):
+            pipe.execute()
+    assert redis_client.mget("written", "epilogue") == [None, None]
+    assert isinstance(connection.error, LeaseLostError)
+
+
+def test_a_fence_that_changes_during_the_transaction_stops_it(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    enqueue_many(queue, 1)
+    (held,) = claim(redis_client, scripts)
+    connection = fenced(redis_client, held)
+    connection.epilogue = lambda pipe: redis_client.set(keys.fence_key(held.job_id), "2:other") and None
+    with connection.pipeline() as pipe:
+        pipe.set("written", 1)
+        with pytest.raises(redis.WatchError):
+            pipe.execute()
+    assert redis_client.get("written") is None

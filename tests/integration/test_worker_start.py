@@ -1,0 +1,49 @@
+"""Where a worker refuses to start, and what it says."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import redis
+from rq.worker import BaseWorker
+
+from tests.fakes.worker_runs import WorkerThread
+from worker.errors import StartRefusedError
+from worker.rq_bridge import RqBridge
+from worker.service import run_worker
+from worker.settings import WorkerSettings
+
+
+def test_a_redis_out_of_reach_is_refused_before_the_model_is_loaded() -> None:
+    with pytest.raises(StartRefusedError, match=r"127\.0\.0\.1:1.*--redis-url"):
+        run_worker(WorkerSettings(redis_url="redis://127.0.0.1:1/0", model="no-such-model"))
+
+
+@pytest.fixture
+def evicting_redis(redis_url: str, redis_client: redis.Redis) -> Iterator[str]:
+    redis_client.config_set("maxmemory-policy", "allkeys-lru")
+    yield redis_url
+    redis_client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_a_redis_that_evicts_is_refused_with_the_remedy(evicting_redis: str) -> None:
+    with pytest.raises(StartRefusedError, match=r"allkeys-lru.*noeviction"):
+        run_worker(WorkerSettings(redis_url=evicting_redis, model="no-such-model"))
+
+
+def test_a_name_that_a_live_worker_has_is_refused(redis_url: str, redis_client: redis.Redis) -> None:
+    live = RqBridge(redis_client, ["promptmill"], name="mill-1")
+    live.hostname, live.pid = "elsewhere", 1
+    live.register()
+    worker = WorkerThread(redis_url, worker_name="mill-1")
+    with pytest.raises(StartRefusedError, match="--worker-name"), worker:
+        worker.join()
+    assert [seen.hostname for seen in BaseWorker.all(connection=redis_client)] == ["elsewhere"]
+
+
+def test_the_name_of_a_dead_worker_of_this_host_is_taken_over(redis_url: str, redis_client: redis.Redis) -> None:
+    dead = RqBridge(redis_client, ["promptmill"], name="mill-1")
+    dead.pid = 2**22 + 1  # above Linux's highest pid
+    dead.register()
+    with WorkerThread(redis_url, worker_name="mill-1"):
+        assert [seen.pid for seen in BaseWorker.all(connection=redis_client)] == [os.getpid()]

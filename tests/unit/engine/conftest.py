@@ -1,0 +1,18 @@
+"""One thread of arithmetic for every test of the engine: with more, threads wait for each other on a busy machine."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    torch = sys.modules.get("torch")  # a test that needs no torch shall not wait for its import
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

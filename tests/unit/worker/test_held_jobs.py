@@ -1,0 +1,165 @@
+"""A worker's claims, and reading what anybody may have written into RQ's records."""
+
+import json
+from typing import Any
+
+import pytest
+import redis
+from rq.webhook import Webhook
+
+from producer.contract import Done, keys
+from producer.contract.keys import FAILURE_TTL_SECONDS
+from worker.claim import Claim
+from worker.errors import JobRefusedError
+from worker.held_jobs import HeldJobs
+from worker.outlet.job_stream import JobStream
+from worker.rq_bridge import JobReader
+from worker.running_job import RunningJob
+
+
+def make_claim(job_id: str = "job", attempt: int = 1, **fields: str | bytes) -> Claim:
+    raw = {name.encode(): value if isinstance(value, bytes) else value.encode() for name, value in fields.items()}
+    return Claim(
+        job_id=job_id,
+        queue="promptmill",
+        attempt=attempt,
+        execution_id="ex",
+        is_resumable=False,
+        done=None,
+        fields=raw,
+        claimed_at=100.0,
+    )
+
+
+def make_job(claim: Claim) -> RunningJob:
+    stream = JobStream(claim.job_id, claim.attempt, publish=True)
+    return RunningJob(claim=claim, rq_job=None, stream=stream, model="fake")
+
+
+def data(function: Any = keys.JOB_FUNCTION, instance: Any = None, args: Any = (), kwargs: Any = None) -> str:
+    return json.dumps([function, instance, list(args), {"prompt": "x"} if kwargs is None else kwargs])
+
+
+@pytest.fixture
+def reader() -> JobReader:
+    return JobReader(
+        redis.Redis(),
+        worker_name="w",
+        allowed_callbacks=["app.done"],
+        allowed_webhooks=["https://hooks.example.com/mill/"],
+        max_call_bytes=200_000,
+    )
+
+
+def test_a_claim_reads_the_scripts_reply() -> None:
+    done = Done(job_id="j", done=True, status="finished").to_wire().encode()
+    claim = Claim.parse([b"j", b"q", 3, b"ex", 1, done, [b"status", b"started", b"data", b"x"]], 7.0)
+    assert claim.fence == "3:ex" and claim.is_resumable and not claim.is_orphan
+    assert claim.done is not None and claim.done.status == "finished"
+    assert claim.fields == {b"status": b"started", b"data": b"x"}
+
+
+@pytest.mark.parametrize("done", [b"", b'{"done":true}', b"\xff"])
+def test_a_done_entry_that_is_not_ours_does_not_count(done: bytes) -> None:
+    assert Claim.parse([b"j", b"q", 1, b"ex", 0, done, []], 7.0).done is None
+
+
+@pytest.mark.parametrize("fields", [{}, {"status": "canceled"}])
+def test_a_cancelled_or_deleted_job_is_an_orphan(fields: dict[str, str]) -> None:
+    assert make_claim(**fields).is_orphan
+
+
+def test_jobs_are_admitted_in_the_order_of_their_claims() -> None:
+    held = HeldJobs()
+    claims = [make_claim(str(number)) for number in range(3)]
+    for claim in claims:
+        held.take(claim)
+    held.release(claims[1])
+    admitted = []
+    while claim := held.next_waiting():
+        held.admit(make_job(claim))
+        admitted.append(claim.job_id)
+    assert admitted == ["0", "2"] and held.num_sequences == 2
+
+
+def test_a_stop_that_comes_before_the_admission_is_kept() -> None:
+    held = HeldJobs()
+    held.take(make_claim())
+    held.stop_early("job", "cancelled")
+    job = make_job(make_claim())
+    held.next_waiting()
+    job.claim = held.claims()[0]
+    held.admit(job)
+    assert job.stop_cause == "cancelled"
+
+
+def test_a_job_that_comes_back_replaces_its_older_claim() -> None:
+    held = HeldJobs()
+    old, new = make_claim(attempt=1), make_claim(attempt=2)
+    held.take(old)
+    held.take(new)
+    assert held.next_waiting() is new and len(held) == 1
+    held.release(old)
+    assert held.is_current(new)
+
+
+def test_a_good_call_gives_its_fields(reader: JobReader) -> None:
+    job, problem = reader.restore(make_claim(data=data(), status="started"))
+    assert problem is None and reader.read_kwargs(job) == {"prompt": "x"}
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ("\x80\x04pickle", "JSON"),
+        ("[" * 100_000, "JSON"),
+        ("{}", "JSON list"),
+        (data(function="os.system"), "os.system"),
+        (data(function=["x"]), "promptmill.generate"),
+        (data(instance={"a": 1}), "promptmill.generate"),
+        (data(args=["x"]), "positional"),
+        (data(kwargs=["x"]), "JSON object"),
+        (data(kwargs={"prompt": "x" * 200_000}), "shorten"),
+    ],
+)
+def test_a_bad_call_is_refused_with_the_reason(reader: JobReader, call: str, reason: str) -> None:
+    job, _ = reader.restore(make_claim(data=call.encode("latin-1"), status="started"))
+    with pytest.raises(JobRefusedError, match=reason):
+        reader.read_kwargs(job)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"data": "x", "timeout": "soon"},
+        {"data": "x", "created_at": "yesterday"},
+        {"data": "x", "status": "unheard of"},
+        {"data": "x", "result_ttl": "long"},
+        {"data": "x", "origin": b"\xff"},
+        {"data": "x", "dependency_ids": "{"},
+    ],
+)
+def test_a_malformed_record_is_a_problem_and_no_exception(reader: JobReader, fields: dict[str, Any]) -> None:
+    job, problem = reader.restore(make_claim(**fields))
+    assert problem is not None and "malformed" in str(problem)
+    assert job.origin == "promptmill" and job.failure_ttl == FAILURE_TTL_SECONDS
+
+
+def test_only_allowed_callbacks_and_webhooks_stay_on_the_job(reader: JobReader) -> None:
+    hooks = [
+        Webhook("https://hooks.example.com/mill/a", "finished"),
+        Webhook("https://hooks.example.com.evil.org/mill/", "failed"),
+        Webhook("http://hooks.example.com/mill/", "failed"),
+        Webhook("https://hooks.example.com/other", "failed"),
+    ]
+    claim = make_claim(
+        data=data(),
+        success_callback_name="app.done",
+        failure_callback_name="os.abort",
+        webhooks=json.dumps([hook.to_dict() for hook in hooks]),
+    )
+    job, problem = reader.restore(claim)
+    assert problem is not None and "os.abort" in str(problem) and "evil.org" in str(problem)
+    assert job._success_callback_name == "app.done" and job._failure_callback_name is None
+    assert [hook.url for hook in job.webhooks] == ["https://hooks.example.com/mill/a"]

@@ -1,0 +1,91 @@
+"""What one attempt has put out: entries, choices and usage, before any Redis."""
+
+import pytest
+
+from engine.outputs import RequestOutput
+from producer.contract import Chunk, Done, EntryId, Marker, parse_entry
+from worker.outlet.job_stream import JobStream
+
+
+def output(text: str, *token_ids: int, index: int = 0, offset: int = 0, cached: int = 0) -> RequestOutput:
+    return RequestOutput(
+        request_id="j", index=index, token_offset=offset, token_ids=list(token_ids), text=text, num_cached_tokens=cached
+    )
+
+
+def stream(num_choices: int = 1) -> JobStream:
+    opened = JobStream("j", 2, publish=True, num_prompt_tokens=4, num_choices=num_choices)
+    opened.mark(Marker(job_id="j", attempt=2, worker="w", reset=True))
+    return opened
+
+
+def test_entries_count_on_across_choices_with_one_choice_each() -> None:
+    two = stream(num_choices=2)
+    two.add(output("a", 1))
+    two.add(output("x", 7, index=1))
+    two.add(output("b", 2, offset=1))
+    two.encode_pending()
+    expected, flat, is_last = two.unsent()
+    assert (expected, is_last) == (None, False)
+    assert [flat[at : at + 2] for at in range(0, len(flat), 3)] == [["2-0", "m"], ["2-1", "d"], ["2-2", "d"]]
+    chunks = [parse_entry(entry) for entry in flat[5::3]]
+    assert [(c.index, c.text, c.token_ids) for c in chunks if isinstance(c, Chunk)] == [
+        (0, "ab", [1, 2]),
+        (1, "x", [7]),
+    ]
+
+
+def test_tokens_whose_text_is_held_back_are_stored_at_once() -> None:
+    held = stream()
+    held.add(output("", 5))
+    held.encode_pending()
+    assert '"token_ids":[5]' in held.unsent()[1][-1]
+
+
+def test_what_is_acknowledged_is_not_sent_again() -> None:
+    sent = stream()
+    sent.add(output("a", 1))
+    sent.encode_pending()
+    sent.unsent()
+    sent.acknowledge_sent()
+    assert not sent.has_unsent
+    sent.add(output("b", 2, offset=1))
+    sent.encode_pending()
+    expected, flat, _ = sent.unsent()
+    assert expected == EntryId(2, 1) and flat[0] == "2-2"
+
+
+@pytest.mark.parametrize(
+    ("stored", "is_ours", "next_id"),
+    [(EntryId(2, 0), True, "2-1"), (EntryId(1, 9), True, "2-0"), (None, True, "2-0"), (EntryId(3, 0), False, None)],
+)
+def test_the_stored_end_says_where_to_go_on(stored: EntryId | None, is_ours: bool, next_id: str | None) -> None:
+    sent = stream()
+    sent.add(output("a", 1))
+    sent.encode_pending()
+    assert sent.acknowledge(stored) is is_ours
+    if next_id is not None:
+        assert sent.unsent()[1][0] == next_id
+
+
+def test_entries_of_our_attempt_that_we_never_wrote_fence_us_out() -> None:
+    assert stream().acknowledge(EntryId(2, 5)) is False
+
+
+def test_output_after_the_done_entry_is_passed_over() -> None:
+    sealed = stream()
+    sealed.add(output("a", 1))
+    sealed.end_choices("cancelled")
+    sealed.seal(Done(job_id="j", done=True, status="cancelled", usage=sealed.usage))
+    sealed.add(output("late", 2, offset=1))
+    (choice,) = sealed.choices()
+    assert (choice.text, choice.token_ids, choice.finish_reason) == ("a", [1], "cancelled")
+
+
+def test_usage_counts_all_choices_and_the_prompt_once() -> None:
+    two = stream(num_choices=2)
+    two.add(output("a", 1, 2, cached=3))
+    two.add(output("b", 3, index=1))
+    assert two.usage.model_dump() == {
+        "prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7, "cached_tokens": 3,
+    }  # fmt: skip
