@@ -19,15 +19,17 @@ from engine.attention.torch_backend import TorchAttention
 from engine.model.locate import default_cache_dir
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 9, 3, 64, 16
-NUM_LAYERS = 8
+NUM_LAYERS = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     rows = []
     for dtype_name in arguments.dtypes:
         for case, parts in cases().items():

@@ -15,9 +15,7 @@ from transformers.generation import ContinuousBatchingConfig
 
 
 def main(model_dir: str, dtype: str, num_blocks: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=getattr(torch, dtype), attn_implementation="sdpa_paged", local_files_only=True
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype), local_files_only=True).eval()
     reply: dict[str, Any] = {}
     while True:
         print(json.dumps(reply), flush=True)

@@ -14,13 +14,19 @@ No row is sorted whole unless it must be: thresholds are sought among the `_NUM_
 whose threshold lies deeper is done again over the whole vocabulary.
 """
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from engine.kernels.build import KernelBuildError
+from engine.native_sampling import NativeSampling
 from engine.sampling_noise import gumbel_noise, row_keys
+
+logger = logging.getLogger(__name__)
 
 _NUM_CANDIDATES = 256
 _SUM_WIDTH = 256  # columns summed at a time: torch splits longer sums by the number of threads and rows
@@ -118,6 +124,16 @@ class Sampler:
         scores = values + gumbel_noise(part.keys(), token_ids.to(torch.int32))
         choice = scores.masked_fill_(~kept, float("-inf")).argmax(dim=-1, keepdim=True)
         return token_ids.gather(1, choice)[:, 0].to(torch.int64), is_settled
+
+
+def create_sampler(device: torch.device, cache_dir: Path) -> Sampler:
+    """The fastest sampler that works on the device; cache_dir: where compiled kernels are kept."""
+    if device.type == "cpu":
+        try:
+            return Sampler(NativeSampling(cache_dir / "kernels"))
+        except KernelBuildError as error:
+            logger.warning("sampling runs in torch, slower than in the native kernel: %s", error)
+    return Sampler()
 
 
 def _keep(values: Tensor, mass: Tensor, batch: SamplingBatch, *, is_whole: bool) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,7 @@ def _compile(compiler: str, source: Path, flags: tuple[str, ...], library: Path)
         result = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_SECONDS, check=False)
         if result.returncode != 0:
             raise KernelBuildError(f"{compiler} cannot compile {source.name}: {result.stderr.strip()[-500:]}")
+        os.chmod(staging, 0o755)
         os.replace(staging, library)
         logger.info("compiled %s with %s", library.name, compiler)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -139,7 +139,8 @@ INLINE float max_of_lanes(lanes x) {
   return most;
 }
 
-/* e^x within 2 ulp for x <= 0, after Cephes' expf (Moshier, 1989); below -87.3 it is 0, -inf included; nan stays nan. */
+/* e^x within 2 ulp, after Cephes' expf (Moshier, 1989). Below -87.3 it is 0, -inf included; nan stays nan. For x up
+ * to 88. */
 INLINE vec vec_exp(vec x) {
   const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
   ints in_range = (ints)(x > -87.3f), is_nan = (ints)(x != x);

@@ -142,7 +142,8 @@ static double mass_of(const float *logits, int vocab_size, float most, float tem
     lanes sum = splat(0);
     for (int t = begin; t < at_most(begin + BLOCK, vocab_size); t += LANES) {
       float tail[LANES];
-      for (int l = 0; t + LANES > vocab_size && l < LANES; l++) tail[l] = t + l < vocab_size ? logits[t + l] : -INFINITY;
+      for (int l = 0; t + LANES > vocab_size && l < LANES; l++)
+        tail[l] = t + l < vocab_size ? logits[t + l] : -INFINITY;
       lanes x = load_f32(t + LANES > vocab_size ? tail : logits + t);
       EACH_VEC {
         vec weight = vec_exp((x.v[i] - most) / temperature);

@@ -47,6 +47,8 @@ def _convert_into(gguf_path: Path, target: Path) -> None:
     try:
         _write_model(gguf_path, staging)
         staging.chmod(0o755)
+        for path in staging.iterdir():
+            path.chmod(0o644)
         staging.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -36,6 +36,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     model_dir: Path  # holds tokenizer.json
+    cache_dir: Path  # for whatever else is compiled for this model's device
     max_model_len: int  # tokens
     vocab_size: int
     eos_token_ids: tuple[int, ...]
@@ -56,7 +57,8 @@ class LoadedModel:
         shape = (self.num_layers, 2, num_blocks, self.block_size, self.num_kv_heads, self.head_dim)
         self.context.kv_cache = None
         try:
-            self.context.kv_cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            # Not zeroed: no backend reads a slot before it is written, and a CPU hands out pages when they are touched.
+            self.context.kv_cache = torch.empty(shape, dtype=self.dtype, device=self.device)
         except RuntimeError as error:  # out of memory, on either kind of device
             size = num_blocks * self.kv_block_bytes
             raise ModelLoadError(
@@ -104,6 +106,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         device=device,
         dtype=dtype,
         model_dir=checkpoint.folder,
+        cache_dir=cache_dir,
         max_model_len=_max_model_len(model.config, config.max_model_len),
         vocab_size=model.get_output_embeddings().weight.shape[0],
         eos_token_ids=checkpoint.eos_token_ids,

@@ -20,7 +20,7 @@ from engine.runner.batch_inputs import BatchInputs
 from engine.runner.memory import choose_num_blocks, largest_step
 from engine.runner.slots import SlotRows
 from engine.runner.transfer import HostToDevice
-from engine.sampler import Sampler, SamplingBatch
+from engine.sampler import SamplingBatch, create_sampler
 from engine.step_plan import BAD_LOGITS
 
 
@@ -31,7 +31,7 @@ class ModelRunner:
         """Load the model and allocate its cache. Raises `ModelLoadError` with the remedy."""
         self._model: LoadedModel = load_model(config)
         self._to_device = HostToDevice(self._model.device)
-        self._sampler = Sampler()
+        self._sampler = create_sampler(self._model.device, self._model.cache_dir)
         self._sampling_rows: SlotRows | None = None
         self._sampling_tensors: list[Tensor] = []
         num_blocks = choose_num_blocks(config, self._model, lambda: self._run_largest_step(config))
