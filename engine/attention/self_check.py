@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.attention.base import AttentionBackend, AttentionBatch
 from engine.attention.torch_backend import TorchAttention
+from engine.kernels.threads import one_thread
 
 _LENGTHS = [270, 17]  # more than a chunk of keys, and less than a block of them
 _NUM_HEADS, _NUM_KV_HEADS, _HEAD_DIM, _BLOCK_SIZE = 6, 2, 48, 16
@@ -17,12 +18,8 @@ _MAX_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # the output's ow
 
 def find_fault(backend: AttentionBackend, dtype: torch.dtype) -> str | None:
     """What is wrong with the backend on this CPU, or None."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # what threads share cannot be wrong in so little work, and on a busy machine they wait
-    try:
+    with one_thread():
         return _find_fault(backend, dtype)
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def _find_fault(backend: AttentionBackend, dtype: torch.dtype) -> str | None:

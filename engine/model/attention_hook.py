@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 
 from engine.attention.base import AttentionContext
 from engine.errors import ModelLoadError
+from engine.kernels.threads import one_thread
 
 ATTENTION_NAME = "promptmill"
 _ATTRIBUTE = "promptmill_attention"
@@ -111,7 +112,7 @@ def attach_attention(model: nn.Module, context: AttentionContext, *, num_layers:
         setattr(module, _ATTRIBUTE, probe)
     device = next(model.parameters()).device
     tokens = torch.zeros((1, 2), dtype=torch.long, device=device)
-    with torch.inference_mode():
+    with torch.inference_mode(), one_thread():
         model(input_ids=tokens, position_ids=torch.tensor([[0, 1]], device=device), use_cache=False)
     index_of = {probe: index for index, probe in enumerate(calls)}
     for module, called in probes.items():
