@@ -7,22 +7,22 @@ that produced another number of tokens than asked for ends the run.
     python -m benchmarks.queue_cost [--rounds 3] [--num-prompts 64]
 """
 
+import asyncio
 import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import click
 
 from benchmarks.report import print_and_keep
 from benchmarks.workload import Workload, uniform_workload
 from engine import InferenceEngine, SamplingParams
-from producer import Client
+from producer import AsyncClient, AsyncJob, Client
 from worker.embedded_redis import EmbeddedRedis
 
 MODEL = "smollm2-135m"
@@ -46,10 +46,10 @@ class EngineAlone:
 
 
 class WholePath:
-    """Every job is watched by a subscriber of its own, as a service would."""
+    """Every job is watched by a subscriber of its own, as a service would watch it."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, redis_url: str) -> None:
+        self._redis_url = redis_url
 
     def run(self, workload: Workload) -> tuple[float, int]:
         fields = {"temperature": 0.0, "ignore_eos": True}
@@ -57,14 +57,22 @@ class WholePath:
             {"prompt": prompt, "max_tokens": n, **fields}
             for prompt, n in zip(workload.prompts, workload.max_tokens, strict=True)
         ]
-        start = time.perf_counter()
-        jobs = self._client.submit_many(requests)
-        with ThreadPoolExecutor(len(jobs)) as pool:
-            counts = list(pool.map(lambda job: sum(len(chunk.token_ids) for chunk in job.stream()), jobs))
-        results = [job.result(timeout=60) for job in jobs]
-        seconds = time.perf_counter() - start
-        assert counts == [len(result.choices[0].token_ids) for result in results]
+        return asyncio.run(self._submit_and_watch(requests))
+
+    async def _submit_and_watch(self, requests: list[dict[str, Any]]) -> tuple[float, int]:
+        async with AsyncClient(self._redis_url) as client:
+            start = time.perf_counter()
+            jobs = await client.submit_many(requests)
+            counts = await asyncio.gather(*map(count_streamed_tokens, jobs))
+            results = [await job.result(timeout=60) for job in jobs]
+            seconds = time.perf_counter() - start
+        if counts != [len(result.choices[0].token_ids) for result in results]:
+            raise SystemExit("the streams and the results differ")
         return seconds, sum(counts)
+
+
+async def count_streamed_tokens(job: AsyncJob) -> int:
+    return sum([len(chunk.token_ids) async for chunk in job.stream()])
 
 
 class TransformersPeer:
@@ -90,7 +98,7 @@ def whole_path() -> Iterator[WholePath]:
                     if worker.poll() is not None:
                         raise SystemExit("the worker did not start")
                     time.sleep(0.1)
-                yield WholePath(client)
+                yield WholePath(server.url)
         finally:
             worker.terminate()
             worker.wait()

@@ -22,6 +22,7 @@ from engine.model.attention_hook import ATTENTION_NAME, attach_attention
 from engine.model.checkpoint import Checkpoint, open_checkpoint
 from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype
 from engine.model.locate import default_cache_dir, prepare_model_dir
+from engine.model.packed_linear import pack_linears
 from engine.model.registry import Architecture, find_architecture, max_position
 
 _MIN_ROWS = 2  # matrix libraries take another path, with other bits, for a single row
@@ -100,6 +101,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
     model = _load_weights(architecture, checkpoint, dtype).to(device)
     context = AttentionContext(backend)
     shape = attach_attention(model, context, num_layers=model.config.num_hidden_layers)
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    is_packed = device.type == "cpu" and pack_linears(model, dtype=dtype)
     return LoadedModel(
         model=model,
         context=context,
@@ -108,13 +111,13 @@ def load_model(config: EngineConfig) -> LoadedModel:
         model_dir=checkpoint.folder,
         cache_dir=cache_dir,
         max_model_len=_max_model_len(model.config, config.max_model_len),
-        vocab_size=model.get_output_embeddings().weight.shape[0],
+        vocab_size=vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
         num_layers=shape.num_layers,
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         block_size=config.block_size,
-        fingerprint=_fingerprint(checkpoint, device, dtype, backend.build),
+        fingerprint=_fingerprint(checkpoint, device, dtype, backend.build, is_packed=is_packed),
         backend_name=backend.name,
     )
 
@@ -153,12 +156,15 @@ def _max_model_len(model_config: Any, asked: int | None) -> int:
     return asked or limit
 
 
-def _fingerprint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention_build: str) -> str:
+def _fingerprint(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention_build: str, *, is_packed: bool
+) -> str:
     """Names the arithmetic: weights, dtype, attention, instruction set or GPU, and the libraries' builds."""
     parts = [
         checkpoint.fingerprint(),
         str(dtype),
         attention_build,
+        "packed linear" if is_packed else "linear",
         describe_arithmetic(device),
         f"transformers {transformers.__version__}",
     ]
