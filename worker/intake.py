@@ -144,7 +144,7 @@ class Intake:
         return job
 
     def _refuse(self, claim: Claim, rq_job: object, error: ErrorInfo) -> RunningJob:
-        _log.info("action=job_refused job_id=%s code=%s message=%s", claim.job_id, error.code, error.message)
+        _log.info("action=job_refused job_id=%s code=%s param=%s", claim.job_id, error.code, error.param)
         job = self._ended(claim, rq_job)
         # The message may quote what was sent, which may be no text that can be written down.
         job.error = error.model_copy(update={"message": _as_utf8(error.message), "param": _as_utf8(error.param)})

@@ -18,9 +18,9 @@ def system(redis_url: str, tmp_path: Path) -> Iterator[System]:
     system.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A Redis and one worker that the tests of a module share: they leave no job behind them."""
+    """A Redis and one worker that many tests share: they leave no job running behind them."""
     with EmbeddedRedis() as server:
         system = System(server.url, tmp_path_factory.mktemp("system"))
         try:

@@ -1,0 +1,75 @@
+"""How soon a worker serves, and how much memory it takes: the cached demo model, several starts.
+
+A start is counted from the process's creation to its entry among the live workers, and to the first job's result. The
+memory is the peak resident size of parent and child together, after 64 concurrent jobs.
+
+    python -m benchmarks.worker_start [--rounds 5]
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from benchmarks.report import print_and_keep
+from producer import Client
+from worker.embedded_redis import EmbeddedRedis
+
+MODEL = "smollm2-135m"
+
+
+@click.command()
+@click.option("--rounds", default=5, show_default=True)
+def main(rounds: int) -> None:
+    with EmbeddedRedis() as server, Client(server.url) as client:
+        measure(server.url, client)  # fills the model's cache, compiles the kernels
+        starts = [measure(server.url, client) for _ in range(rounds)]
+    rows = [
+        [name, f"{statistics.median(values):.{digits}f}", f"{min(values):.{digits}f} to {max(values):.{digits}f}"]
+        for name, digits, values in zip(
+            ["seconds to serving", "seconds to the first result", "peak MiB, parent and child"],
+            [1, 1, 0],
+            zip(*starts, strict=True),
+            strict=True,
+        )
+    ]
+    notes = [f"SmolLM2-135M-Instruct from the cache, {rounds} starts, medians; the first job asks for one token."]
+    print_and_keep("worker_start", ["what", "median", "min to max"], rows, notes)
+
+
+def measure(redis_url: str, client: Client) -> tuple[float, float, float]:
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "producer.cli", "worker", "--redis-url", redis_url, "--model", MODEL]
+    worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        while not any(info.pid == worker.pid for info in client.workers()):
+            if worker.poll() is not None:
+                raise SystemExit("the worker did not start")
+            time.sleep(0.02)
+        serving = time.perf_counter() - start
+        client.submit("Hello", max_tokens=1).result(timeout=60)
+        first_result = time.perf_counter() - start
+        jobs = client.submit_many([{"prompt": f"Count from {i}:", "max_tokens": 16} for i in range(64)])
+        assert len(list(client.as_completed(jobs, timeout=120))) == len(jobs)
+        return serving, first_result, sum(peak_mebibytes(pid) for pid in [worker.pid, *children(worker.pid)])
+    finally:
+        worker.terminate()
+        worker.wait()
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def peak_mebibytes(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+if __name__ == "__main__":
+    main()

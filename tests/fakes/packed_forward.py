@@ -1,0 +1,58 @@
+"""Packed forwards of a loaded model without an engine: sequences cut into steps, laid out over shuffled blocks."""
+
+import torch
+from torch import Tensor
+
+from engine.attention.base import AttentionBatch
+from engine.model.loader import LoadedModel
+
+BLOCK_SIZE = 8
+LENGTHS = [1, 5, 33, 70]
+Part = tuple[int, int, int]  # sequence, first token, last token + 1
+
+
+def prompts(vocab_size: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(0, vocab_size, (length,), generator=generator) for length in LENGTHS]
+
+
+def run(model: LoadedModel, sequences: list[Tensor], steps: list[list[Part]]) -> list[Tensor]:
+    """Logits `[length, vocab_size]` of every token of every sequence, computed in the given steps."""
+    counts = [-(-len(tokens) // BLOCK_SIZE) for tokens in sequences]
+    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)).split(counts)
+    model.allocate_kv_cache(sum(counts))
+    logits = [torch.full((len(tokens), model.vocab_size), float("nan")) for tokens in sequences]
+    for parts in steps:
+        model.context.batch = batch_of(parts, order)
+        tokens = torch.cat([sequences[i][first:last] for i, first, last in parts])
+        positions = torch.cat([torch.arange(first, last) for _, first, last in parts])
+        output = model.forward(tokens, positions, torch.arange(len(tokens)))
+        for (i, first, last), rows in zip(parts, output.split([p[2] - p[1] for p in parts]), strict=True):
+            logits[i][first:last] = rows
+    return logits
+
+
+def batch_of(parts: list[Part], blocks: tuple[Tensor, ...]) -> AttentionBatch:
+    lengths = [last - first for _, first, last in parts]
+    positions = [torch.arange(first, last) for _, first, last in parts]
+    slots = [
+        blocks[i][p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for (i, _, _), p in zip(parts, positions, strict=True)
+    ]
+    tables = torch.nn.utils.rnn.pad_sequence([blocks[i] for i, _, _ in parts], batch_first=True)
+    return AttentionBatch(
+        query_start=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+        context_lens=torch.tensor([last for _, _, last in parts], dtype=torch.int32),
+        block_tables=tables.to(torch.int32),
+        slot_mapping=torch.cat(slots),
+        num_seqs=len(parts),
+        num_tokens=sum(lengths),
+        max_query_len=max(lengths),
+        max_context_len=max(last for _, _, last in parts),
+    )
+
+
+def steps_of(size: int) -> list[list[Part]]:
+    return [
+        [(i, first, min(first + size, length)) for i, length in enumerate(LENGTHS) if first < length]
+        for first in range(0, max(LENGTHS), size)
+    ]
