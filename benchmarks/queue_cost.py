@@ -1,8 +1,9 @@
 """What the queue costs, and what continuous batching of transformers reaches, on the same prompts in one run.
 
 Three contenders take turns: our engine alone (in its child process), the whole path (client → Redis → worker → stream
-and result), and transformers' continuous batching. A round runs each once; the medians are over rounds. A contender
-that produced another number of tokens than asked for ends the run.
+and result), and transformers' continuous batching. A round runs each once, on prompts that no round before it had, so
+that no prefix cache helps; the medians are over rounds. A contender that produced another number of tokens than asked
+for ends the run.
 
     python -m benchmarks.queue_cost [--rounds 3] [--num-prompts 64]
 """
@@ -122,8 +123,8 @@ def transformers_peer(model_dir: str, dtype: str, num_blocks: int) -> Iterator[T
 @click.option("--num-prompts", default=64, show_default=True)
 @click.option("--peer/--no-peer", default=True, show_default=True, help="Run transformers' continuous batching too.")
 def main(rounds: int, num_prompts: int, peer: bool) -> None:
-    workload = uniform_workload(num_prompts, (32, 256), (32, 128), seed=0)
-    warmup = uniform_workload(4, (32, 64), (8, 16), seed=1)
+    workloads = [uniform_workload(num_prompts, (32, 256), (32, 128), seed=seed) for seed in range(rounds)]
+    warmup = uniform_workload(4, (32, 64), (8, 16), seed=rounds)
     with ExitStack() as stack:
         engine = stack.enter_context(InferenceEngine(MODEL))
         info = engine.info
@@ -132,42 +133,44 @@ def main(rounds: int, num_prompts: int, peer: bool) -> None:
             "whole path": stack.enter_context(whole_path()),
         }
         if peer:
-            num_blocks = -(-(workload.num_prompt_tokens + workload.num_output_tokens) // 16) + num_prompts
+            num_tokens = max(workload.num_prompt_tokens + workload.num_output_tokens for workload in workloads)
+            num_blocks = num_tokens // 16 + 2 * num_prompts
             contenders["transformers continuous batching"] = stack.enter_context(
                 transformers_peer(info.model_dir, info.dtype, num_blocks)
             )
         for contender in contenders.values():
             contender.run(warmup)
-        seconds = race(contenders, workload, rounds)
-    report(seconds, workload, rounds, f"{info.dtype}, attention {info.attention}")
+        speeds = race(contenders, workloads)
+    report(speeds, num_prompts, f"{info.dtype}, attention {info.attention}")
 
 
-def race(contenders: dict[str, Contender], workload: Workload, rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
+def race(contenders: dict[str, Contender], workloads: list[Workload]) -> dict[str, list[float]]:
+    """Output tokens a second of each contender in each round."""
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for workload in workloads:
         for name, contender in contenders.items():
-            elapsed, num_tokens = contender.run(workload)
+            seconds, num_tokens = contender.run(workload)
             if num_tokens != workload.num_output_tokens:
                 raise SystemExit(f"{name} produced {num_tokens} tokens instead of {workload.num_output_tokens}")
-            seconds[name].append(elapsed)
-            print(f"{name}: {elapsed:.1f} s", file=sys.stderr)
-    return seconds
+            speeds[name].append(num_tokens / seconds)
+            print(f"{name}: {num_tokens} tokens in {seconds:.1f} s", file=sys.stderr)
+    return speeds
 
 
-def report(seconds: dict[str, list[float]], workload: Workload, rounds: int, setting: str) -> None:
+def report(speeds: dict[str, list[float]], num_prompts: int, setting: str) -> None:
     rows = []
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        # Ratios pair by pair: the machine's speed drifts, and a round's contenders drift together.
-        ratio = statistics.median(a / b for a, b in zip(seconds["engine alone"], values, strict=True))
-        spread = f"{min(values):.1f} to {max(values):.1f}"
-        rows.append([name, f"{median:.1f}", spread, f"{workload.num_output_tokens / median:.0f}", f"{ratio:.2f}"])
+    for name, values in speeds.items():
+        # Ratios round by round: the machine's speed drifts, and a round's contenders drift together.
+        ratio = statistics.median(a / b for a, b in zip(values, speeds["engine alone"], strict=True))
+        rows.append(
+            [name, f"{statistics.median(values):.0f}", f"{min(values):.0f} to {max(values):.0f}", f"{ratio:.2f}"]
+        )
     notes = [
-        f"SmolLM2-135M-Instruct, {setting}, {len(workload.prompts)} prompts U(32,256) → U(32,128) tokens, greedy, "
-        f"{workload.num_output_tokens} output tokens, {rounds} rounds, medians.",
+        f"SmolLM2-135M-Instruct, {setting}, {num_prompts} prompts U(32,256) → U(32,128) tokens, greedy, from the first "
+        f"prompt in to the last token out, {len(speeds['engine alone'])} rounds, medians.",
         "The last column is the speed relative to the engine alone, the median over the rounds.",
     ]
-    print_and_keep("queue_cost", ["contender", "seconds", "min to max", "output tokens/s", "ratio"], rows, notes)
+    print_and_keep("queue_cost", ["contender", "output tokens/s", "min to max", "ratio"], rows, notes)
 
 
 if __name__ == "__main__":

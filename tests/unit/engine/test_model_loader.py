@@ -19,6 +19,7 @@ from engine.model.attention_hook import attach_attention
 from engine.model.gguf_conversion import convert_gguf
 from engine.model.loader import LoadedModel, load_model
 from engine.model.locate import find_demo_gguf, prepare_model_dir
+from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
 from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, make_tiny_model
 
 
@@ -102,6 +103,8 @@ def test_the_fingerprint_changes_with_weights_dtype_and_attention_and_with_nothi
 
 
 def test_sharded_weights_load_and_a_missing_shard_is_named(folder: Path, tmp_path: Path) -> None:
+    sequences = prompts(VOCAB_SIZE)
+    expected = run(load(folder, block_size=BLOCK_SIZE), sequences, steps_of(1000))
     weights = load_file(folder / "model.safetensors")
     names = sorted(weights)
     shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
@@ -110,8 +113,8 @@ def test_sharded_weights_load_and_a_missing_shard_is_named(folder: Path, tmp_pat
     weight_map = {name: file_name for file_name, part in shards.items() for name in part}
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    loaded = load(folder).model.state_dict()
-    assert all(torch.equal(loaded[name], weights[name]) for name in names)
+    for output, same in zip(run(load(folder, block_size=BLOCK_SIZE), sequences, steps_of(1000)), expected, strict=True):
+        assert torch.equal(output, same)
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ModelLoadError, match=r"lacks model-00002-of-00002.safetensors"):
         load(folder)
