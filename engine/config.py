@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine.errors import InvalidRequestError
-from engine.field_types import check_field_types
+from engine.field_types import check_field_types, require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,33 +47,28 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_field_types(self)
-        _require(self.max_num_seqs >= 1, "max_num_seqs", "must be at least 1", self.max_num_seqs)
-        _require(
+        require(self.max_num_seqs >= 1, "max_num_seqs", "must be at least 1", self.max_num_seqs)
+        require(
             self.max_num_tokens >= self.max_num_seqs,
             "max_num_tokens",
             f"must be at least max_num_seqs ({self.max_num_seqs})",
             self.max_num_tokens,
         )
-        _require(self.block_size >= 1, "block_size", "must be at least 1", self.block_size)
-        _require(
+        require(self.block_size >= 1, "block_size", "must be at least 1", self.block_size)
+        require(
             self.num_kv_blocks is None or self.num_kv_blocks >= 1,
             "num_kv_blocks",
             "must be at least 1",
             self.num_kv_blocks,
         )
-        _require(0 < self.kv_memory_fraction <= 1, "kv_memory_fraction", "must lie in (0, 1]", self.kv_memory_fraction)
-        _require(
+        require(0 < self.kv_memory_fraction <= 1, "kv_memory_fraction", "must lie in (0, 1]", self.kv_memory_fraction)
+        require(
             self.max_model_len is None or self.max_model_len >= 1,
             "max_model_len",
             "must be at least 1",
             self.max_model_len,
         )
-        _require(self.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}", self.dtype)
+        require(self.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}", self.dtype)
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def _require(condition: bool, param: str, rule: str, value: object) -> None:
-    if not condition:
-        raise InvalidRequestError(f"{param} {rule}; got {value!r}", param=param)

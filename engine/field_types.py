@@ -27,3 +27,9 @@ def _is_instance(value: object, annotation: Any) -> bool:
     if annotation is float:
         return isinstance(value, int | float)
     return isinstance(value, annotation)
+
+
+def require(condition: bool, param: str, rule: str, value: object) -> None:
+    """Raise `InvalidRequestError` for `param` unless its rule holds."""
+    if not condition:
+        raise InvalidRequestError(f"{param} {rule}; got {value!r}", param=param)

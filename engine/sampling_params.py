@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from math import isfinite
 
-from engine.errors import InvalidRequestError
-from engine.field_types import check_field_types
+from engine.field_types import check_field_types, require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,17 +28,12 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         check_field_types(self)
-        _require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "must be at least 1", self.max_tokens)
-        _require(self.n >= 1, "n", "must be at least 1", self.n)
-        _require(
+        require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "must be at least 1", self.max_tokens)
+        require(self.n >= 1, "n", "must be at least 1", self.n)
+        require(
             isfinite(self.temperature) and self.temperature >= 0, "temperature", "must be 0 or more", self.temperature
         )
-        _require(0 < self.top_p <= 1, "top_p", "must lie in (0, 1]", self.top_p)
-        _require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or None for off", self.top_k)
-        _require(0 <= self.min_p <= 1, "min_p", "must lie in [0, 1]", self.min_p)
-        _require(all(self.stop), "stop", "must not hold an empty string", self.stop)
-
-
-def _require(condition: bool, param: str, rule: str, value: object) -> None:
-    if not condition:
-        raise InvalidRequestError(f"{param} {rule}; got {value!r}", param=param)
+        require(0 < self.top_p <= 1, "top_p", "must lie in (0, 1]", self.top_p)
+        require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or None for off", self.top_k)
+        require(0 <= self.min_p <= 1, "min_p", "must lie in [0, 1]", self.min_p)
+        require(all(self.stop), "stop", "must not hold an empty string", self.stop)
