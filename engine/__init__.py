@@ -12,6 +12,7 @@ from engine.errors import (
     InvalidRequestError,
     ModelLoadError,
 )
+from engine.grammar_spec import GrammarSpec
 from engine.messages import EngineInfo
 from engine.outputs import GenerationOutput, RequestOutput
 from engine.sampling_params import SamplingParams
@@ -26,6 +27,7 @@ __all__ = [
     "EngineInfo",
     "EngineNotRunningError",
     "GenerationOutput",
+    "GrammarSpec",
     "InferenceEngine",
     "InvalidRequestError",
     "ModelLoadError",

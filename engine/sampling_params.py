@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from engine.field_types import check_field_types, require
+from engine.grammar_spec import GrammarSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +13,8 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` None is off. `max_tokens` None runs until the context is full.
     `seed` keys the noise together with choice, position and token id, so that equal seeds give equal outputs
-    whatever shares the batch. Raises `InvalidRequestError` naming the field.
+    whatever shares the batch. `grammar` is what the output must be a sentence of; `ignore_eos` has no effect on where a
+    grammar ends. Raises `InvalidRequestError` naming the field.
     """
 
     max_tokens: int | None = None
@@ -25,6 +27,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    grammar: GrammarSpec | None = None
 
     def __post_init__(self) -> None:
         check_field_types(self)

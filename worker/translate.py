@@ -17,6 +17,7 @@ from engine.tokenizer import Tokenizer
 from producer.contract import ErrorCode, JobRequest, summarize
 from worker.chat import ChatRenderer
 from worker.errors import JobRefusedError
+from worker.output_format import grammar_spec
 
 _UINT64_MASK = 2**64 - 1
 
@@ -140,6 +141,7 @@ def _sampling_params(request: JobRequest, *, max_tokens: int, seed: int) -> Samp
         stop=tuple(request.stop),
         stop_token_ids=tuple(request.stop_token_ids),
         ignore_eos=request.ignore_eos,
+        grammar=grammar_spec(request),
     )
 
 

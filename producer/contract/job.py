@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
+from producer.contract.output_format import OUTPUT_FORMAT_FIELDS, find_format_problem
 from producer.contract.version import CONTRACT_VERSION, ContractVersion
 
 MAX_CHOICES = 128
@@ -123,10 +124,10 @@ class JobRequest(BaseModel):
     top_logprobs: StrictInt = Field(default=0, ge=0, le=20)
     echo: StrictBool = False
 
-    response_format: dict[str, Any] | None = None
-    regex: StrictStr | None = None
-    choice: list[StrictStr] | None = None
-    grammar: StrictStr | None = None
+    response_format: dict[str, Any] | None = Field(default=None, description="OpenAI's: text, JSON object or schema.")
+    regex: Text | None = Field(default=None, description="The whole output matches it; no look-around.")
+    choice: list[Text] | None = Field(default=None, description="The output is one of these.")
+    grammar: Text | None = Field(default=None, description="Lark, in llguidance's dialect.")
     tools: list[dict[str, Any]] | None = None
     tool_choice: StrictStr | dict[str, Any] | None = None
 
@@ -155,6 +156,8 @@ class JobRequest(BaseModel):
             raise _breaks_rule("messages", "messages is empty; give at least one message")
         if self.top_k == 0:
             raise _breaks_rule("top_k", "top_k must be at least 1, or -1 for off")
+        if problem := find_format_problem({name: getattr(self, name) for name in OUTPUT_FORMAT_FIELDS}):
+            raise _breaks_rule(*problem)
         if self.task != "generate":
             raise _breaks_rule("task", f"task {self.task!r} is not supported yet; use 'generate'")
         for name in UNSUPPORTED_FIELDS:
