@@ -14,7 +14,7 @@ from engine.errors import (
 )
 from engine.grammar_spec import GrammarSpec
 from engine.messages import EngineInfo
-from engine.outputs import GenerationOutput, RequestOutput
+from engine.outputs import GenerationOutput, RequestOutput, TokenLogprob
 from engine.sampling_params import SamplingParams
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "ModelLoadError",
     "RequestOutput",
     "SamplingParams",
+    "TokenLogprob",
 ]

@@ -8,7 +8,7 @@ from engine.errors import InvalidRequestError
 
 
 def check_field_types(values: Any) -> None:
-    """Raises `InvalidRequestError` naming the first wrong field. Knows plain types, `|` and `tuple[T, ...]`."""
+    """Raises `InvalidRequestError` naming the first wrong field. Knows plain types, `|` and tuples."""
     for field in fields(values):
         value = getattr(values, field.name)
         if not _is_instance(value, field.type):
@@ -20,13 +20,18 @@ def _is_instance(value: object, annotation: Any) -> bool:
     if isinstance(annotation, UnionType):
         return any(_is_instance(value, option) for option in get_args(annotation))
     if get_origin(annotation) is tuple:
-        item_type = get_args(annotation)[0]
-        return isinstance(value, tuple) and all(_is_instance(item, item_type) for item in value)
+        return isinstance(value, tuple) and _are_instances(value, get_args(annotation))
     if isinstance(value, bool) or annotation is bool:
         return isinstance(value, bool) and annotation is bool
     if annotation is float:
         return isinstance(value, int | float)
     return isinstance(value, annotation)
+
+
+def _are_instances(items: tuple[object, ...], types: tuple[Any, ...]) -> bool:
+    if types[-1] is Ellipsis:
+        return all(_is_instance(item, types[0]) for item in items)
+    return len(items) == len(types) and all(map(_is_instance, items, types))
 
 
 def require(condition: bool, param: str, rule: str, value: object) -> None:

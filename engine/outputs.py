@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from engine.errors import EngineDiedError, EngineError, EngineNotRunningError
 
@@ -14,12 +14,20 @@ process died three times in a row while it ran, without a new token for it; `die
 again; `stopped`: the engine was stopped. The last two may be tried again elsewhere."""
 
 
+class TokenLogprob(NamedTuple):
+    """A token under the model's own distribution: before temperature, penalties, bias and filters."""
+
+    token_id: int
+    logprob: float  # natural logarithm
+    top: list[tuple[int, float]]  # the likeliest tokens at its place and their logprobs, the likeliest first
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOutput:
     """What one message of the child meant for one choice: new tokens, the text they released, perhaps the end.
 
-    Joining `text` and `token_ids` over a choice's outputs gives its whole answer. A token whose text is held back
-    (half a character, the beginning of a stop string) stands in `token_ids` at once; its text comes with a later one.
+    Joining `text`, `token_ids` and `logprobs` over a choice's outputs gives its whole answer. A token whose text is
+    held back (half a character, the beginning of a stop string) stands in `token_ids` at once; its text comes later.
     """
 
     request_id: str
@@ -27,6 +35,8 @@ class RequestOutput:
     token_offset: int  # the choice's tokens before these
     token_ids: list[int]
     text: str
+    logprobs: list[TokenLogprob] | None = None  # of `token_ids`; None: not asked for
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # with choice 0's first; the first token has none
     finish_reason: FinishReason | None = None  # of this choice
     error: str | None = None
     error_kind: ErrorKind | None = None
@@ -47,7 +57,8 @@ class GenerationOutput:
     token_ids: list[int]
     finished: bool
     finish_reason: FinishReason | None
-    logprobs: None = None  # not supported yet
+    logprobs: list[TokenLogprob] | None = None  # of `token_ids`; None: not asked for
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # of choice 0; the first token has none
     error: str | None = None
     error_kind: ErrorKind | None = None
 

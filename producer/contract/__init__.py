@@ -3,6 +3,7 @@
 from producer.contract.chunk import Chunk, Done, EntryId, FinishReason, JobOutcome, Marker, Usage, parse_entry
 from producer.contract.error import ErrorCode, ErrorInfo
 from producer.contract.job import UNSUPPORTED_FIELDS, JobRequest, Message
+from producer.contract.logprob import PromptEcho, TokenLogprob, TopLogprob
 from producer.contract.problems import Problem, find_problems, summarize
 from producer.contract.result import Choice, Result, Timings
 from producer.contract.version import CONTRACT_VERSION
@@ -23,8 +24,11 @@ __all__ = [
     "Marker",
     "Message",
     "Problem",
+    "PromptEcho",
     "Result",
     "Timings",
+    "TokenLogprob",
+    "TopLogprob",
     "Usage",
     "WorkerInfo",
     "find_problems",

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from producer.contract.error import ErrorInfo
+from producer.contract.logprob import PromptEcho, TokenLogprob
 from producer.contract.version import CONTRACT_VERSION, ContractVersion
 
 FinishReason = Literal["stop", "length", "tool_calls", "deadline", "cancelled", "error"]
@@ -62,7 +63,8 @@ class Chunk(_Wire):
     token_offset: int = 0
     text: str = ""
     token_ids: list[int] = []
-    logprobs: list[dict[str, Any]] | None = None
+    logprobs: list[TokenLogprob] | None = None  # aligned with `token_ids`
+    prompt: PromptEcho | None = None  # with `echo`, in the first chunk of choice 0
     tool_calls: list[dict[str, Any]] | None = None
     reasoning: str | None = None
     finish_reason: FinishReason | None = None

@@ -2,7 +2,17 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from producer.contract.output_format import OUTPUT_FORMAT_FIELDS, find_format_problem
@@ -10,6 +20,8 @@ from producer.contract.version import CONTRACT_VERSION, ContractVersion
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
+MAX_LOGIT_BIASES = 1024
+MAX_TOP_LOGPROBS = 20
 
 # Fields of the contract that this version of the worker does not serve yet: refused by name when they are set.
 UNSUPPORTED_FIELDS = (
@@ -52,7 +64,24 @@ def _check_unicode(text: str) -> str:
     return text
 
 
+def _check_bias_key(key: str) -> str:
+    if not (key.isascii() and key.isdigit() and len(key) <= 10):
+        raise PydanticCustomError(
+            CONTRACT_RULE, "{rule}", {"param": "", "rule": f"keys are token ids; got {key!r:.60}"}
+        )
+    return key
+
+
+def _with_text_keys(value: Any) -> Any:
+    """JSON has no other keys; Python's own dicts may hold token ids as numbers."""
+    if not isinstance(value, dict):
+        return value
+    return {str(key) if type(key) is int else key: item for key, item in value.items()}
+
+
 Text = Annotated[StrictStr, AfterValidator(_check_unicode)]
+BiasKey = Annotated[StrictStr, AfterValidator(_check_bias_key)]
+Bias = Annotated[float, Field(strict=True, ge=-100.0, le=100.0)]
 StopString = Annotated[StrictStr, Field(min_length=1), AfterValidator(_check_unicode)]
 
 
@@ -102,8 +131,10 @@ class JobRequest(BaseModel):
     prompt: Text | list[TokenId] | None = Field(default=None, description="Text or token ids.")
     messages: list[Message] | None = Field(default=None, description="Rendered with the model's chat template.")
 
-    max_tokens: StrictInt | None = Field(default=None, ge=1, description="None: until the context is full.")
-    min_tokens: StrictInt = Field(default=0, ge=0)
+    max_tokens: StrictInt | None = Field(
+        default=None, ge=0, description="None: until the context is full. 0 only with echo: score the prompt alone."
+    )
+    min_tokens: StrictInt = Field(default=0, ge=0, description="Tokens before a stop token or stop string may end it.")
     n: StrictInt = Field(default=1, ge=1, le=MAX_CHOICES, description="Independent choices.")
     stop: list[StopString] = Field(default=[], max_length=MAX_STOP_STRINGS)
     stop_token_ids: list[TokenId] = []
@@ -118,11 +149,13 @@ class JobRequest(BaseModel):
     )
     presence_penalty: Number = Field(default=0.0, ge=-2.0, le=2.0)
     frequency_penalty: Number = Field(default=0.0, ge=-2.0, le=2.0)
-    repetition_penalty: Number = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    logit_bias: dict[str, Number] | None = None
-    logprobs: StrictBool = False
-    top_logprobs: StrictInt = Field(default=0, ge=0, le=20)
-    echo: StrictBool = False
+    repetition_penalty: Number = Field(default=1.0, ge=0.01, le=100.0, description="Over prompt and output; 1 is off.")
+    logit_bias: Annotated[dict[BiasKey, Bias], BeforeValidator(_with_text_keys)] | None = Field(
+        default=None, max_length=MAX_LOGIT_BIASES, description="Token id as text to what is added to its logit."
+    )
+    logprobs: StrictBool = Field(default=False, description="Each token's log-probability under the model itself.")
+    top_logprobs: StrictInt = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS, description="So many likeliest, beside it.")
+    echo: StrictBool = Field(default=False, description="The prompt comes back; with logprobs, with its own.")
 
     response_format: dict[str, Any] | None = Field(default=None, description="OpenAI's: text, JSON object or schema.")
     regex: Text | None = Field(default=None, description="The whole output matches it; no look-around.")
@@ -158,9 +191,21 @@ class JobRequest(BaseModel):
             raise _breaks_rule("top_k", "top_k must be at least 1, or -1 for off")
         if problem := find_format_problem({name: getattr(self, name) for name in OUTPUT_FORMAT_FIELDS}):
             raise _breaks_rule(*problem)
+        self._check_sampling()
         if self.task != "generate":
             raise _breaks_rule("task", f"task {self.task!r} is not supported yet; use 'generate'")
         for name in UNSUPPORTED_FIELDS:
             if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].get_default():
                 raise _breaks_rule(name, f"{name} is not supported yet; leave it out")
         return self
+
+    def _check_sampling(self) -> None:
+        if self.max_tokens == 0 and not self.echo:
+            raise _breaks_rule(
+                "max_tokens", "max_tokens: must be at least 1, or 0 with echo to score the prompt; got 0"
+            )
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            rule = f"min_tokens: must be at most max_tokens ({self.max_tokens}); got {self.min_tokens}"
+            raise _breaks_rule("min_tokens", rule)
+        if self.top_logprobs and not self.logprobs:
+            raise _breaks_rule("top_logprobs", "top_logprobs needs logprobs: set logprobs to true, or leave it out")

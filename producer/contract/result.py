@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from producer.contract.chunk import FinishReason, JobOutcome, Usage
 from producer.contract.error import ErrorInfo
+from producer.contract.logprob import PromptEcho, TokenLogprob
 from producer.contract.version import CONTRACT_VERSION, ContractVersion
 
 
@@ -16,7 +17,7 @@ class Choice(BaseModel):
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
-    logprobs: list[dict[str, Any]] | None = None
+    logprobs: list[TokenLogprob] | None = None  # aligned with `token_ids`
     tool_calls: list[dict[str, Any]] | None = None
     reasoning: str | None = None
 
@@ -40,6 +41,7 @@ class Result(BaseModel):
     job_id: str
     model: str | None = None
     status: JobOutcome
+    prompt: PromptEcho | None = Field(default=None, description="With `echo`; the choices hold the output alone.")
     choices: list[Choice] = []
     usage: Usage = Usage()
     timings: Timings = Timings()
