@@ -186,7 +186,7 @@ class BatchProtocol:
     def _check(self, number: int, line: BatchLine) -> Protocol[_Item]:
         body = line.body if self._options.model is None else {**line.body, "model": self._options.model}
         request = request_from_body(line.url, body)
-        queue = yield from self._destination.find(self._directory, request.model)
+        queue = yield from self._destination.find(self._directory, request)
         return _Item(number, line, request, queue, run=0)
 
     def _enqueue(self, items: list[_Item]) -> Protocol[None]:

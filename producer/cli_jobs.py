@@ -25,6 +25,7 @@ REQUEST_FIELDS = (
     "seed",
     "n",
     "ignore_eos",
+    "tenant",
 )
 
 
@@ -53,6 +54,7 @@ def open_client(flags: dict[str, Any]) -> Client:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
 @click.option("--ignore-eos", is_flag=True, default=None, help="Go on behind the model's own end.")
 @click.option("--priority-class", type=click.Choice(["high", "low"]), help="Before, or after, the queue's other jobs.")
+@click.option("--tenant", metavar="NAME", help="Whose job it is: tenants take turns.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="How long to wait; the job goes on.")
 @settings_options(ProducerSettings)
 def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout: float | None, **flags: Any) -> None:

@@ -43,9 +43,10 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where jobs go: a queue named by the caller, else the client's; and its priority class."""
+    """Where jobs go: a queue (perhaps a tenant's) named by the caller, else the client's; and its priority class."""
 
     queue: str
+    tenant: str | None
     is_given: bool
     priority_class: str
 
@@ -58,15 +59,19 @@ class Destination:
             raise InvalidJobError(
                 f"priority_class: must be 'high' or 'low', or left out; got {priority_class!r}", param="priority_class"
             )
-        return cls(queue or default_queue, queue is not None, priority_class or "")
+        base, tenant = keys.split_tenant(queue or default_queue)
+        return cls(base, tenant, queue is not None, priority_class or "")
 
-    def find(self, directory: ModelDirectory, model: str | None) -> Protocol[str]:
-        """The queue for a job of `model`. Raises InvalidJobError if no live worker serves that."""
+    def find(self, directory: ModelDirectory, request: JobRequest) -> Protocol[str]:
+        """The queue for a job. Raises InvalidJobError if no live worker serves its model."""
         queue = self.queue
-        if model is not None:
-            found = yield from directory.find_queue(model, queue)
+        if self.tenant is not None and request.tenant not in (None, self.tenant):
+            named = keys.tenant_queue(queue, self.tenant)
+            raise InvalidJobError(f"tenant: the queue {named!r} is another tenant's; leave out one", param="tenant")
+        if request.model is not None:
+            found = yield from directory.find_queue(request.model, queue)
             queue = queue if self.is_given else found
-        return keys.class_queue(queue, self.priority_class)
+        return keys.tenant_queue(keys.class_queue(queue, self.priority_class), request.tenant or self.tenant)
 
 
 def build_request(fields: Mapping[str, Any]) -> JobRequest:
@@ -97,7 +102,7 @@ def prepare(
 ) -> Protocol[NewJob]:
     """Check one request, and find its queue. Nothing is written. Raises InvalidJobError naming the field."""
     request = item if isinstance(item, JobRequest) else build_request(item)
-    queue = yield from destination.find(directory, request.model)
+    queue = yield from destination.find(directory, request)
     return build_job(request, queue, job_id)
 
 
@@ -145,8 +150,8 @@ def _call(job: NewJob) -> Command:
         "data": zlib.compress(job.arguments.encode()),
     }
     return _SCRIPT.call(
-        keys=[job_key(job.job_id), queue_key(job.queue), QUEUES_KEY],
-        arguments=[job.job_id, *(part for field in fields.items() for part in field)],
+        keys=[job_key(job.job_id), queue_key(job.queue), QUEUES_KEY, keys.turns_key(keys.split_tenant(job.queue)[0])],
+        arguments=[job.job_id, job.queue, *(part for field in fields.items() for part in field)],
     )
 
 
@@ -160,8 +165,10 @@ def _describe(request: JobRequest) -> str:
 
 _SCRIPT = Script("""
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
 redis.call('SADD', KEYS[3], KEYS[2])
 redis.call('RPUSH', KEYS[2], ARGV[1])
+local last = redis.call('ZREVRANGE', KEYS[4], 0, 0, 'WITHSCORES')
+redis.call('ZADD', KEYS[4], 'NX', (tonumber(last[2]) or 0) + 1, ARGV[2])
 return 1
 """)

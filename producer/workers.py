@@ -85,13 +85,14 @@ class ModelDirectory:
 
 
 def read_queues(default_queue: str) -> Protocol[list[QueueStatus]]:
-    """The queues that jobs of ours may lie on: the default one's classes, and every one a live worker listens to."""
+    """The queues that jobs of ours may lie on: the default one's classes, every one a live worker listens to, and those
+    of their tenants that have jobs, or had some of late."""
     workers = yield from read_workers()
     [known] = yield from send(("SMEMBERS", QUEUES_KEY))
     named = {name for worker in workers for name in worker.queues} | set(keys.class_queues(default_queue))
     prefix = queue_key("")
     existing = {name.decode().removeprefix(prefix) for name in known}
-    queues = sorted(name for name in named if name in existing or name == default_queue)
+    queues = sorted(name for name in existing | {default_queue} if name in named or keys.split_tenant(name)[0] in named)
     commands: list[Command] = []
     for name in queues:
         commands.append(("LLEN", queue_key(name)))
@@ -102,4 +103,5 @@ def read_queues(default_queue: str) -> Protocol[list[QueueStatus]]:
     return [
         QueueStatus(name, depth, dict(zip(REGISTRIES, registries, strict=True)))
         for name, (depth, *registries) in zip(queues, rows, strict=True)
+        if name in named or depth or any(registries)
     ]

@@ -5,7 +5,7 @@ A job that can never run becomes a job that has ended with the reason; it is com
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
 import redis
@@ -38,7 +38,10 @@ class Intake:
         model: str,
         fingerprint: str,
         lease_seconds: float,
+        tenant_limit: int | None = None,
+        tenant_limits: Mapping[str, int] | None = None,
     ) -> None:
+        """`tenant_limit`: jobs of a tenant that all workers together hold at most; `tenant_limits`: of some tenants."""
         self._client = client
         self._scripts = scripts
         self._reader = reader
@@ -48,6 +51,8 @@ class Intake:
         self._model = model
         self._fingerprint = fingerprint
         self._lease_seconds = lease_seconds
+        self._tenant_limit = tenant_limit
+        self._tenant_limits = dict(tenant_limits or {})
         self._request: tuple[str, int] | None = None  # a claim whose reply has not come yet
         self.is_suspended = False  # by `rq suspend`, as of the last claim
 
@@ -63,6 +68,8 @@ class Intake:
             queues=self._queues,
             max_jobs=max_jobs,
             lease_seconds=self._lease_seconds,
+            tenant_limit=self._tenant_limit,
+            tenant_limits=self._tenant_limits,
         )
         self._request = None
         self.is_suspended = reply is None

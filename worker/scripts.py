@@ -4,8 +4,9 @@
 (RQ does, too). Leases run by Redis TIME, never by a worker's clock. None of them writes twice when it is sent twice.
 """
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Scripts:
         self._hand_over = no_client.register_script(shared + _source("hand_over"))
         self._sweep = no_client.register_script(shared + _source("sweep"))
         self._append = no_client.register_script(_source("append"))
+        self._join_turns = no_client.register_script(shared + _source("join_turns"))
 
     def claim(
         self,
@@ -44,8 +46,11 @@ class Scripts:
         queues: Sequence[str],
         max_jobs: int,
         lease_seconds: float,
+        tenant_limit: int | None = None,
+        tenant_limits: Mapping[str, int] | None = None,
     ) -> list[Any] | None:
-        """Take up to `max_jobs` jobs, `queues` in their order. None while RQ is suspended.
+        """Take up to `max_jobs` jobs, `queues` in their order, each in turn with its tenants' queues. None while RQ is
+        suspended. A tenant with as many leases as its limit (`tenant_limits`, else `tenant_limit`) is passed over.
 
         Returns `[claims, dropped]`: a claim is `[job id, queue, attempt, execution id, resumable, done entry or "",
         HGETALL of the job]`, dropped is `[job id, why]`. A call with the same `request_id` returns the same claims;
@@ -59,6 +64,8 @@ class Scripts:
             rq_time(time.time()),
             CLAIM_TTL_SECONDS,
             max_jobs,
+            tenant_limit or "",
+            json.dumps(dict(tenant_limits or {})),
         ]
         reply = self._claim(
             keys=[claim_key(worker)],
@@ -86,13 +93,17 @@ class Scripts:
     def sweep(
         self, client: redis.Redis, *, queue: str, lease_seconds: float, max_jobs: int, execution_id: str
     ) -> list[Any]:
-        """Put at most `max_jobs` jobs whose lease has ended back to the front of `queue`.
+        """Put jobs whose lease has ended back to the front of `queue` or its tenant's queue, at most `max_jobs` each.
 
         Returns `[ids put back, orphans]`. An orphan was cancelled or deleted while its worker died: it is leased to
         the caller, who owes it an outcome, and has the form of a claim. Its execution id begins with `execution_id`.
         """
         arguments: list[str | float] = [queue, lease_seconds, RECORD_TTL_SECONDS, max_jobs, execution_id]
         return list(self._sweep(args=arguments, client=client))
+
+    def join_turns(self, client: redis.Redis, *, queues: Sequence[str]) -> None:
+        """Those of the tenants' `queues` that have jobs waiting take turns from now on, if they did not before."""
+        self._join_turns(args=list(queues), client=client)
 
     def append(
         self,
@@ -136,6 +147,8 @@ def _names(rq_prefix: str) -> str:
     names = {
         "RQ": rq_prefix,
         "LEASES": keys.leases_key(""),
+        "LEASED": keys.leased_key(""),
+        "TURNS": keys.turns_key(""),
         "FENCE": keys.fence_key(""),
         "ATTEMPT": keys.attempt_key(""),
         "STREAM": stream,

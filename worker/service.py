@@ -32,6 +32,7 @@ from worker.rq_bridge import RQ_PREFIX, JobReader, Outcomes, RqBridge
 from worker.scripts import Scripts
 from worker.settings import WorkerSettings
 from worker.stop_signals import StopSignals
+from worker.tenant_queues import LOOK_SECONDS, TenantQueues
 from worker.translate import Translator
 
 HAND_OVER_SECONDS = 1.0  # how long it is tried again
@@ -105,6 +106,7 @@ class WorkerService:
             on_stop_job=lambda job_id: self._loop.request_job_stop(job_id, "stopped"),
             on_shutdown=self._loop.request_stop,
         )
+        self._tenants = TenantQueues(client, self._scripts, queues=settings.queue_names)
         self._housekeeper = self._build_housekeeper()
 
     def _build_intake(self, reader: JobReader) -> Intake:
@@ -122,6 +124,8 @@ class WorkerService:
             model=settings.served_model_names[0],
             fingerprint=self._engine.info.fingerprint,
             lease_seconds=settings.lease_seconds,
+            tenant_limit=settings.max_running_per_tenant,
+            tenant_limits=settings.limits_by_tenant,
         )
 
     def _build_loop(self, store: ResultStore) -> JobLoop:
@@ -164,9 +168,10 @@ class WorkerService:
         return Housekeeper(
             [
                 Chore("sweep", sweeper.interval_seconds, sweeper.sweep),
+                Chore("tenants", LOOK_SECONDS, self._tenants.look),
                 Chore("scheduler", SCHEDULER_SECONDS, self._run_scheduler),
                 Chore("ready", READY_SECONDS, lambda _: self._outcomes.enqueue_ready()),
-                Chore("maintenance", MAINTENANCE_SECONDS, lambda _: self._bridge.clean_registries()),
+                Chore("maintenance", MAINTENANCE_SECONDS, self._clean_registries),
                 Chore("stats", STATS_SECONDS, self._ask_stats),
             ]
         )
@@ -240,7 +245,10 @@ class WorkerService:
         take_over = now >= self._scheduler_takes_over_at
         if take_over:
             self._scheduler_takes_over_at = now + SCHEDULER_TAKE_OVER_SECONDS
-        self._bridge.run_scheduler(take_over=take_over)
+        self._bridge.run_scheduler(take_over=take_over, tenant_queues=self._tenants.names)
+
+    def _clean_registries(self, now: float) -> None:
+        self._bridge.clean_registries(tenant_queues=self._tenants.names)
 
     def _ask_stats(self, now: float) -> None:
         self._stats = self._engine.get_stats()

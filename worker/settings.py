@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from engine.config import EngineConfig
-from producer.contract.keys import class_queues
+from producer.contract.keys import TENANT_PATTERN, class_queues
 from producer.settings import ENV_PREFIX, ProducerSettings
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -81,6 +81,13 @@ class WorkerSettings(ProducerSettings):
     max_num_jobs: int | None = Field(
         default=None, ge=1, description="Jobs held at once, waiting ones included; default: from --max-num-seqs."
     )
+    max_running_per_tenant: int | None = Field(
+        default=None, ge=1, description="Jobs of one tenant that all workers together hold at once; default: no limit."
+    )
+    tenant_limits: str = Field(
+        default="",
+        description="The same for single tenants, comma separated: TENANT=N, before --max-running-per-tenant.",
+    )
     drain: Literal["hand-over", "finish"] = Field(
         default="hand-over", description="On SIGTERM: hand-over gives running jobs back to the queue, finish ends them."
     )
@@ -101,6 +108,15 @@ class WorkerSettings(ProducerSettings):
             raise ValueError("name at least one queue")
         return value
 
+    @field_validator("tenant_limits")
+    @classmethod
+    def _limits_are_numbers(cls, value: str) -> str:
+        for part in _split(value):
+            tenant, _, number = part.partition("=")
+            if not re.fullmatch(TENANT_PATTERN, tenant) or not re.fullmatch(r"[1-9][0-9]{0,8}", number):
+                raise ValueError(f"{part!r} is no limit; write TENANT=N, with N at least 1")
+        return value
+
     @field_validator("max_num_tokens")
     @classmethod
     def _step_fits_every_sequence(cls, value: int, info: ValidationInfo) -> int:
@@ -112,6 +128,11 @@ class WorkerSettings(ProducerSettings):
     def queue_names(self) -> list[str]:
         """The queues to drain, most urgent first."""
         return _split(self.queues) or class_queues(self.queue)
+
+    @property
+    def limits_by_tenant(self) -> dict[str, int]:
+        pairs = (part.partition("=") for part in _split(self.tenant_limits))
+        return {tenant: int(number) for tenant, _, number in pairs}
 
     @property
     def served_model_names(self) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from producer.contract.keys import TENANT_PATTERN
 from producer.contract.output_format import OUTPUT_FORMAT_FIELDS, find_format_problem
 from producer.contract.version import CONTRACT_VERSION, ContractVersion
 
@@ -40,7 +41,6 @@ UNSUPPORTED_FIELDS = (
     "tools",
     "tool_choice",
     "deadline",
-    "tenant",
     "idempotency_key",
 )
 
@@ -166,7 +166,9 @@ class JobRequest(BaseModel):
 
     priority: StrictInt = Field(default=0, description="Among jobs a worker already holds; lower runs first.")
     deadline: Number | None = Field(default=None, gt=0, allow_inf_nan=False, description="Epoch seconds.")
-    tenant: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
+    tenant: Annotated[StrictStr, Field(pattern=f"^{TENANT_PATTERN}$")] | None = Field(
+        default=None, description="Whose job it is: tenants take turns. The queue decides; the client derives it."
+    )
     stream: StrictBool = Field(default=True, description="False skips PUBLISH; the stream is written all the same.")
     metadata: dict[str, Any] = {}
     idempotency_key: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = None

@@ -1,4 +1,9 @@
-"""Every Redis name that producers and workers share, and the lifetimes of what is kept under them."""
+"""Every Redis name that producers and workers share, and the lifetimes of what is kept under them.
+
+A queue's name is `NAME[:CLASS][@TENANT]`: `promptmill`, `promptmill:high`, `promptmill@acme`, `promptmill:low@acme`.
+Each is an RQ queue of its own. A worker is told names without tenants, most urgent first; the tenants of each it finds
+itself, and their queues take turns with the queue itself.
+"""
 
 DEFAULT_QUEUE = "promptmill"
 PRIORITY_CLASSES = ("high", "", "low")  # claimed in this order; the empty class is the queue itself
@@ -15,6 +20,7 @@ DATA_FIELD = "d"
 
 WORKERS_KEY = "promptmill:workers"  # ZSET of worker names, scored by the epoch second their entry expires
 CANCEL_CHANNEL = "promptmill:cancel"  # pub/sub: the payload is a job id
+TENANT_PATTERN = r"[A-Za-z0-9_.-]{1,64}"
 
 
 def stream_key(job_id: str) -> str:
@@ -50,11 +56,33 @@ def worker_key(worker_name: str) -> str:
     return f"promptmill:worker:{worker_name}"
 
 
+def turns_key(queue: str) -> str:
+    """ZSET of `queue` and its tenants' queues that have jobs waiting, by whose turn it is: lowest score first."""
+    return f"promptmill:turns:{queue}"
+
+
+def leased_key(queue: str) -> str:
+    """SET of the queues of `queue`'s tenants whose jobs a worker holds."""
+    return f"promptmill:leased:{queue}"
+
+
 def class_queue(queue: str, priority_class: str) -> str:
     """The queue of one priority class of `queue`."""
-    return f"{queue}:{priority_class}" if priority_class else queue
+    base, tenant = split_tenant(queue)
+    return tenant_queue(f"{base}:{priority_class}", tenant) if priority_class else queue
 
 
 def class_queues(queue: str) -> list[str]:
     """The queue names of `queue`'s priority classes, most urgent first: `NAME:high`, `NAME`, `NAME:low`."""
     return [class_queue(queue, name) for name in PRIORITY_CLASSES]
+
+
+def tenant_queue(queue: str, tenant: str | None) -> str:
+    """The queue of one tenant of `queue`; without a tenant, `queue` itself."""
+    return f"{queue}@{tenant}" if tenant is not None else queue
+
+
+def split_tenant(queue: str) -> tuple[str, str | None]:
+    """The queue a tenant's queue belongs to, and the tenant; None for a queue that is nobody's."""
+    base, at, tenant = queue.rpartition("@")
+    return (base, tenant) if at else (queue, None)

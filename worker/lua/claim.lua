@@ -1,6 +1,8 @@
 -- Take jobs off queues in one step: see Scripts.claim.
 local request, worker, lease_seconds, record_ttl = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local started_at, claim_ttl, max_jobs = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local tenant_limit, tenant_limits = tonumber(ARGV[8]), cjson.decode(ARGV[9])
+local bases = {unpack(ARGV, 10)}
 
 local function describe(claim)
   local _, done = stream_end(claim[1])
@@ -65,20 +67,59 @@ local function start(id, queue, execution, order)
   return {id, queue, attempt, execution, resumable and 1 or 0}
 end
 
+-- jobs of a tenant that any worker holds, in all classes
+local held = {}
+local function num_held(tenant)
+  if not held[tenant] then
+    local queues, num = {}, 0
+    for _, base in ipairs(bases) do queues[split_tenant(base) .. '@' .. tenant] = true end
+    for queue in pairs(queues) do num = num + redis.call('ZCARD', leases_key(queue)) end
+    held[tenant] = num
+  end
+  return held[tenant]
+end
+
+local function is_at_limit(tenant)
+  local limit = tenant_limits[tenant] or tenant_limit
+  return limit ~= nil and num_held(tenant) >= limit
+end
+
 local claims, dropped = {}, {}
-for q = 8, #ARGV do
-  local queue = ARGV[q]
-  while #claims < max_jobs do
+
+-- one job off the queue; false if there is none
+local function take(queue)
+  while true do
     local id = redis.call('LPOP', queue_key(queue))
-    if not id then break end
+    if not id then return false end
     local why = refusal(id, queue)
-    if why then
-      dropped[#dropped + 1] = {id, why}
-    else
+    if not why then
       claims[#claims + 1] = start(id, queue, request .. '-' .. (#claims + 1), #claims)
+      return true
+    end
+    dropped[#dropped + 1] = {id, why}
+  end
+end
+
+-- a job from each queue in turn: of `base` itself and of its tenants
+local function take_turns(base)
+  local turns, num_passed_over = turns_key(base), 0
+  if redis.call('EXISTS', queue_key(base)) == 1 then join_turns(base, base) end
+  while #claims < max_jobs do
+    local queue = redis.call('ZRANGE', turns, num_passed_over, num_passed_over)[1]
+    if not queue then return end
+    local _, tenant = split_tenant(queue)
+    if tenant and is_at_limit(tenant) then
+      num_passed_over = num_passed_over + 1 -- it keeps its place in the order
+    elseif take(queue) then
+      redis.call('ZADD', turns, next_turn(turns), queue)
+      if tenant and held[tenant] then held[tenant] = held[tenant] + 1 end
+    else
+      redis.call('ZREM', turns, queue)
     end
   end
 end
+
+for _, base in ipairs(bases) do take_turns(base) end
 if #claims > 0 then
   redis.call('SET', KEYS[1], cjson.encode({request = request, claims = claims}), 'EX', claim_ttl)
 end

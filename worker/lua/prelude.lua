@@ -1,5 +1,5 @@
 -- What the scripts share. `Scripts` puts the prefixes of the key names in front of it:
--- RQ, LEASES, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD.
+-- RQ, LEASES, LEASED, TURNS, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD.
 local suspended_key = RQ .. ':suspended'
 local function job_key(id) return RQ .. ':job:' .. id end
 local function queue_key(queue) return RQ .. ':queue:' .. queue end
@@ -8,6 +8,8 @@ local function execution_key(id, execution) return RQ .. ':execution:' .. id .. 
 local function executions_key(id) return RQ .. ':executions:' .. id end
 local function worker_executions_key(worker) return RQ .. ':worker:' .. worker .. ':executions' end
 local function leases_key(queue) return LEASES .. queue end
+local function leased_key(base) return LEASED .. base end
+local function turns_key(base) return TURNS .. base end
 local function fence_key(id) return FENCE .. id end
 local function attempt_key(id) return ATTEMPT .. id end
 local function stream_key(id) return STREAM .. id .. STREAM_END end
@@ -15,6 +17,22 @@ local function stream_key(id) return STREAM .. id .. STREAM_END end
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 local function seconds(value) return string.format('%.6f', value) end
+
+-- a queue NAME@TENANT in its parts; the tenant is nil for a queue that is nobody's
+local function split_tenant(queue)
+  local base, tenant = string.match(queue, '^(.*)@([^@]*)$')
+  return base or queue, tenant
+end
+
+local function next_turn(turns)
+  return (tonumber(redis.call('ZREVRANGE', turns, 0, 0, 'WITHSCORES')[2]) or 0) + 1
+end
+
+-- the queue has jobs waiting: if it does not take turns yet, its first is after everybody else's
+local function join_turns(queue, base)
+  local turns = turns_key(base)
+  redis.call('ZADD', turns, 'NX', next_turn(turns), queue)
+end
 
 -- the execution that holds the job, from its fence ATTEMPT:EXECUTION
 local function holder(id)
@@ -45,6 +63,7 @@ local function give_back(id, queue)
   redis.call('HSET', job_key(id), 'status', 'queued', 'worker_name', '', 'started_at', '',
     RESUME_FIELD, fields[2] or '')
   redis.call('LPUSH', queue_key(queue), id)
+  join_turns(queue, (split_tenant(queue)))
   return true
 end
 
@@ -64,5 +83,7 @@ local function lease(id, queue, execution, lease_seconds, record_ttl, last_attem
   redis.call('SET', attempt_key(id), attempt, 'EX', record_ttl)
   redis.call('SET', fence_key(id), attempt .. ':' .. execution, 'EX', record_ttl)
   redis.call('ZADD', leases_key(queue), seconds(now + lease_seconds), id)
+  local base, tenant = split_tenant(queue)
+  if tenant then redis.call('SADD', leased_key(base), queue) end
   return attempt
 end

@@ -1,16 +1,22 @@
 -- Put back the jobs of workers that died: see Scripts.sweep.
-local queue, lease_seconds, record_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local base, lease_seconds, record_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local limit, execution_prefix = tonumber(ARGV[4]), ARGV[5]
-local ids = redis.call('ZRANGEBYSCORE', leases_key(queue), '-inf', seconds(now), 'LIMIT', 0, limit)
-local claimed_at = {}
-for _, id in ipairs(ids) do
-  local execution = holder(id)
-  claimed_at[id] = tonumber(execution and redis.call('HGET', execution_key(id, execution), 'created_at') or 0)
+
+-- jobs whose lease has ended, the last claimed first; and no note of a tenant that has no jobs running
+local function find_expired(queue)
+  if redis.call('EXISTS', leases_key(queue)) == 0 then redis.call('SREM', leased_key(base), queue) end
+  local ids = redis.call('ZRANGEBYSCORE', leases_key(queue), '-inf', seconds(now), 'LIMIT', 0, limit)
+  local claimed_at = {}
+  for _, id in ipairs(ids) do
+    local execution = holder(id)
+    claimed_at[id] = tonumber(execution and redis.call('HGET', execution_key(id, execution), 'created_at') or 0)
+  end
+  table.sort(ids, function(a, b) return claimed_at[a] > claimed_at[b] end)
+  return ids
 end
-table.sort(ids, function(a, b) return claimed_at[a] > claimed_at[b] end)
 
 local given, orphans = {}, {}
-for _, id in ipairs(ids) do
+local function put_back(id, queue)
   local status = redis.call('HGET', job_key(id), 'status')
   if not status or status == 'canceled' then
     forget(id, queue)
@@ -21,5 +27,11 @@ for _, id in ipairs(ids) do
   elseif give_back(id, queue) then
     given[#given + 1] = id
   end
+end
+
+local queues = redis.call('SMEMBERS', leased_key(base))
+queues[#queues + 1] = base
+for _, queue in ipairs(queues) do
+  for _, id in ipairs(find_expired(queue)) do put_back(id, queue) end
 end
 return {given, orphans}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import redis
 from redis.client import Pipeline
-from rq import worker_registration
+from rq import Queue, worker_registration
 from rq.defaults import RQ_KEY_PREFIX
 from rq.rate_limit import RateLimitRegistry
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
@@ -21,6 +21,8 @@ from worker.errors import StartRefusedError
 from worker.rq_bridge.held_job import HeldJob
 
 RQ_PREFIX: str = RQ_KEY_PREFIX
+QUEUES_KEY: str = Queue.redis_queues_keys  # SET of the keys of all queues that were ever enqueued to
+QUEUE_PREFIX: str = Queue.redis_queue_namespace_prefix
 WORKER_TTL_SECONDS = 30  # RQ adds a minute: a worker that died stands in `rq info` for 90 s at most
 
 
@@ -71,6 +73,9 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
             worker_registration.register(self, pipe)
             pipe.execute()
 
+    def open_queue(self, name: str) -> Queue:
+        return Queue(name, connection=self.connection, job_class=self.job_class, serializer=JSONSerializer)
+
     def unregister(self) -> None:
         if self._inline_scheduler is not None and self._inline_scheduler.acquired_locks:
             self._inline_scheduler.stop()
@@ -78,7 +83,7 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
 
     # chores that RQ's worker does between jobs
 
-    def run_scheduler(self, *, take_over: bool) -> None:
+    def run_scheduler(self, *, take_over: bool, tenant_queues: Sequence[str] = ()) -> None:
         """Enqueue what is due (enqueue_in, Retry intervals) on queues nobody else schedules; RQ would fork for it."""
         if self._inline_scheduler is None:
             self._inline_scheduler = RQScheduler(
@@ -86,6 +91,7 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
             )
         scheduler = self._inline_scheduler
         if take_over:
+            scheduler._queue_names = {*self.queue_names(), *tenant_queues}
             scheduler.acquire_locks()
         if not scheduler.acquired_locks:
             return
@@ -94,10 +100,10 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
         scheduler.heartbeat()
         scheduler.enqueue_scheduled_jobs()
 
-    def clean_registries(self) -> None:
+    def clean_registries(self, *, tenant_queues: Sequence[str] = ()) -> None:
         """RQ's maintenance, less what ours does not need: no intermediate queue is used, and the started registry is
         left alone, because RQ would fail its jobs and import the callbacks they name."""
-        for queue in self.queues:
+        for queue in [*self.queues, *map(self.open_queue, tenant_queues)]:
             if queue.acquire_maintenance_lock():
                 try:
                     for registry in (FinishedJobRegistry, FailedJobRegistry, ReadyJobRegistry):

@@ -11,6 +11,7 @@ from typing import Any
 
 import redis
 from redis.client import Pipeline
+from rq import Queue
 from rq.callbacks import execute_failure_callback, execute_stopped_callback, execute_success_callback
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution, ExecutionRegistry
 from rq.job import Job, JobStatus
@@ -45,8 +46,7 @@ class Outcomes:
         self._reader = reader
         self._worker_name: str = bridge.name
         self._connection: redis.Redis = bridge.connection
-        self._queues = {queue.name: queue for queue in bridge.queues}
-        self._finished = {queue.name: queue.finished_job_registry for queue in bridge.queues}
+        self._queues: dict[str, Queue] = {queue.name: queue for queue in bridge.queues}
 
     def add_success(self, pipe: Pipeline, running: RunningJob, return_value: str) -> None:
         """What RQ's `handle_job_success` writes for a job without extras, in few commands. `return_value` is JSON."""
@@ -68,8 +68,14 @@ class Outcomes:
             execution_started_at=job.started_at,
             execution_ended_at=ended_at,
         ).save(ttl, pipeline=pipe)
-        self._finished[claim.queue].add(job, ttl, pipeline=pipe)
+        self._queue(claim.queue).finished_job_registry.add(job, ttl, pipeline=pipe)
         self._add_execution_end(pipe, claim)
+
+    def _queue(self, name: str) -> Queue:
+        """One of the worker's queues, or of their tenants'."""
+        if name not in self._queues:
+            self._queues[name] = self._bridge.open_queue(name)
+        return self._queues[name]
 
     def add_success_counts(self, pipe: Pipeline, jobs: Sequence[RunningJob]) -> None:
         seconds = sum((_ended_at(running) - running.rq_job.started_at).total_seconds() for running in jobs)
@@ -101,14 +107,14 @@ class Outcomes:
         job = running.rq_job
         if running.status == "finished":
             job._status = JobStatus.FINISHED
-            self._queues[running.claim.queue].enqueue_dependents(job, refresh_job_status=False)
+            self._queue(running.claim.queue).enqueue_dependents(job, refresh_job_status=False)
         else:
             job._status = JobStatus.CANCELED
         release_slot(job)
 
     def enqueue_ready(self) -> None:
         """Enqueue dependents that a commit made ready and nobody has enqueued."""
-        for queue in self._queues.values():
+        for queue in list(self._queues.values()):
             queue.ready_job_registry.cleanup()
 
     def handle_success(self, running: RunningJob, connection: FencedRedis) -> None:
@@ -118,7 +124,7 @@ class Outcomes:
         job._result = running.result.model_dump(mode="json", exclude_none=True)
         job._status = JobStatus.FINISHED
         self._call_back(running, execute_success_callback, job, CallbackPenalty, job._result)
-        queue = self._queues[running.claim.queue]
+        queue = self._queue(running.claim.queue)
         worker.handle_job_success(
             job=job, queue=queue, started_job_registry=queue.started_job_registry, execution=self._execution(running)
         )
@@ -137,7 +143,7 @@ class Outcomes:
             problem = RuntimeError(reason)
             self._call_back(running, execute_failure_callback, job, CallbackPenalty, RuntimeError, problem, None)
         worker.handle_job_failure(
-            job, self._queues[running.claim.queue], exc_string=reason, execution=self._execution(running)
+            job, self._queue(running.claim.queue), exc_string=reason, execution=self._execution(running)
         )
         if connection.error is not None:
             raise connection.error

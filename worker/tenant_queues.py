@@ -1,0 +1,52 @@
+"""The tenants' queues of the queues that a worker serves: finds them, and sees to it that they take turns.
+
+Our own producers let a tenant's queue take turns as they enqueue. Plain RQ does not (nor does it for retries, scheduled
+jobs and dependents); it only lists the queue among all of its queues, which one worker a second looks through.
+"""
+
+from collections.abc import Sequence
+
+import redis
+
+from producer.contract import keys
+from worker.rq_bridge import QUEUE_PREFIX, QUEUES_KEY
+from worker.scripts import Scripts
+
+LOOK_SECONDS = 1.0  # how long a tenant of plain RQ waits at most for its first turn
+LIST_SECONDS = 30.0
+LOCK_MS = 900
+LOCK_KEY = "promptmill:discovery"
+MAX_QUEUES_A_CALL = 500
+
+
+class TenantQueues:
+    """`look` on one thread; `names` from any."""
+
+    def __init__(self, client: redis.Redis, scripts: Scripts, *, queues: Sequence[str]) -> None:
+        self._client = client
+        self._scripts = scripts
+        self._queues = frozenset(queues)
+        self._listed_at: float | None = None
+        self._names: list[str] = []
+
+    @property
+    def names(self) -> list[str]:
+        """Every queue that tenants of the served queues ever had, as of the last look."""
+        return self._names
+
+    def look(self, now: float) -> None:
+        """`now`: monotonic seconds. Raises what Redis raises."""
+        is_mine = bool(self._client.set(LOCK_KEY, 1, nx=True, px=LOCK_MS))
+        if not is_mine and self._listed_at is not None and now - self._listed_at < LIST_SECONDS:
+            return
+        queues = self._list()
+        self._names = sorted(name for name in queues if keys.split_tenant(name)[0] in self._queues)
+        self._listed_at = now
+        if is_mine:
+            for start in range(0, len(queues), MAX_QUEUES_A_CALL):
+                self._scripts.join_turns(self._client, queues=queues[start : start + MAX_QUEUES_A_CALL])
+
+    def _list(self) -> list[str]:
+        members = (key.decode(errors="replace") for key in self._client.sscan_iter(QUEUES_KEY, count=1000))
+        names = {member.removeprefix(QUEUE_PREFIX) for member in members}
+        return [name for name in names if keys.split_tenant(name)[1] is not None]
