@@ -76,7 +76,8 @@ def _compose(job_id: str, entries: list[Any], request: dict[str, Any]) -> tuple[
     deliveries = reader.take_range(entries)
     has_ended = reader.done is not None  # yet the job came back (RQ's requeue): what it had is void
     num_choices = request.get("n", 1) if isinstance(request.get("n", 1), int) else 1
-    choices = [_choice(index, [] if has_ended else deliveries) for index in range(num_choices)]
+    chunks = [] if has_ended else [delivery.chunk for delivery in deliveries]
+    choices = [Choice.join(index, chunks, cut_off="cancelled") for index in range(num_choices)]
     attempt = reader.last_id.attempt + 1
     usage = _usage(entries, choices)
     marker = Marker(job_id=job_id, attempt=attempt, worker=WRITER, reset=has_ended)
@@ -107,17 +108,6 @@ def _usage(entries: list[Any], choices: list[Choice]) -> Usage:
     prompts = [len(Marker.model_validate_json(marker).prompt_token_ids or []) for marker in markers]
     num_prompt, num_output = max(prompts, default=0), sum(len(choice.token_ids) for choice in choices)
     return Usage(prompt_tokens=num_prompt, completion_tokens=num_output, total_tokens=num_prompt + num_output)
-
-
-def _choice(index: int, deliveries: list[Any]) -> Choice:
-    chunks = [delivery.chunk for delivery in deliveries if delivery.chunk.index == index]
-    ended = [chunk.finish_reason for chunk in chunks if chunk.finish_reason is not None]
-    return Choice(
-        index=index,
-        text="".join(chunk.text for chunk in chunks),
-        token_ids=[token_id for chunk in chunks for token_id in chunk.token_ids],
-        finish_reason=ended[-1] if ended else "cancelled",
-    )
 
 
 def _call(job_id: str, queue: str, entries: list[Any], outcome: tuple[list[tuple[str, str, str]], Result]) -> Any:

@@ -10,7 +10,18 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, parse_entry
+from producer.contract import (
+    Choice,
+    Chunk,
+    Done,
+    EntryId,
+    Marker,
+    Result,
+    ToolCallDelta,
+    merge_deltas,
+    parse_entry,
+    rest_of_calls,
+)
 from producer.contract.keys import DATA_FIELD, MARKER_FIELD
 
 BEGINNING = EntryId(0, 0)
@@ -30,8 +41,18 @@ class _Progress:
     """How much of one choice was delivered."""
 
     num_chars: int = 0
+    num_reasoning_chars: int = 0
     num_tokens: int = 0
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
     has_finished: bool = False
+
+    def add(self, chunk: Chunk) -> None:
+        self.num_chars += len(chunk.text)
+        self.num_reasoning_chars += len(chunk.reasoning or "")
+        self.num_tokens += len(chunk.token_ids)
+        if chunk.tool_calls:
+            self.tool_calls = merge_deltas([*self.tool_calls, *chunk.tool_calls])
+        self.has_finished = chunk.finish_reason is not None
 
 
 @dataclass(slots=True)
@@ -96,10 +117,7 @@ class StreamReader:
         if isinstance(entry, Done):
             self.done = entry
             return []
-        progress = self._progress.setdefault(entry.index, _Progress())
-        progress.num_chars += len(entry.text)
-        progress.num_tokens += len(entry.token_ids)
-        progress.has_finished = entry.finish_reason is not None
+        self._progress.setdefault(entry.index, _Progress()).add(entry)
         self._has_shown = True
         return [Delivery(entry_id, entry)]
 
@@ -124,7 +142,7 @@ class StreamReader:
             text=choice.text[progress.num_chars :],
             token_ids=choice.token_ids[progress.num_tokens :],
             logprobs=choice.logprobs[progress.num_tokens :] if choice.logprobs is not None else None,
-            tool_calls=choice.tool_calls if progress.num_tokens == 0 else None,
-            reasoning=choice.reasoning if progress.num_tokens == 0 else None,
+            tool_calls=rest_of_calls(choice.tool_calls or [], progress.tool_calls) or None,
+            reasoning=(choice.reasoning or "")[progress.num_reasoning_chars :] or None,
             finish_reason=choice.finish_reason,
         )

@@ -114,10 +114,7 @@ def read_stored_output(client: redis.Redis, job_id: str, *, cut_off: FinishReaso
             done = entry
         elif entry is not None:
             chunks.append(entry)
-    choices = [
-        _join([chunk for chunk in chunks if chunk.index == index], index, cut_off)
-        for index in sorted({chunk.index for chunk in chunks})
-    ]
+    choices = [Choice.join(index, chunks, cut_off=cut_off) for index in sorted({chunk.index for chunk in chunks})]
     num_output = sum(len(choice.token_ids) for choice in choices)
     usage = Usage(
         prompt_tokens=num_prompt_tokens, completion_tokens=num_output, total_tokens=num_prompt_tokens + num_output
@@ -133,13 +130,3 @@ def _parse(fields: dict[bytes, bytes]) -> Marker | Chunk | Done | None:
         return parse_entry(fields.get(keys.DATA_FIELD.encode(), b""))
     except ValidationError:
         return None
-
-
-def _join(chunks: list[Chunk], index: int, cut_off: FinishReason) -> Choice:
-    ends = [chunk.finish_reason for chunk in chunks if chunk.finish_reason is not None]
-    return Choice(
-        index=index,
-        text="".join(chunk.text for chunk in chunks),
-        token_ids=[token_id for chunk in chunks for token_id in chunk.token_ids],
-        finish_reason=ends[-1] if ends else cut_off,
-    )

@@ -2,15 +2,19 @@
 
 from producer.contract.chunk import Chunk, Done, EntryId, FinishReason, JobOutcome, Marker, Usage, parse_entry
 from producer.contract.error import ErrorCode, ErrorInfo
-from producer.contract.job import UNSUPPORTED_FIELDS, JobRequest, Message
+from producer.contract.job import RESERVED_TEMPLATE_NAMES, UNSUPPORTED_FIELDS, JobRequest
 from producer.contract.logprob import PromptEcho, TokenLogprob, TopLogprob
+from producer.contract.message import Message
 from producer.contract.problems import Problem, find_problems, summarize
 from producer.contract.result import Choice, Result, Timings
+from producer.contract.tool import NamedToolChoice, tool_names
+from producer.contract.tool_call import ToolCall, ToolCallDelta, join_deltas, merge_deltas, rest_of_calls
 from producer.contract.version import CONTRACT_VERSION
 from producer.contract.worker_info import WorkerInfo
 
 __all__ = [
     "CONTRACT_VERSION",
+    "RESERVED_TEMPLATE_NAMES",
     "UNSUPPORTED_FIELDS",
     "Choice",
     "Chunk",
@@ -23,15 +27,22 @@ __all__ = [
     "JobRequest",
     "Marker",
     "Message",
+    "NamedToolChoice",
     "Problem",
     "PromptEcho",
     "Result",
     "Timings",
     "TokenLogprob",
+    "ToolCall",
+    "ToolCallDelta",
     "TopLogprob",
     "Usage",
     "WorkerInfo",
     "find_problems",
+    "join_deltas",
+    "merge_deltas",
     "parse_entry",
+    "rest_of_calls",
     "summarize",
+    "tool_names",
 ]

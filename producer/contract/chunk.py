@@ -1,11 +1,12 @@
 """The entries of a job's stream, which is its write-ahead log. Ids are `<attempt>-<seq>`."""
 
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from producer.contract.error import ErrorInfo
 from producer.contract.logprob import PromptEcho, TokenLogprob
+from producer.contract.tool_call import ToolCallDelta
 from producer.contract.version import CONTRACT_VERSION, ContractVersion
 
 FinishReason = Literal["stop", "length", "tool_calls", "deadline", "cancelled", "error"]
@@ -55,6 +56,7 @@ class Marker(_Wire):
 class Chunk(_Wire):
     """Tokens one choice was given, and the text they released. Text held back (stop string, UTF-8) comes later.
 
+    `text` is the answer's content alone: what a model thought is `reasoning`, the calls it made are `tool_calls`.
     `token_offset` counts the choice's tokens before this chunk. A reader yields one chunk with `reset` set, and
     nothing else in it, where an attempt started over: what was shown before is void.
     """
@@ -65,7 +67,7 @@ class Chunk(_Wire):
     token_ids: list[int] = []
     logprobs: list[TokenLogprob] | None = None  # aligned with `token_ids`
     prompt: PromptEcho | None = None  # with `echo`, in the first chunk of choice 0
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCallDelta] | None = None
     reasoning: str | None = None
     finish_reason: FinishReason | None = None
     reset: bool = Field(default=False, exclude=True)

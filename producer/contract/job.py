@@ -13,16 +13,21 @@ from pydantic import (
     StrictStr,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from producer.contract.keys import TENANT_PATTERN
+from producer.contract.message import Message
 from producer.contract.output_format import OUTPUT_FORMAT_FIELDS, find_format_problem
+from producer.contract.rules import JsonObject, NonEmptyText, Number, Text, TokenId, breaks_rule
+from producer.contract.tool import NamedToolChoice, ToolChoice, Tools, tool_names
 from producer.contract.version import CONTRACT_VERSION, ContractVersion
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
+
+# What a template is given by us: a job's chat_template_kwargs must not replace it.
+RESERVED_TEMPLATE_NAMES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 # Fields of the contract that this version of the worker does not serve yet: refused by name when they are set.
 UNSUPPORTED_FIELDS = (
@@ -38,37 +43,18 @@ UNSUPPORTED_FIELDS = (
     "regex",
     "choice",
     "grammar",
-    "tools",
-    "tool_choice",
     "deadline",
     "idempotency_key",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
 )
-
-CONTRACT_RULE = "contract_rule"  # pydantic's error type for a rule of ours; `ctx["param"]` names the field
-
-TokenId = Annotated[StrictInt, Field(ge=0)]
-Number = Annotated[float, Field(strict=True)]  # a whole number will do; text and true do not
-
-
-def _breaks_rule(param: str, rule: str) -> PydanticCustomError:
-    return PydanticCustomError(CONTRACT_RULE, "{rule}", {"param": param, "rule": rule})
-
-
-def _check_unicode(text: str) -> str:
-    """JSON can carry half a surrogate pair, which is no character and which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        rule = f"character {error.start} is a lone surrogate; give valid Unicode"
-        raise PydanticCustomError(CONTRACT_RULE, "{rule}", {"param": "", "rule": rule}) from None
-    return text
 
 
 def _check_bias_key(key: str) -> str:
     if not (key.isascii() and key.isdigit() and len(key) <= 10):
-        raise PydanticCustomError(
-            CONTRACT_RULE, "{rule}", {"param": "", "rule": f"keys are token ids; got {key!r:.60}"}
-        )
+        raise breaks_rule("", f"keys are token ids; got {key!r:.60}")
     return key
 
 
@@ -79,41 +65,8 @@ def _with_text_keys(value: Any) -> Any:
     return {str(key) if type(key) is int else key: item for key, item in value.items()}
 
 
-Text = Annotated[StrictStr, AfterValidator(_check_unicode)]
 BiasKey = Annotated[StrictStr, AfterValidator(_check_bias_key)]
 Bias = Annotated[float, Field(strict=True, ge=-100.0, le=100.0)]
-StopString = Annotated[StrictStr, Field(min_length=1), AfterValidator(_check_unicode)]
-
-
-class Message(BaseModel):
-    """One chat message. Content is text, or a list of OpenAI text parts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list["TextPart"] | None = None
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-
-    @model_validator(mode="after")
-    def _has_content(self) -> Self:
-        if self.content is None and not self.tool_calls:
-            raise _breaks_rule("content", f"a message of role {self.role!r} needs content")
-        return self
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-
-class TextPart(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    type: Literal["text"]
-    text: Text
 
 
 class JobRequest(BaseModel):
@@ -136,7 +89,7 @@ class JobRequest(BaseModel):
     )
     min_tokens: StrictInt = Field(default=0, ge=0, description="Tokens before a stop token or stop string may end it.")
     n: StrictInt = Field(default=1, ge=1, le=MAX_CHOICES, description="Independent choices.")
-    stop: list[StopString] = Field(default=[], max_length=MAX_STOP_STRINGS)
+    stop: list[NonEmptyText] = Field(default=[], max_length=MAX_STOP_STRINGS)
     stop_token_ids: list[TokenId] = []
     ignore_eos: StrictBool = False
 
@@ -161,8 +114,10 @@ class JobRequest(BaseModel):
     regex: Text | None = Field(default=None, description="The whole output matches it; no look-around.")
     choice: list[Text] | None = Field(default=None, description="The output is one of these.")
     grammar: Text | None = Field(default=None, description="Lark, in llguidance's dialect.")
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: StrictStr | dict[str, Any] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = Field(default=None, description="None: auto, where there are tools.")
+    parallel_tool_calls: StrictBool = Field(default=True, description="False: one call at most.")
+    chat_template_kwargs: JsonObject | None = Field(default=None, description="Such as enable_thinking.")
 
     priority: StrictInt = Field(default=0, description="Among jobs a worker already holds; lower runs first.")
     deadline: Number | None = Field(default=None, gt=0, allow_inf_nan=False, description="Epoch seconds.")
@@ -184,30 +139,44 @@ class JobRequest(BaseModel):
     def _check_together(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             given = "neither was" if self.prompt is None else "both were"
-            raise _breaks_rule("prompt", f"give exactly one of prompt and messages; {given} given")
+            raise breaks_rule("prompt", f"give exactly one of prompt and messages; {given} given")
         if self.prompt is not None and len(self.prompt) == 0:
-            raise _breaks_rule("prompt", "prompt is empty; give at least one character or token id")
+            raise breaks_rule("prompt", "prompt is empty; give at least one character or token id")
         if self.messages is not None and len(self.messages) == 0:
-            raise _breaks_rule("messages", "messages is empty; give at least one message")
+            raise breaks_rule("messages", "messages is empty; give at least one message")
+        self._check_chat_fields()
         if self.top_k == 0:
-            raise _breaks_rule("top_k", "top_k must be at least 1, or -1 for off")
+            raise breaks_rule("top_k", "top_k must be at least 1, or -1 for off")
         if problem := find_format_problem({name: getattr(self, name) for name in OUTPUT_FORMAT_FIELDS}):
-            raise _breaks_rule(*problem)
+            raise breaks_rule(*problem)
         self._check_sampling()
         if self.task != "generate":
-            raise _breaks_rule("task", f"task {self.task!r} is not supported yet; use 'generate'")
+            raise breaks_rule("task", f"task {self.task!r} is not supported yet; use 'generate'")
         for name in UNSUPPORTED_FIELDS:
             if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].get_default():
-                raise _breaks_rule(name, f"{name} is not supported yet; leave it out")
+                raise breaks_rule(name, f"{name} is not supported yet; leave it out")
         return self
 
     def _check_sampling(self) -> None:
         if self.max_tokens == 0 and not self.echo:
-            raise _breaks_rule(
-                "max_tokens", "max_tokens: must be at least 1, or 0 with echo to score the prompt; got 0"
-            )
+            raise breaks_rule("max_tokens", "max_tokens: must be at least 1, or 0 with echo to score the prompt; got 0")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             rule = f"min_tokens: must be at most max_tokens ({self.max_tokens}); got {self.min_tokens}"
-            raise _breaks_rule("min_tokens", rule)
+            raise breaks_rule("min_tokens", rule)
         if self.top_logprobs and not self.logprobs:
-            raise _breaks_rule("top_logprobs", "top_logprobs needs logprobs: set logprobs to true, or leave it out")
+            raise breaks_rule("top_logprobs", "top_logprobs needs logprobs: set logprobs to true, or leave it out")
+
+    def _check_chat_fields(self) -> None:
+        for name in ("tools", "chat_template_kwargs"):
+            if getattr(self, name) is not None and self.messages is None:
+                raise breaks_rule(name, f"{name} go into a chat's template: give messages instead of a prompt")
+        for name in self.chat_template_kwargs or ():
+            if name in RESERVED_TEMPLATE_NAMES:
+                raise breaks_rule("chat_template_kwargs", f"chat_template_kwargs must not set {name}; leave it out")
+        if self.tools is None and self.tool_choice not in (None, "none"):
+            raise breaks_rule("tool_choice", "tool_choice needs tools to choose from; give tools, or leave it out")
+        if isinstance(self.tool_choice, NamedToolChoice):
+            name, names = self.tool_choice.function.name, tool_names(self.tools or [])
+            if name not in names:
+                rule = f"tool_choice names the function {name!r}, which is not among the tools ({', '.join(names)})"
+                raise breaks_rule("tool_choice", rule)

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from producer.contract.job import CONTRACT_RULE, JobRequest, Message, TextPart
+from producer.contract.job import JobRequest
+from producer.contract.message import CalledFunctionMessage, Message, TextPart, ToolCallMessage
+from producer.contract.rules import CONTRACT_RULE
+from producer.contract.tool import FunctionDefinition, FunctionTool, NamedToolChoice
 
 MAX_SHOWN_CHARS = 60  # of the value that was given
 
@@ -38,14 +41,15 @@ def summarize(error: ValidationError) -> Problem:
 
 
 def _group(loc: Sequence[Any]) -> tuple[Any, ...]:
-    """Errors of one union (a prompt's two forms) belong together, and so does everything inside one message."""
+    """Errors of one union (a prompt's two forms) belong together, and so does everything in one message or tool."""
     head = tuple(loc[:1])
-    return head + tuple(loc[1:2]) if head == ("messages",) and len(loc) > 1 else head
+    return head + tuple(loc[1:2]) if head in (("messages",), ("tools",)) and len(loc) > 1 else head
 
 
 def _describe(entries: list[Any]) -> Problem:
-    # A value that fits no form of a union fails once a form: what got furthest into a form says most.
-    entry = max(entries, key=lambda candidate: len(_path(candidate)))
+    # A value that fits no form of a union fails once a form: what got furthest into a form says most, and of two that
+    # got as far, a rule of ours.
+    entry = max(entries, key=lambda candidate: (len(_path(candidate)), candidate["type"] == CONTRACT_RULE))
     if entry["type"] == CONTRACT_RULE:
         return _describe_rule(entry)
     param = _join(_path(entry))
@@ -95,8 +99,8 @@ def _rule(entry: Any) -> str:
 
 
 def _suggest(entry: Any) -> str:
-    owner = Message if entry["loc"][0] == "messages" else JobRequest
-    close = difflib.get_close_matches(str(entry["loc"][-1]), owner.model_fields, n=2)
+    known = _INNER_FIELDS.get(entry["loc"][0]) if len(entry["loc"]) > 1 else JobRequest.model_fields
+    close = difflib.get_close_matches(str(entry["loc"][-1]), known or (), n=2)
     return f"; did you mean {' or '.join(close)}?" if close else "; leave it out"
 
 
@@ -109,7 +113,16 @@ def _show(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"
 
 
-_FIELD_NAMES = {*JobRequest.model_fields, *Message.model_fields, *TextPart.model_fields}
+def _fields_of(*models: type[BaseModel]) -> list[str]:
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+_INNER_FIELDS = {
+    "messages": _fields_of(Message, TextPart, ToolCallMessage, CalledFunctionMessage),
+    "tools": _fields_of(FunctionTool, FunctionDefinition),
+    "tool_choice": _fields_of(NamedToolChoice, FunctionDefinition),
+}
+_FIELD_NAMES = {*JobRequest.model_fields, *(name for names in _INNER_FIELDS.values() for name in names)}
 
 _RULES = {
     "bool_type": "must be true or false",

@@ -1,12 +1,14 @@
 """A job's final result: what `promptmill:result:{JOB_ID}`, RQ's return value and the S3 object hold."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from producer.contract.chunk import FinishReason, JobOutcome, Usage
+from producer.contract.chunk import Chunk, FinishReason, JobOutcome, Usage
 from producer.contract.error import ErrorInfo
 from producer.contract.logprob import PromptEcho, TokenLogprob
+from producer.contract.tool_call import ToolCall, join_deltas
 from producer.contract.version import CONTRACT_VERSION, ContractVersion
 
 
@@ -18,8 +20,23 @@ class Choice(BaseModel):
     token_ids: list[int]
     finish_reason: FinishReason
     logprobs: list[TokenLogprob] | None = None  # aligned with `token_ids`
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     reasoning: str | None = None
+
+    @classmethod
+    def join(cls, index: int, chunks: Iterable[Chunk], *, cut_off: FinishReason) -> Self:
+        """The choice that the chunks of that index make; `cut_off` is its end where they have none."""
+        mine = [chunk for chunk in chunks if chunk.index == index]
+        ends = [chunk.finish_reason for chunk in mine if chunk.finish_reason is not None]
+        return cls(
+            index=index,
+            text="".join(chunk.text for chunk in mine),
+            token_ids=[token_id for chunk in mine for token_id in chunk.token_ids],
+            finish_reason=ends[-1] if ends else cut_off,
+            logprobs=[entry for chunk in mine for entry in chunk.logprobs or ()] or None,
+            tool_calls=join_deltas(delta for chunk in mine for delta in chunk.tool_calls or ()),
+            reasoning="".join(chunk.reasoning or "" for chunk in mine) or None,
+        )
 
 
 class Timings(BaseModel):

@@ -7,8 +7,20 @@ Tokens are buffered until a flush encodes them, one entry a choice. An encoded e
 from dataclasses import dataclass, field
 
 from engine.outputs import RequestOutput
-from producer.contract import Choice, Chunk, Done, EntryId, FinishReason, Marker, Usage
+from producer.contract import (
+    Choice,
+    Chunk,
+    Done,
+    EntryId,
+    FinishReason,
+    Marker,
+    ToolCallDelta,
+    Usage,
+    join_deltas,
+    merge_deltas,
+)
 from producer.contract.keys import DATA_FIELD, MARKER_FIELD
+from worker.parsing.parsed_text import ParsedText
 
 MAX_ENTRIES_PER_APPEND = 1000  # bounds one script run when a whole stream is sent again
 
@@ -18,17 +30,38 @@ class _ChoiceOutput:
     """All output of one choice, and how much of it stands in entries already."""
 
     text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     num_encoded_texts: int = 0
+    num_encoded_reasonings: int = 0
+    num_encoded_deltas: int = 0
     num_encoded_tokens: int = 0
     is_finish_encoded: bool = False
+
+    def take(self, parsed: ParsedText) -> None:
+        if parsed.text:
+            self.text.append(parsed.text)
+        if parsed.reasoning:
+            self.reasoning.append(parsed.reasoning)
+        self.tool_calls += parsed.tool_calls
+
+    def mark_encoded(self) -> None:
+        """All of it stands in entries."""
+        self.num_encoded_tokens = len(self.token_ids)
+        self.num_encoded_texts = len(self.text)
+        self.num_encoded_reasonings = len(self.reasoning)
+        self.num_encoded_deltas = len(self.tool_calls)
+        self.is_finish_encoded = self.finish_reason is not None
 
     @property
     def is_pending(self) -> bool:
         return (
             self.num_encoded_tokens < len(self.token_ids)
             or self.num_encoded_texts < len(self.text)
+            or self.num_encoded_reasonings < len(self.reasoning)
+            or self.num_encoded_deltas < len(self.tool_calls)
             or (self.finish_reason is not None and not self.is_finish_encoded)
         )
 
@@ -51,15 +84,17 @@ class JobStream:
         self._has_pending = False
         self._is_sealed = False
 
-    def add(self, output: RequestOutput) -> None:
-        """Buffer what one choice was given. Ignored once the stream is sealed: its outcome is decided."""
+    def add(self, output: RequestOutput, parsed: ParsedText | None = None) -> None:
+        """Buffer what one choice was given; `parsed`: what its text is, where that is not content alone.
+
+        Ignored once the stream is sealed: its outcome is decided.
+        """
         if self._is_sealed:
             return
         choice = self._choices[output.index]
         assert output.token_offset == len(choice.token_ids), "the engine left out or repeated tokens"
         choice.token_ids.extend(output.token_ids)
-        if output.text:
-            choice.text.append(output.text)
+        choice.take(ParsedText(output.text) if parsed is None else parsed)
         if output.finish_reason is not None:
             choice.finish_reason = output.finish_reason
         self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
@@ -139,6 +174,8 @@ class JobStream:
         pending = sum(
             8 * (len(choice.token_ids) - choice.num_encoded_tokens)
             + sum(len(text) for text in choice.text[choice.num_encoded_texts :])
+            + sum(len(text) for text in choice.reasoning[choice.num_encoded_reasonings :])
+            + sum(len(delta["function"]["arguments"]) for delta in choice.tool_calls[choice.num_encoded_deltas :])
             for choice in self._choices
         )
         return encoded + pending
@@ -168,16 +205,21 @@ class JobStream:
             token_offset=choice.num_encoded_tokens,
             text="".join(choice.text[choice.num_encoded_texts :]),
             token_ids=choice.token_ids[choice.num_encoded_tokens :],
+            tool_calls=merge_deltas(choice.tool_calls[choice.num_encoded_deltas :]) or None,
+            reasoning="".join(choice.reasoning[choice.num_encoded_reasonings :]) or None,
             finish_reason=None if choice.is_finish_encoded else choice.finish_reason,
         )
-        choice.num_encoded_tokens = len(choice.token_ids)
-        choice.num_encoded_texts = len(choice.text)
-        choice.is_finish_encoded = choice.finish_reason is not None
+        choice.mark_encoded()
         return chunk.to_wire()
 
 
 def _as_choice(index: int, choice: _ChoiceOutput) -> Choice:
     assert choice.finish_reason is not None, "end_choices() comes before choices()"
     return Choice(
-        index=index, text="".join(choice.text), token_ids=choice.token_ids, finish_reason=choice.finish_reason
+        index=index,
+        text="".join(choice.text),
+        token_ids=choice.token_ids,
+        finish_reason=choice.finish_reason,
+        tool_calls=join_deltas(choice.tool_calls),
+        reasoning="".join(choice.reasoning) or None,
     )

@@ -36,6 +36,45 @@ from producer.enqueue import build_request
             "must be 'text'; got 'image'",
         ),
         ({"messages": [{"role": "user", "content": "x", "nmae": 1}]}, "messages[0].nmae", "did you mean name?"),
+        (
+            {"messages": [{"role": "tool", "content": "4"}]},
+            "messages[0].tool_call_id",
+            "a message of role 'tool' needs the id of the call that it answers",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]},
+            "messages[0].tool_call_id",
+            "belongs to messages of role 'tool'; this one is of role 'user'",
+        ),
+        (
+            {"messages": [{"role": "system", "content": "x", "reasoning": "so"}]},
+            "messages[0].reasoning",
+            "only the assistant has reasoning; this message is of role 'system'",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": []}]},
+            "messages[0].tool_calls",
+            "messages[0].tool_calls: must have at least 1 items; got []",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]},
+            "messages[0].tool_calls[0].function.name",
+            "messages[0].tool_calls[0].function.name: is required",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+            "messages[0].tool_calls[0].function.arguments",
+            "must be a JSON object as text, such as '{\"city\": \"Rome\"}'; got '{'",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": set()}}}]}
+                ]
+            },
+            "messages[0].tool_calls[0].function.arguments",
+            "give plain JSON values in valid Unicode",
+        ),
         ({"prompt": "a", "temprature": 1}, "temprature", "temprature: unknown field; did you mean temperature?"),
         ({"prompt": "a", "zzzz": 1}, "zzzz", "zzzz: unknown field; leave it out"),
         ({"prompt": "a", "temperature": 3}, "temperature", "temperature: must be at most 2; got 3"),
@@ -100,7 +139,6 @@ from producer.enqueue import build_request
         ({"prompt": "a", "logprobs": True, "top_logprobs": 21}, "top_logprobs", "must be at most 20; got 21"),
         ({"prompt": "a", "echo": "yes"}, "echo", "echo: must be true or false; got 'yes'"),
         ({"prompt": "a", "logprobs": True}, "logprobs", "logprobs is not supported yet; leave it out"),
-        ({"prompt": "a", "tools": [{}]}, "tools", "tools is not supported yet; leave it out"),
         ({"prompt": "a", "task": "embed"}, "task", "not supported yet; use 'generate'"),
         ({"prompt": "a", "v": 2}, "v", "v: must be 1; got 2"),
         ({"prompt": "a", "n": 0, "top_p": 0}, "n", "n: must be at least 1; got 0; top_p: must be above 0; got 0"),

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result
+from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, ToolCallDelta
 from producer.contract.keys import DATA_FIELD, MARKER_FIELD
 from producer.stream_reader import Entry, StreamReader
 
@@ -142,3 +142,21 @@ def test_whatever_is_lost_late_or_repeated_each_chunk_is_shown_once_in_order(
     read_stream()
     assert reader.done is not None
     assert {index: text for index, text in held.items() if text} == shown_text(history)
+
+
+def test_an_expired_stream_gives_the_rest_of_reasoning_and_calls() -> None:
+    reader = StreamReader("j")
+    begin: ToolCallDelta = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{"}}
+    shown = Chunk(job_id="j", reasoning="so", token_ids=[1], tool_calls=[begin])
+    reader.take_range([marker(1), data(EntryId(1, 1), shown)])
+    whole = Choice(
+        index=0,
+        text="",
+        token_ids=[1, 2],
+        finish_reason="tool_calls",
+        reasoning="so be it",
+        tool_calls=[{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    )
+    (delivery,) = reader.take_result(Result(job_id="j", status="finished", choices=[whole]))
+    assert delivery.chunk.reasoning == " be it" and delivery.chunk.token_ids == [2]
+    assert delivery.chunk.tool_calls == [{"index": 0, "function": {"arguments": "}"}}]

@@ -3,8 +3,9 @@
 import pytest
 
 from engine.outputs import RequestOutput
-from producer.contract import Chunk, Done, EntryId, Marker, parse_entry
+from producer.contract import Chunk, Done, EntryId, Marker, ToolCallDelta, parse_entry
 from worker.outlet.job_stream import JobStream
+from worker.parsing.parsed_text import ParsedText
 
 
 def output(text: str, *token_ids: int, index: int = 0, offset: int = 0, cached: int = 0) -> RequestOutput:
@@ -89,3 +90,26 @@ def test_usage_counts_all_choices_and_the_prompt_once() -> None:
     assert two.usage.model_dump() == {
         "prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7, "cached_tokens": 3,
     }  # fmt: skip
+
+
+def test_reasoning_and_tool_calls_stand_in_entries_of_their_own_fields() -> None:
+    call = stream()
+    begin: ToolCallDelta = {
+        "index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""},
+    }  # fmt: skip
+    call.add(output("<think>so</think>", 1), ParsedText(reasoning="so"))
+    call.add(output("...", 2, offset=1), ParsedText(text="ok", tool_calls=(begin,)))
+    call.add(output('{"a"', 3, offset=2), ParsedText(tool_calls=({"index": 0, "function": {"arguments": '{"a"'}},)))
+    call.encode_pending()
+    call.add(output("}", 4, offset=3), ParsedText(tool_calls=({"index": 0, "function": {"arguments": "}"}},)))
+    call.end_choices("tool_calls")
+    call.encode_pending()
+    first, second = (parse_entry(entry) for entry in call.unsent()[1][5::3])
+    assert isinstance(first, Chunk) and isinstance(second, Chunk)
+    assert (first.reasoning, first.text, first.token_ids) == ("so", "ok", [1, 2, 3])
+    assert first.tool_calls == [{**begin, "function": {"name": "f", "arguments": '{"a"'}}]
+    assert second.tool_calls == [{"index": 0, "function": {"arguments": "}"}}]
+    (choice,) = call.choices()
+    assert (choice.reasoning, choice.text) == ("so", "ok")
+    assert choice.tool_calls == [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a"}'}}]
+    assert not call._has_pending

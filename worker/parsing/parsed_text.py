@@ -1,0 +1,14 @@
+"""What a piece of output text is to its reader: content, a thought, a call of a tool."""
+
+from dataclasses import dataclass
+
+from producer.contract import ToolCallDelta
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedText:
+    """Joining the pieces of a choice gives all of its content, its reasoning and its calls."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
