@@ -14,18 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from producer.batch_files import BatchInput, BatchOutput
+from producer.batch_lines import BadLineError, BatchLine, answer_line, bad_line, refusal_line
 from producer.contract import ErrorCode, ErrorInfo, JobRequest, Result
 from producer.enqueue import MAX_JOBS_A_SEND, Destination, NewJob, build_job, enqueue
 from producer.errors import InvalidJobError, JobNotFoundError
-from producer.openai_format import (
-    BadLineError,
-    BatchLine,
-    answer_line,
-    bad_line,
-    invalid_job_info,
-    refusal_line,
-    request_from_body,
-)
+from producer.openai_request import request_from_body
+from producer.openai_response import invalid_job_info
 from producer.operations import Emit, Protocol
 from producer.results import ResultCollector
 from producer.settings import ProducerSettings

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from producer.batch_lines import BadLineError, BatchLine, parse_line
 from producer.errors import BatchFileError
-from producer.openai_format import BadLineError, BatchLine, parse_line
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

@@ -75,7 +75,7 @@ def _load(name: str) -> click.Command | None:
 
 def _missing(name: str, entry_point: importlib.metadata.EntryPoint, error: ImportError) -> click.Command:
     """A command whose packages are not installed: it is listed, and says what it needs."""
-    extra = entry_point.module.partition(".")[0]
+    extra = entry_point.module.split(".")[-2:][0]  # the package that the command lies in is named as its extra
     remedy = f"needs: pip install promptmill[{extra}]"
 
     def refuse(arguments: Sequence[str]) -> None:

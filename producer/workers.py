@@ -47,6 +47,15 @@ def _parse(value: bytes | None) -> WorkerInfo | None:
         return None
 
 
+def choose_queue(workers: Sequence[WorkerInfo], model: str, queue: str) -> str | None:
+    """`queue` itself if one of the workers on it serves `model`, else a queue of one that does; None: nobody does."""
+    queues = [name for worker in workers if model in worker.models for name in worker.queues]
+    if not queues or queue in queues:
+        return queue if queues else None
+    classes = tuple(f":{name}" for name in keys.PRIORITY_CLASSES if name)
+    return next((name for name in queues if not name.endswith(classes)), queues[0])
+
+
 class ModelDirectory:
     """Resolves a model's name to the queue of a worker that serves it."""
 
@@ -60,11 +69,11 @@ class ModelDirectory:
         Raises InvalidJobError if workers are alive and none serves it.
         """
         is_fresh = self._read_at is not None and time.monotonic() - self._read_at < CACHE_SECONDS
-        found = self._find(model, queue) if is_fresh else None
+        found = choose_queue(self._workers, model, queue) if is_fresh else None
         if found is None:  # before a refusal, always with fresh eyes
             self._workers = yield from read_workers()
             self._read_at = time.monotonic()
-            found = self._find(model, queue)
+            found = choose_queue(self._workers, model, queue)
         if found is not None:
             return found
         if not self._workers:
@@ -75,13 +84,6 @@ class ModelDirectory:
             param="model",
             code=ErrorCode.MODEL_NOT_FOUND,
         )
-
-    def _find(self, model: str, queue: str) -> str | None:
-        queues = [name for worker in self._workers if model in worker.models for name in worker.queues]
-        if not queues or queue in queues:
-            return queue if queues else None
-        classes = tuple(f":{name}" for name in keys.PRIORITY_CLASSES if name)
-        return next((name for name in queues if not name.endswith(classes)), queues[0])
 
 
 def read_queues(default_queue: str) -> Protocol[list[QueueStatus]]:

@@ -13,9 +13,9 @@ import click
 
 from engine.errors import EngineError
 from producer.errors import SettingsError
+from producer.logs import configure_logging
 from producer.settings import load_settings, settings_options
 from worker.errors import WorkerError
-from worker.logs import configure_logging
 from worker.serve import ServeSettings
 from worker.serve import serve as serve_until_stopped
 from worker.settings import WorkerSettings

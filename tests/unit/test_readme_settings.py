@@ -3,17 +3,20 @@
 import re
 from pathlib import Path
 
+import pytest
 from pydantic_settings import BaseSettings
 
+from producer.gateway.settings import GatewaySettings
 from worker.settings import WorkerSettings
 
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_table_lists_exactly_the_settings_of_the_code() -> None:
-    found = re.search(r"<!-- settings -->\n(.*)<!-- /settings -->", README.read_text(), re.DOTALL)
+@pytest.mark.parametrize(("name", "kind"), [("settings", WorkerSettings), ("gateway settings", GatewaySettings)])
+def test_the_table_lists_exactly_the_settings_of_the_code(name: str, kind: type[BaseSettings]) -> None:
+    found = re.search(rf"<!-- {name} -->\n(.*)<!-- /{name} -->", README.read_text(), re.DOTALL)
     assert found is not None
-    assert found.group(1).strip() == settings_table(WorkerSettings), "paste what settings_table() gives"
+    assert found.group(1).strip() == settings_table(kind), "paste what settings_table() gives"
 
 
 def settings_table(kind: type[BaseSettings]) -> str:

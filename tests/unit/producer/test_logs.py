@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.logs import configure_logging
+from producer.logs import configure_logging
 
 
 @pytest.fixture(autouse=True)

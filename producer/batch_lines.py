@@ -1,0 +1,82 @@
+"""The lines of OpenAI's Batch API: input lines to requests, outcomes to output lines. Pure: no file, no connection."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from producer.contract import ErrorCode, ErrorInfo, Result
+from producer.openai_request import URLS
+from producer.openai_response import error_body, response_body
+
+MAX_CUSTOM_ID_CHARS = 512
+
+
+class BadLineError(Exception):
+    """A line that is no request at all. `custom_id` is None where it has none that could be read."""
+
+    def __init__(self, code: str, message: str, custom_id: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.custom_id = custom_id
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """One line of a batch's input: well formed, its body not looked at yet."""
+
+    custom_id: str
+    url: str
+    body: Mapping[str, Any]
+
+
+def parse_line(text: bytes) -> BatchLine:
+    """Raises BadLineError for a line without a usable envelope."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadLineError("invalid_json_line", f"the line is no JSON: {error}") from error
+    if not isinstance(line, dict):
+        raise BadLineError("invalid_json_line", "the line must be a JSON object with custom_id, method, url and body")
+    custom_id = line.get("custom_id")
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARS:
+        rule = f"custom_id: must be text of 1 to {MAX_CUSTOM_ID_CHARS} characters; got {custom_id!r:.80}"
+        raise BadLineError("missing_custom_id", rule)
+    if line.get("method", "POST") != "POST":
+        raise BadLineError("invalid_method", f"method: must be POST; got {line['method']!r:.80}", custom_id)
+    if line.get("url") not in URLS:
+        rule = f"url: must be {' or '.join(URLS)}; got {line.get('url')!r:.80}"
+        raise BadLineError("invalid_url", rule, custom_id)
+    if not isinstance(line.get("body"), dict):
+        raise BadLineError("invalid_body", "body: must be an object, the request's own fields", custom_id)
+    return BatchLine(custom_id, line["url"], line["body"])
+
+
+def answer_line(line: BatchLine, result: Result, *, created: int) -> dict[str, Any]:
+    """The output line of a job that ended: an answer, an error with its HTTP status, or that it was cancelled."""
+    if result.status in ("cancelled", "stopped"):
+        error = {"code": "batch_cancelled", "message": f"job {result.job_id} was {result.status} before its end"}
+        return _output(result.job_id, line.custom_id, None, error)
+    if result.status == "failed":
+        info = result.error or ErrorInfo(code=ErrorCode.INTERNAL, message="the worker gave no reason")
+        return refusal_line(line.custom_id, info, result.job_id)
+    body = response_body(line.url, result, created=created)
+    return _output(result.job_id, line.custom_id, {"status_code": 200, "request_id": result.job_id, "body": body}, None)
+
+
+def refusal_line(custom_id: str, error: ErrorInfo, request_id: str) -> dict[str, Any]:
+    """The output line of a request that was refused, or failed: the response a server would have given."""
+    response = {"status_code": int(error.code.http_status), "request_id": request_id, "body": error_body(error)}
+    return _output(request_id, custom_id, response, None)
+
+
+def bad_line(error: BadLineError, *, number: int) -> dict[str, Any]:
+    """The output line of input line `number`, which is no request."""
+    info = {"code": error.code, "message": str(error), "line": number}
+    return _output(f"line_{number}", error.custom_id, None, info)
+
+
+def _output(
+    request_id: str, custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None
+) -> dict[str, Any]:
+    return {"id": f"batch_req_{request_id}", "custom_id": custom_id, "response": response, "error": error}

@@ -1,0 +1,98 @@
+"""Whole answers: waits for a request's jobs while its client is there, the time lasts and the process serves."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from starlette.types import Receive
+
+from producer.contract import ErrorCode, ErrorInfo, Result
+from producer.errors import PromptmillError
+from producer.gateway.acceptance import AcceptedRequest
+from producer.gateway.context import GatewayContext
+from producer.gateway.errors import ApiError, from_client_error, from_info
+from producer.gateway.request_context import CLIENT_CLOSED_REQUEST
+from producer.job import AsyncJob
+from producer.openai_response import joint_response_body
+
+_log = logging.getLogger(__name__)
+
+
+async def answer(context: GatewayContext, accepted: AcceptedRequest, request: Request) -> Response:
+    """The response, or an empty one for a client that has gone. Raises ApiError."""
+    try:
+        results = await _wait(context, accepted, request.receive)
+    except PromptmillError as error:
+        raise from_client_error(error).with_headers(**accepted.headers) from error
+    except ApiError as error:
+        raise error.with_headers(**accepted.headers) from error
+    if results is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    for result in results:
+        if result.status != "finished":
+            raise from_info(cancelled_elsewhere(result.job_id)).with_headers(**accepted.headers)
+    body = joint_response_body(accepted.asked.url, results, created=accepted.created)
+    return JSONResponse({**body, "model": accepted.model}, headers=accepted.headers)
+
+
+async def _wait(context: GatewayContext, accepted: AcceptedRequest, receive: Receive) -> list[Result] | None:
+    """The results in the order of the jobs. None: the client has gone."""
+    results = asyncio.create_task(_gather(accepted.jobs))
+    gone = asyncio.create_task(wait_until_gone(receive))
+    drained = asyncio.create_task(context.drain.over.wait())
+    timeout = context.settings.request_timeout_seconds
+    try:
+        waited_for: set[asyncio.Task[Any]] = {results, gone, drained}
+        await asyncio.wait(waited_for, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if results.done():
+            try:
+                return results.result()
+            except PromptmillError:
+                await cancel_jobs(accepted.jobs)  # one of several has failed: nobody waits for the others
+                raise
+        if drained.done():
+            raise stopping(accepted.jobs)
+        if gone.done() and accepted.is_detached:
+            return None
+        await cancel_jobs(accepted.jobs)
+        if gone.done():
+            return None
+        message = f"no complete answer within {timeout:g} s; its job was cancelled"
+        raise ApiError(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.TIMEOUT, message, should_retry=False)
+    finally:
+        for task in (results, gone, drained):
+            task.cancel()
+
+
+async def _gather(jobs: Sequence[AsyncJob]) -> list[Result]:
+    return await asyncio.gather(*(job.result() for job in jobs))
+
+
+async def wait_until_gone(receive: Receive) -> None:
+    """Until the client closes the connection. The request's body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def cancel_jobs(jobs: Sequence[AsyncJob]) -> None:
+    """Jobs that nobody waits for any more. Those that have ended stay as they are."""
+    for job in jobs:
+        try:
+            await job.cancel()
+        except PromptmillError as error:
+            _log.warning("action=cancel_failed job=%s error=%s", job.id, type(error).__name__)
+
+
+def cancelled_elsewhere(job_id: str) -> ErrorInfo:
+    return ErrorInfo(code=ErrorCode.CANCELLED, message=f"job {job_id} was cancelled before its end")
+
+
+def stopping(jobs: Sequence[AsyncJob]) -> ApiError:
+    """This process ends; the jobs do not."""
+    paths = ", ".join(f"/v1/jobs/{job.id}" for job in jobs)
+    message = f"this gateway is stopping; the answer goes on: GET {paths} from any other"
+    return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "gateway_stopping", message, should_retry=False)

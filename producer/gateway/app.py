@@ -1,0 +1,42 @@
+"""The application: routes, error shapes, CORS, and what surrounds every request. Starts no server."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from producer.gateway.acceptance import JOB_ID_HEADER
+from producer.gateway.context import GatewayContext
+from producer.gateway.errors import install_handlers
+from producer.gateway.request_context import RequestContext
+from producer.gateway.routes import chat, completions, health, models
+
+ROUTERS = (models.router, completions.router, chat.router, health.router)
+
+
+def create_app(context: GatewayContext) -> ASGIApp:
+    """The whole application; its lifespan closes the context."""
+    settings = context.settings
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await context.aclose()
+
+    app = FastAPI(title="promptmill", version=version("promptmill"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.context = context
+    install_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", JOB_ID_HEADER],
+        )
+    return RequestContext(app, max_body_bytes=settings.max_body_bytes, observe=lambda *_: None)

@@ -1,0 +1,62 @@
+"""Which models are served, by whom, and on which queue: what the live workers say, read at most once a second.
+
+A model that nobody has ever served here is not found (404). One that was served a while ago, or any while no worker is
+alive, is unavailable (503): trying again later makes sense.
+"""
+
+import time
+from http import HTTPStatus
+
+from producer.async_transport import AsyncTransport
+from producer.contract import ErrorCode, WorkerInfo
+from producer.gateway.errors import ApiError
+from producer.workers import choose_queue, read_workers
+
+CACHE_SECONDS = 1.0
+RETRY_AFTER_SECONDS = 5.0
+
+
+class ModelCatalog:
+    def __init__(self, redis: AsyncTransport, default_queue: str) -> None:
+        self._redis = redis
+        self._default_queue = default_queue
+        self._workers: list[WorkerInfo] = []
+        self._fresh_until = 0.0
+        self._ever_served: set[str] = set()
+
+    async def workers(self) -> list[WorkerInfo]:
+        """The live workers. Raises RedisUnavailableError."""
+        if time.monotonic() >= self._fresh_until:
+            self._workers = await self._redis.run(read_workers())
+            self._fresh_until = time.monotonic() + CACHE_SECONDS
+            self._ever_served.update(name for worker in self._workers for name in worker.models)
+        return self._workers
+
+    async def models(self) -> dict[str, list[WorkerInfo]]:
+        """The workers of each model, by its name."""
+        models: dict[str, list[WorkerInfo]] = {}
+        for worker in await self.workers():
+            for name in worker.models:
+                models.setdefault(name, []).append(worker)
+        return dict(sorted(models.items()))
+
+    async def find_queue(self, model: str) -> str:
+        """The queue of a live worker that serves the model. Raises ApiError."""
+        queue = choose_queue(await self.workers(), model, self._default_queue)
+        if queue is not None:
+            return queue
+        if not self._workers or model in self._ever_served:
+            what = f"no worker that serves {model!r} is alive" if self._workers else "no worker is alive"
+            raise ApiError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "no_worker",
+                f"{what}; nothing was enqueued, try again later",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        raise not_found(model, list(await self.models()))
+
+
+def not_found(model: str, served: list[str]) -> ApiError:
+    """OpenAI's words for a model that is not there; `served` are those that the caller may use."""
+    message = f"model: {model!r} is not served here; served are: {', '.join(served) or 'none'}"
+    return ApiError(HTTPStatus.NOT_FOUND, ErrorCode.MODEL_NOT_FOUND, message, param="model")

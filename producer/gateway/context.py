@@ -1,0 +1,48 @@
+"""The parts of one gateway process, built once and handed to every route."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from producer.async_client import AsyncClient
+from producer.async_transport import AsyncTransport
+from producer.gateway.catalog import ModelCatalog
+from producer.gateway.drain import Drain
+from producer.gateway.job_records import JobRecords
+from producer.gateway.settings import GatewaySettings
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayContext:
+    settings: GatewaySettings
+    client: AsyncClient
+    redis: AsyncTransport  # for the gateway's own keys
+    catalog: ModelCatalog
+    records: JobRecords
+    drain: Drain
+
+    @classmethod
+    def build(cls, settings: GatewaySettings) -> "GatewayContext":
+        redis = AsyncTransport(settings.redis_url)
+        return cls(
+            settings=settings,
+            client=AsyncClient(settings.redis_url, queue=settings.queue, s3_endpoint_url=settings.s3_endpoint_url),
+            redis=redis,
+            catalog=ModelCatalog(redis, settings.queue),
+            records=JobRecords(redis),
+            drain=Drain(settings.drain_seconds),
+        )
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+        await self.redis.aclose()
+
+
+def _get_context(request: Request) -> GatewayContext:
+    context = request.app.state.context
+    assert isinstance(context, GatewayContext)
+    return context
+
+
+Context = Annotated[GatewayContext, Depends(_get_context)]

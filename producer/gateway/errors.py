@@ -1,0 +1,139 @@
+"""Everything that goes wrong, as OpenAI's clients expect it: a status, and `{"error": {message, type, param, code}}`.
+
+Owns the HTTP status of every error and whether a client should try again. OpenAI's clients repeat 408, 409, 429 and 5xx
+by themselves, without an idempotency key: where a repetition could make a second job out of one request, the header
+`x-should-retry: false` stops them.
+"""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from producer.contract import ErrorCode, ErrorInfo
+from producer.errors import (
+    InvalidJobError,
+    JobFailedError,
+    JobNotFoundError,
+    PromptmillError,
+    RedisUnavailableError,
+    ResultStoreError,
+    ResultTimeoutError,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """An answer that is an error. `should_retry`: None leaves it to the client's own rule for the status."""
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        should_retry: bool | None = None,
+        retry_after_seconds: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+        if should_retry is not None:
+            self.headers["x-should-retry"] = "true" if should_retry else "false"
+        if retry_after_seconds is not None:
+            self.headers["retry-after"] = str(max(1, round(retry_after_seconds)))
+
+    @property
+    def body(self) -> dict[str, Any]:
+        error = {"message": str(self), "type": _type_of(self.status), "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def with_headers(self, **headers: str) -> "ApiError":
+        self.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
+        return self
+
+
+def from_info(error: ErrorInfo) -> ApiError:
+    """The reason a job ended without an answer. Its job is over, so that trying again makes no second one."""
+    status = error.code.http_status
+    may_repeat = None if status < 500 and status != HTTPStatus.CONFLICT else error.retryable
+    return ApiError(status, str(error.code), error.message, param=error.param, should_retry=may_repeat)
+
+
+def from_client_error(error: PromptmillError) -> ApiError:
+    """What the client below us raised."""
+    match error:
+        case InvalidJobError():
+            return from_info(ErrorInfo(code=error.code, message=str(error), param=error.param))
+        case JobFailedError():
+            return from_info(error.error)
+        case JobNotFoundError():
+            return from_info(ErrorInfo(code=ErrorCode.JOB_NOT_FOUND, message=str(error)))
+        case ResultTimeoutError():
+            return ApiError(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.TIMEOUT, str(error), should_retry=False)
+        case ResultStoreError():
+            return from_info(ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=str(error)))
+        case RedisUnavailableError():
+            message = "the queue cannot be reached; try again later"
+            return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "queue_unavailable", message, retry_after_seconds=2)
+    return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, ErrorCode.INTERNAL, str(error))
+
+
+def to_response(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Every error leaves in OpenAI's shape: ours, the framework's, and what nobody expected."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> JSONResponse:
+        return to_response(error)
+
+    @app.exception_handler(PromptmillError)
+    async def client_error(request: Request, error: PromptmillError) -> JSONResponse:
+        if isinstance(error, RedisUnavailableError):
+            _log.warning("action=redis_unavailable error=%s", error)
+        return to_response(from_client_error(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        message = f"{param}: {first['msg']}" if param else str(first["msg"])
+        return to_response(ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param=param))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        status = HTTPStatus(error.status_code)
+        message = f"{request.method} {request.url.path}: {status.phrase.lower()}"
+        return to_response(ApiError(status, status.name.lower(), message, headers=error.headers))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return to_response(unexpected_error())
+
+
+def unexpected_error() -> ApiError:
+    """A fault of ours: said without its details, which stand in the log beside the request's id."""
+    message = "the gateway failed; its log says why, under this response's x-request-id"
+    return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, ErrorCode.INTERNAL, message, should_retry=False)
+
+
+def _type_of(status: HTTPStatus) -> str:
+    special = {
+        HTTPStatus.UNAUTHORIZED: "authentication_error",
+        HTTPStatus.FORBIDDEN: "permission_error",
+        HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    }
+    return special.get(status, "invalid_request_error" if status < 500 else "server_error")

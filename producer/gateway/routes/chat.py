@@ -1,0 +1,17 @@
+"""POST /v1/chat/completions."""
+
+from fastapi import APIRouter, Request, Response
+
+from producer.gateway.acceptance import accept
+from producer.gateway.answer import answer
+from producer.gateway.context import Context
+from producer.openai_request import CHAT_URL
+
+router = APIRouter(tags=["chat"])
+
+
+@router.post(CHAT_URL)
+async def create_chat_completion(context: Context, request: Request) -> Response:
+    """The model's next message, whole or as a stream of server-sent events."""
+    accepted = await accept(context, request, CHAT_URL)
+    return await answer(context, accepted, request)

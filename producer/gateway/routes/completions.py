@@ -1,0 +1,17 @@
+"""POST /v1/completions."""
+
+from fastapi import APIRouter, Request, Response
+
+from producer.gateway.acceptance import accept
+from producer.gateway.answer import answer
+from producer.gateway.context import Context
+from producer.openai_request import COMPLETIONS_URL
+
+router = APIRouter(tags=["completions"])
+
+
+@router.post(COMPLETIONS_URL)
+async def create_completion(context: Context, request: Request) -> Response:
+    """What follows a prompt, whole or as a stream of server-sent events."""
+    accepted = await accept(context, request, COMPLETIONS_URL)
+    return await answer(context, accepted, request)

@@ -1,0 +1,71 @@
+"""One gateway process: uvicorn around the application, from its start to the end of its last response."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from producer.gateway.app import create_app
+from producer.gateway.context import GatewayContext
+from producer.gateway.drain import Drain
+from producer.gateway.settings import GatewaySettings
+
+BACKLOG = 2048
+EXIT_GRACE_SECONDS = 5.0  # after the drain: for responses to be flushed
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn's server; its shutdown begins the drain."""
+
+    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._drain.begin()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The second signal ends the drain; uvicorn's own answer to it would cut the streams off."""
+        if self.should_exit:
+            asyncio.get_running_loop().call_soon_threadsafe(self._drain.begin)
+        self.should_exit = True
+
+
+def run_gateway(settings: GatewaySettings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. For the main thread."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed; it has no Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(settings: GatewaySettings) -> None:
+    await build_server(settings, GatewayContext.build(settings)).serve()
+
+
+def build_server(settings: GatewaySettings, context: GatewayContext) -> GatewayServer:
+    """A server that listens once it is served."""
+    config = uvicorn.Config(
+        create_app(context),
+        host=settings.http_host,
+        port=settings.http_port,
+        ssl_certfile=settings.tls_certfile,
+        ssl_keyfile=settings.tls_keyfile,
+        backlog=BACKLOG,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(settings.drain_seconds + EXIT_GRACE_SECONDS),
+        lifespan="on",
+    )
+    return GatewayServer(config, context.drain)

@@ -1,0 +1,48 @@
+"""The gateway's settings. Read once at the edge; nothing below reads the environment."""
+
+import ipaddress
+from typing import Literal
+
+from pydantic import Field
+
+from producer.settings import ProducerSettings
+
+
+class GatewaySettings(ProducerSettings):
+    """What `promptmill gateway` needs beside a producer's settings."""
+
+    http_host: str = Field(default="127.0.0.1", description="Address to listen on; others than loopback need API keys.")
+    http_port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    allow_anonymous: bool = Field(default=False, description="Serve requests that carry no API key, on any address.")
+    tls_certfile: str | None = Field(default=None, description="Certificate chain (PEM): serve HTTPS.")
+    tls_keyfile: str | None = Field(default=None, description="The certificate's private key (PEM).")
+    cors_origins: str = Field(default="", description="Origins that browsers may call from, comma separated; or *.")
+    max_body_bytes: int = Field(default=4 << 20, ge=1024, description="Larger request bodies get 413.")
+    max_queue_depth: int = Field(default=10_000, ge=1, description="Jobs waiting on a queue from which on it gets 429.")
+    request_timeout_seconds: float = Field(
+        default=600.0, gt=0, description="A response that is not complete by then ends with 408, its job is cancelled."
+    )
+    keep_alive_seconds: float = Field(default=15.0, gt=0, description="A silent stream gets a comment so often.")
+    drain_seconds: float = Field(
+        default=20.0, ge=0, description="On SIGTERM, responses may go on for so long; then streams end resumably."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Log level: debug, info, warning or error."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log format: text or json, a line an event."
+    )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nobody but this machine can reach us."""
+        if self.http_host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.http_host).is_loopback
+        except ValueError:
+            return False  # a name, which may be any address
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]

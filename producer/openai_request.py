@@ -1,0 +1,125 @@
+"""OpenAI's request bodies to jobs; our own sampling fields may stand beside OpenAI's. Pure: no file, no connection.
+
+What OpenAI's API takes and we do not serve is refused by name, unless it says nothing about the answer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from producer.contract import JobRequest
+from producer.enqueue import build_request
+from producer.errors import InvalidJobError
+
+CHAT_URL = "/v1/chat/completions"
+COMPLETIONS_URL = "/v1/completions"
+URLS = (CHAT_URL, COMPLETIONS_URL)
+
+COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions; a chat goes on until the model stops
+MAX_PROMPTS = 128  # of one request
+
+# They say nothing about the answer: whom it is for, how it is billed, kept or cached.
+_IGNORED_FIELDS = frozenset(
+    {"user", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+)
+# Fields that ask for nothing with this one value, which clients send without being asked to.
+_NEUTRAL_VALUES: dict[str, Any] = {"modalities": ["text"], "parallel_tool_calls": True, "best_of": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIRequest:
+    """What one request asks for: a job a prompt, and how the answer is to come."""
+
+    url: str
+    jobs: list[JobRequest]
+    is_streamed: bool
+    includes_usage: bool  # in a stream; an answer that is not streamed always has it
+
+    @property
+    def model(self) -> str | None:
+        return self.jobs[0].model
+
+
+def parse_body(url: str, body: Mapping[str, Any]) -> OpenAIRequest:
+    """Raises InvalidJobError naming the field, by OpenAI's name for it."""
+    is_streamed = _flag(body, "stream", "stream")
+    includes_usage = _includes_usage(body.get("stream_options"), is_streamed)
+    fields = {name: value for name, value in body.items() if value is not None and not _says_nothing(name, value)}
+    fields.pop("stream_options", None)
+    if not is_streamed:
+        fields.pop("stream", None)
+    fields = _chat_fields(fields) if url == CHAT_URL else _completion_fields(fields)
+    prompts = [fields] if url == CHAT_URL else [{**fields, "prompt": prompt} for prompt in _prompts(fields)]
+    jobs = [build_request({**prompt, "stream": is_streamed}) for prompt in prompts]
+    return OpenAIRequest(url, jobs, is_streamed, includes_usage)
+
+
+def request_from_body(url: str, body: Mapping[str, Any]) -> JobRequest:
+    """The one job of a batch line's body, where `stream` means nothing. Raises InvalidJobError."""
+    transport = ("stream", "stream_options")
+    request = parse_body(url, {name: value for name, value in body.items() if name not in transport})
+    if len(request.jobs) > 1:
+        rule = f"prompt: one prompt a request; got {len(request.jobs)}, make a request of each"
+        raise InvalidJobError(rule, param="prompt")
+    return request.jobs[0].model_copy(update={"stream": True})
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    return name in _IGNORED_FIELDS or (name not in JobRequest.model_fields and value == _NEUTRAL_VALUES.get(name, ...))
+
+
+def _flag(body: Mapping[str, Any], name: str, param: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidJobError(f"{param}: must be true or false; got {value!r:.60}", param=param)
+    return bool(value)
+
+
+def _includes_usage(options: Any, is_streamed: bool) -> bool:
+    if options is None:
+        return False
+    if not isinstance(options, Mapping):
+        raise InvalidJobError(f"stream_options: must be an object; got {options!r:.60}", param="stream_options")
+    if not is_streamed:
+        raise InvalidJobError("stream_options: only with stream: true; leave it out", param="stream_options")
+    unknown = sorted(set(options) - {"include_usage", "include_obfuscation"})
+    if unknown:
+        param = f"stream_options.{unknown[0]}"
+        raise InvalidJobError(f"{param}: unknown field; leave it out", param=param)
+    return _flag(options, "include_usage", "stream_options.include_usage")
+
+
+def _chat_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    if "max_completion_tokens" in fields:
+        fields["max_tokens"] = fields.pop("max_completion_tokens")
+    if isinstance(fields.get("messages"), list):
+        fields["messages"] = [_without_nulls(message) for message in fields["messages"]]
+    if "prompt" in fields:
+        raise InvalidJobError(f"prompt: {CHAT_URL} takes messages; use {COMPLETIONS_URL} for a prompt", param="prompt")
+    return fields
+
+
+def _completion_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    if "messages" in fields:
+        rule = f"messages: {COMPLETIONS_URL} takes a prompt; use {CHAT_URL} for messages"
+        raise InvalidJobError(rule, param="messages")
+    if type(fields.get("logprobs")) is int:  # a number of alternatives here, a yes or no in a chat
+        fields["top_logprobs"], fields["logprobs"] = fields["logprobs"], True
+    fields.setdefault("max_tokens", COMPLETION_MAX_TOKENS)
+    return fields
+
+
+def _prompts(fields: Mapping[str, Any]) -> list[Any]:
+    """A completion's prompt may be a text, token ids, or a list of either: one job each."""
+    prompt = fields.get("prompt")
+    if not (isinstance(prompt, list) and prompt and all(isinstance(part, str | list) for part in prompt)):
+        return [prompt]
+    if len(prompt) > MAX_PROMPTS:
+        raise InvalidJobError(f"prompt: at most {MAX_PROMPTS} prompts a request; got {len(prompt)}", param="prompt")
+    return prompt
+
+
+def _without_nulls(message: Any) -> Any:
+    if not isinstance(message, dict):
+        return message
+    return {name: value for name, value in message.items() if value is not None}

@@ -1,0 +1,94 @@
+"""Results to OpenAI's response bodies, and the pieces that whole and streamed answers share. Pure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from producer.contract import Choice, ErrorInfo, Result, Usage
+from producer.errors import InvalidJobError
+from producer.openai_logprobs import chat_logprobs, completion_logprobs
+from producer.openai_request import CHAT_URL
+
+# What OpenAI has no word for.
+_FINISH_REASONS = {"deadline": "length", "cancelled": "stop", "error": "stop"}
+
+
+def response_id(url: str, job_id: str) -> str:
+    return f"{'chatcmpl' if url == CHAT_URL else 'cmpl'}-{job_id}"
+
+
+def response_body(url: str, result: Result, *, created: int) -> dict[str, Any]:
+    """The body of a successful response. `created`: epoch seconds."""
+    return joint_response_body(url, [result], created=created)
+
+
+def joint_response_body(url: str, results: Sequence[Result], *, created: int) -> dict[str, Any]:
+    """As `response_body`, of a request with several prompts: the choices of the first, then of the second, …"""
+    render = _chat_choice if url == CHAT_URL else _completion_choice
+    choices = [render(choice, result) for result in results for choice in result.choices]
+    return {
+        "id": response_id(url, results[0].job_id),
+        "object": "chat.completion" if url == CHAT_URL else "text_completion",
+        "created": created,
+        "model": results[0].model or "",
+        "choices": [{**choice, "index": index} for index, choice in enumerate(choices)],
+        "usage": usage_body(add_usage([result.usage for result in results])),
+    }
+
+
+def add_usage(usages: Sequence[Usage]) -> Usage:
+    return Usage(**{name: sum(getattr(usage, name) for usage in usages) for name in Usage.model_fields})
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def error_body(error: ErrorInfo) -> dict[str, Any]:
+    status = error.code.http_status
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": str(error.code)}}
+
+
+def invalid_job_info(error: InvalidJobError) -> ErrorInfo:
+    return ErrorInfo(code=error.code, message=str(error), param=error.param)
+
+
+def finish_reason_body(reason: str) -> str:
+    """OpenAI's word for one of our finish reasons."""
+    return _FINISH_REASONS.get(reason, reason)
+
+
+def _chat_choice(choice: Choice, result: Result) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.tool_calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = choice.tool_calls
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+    return {
+        "index": choice.index,
+        "message": message,
+        "logprobs": chat_logprobs(choice.logprobs) if choice.logprobs is not None else None,
+        "finish_reason": finish_reason_body(choice.finish_reason),
+    }
+
+
+def _completion_choice(choice: Choice, result: Result) -> dict[str, Any]:
+    """With `echo` the prompt stands in front."""
+    echo = getattr(result, "prompt", None)
+    text, logprobs = choice.text, choice.logprobs
+    if echo is not None:
+        text = echo.text + text
+        if logprobs is not None and echo.logprobs is not None:
+            logprobs = [*echo.logprobs, *logprobs]
+    return {
+        "index": choice.index,
+        "text": text,
+        "logprobs": completion_logprobs(logprobs, text_offset=0) if logprobs is not None else None,
+        "finish_reason": finish_reason_body(choice.finish_reason),
+    }

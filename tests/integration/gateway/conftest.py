@@ -1,0 +1,44 @@
+"""A gateway on a real Redis, a fake worker that answers, and the official client, unmodified."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import openai
+import pytest
+
+from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway
+
+
+@pytest.fixture
+def start_gateway(redis_url: str) -> Iterator[StartGateway]:
+    """Start gateways with settings of one's own."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running_gateway(redis_url, **settings))
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[FakeWorker]:
+    """Serves the model `fake`, as far as anybody can see: each test says what becomes of the jobs."""
+    worker = FakeWorker(redis_url)
+    worker.announce("fake")
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def echoing(worker: FakeWorker) -> Iterator[FakeWorker]:
+    """Answers every job with its prompt, a word a chunk."""
+    with worker.serving(echo):
+        yield worker
+
+
+@pytest.fixture
+def gateway(start_gateway: StartGateway) -> RunningGateway:
+    return start_gateway()
+
+
+@pytest.fixture
+def client(gateway: RunningGateway) -> Iterator[openai.OpenAI]:
+    with open_client(gateway) as client:
+        yield client
