@@ -131,15 +131,15 @@ class InferenceEngine:
         runs first. An id may be used again once its request has finished.
         """
         supervisor, reader = self._running()
-        prompt = reader.check(prompt_token_ids)
+        prompt, params = reader.check(prompt_token_ids), _params(params)
         supervisor.submit(
             Request(
                 request_id,
                 prompt,
-                _params(params),
+                params,
                 priority=priority,
                 on_output=on_output,
-                token_bytes=reader.tokenizer.token_bytes,
+                token_bytes=reader.tokenizer.token_bytes.showing(params.visible_token_ids),
             )
         )
 

@@ -47,6 +47,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    visible_token_ids: tuple[int, ...] = ()
+    """Special tokens that stand in the text as they are spelt; the others add nothing to it."""
     grammar: GrammarSpec | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class SamplingParams:
         require(self.min_tokens >= 0, "min_tokens", "must be at least 0", self.min_tokens)
         limit = f"must be at most max_tokens ({self.max_tokens})"
         require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", limit, self.min_tokens)
+        are_ids = all(token_id >= 0 for token_id in self.visible_token_ids)
+        require(are_ids, "visible_token_ids", "must be token ids", self.visible_token_ids)
         require(self.n >= 1, "n", "must be at least 1", self.n)
         require(
             isfinite(self.temperature) and self.temperature >= 0, "temperature", "must be 0 or more", self.temperature

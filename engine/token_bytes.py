@@ -35,6 +35,17 @@ class TokenBytes(dict[int, bytes]):
         anchor_ids = tokenizer.encode("a", add_special_tokens=False).ids
         self._anchor = anchor_ids[-1:]
         self._anchor_text = tokenizer.decode(self._anchor)
+        self._showing: dict[tuple[int, ...], TokenBytes] = {}
+
+    def showing(self, token_ids: tuple[int, ...]) -> "TokenBytes":
+        """A table like this one, in which these tokens, special or not, add their spelling."""
+        if not token_ids:
+            return self
+        if token_ids not in self._showing:
+            table = TokenBytes(self._tokenizer)
+            table.update({token_id: (self._tokenizer.id_to_token(token_id) or "").encode() for token_id in token_ids})
+            self._showing[token_ids] = table
+        return self._showing[token_ids]
 
     def __missing__(self, token_id: int) -> bytes:
         self[token_id] = found = self._derive(token_id)

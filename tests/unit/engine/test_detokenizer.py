@@ -111,3 +111,15 @@ def test_a_character_that_the_prompt_began_is_completed_by_the_output() -> None:
 def test_replaying_the_tokens_gives_the_same_pieces(text: str) -> None:
     output = encode(BYTE_LEVEL, text)
     assert pieces(BYTE_LEVEL, [], output) == pieces(BYTE_LEVEL, [], output)
+
+
+@both_kinds
+def test_a_special_token_made_visible_stands_in_the_text_as_it_is_spelt(raw: RawTokenizer) -> None:
+    table = TABLES[id(raw)]
+    start, end = raw.token_to_id(START_TOKEN), raw.token_to_id(END_TOKEN)
+    output = [start, *encode(raw, "a"), end, start]
+    shown = Detokenizer(table.showing((start,)), encode(raw, "a b"))
+    text = "".join(shown.push(token_id) for token_id in output)
+    assert text.replace(" ", "") == f"{START_TOKEN}a{START_TOKEN}"  # sentencepiece puts a space before its words
+    assert "".join(pieces(raw, encode(raw, "a b"), output)).strip() == "a"
+    assert table.showing(()) is table and table.showing((start,)) is table.showing((start,))
