@@ -14,7 +14,7 @@ import numpy as np
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError
 from engine.kv_cache.manager import KVCacheManager
-from engine.messages import AddSequence, EngineInfo, EngineStats, FinishCode, StepOutput
+from engine.messages import AddSequence, EngineInfo, EngineStats, StepOutput
 from engine.runner.base import Runner
 from engine.runner.slots import SequenceSlots
 from engine.runner.step_executor import StepExecutor
@@ -45,7 +45,6 @@ class EngineCore:
         self._scheduler = Scheduler(slots, self._kv, max_num_tokens=config.max_num_tokens)
         self._executor = StepExecutor(self._runner, slots)
         self._recorder = StepRecorder(slots, self._kv, self._scheduler)
-        self._ended: dict[int, FinishCode] = {}  # added complete; reported by the next step
         self._num_steps = 0
 
     def add(self, message: AddSequence) -> None:
@@ -53,22 +52,17 @@ class EngineCore:
 
         Raises `ContextLengthError` if it can never fit, `InvalidRequestError` if it is malformed; nothing changes then.
         """
-        if message.sequence_id in self._scheduler or message.sequence_id in self._ended:
+        if message.sequence_id in self._scheduler:
             raise InvalidRequestError(f"sequence {message.sequence_id} runs already", param="sequence_id")
-        sequence = create_sequence(message, self._limits)
-        if sequence.initial_finish_code is FinishCode.NONE:
-            self._scheduler.add(sequence)
-        else:
-            self._ended[sequence.sequence_id] = sequence.initial_finish_code
+        self._scheduler.add(create_sequence(message, self._limits))
 
     def abort(self, sequence_ids: Iterable[int]) -> None:
         """Forget these sequences at once; unknown ids are passed over, and none of them is heard of again."""
         for sequence_id in sequence_ids:
-            if self._ended.pop(sequence_id, None) is None:
-                self._scheduler.abort(sequence_id)
+            self._scheduler.abort(sequence_id)
 
     def has_work(self) -> bool:
-        return bool(self._ended or self._scheduler.num_running or self._scheduler.num_waiting)
+        return bool(self._scheduler.num_running or self._scheduler.num_waiting)
 
     def step(self) -> StepOutput:
         """Compute one step and return its tokens; empty if there is no work. Blocks until the device is done.
@@ -76,12 +70,10 @@ class EngineCore:
         Raises `DeviceLostError` if the device is beyond help; the sequences are then to be resumed in a new process.
         """
         plan = self._scheduler.schedule()
-        output = _nothing() if plan is None else self._recorder.record(plan, self._executor.run(plan))
-        self._num_steps += plan is not None
-        if self._ended:
-            output.ended.update(self._ended)
-            self._ended = {}
-        return output
+        if plan is None:
+            return _nothing()
+        self._num_steps += 1
+        return self._recorder.record(plan, self._executor.run(plan))
 
     def get_stats(self) -> EngineStats:
         pool = self._kv.pool

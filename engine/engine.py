@@ -7,6 +7,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import fields as fields_of
+from math import isfinite
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -14,6 +15,8 @@ from uuid import uuid4
 from engine.collector import Collector
 from engine.config import EngineConfig
 from engine.errors import EngineNotRunningError, InvalidRequestError
+from engine.field_types import require
+from engine.finish_rule import FinishRule
 from engine.messages import EngineInfo
 from engine.outputs import GenerationOutput, OnOutput, RequestOutput, raise_for_error
 from engine.prompt_reader import Prompt, PromptReader
@@ -21,6 +24,8 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.supervisor import Supervisor
 from engine.tokenizer import Tokenizer
+
+_MAX_PRIORITY = 2**53  # what JSON carries exactly
 
 
 class InferenceEngine:
@@ -123,21 +128,37 @@ class InferenceEngine:
         params: SamplingParams,
         *,
         priority: int = 0,
+        deadline: float | None = None,
+        output_token_ids: Sequence[Sequence[int]] = (),
         on_output: OnOutput,
     ) -> None:
         """Starts a request and returns; `on_output` is called from the engine's thread, in order, until `finished`.
 
-        Callbacks must be quick and must not wait for the engine; one that raises ends its request. Lower `priority`
-        runs first. An id may be used again once its request has finished.
+        Callbacks must be quick and must not wait for the engine; one that raises ends its request. An id may be used
+        again once its request has finished.
+
+        Lower `priority` runs first; among equals the earlier `deadline` (epoch seconds), which orders and ends nothing.
+
+        `output_token_ids` resumes a request: for each choice the tokens it already has. They count towards
+        `max_tokens`, and the next token is what the uninterrupted request would have got. Each such choice is replayed
+        in one output with `is_replay` before any new token; tokens after its end (a stop, `max_tokens`) are left out
+        of it, so a caller who stored them can see that they were not this request's.
         """
         supervisor, reader = self._running()
         prompt, params = reader.check(prompt_token_ids), _params(params)
+        _check_order(priority, deadline)
+        info = reader.info
         supervisor.submit(
             Request(
                 request_id,
                 prompt,
                 params,
                 priority=priority,
+                deadline=deadline,
+                finish_rule=FinishRule.of(
+                    params, len(prompt), max_len=info.max_model_len, eos_token_ids=info.eos_token_ids
+                ),
+                output_token_ids=reader.check_output(output_token_ids, params.n),
                 on_output=on_output,
                 token_bytes=reader.tokenizer.token_bytes.showing(params.visible_token_ids),
             )
@@ -242,6 +263,17 @@ def _params(params: SamplingParams | None) -> SamplingParams:
     if not isinstance(params, SamplingParams):
         raise InvalidRequestError(f"params must be SamplingParams; got {params!r:.80}", param="params")
     return params
+
+
+def _check_order(priority: int, deadline: float | None) -> None:
+    require(
+        type(priority) is int and abs(priority) <= _MAX_PRIORITY,
+        "priority",
+        f"must be an integer from -{_MAX_PRIORITY} to {_MAX_PRIORITY}",
+        priority,
+    )
+    is_number = isinstance(deadline, int | float) and not isinstance(deadline, bool) and isfinite(deadline)
+    require(deadline is None or is_number, "deadline", "must be a finite number of epoch seconds, or None", deadline)
 
 
 def _one_choice(params: SamplingParams | None) -> SamplingParams:

@@ -45,6 +45,7 @@ class AddSequence:
     choice_index: int = 0  # keys the noise together with the seed
     output_token_ids: list[int] = field(default_factory=list)
     priority: int = 0  # lower runs first
+    deadline: float | None = None  # epoch seconds; among equal priorities the earlier one runs first, None last
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,6 @@ class StepOutput:
     """Sequences that failed alone, with the reason; they stand in no array."""
     cached_tokens: dict[int, int] = field(default_factory=dict)
     """Sequences that began in this step and found this many of their prompt's tokens in the prefix cache (not 0)."""
-    ended: dict[int, FinishCode] = field(default_factory=dict)
-    """Sequences that were added with all the output tokens they may have: they end without a new one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,9 @@ class RequestOutput:
 
     Joining `text`, `token_ids` and `logprobs` over a choice's outputs gives its whole answer. A token whose text is
     held back (half a character, the beginning of a stop string) stands in `token_ids` at once; its text comes later.
+
+    A choice that was submitted with output tokens first gets one output with `is_replay`: those tokens, the text they
+    release and, if they complete the choice, its end. Tokens beyond that end are not taken.
     """
 
     request_id: str
@@ -42,6 +45,7 @@ class RequestOutput:
     error_kind: ErrorKind | None = None
     finished: bool = False  # the whole request: every choice has ended, and this is its last output
     num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache instead of being computed
+    is_replay: bool = False  # these tokens came with the request
 
 
 OnOutput: TypeAlias = Callable[[RequestOutput], None]

@@ -37,11 +37,7 @@ class PromptReader:
             raise InvalidRequestError("prompt is empty: it must hold at least one token", param="prompt")
         if not isinstance(prompt, list | tuple) or not all(type(token_id) is int for token_id in prompt):
             raise InvalidRequestError(f"prompt must be text or a list of token ids; got {prompt!r:.80}", param="prompt")
-        if min(prompt) < 0 or max(prompt) >= self.info.vocab_size:
-            wrong = next(token_id for token_id in prompt if not 0 <= token_id < self.info.vocab_size)
-            raise InvalidRequestError(
-                f"prompt holds token id {wrong}, but the vocabulary ends at {self.info.vocab_size - 1}", param="prompt"
-            )
+        self._check_vocabulary(prompt, "prompt", "prompt")
         if len(prompt) >= self.info.max_model_len:
             raise ContextLengthError(
                 f"prompt has {len(prompt)} tokens, but the context holds {self.info.max_model_len} and the answer "
@@ -49,6 +45,33 @@ class PromptReader:
                 param="prompt",
             )
         return list(prompt)
+
+    def check_output(self, output_token_ids: object, num_choices: int) -> list[list[int]]:
+        """For each choice the tokens it already has, as lists of their own. Raises with param `output_token_ids`."""
+        param = "output_token_ids"
+        if not isinstance(output_token_ids, list | tuple):
+            raise InvalidRequestError(
+                f"{param} must be a list with the token ids of each choice; got {output_token_ids!r:.80}", param=param
+            )
+        if len(output_token_ids) > num_choices:
+            raise InvalidRequestError(
+                f"{param} holds {len(output_token_ids)} lists, but n is {num_choices}: at most one for each choice",
+                param=param,
+            )
+        for index, token_ids in enumerate(output_token_ids):
+            if not isinstance(token_ids, list | tuple) or not all(type(token_id) is int for token_id in token_ids):
+                raise InvalidRequestError(
+                    f"{param}[{index}] must be a list of token ids; got {token_ids!r:.80}", param=param
+                )
+            self._check_vocabulary(token_ids, f"{param}[{index}]", param)
+        return [list(token_ids) for token_ids in output_token_ids]
+
+    def _check_vocabulary(self, token_ids: Sequence[int], name: str, param: str) -> None:
+        if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.info.vocab_size):
+            wrong = next(token_id for token_id in token_ids if not 0 <= token_id < self.info.vocab_size)
+            raise InvalidRequestError(
+                f"{name} holds token id {wrong}, but the vocabulary ends at {self.info.vocab_size - 1}", param=param
+            )
 
     def _check_at(self, place: int, prompt: object) -> list[int]:
         try:

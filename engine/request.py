@@ -3,10 +3,11 @@
 Knows neither the child nor other requests.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from engine.detokenizer import Detokenizer
+from engine.finish_rule import FinishRule
 from engine.messages import AddSequence, FinishCode
 from engine.outputs import ErrorKind, FinishReason, OnOutput, RequestOutput
 from engine.sampling_params import SamplingParams
@@ -28,7 +29,18 @@ class Ending:
 class Request:
     """A prompt and its open choices, in order; the supervisor's thread alone changes it."""
 
-    __slots__ = ("is_running", "num_deaths", "on_output", "open_choices", "params", "priority", "prompt", "request_id")
+    __slots__ = (
+        "deadline",
+        "finish_rule",
+        "is_running",
+        "num_deaths",
+        "on_output",
+        "open_choices",
+        "params",
+        "priority",
+        "prompt",
+        "request_id",
+    )
 
     def __init__(
         self,
@@ -37,15 +49,23 @@ class Request:
         params: SamplingParams,
         *,
         priority: int,
+        deadline: float | None = None,
+        finish_rule: FinishRule,
+        output_token_ids: Sequence[Sequence[int]] = (),
         on_output: OnOutput,
         token_bytes: TokenBytes,
     ) -> None:
+        """`output_token_ids`: what each choice already has; choices beyond its length have nothing."""
         self.request_id = request_id
         self.prompt = list(prompt_token_ids)
         self.params = params
         self.priority = priority
+        self.deadline = deadline
+        self.finish_rule = finish_rule
         self.on_output = on_output
         self.open_choices = [Choice(self, index, token_bytes) for index in range(params.n)]
+        for choice, token_ids in zip(self.open_choices, output_token_ids, strict=False):
+            choice.to_replay = list(token_ids)
         self.num_deaths = 0  # of the child while this ran, in a row, without a new token
         self.is_running = False  # the present child knows its sequences
 
@@ -59,19 +79,32 @@ class Request:
                 choice_index=choice.index,
                 output_token_ids=list(choice.token_ids),  # the message is pickled on another thread
                 priority=self.priority,
+                deadline=self.deadline,
             )
 
 
 class Choice:
     """One answer: one sequence of the child."""
 
-    __slots__ = ("detokenizer", "index", "num_cached_tokens", "request", "sequence_id", "stop_matcher", "token_ids")
+    __slots__ = (
+        "detokenizer",
+        "index",
+        "num_cached_tokens",
+        "num_replayed",
+        "request",
+        "sequence_id",
+        "stop_matcher",
+        "to_replay",
+        "token_ids",
+    )
 
     def __init__(self, request: Request, index: int, token_bytes: TokenBytes) -> None:
         self.request = request
         self.index = index
         self.sequence_id = -1  # given on arrival
         self.token_ids: list[int] = []
+        self.to_replay: list[int] = []  # tokens it came with, until they are replayed
+        self.num_replayed = 0
         self.num_cached_tokens = 0
         self.detokenizer = Detokenizer(token_bytes, request.prompt)
         self.stop_matcher = StopMatcher(request.params.stop) if request.params.stop else None
@@ -88,11 +121,32 @@ class Choice:
             return text, None
         return text + self.release(), FINISH_REASONS[code]
 
+    def replay(self) -> tuple[str, FinishReason | None]:
+        """Takes the tokens it came with as if they came from the child, up to the one that ends it."""
+        texts: list[str] = []
+        reason: FinishReason | None = None
+        rule, num_prompt_tokens = self.request.finish_rule, len(self.request.prompt)
+        for count, token_id in enumerate(self.to_replay, start=1):
+            text, reason = self.accept(token_id, rule.code(token_id, num_prompt_tokens + count))
+            texts.append(text)
+            if reason is not None:
+                break
+        self.to_replay = []
+        self.num_replayed = len(self.token_ids)
+        return "".join(texts), reason
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the child has given it a token."""
+        return len(self.token_ids) > self.num_replayed
+
     def release(self) -> str:
         """The text held back, once no more will follow: it is no stop string."""
         return "" if self.stop_matcher is None else self.stop_matcher.flush()
 
-    def output(self, token_ids: list[int], text: str, ending: Ending | None) -> RequestOutput:
+    def output(
+        self, token_ids: list[int], text: str, ending: Ending | None, *, is_replay: bool = False
+    ) -> RequestOutput:
         """What the last `token_ids` meant for the caller, or how the choice ended without one."""
         return RequestOutput(
             request_id=self.request.request_id,
@@ -105,4 +159,5 @@ class Choice:
             error_kind=ending.error_kind if ending else None,
             finished=not self.request.open_choices,
             num_cached_tokens=self.num_cached_tokens,
+            is_replay=is_replay,
         )

@@ -14,7 +14,7 @@ from itertools import count
 
 from engine.messages import AddSequence, StepOutput
 from engine.outputs import ErrorKind
-from engine.request import FINISH_REASONS, Choice, Ending, Request
+from engine.request import Choice, Ending, Request
 
 MAX_DEATHS = 3  # in a row, without a new token
 _SUSPECT_DEATHS = 2
@@ -50,10 +50,14 @@ class RequestTable:
         return True
 
     def add(self, request: Request) -> None:
+        """Takes a request in and replays what its choices came with; those that are complete end here."""
         self._requests[request.request_id] = request
         for choice in request.open_choices:
             choice.sequence_id = next(self._sequence_ids)
             self._open_choices[choice.sequence_id] = choice
+        for choice in [choice for choice in request.open_choices if choice.to_replay]:
+            if choice in request.open_choices:  # else the callback of a choice before it failed
+                self._replay(choice)
 
     def start(self, request: Request) -> Iterator[AddSequence]:
         """What the child must be told; from here on the request is at risk with it."""
@@ -88,16 +92,14 @@ class RequestTable:
         """Hands every token to its choice. Tokens of a choice that ended while they were on their way are dropped."""
         for sequence_id, num_cached_tokens in step.cached_tokens.items():
             choice = self._open_choices.get(sequence_id)
-            if choice is not None and not choice.token_ids:
+            if choice is not None and not choice.has_begun:
                 choice.num_cached_tokens = num_cached_tokens
         entries = zip(step.sequence_ids.tolist(), step.token_ids.tolist(), step.finish_codes.tolist(), strict=True)
         for sequence_id, token_id, code in entries:
             if (choice := self._open_choices.get(sequence_id)) is not None:
                 self._accept(choice, token_id, code)
-        for sequence_id, finish_code in step.ended.items():
-            self._end_by_child(sequence_id, Ending(FINISH_REASONS[finish_code]))
         for sequence_id, error in step.errors.items():
-            self._end_by_child(sequence_id, Ending("error", error, "refused"))
+            self._fail(sequence_id, Ending("error", error, "refused"))
 
     def abort(self, request_id: str) -> None:
         """Ends a request's open choices; an unknown id is passed over."""
@@ -132,7 +134,13 @@ class RequestTable:
         self._close(choice, is_known_to_child=not code)
         self._deliver(choice, [token_id], text, Ending(reason))
 
-    def _end_by_child(self, sequence_id: int, ending: Ending) -> None:
+    def _replay(self, choice: Choice) -> None:
+        text, reason = choice.replay()
+        if reason is not None:
+            self._close(choice, is_known_to_child=False)
+        self._deliver(choice, list(choice.token_ids), text, Ending(reason) if reason else None, is_replay=True)
+
+    def _fail(self, sequence_id: int, ending: Ending) -> None:
         choice = self._open_choices.get(sequence_id)
         if choice is not None:
             self._close(choice, is_known_to_child=False)
@@ -154,11 +162,13 @@ class RequestTable:
             del self._requests[request.request_id]
             self._reserved_ids.discard(request.request_id)
 
-    def _deliver(self, choice: Choice, token_ids: list[int], text: str, ending: Ending | None) -> None:
+    def _deliver(
+        self, choice: Choice, token_ids: list[int], text: str, ending: Ending | None, *, is_replay: bool = False
+    ) -> None:
         """Calls back. A request whose callback fails is dropped: nobody listens to it any more."""
         request = choice.request
         try:
-            request.on_output(choice.output(token_ids, text, ending))
+            request.on_output(choice.output(token_ids, text, ending, is_replay=is_replay))
         except Exception:
             _log.exception("request %s is dropped: its output callback failed", request.request_id)
             while request.open_choices:

@@ -6,15 +6,17 @@ The rules
 - A step computes at most `max_num_tokens` tokens. Every running decode is in every step; what is left of the budget
   goes to prefill chunks, most urgent first. So a prefill, however long, holds up a decode by no more than the rest of
   one step of `max_num_tokens` tokens.
-- Urgency is (priority, arrival). Waiting sequences are admitted in that order, and a head that does not fit holds up
-  the line, so that large ones are not passed over for ever. `WaitingQueue` says why low priorities do not starve.
+- Urgency is (priority, deadline, arrival). Waiting sequences are admitted in that order, and a head that does not fit
+  holds up the line, so that large ones are not passed over for ever. `WaitingQueue` says why nobody starves.
 - Admission takes blocks for all of a sequence's present tokens, so prefills never run short; decodes may. Then the
-  least urgent running sequence (the youngest of the lowest priority) is preempted: its blocks go, its tokens stay, it
+  least urgent running sequence is preempted: its blocks go, its tokens stay, it
   waits at its old place and is computed again. The most urgent one is never preempted, so there is always progress.
-- A waiting sequence preempts running ones only of a strictly lower priority, and only if that makes it fit.
+- A waiting sequence preempts running ones only of a lower priority, or of the same and a later deadline or none, and
+  only if that makes it fit. Arrival alone preempts nobody, so jobs without priorities and deadlines never do.
 """
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -69,7 +71,7 @@ class Scheduler:
         ran_short = self._reserve_decode_blocks()
         decodes = self._slots.decoding()
         draft = _Draft(budget=self._budget - len(decodes))
-        for sequence in sorted(self._prefilling.values(), key=lambda s: (s.priority, s.sequence_id)):
+        for sequence in sorted(self._prefilling.values(), key=attrgetter("urgency")):
             self._plan_chunk(draft, sequence)
         if not ran_short:
             self._admit_waiting(draft)
@@ -81,8 +83,8 @@ class Scheduler:
     # who runs --------------------------------------------------------------------------------------------------------
 
     def _admit_urgent(self) -> None:
-        """Admit waiting sequences of a higher priority than somebody who runs, at that somebody's cost if need be."""
-        while (head := self._waiting.head()) is not None and head.priority < self._slots.priority.max():
+        """Admit waiting sequences that come before somebody who runs, at that somebody's cost if need be."""
+        while self._running and (head := self._waiting.head()) and head.is_before(self._slots.least_urgent()):
             hits = self._make_room(head)
             if hits is None:
                 return
@@ -90,17 +92,17 @@ class Scheduler:
 
     def _make_room(self, head: Sequence) -> list[int] | None:
         """Preempt less urgent sequences until the head fits; return its hits, or None if it would not fit even then."""
-        less_urgent = self._slots.priority > head.priority
+        less_urgent = [slot for slot, sequence in self._slots.sequences.items() if head.is_before(sequence)]
         hits = self._kv.match(head)
         releasable = int(self._slots.num_blocks[less_urgent].sum())
-        reserve = _reserve(len(self._running) - int(np.count_nonzero(less_urgent)))
+        reserve = _reserve(len(self._running) - len(less_urgent))
         if self._kv.num_wanted(head, hits) + reserve > self._kv.num_available + releasable:
             return None
         while not self._fits(head, hits):
-            victim = self._least_urgent()
-            if self._slots.priority[victim] <= head.priority:  # blocks that others share too did not come free
+            victim = self._slots.least_urgent()
+            if not head.is_before(victim):  # blocks that others share too did not come free
                 return None
-            self.preempt(victim)
+            self.preempt(self._slot_of(victim))
         return hits
 
     def _admit_waiting(self, draft: "_Draft") -> None:
@@ -141,17 +143,11 @@ class Scheduler:
             num_full = np.count_nonzero(is_full)
             if num_full <= kv.num_available:
                 break
-            self.preempt(self._least_urgent())
+            self.preempt(self._slot_of(self._slots.least_urgent()))
             ran_short = True
         if num_full:
             kv.grow(decoding[is_full])
         return ran_short
-
-    def _least_urgent(self) -> int:
-        """The slot of the youngest sequence of the lowest priority that runs. Needs one to run."""
-        priority = self._slots.priority
-        lowest = np.flatnonzero(priority == priority.max())
-        return int(lowest[self._slots.sequence_id[lowest].argmax()])
 
     def preempt(self, slot: int) -> None:
         """Back to the waiting, at its old place, with all its tokens and none of its blocks."""

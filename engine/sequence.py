@@ -5,11 +5,13 @@ nothing of scheduling, of KV blocks beyond the digests of its own, or of text.
 """
 
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ContextLengthError, InvalidRequestError
+from engine.finish_rule import FinishRule
 from engine.messages import AddSequence, FinishCode
 from engine.sampling_params import SamplingParams
 
@@ -22,9 +24,9 @@ class Sequence:
     params: SamplingParams
     choice_index: int
     priority: int  # lower runs first
+    deadline: float = inf  # epoch seconds; among equal priorities the earlier one runs first
     num_prompt_tokens: int
-    max_total_tokens: int  # prompt and output; reaching it ends the sequence with LENGTH
-    stop_token_ids: tuple[int, ...]  # end of sequence included, unless ignored
+    finish_rule: FinishRule
     token_ids: NDArray[np.int32]  # prompt and output so far; stale while the sequence runs
     slot: int | None = None  # its row in SequenceSlots while it runs
     cache_key: bytes = b""  # whatever besides the tokens changes its keys and values
@@ -38,11 +40,13 @@ class Sequence:
         return len(self.token_ids)
 
     @property
-    def initial_finish_code(self) -> FinishCode:
-        """STOP or LENGTH if the output it came with is already complete."""
-        if self.num_tokens > self.num_prompt_tokens and int(self.token_ids[-1]) in self.stop_token_ids:
-            return FinishCode.STOP
-        return FinishCode.LENGTH if self.num_tokens >= self.max_total_tokens else FinishCode.NONE
+    def urgency(self) -> tuple[int, float, int]:
+        """The order of everything: the lowest is the most urgent. The last part, arrival, makes it total."""
+        return self.priority, self.deadline, self.sequence_id
+
+    def is_before(self, other: "Sequence") -> bool:
+        """Whether it may take the other's place: arrival alone is no reason."""
+        return (self.priority, self.deadline) < (other.priority, other.deadline)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +63,7 @@ def create_sequence(message: AddSequence, limits: SequenceLimits) -> Sequence:
     """Check a message and make it a sequence.
 
     Raises `ContextLengthError` if the prompt leaves no room for a single token, `InvalidRequestError` for an empty
-    prompt or a token id outside the vocabulary.
+    prompt, a token id outside the vocabulary, or output that is complete already.
     """
     num_prompt_tokens = len(message.prompt_token_ids)
     if not num_prompt_tokens:
@@ -70,18 +74,21 @@ def create_sequence(message: AddSequence, limits: SequenceLimits) -> Sequence:
             f"({limits.described}); shorten the prompt or serve the model with more room",
             param="prompt",
         )
-    params = message.params
-    eos = () if params.ignore_eos else limits.eos_token_ids
-    wanted = limits.max_len if params.max_tokens is None else num_prompt_tokens + params.max_tokens
+    token_ids = _checked_tokens(message, limits.vocab_size)
+    rule = FinishRule.of(message.params, num_prompt_tokens, max_len=limits.max_len, eos_token_ids=limits.eos_token_ids)
+    if message.output_token_ids and rule.code(message.output_token_ids[-1], len(token_ids)) is not FinishCode.NONE:
+        raise InvalidRequestError(
+            f"sequence {message.sequence_id} comes with all the output it may have", param="output_token_ids"
+        )
     return Sequence(
         sequence_id=message.sequence_id,
-        params=params,
+        params=message.params,
         choice_index=message.choice_index,
         priority=message.priority,
+        deadline=inf if message.deadline is None else message.deadline,
         num_prompt_tokens=num_prompt_tokens,
-        max_total_tokens=min(wanted, limits.max_len),
-        stop_token_ids=(*eos, *params.stop_token_ids),
-        token_ids=_checked_tokens(message, limits.vocab_size),
+        finish_rule=rule,
+        token_ids=token_ids,
     )
 
 

@@ -1,19 +1,20 @@
 """The sequences that wait for a slot: who is next, and why nobody waits for ever.
 
-Order: priority (lower first), then arrival. A preempted sequence comes back with its own arrival, ahead of everyone
-younger. Strict priorities alone would starve: so when `MAX_OVERTAKINGS` admissions in a row have passed over the oldest
-sequence here, that one becomes the most urgent of all (`PROMOTED`), for good. Hence a sequence with k older ones ahead
-of it is admitted after at most (k + 1) * (MAX_OVERTAKINGS + 1) admissions.
+Order: priority (lower first), then deadline (earlier first, none last), then arrival. A preempted sequence comes back
+with its own arrival, ahead of everyone younger. Strict urgency alone would starve: so when `MAX_OVERTAKINGS` admissions
+in a row have passed over the oldest sequence here, that one becomes the most urgent of all (`PROMOTED`), for good. So
+a sequence with k older ones ahead of it is admitted after at most (k + 1) * (MAX_OVERTAKINGS + 1) admissions.
 
 All operations take O(log n) at most; removal is lazy, so that 100,000 waiting sequences cost a step nothing.
 """
 
 import heapq
+from math import inf
 
 from engine.sequence import Sequence
 
 MAX_OVERTAKINGS = 16
-PROMOTED = -(2**62)  # a priority below any that a request may have
+PROMOTED = -(2**62)  # a priority below any that a request may have; among the promoted arrival decides
 
 
 class WaitingQueue:
@@ -21,14 +22,14 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._sequences: dict[int, Sequence] = {}
-        self._by_urgency: list[tuple[int, int]] = []  # (priority, sequence_id)
+        self._by_urgency: list[tuple[int, float, int]] = []  # Sequence.urgency
         self._by_arrival: list[int] = []
         self._num_overtakings = 0
 
     def push(self, sequence: Sequence) -> None:
         """Add a sequence, new or preempted."""
         self._sequences[sequence.sequence_id] = sequence
-        heapq.heappush(self._by_urgency, (sequence.priority, sequence.sequence_id))
+        heapq.heappush(self._by_urgency, sequence.urgency)
         heapq.heappush(self._by_arrival, sequence.sequence_id)
         if max(len(self._by_urgency), len(self._by_arrival)) > 2 * len(self._sequences) + 64:
             self._rebuild()
@@ -39,8 +40,8 @@ class WaitingQueue:
             return None
         oldest = self._sequences[self._oldest()]
         if self._num_overtakings >= MAX_OVERTAKINGS and oldest.priority != PROMOTED:
-            oldest.priority = PROMOTED
-            heapq.heappush(self._by_urgency, (PROMOTED, oldest.sequence_id))
+            oldest.priority, oldest.deadline = PROMOTED, -inf
+            heapq.heappush(self._by_urgency, oldest.urgency)
         return self._sequences[self._most_urgent()]
 
     def admit(self, sequence: Sequence) -> None:
@@ -63,7 +64,7 @@ class WaitingQueue:
         heap = self._by_urgency
         while not self._is_current(heap[0]):
             heapq.heappop(heap)
-        return heap[0][1]
+        return heap[0][-1]
 
     def _oldest(self) -> int:
         heap = self._by_arrival
@@ -71,13 +72,13 @@ class WaitingQueue:
             heapq.heappop(heap)
         return heap[0]
 
-    def _is_current(self, entry: tuple[int, int]) -> bool:
-        sequence = self._sequences.get(entry[1])
-        return sequence is not None and sequence.priority == entry[0]
+    def _is_current(self, entry: tuple[int, float, int]) -> bool:
+        sequence = self._sequences.get(entry[-1])
+        return sequence is not None and sequence.urgency == entry
 
     def _rebuild(self) -> None:
         """Drop the entries of sequences that left."""
-        self._by_urgency = [(sequence.priority, sequence_id) for sequence_id, sequence in self._sequences.items()]
+        self._by_urgency = [sequence.urgency for sequence in self._sequences.values()]
         self._by_arrival = list(self._sequences)
         heapq.heapify(self._by_urgency)
         heapq.heapify(self._by_arrival)

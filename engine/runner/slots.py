@@ -5,6 +5,7 @@ taken. Knows nothing of who gets a slot (the scheduler) or which block is whose 
 """
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,6 @@ from engine.sequence import Sequence
 
 STOP_TABLE_WIDTH = 8  # stop tokens compared at once; a sequence with more is looked at by itself
 NO_TOKEN = -2  # pads the stop table; no sampler gives it
-NOBODY = np.iinfo(np.int64).min  # the priority of a free slot: below everyone's
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +54,6 @@ class SequenceSlots:
         self.num_computed = np.zeros(max_num_seqs, np.int64)  # tokens whose keys and values lie in the cache
         self.num_blocks = np.zeros(max_num_seqs, np.int64)
         self.is_decoding = np.zeros(max_num_seqs, np.bool_)  # everything but the last token is computed
-        self.priority = np.full(max_num_seqs, NOBODY, np.int64)
         self.sequence_id = np.zeros(max_num_seqs, np.int64)
         self._max_total = np.zeros(max_num_seqs, np.int64)
         self._stop_ids = np.full((max_num_seqs, STOP_TABLE_WIDTH), NO_TOKEN, np.int32)
@@ -68,6 +67,7 @@ class SequenceSlots:
         self.sequences: dict[int, Sequence] = {}  # taken slots
         self._free = list(range(max_num_seqs - 1, -1, -1))
         self._decoding: SlotRows | None = None
+        self._least_urgent: Sequence | None = None
 
     @property
     def num_free(self) -> int:
@@ -83,11 +83,11 @@ class SequenceSlots:
         self.num_tokens[slot] = num_tokens
         self.num_computed[slot] = 0
         self.num_blocks[slot] = 0
-        self.priority[slot] = sequence.priority
         self.sequence_id[slot] = sequence.sequence_id
-        self._max_total[slot] = sequence.max_total_tokens
-        self._write_stops(slot, sequence.stop_token_ids)
+        self._max_total[slot] = sequence.finish_rule.max_total_tokens
+        self._write_stops(slot, sequence.finish_rule.stop_token_ids)
         self._write_sampling(slot, sequence)
+        self._least_urgent = None
         return slot
 
     def release(self, slot: int) -> Sequence:
@@ -95,7 +95,7 @@ class SequenceSlots:
         sequence = self.sequences.pop(slot)
         sequence.token_ids = self.token_ids[slot, : self.num_tokens[slot]].copy()
         sequence.slot = None
-        self.priority[slot] = NOBODY
+        self._least_urgent = None
         self._long_stops.pop(slot, None)
         self._free.append(slot)
         if self.is_decoding[slot]:
@@ -113,6 +113,12 @@ class SequenceSlots:
         if self._decoding is None:
             self._decoding = self.rows(np.flatnonzero(self.is_decoding))
         return self._decoding
+
+    def least_urgent(self) -> Sequence:
+        """The first to make room for others. Needs one to run."""
+        if self._least_urgent is None:
+            self._least_urgent = max(self.sequences.values(), key=attrgetter("urgency"))
+        return self._least_urgent
 
     def rows(self, slots: NDArray[np.int64]) -> SlotRows:
         """Gather what is constant about some slots."""

@@ -34,6 +34,7 @@ class CoreDriver:
         *,
         max_tokens: int | None = 8,
         priority: int = 0,
+        deadline: float | None = None,
         seed: int = 0,
         choice: int = 0,
         output: list[int] | None = None,
@@ -52,6 +53,7 @@ class CoreDriver:
                 choice_index=choice,
                 output_token_ids=list(output or []),
                 priority=priority,
+                deadline=deadline,
             )
         )
         self.outputs[sequence_id] = list(output or [])
@@ -65,7 +67,6 @@ class CoreDriver:
             self.outputs[int(sequence_id)].append(int(token_id))
             if code != FinishCode.NONE:
                 self.finished[int(sequence_id)] = FinishCode(int(code))
-        self.finished.update(step.ended)
         self.finished.update(dict.fromkeys(step.errors, FinishCode.ERROR))
         self.errors.update(step.errors)
         self.cached_tokens.update(step.cached_tokens)

@@ -17,7 +17,8 @@ import numpy as np
 
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError, ModelLoadError
-from engine.messages import AddSequence, EngineInfo, EngineStats, FinishCode, StepOutput
+from engine.finish_rule import FinishRule
+from engine.messages import AddSequence, EngineInfo, EngineStats, StepOutput
 from tests.fakes.tiny_tokenizers import write_tokenizer
 
 CORE_PATH = "tests.fakes.fake_core:FakeCore"
@@ -115,15 +116,17 @@ class FakeCore:
 
     def _echo(self, message: AddSequence) -> list[tuple[int, int, int]]:
         entries = []
-        output, params = message.output_token_ids, message.params
+        output = message.output_token_ids
+        rule = FinishRule.of(
+            message.params,
+            len(message.prompt_token_ids),
+            max_len=self.info.max_model_len,
+            eos_token_ids=self.info.eos_token_ids,
+        )
         for _ in range(self._script.tokens_per_step):
             token_id = message.prompt_token_ids[(len(output) + message.choice_index) % len(message.prompt_token_ids)]
             output.append(token_id)
-            code = FinishCode.NONE
-            if token_id in params.stop_token_ids or (token_id in self.info.eos_token_ids and not params.ignore_eos):
-                code = FinishCode.STOP
-            elif len(output) == params.max_tokens:
-                code = FinishCode.LENGTH
+            code = rule.code(token_id, len(message.prompt_token_ids) + len(output))
             entries.append((message.sequence_id, token_id, code))
             if code:
                 del self._sequences[message.sequence_id]

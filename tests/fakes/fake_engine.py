@@ -3,7 +3,7 @@ wrong. A token's text is its number; the tokens follow from prompt, seed and cho
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,13 +43,39 @@ class _Request:
     prompt_token_ids: list[int]
     params: SamplingParams
     on_output: OnOutput
-    num_tokens: int = 0
+    priority: int = 0
+    deadline: float | None = None
+    stored: list[list[int]] = field(default_factory=list)  # tokens of each choice that came with the request
     is_aborted: bool = False
     failure: tuple[str, ErrorKind] | None = None
     answers: list[list[int]] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)  # of each choice so far
 
     def __post_init__(self) -> None:
         self.answers = [expected_tokens(self.prompt_token_ids, self.params, index) for index in range(self.params.n)]
+        self.num_tokens = [0] * self.params.n
+
+    @property
+    def open_choices(self) -> list[int]:
+        return [i for i, answer in enumerate(self.answers) if self.num_tokens[i] < len(answer)]
+
+    def take(self, index: int, token_ids: list[int], *, is_replay: bool = False) -> None:
+        """One output with tokens."""
+        offset = self.num_tokens[index]
+        self.num_tokens[index] += len(token_ids)
+        is_last = self.num_tokens[index] >= len(self.answers[index])
+        self.on_output(
+            RequestOutput(
+                request_id=self.request_id,
+                index=index,
+                token_offset=offset,
+                token_ids=token_ids,
+                text=text_of(token_ids),
+                finish_reason="length" if is_last else None,
+                finished=not self.open_choices,
+                is_replay=is_replay,
+            )
+        )
 
 
 class FakeEngine:
@@ -71,6 +97,7 @@ class FakeEngine:
         )
         self.step_seconds = step_seconds
         self.submitted: list[str] = []
+        self.requests: list[_Request] = []  # everything that was ever submitted
         self.last_step_at = time.monotonic()
         self.is_healthy = True
         self._requests: dict[str, _Request] = {}
@@ -99,15 +126,20 @@ class FakeEngine:
         params: SamplingParams,
         *,
         priority: int = 0,
+        deadline: float | None = None,
+        output_token_ids: Sequence[Sequence[int]] = (),
         on_output: OnOutput,
     ) -> None:
         if not self.is_healthy:
             raise EngineDiedError("the fake died")
         if self._is_stopped:
             raise EngineNotRunningError("the fake was stopped")
+        stored = [list(token_ids) for token_ids in output_token_ids]
+        request = _Request(request_id, prompt_token_ids, params, on_output, priority, deadline, stored)
         with self._lock:
             self.submitted.append(request_id)
-            self._requests[request_id] = _Request(request_id, prompt_token_ids, params, on_output)
+            self.requests.append(request)
+            self._requests[request_id] = request
         self._work.set()
 
     def abort(self, request_id: str) -> None:
@@ -153,18 +185,18 @@ class FakeEngine:
         self, request: _Request, *, finish_reason: Any, error: str | None = None, kind: ErrorKind | None = None
     ) -> None:
         del self._requests[request.request_id]
-        for index in range(request.params.n):
+        for index in request.open_choices:
             request.on_output(
                 RequestOutput(
                     request_id=request.request_id,
                     index=index,
-                    token_offset=request.num_tokens,
+                    token_offset=request.num_tokens[index],
                     token_ids=[],
                     text="",
                     finish_reason=finish_reason,
                     error=error,
                     error_kind=kind,
-                    finished=index == request.params.n - 1,
+                    finished=index == request.open_choices[-1],
                 )
             )
 
@@ -181,21 +213,11 @@ class FakeEngine:
             time.sleep(self.step_seconds)
 
     def _step(self, request: _Request) -> None:
-        position = request.num_tokens
-        request.num_tokens += 1
-        is_last = request.num_tokens == len(request.answers[0])
-        if is_last:
-            del self._requests[request.request_id]
-        for index, answer in enumerate(request.answers):
-            token_id = answer[position]
-            request.on_output(
-                RequestOutput(
-                    request_id=request.request_id,
-                    index=index,
-                    token_offset=position,
-                    token_ids=[token_id],
-                    text=f" {token_id}",
-                    finish_reason="length" if is_last else None,
-                    finished=is_last and index == len(request.answers) - 1,
-                )
-            )
+        for index, token_ids in enumerate(request.stored):
+            if token_ids:
+                request.take(index, token_ids[: len(request.answers[index])], is_replay=True)
+        request.stored = []
+        for index in request.open_choices:
+            request.take(index, [request.answers[index][request.num_tokens[index]]])
+        if not request.open_choices:
+            self._requests.pop(request.request_id, None)

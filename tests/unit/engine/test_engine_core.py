@@ -93,15 +93,16 @@ def test_a_resumed_sequence_goes_on_as_if_it_had_never_stopped() -> None:
     assert all(driver.outputs[sequence_id] == whole for sequence_id in ids)
 
 
-def test_a_sequence_that_comes_complete_ends_without_a_token() -> None:
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "output"), [([1], 2, [3, 4]), ([1], 5, [3, 9]), ([1] * 10, None, [2] * 10)]
+)
+def test_a_sequence_that_comes_complete_is_refused(
+    prompt: list[int], max_tokens: int | None, output: list[int]
+) -> None:
     driver = CoreDriver(FakeRunner(eos_token_ids=(9,), max_model_len=20))
-    at_limit = driver.add([1], max_tokens=2, output=[3, 4])
-    stopped = driver.add([1], max_tokens=5, output=[3, 9])
-    full = driver.add([1] * 10, max_tokens=None, output=[2] * 10)
-    assert driver.core.has_work()
-    step = driver.step()
-    assert step.ended == {at_limit: FinishCode.LENGTH, stopped: FinishCode.STOP, full: FinishCode.LENGTH}
-    assert len(step.sequence_ids) == 0 and not driver.core.has_work()
+    with pytest.raises(InvalidRequestError, match="all the output") as refusal:
+        driver.add(prompt, max_tokens=max_tokens, output=output)
+    assert refusal.value.param == "output_token_ids" and not driver.core.has_work()
 
 
 def test_choices_and_seeds_of_one_prompt_differ_and_do_not_depend_on_their_neighbours() -> None:

@@ -1,10 +1,12 @@
 """Requests and their sequences, with a child that is played by hand."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from engine.finish_rule import FinishRule
 from engine.messages import FinishCode, StepOutput
 from engine.outputs import RequestOutput
 from engine.request import Request
@@ -13,6 +15,7 @@ from engine.sampling_params import SamplingParams
 from engine.token_bytes import TokenBytes
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
+EOS = 1
 RAW = byte_level_tokenizer()
 TOKEN_BYTES = TokenBytes(RAW)
 
@@ -24,15 +27,20 @@ class Table:
         self.table = RequestTable()
         self.outputs: dict[str, list[RequestOutput]] = {}
 
-    def add(self, request_id: str, prompt: str = "hello", **params: object) -> list[int]:
+    def add(
+        self, request_id: str, prompt: str = "hello", output_token_ids: Sequence[list[int]] = (), **params: object
+    ) -> list[int]:
         """Adds and starts a request; its sequence ids."""
         assert self.table.reserve(request_id)
         outputs = self.outputs.setdefault(request_id, [])
+        sampling = SamplingParams(**params)  # type: ignore[arg-type]
         request = Request(
             request_id,
             ids(prompt),
-            SamplingParams(**params),  # type: ignore[arg-type]
+            sampling,
             priority=0,
+            finish_rule=FinishRule.of(sampling, len(ids(prompt)), max_len=1000, eos_token_ids=(EOS,)),
+            output_token_ids=output_token_ids,
             on_output=outputs.append,
             token_bytes=TOKEN_BYTES,
         )
@@ -137,13 +145,6 @@ def test_an_error_ends_one_sequence_alone(table: Table) -> None:
     assert table.outputs["sound"][-1].finish_reason is None
 
 
-def test_a_sequence_that_had_all_its_tokens_ends_without_another(table: Table) -> None:
-    (sequence,) = table.add("r")
-    table.tokens(ended={sequence: FinishCode.LENGTH})
-    (output,) = table.outputs["r"]
-    assert (output.token_ids, output.finish_reason) == ([], "length")
-
-
 def test_cached_prompt_tokens_are_reported_with_every_output(table: Table) -> None:
     (sequence,) = table.add("r")
     table.tokens(cached_tokens={sequence: 16, 999: 3})
@@ -156,7 +157,7 @@ def test_tokens_on_their_way_after_an_abort_are_dropped(table: Table) -> None:
     table.table.abort("r")
     assert table.table.take_forgotten() == [sequence]
     table.say(sequence, "late")
-    table.tokens(errors={sequence: "late"}, ended={sequence: FinishCode.STOP})
+    table.tokens(errors={sequence: "late"})
     assert [output.finish_reason for output in table.outputs["r"]] == ["cancelled"]
     table.table.abort("r")
     table.table.abort("unknown")
@@ -223,3 +224,76 @@ def test_a_token_between_two_deaths_clears_a_request_of_suspicion(table: Table) 
         table.say(sequence, "a")
         assert table.die() == [sequence]
     assert all(output.finish_reason is None for output in table.outputs["r"])
+
+
+# resumed requests ----------------------------------------------------------------------------------------------------
+
+
+def test_choices_that_come_with_tokens_are_replayed_before_anything_new(table: Table) -> None:
+    held = ids("the brown")
+    sequences = table.add("r", n=3, output_token_ids=[held, []], stop=("brown!",))
+    (replay,) = table.outputs["r"]
+    assert (replay.index, replay.token_offset, replay.token_ids, replay.text) == (0, 0, held, "the ")
+    assert replay.is_replay and replay.finish_reason is None and not replay.finished
+    table.say(sequences[0], "! and on")
+    last = table.outputs["r"][-1]
+    assert (last.finish_reason, last.is_replay, table.text("r")) == ("stop", False, "the ")
+    assert table.outputs["r"][1].token_offset == len(held)
+
+
+def test_the_child_is_told_what_was_replayed_and_of_no_choice_that_is_complete(table: Table) -> None:
+    whole = [*ids("done"), EOS]
+    table.add("other")
+    request_sequences = table.add("r", n=3, output_token_ids=[ids("a b"), whole, ids("c")])
+    assert [output.finish_reason for output in table.outputs["r"]] == [None, "stop", None]
+    table.table.note_death("killed")
+    messages = {m.sequence_id: (m.choice_index, m.output_token_ids) for m in table.table.start_all()}
+    assert [messages[sequence] for sequence in request_sequences] == [(0, ids("a b")), (2, ids("c"))]
+
+
+@pytest.mark.parametrize(
+    ("output", "params", "num_taken", "text", "reason"),
+    [
+        ([*ids("hello"), EOS], {}, len(ids("hello")) + 1, "hello", "stop"),
+        ([*ids("hello"), EOS], {"ignore_eos": True, "max_tokens": 50}, None, "hello", None),
+        (ids("the brown"), {"max_tokens": len(ids("the brown")), "stop": ("brown!",)}, None, "the brown", "length"),
+        (ids("the brown fox"), {"stop": ("brown",)}, len(ids("the brown")), "the ", "stop"),
+        (ids("the brown fox"), {"max_tokens": 2}, 2, None, "length"),
+    ],
+)
+def test_a_choice_that_comes_complete_ends_by_itself_and_takes_nothing_beyond(
+    table: Table, output: list[int], params: dict[str, object], num_taken: int | None, text: str | None, reason: str
+) -> None:
+    started = table.add("r", output_token_ids=[output], **params)
+    (replay,) = table.outputs["r"]
+    assert replay.token_ids == output[:num_taken] and replay.finish_reason == reason
+    assert text is None or replay.text == text
+    assert replay.finished is bool(reason) is not bool(started)
+    assert table.table.take_forgotten() == [] and len(table.table) == len(started)
+
+
+def test_a_replay_whose_callback_fails_drops_the_request(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[RequestOutput] = []
+
+    def fail(output: RequestOutput) -> None:
+        calls.append(output)
+        raise ValueError("deaf")
+
+    params = SamplingParams(n=2)
+    rule = FinishRule.of(params, 1, max_len=100, eos_token_ids=())
+    request = Request(
+        "deaf", [5], params, priority=0, finish_rule=rule, output_token_ids=[[5], [6]], on_output=fail,
+        token_bytes=TOKEN_BYTES,
+    )  # fmt: skip
+    with caplog.at_level(logging.CRITICAL + 1, logger="engine.request_table"):
+        table.table.add(request)
+    assert len(calls) == 1 and list(table.table.start(request)) == [] and table.table.take_forgotten() == []
+
+
+def test_a_resumed_choice_reports_what_this_run_found_in_the_cache(table: Table) -> None:
+    (sequence,) = table.add("r", output_token_ids=[ids("a b")])
+    table.tokens(cached_tokens={sequence: 16})
+    table.say(sequence, " c")
+    table.tokens(cached_tokens={sequence: 99})  # a later child: the prompt was prefilled before
+    table.say(sequence, " d")
+    assert [output.num_cached_tokens for output in table.outputs["r"]] == [0, *[16] * (len(table.outputs["r"]) - 1)]

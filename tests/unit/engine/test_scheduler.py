@@ -141,6 +141,42 @@ def test_equal_priority_never_preempts_to_be_admitted() -> None:
     assert driver.core.get_stats().num_preemptions == 0
 
 
+def test_an_earlier_deadline_preempts_a_later_one_and_none_of_equal_priority() -> None:
+    driver = CoreDriver(FakeRunner(), max_num_seqs=2)
+    never, late = driver.add([1], max_tokens=30), driver.add([2], max_tokens=30, deadline=2000.0)
+    driver.step()
+    soon = driver.add([3], max_tokens=30, deadline=1000.0)
+    driver.step()
+    assert len(driver.outputs[soon]) == 1 and len(driver.outputs[never]) == 1 and len(driver.outputs[late]) == 2
+    sooner = driver.add([4], max_tokens=30, deadline=500.0)
+    driver.step()
+    assert len(driver.outputs[sooner]) == 1 and len(driver.outputs[late]) == 2 and len(driver.outputs[soon]) == 2
+    driver.run()
+    assert list(driver.finished) == [soon, sooner, late, never]
+
+
+def test_priority_goes_before_any_deadline() -> None:
+    driver = CoreDriver(FakeRunner(), max_num_seqs=1)
+    urgent = driver.add([1], max_tokens=5, priority=0)
+    driver.step()
+    driver.add([2], max_tokens=5, priority=1, deadline=1.0)
+    driver.run()
+    assert next(iter(driver.finished)) == urgent and driver.core.get_stats().num_preemptions == 0
+
+
+def test_no_deadline_finishes_under_an_endless_stream_of_nearer_ones() -> None:
+    driver = CoreDriver(FakeRunner(), max_num_seqs=2)
+    patient = driver.add([1, 2, 3], max_tokens=10)
+    for num_steps in range(1000):
+        driver.add([num_steps % 50], max_tokens=2, deadline=2000.0 - num_steps)
+        driver.add([num_steps % 50, 1], max_tokens=2, deadline=2000.0 - num_steps)
+        driver.step()
+        if patient in driver.finished:
+            break
+    assert patient in driver.finished
+    assert num_steps <= 2 * MAX_OVERTAKINGS + 20
+
+
 def test_an_urgent_sequence_takes_the_budget_before_a_running_prefill_of_less_urgency() -> None:
     rng = random.Random(0)
     driver = CoreDriver(FakeRunner(), max_num_tokens=8)

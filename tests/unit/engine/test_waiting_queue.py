@@ -1,19 +1,22 @@
+from math import inf
+
 import numpy as np
 
+from engine.finish_rule import FinishRule
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from engine.waiting_queue import MAX_OVERTAKINGS, PROMOTED, WaitingQueue
 
 
-def make(sequence_id: int, priority: int = 0) -> Sequence:
+def make(sequence_id: int, priority: int = 0, deadline: float = inf) -> Sequence:
     return Sequence(
         sequence_id=sequence_id,
         params=SamplingParams(),
         choice_index=0,
         priority=priority,
+        deadline=deadline,
         num_prompt_tokens=1,
-        max_total_tokens=2,
-        stop_token_ids=(),
+        finish_rule=FinishRule(max_total_tokens=2, stop_token_ids=()),
         token_ids=np.zeros(1, np.int32),
     )
 
@@ -31,6 +34,26 @@ def test_priority_goes_before_arrival() -> None:
     for sequence_id, priority in [(0, 1), (1, 0), (2, 1), (3, -1), (4, 0)]:
         queue.push(make(sequence_id, priority))
     assert admit_all(queue) == [3, 1, 4, 0, 2]
+
+
+def test_among_equal_priorities_the_earlier_deadline_goes_first_and_none_last() -> None:
+    queue = WaitingQueue()
+    for sequence_id, priority, deadline in [(0, 0, inf), (1, 0, 20.0), (2, 1, 1.0), (3, 0, 10.0), (4, 0, 20.0)]:
+        queue.push(make(sequence_id, priority, deadline))
+    assert admit_all(queue) == [3, 1, 4, 0, 2]
+
+
+def test_the_promoted_go_by_arrival_whatever_their_deadlines() -> None:
+    queue = WaitingQueue()
+    promoted = [make(0, priority=9, deadline=200.0), make(1, priority=9, deadline=100.0)]
+    for sequence in promoted:
+        queue.push(sequence)
+        queue._num_overtakings = MAX_OVERTAKINGS
+        assert queue.head() is sequence and sequence.priority == PROMOTED
+        queue.admit(sequence)
+    for sequence in promoted:
+        queue.push(sequence)
+    assert admit_all(queue) == [0, 1]
 
 
 def test_a_preempted_sequence_comes_back_to_its_own_place() -> None:
