@@ -2,7 +2,7 @@
 
 from concurrent.futures import Future
 
-from engine.outputs import GenerationOutput, RequestOutput
+from engine.outputs import GenerationOutput, RequestOutput, TokenLogprob
 
 
 class Collector:
@@ -14,11 +14,18 @@ class Collector:
         self._request_id = request_id
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]
         self._token_ids: list[list[int]] = [[] for _ in range(num_choices)]
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(num_choices)]
+        self._has_logprobs = False
+        self._prompt_logprobs: list[TokenLogprob | None] | None = None  # of choice 0
         self._last: dict[int, RequestOutput] = {}
 
     def __call__(self, output: RequestOutput) -> None:
         self._texts[output.index].append(output.text)
         self._token_ids[output.index] += output.token_ids
+        if output.logprobs is not None:
+            self._logprobs[output.index] += output.logprobs
+            self._has_logprobs = True
+        self._prompt_logprobs = output.prompt_logprobs or self._prompt_logprobs
         self._last[output.index] = output
         if output.finished:
             self.future.set_result([self._generation(index) for index in range(len(self._texts))])
@@ -32,6 +39,8 @@ class Collector:
             token_ids=self._token_ids[index],
             finished=True,
             finish_reason=last.finish_reason,
+            logprobs=self._logprobs[index] if self._has_logprobs else None,
+            prompt_logprobs=self._prompt_logprobs if index == 0 else None,
             error=last.error,
             error_kind=last.error_kind,
         )

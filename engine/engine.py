@@ -148,6 +148,7 @@ class InferenceEngine:
         prompt, params = reader.check(prompt_token_ids), _params(params)
         _check_order(priority, deadline)
         info = reader.info
+        reader.check_params(params)
         supervisor.submit(
             Request(
                 request_id,

@@ -20,7 +20,8 @@ class FinishRule:
         cls, params: SamplingParams, num_prompt_tokens: int, *, max_len: int, eos_token_ids: tuple[int, ...]
     ) -> Self:
         """`max_len`: tokens of prompt and output that fit the context and the cache."""
-        wanted = max_len if params.max_tokens is None else num_prompt_tokens + params.max_tokens
+        # A sequence samples one token at least; that of a request for none is dropped where it arrives.
+        wanted = max_len if params.max_tokens is None else num_prompt_tokens + max(params.max_tokens, 1)
         return cls(
             max_total_tokens=min(wanted, max_len),
             stop_token_ids=(*(() if params.ignore_eos else eos_token_ids), *params.stop_token_ids),

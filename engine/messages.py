@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engine.config import EngineConfig
 from engine.sampling_params import SamplingParams
+from engine.token_logprobs import TokenLogprobs
 
 
 class FinishCode(IntEnum):
@@ -46,6 +47,7 @@ class AddSequence:
     output_token_ids: list[int] = field(default_factory=list)
     priority: int = 0  # lower runs first
     deadline: float | None = None  # epoch seconds; among equal priorities the earlier one runs first, None last
+    num_scored: int | None = None  # prompt tokens, behind the first, whose logprobs are known; None: not wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,10 @@ class StepOutput:
     """Sequences that failed alone, with the reason; they stand in no array."""
     cached_tokens: dict[int, int] = field(default_factory=dict)
     """Sequences that began in this step and found this many of their prompt's tokens in the prefix cache (not 0)."""
+    logprobs: TokenLogprobs | None = None
+    """Of the entries that asked for them; rows are entries."""
+    prompt_logprobs: TokenLogprobs | None = None
+    """The next tokens of prompts in order; rows are sequence ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from engine.kernels.build import build_library, load_library
 
-# `sampling_args` of sampling.c: nine pointers, a 64-bit and four 32-bit integers.
-_ARGUMENTS = struct.Struct("@9Pq4i")
+# `sampling_args` of sampling.c: ten pointers, a 64-bit and four 32-bit integers.
+_ARGUMENTS = struct.Struct("@10Pq4i")
 
 
 class NativeSampling:
@@ -47,9 +47,24 @@ class NativeSampling:
 
         Returns float32 and int32 `[num_rows, num_candidates]`, and float64 `[num_rows]`.
         """
+        values, token_ids, mass, _ = self._find(logits, rows, temperature, min_p, num_candidates)
+        return values, token_ids, mass
+
+    def likeliest(self, logits: Tensor, rows: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """The tokens with some rows' largest logits, in descending order, equal ones by id; log of the sum of e^logit.
+
+        Returns int64 `[num_rows, num_tokens]` and float64 `[num_rows]`.
+        """
+        ones, zeros = torch.ones(len(rows)), torch.zeros(len(rows))
+        _, token_ids, _, log_sum = self._find(logits, rows, ones, zeros, num_tokens)
+        return token_ids.to(torch.int64), log_sum
+
+    def _find(
+        self, logits: Tensor, rows: Tensor, temperature: Tensor, min_p: Tensor, num_candidates: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         values = torch.empty((len(rows), num_candidates))
         token_ids = torch.empty((len(rows), num_candidates), dtype=torch.int32)
-        mass = torch.empty(len(rows), dtype=torch.float64)
+        mass, log_sum = torch.empty((2, len(rows)), dtype=torch.float64)
         arguments = _pack(
             logits,
             rows,
@@ -58,10 +73,11 @@ class NativeSampling:
             values=values,
             token_ids=token_ids,
             mass=mass,
+            log_sum=log_sum,
         )
         if self._candidates(arguments) != 0:
             raise MemoryError("the sampling kernel could not allocate its scratch memory")
-        return values, token_ids, mass
+        return values, token_ids, mass, log_sum
 
 
 def _pack(
@@ -75,10 +91,11 @@ def _pack(
     values: Tensor | None = None,
     token_ids: Tensor | None = None,
     mass: Tensor | None = None,
+    log_sum: Tensor | None = None,
 ) -> bytes:
     """The arguments as the kernel reads them; the caller keeps the tensors alive."""
     assert logits.dtype == torch.float32 and logits.stride(1) == 1, "logits are float32 rows"
-    tensors = (logits, rows, temperature, keys, min_p, tokens, values, token_ids, mass)
+    tensors = (logits, rows, temperature, keys, min_p, tokens, values, token_ids, mass, log_sum)
     return _ARGUMENTS.pack(
         *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
         logits.stride(0),

@@ -5,6 +5,7 @@ from typing import TypeAlias, TypeGuard
 
 from engine.errors import ContextLengthError, InvalidRequestError
 from engine.messages import EngineInfo
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -45,6 +46,15 @@ class PromptReader:
                 param="prompt",
             )
         return list(prompt)
+
+    def check_params(self, params: SamplingParams) -> None:
+        """Raises `InvalidRequestError` where a parameter names a token that the model does not have."""
+        highest = max((token_id for token_id, _ in params.logit_bias), default=0)
+        if highest >= self.info.vocab_size:
+            raise InvalidRequestError(
+                f"logit_bias names token id {highest}, but the vocabulary ends at {self.info.vocab_size - 1}",
+                param="logit_bias",
+            )
 
     def check_output(self, output_token_ids: object, num_choices: int) -> list[list[int]]:
         """For each choice the tokens it already has, as lists of their own. Raises with param `output_token_ids`."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from engine.detokenizer import Detokenizer
 from engine.finish_rule import FinishRule
 from engine.messages import AddSequence, FinishCode
-from engine.outputs import ErrorKind, FinishReason, OnOutput, RequestOutput
+from engine.outputs import ErrorKind, FinishReason, OnOutput, RequestOutput, TokenLogprob
 from engine.sampling_params import SamplingParams
 from engine.stop_matcher import StopMatcher
 from engine.token_bytes import TokenBytes
+from engine.token_logprobs import TokenLogprobs
 
 FINISH_REASONS: dict[int, FinishReason] = {FinishCode.STOP: "stop", FinishCode.LENGTH: "length"}
 
@@ -66,6 +67,8 @@ class Request:
         self.open_choices = [Choice(self, index, token_bytes) for index in range(params.n)]
         for choice, token_ids in zip(self.open_choices, output_token_ids, strict=False):
             choice.to_replay = list(token_ids)
+            if token_ids:
+                choice.prompt_logprobs = None  # they were reported before these tokens
         self.num_deaths = 0  # of the child while this ran, in a row, without a new token
         self.is_running = False  # the present child knows its sequences
 
@@ -80,6 +83,7 @@ class Request:
                 output_token_ids=list(choice.token_ids),  # the message is pickled on another thread
                 priority=self.priority,
                 deadline=self.deadline,
+                num_scored=None if choice.prompt_logprobs is None else len(choice.prompt_logprobs) - 1,
             )
 
 
@@ -91,6 +95,7 @@ class Choice:
         "index",
         "num_cached_tokens",
         "num_replayed",
+        "prompt_logprobs",
         "request",
         "sequence_id",
         "stop_matcher",
@@ -106,6 +111,9 @@ class Choice:
         self.to_replay: list[int] = []  # tokens it came with, until they are replayed
         self.num_replayed = 0
         self.num_cached_tokens = 0
+        # So far, if they are wanted; the first choice reports them, with its first output.
+        wants_prompt = request.params.prompt_logprobs is not None and index == 0
+        self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if wants_prompt else None
         self.detokenizer = Detokenizer(token_bytes, request.prompt)
         self.stop_matcher = StopMatcher(request.params.stop) if request.params.stop else None
 
@@ -114,7 +122,7 @@ class Choice:
         self.token_ids.append(token_id)
         text = "" if code == FinishCode.STOP else self.detokenizer.push(token_id)
         if self.stop_matcher is not None:
-            text = self.stop_matcher.push(text)
+            text = self.stop_matcher.push(text, may_end=len(self.token_ids) >= self.request.params.min_tokens)
             if self.stop_matcher.is_matched:
                 return text, "stop"
         if not code:
@@ -144,16 +152,42 @@ class Choice:
         """The text held back, once no more will follow: it is no stop string."""
         return "" if self.stop_matcher is None else self.stop_matcher.flush()
 
+    def accept_prompt(self, logprobs: TokenLogprobs, entry: int) -> None:
+        """Takes the log-probabilities of the prompt's next token."""
+        known, num_top = self.prompt_logprobs, self.request.params.prompt_logprobs
+        if known is not None and num_top is not None and len(known) < len(self.request.prompt):
+            known.append(_token_logprob(self.request.prompt[len(known)], logprobs, entry, num_top))
+
+    def logprob(self, token_id: int, logprobs: TokenLogprobs | None, entry: int | None) -> TokenLogprob | None:
+        """Those of one token, where they are wanted."""
+        num_top = self.request.params.logprobs
+        if logprobs is None or entry is None or num_top is None:
+            return None
+        return _token_logprob(token_id, logprobs, entry, num_top)
+
     def output(
-        self, token_ids: list[int], text: str, ending: Ending | None, *, is_replay: bool = False
+        self,
+        token_ids: list[int],
+        text: str,
+        ending: Ending | None,
+        *,
+        logprobs: list[TokenLogprob] | None = None,
+        is_replay: bool = False,
     ) -> RequestOutput:
         """What the last `token_ids` meant for the caller, or how the choice ended without one."""
+        if logprobs is None and self.request.params.logprobs is not None and not token_ids:
+            logprobs = []
+        prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        if prompt_logprobs is not None and len(prompt_logprobs) < len(self.request.prompt):
+            prompt_logprobs = None  # it ended before its prompt was computed
         return RequestOutput(
             request_id=self.request.request_id,
             index=self.index,
             token_offset=len(self.token_ids) - len(token_ids),
             token_ids=token_ids,
             text=text,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             finish_reason=ending.reason if ending else None,
             error=ending.error if ending else None,
             error_kind=ending.error_kind if ending else None,
@@ -161,3 +195,7 @@ class Choice:
             num_cached_tokens=self.num_cached_tokens,
             is_replay=is_replay,
         )
+
+
+def _token_logprob(token_id: int, logprobs: TokenLogprobs, entry: int, num_top: int) -> TokenLogprob:
+    return TokenLogprob(token_id, float(logprobs.logprobs[entry]), logprobs.top(entry, num_top))

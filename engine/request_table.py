@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import count
 
 from engine.messages import AddSequence, StepOutput
-from engine.outputs import ErrorKind
+from engine.outputs import ErrorKind, TokenLogprob
 from engine.request import Choice, Ending, Request
 
 MAX_DEATHS = 3  # in a row, without a new token
@@ -94,12 +94,18 @@ class RequestTable:
             choice = self._open_choices.get(sequence_id)
             if choice is not None and not choice.has_begun:
                 choice.num_cached_tokens = num_cached_tokens
+        if step.prompt_logprobs is not None:
+            for entry, sequence_id in enumerate(step.prompt_logprobs.rows.tolist()):
+                if (choice := self._open_choices.get(sequence_id)) is not None:
+                    choice.accept_prompt(step.prompt_logprobs, entry)
+        logprobs = {} if step.logprobs is None else step.logprobs.entry_of_row()
         entries = zip(step.sequence_ids.tolist(), step.token_ids.tolist(), step.finish_codes.tolist(), strict=True)
-        for sequence_id, token_id, code in entries:
+        for row, (sequence_id, token_id, code) in enumerate(entries):
             if (choice := self._open_choices.get(sequence_id)) is not None:
-                self._accept(choice, token_id, code)
+                logprob = choice.logprob(token_id, step.logprobs, logprobs.get(row)) if logprobs else None
+                self._accept(choice, token_id, code, logprob)
         for sequence_id, error in step.errors.items():
-            self._fail(sequence_id, Ending("error", error, "refused"))
+            self._end_by_child(sequence_id, Ending("error", error, "refused"))
 
     def abort(self, request_id: str) -> None:
         """Ends a request's open choices; an unknown id is passed over."""
@@ -125,14 +131,18 @@ class RequestTable:
         self._suspects = deque(r for r in self._requests.values() if r.num_deaths >= _SUSPECT_DEATHS)
         self._forgotten.clear()
 
-    def _accept(self, choice: Choice, token_id: int, code: int) -> None:
+    def _accept(self, choice: Choice, token_id: int, code: int, logprob: TokenLogprob | None) -> None:
         choice.request.num_deaths = 0
+        if choice.request.params.max_tokens == 0:  # its one token only says that the prompt is computed
+            self._end_by_child(choice.sequence_id, Ending("length"))
+            return
         text, reason = choice.accept(token_id, code)
+        logprobs = None if logprob is None else [logprob]
         if reason is None:
-            self._deliver(choice, [token_id], text, None)
+            self._deliver(choice, [token_id], text, None, logprobs=logprobs)
             return
         self._close(choice, is_known_to_child=not code)
-        self._deliver(choice, [token_id], text, Ending(reason))
+        self._deliver(choice, [token_id], text, Ending(reason), logprobs=logprobs)
 
     def _replay(self, choice: Choice) -> None:
         text, reason = choice.replay()
@@ -140,7 +150,7 @@ class RequestTable:
             self._close(choice, is_known_to_child=False)
         self._deliver(choice, list(choice.token_ids), text, Ending(reason) if reason else None, is_replay=True)
 
-    def _fail(self, sequence_id: int, ending: Ending) -> None:
+    def _end_by_child(self, sequence_id: int, ending: Ending) -> None:
         choice = self._open_choices.get(sequence_id)
         if choice is not None:
             self._close(choice, is_known_to_child=False)
@@ -163,12 +173,19 @@ class RequestTable:
             self._reserved_ids.discard(request.request_id)
 
     def _deliver(
-        self, choice: Choice, token_ids: list[int], text: str, ending: Ending | None, *, is_replay: bool = False
+        self,
+        choice: Choice,
+        token_ids: list[int],
+        text: str,
+        ending: Ending | None,
+        *,
+        logprobs: list[TokenLogprob] | None = None,
+        is_replay: bool = False,
     ) -> None:
         """Calls back. A request whose callback fails is dropped: nobody listens to it any more."""
         request = choice.request
         try:
-            request.on_output(choice.output(token_ids, text, ending, is_replay=is_replay))
+            request.on_output(choice.output(token_ids, text, ending, logprobs=logprobs, is_replay=is_replay))
         except Exception:
             _log.exception("request %s is dropped: its output callback failed", request.request_id)
             while request.open_choices:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from engine.kernels.build import KernelBuildError
 from engine.native_sampling import NativeSampling
+from engine.row_logprobs import RowLogprobs
 from engine.sampling_noise import gumbel_noise, row_keys
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,13 @@ class VocabularyPasses(Protocol):
         """
         ...
 
+    def likeliest(self, logits: Tensor, rows: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """The tokens with some rows' largest logits, in descending order, equal ones by id; log of the sum of e^logit.
+
+        Returns int64 `[num_rows, num_tokens]` and float64 `[num_rows]`.
+        """
+        ...
+
 
 class Sampler:
     """Temperature, then min-p, top-k, top-p, then the keyed Gumbel maximum."""
@@ -105,6 +113,11 @@ class Sampler:
         if len(filtered):
             tokens[filtered] = self._draw_filtered(logits, filtered, batch.select(filtered))
         return tokens
+
+    def logprobs(self, logits: Tensor, rows: Tensor, num_top: int) -> RowLogprobs:
+        """The log-softmax of some rows, int64 `[num_wanted]`, and their `num_top` likeliest tokens."""
+        top_ids, normalizers = self._passes.likeliest(logits, rows, min(num_top, logits.shape[1]))
+        return RowLogprobs(rows, top_ids, normalizers)
 
     def _draw_filtered(self, logits: Tensor, rows: Tensor, part: SamplingBatch) -> Tensor:
         vocab_size = logits.shape[1]
@@ -187,11 +200,30 @@ class TorchPasses:
         values, token_ids = x.topk(num_candidates, dim=-1)
         weights = x.exp_()
         weights *= weights >= min_p[:, None]
-        weights = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _SUM_WIDTH))
-        blocks = weights.view(len(rows), -1, _SUM_WIDTH).sum(dim=-1).double()
-        return values, token_ids, blocks.sum(dim=-1)
+        return values, token_ids, _sum_rows(weights)
+
+    def likeliest(self, logits: Tensor, rows: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """See `VocabularyPasses.likeliest`."""
+        x = logits[rows]
+        token_ids = x.shape[1] - 1 - (_ordered(x).topk(num_tokens, dim=-1).values & 0xFFFFFFFF)
+        most = x.amax(dim=-1, keepdim=True)
+        return token_ids, most[:, 0].double() + _sum_rows(x.sub_(most).exp_()).log_()
 
 
 def _scale(logits: Tensor, temperature: Tensor) -> Tensor:
     """x of the module's docstring. Mutates logits. The maximum goes first: a tiny temperature must not overflow."""
     return logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature[:, None])
+
+
+def _sum_rows(weights: Tensor) -> Tensor:
+    """float64 `[num_rows]`, in an order that depends on nothing but the row's length."""
+    weights = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _SUM_WIDTH))
+    return weights.view(len(weights), -1, _SUM_WIDTH).sum(dim=-1).double().sum(dim=-1)
+
+
+def _ordered(x: Tensor) -> Tensor:
+    """int64 in the order of float32 x, where x ties in that of falling ids, which stand in the low half."""
+    bits = (x + 0.0).view(torch.int32)  # -0 becomes 0, its equal
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    ids = torch.arange(x.shape[1] - 1, -1, -1, device=x.device)
+    return (bits.to(torch.int64) << 32) | ids

@@ -23,7 +23,7 @@ import numpy as np
 from engine.kv_cache.manager import KVCacheManager
 from engine.runner.slots import SequenceSlots, SlotRows
 from engine.sequence import Sequence
-from engine.step_plan import StepPlan
+from engine.step_plan import MAX_SCORED_TOKENS, StepPlan
 from engine.waiting_queue import WaitingQueue
 
 STEPS_TO_RECOVER = 64  # steps without a memory shortage after which a reduced token budget doubles
@@ -183,6 +183,8 @@ class Scheduler:
         start = int(self._slots.num_computed[slot])
         num_left = int(self._slots.num_tokens[slot]) - start
         num_new = min(draft.budget, num_left)
+        if self._slots.score_starts[slot] < self._slots.score_ends[slot]:
+            num_new = self._limit_scores(draft, slot, start, num_new)
         if num_new:
             if num_new == num_left:
                 draft.completing.append(len(draft.slots))
@@ -191,6 +193,16 @@ class Scheduler:
             draft.num_new.append(num_new)
             draft.budget -= num_new
             draft.indexed_blocks += self._kv.index_blocks(slot, start + num_new)
+
+    def _limit_scores(self, draft: "_Draft", slot: int, start: int, num_new: int) -> int:
+        """So many tokens that the step scores no more of them than it may; takes them off the draft's allowance."""
+        first = max(start, int(self._slots.score_starts[slot]))
+        num_scored = max(0, min(start + num_new, int(self._slots.score_ends[slot])) - first)
+        if num_scored > draft.num_scores_left:
+            num_scored = draft.num_scores_left
+            num_new = first + num_scored - start
+        draft.num_scores_left -= num_scored
+        return num_new
 
     def _decode_plan(self, decodes: SlotRows) -> StepPlan:
         num_rows = len(decodes)
@@ -267,6 +279,7 @@ class _Draft:
     """The prefill rows of a plan in the making."""
 
     budget: int  # tokens left
+    num_scores_left: int = MAX_SCORED_TOKENS
     slots: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     num_new: list[int] = field(default_factory=list)

@@ -33,6 +33,9 @@ class Sequence:
     block_digests: list[bytes] = field(default_factory=list)  # of its full blocks, as far as somebody asked
     num_indexed_blocks: int = 0  # leading blocks known to the prefix index; of the present slot
     num_cached_tokens: int | None = None  # of the prompt, found in the prefix cache when it first ran
+    early_stop_ids: tuple[int, ...] = ()  # the stop tokens that min_tokens rules out at first
+    num_to_score: int = 0  # leading prompt positions from which the log-probability of the next token is wanted
+    num_scored: int = 0  # of them, those that were reported; stale while the sequence runs
 
     @property
     def num_tokens(self) -> int:
@@ -89,6 +92,11 @@ def create_sequence(message: AddSequence, limits: SequenceLimits) -> Sequence:
         num_prompt_tokens=num_prompt_tokens,
         finish_rule=rule,
         token_ids=token_ids,
+        early_stop_ids=tuple(i for i in rule.stop_token_ids if 0 <= i < limits.vocab_size)
+        if message.params.min_tokens
+        else (),
+        num_to_score=0 if message.num_scored is None else num_prompt_tokens - 1,
+        num_scored=message.num_scored or 0,
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.runner.slots import SlotRows
+from engine.token_logprobs import TokenLogprobs
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -32,13 +33,26 @@ class StepPlan:
         return self.sampled_index is None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SampledTokens:
+    """What a runner makes of one step."""
+
+    token_ids: NDArray[np.int64]  # [num_sampled]; BAD_LOGITS where logits were not finite
+    logprobs: TokenLogprobs | None = None  # rows are rows of the sampled logits
+    prompt_logprobs: TokenLogprobs | None = None  # rows are slots
+
+
 @dataclass(slots=True, kw_only=True)
 class StepResult:
     """What came of a plan."""
 
     token_ids: NDArray[np.int64]  # [num_sampled], as `plan.sampled`; BAD_LOGITS where logits were not finite
+    logprobs: TokenLogprobs | None = None  # rows are rows of `plan.sampled`
+    prompt_logprobs: TokenLogprobs | None = None  # rows are slots
     errors: dict[int, str] = field(default_factory=dict)  # slots that made the step raise, with the reason
     ran_out_of_memory: bool = False  # the step was run in parts
 
 
 BAD_LOGITS = -1
+MAX_SCORED_TOKENS = 256
+"""Prompt tokens whose log-probabilities one step reports: each needs a row of logits, 0.6 MB of a large vocabulary."""

@@ -15,6 +15,7 @@ from engine.messages import FinishCode, StepOutput
 from engine.runner.slots import SequenceSlots, SlotRows
 from engine.scheduler import Scheduler
 from engine.step_plan import BAD_LOGITS, StepPlan, StepResult
+from engine.token_logprobs import TokenLogprobs
 
 BAD_LOGITS_REASON = "the model's logits were not finite for this sequence (NaN or infinity)"
 
@@ -33,9 +34,9 @@ class StepRecorder:
     def record(self, plan: StepPlan, result: StepResult) -> StepOutput:
         """Take in what a plan gave. Mutates slots, blocks and the scheduler's sequences."""
         errors: dict[int, str] = {}
+        if result.errors or np.count_nonzero(result.token_ids < 0):
+            plan, result, errors = self._drop_failed(plan, result)
         token_ids = result.token_ids
-        if result.errors or np.count_nonzero(token_ids < 0):
-            plan, token_ids, errors = self._drop_failed(plan, result)
         if result.ran_out_of_memory:
             self._scheduler.reduce_budget(plan.num_tokens)
         rows = plan.sampled
@@ -48,6 +49,7 @@ class StepRecorder:
         num_tokens = totals + 1
         self._slots.num_tokens[rows.slots] = num_tokens
         self._index_filled_blocks(rows.slots, totals)
+        prompt_logprobs = result.prompt_logprobs and self._take_scores(result.prompt_logprobs)
         codes = _finish_codes(rows, token_ids, num_tokens)
         for row in codes.nonzero()[0].tolist():
             self._scheduler.finish(int(rows.slots[row]))
@@ -59,7 +61,15 @@ class StepRecorder:
             finish_codes=codes,
             errors=errors,
             cached_tokens=cached_tokens,
+            logprobs=result.logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
+
+    def _take_scores(self, logprobs: TokenLogprobs) -> TokenLogprobs:
+        """Count the prompt tokens that were scored; the same with sequence ids for slots."""
+        slots, counts = np.unique(logprobs.rows, return_counts=True)
+        self._slots.score_starts[slots] += counts
+        return logprobs.with_rows(self._slots.sequence_id[logprobs.rows])
 
     def _index_filled_blocks(self, slots: NDArray[np.int64], totals: NDArray[np.int64]) -> None:
         filled = (totals % self._slots.block_size == 0).nonzero()[0]
@@ -73,8 +83,8 @@ class StepRecorder:
         if cached_tokens:
             self.num_cached_tokens += sum(cached_tokens.values())
 
-    def _drop_failed(self, plan: StepPlan, result: StepResult) -> tuple[StepPlan, NDArray[np.int64], dict[int, str]]:
-        """End the failed sequences and return the rest of the plan, its tokens, and the reasons by sequence id.
+    def _drop_failed(self, plan: StepPlan, result: StepResult) -> tuple[StepPlan, StepResult, dict[int, str]]:
+        """End the failed sequences and return the rest of the plan, of its result, and the reasons by sequence id.
 
         The step's newcomers may lean on blocks that a failed sequence was to compute: they wait again, and what they
         gave is dropped. For the same reason no block that the step was to compute stays in the index.
@@ -104,7 +114,7 @@ class StepRecorder:
             sampled_index=sampled_index,
             num_decodes=int(keep[: plan.num_decodes].sum()),
         )
-        return rest, result.token_ids[keep_sampled], errors
+        return rest, _rest_of(result, keep_sampled, gone), errors
 
     @staticmethod
     def _failed(plan: StepPlan, result: StepResult) -> dict[int, str]:
@@ -114,6 +124,18 @@ class StepRecorder:
             if not failed or slot not in plan.newcomers:
                 failed.setdefault(slot, BAD_LOGITS_REASON)
         return failed
+
+
+def _rest_of(result: StepResult, keep_sampled: NDArray[np.bool_], gone: NDArray[np.int64]) -> StepResult:
+    """What a result says of the sampled rows to keep, and of the slots that are not gone."""
+    logprobs, prompt_logprobs = result.logprobs, result.prompt_logprobs
+    if logprobs is not None:
+        logprobs = logprobs.select(keep_sampled[logprobs.rows])
+        logprobs = logprobs.with_rows((np.cumsum(keep_sampled) - 1)[logprobs.rows])
+    if prompt_logprobs is not None:
+        prompt_logprobs = prompt_logprobs.select(~np.isin(prompt_logprobs.rows, gone))
+    token_ids = result.token_ids[keep_sampled]
+    return replace(result, token_ids=token_ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
 
 
 def _finish_codes(rows: SlotRows, token_ids: NDArray[np.int64], num_tokens: NDArray[np.int64]) -> NDArray[np.int8]:

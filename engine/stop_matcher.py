@@ -20,15 +20,18 @@ class StopMatcher:
         self._held = ""
         self.is_matched = False
 
-    def push(self, text: str) -> str:
-        """The text that is now known to precede any stop string. Once `is_matched`, nothing more is released."""
+    def push(self, text: str, *, may_end: bool = True) -> str:
+        """The text that is now known to precede any stop string. Once `is_matched`, nothing more is released.
+
+        Unless it `may_end`, a stop string that this text completes is passed over, as text like any other.
+        """
         if self.is_matched:
             return ""
         step, match_lengths = self._automaton.step, self._automaton.match_lengths
         state = self._state
         for position, character in enumerate(text):
             state = step(state, character)
-            if match_lengths[state]:
+            if may_end and match_lengths[state]:
                 self.is_matched = True
                 read = self._held + text[: position + 1]
                 self._held = ""

@@ -19,6 +19,7 @@ typedef struct {
   float *values;            /* [num_rows, num_candidates], x in descending order */
   int32_t *token_ids;       /* [num_rows, num_candidates] */
   double *mass;             /* [num_rows], of e^x over all tokens that min-p keeps */
+  double *log_sum;          /* [num_rows], the largest logit plus the logarithm of the mass */
   int64_t row_stride;
   int32_t num_rows, vocab_size, num_candidates, num_threads;
 } sampling_args;
@@ -171,7 +172,9 @@ static int find_candidates(const sampling_args *a, int row) {
       maxima[b] = max_of(logits + b * BLOCK, at_most(BLOCK, a->vocab_size - b * BLOCK));
       most = maxima[b] > most ? maxima[b] : most;
     }
-    if (num_blocks > a->num_candidates) {
+    if (!a->num_candidates) {
+      bound = INFINITY; /* only the sum is wanted */
+    } else if (num_blocks > a->num_candidates) {
       memcpy(sorted, maxima, num_blocks * sizeof(float));
       qsort(sorted, num_blocks, sizeof(float), compare_descending);
       bound = sorted[a->num_candidates - 1];
@@ -185,6 +188,7 @@ static int find_candidates(const sampling_args *a, int row) {
       a->token_ids[(int64_t)row * a->num_candidates + i] = found[i].token_id;
     }
     a->mass[row] = mass_of(logits, a->vocab_size, most, temperature, a->min_p[row]);
+    a->log_sum[row] = most + log(a->mass[row]);
   }
   free(maxima);
   free(found);

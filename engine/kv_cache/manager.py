@@ -32,10 +32,14 @@ class KVCacheManager:
         return self.pool.num_available
 
     def match(self, sequence: Sequence) -> list[int]:
-        """The cached blocks that a waiting sequence begins with; at least its last token is left to compute."""
+        """The cached blocks that a waiting sequence begins with; at least its last token is left to compute.
+
+        A cached token has no logits: of a prompt to be scored only the part that was scored already is looked for.
+        """
         if not self._prefix_caching:
             return []
-        num_full = (sequence.num_tokens - 1) // self._block_size
+        is_scoring = sequence.num_scored < sequence.num_to_score
+        num_full = (sequence.num_scored if is_scoring else sequence.num_tokens - 1) // self._block_size
         return self.index.find_all(self._digests(sequence, sequence.token_ids, num_full)[:num_full])
 
     def num_blocks_for(self, num_tokens: int) -> int:

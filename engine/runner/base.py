@@ -2,11 +2,9 @@
 
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engine.messages import EngineInfo
 from engine.runner.batch_inputs import BatchInputs
+from engine.step_plan import SampledTokens
 
 
 class Runner(Protocol):
@@ -14,8 +12,8 @@ class Runner(Protocol):
 
     info: EngineInfo  # max_model_len already bounded by the cache
 
-    def execute(self, inputs: BatchInputs) -> NDArray[np.int64]:
-        """Run one step and return the sampled tokens `[num_sampled]`, `BAD_LOGITS` where logits were not finite.
+    def execute(self, inputs: BatchInputs) -> SampledTokens:
+        """Run one step and return the sampled tokens, `BAD_LOGITS` where logits were not finite.
 
         Mutates the KV cache only; running a step twice, or in parts in plan order, gives the same. Raises
         `DeviceMemoryError` if the step does not fit, `DeviceLostError` if no step ever will again, and whatever model

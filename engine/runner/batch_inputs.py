@@ -8,8 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.runner.logit_edits import LogitEdits
 from engine.runner.slots import SequenceSlots, SlotRows
 from engine.step_plan import StepPlan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredTokens:
+    """Prompt tokens whose log-probabilities a step gives: of each, what precedes it is among the step's tokens."""
+
+    slots: NDArray[np.int64]  # [num_scored]
+    token_ids: NDArray[np.int64]  # [num_scored]
+    logits_indices: NDArray[np.int64]  # [num_scored], the packed tokens before them
+    num_top: int
 
 
 @dataclass(slots=True, kw_only=True, eq=False)  # not frozen: that alone would cost a tenth of building a small step
@@ -27,6 +38,8 @@ class BatchInputs:
     sampling: SlotRows  # num_sampled rows; the same object for as long as the same slots decode
     max_query_len: int
     max_context_len: int
+    edits: LogitEdits | None = None  # None: no sampled row asks for any
+    scored: ScoredTokens | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -68,6 +81,7 @@ class BatchBuilder:
             sampling=rows,
             max_query_len=1,
             max_context_len=max_context_len,
+            edits=self._edits(rows, context_lens),
         )
 
     def _build_mixed(self, plan: StepPlan) -> BatchInputs:
@@ -93,6 +107,29 @@ class BatchBuilder:
             sampling=plan.sampled,
             max_query_len=int(plan.num_new.max()),
             max_context_len=max_context_len,
+            edits=self._edits(plan.sampled, ends[plan.sampled_index]),
+            scored=self._scored(plan, query_start) if slots.is_scoring else None,
+        )
+
+    def _edits(self, rows: SlotRows, positions: NDArray[np.int64]) -> LogitEdits | None:
+        return None if rows.edits is None else self._slots.edits.edits(rows.edits, positions)
+
+    def _scored(self, plan: StepPlan, query_start: NDArray[np.int32]) -> ScoredTokens | None:
+        """The plan's prompt positions whose next token is to be scored."""
+        slots = self._slots
+        first = np.maximum(plan.starts, slots.score_starts[plan.slots])
+        num_scored = np.maximum(np.minimum(plan.starts + plan.num_new, slots.score_ends[plan.slots]) - first, 0)
+        total = int(num_scored.sum())
+        if not total:
+            return None
+        row = np.repeat(np.arange(plan.num_rows), num_scored)  # [num_scored]
+        position = np.arange(total) + (first - (np.cumsum(num_scored) - num_scored))[row]
+        slot = plan.slots[row]
+        return ScoredTokens(
+            slots=slot,
+            token_ids=slots.flat_token_ids[slot * slots.max_len + position + 1].astype(np.int64),
+            logits_indices=query_start[row] + position - plan.starts[row],
+            num_top=max(slots.sequences[s].params.prompt_logprobs or 0 for s in plan.slots[num_scored > 0].tolist()),
         )
 
     def _pages(self, block_offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,8 +12,10 @@ import torch
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.model.loader import LoadedModel
-from engine.runner.batch_inputs import BatchInputs
+from engine.runner.batch_inputs import BatchInputs, ScoredTokens
 from engine.runner.slots import SlotRows
+from engine.sampling_params import MAX_LOGPROBS
+from engine.step_plan import MAX_SCORED_TOKENS
 
 _MEBIBYTE = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")
@@ -62,7 +64,7 @@ def _free_on_cuda(config: EngineConfig, model: LoadedModel, run_largest_step: Ca
 
 
 def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
-    """The inputs that take the most memory: a full token budget, and as many sampled rows as there can be."""
+    """The inputs that take the most memory: a full token budget, and as many rows of logits as there can be."""
     num_tokens = config.max_num_tokens
     num_sampled = min(config.max_num_seqs, num_tokens)
     lengths = np.full(-(-num_tokens // max_model_len), max_model_len, np.int64)
@@ -70,6 +72,7 @@ def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
     positions = np.concatenate([np.arange(length) for length in lengths])
     ones = np.ones(num_sampled, np.float32)
     zeros = np.zeros(num_sampled, np.int64)
+    scored = np.zeros(min(MAX_SCORED_TOKENS, num_tokens), np.int64)
     return BatchInputs(
         input_ids=np.zeros(num_tokens, np.int64),
         position_ids=positions,
@@ -96,6 +99,7 @@ def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
         ),
         max_query_len=int(lengths.max()),
         max_context_len=int(lengths.max()),
+        scored=ScoredTokens(scored, scored, scored, MAX_LOGPROBS),
     )
 
 

@@ -5,6 +5,7 @@ Owns the loaded model, the cache's size, and the only host-device sync of a step
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,14 +15,29 @@ from torch import Tensor
 from engine.attention.base import AttentionBatch
 from engine.config import EngineConfig
 from engine.errors import DeviceLostError, DeviceMemoryError
+from engine.logit_editor import LogitEditor, undo
 from engine.messages import EngineInfo
 from engine.model.loader import LoadedModel, load_model
+from engine.row_logprobs import RowLogprobs
 from engine.runner.batch_inputs import BatchInputs
+from engine.runner.logit_edits import EditRows, LogitEdits
 from engine.runner.memory import choose_num_blocks, largest_step
 from engine.runner.slots import SlotRows
 from engine.runner.transfer import HostToDevice
 from engine.sampler import SamplingBatch, create_sampler
-from engine.step_plan import BAD_LOGITS
+from engine.step_plan import BAD_LOGITS, SampledTokens
+from engine.token_logprobs import TokenLogprobs
+
+_NOTHING = np.zeros(0, np.int64)
+
+
+@dataclass(slots=True, eq=False)
+class _DeviceTokens:
+    """A step's outcome, before it is waited for. Log-probabilities: of the tokens, and of the likeliest."""
+
+    token_ids: Tensor  # int64 [num_sampled]
+    logprobs: tuple[Tensor, Tensor, Tensor] | None = None
+    prompt_logprobs: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 class ModelRunner:
@@ -34,22 +50,35 @@ class ModelRunner:
         self._sampler = create_sampler(self._model.device, self._model.cache_dir)
         self._sampling_rows: SlotRows | None = None
         self._sampling_tensors: list[Tensor] = []
+        self._edit_rows: EditRows | None = None
+        self._edit_tensors: list[Tensor] = []
         num_blocks = choose_num_blocks(config, self._model, lambda: self._run_largest_step(config))
         self._model.allocate_kv_cache(num_blocks)
         self.info = self._describe(num_blocks)
 
     @torch.inference_mode()
-    def execute(self, inputs: BatchInputs) -> NDArray[np.int64]:
+    def execute(self, inputs: BatchInputs) -> SampledTokens:
         """See `Runner.execute`."""
         with _device_errors():
-            tokens = self._forward(inputs)
-            return tokens.cpu().numpy()  # the step's only host-device sync
+            return self._to_host(inputs, self._forward(inputs))
 
-    def _forward(self, inputs: BatchInputs) -> Tensor:
-        """Sampled tokens int64 `[num_sampled]` on the device."""
+    def _to_host(self, inputs: BatchInputs, tokens: "_DeviceTokens") -> SampledTokens:
+        """The step's only host-device sync."""
+        token_ids = tokens.token_ids.cpu().numpy()
+        logprobs = prompt_logprobs = None
+        if tokens.logprobs is not None and inputs.sampling.logprob_rows is not None:
+            logprobs = _token_logprobs(inputs.sampling.logprob_rows, *tokens.logprobs)
+        if tokens.prompt_logprobs is not None and inputs.scored is not None:
+            prompt_logprobs = _token_logprobs(inputs.scored.slots, *tokens.prompt_logprobs)
+        return SampledTokens(token_ids, logprobs, prompt_logprobs)
+
+    def _forward(self, inputs: BatchInputs) -> "_DeviceTokens":
+        scored = inputs.scored
+        num_sampled = len(inputs.logits_indices)
         logits_indices = inputs.logits_indices
-        num_sampled = len(logits_indices)
-        if not num_sampled:  # a model gives at least one row of logits; nobody reads this one
+        if scored is not None:
+            logits_indices = np.concatenate((logits_indices, scored.logits_indices))
+        elif not num_sampled:  # a model gives at least one row of logits; nobody reads this one
             logits_indices = np.array([inputs.num_tokens - 1], np.int64)
         (
             input_ids,
@@ -60,6 +89,7 @@ class ModelRunner:
             block_tables,
             logits_rows,
             sampled_positions,
+            scored_ids,
         ) = self._to_device.send(
             inputs.input_ids,
             inputs.position_ids,
@@ -69,6 +99,7 @@ class ModelRunner:
             inputs.block_tables,
             logits_indices,
             inputs.sampled_positions,
+            scored.token_ids if scored is not None else _NOTHING,
         )
         self._model.context.batch = AttentionBatch(
             query_start=query_start,
@@ -80,29 +111,51 @@ class ModelRunner:
             max_query_len=inputs.max_query_len,
             max_context_len=inputs.max_context_len,
         )
-        logits = self._model.forward(input_ids, position_ids, logits_rows)  # [num_sampled, vocab]
-        if not num_sampled:
-            return logits_rows[:0]
-        return self._sample(logits, inputs.sampling, sampled_positions)
+        logits = self._model.forward(input_ids, position_ids, logits_rows)  # [num_sampled + num_scored, vocab]
+        tokens = _DeviceTokens(logits_rows[:0])
+        if scored is not None:
+            rows = torch.arange(num_sampled, len(logits), device=logits.device)
+            tokens.prompt_logprobs = self._sampler.logprobs(logits, rows, scored.num_top).of(logits, scored_ids)
+        if num_sampled:
+            self._sample(logits[:num_sampled], inputs, sampled_positions, tokens)
+        return tokens
 
-    def _sample(self, logits: Tensor, rows: SlotRows, positions: Tensor) -> Tensor:
+    def _sample(self, logits: Tensor, inputs: BatchInputs, positions: Tensor, tokens: "_DeviceTokens") -> None:
         """One token a row; `BAD_LOGITS` where a hidden state or the chosen logit was NaN or infinite.
 
         A bad hidden state spoils its whole row of logits, so that one column tells, without a pass over them all.
         """
         is_sound = logits[:, 0] < float("inf")
-        tokens = self._sampler.sample(logits, self._sampling_batch(rows, positions))
-        is_sound &= logits.gather(1, tokens[:, None])[:, 0].isfinite()
-        return torch.where(is_sound, tokens, BAD_LOGITS)
+        batch = self._sampling_batch(inputs.sampling, positions)
+        wanted = self._wanted_logprobs(logits, inputs.sampling)
+        saved = self._logit_editor(inputs.edits).apply(logits) if inputs.edits is not None else []
+        token_ids = self._sampler.sample(logits, batch)
+        is_sound &= logits.gather(1, token_ids[:, None])[:, 0].isfinite()
+        if wanted is not None:
+            undo(logits, saved)
+            tokens.logprobs = wanted.of(logits, token_ids[wanted.rows])
+        tokens.token_ids = torch.where(is_sound, token_ids, BAD_LOGITS)
+
+    def _wanted_logprobs(self, logits: Tensor, rows: SlotRows) -> RowLogprobs | None:
+        """The model's own distribution in the rows that report it: before anything changes the logits."""
+        if rows.logprob_rows is None:
+            return None
+        return self._sampler.logprobs(logits, self._sampling_tensors[-1], rows.num_top)
 
     def _sampling_batch(self, rows: SlotRows, positions: Tensor) -> SamplingBatch:
         """The rows' parameters on the device; they stay there for as long as the same rows decode."""
         if rows is not self._sampling_rows:
             self._sampling_rows = rows
             self._sampling_tensors = self._to_device.send(
-                rows.temperature, rows.top_p, rows.top_k, rows.min_p, rows.seed, rows.choice
+                rows.temperature,
+                rows.top_p,
+                rows.top_k,
+                rows.min_p,
+                rows.seed,
+                rows.choice,
+                rows.logprob_rows if rows.logprob_rows is not None else _NOTHING,
             )
-        temperature, top_p, top_k, min_p, seed, choice = self._sampling_tensors
+        temperature, top_p, top_k, min_p, seed, choice, _ = self._sampling_tensors
         return SamplingBatch(
             temperature=temperature,
             top_p=top_p,
@@ -112,6 +165,23 @@ class ModelRunner:
             choice=choice,
             position=positions,
         )
+
+    def _logit_editor(self, edits: LogitEdits) -> LogitEditor:
+        """The edits on the device; what is constant of them stays there for as long as the same rows decode."""
+        rows = edits.rows
+        if rows is not self._edit_rows:
+            self._edit_rows = rows
+            self._edit_tensors = self._to_device.send(
+                rows.bias_rows,
+                rows.bias_ids,
+                rows.biases,
+                rows.penalized_rows,
+                rows.repetition,
+                rows.frequency,
+                rows.presence,
+            )
+        entries = self._to_device.send(edits.owners, edits.token_ids, edits.counts, edits.end_rows, edits.end_ids)
+        return LogitEditor(*self._edit_tensors, *entries)
 
     @torch.inference_mode()
     def _run_largest_step(self, config: EngineConfig) -> None:
@@ -133,6 +203,12 @@ class ModelRunner:
             fingerprint=model.fingerprint,
             model_dir=str(model.model_dir),
         )
+
+
+def _token_logprobs(rows: NDArray[np.int64], logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor) -> TokenLogprobs:
+    return TokenLogprobs(
+        rows, logprobs.cpu().numpy(), top_ids.to(torch.int32).cpu().numpy(), top_logprobs.cpu().numpy()
+    )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.runner.logit_edits import EditRows, EditTable
 from engine.sequence import Sequence
 
 STOP_TABLE_WIDTH = 8  # stop tokens compared at once; a sequence with more is looked at by itself
@@ -33,6 +34,9 @@ class SlotRows:
     min_p: NDArray[np.float32]
     seed: NDArray[np.int64]
     choice: NDArray[np.int64]
+    edits: EditRows | None = None  # None: no row asks for any
+    logprob_rows: NDArray[np.int64] | None = None  # rows whose log-probabilities are wanted; None: no row's
+    num_top: int = 0  # likeliest tokens wanted beside each of them, at most
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -64,6 +68,11 @@ class SequenceSlots:
         self._min_p = np.zeros(max_num_seqs, np.float32)
         self._seed = np.zeros(max_num_seqs, np.int64)
         self._choice = np.zeros(max_num_seqs, np.int64)
+        self.edits = EditTable(self.token_ids)
+        self._num_top: dict[int, int] = {}  # by slot, where log-probabilities are wanted
+        # Prompt positions from which the next token is still to be scored lie in [score_starts, score_ends).
+        self.score_starts = np.zeros(max_num_seqs, np.int64)
+        self.score_ends = np.zeros(max_num_seqs, np.int64)
         self.sequences: dict[int, Sequence] = {}  # taken slots
         self._free = list(range(max_num_seqs - 1, -1, -1))
         self._decoding: SlotRows | None = None
@@ -72,6 +81,11 @@ class SequenceSlots:
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether prompt tokens of some slot are still to be scored."""
+        return bool((self.score_starts < self.score_ends).any())
 
     def acquire(self, sequence: Sequence) -> int:
         """Give the sequence a slot and write its row; no blocks, nothing computed. Needs a free slot."""
@@ -88,14 +102,20 @@ class SequenceSlots:
         self._write_stops(slot, sequence.finish_rule.stop_token_ids)
         self._write_sampling(slot, sequence)
         self._least_urgent = None
+        self._write_scoring(slot, sequence)
+        self.edits.open(slot, sequence)
         return slot
 
     def release(self, slot: int) -> Sequence:
         """Free the slot; the sequence takes its tokens along."""
         sequence = self.sequences.pop(slot)
         sequence.token_ids = self.token_ids[slot, : self.num_tokens[slot]].copy()
+        sequence.num_scored = int(self.score_starts[slot])
         sequence.slot = None
         self._least_urgent = None
+        self.score_ends[slot] = 0
+        self._num_top.pop(slot, None)
+        self.edits.close(slot)
         self._long_stops.pop(slot, None)
         self._free.append(slot)
         if self.is_decoding[slot]:
@@ -122,7 +142,8 @@ class SequenceSlots:
 
     def rows(self, slots: NDArray[np.int64]) -> SlotRows:
         """Gather what is constant about some slots."""
-        long_stops = self._long_stops
+        long_stops, wants = self._long_stops, self._num_top
+        wanting = [(row, wants[slot]) for row, slot in enumerate(slots.tolist()) if slot in wants] if wants else []
         return SlotRows(
             slots=slots,
             sequence_ids=self.sequence_id[slots],
@@ -139,6 +160,9 @@ class SequenceSlots:
             min_p=self._min_p[slots],
             seed=self._seed[slots],
             choice=self._choice[slots],
+            edits=self.edits.rows(slots),
+            logprob_rows=np.array([row for row, _ in wanting], np.int64) if wanting else None,
+            num_top=max((num_top for _, num_top in wanting), default=0),
         )
 
     def _write_stops(self, slot: int, stop_token_ids: tuple[int, ...]) -> None:
@@ -156,6 +180,12 @@ class SequenceSlots:
         self._min_p[slot] = params.min_p
         self._seed[slot] = _as_int64(params.seed)
         self._choice[slot] = sequence.choice_index
+
+    def _write_scoring(self, slot: int, sequence: Sequence) -> None:
+        if sequence.params.logprobs is not None:
+            self._num_top[slot] = sequence.params.logprobs
+        self.score_starts[slot] = sequence.num_scored
+        self.score_ends[slot] = sequence.num_to_score
 
     def check_integrity(self) -> None:
         """Raise `AssertionError` unless every slot is either free or held by one sequence that knows it."""

@@ -14,6 +14,7 @@ from engine.runner.base import Runner
 from engine.runner.batch_inputs import BatchBuilder
 from engine.runner.slots import SequenceSlots
 from engine.step_plan import BAD_LOGITS, StepPlan, StepResult
+from engine.token_logprobs import concatenate
 
 
 class StepExecutor:
@@ -34,7 +35,10 @@ class StepExecutor:
 
     def _run(self, plan: StepPlan) -> StepResult:
         try:
-            return StepResult(token_ids=self._runner.execute(self._builder.build(plan)))
+            sampled = self._runner.execute(self._builder.build(plan))
+            return StepResult(
+                token_ids=sampled.token_ids, logprobs=sampled.logprobs, prompt_logprobs=sampled.prompt_logprobs
+            )
         except DeviceLostError:
             raise
         except Exception as error:
@@ -53,8 +57,14 @@ class StepExecutor:
                 token_ids=nothing, errors={int(plan.slots[0]): failure.reason}, ran_out_of_memory=failure.is_memory
             )
         results = [self._run(part) for part in parts]
+        num_before = np.cumsum([0, *(len(result.token_ids) for result in results)])
         return StepResult(
             token_ids=np.concatenate([result.token_ids for result in results]),
+            logprobs=concatenate(
+                result.logprobs and result.logprobs.with_rows(result.logprobs.rows + before)
+                for result, before in zip(results, num_before, strict=False)
+            ),
+            prompt_logprobs=concatenate(result.prompt_logprobs for result in results),
             errors={slot: reason for result in results for slot, reason in result.errors.items()},
             ran_out_of_memory=failure.is_memory or any(result.ran_out_of_memory for result in results),
         )

@@ -7,11 +7,10 @@ the last page, the seed, the choice and the position, so that sharing, preemptio
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.messages import EngineInfo
 from engine.runner.batch_inputs import BatchInputs
-from engine.step_plan import BAD_LOGITS
+from engine.step_plan import BAD_LOGITS, SampledTokens
 
 _PRIME = (1 << 61) - 1
 
@@ -51,14 +50,15 @@ class FakeRunner:
         self._raising_token = raising_token
         self._on_execute = on_execute
 
-    def execute(self, inputs: BatchInputs) -> NDArray[np.int64]:
+    def execute(self, inputs: BatchInputs) -> SampledTokens:
         if self._on_execute is not None:
             self._on_execute(inputs)
         if self._raising_token is not None and self._raising_token in inputs.input_ids:
             raise ValueError(f"token {self._raising_token} makes the model raise")
         for row in range(inputs.num_seqs):
             self._compute_row(inputs, row)
-        return np.array([self._sample(inputs, i) for i in range(len(inputs.logits_indices))], np.int64)
+        tokens = [self._sample(inputs, i) for i in range(len(inputs.logits_indices))]
+        return SampledTokens(np.array(tokens, np.int64))
 
     def _compute_row(self, inputs: BatchInputs, row: int) -> None:
         first, end = int(inputs.query_start[row]), int(inputs.query_start[row + 1])

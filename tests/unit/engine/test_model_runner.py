@@ -171,7 +171,7 @@ def test_the_largest_step_runs_over_a_single_block(tiny_llama: Path) -> None:
     runner._model.allocate_kv_cache(1)
     with torch.inference_mode():
         tokens = runner._forward(memory.largest_step(settings, 40))
-    assert tokens.shape == (8,)
+    assert tokens.token_ids.shape == (8,)
     batch = runner._model.context.batch
     assert isinstance(batch, AttentionBatch) and batch.query_start.tolist() == [0, 40, 80, 100]
 

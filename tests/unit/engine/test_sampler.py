@@ -16,6 +16,8 @@ from engine.kernels.build import KernelBuildError
 from engine.native_sampling import NativeSampling
 from engine.sampler import Sampler, SamplingBatch
 from engine.sampling_noise import gumbel_noise, row_keys
+from tests.fakes.chi_square import chi_square_tail
+from tests.fakes.sampling_batches import batch_of
 
 VOCAB_SIZE = 1000
 
@@ -33,27 +35,6 @@ def sampler(request: pytest.FixtureRequest) -> Sampler:
     if request.param == "torch":
         return Sampler()
     return Sampler(request.getfixturevalue("native_passes"))
-
-
-def batch_of(
-    num_rows: int,
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    seed: int = 0,
-) -> SamplingBatch:
-    """Equal parameters for every row, and a position of its own."""
-    return SamplingBatch(
-        temperature=torch.full((num_rows,), temperature),
-        top_p=torch.full((num_rows,), top_p),
-        top_k=torch.full((num_rows,), top_k),
-        min_p=torch.full((num_rows,), min_p),
-        seed=torch.full((num_rows,), seed),
-        choice=torch.zeros(num_rows, dtype=torch.int64),
-        position=torch.arange(num_rows),
-    )
 
 
 def draw(sampler: Sampler, logits: Tensor, **params: float) -> Tensor:
@@ -106,20 +87,6 @@ def test_drawn_frequencies_match_the_exact_distribution(sampler: Sampler, params
     counts = torch.bincount(tokens, minlength=600)
     assert counts[expected == 0].sum() == 0, "a token that the filters remove was drawn"
     assert chi_square_tail(counts, expected * num_draws) > 1e-4
-
-
-def chi_square_tail(counts: Tensor, expected: Tensor) -> float:
-    """Probability of a statistic at least as large (Wilson and Hilferty, 1931); rare tokens are counted together."""
-    common = expected >= 5
-    observed = torch.cat([counts[common].double(), counts[~common].sum()[None].double()])
-    wanted = torch.cat([expected[common], expected[~common].sum()[None]])
-    observed, wanted = observed[wanted > 0], wanted[wanted > 0]
-    freedom = len(wanted) - 1
-    if freedom == 0:
-        return 1.0
-    statistic = float(((observed - wanted) ** 2 / wanted).sum())
-    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
-    return 0.5 * math.erfc(z / math.sqrt(2))
 
 
 @pytest.mark.parametrize("params", FILTERS, ids=str)
@@ -177,6 +144,45 @@ def test_native_passes_draw_what_torch_draws(native_passes: NativeSampling) -> N
     for vocab_size in (1, 15, 257, 5003, 49152):
         logits, batch = random_logits(40, vocab_size, scale=2.0, seed=vocab_size), mixed_batch(40)
         assert torch.equal(Sampler(native_passes).sample(logits, batch), Sampler().sample(logits, batch))
+
+
+def test_logprobs_equal_log_softmax_with_the_likeliest_in_order(sampler: Sampler) -> None:
+    for vocab_size in (1, 40, 5003):
+        logits = random_logits(9, vocab_size)
+        logits[4] = logits[4].round()  # ties
+        rows, num_top = torch.tensor([1, 4, 8, 4]), min(20, vocab_size)
+        tokens = torch.tensor([0, vocab_size - 1, vocab_size // 2, 0])
+        expected = logits.double().log_softmax(-1)[rows]
+        order = sorted_ids(logits[rows])[:, :num_top]
+        for wanted in (0, num_top):
+            chosen, top_ids, top = sampler.logprobs(logits, rows, wanted).of(logits, tokens)
+            assert torch.equal(top_ids, order[:, :wanted])
+            # float32 sums of blocks of e^x: 1e-6 is some ulps of the values' size
+            torch.testing.assert_close(chosen.double(), expected.gather(1, tokens[:, None])[:, 0], atol=2e-6, rtol=1e-6)
+            torch.testing.assert_close(top.double(), expected.gather(1, top_ids), atol=2e-6, rtol=1e-6)
+        assert chosen[order[:, 0] == tokens].tolist() == top[order[:, 0] == tokens][:, 0].tolist()
+
+
+def sorted_ids(logits: Tensor) -> Tensor:
+    """By falling logit, equal ones by id."""
+    return logits.sort(dim=-1, descending=True, stable=True).indices
+
+
+def test_a_rows_logprobs_are_the_same_to_the_bit_alone_and_under_any_number_of_threads(sampler: Sampler) -> None:
+    logits = random_logits(30, 5000)
+    tokens = torch.arange(30)
+    expected, _, expected_top = sampler.logprobs(logits, torch.arange(30), 5).of(logits, tokens)
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 3, 8):
+            torch.set_num_threads(count)
+            for row in (0, 7, 29):
+                one = torch.tensor([0])
+                alone = logits[row : row + 1]
+                chosen, _, top = sampler.logprobs(alone, one, 20).of(alone, tokens[row : row + 1])
+                assert torch.equal(chosen[0], expected[row]) and torch.equal(top[0, :5], expected_top[row])
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_logits_are_left_as_they_were(sampler: Sampler) -> None:

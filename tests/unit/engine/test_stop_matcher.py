@@ -105,3 +105,16 @@ def test_a_long_repetitive_stop_string_costs_linear_time() -> None:
     finally:
         matcher._automaton.edges = original
     assert automaton_steps <= 3 * 50 * 1000
+
+
+def test_a_match_that_may_not_end_is_text_and_the_next_one_counts() -> None:
+    matcher = StopMatcher(("ab", "abc"))
+    assert matcher.push("xab", may_end=False) == "x" and not matcher.is_matched
+    assert matcher.push("d") == "abd"
+    assert matcher.push("ab") == "" and matcher.is_matched
+
+
+def test_a_stop_string_completed_by_later_text_counts_where_it_began_early() -> None:
+    matcher = StopMatcher(("aba",))
+    assert matcher.push("xaba", may_end=False) == "x"
+    assert matcher.push("ba") == "ab" and matcher.is_matched
