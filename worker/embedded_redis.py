@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import redis
 
@@ -26,7 +26,15 @@ STOP_SECONDS = 5.0
 class EmbeddedRedis:
     """One server process. `start()` returns once it answers; `stop()` ends it by its own pid."""
 
-    def __init__(self, *, data_dir: Path | None = None, port: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        data_dir: Path | None = None,
+        port: int | None = None,
+        fsync: Literal["everysec", "always"] = "everysec",
+    ) -> None:
+        """`fsync`: how soon what was written is on disk; `always`: before Redis says so."""
+        self._fsync = fsync
         self._keep_data = data_dir is not None
         self._data_dir = data_dir
         self._given_port = port
@@ -53,6 +61,8 @@ class EmbeddedRedis:
         command += [
             "--appendonly",
             "yes",
+            "--appendfsync",
+            self._fsync,
             "--maxmemory-policy",
             "noeviction",
             "--logfile",

@@ -17,6 +17,8 @@ class CuttingProxy:
         self.port = self._listener.getsockname()[1]
         self.probability = 0.0
         self.num_cuts = 0
+        self._open: list[socket.socket] = []
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     @property
@@ -32,13 +34,26 @@ class CuttingProxy:
         self._listener.close()
         self._thread.join()
 
+    def cut_all(self) -> None:
+        """Cut every connection there is, wherever it stands."""
+        with self._lock:
+            for client in self._open:
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
+
     def _accept(self) -> None:
         while True:
             try:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(("127.0.0.1", self._upstream_port))
+            try:
+                server = socket.create_connection(("127.0.0.1", self._upstream_port))
+            except OSError:  # Redis is away: so are we
+                client.close()
+                continue
+            with self._lock:
+                self._open = [end for end in self._open if end.fileno() >= 0] + [client]
             threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
             threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
 

@@ -1,0 +1,120 @@
+"""Subscribers that leave and come back: one for each job, all on one event loop in a thread of its own."""
+
+import asyncio
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from producer import AsyncClient, JobNotFoundError, RedisUnavailableError
+from producer.contract import Chunk, EntryId
+from tests.acceptance.chaos.workload import ChaosJob
+
+
+@dataclass(slots=True)
+class Watched:
+    """What one subscriber saw of one job, since the last reset."""
+
+    texts: dict[int, str] = field(default_factory=lambda: defaultdict(str))
+    token_ids: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    finish_reasons: dict[int, str] = field(default_factory=dict)
+    num_resets: int = 0
+    num_visits: int = 0
+    has_ended: bool = False
+    problem: str | None = None
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
+    """When each chunk came (monotonic seconds), and its attempt."""
+
+    def take(self, chunk: Chunk, attempt: int) -> None:
+        if chunk.reset:
+            self.forget()
+            self.num_resets += 1
+            return
+        if chunk.token_offset != len(self.token_ids[chunk.index]):
+            self.problem = f"token_offset {chunk.token_offset} behind {len(self.token_ids[chunk.index])} tokens"
+        self.arrivals.append((time.monotonic(), attempt))
+        self.texts[chunk.index] += chunk.text
+        self.token_ids[chunk.index] += chunk.token_ids
+        if chunk.finish_reason is not None:
+            self.finish_reasons[chunk.index] = chunk.finish_reason
+
+    def gaps_after(self, kills: Sequence[float]) -> list[float]:
+        """Seconds from a kill to the first chunk of a later attempt, where the job had shown some before."""
+        gaps = []
+        for kill in kills:
+            before = [attempt for at, attempt in self.arrivals if at <= kill]
+            after = [(at, attempt) for at, attempt in self.arrivals if at > kill]
+            if before and after and after[0][1] > before[-1]:
+                gaps.append(after[0][0] - kill)
+        return gaps
+
+    def forget(self) -> None:
+        self.texts.clear()
+        self.token_ids.clear()
+        self.finish_reasons.clear()
+
+
+class Watchers:
+    """Watch every job from the start of the block to its end, or to the end of the block."""
+
+    def __init__(self, url: str, jobs: Sequence[ChaosJob], *, seed: int) -> None:
+        self._url = url
+        self._seed = seed
+        self.seen = {job.job_id: Watched() for job in jobs}
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._watch_all()), name="watchers", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait(self, timeout: float) -> None:
+        """Until every watcher has seen its job's end, at most so long."""
+        self._thread.join(timeout)
+        self._is_over.set()
+        self._thread.join(30)
+
+    async def _watch_all(self) -> None:
+        async with AsyncClient(self._url) as client:
+            tasks = [asyncio.create_task(self._watch(client, job_id)) for job_id in self.seen]
+            while any(not task.done() for task in tasks) and not self._is_over.is_set():
+                await asyncio.wait(tasks, timeout=0.5)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self, client: AsyncClient, job_id: str) -> None:
+        rng = random.Random(f"{self._seed} {job_id}")
+        watched, cursor = self.seen[job_id], None
+        while not watched.has_ended:
+            if cursor is not None and rng.random() < 0.3:  # another reader, which saw nothing yet
+                watched.forget()
+                cursor = None
+            watched.num_visits += 1
+            try:
+                cursor = await self._visit(client, job_id, cursor, rng.randint(1, 60))
+            except JobNotFoundError:  # not submitted yet
+                cursor = None
+            except RedisUnavailableError:
+                pass
+            except Exception as error:  # of any type: it is what this test looks for
+                watched.problem, watched.has_ended = repr(error), True
+            if not watched.has_ended:
+                await asyncio.sleep(rng.uniform(0.0, 0.5))
+
+    async def _visit(self, client: AsyncClient, job_id: str, cursor: str | None, max_chunks: int) -> str | None:
+        """Read some chunks, and leave in the middle or at the end. Returns the cursor."""
+        watched = self.seen[job_id]
+        chunks = client.stream(job_id, after=cursor)
+        try:
+            async for chunk in chunks:
+                watched.take(chunk, EntryId.parse(chunks.last_id).attempt)
+                cursor = chunks.last_id
+                max_chunks -= 1
+                if max_chunks <= 0:
+                    return cursor
+            watched.has_ended = True
+            return cursor
+        finally:
+            await chunks.aclose()
