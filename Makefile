@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo check test bench clean
+.PHONY: install demo check test chaos bench clean
 
 install: $(STAMP)
 
@@ -26,6 +26,12 @@ check: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest -m "not gpu"
+
+# Three workers under kill -9, SIGTERM, SIGSTOP, cut connections and Redis restarts; then every job is checked.
+SEED ?= 1
+MINUTES ?= 1
+chaos: $(STAMP)
+	$(BIN)/python -m tests.acceptance.chaos.run --seed $(SEED) --minutes $(MINUTES)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.queue_cost

@@ -5,6 +5,7 @@ from producer.client import Client
 from producer.contract import Choice, Chunk, ErrorCode, ErrorInfo, JobRequest, Message, Result, Usage, WorkerInfo
 from producer.errors import (
     BatchFileError,
+    DurabilityError,
     InvalidJobError,
     JobFailedError,
     JobNotFoundError,
@@ -27,6 +28,7 @@ __all__ = [
     "Choice",
     "Chunk",
     "Client",
+    "DurabilityError",
     "ErrorCode",
     "ErrorInfo",
     "InvalidJobError",

@@ -28,20 +28,32 @@ class BaseClient:
         self._directory = ModelDirectory()
 
     def _submit_one(
-        self, fields: Mapping[str, Any], queue: str | None, priority_class: str | None, job_id: str | None
+        self,
+        fields: Mapping[str, Any],
+        *,
+        queue: str | None,
+        priority_class: str | None,
+        job_id: str | None,
+        depends_on: Sequence[str],
+        durable: bool,
     ) -> Protocol[NewJob]:
         destination = Destination.choose(self.settings.queue, queue, priority_class)
-        job = yield from prepare(build_request(fields), destination, self._directory, job_id)
-        yield from enqueue([job])
-        return job
+        job = yield from prepare(build_request(fields), destination, self._directory, job_id, depends_on)
+        [enqueued] = yield from enqueue([job], is_durable=durable)
+        return enqueued
 
     def _submit_many(
-        self, requests: Requests, queue: str | None, priority_class: str | None, job_ids: Sequence[str] | None
+        self,
+        requests: Requests,
+        *,
+        queue: str | None,
+        priority_class: str | None,
+        job_ids: Sequence[str] | None,
+        durable: bool,
     ) -> Protocol[list[NewJob]]:
         destination = Destination.choose(self.settings.queue, queue, priority_class)
         jobs = yield from prepare_many(list(requests), destination, self._directory, job_ids)
-        yield from enqueue(jobs)
-        return jobs
+        return (yield from enqueue(jobs, is_durable=durable))
 
 
 def gather_fields(prompt: Prompt, messages: Messages, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -187,10 +187,11 @@ class BatchProtocol:
         if not items:
             return
         jobs = [self._job(item) for item in items]
-        are_new = yield from enqueue(jobs)
-        for item, job, is_new in zip(items, jobs, are_new, strict=True):
-            self._in_flight[job.job_id] = replace(item, is_new=is_new)
-        self._collector.add({job.job_id: job.queue for job in jobs}, may_have_ended=not all(are_new))
+        enqueued = yield from enqueue(jobs)
+        for item, job in zip(items, enqueued, strict=True):
+            self._in_flight[job.job_id] = replace(item, is_new=job.is_new)
+        may_have_ended = not all(job.is_new for job in enqueued)
+        self._collector.add({job.job_id: job.queue for job in enqueued}, may_have_ended=may_have_ended)
 
     def _job(self, item: _Item) -> NewJob:
         identity = json.dumps([self._batch_id, item.line.custom_id, item.run])

@@ -38,15 +38,28 @@ class Client(BaseClient):
         queue: str | None = None,
         priority_class: PriorityClass | None = None,
         job_id: str | None = None,
+        depends_on: Iterable[Job | str] = (),
+        durable: bool = False,
         **fields: Any,
     ) -> Job:
         """Enqueue one job; `fields` are those of `JobRequest`. Raises InvalidJobError naming the field.
 
         `prompt` is text or token ids. `priority_class` is claimed before ("high") or after ("low") the queue itself.
-        With a `job_id` of your own, a job that exists already is not enqueued again.
+        With a `job_id` of your own, or an `idempotency_key`, a job that exists already is not enqueued again; another
+        request under the same key is refused with code `idempotency_conflict`. The job waits until every job of
+        `depends_on` has finished. With `durable`, it is on Redis' disk, and on a replica where there is one, when this
+        returns: DurabilityError otherwise.
         """
         request = gather_fields(prompt, messages, fields)
-        job = self._transport.run(self._submit_one(request, queue, priority_class, job_id))
+        protocol = self._submit_one(
+            request,
+            queue=queue,
+            priority_class=priority_class,
+            job_id=job_id,
+            depends_on=[_id_and_queue(job)[0] for job in depends_on],
+            durable=durable,
+        )
+        job = self._transport.run(protocol)
         return Job(self, job.job_id, job.queue)
 
     def submit_many(
@@ -56,12 +69,16 @@ class Client(BaseClient):
         queue: str | None = None,
         priority_class: PriorityClass | None = None,
         job_ids: Sequence[str] | None = None,
+        durable: bool = False,
     ) -> list[Job]:
         """Enqueue many jobs, hundreds a round trip. Each request is a mapping of `JobRequest` fields.
 
         Every request is checked before any is enqueued: InvalidJobError names the item and its field.
         """
-        jobs = self._transport.run(self._submit_many(requests, queue, priority_class, job_ids))
+        protocol = self._submit_many(
+            requests, queue=queue, priority_class=priority_class, job_ids=job_ids, durable=durable
+        )
+        jobs = self._transport.run(protocol)
         return [Job(self, job.job_id, job.queue) for job in jobs]
 
     def job(self, job_id: str) -> Job:

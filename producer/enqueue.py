@@ -1,32 +1,32 @@
 """Makes jobs out of what callers ask for, checks them, and puts them on RQ's queues.
 
-Each job is written by one script that does nothing if the job exists already. The id is ours, so whatever is sent twice
-because a reply was lost is enqueued once.
+Each job is written by one script that does nothing if the job exists already. The id is ours, or follows from its
+idempotency key, so whatever is sent twice because a reply was lost is enqueued once.
 """
 
 import json
 import re
 import uuid
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
-from producer.contract import CONTRACT_VERSION, JobRequest, keys, summarize
+from producer.contract import CONTRACT_VERSION, ErrorCode, JobRequest, keys, summarize
+from producer.durability import check_confirmed, confirm_commands, count_replicas
+from producer.enqueue_script import BODY_FIELD, CONFLICT, NEW, NO_DEPENDENCY, SCRIPT, enqueue_call
 from producer.errors import InvalidJobError
-from producer.operations import Command, Protocol, Script, send
-from producer.rq_names import QUEUES_KEY, job_key, queue_key
+from producer.idempotency import conflict, fingerprint, id_from_key
+from producer.operations import Command, Protocol, send
+from producer.rq_names import job_key
 from producer.workers import ModelDirectory
 
 PriorityClass = Literal["high", "low"]
 
 MAX_JOBS_A_SEND = 500
 MAX_DESCRIPTION_CHARS = 80
-NO_TIMEOUT = -1  # RQ's: how long a job may run is up to its max_tokens and to the worker
 JOB_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 QUEUE_PATTERN = re.compile(r"[A-Za-z0-9_.:@-]{1,128}")
 
@@ -39,6 +39,9 @@ class NewJob:
     queue: str
     request: JobRequest
     arguments: str  # RQ's `data`: the label and the keyword arguments as JSON
+    body: str | None = None  # the fingerprint that goes with an idempotency key
+    depends_on: tuple[str, ...] = ()
+    is_new: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +88,37 @@ def build_request(fields: Mapping[str, Any]) -> JobRequest:
         raise InvalidJobError(problem.message, param=problem.param) from error
 
 
-def build_job(request: JobRequest, queue: str, job_id: str | None) -> NewJob:
+def build_job(request: JobRequest, queue: str, job_id: str | None, depends_on: Sequence[str] = ()) -> NewJob:
     """Raises InvalidJobError for an id that RQ would not take, or metadata that is no JSON."""
-    if job_id is not None and not JOB_ID_PATTERN.fullmatch(job_id):
-        raise InvalidJobError(f"job_id: must match {JOB_ID_PATTERN.pattern}; got {job_id!r}", param="job_id")
+    key = request.idempotency_key
+    if key is not None and job_id is not None:
+        raise InvalidJobError("idempotency_key: it makes the job's id; leave out job_id", param="idempotency_key")
+    for param, given in (("job_id", [job_id] if job_id is not None else []), ("depends_on", depends_on)):
+        for name in given:
+            if not isinstance(name, str) or not JOB_ID_PATTERN.fullmatch(name):
+                raise InvalidJobError(f"{param}: must match {JOB_ID_PATTERN.pattern}; got {name!r}", param=param)
     try:
-        given = {"v": CONTRACT_VERSION, **request.model_dump(mode="json", exclude_defaults=True)}
-        arguments = json.dumps([keys.JOB_FUNCTION, None, [], given])
+        fields = {"v": CONTRACT_VERSION, **request.model_dump(mode="json", exclude_defaults=True)}
+        arguments = json.dumps([keys.JOB_FUNCTION, None, [], fields])
     except PydanticSerializationError as error:
         raise InvalidJobError(f"metadata: must be JSON: {error}", param="metadata") from error
-    return NewJob(job_id or str(uuid.uuid4()), queue, request, arguments)
+    if key is None:
+        return NewJob(job_id or str(uuid.uuid4()), queue, request, arguments, None, tuple(depends_on))
+    keyed_id = id_from_key(keys.split_tenant(queue)[1], key)
+    return NewJob(keyed_id, queue, request, arguments, fingerprint(request), tuple(depends_on))
 
 
 def prepare(
-    item: Mapping[str, Any] | JobRequest, destination: Destination, directory: ModelDirectory, job_id: str | None
+    item: Mapping[str, Any] | JobRequest,
+    destination: Destination,
+    directory: ModelDirectory,
+    job_id: str | None,
+    depends_on: Sequence[str] = (),
 ) -> Protocol[NewJob]:
     """Check one request, and find its queue. Nothing is written. Raises InvalidJobError naming the field."""
     request = item if isinstance(item, JobRequest) else build_request(item)
     queue = yield from destination.find(directory, request)
-    return build_job(request, queue, job_id)
+    return build_job(request, queue, job_id, depends_on)
 
 
 def prepare_many(
@@ -120,38 +135,67 @@ def prepare_many(
         try:
             jobs.append((yield from prepare(item, destination, directory, job_ids[at] if job_ids else None)))
         except InvalidJobError as error:
-            where = f"requests[{at}]"
-            param = f"{where}.{error.param}" if error.param else where
-            raise InvalidJobError(f"{where}: {error}", param=param, index=at, code=error.code) from error
+            raise _of_item(error, at) from error
+    yield from _check_bodies(jobs)
     return jobs
 
 
-def enqueue(jobs: Sequence[NewJob]) -> Protocol[list[bool]]:
-    """Put the jobs on their queues. Returns for each whether it is new; one that exists already is left as it is."""
-    are_new: list[bool] = []
+def _check_bodies(jobs: Sequence[NewJob]) -> Protocol[None]:
+    """Keys that were used for something else, before or in this very list, are found before anything is enqueued."""
+    keyed = [(at, job) for at, job in enumerate(jobs) if job.body is not None]
+    if not keyed:
+        return
+    stored = yield from send(*(("HGET", job_key(job.job_id), BODY_FIELD) for _, job in keyed))
+    bodies = {job.job_id: body.decode() for (_, job), body in zip(keyed, stored, strict=True) if body is not None}
+    for at, job in keyed:
+        if bodies.setdefault(job.job_id, job.body or "") != job.body:
+            raise _of_item(conflict(job.request.idempotency_key, job.job_id), at)
+
+
+def _of_item(error: InvalidJobError, at: int) -> InvalidJobError:
+    where = f"requests[{at}]"
+    param = f"{where}.{error.param}" if error.param else where
+    return InvalidJobError(f"{where}: {error}", param=param, index=at, code=error.code)
+
+
+def enqueue(jobs: Sequence[NewJob], *, is_durable: bool = False) -> Protocol[list[NewJob]]:
+    """Put the jobs on their queues. One that exists already is left as it is: it comes back with the queue it went to,
+    and `is_new` unset.
+
+    Raises InvalidJobError for a key whose body is another, or a dependency that is not known; DurabilityError.
+    """
+    num_replicas = (yield from count_replicas()) if is_durable else 0
+    enqueued: list[NewJob] = []
     for start in range(0, len(jobs), MAX_JOBS_A_SEND):
         some = jobs[start : start + MAX_JOBS_A_SEND]
-        _, *replies = yield from send(_SCRIPT.load, *(_call(job) for job in some))
-        are_new += [bool(reply) for reply in replies]
-    return are_new
+        confirm = confirm_commands(num_replicas) if is_durable else []
+        calls = [_call(job, is_durable) for job in some]
+        _, *replies = yield from send(SCRIPT.load, *calls, *confirm)
+        enqueued += [_settle(job, reply) for job, reply in zip(some, replies, strict=False)]
+        if is_durable:
+            check_confirmed(replies[len(some) :])
+    return enqueued
 
 
-def _call(job: NewJob) -> Command:
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    fields: dict[str, Any] = {
-        "status": "queued",
-        "origin": job.queue,
-        "created_at": now,
-        "enqueued_at": now,
-        "description": _describe(job.request),
-        "timeout": NO_TIMEOUT,
-        "result_ttl": keys.RESULT_TTL_SECONDS,
-        "failure_ttl": keys.FAILURE_TTL_SECONDS,
-        "data": zlib.compress(job.arguments.encode()),
-    }
-    return _SCRIPT.call(
-        keys=[job_key(job.job_id), queue_key(job.queue), QUEUES_KEY, keys.turns_key(keys.split_tenant(job.queue)[0])],
-        arguments=[job.job_id, job.queue, *(part for field in fields.items() for part in field)],
+def _settle(job: NewJob, reply: Sequence[bytes]) -> NewJob:
+    verdict, word = reply
+    if verdict == CONFLICT:
+        raise conflict(job.request.idempotency_key, job.job_id)
+    if verdict == NO_DEPENDENCY:
+        message = f"depends_on: job {word.decode()} is not known, or was forgotten; leave it out"
+        raise InvalidJobError(message, param="depends_on", code=ErrorCode.JOB_NOT_FOUND)
+    return replace(job, queue=word.decode() or job.queue, is_new=verdict == NEW)
+
+
+def _call(job: NewJob, is_durable: bool) -> Command:
+    return enqueue_call(
+        job.job_id,
+        job.queue,
+        arguments=job.arguments,
+        description=_describe(job.request),
+        body=job.body,
+        depends_on=job.depends_on,
+        is_durable=is_durable,
     )
 
 
@@ -161,14 +205,3 @@ def _describe(request: JobRequest) -> str:
     text = repr(shown)
     text = text if len(text) <= MAX_DESCRIPTION_CHARS else text[: MAX_DESCRIPTION_CHARS - 1] + "…"
     return f"{keys.JOB_FUNCTION}({'messages' if request.messages else 'prompt'}={text})"
-
-
-_SCRIPT = Script("""
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 3))
-redis.call('SADD', KEYS[3], KEYS[2])
-redis.call('RPUSH', KEYS[2], ARGV[1])
-local last = redis.call('ZREVRANGE', KEYS[4], 0, 0, 'WITHSCORES')
-redis.call('ZADD', KEYS[4], 'NX', (tonumber(last[2]) or 0) + 1, ARGV[2])
-return 1
-""")

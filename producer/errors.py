@@ -5,6 +5,7 @@ PromptmillError
 ├── SettingsError            a flag or PROMPTMILL_* variable is wrong; names both
 ├── BatchFileError          a batch's input or output file cannot be used; names it
 ├── RedisUnavailableError    Redis cannot be reached at the URL given
+├── DurabilityError          Redis did not confirm that what was enqueued is safe; says whether it was enqueued
 ├── JobNotFoundError         no such job, or its result has expired
 ├── JobFailedError           the job ended without a full answer; `error` is the contract's ErrorInfo
 ├── ResultTimeoutError       no result within the timeout; the job goes on
@@ -46,6 +47,10 @@ class BatchFileError(PromptmillError):
 
 class RedisUnavailableError(PromptmillError):
     """Redis cannot be reached."""
+
+
+class DurabilityError(PromptmillError):
+    """`durable=True`, and Redis cannot promise it, or did not confirm it in time; the message says which."""
 
 
 class JobNotFoundError(PromptmillError):

@@ -41,6 +41,16 @@ def registry_key(name: str, queue: str) -> str:
     return str(REGISTRIES[name].key_template.format(queue))
 
 
+def dependents_key(job_id: str) -> str:
+    """SET of the jobs that wait for this one."""
+    return str(Job.dependents_key_for(job_id))
+
+
+def dependencies_key(job_id: str) -> str:
+    """SET of the jobs that this one waits for."""
+    return f"{Job.redis_job_namespace_prefix}:{job_id}:dependencies"  # two colons, as RQ has it
+
+
 def executions_key(job_id: str) -> str:
     return str(ExecutionRegistry.key_template.format(job_id))
 

@@ -16,6 +16,7 @@ class ErrorCode(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"
+    IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     POISON = "poison"
     ENGINE_ERROR = "engine_error"
     RESULT_STORE_ERROR = "result_store_error"
@@ -35,6 +36,7 @@ _HTTP_STATUS = {
     ErrorCode.DEADLINE_EXCEEDED: HTTPStatus.REQUEST_TIMEOUT,
     ErrorCode.TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
     ErrorCode.CANCELLED: HTTPStatus.CONFLICT,
+    ErrorCode.IDEMPOTENCY_CONFLICT: HTTPStatus.CONFLICT,
     ErrorCode.POISON: HTTPStatus.INTERNAL_SERVER_ERROR,
     ErrorCode.ENGINE_ERROR: HTTPStatus.INTERNAL_SERVER_ERROR,
     ErrorCode.RESULT_STORE_ERROR: HTTPStatus.BAD_GATEWAY,

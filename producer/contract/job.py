@@ -44,7 +44,6 @@ UNSUPPORTED_FIELDS = (
     "choice",
     "grammar",
     "deadline",
-    "idempotency_key",
     "tools",
     "tool_choice",
     "parallel_tool_calls",
@@ -126,7 +125,9 @@ class JobRequest(BaseModel):
     )
     stream: StrictBool = Field(default=True, description="False skips PUBLISH; the stream is written all the same.")
     metadata: dict[str, Any] = {}
-    idempotency_key: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = None
+    idempotency_key: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = Field(
+        default=None, description="Names one job of the tenant, for as long as it is kept; the client derives its id."
+    )
 
     @model_validator(mode="before")
     @classmethod

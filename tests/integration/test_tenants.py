@@ -197,6 +197,13 @@ def test_jobs_of_tenants_run_whoever_enqueued_them(redis_url: str, redis_client:
     assert redis_client.xlen(keys.results_channel(ACME)) == 6 and not redis_client.keys("promptmill:turns:*")
 
 
+def test_a_tenants_first_job_is_found_when_plain_rq_made_it_wait(redis_url: str, redis_client: redis.Redis) -> None:
+    first = rq_queue(redis_client).enqueue(FUNCTION, prompt="One", max_tokens=4)
+    last = rq_queue(redis_client, ACME).enqueue(FUNCTION, prompt="Two", max_tokens=4, depends_on=first)
+    with WorkerThread(redis_url):
+        assert wait_for_result(redis_client, last.id).status == "finished"
+
+
 def test_no_more_jobs_of_a_tenant_run_than_its_limit_over_all_workers(redis_url: str, client: Client) -> None:
     with (
         WorkerThread(redis_url, max_running_per_tenant=3) as one,

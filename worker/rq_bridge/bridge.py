@@ -26,6 +26,15 @@ QUEUE_PREFIX: str = Queue.redis_queue_namespace_prefix
 WORKER_TTL_SECONDS = 30  # RQ adds a minute: a worker that died stands in `rq info` for 90 s at most
 
 
+class ServedQueue(Queue):  # type: ignore[misc]
+    """RQ does not list a queue whose first job had to wait for others; then no worker would find a tenant's."""
+
+    def enqueue_ready_jobs_by_queue(self, job_ids_by_queue_name: dict[str, list[str]]) -> None:
+        if job_ids_by_queue_name:
+            self.connection.sadd(QUEUES_KEY, *(f"{QUEUE_PREFIX}{name}" for name in job_ids_by_queue_name))
+        super().enqueue_ready_jobs_by_queue(job_ids_by_queue_name)
+
+
 class RqBridge(BaseWorker):  # type: ignore[misc]
     """One RQ worker. Its methods are called from several threads; what they share is in Redis."""
 
@@ -36,6 +45,7 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
             connection=connection,
             serializer=JSONSerializer,
             job_class=HeldJob,
+            queue_class=ServedQueue,
             default_result_ttl=RESULT_TTL_SECONDS,
             worker_ttl=WORKER_TTL_SECONDS,
             log_job_description=False,
@@ -73,8 +83,8 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
             worker_registration.register(self, pipe)
             pipe.execute()
 
-    def open_queue(self, name: str) -> Queue:
-        return Queue(name, connection=self.connection, job_class=self.job_class, serializer=JSONSerializer)
+    def open_queue(self, name: str) -> ServedQueue:
+        return ServedQueue(name, connection=self.connection, job_class=self.job_class, serializer=JSONSerializer)
 
     def unregister(self) -> None:
         if self._inline_scheduler is not None and self._inline_scheduler.acquired_locks:

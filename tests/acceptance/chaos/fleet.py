@@ -98,7 +98,7 @@ class Fleet:
         if slot.process is not None:
             slot.process.kill()
             slot.process.wait()
-            slot.stopped_pids.clear()
+            self.wake(slot)  # its engine sees that nobody is left
 
     def kill_child(self, slot: Slot) -> None:
         for pid in self._children(slot):

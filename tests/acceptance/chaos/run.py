@@ -53,10 +53,10 @@ class ChaosReport:
     figures: dict[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [json.dumps(self.figures)]
+        lines = [json.dumps(self.figures, default=str)]
         if self.problems:
             lines += ["events:", *map(str, self.events), "problems:"]
-            lines += [f"  {name}: {'; '.join(found)[:2000]}" for name, found in list(self.problems.items())[:20]]
+            lines += [f"  {name}: {'; '.join(found)[:600]}" for name, found in list(self.problems.items())[:20]]
             lines += [f"{len(self.problems)} in all", *self.histories]
         return "\n".join(lines)
 

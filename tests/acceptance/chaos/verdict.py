@@ -27,6 +27,9 @@ LEFTOVERS = (
 """Keys that no ended job may leave. RQ drops an empty list, set or hash by itself."""
 
 
+EDGE = 3  # entries shown on both sides of a marker
+
+
 @dataclass(slots=True)
 class StoredStream:
     """A job's stream as it lies in Redis: each choice since the last reset, and how it came about."""
@@ -151,9 +154,12 @@ def _system_problems(connection: redis.Redis, jobs: Sequence[ChaosJob]) -> list[
 def history(connection: redis.Redis, job_id: str, logs: Mapping[str, str]) -> str:
     """All that is known of a job: RQ's record, its stream, its result, and the log lines that name it."""
     lines = [f"history of {job_id}", f"  rq: {connection.hgetall(f'rq:job:{job_id}')}"]
-    for entry_id, fields in connection.xrange(keys.stream_key(job_id)):
-        lines.append(f"  {entry_id.decode():>8} {str(fields)[:160]}")
-    lines.append(f"  result: {str(connection.get(keys.result_key(job_id)))[:2000]}")
+    rows = connection.xrange(keys.stream_key(job_id))
+    for at, (entry_id, fields) in enumerate(rows):
+        is_edge = any(b"m" in row[1] for row in rows[max(0, at - EDGE) : at + EDGE]) or at >= len(rows) - EDGE
+        if is_edge:  # what lies in the middle of an attempt tells little
+            lines.append(f"  {entry_id.decode():>8} {str(fields)[:160]}")
+    lines.append(f"  result: {str(connection.get(keys.result_key(job_id)))[:600]}")
     for name, text in logs.items():
         lines += [f"  {name}: {line}" for line in text.splitlines() if job_id in line]
     return "\n".join(lines)

@@ -24,6 +24,7 @@ class Watched:
     num_visits: int = 0
     has_ended: bool = False
     problem: str | None = None
+    cursor: str | None = None
     arrivals: list[tuple[float, int]] = field(default_factory=list)
     """When each chunk came (monotonic seconds), and its attempt."""
 
@@ -54,6 +55,7 @@ class Watched:
         self.texts.clear()
         self.token_ids.clear()
         self.finish_reasons.clear()
+        self.cursor = None
 
 
 class Watchers:
@@ -86,35 +88,31 @@ class Watchers:
 
     async def _watch(self, client: AsyncClient, job_id: str) -> None:
         rng = random.Random(f"{self._seed} {job_id}")
-        watched, cursor = self.seen[job_id], None
+        watched = self.seen[job_id]
         while not watched.has_ended:
-            if cursor is not None and rng.random() < 0.3:  # another reader, which saw nothing yet
+            if watched.cursor is not None and rng.random() < 0.3:  # another reader, which saw nothing yet
                 watched.forget()
-                cursor = None
             watched.num_visits += 1
             try:
-                cursor = await self._visit(client, job_id, cursor, rng.randint(1, 60))
-            except JobNotFoundError:  # not submitted yet
-                cursor = None
-            except RedisUnavailableError:
+                await self._visit(client, job_id, rng.randint(1, 60))
+            except (JobNotFoundError, RedisUnavailableError):  # not submitted yet
                 pass
             except Exception as error:  # of any type: it is what this test looks for
                 watched.problem, watched.has_ended = repr(error), True
             if not watched.has_ended:
                 await asyncio.sleep(rng.uniform(0.0, 0.5))
 
-    async def _visit(self, client: AsyncClient, job_id: str, cursor: str | None, max_chunks: int) -> str | None:
-        """Read some chunks, and leave in the middle or at the end. Returns the cursor."""
+    async def _visit(self, client: AsyncClient, job_id: str, max_chunks: int) -> None:
+        """Read some chunks, and leave in the middle or at the end."""
         watched = self.seen[job_id]
-        chunks = client.stream(job_id, after=cursor)
+        chunks = client.stream(job_id, after=watched.cursor)
         try:
             async for chunk in chunks:
                 watched.take(chunk, EntryId.parse(chunks.last_id).attempt)
-                cursor = chunks.last_id
+                watched.cursor = chunks.last_id
                 max_chunks -= 1
                 if max_chunks <= 0:
-                    return cursor
+                    return
             watched.has_ended = True
-            return cursor
         finally:
             await chunks.aclose()

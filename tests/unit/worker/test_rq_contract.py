@@ -10,6 +10,7 @@ from rq.scheduler import RQScheduler
 from rq.suspension import WORKERS_SUSPENDED
 from rq.worker import BaseWorker
 
+from producer import rq_names
 from worker.rq_bridge import RQ_PREFIX
 
 
@@ -40,7 +41,7 @@ PRIVATE_PARTS = {
     RQScheduler: "acquire_locks acquired_locks heartbeat enqueue_scheduled_jobs register_birth stop",
     Queue: (
         "acquire_maintenance_lock release_maintenance_lock enqueue_dependents ready_job_registry "
-        "finished_job_registry started_job_registry"
+        "enqueue_ready_jobs_by_queue finished_job_registry started_job_registry"
     ),
 }
 
@@ -71,3 +72,8 @@ def test_an_rq_job_still_has_the_fields_the_bridge_reads_and_writes() -> None:
         "origin",
     ]:
         assert hasattr(job, name), name
+
+
+def test_the_clients_names_are_rqs() -> None:
+    assert rq_names.dependencies_key("job") == Job("job", connection=redis.Redis()).dependencies_key
+    assert rq_names.dependents_key("job") == Job.dependents_key_for("job")
