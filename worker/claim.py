@@ -1,5 +1,6 @@
 """A job as a worker holds it: what the claim returned, and the fence that its outcome is written under."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -7,6 +8,11 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from producer.contract import Done
+from worker.scripts import CRASHES_FIELD
+
+SUSPECT_CRASHES = 2  # in a row without a new token: the job runs alone
+MAX_CRASHES = 3  # in a row without a new token: the job is poison
+MAX_ALL_CRASHES = 10  # with new tokens in between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +51,28 @@ class Claim:
     def is_orphan(self) -> bool:
         """Cancelled or deleted already: it is held only because nobody else will write its outcome."""
         return self.fields.get(b"status") in (None, b"canceled")
+
+    @property
+    def num_crashes(self) -> int:
+        """Workers that died with the job, one after the other, each without a new token."""
+        return self._crashes()[0]
+
+    @property
+    def num_all_crashes(self) -> int:
+        """The same, with those that died after new tokens."""
+        return self._crashes()[1]
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.num_crashes >= SUSPECT_CRASHES
+
+    @property
+    def is_poison(self) -> bool:
+        return self.num_crashes >= MAX_CRASHES or self.num_all_crashes >= MAX_ALL_CRASHES
+
+    def _crashes(self) -> tuple[int, int]:
+        found = re.fullmatch(rb"(\d{1,9}):(\d{1,9})", self.fields.get(CRASHES_FIELD.encode(), b""))
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
     @property
     def fence(self) -> str:

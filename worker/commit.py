@@ -13,7 +13,7 @@ import redis
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
-from producer.contract import keys
+from producer.contract import ErrorCode, ErrorInfo, keys
 from worker.background import BackgroundThreads
 from worker.errors import LeaseLostError
 from worker.fence import FencedRedis
@@ -25,6 +25,7 @@ MAX_BATCH = 64  # jobs in one transaction
 NUM_THREADS = 4
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 2.0
+FAILED_COMMIT_SECONDS = (0.1, 0.3, 1.0)  # between tries of a commit that raises what is no outage
 
 _log = logging.getLogger(__name__)
 
@@ -59,14 +60,32 @@ class Committer:
     def _persist(self, commit: Callable[[list[RunningJob]], None], jobs: list[RunningJob]) -> None:
         try:
             self._repeat(lambda: commit(jobs))
-        except Exception:  # of any type: the lease lapses, and another attempt finds the stored outcome
+        except Exception as error:  # of any type: RQ's handlers read what anybody may have written
             _log.exception("action=commit_failed job_ids=%s", ",".join(job.job_id for job in jobs))
             if len(jobs) > 1:  # one of them cannot be committed: the others must not suffer for it
                 for job in jobs:
                     self._submit(commit, [job])
                 return
+            self._insist(commit, jobs[0], error)
         for job in jobs:
             self._on_end(job)
+
+    def _insist(self, commit: Callable[[list[RunningJob]], None], job: RunningJob, error: Exception) -> None:
+        """Try the job's commit a few times more; if it always raises, the job must end all the same: as failed."""
+        for wait in FAILED_COMMIT_SECONDS:
+            if self._is_closing.wait(wait):
+                return  # handed over, with its stored outcome
+            try:
+                return self._repeat(lambda: commit([job]))
+            except Exception as again:  # of any type, as before
+                error = again
+        message = f"the job's outcome could not be committed: {error!r}"
+        _log.error("action=commit_given_up job_id=%s error=%r", job.job_id, error)
+        job.fail_commit(ErrorInfo(code=ErrorCode.INTERNAL, message=message))
+        try:
+            self._repeat(lambda: self._commit_bare(job, message))
+        except Exception:  # of any type: the lease lapses, and another attempt finds the stored outcome
+            _log.exception("action=commit_failed job_ids=%s", job.job_id)
 
     def _repeat(self, write: Callable[[], None]) -> None:
         """Until Redis has taken it, or the worker ends."""
@@ -136,6 +155,17 @@ class Committer:
         except LeaseLostError:
             _log.info("action=commit_fenced job_id=%s attempt=%d", job.job_id, job.claim.attempt)
             self._outcomes.enqueue_ready()  # if it is the reply that was lost, dependents wait in between
+
+    def _commit_bare(self, job: RunningJob, reason: str) -> None:
+        """The failure alone, with nothing that could fail: what a key of another type refuses is left out."""
+        assert job.result is not None
+        with self._client.pipeline() as pipe:
+            if not self._watch_held(pipe, [job]):
+                return
+            pipe.multi()
+            self._outcomes.add_bare_failure(pipe, job, reason)
+            self._add_end(pipe, job, job.result.to_wire())
+            pipe.execute(raise_on_error=False)
 
     def _add_end(self, pipe: Pipeline, job: RunningJob, wire: str) -> None:
         """Our part of a transaction: no lease and no fence any more; and, unless RQ tries again, the result."""

@@ -6,6 +6,7 @@ WorkerError
 ├── ResultStoreError       the result store cannot be written now; the put may be repeated
 ├── HandOverError          jobs could not be given back at the end; they return when their leases end
 ├── JobRefusedError        this job can never run here; carries the contract's error
+├── ReplayMismatchError    stored tokens do not come to the stored text here; the job starts over
 └── LeaseLostError         another attempt holds the job; what this one had is dropped
 """
 
@@ -38,6 +39,13 @@ class JobRefusedError(WorkerError):
     def __init__(self, code: ErrorCode, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.info = ErrorInfo(code=code, message=message, param=param)
+
+
+class ReplayMismatchError(WorkerError):
+    """Going on would show a subscriber two different answers in one: the job starts over."""
+
+    def __init__(self, job_id: str, index: int) -> None:
+        super().__init__(f"the stored tokens of job {job_id}, choice {index}, do not come to its stored text here")
 
 
 class LeaseLostError(WorkerError):

@@ -135,15 +135,25 @@ class Finisher:
 
 
 def _settle(job: RunningJob) -> None:
-    """The outcome of a job that has ended: a cancel outweighs an error, an error the output."""
+    """The outcome of a job that has ended: a cancel outweighs everything, a deadline an error, an error the output."""
     if job.stop_cause == "cancelled":
         job.error = None
         job.decide("cancelled")
     elif job.stop_cause == "stopped":
         job.error = ErrorInfo(code=ErrorCode.CANCELLED, message="the job was stopped by RQ's stop-job command")
         job.decide("stopped")
+    elif job.stop_cause == "deadline" and job.stream.num_output_tokens:
+        job.error = None
+        job.decide("finished", cut_off="deadline")
+    elif job.stop_cause == "deadline":
+        message = "the job's deadline passed before it had put out a token"
+        job.error = ErrorInfo(code=ErrorCode.DEADLINE_EXCEEDED, message=message, param="deadline")
+        job.decide("failed")
     elif job.error is not None:
-        job.is_retried = will_retry(job.rq_job)
+        job.is_retried = will_retry(job.rq_job) and job.error.code not in _FINAL
         job.decide("failed")
     else:
         job.decide("finished")
+
+
+_FINAL = (ErrorCode.POISON, ErrorCode.DEADLINE_EXCEEDED)  # what RQ's Retry must not try again

@@ -6,15 +6,18 @@ A job that can never run becomes a job that has ended with the reason; it is com
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import uuid4
 
 import redis
+from pydantic import ValidationError
 
-from producer.contract import ErrorCode, ErrorInfo, JobRequest, Marker, Result
+from producer.contract import Done, ErrorCode, ErrorInfo, JobRequest, Marker, Result
 from worker.claim import Claim
 from worker.errors import JobRefusedError
 from worker.outlet.job_stream import JobStream
-from worker.recovery import read_stored_output
+from worker.outlet.stored_stream import StoredStream
+from worker.recovery import read_stored
 from worker.rq_bridge import JobReader, timeout_seconds
 from worker.running_job import RunningJob
 from worker.scripts import Scripts
@@ -86,15 +89,20 @@ class Intake:
 
         Raises what Redis raises, of a job whose stored output is to be read.
         """
-        if claim.is_resumable and claim.done is not None:
-            return self._finish_stored(claim)
-        if claim.is_orphan:
-            return self._finish_cancelled(claim)
+        stored = read_stored(self._client, claim.job_id) if claim.is_resumable or claim.is_orphan else None
         rq_job, problem = self._reader.restore(claim)
+        if stored is not None and stored.done is not None:
+            return self._finish_stored(claim, rq_job, stored, stored.done)
+        if claim.is_orphan:
+            return self._finish_cancelled(claim, rq_job, stored)
+        if claim.is_poison:
+            return self._finish_poison(claim, rq_job, stored)
         try:
             if problem is not None:
                 raise problem
-            translated = self._translator.translate(claim.job_id, self._reader.read_kwargs(rq_job))
+            kwargs = self._reader.read_kwargs(rq_job)
+            begun = self._resumable(claim, stored, kwargs) if stored is not None else None
+            translated = self._translator.translate(claim.job_id, kwargs, begun.start if begun else None)
             _check_metadata(translated.request)
         except JobRefusedError as error:
             return self._refuse(claim, rq_job, error.info)
@@ -107,61 +115,112 @@ class Intake:
             publish=translated.request.stream,
             num_prompt_tokens=len(translated.prompt_token_ids),
             num_choices=translated.params.n,
+            stored=begun,
         )
-        model = translated.request.model or self._model
         return RunningJob(
             claim=claim,
             rq_job=rq_job,
             stream=stream,
-            model=model,
+            model=translated.request.model or self._model,
             translated=translated,
+            resets=begun is None and _has_shown(claim, stored),
+            metadata=translated.request.metadata,
             timeout_seconds=timeout_seconds(rq_job),
         )
 
     def build_marker(self, job: RunningJob) -> Marker:
-        """The attempt's first entry. What earlier attempts showed is void, unless this one only ends the stream."""
+        """The attempt's first entry. The first one also holds what a resume needs; one that starts over is a first."""
         claim, translated = job.claim, job.translated
+        is_first = translated is not None and not job.stream.is_resumed
         return Marker(
             job_id=claim.job_id,
             attempt=claim.attempt,
             worker=self.worker,
-            reset=claim.attempt > 1 and job.stored_choices is None,
-            prompt_token_ids=translated.prompt_token_ids if translated else None,
-            seed=translated.seed if translated else None,
+            reset=job.resets,
+            prompt_token_ids=translated.prompt_token_ids if translated and is_first else None,
+            seed=translated.seed if translated and is_first else None,
             fingerprint=self._fingerprint if translated else None,
         )
 
-    def _finish_stored(self, claim: Claim) -> RunningJob:
+    def _resumable(self, claim: Claim, stored: StoredStream, kwargs: dict[str, Any]) -> StoredStream | None:
+        """What the attempt goes on from. None: it starts at its beginning."""
+        if not stored.entries:
+            return None
+        num_choices = kwargs.get("n", 1)
+        why = stored.why_not_resumable(self._fingerprint, num_choices if isinstance(num_choices, int) else 1)
+        if why is not None:
+            _log.warning("action=job_starts_over job_id=%s attempt=%d reason=%s", claim.job_id, claim.attempt, why)
+            return None
+        num_tokens = stored.num_output_tokens
+        _log.info("action=job_resumed job_id=%s attempt=%d num_tokens=%d", claim.job_id, claim.attempt, num_tokens)
+        return stored
+
+    def _finish_stored(self, claim: Claim, rq_job: Any, stored: StoredStream, done: Done) -> RunningJob:
         """An earlier attempt wrote the done entry and died before its commit: it decided the outcome."""
-        assert claim.done is not None
-        rq_job, _ = self._reader.restore(claim)
-        stored = read_stored_output(self._client, claim.job_id, cut_off="error")
-        job = self._ended(claim, rq_job)
-        job.stored_choices, job.stored_usage = stored.choices, claim.done.usage
-        job.status, job.error = claim.done.status, claim.done.error
+        job = self._ended(claim, rq_job, stored)
+        job.decide(done.status)
+        job.error, job.object_attempt = done.error, stored.done_attempt
         return job
 
-    def _finish_cancelled(self, claim: Claim) -> RunningJob:
+    def _finish_poison(self, claim: Claim, rq_job: Any, stored: StoredStream | None) -> RunningJob:
+        """It would take the next worker with it, too. Its partial output is kept."""
+        _log.error("action=job_poison job_id=%s num_crashes=%d", claim.job_id, claim.num_all_crashes)
+        job = self._ended(claim, rq_job, stored)
+        message = (
+            f"{claim.num_all_crashes} workers died while they ran this job, the last {claim.num_crashes} without a new "
+            "token: it is not tried again"
+        )
+        job.error = ErrorInfo(code=ErrorCode.POISON, message=message)
+        return job
+
+    def _finish_cancelled(self, claim: Claim, rq_job: Any, stored: StoredStream | None) -> RunningJob:
         """Cancelled or deleted while nobody held it: it ends with what earlier attempts had put out."""
-        rq_job, _ = self._reader.restore(claim)
-        stored = read_stored_output(self._client, claim.job_id, cut_off="cancelled")
-        job = self._ended(claim, rq_job)
-        job.stored_choices, job.stored_usage = stored.choices, stored.usage
+        job = self._ended(claim, rq_job, stored)
         job.stop_cause = "cancelled"
         return job
 
-    def _refuse(self, claim: Claim, rq_job: object, error: ErrorInfo) -> RunningJob:
+    def _refuse(self, claim: Claim, rq_job: Any, error: ErrorInfo) -> RunningJob:
         _log.info("action=job_refused job_id=%s code=%s param=%s", claim.job_id, error.code, error.param)
-        job = self._ended(claim, rq_job)
+        job = self._ended(claim, rq_job, None)
         # The message may quote what was sent, which may be no text that can be written down.
         job.error = error.model_copy(update={"message": _as_utf8(error.message), "param": _as_utf8(error.param)})
         return job
 
-    def _ended(self, claim: Claim, rq_job: object) -> RunningJob:
-        stream = JobStream(claim.job_id, claim.attempt, publish=True, num_choices=0)
-        job = RunningJob(claim=claim, rq_job=rq_job, stream=stream, model=self._model)
+    def _ended(self, claim: Claim, rq_job: Any, stored: StoredStream | None) -> RunningJob:
+        """A job that the engine never sees, with the output it has."""
+        request = self._read_request(rq_job) if stored is not None else None
+        stream = JobStream(
+            claim.job_id,
+            claim.attempt,
+            publish=True,
+            num_prompt_tokens=stored.num_prompt_tokens if stored else 0,
+            num_choices=max(stored.num_choices, request.n if request else 0) if stored else 0,
+            stored=stored,
+        )
+        job = RunningJob(
+            claim=claim,
+            rq_job=rq_job,
+            stream=stream,
+            model=(request and request.model) or self._model,
+            resets=stored is None and claim.attempt > 1,
+            metadata=request.metadata if request else {},
+        )
         job.end()
         return job
+
+    def _read_request(self, rq_job: Any) -> JobRequest | None:
+        """None where it cannot be read, which costs an ended job no more than its metadata."""
+        try:
+            request = JobRequest.model_validate(self._reader.read_kwargs(rq_job))
+            _check_metadata(request)
+        except (JobRefusedError, ValidationError):
+            return None
+        return request
+
+
+def _has_shown(claim: Claim, stored: StoredStream | None) -> bool:
+    """Whether subscribers may have seen output of earlier attempts."""
+    return claim.attempt > 1 and (stored is None or bool(stored.entries))
 
 
 def _check_metadata(request: JobRequest) -> None:

@@ -11,11 +11,13 @@ from functools import partial
 import redis
 
 from engine.engine import InferenceEngine
-from engine.errors import ContextLengthError, EngineDiedError, EngineNotRunningError, InvalidRequestError
+from engine.errors import EngineDiedError, EngineNotRunningError
 from engine.outputs import RequestOutput
 from producer.contract import ErrorCode, ErrorInfo
+from worker.admission import Admission
 from worker.claim import Claim
 from worker.commit import Committer
+from worker.errors import ReplayMismatchError
 from worker.event_queue import EventQueue
 from worker.finishing import Finisher
 from worker.held_jobs import HeldJobs
@@ -32,9 +34,8 @@ from worker.scripts import Scripts
 IDLE_CLAIM_SECONDS = 0.02  # between looks at queues that were empty
 BUSY_CLAIM_SECONDS = 0.05  # the same, while there is something to do
 MAX_CLAIM = 64  # jobs in one script run
-MAX_ADMISSION_SECONDS = 0.005  # of one turn, so that tokenising does not hold up the streams
 MAX_WAIT_SECONDS = 0.05
-TIMEOUT_CHECK_SECONDS = 0.5
+LIMITS_SECONDS = 0.05  # between looks at deadlines and timeouts
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 1.0
 COMMITS_END_SECONDS = 0.3  # what a hand-over leaves to commits that are under way
@@ -58,6 +59,7 @@ class JobLoop:
         max_num_seqs: int,
         max_num_jobs: int,
         finishes_on_stop: bool = False,
+        drain_seconds: float | None = None,
     ) -> None:
         """`max_num_seqs`: sequences given to the engine. `max_num_jobs`: jobs held, until their commits."""
         self._client = client
@@ -68,16 +70,26 @@ class JobLoop:
         self._max_num_seqs = max_num_seqs
         self._max_num_jobs = max_num_jobs
         self._finishes_on_stop = finishes_on_stop
+        self._drain_seconds = drain_seconds
         self._events = EventQueue()
         self._held = HeldJobs()
         self._committer = Committer(client, outcomes, lambda job: self._events.post(partial(self._release, job)))
         self._finisher = Finisher(
             client, outlet, intake, store, self._committer, post=self._events.post, on_lost=self._drop
         )
+        self._admission = Admission(
+            engine,
+            intake,
+            outlet,
+            self._finisher,
+            self._held,
+            on_output=lambda job, output: self._events.post(partial(self._on_output, job, output)),
+        )
         self._rate = TokenRate()
         self._num_new_tokens = 0
         self._num_stop_requests = 0
-        self._claim_at = self._check_timeouts_at = self._retry_at = 0.0  # monotonic seconds
+        self._drains_until: float | None = None  # monotonic seconds; None: no limit
+        self._claim_at = self._check_limits_at = self._retry_at = 0.0  # monotonic seconds
         self._backoff_seconds = 0.0
         self.tokens_per_second = 0.0
         self.failure: EngineDiedError | None = None
@@ -89,6 +101,8 @@ class JobLoop:
     def request_stop(self) -> None:
         """Once: give the jobs back, or finish them if so set. Twice: give them back. Safe in a signal handler."""
         self._num_stop_requests += 1
+        if self._num_stop_requests == 1 and self._drain_seconds is not None:
+            self._drains_until = time.monotonic() + self._drain_seconds
         self._events.wake()
 
     def request_job_stop(self, job_id: str, cause: StopCause) -> None:
@@ -107,13 +121,17 @@ class JobLoop:
     def is_done(self) -> bool:
         if self.failure is not None or self._num_stop_requests >= 2:
             return True
-        return self._num_stop_requests == 1 and not (self._finishes_on_stop and len(self._held))
+        if self._num_stop_requests == 0:
+            return False
+        has_time = self._drains_until is None or time.monotonic() < self._drains_until
+        return not (self._finishes_on_stop and has_time and len(self._held))
 
     def turn(self) -> None:
         """Wait until there is something to do, for at most `MAX_WAIT_SECONDS`, and do it. Raises nothing of Redis."""
         self._events.run(self._wait_seconds(time.monotonic()))
         now = time.monotonic()
         self._count_tokens(now)
+        self._check_limits(now)
         self._flush(now)
         if now < self._retry_at:
             return
@@ -135,25 +153,27 @@ class JobLoop:
         return num_given
 
     def _wait_seconds(self, now: float) -> float:
-        if (self._finisher.has_work or self._held.next_waiting()) and now >= self._retry_at:
+        if (self._finisher.has_work or self._admission.has_work) and now >= self._retry_at:
             return 0.0
         due = self._outlet.seconds_until_due(now)
         claim_in = max(0.0, self._claim_at - now) if self._room > 0 else MAX_WAIT_SECONDS
         return min(MAX_WAIT_SECONDS, claim_in, due if due is not None else MAX_WAIT_SECONDS)
 
     def _advance(self, now: float) -> None:
-        self._check_timeouts(now)
         self._finisher.decide()
         if self._finisher.has_sealed and not self._outlet.is_redis_away:
             self._flush(now, force=True)
         self._finisher.commit_stored()
-        self._admit_some()
+        try:
+            self._admission.admit_some()
+        except EngineDiedError as error:
+            self.failure = error
         self._claim_some(now)
 
     def _flush(self, now: float, *, force: bool = False) -> None:
         for job_id in self._outlet.flush(now, force=force):
             if (job := self._held.get(job_id)) is not None:
-                self._drop(job)
+                self._let_go(job)
 
     def _count_tokens(self, now: float) -> None:
         if self._num_new_tokens:
@@ -183,54 +203,19 @@ class JobLoop:
             self._drop(old)  # its lease had ended, and the job came back to us
         self._held.take(claim)
 
-    def _admit_some(self) -> None:
-        end = time.monotonic() + MAX_ADMISSION_SECONDS
-        while claim := self._held.next_waiting():
-            job = self._intake.admit(claim)
-            self._held.admit(job)
-            self._begin(job)
-            if time.monotonic() > end:
-                return
-
-    def _begin(self, job: RunningJob) -> None:
-        if job.translated is None:
-            self._finisher.add(job)
-            return
-        self._outlet.open(job.stream, self._intake.build_marker(job))
-        if job.stop_cause is not None:
-            self._end(job)
-            return
-        try:
-            self._submit(job)
-        except InvalidRequestError as error:
-            is_too_long = isinstance(error, ContextLengthError)
-            code = ErrorCode.CONTEXT_LENGTH_EXCEEDED if is_too_long else ErrorCode.INVALID_REQUEST
-            job.error = ErrorInfo(code=code, message=str(error), param=error.param)
-            self._end(job)
-        except (EngineNotRunningError, EngineDiedError) as error:
-            self.failure = EngineDiedError(str(error))
-
-    def _submit(self, job: RunningJob) -> None:
-        assert job.translated is not None
-        job.submitted_at = time.monotonic()
-        self._engine.submit(
-            job.request_id,
-            job.translated.prompt_token_ids,
-            job.translated.params,
-            priority=job.translated.request.priority,
-            on_output=lambda output: self._events.post(partial(self._on_output, job, output)),
-        )
-
     def _on_output(self, job: RunningJob, output: RequestOutput) -> None:
         if job.stage is not Stage.ADMITTED or not self._held.is_current_job(job):
             return
         if output.error_kind in ("died", "stopped"):
             self.failure = EngineDiedError(output.error or "the engine ended")
             return
-        self._num_new_tokens += len(output.token_ids)
+        self._num_new_tokens += 0 if output.is_replay else len(output.token_ids)
         try:
             if job.take(output):
                 self._finisher.add(job)
+        except ReplayMismatchError as error:
+            _log.warning("action=job_starts_over job_id=%s attempt=%d reason=%s", job.job_id, job.claim.attempt, error)
+            self._let_go(job, resumable=False)
         except Exception as error:  # of any type: it is this job's output alone
             _log.exception("action=output_failed job_id=%s", job.job_id)
             self._abort(job)
@@ -250,16 +235,18 @@ class JobLoop:
             job.stop_cause = cause
             self._abort(job)
 
-    def _check_timeouts(self, now: float) -> None:
-        """RQ's job timeouts: engine time of this attempt."""
-        if now < self._check_timeouts_at:
+    def _check_limits(self, now: float) -> None:
+        """Deadlines and RQ's timeouts."""
+        if now < self._check_limits_at:
             return
-        self._check_timeouts_at = now + TIMEOUT_CHECK_SECONDS
-        for job in self._held.generating():
-            if job.is_overdue(now) and job.stop_cause is None:
+        self._check_limits_at = now + LIMITS_SECONDS
+        for job in list(self._held.generating()):
+            cause = job.passed_limit(now, time.time()) if job.stop_cause is None else None
+            if cause == "failed":
                 message = f"the job ran for longer than its RQ timeout of {job.timeout_seconds:g} s"
                 job.error = ErrorInfo(code=ErrorCode.TIMEOUT, message=message)
-                self._stop_job(job.job_id, "failed")
+            if cause is not None:
+                self._stop_job(job.job_id, cause)
 
     def _on_verdict(self, claim: Claim, verdict: str) -> None:
         if not self._held.is_current(claim):
@@ -275,8 +262,16 @@ class JobLoop:
                 self._drop(job)
             self._held.release(claim)
 
+    def _let_go(self, job: RunningJob, *, resumable: bool = True) -> None:
+        """This attempt cannot go on: the next one may begin at once, or else when the lease ends."""
+        self._drop(job)
+        try:
+            give_back(self._client, self._scripts, [job.claim], resumable=resumable)
+        except REDIS_AWAY as error:
+            _log.warning("action=give_back_failed job_id=%s error=%s", job.job_id, error)
+
     def _drop(self, job: RunningJob) -> None:
-        """Another attempt holds the job: nothing of this one may be written any more."""
+        """Another attempt has the job, or will: nothing of this one may be written any more."""
         _log.info("action=job_dropped job_id=%s attempt=%d", job.job_id, job.claim.attempt)
         if job.stage is Stage.ADMITTED:
             self._abort(job)

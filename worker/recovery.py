@@ -1,4 +1,4 @@
-"""Jobs on their way back: leases that ended, what a worker gives back, and output that was stored.
+"""Jobs on their way back: leases that ended, what a worker gives back, and what their streams hold.
 
 Every worker sweeps. A sweep is one script, so that any number of sweepers put a job back once.
 """
@@ -6,15 +6,14 @@ Every worker sweeps. A sweep is one script, so that any number of sweepers put a
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import redis
-from pydantic import ValidationError
 
-from producer.contract import Choice, Chunk, Done, FinishReason, Marker, Usage, keys, parse_entry
+from producer.contract import keys
 from worker.claim import Claim
+from worker.outlet.stored_stream import StoredStream
 from worker.scripts import Scripts
 
 MAX_SWEPT = 1000  # jobs of one queue in one pass
@@ -80,53 +79,19 @@ class Sweeper:
             self._on_orphan(claim)
 
 
-def give_back(client: redis.Redis, scripts: Scripts, claims: Sequence[Claim]) -> int:
-    """Put jobs that are still ours back to the front of their queues, in the order of `claims`. Returns how many."""
+def give_back(client: redis.Redis, scripts: Scripts, claims: Sequence[Claim], *, resumable: bool = True) -> int:
+    """Put jobs that are still ours back to the front of their queues, in the order of `claims`. Returns how many.
+
+    Not `resumable`: they start over.
+    """
     num_given = 0
     for end in range(len(claims), 0, -MAX_GIVEN_BACK):  # the newest first: each goes before those already there
         part = claims[max(0, end - MAX_GIVEN_BACK) : end]
         flat = [text for claim in part for text in (claim.queue, claim.job_id, claim.fence)]
-        num_given += len(scripts.hand_over(client, jobs=flat))
+        num_given += len(scripts.hand_over(client, jobs=flat, resumable=resumable))
     return num_given
 
 
-@dataclass(frozen=True, slots=True)
-class StoredOutput:
-    """What a job's stream holds: the output since its last reset, and its end, if it has one."""
-
-    choices: list[Choice]
-    usage: Usage
-    done: Done | None
-
-
-def read_stored_output(client: redis.Redis, job_id: str, *, cut_off: FinishReason) -> StoredOutput:
-    """Join a job's stored entries. Choices that have no end get `cut_off`."""
-    chunks: list[Chunk] = []
-    done = None
-    num_prompt_tokens = 0
+def read_stored(client: redis.Redis, job_id: str) -> StoredStream:
     rows: list[Any] = client.xrange(keys.stream_key(job_id)) or []
-    for _, fields in rows:
-        entry = _parse(fields)
-        if isinstance(entry, Marker):
-            num_prompt_tokens = len(entry.prompt_token_ids or []) or num_prompt_tokens
-            chunks, done = ([], None) if entry.reset else (chunks, done)
-        elif isinstance(entry, Done):
-            done = entry
-        elif entry is not None:
-            chunks.append(entry)
-    choices = [Choice.join(index, chunks, cut_off=cut_off) for index in sorted({chunk.index for chunk in chunks})]
-    num_output = sum(len(choice.token_ids) for choice in choices)
-    usage = Usage(
-        prompt_tokens=num_prompt_tokens, completion_tokens=num_output, total_tokens=num_prompt_tokens + num_output
-    )
-    return StoredOutput(choices, done.usage if done else usage, done)
-
-
-def _parse(fields: dict[bytes, bytes]) -> Marker | Chunk | Done | None:
-    """None for what is no entry of ours."""
-    try:
-        if (marker := fields.get(keys.MARKER_FIELD.encode())) is not None:
-            return Marker.model_validate_json(marker)
-        return parse_entry(fields.get(keys.DATA_FIELD.encode(), b""))
-    except ValidationError:
-        return None
+    return StoredStream(rows)

@@ -7,12 +7,13 @@ from enum import Enum
 from typing import Any, Literal
 
 from engine.outputs import ErrorKind, RequestOutput
-from producer.contract import Choice, Done, ErrorCode, ErrorInfo, FinishReason, JobOutcome, Result, Timings, Usage
+from producer.contract import Done, ErrorCode, ErrorInfo, FinishReason, JobOutcome, Result, Timings
 from worker.claim import Claim
 from worker.outlet.job_stream import JobStream
 from worker.translate import TranslatedJob
 
-StopCause = Literal["cancelled", "stopped", "failed"]
+StopCause = Literal["cancelled", "stopped", "deadline", "failed"]
+"""Why the engine was told to stop a job: a cancel, RQ's stop-job, its deadline, RQ's timeout."""
 
 
 class Stage(Enum):
@@ -43,8 +44,9 @@ class RunningJob:
     model: str
     translated: TranslatedJob | None = None
     """None: it was refused, or its output is complete already."""
-    stored_choices: list[Choice] | None = None
-    """Output of an earlier attempt that this one only commits."""
+    resets: bool = False
+    """What earlier attempts have shown is void: this one starts over."""
+    metadata: dict[str, Any] = field(default_factory=dict)
     stage: Stage = Stage.ADMITTED
     stop_cause: StopCause | None = None
     error: ErrorInfo | None = None
@@ -58,9 +60,10 @@ class RunningJob:
     has_called_back: bool = False
     timeout_seconds: float | None = None  # of engine time
     submitted_at: float | None = None  # monotonic seconds
+    object_attempt: int | None = None
+    """The attempt whose result it is, if an earlier one decided it: its object in the result store has that name."""
     first_token_at: float | None = None  # epoch seconds
     ended_at: float | None = None  # epoch seconds
-    stored_usage: Usage | None = field(default=None)
 
     @property
     def job_id(self) -> str:
@@ -71,11 +74,26 @@ class RunningJob:
         """The engine's name for this attempt: a later attempt here must not meet this one's last outputs."""
         return f"{self.claim.job_id}:{self.claim.attempt}"
 
-    def is_overdue(self, now: float) -> bool:
-        """Whether the engine has had the job for longer than RQ's timeout. `now`: monotonic seconds."""
+    @property
+    def has_stored_output(self) -> bool:
+        """Whether this attempt has put out anything that Redis holds."""
+        return self.stream.has_stored_output
+
+    @property
+    def deadline(self) -> float | None:
+        """Epoch seconds."""
+        return self.translated.request.deadline if self.translated else None
+
+    def passed_limit(self, now: float, epoch_now: float) -> StopCause | None:
+        """Which limit of the job is over: its deadline, or RQ's timeout, which is engine time of this attempt.
+
+        `now`: monotonic seconds.
+        """
+        if self.deadline is not None and epoch_now >= self.deadline:
+            return "deadline"
         if self.timeout_seconds is None or self.submitted_at is None:
-            return False
-        return now - self.submitted_at > self.timeout_seconds
+            return None
+        return "failed" if now - self.submitted_at > self.timeout_seconds else None
 
     @property
     def num_sequences(self) -> int:
@@ -83,10 +101,10 @@ class RunningJob:
 
     def take(self, output: RequestOutput) -> bool:
         """Buffer what the engine gave. True if it was the last output, and the job has ended."""
-        if self.first_token_at is None and output.token_ids:
+        if self.first_token_at is None and output.token_ids and not output.is_replay:
             self.first_token_at = time.time()
-        if output.finish_reason == "cancelled" and self.stop_cause == "failed":
-            output = replace(output, finish_reason="error")  # the engine was only told to stop
+        if output.finish_reason == "cancelled" and self.stop_cause in ("deadline", "failed"):
+            output = replace(output, finish_reason=None)  # the engine was only told to stop; the outcome says why
         self.stream.add(output)
         if output.error_kind is not None:
             self.error = ErrorInfo(
@@ -100,10 +118,10 @@ class RunningJob:
         self.stage = Stage.ENDED
         self.ended_at = time.time()
 
-    def decide(self, status: JobOutcome) -> None:
+    def decide(self, status: JobOutcome, *, cut_off: FinishReason | None = None) -> None:
         """The outcome; choices that were cut off get their end."""
         self.status = status
-        self.stream.end_choices(_CHOICE_ENDS.get(status, "error"))
+        self.stream.end_choices(cut_off or _CHOICE_ENDS.get(status, "error"))
 
     def build_result(self) -> Result:
         assert self.status is not None
@@ -111,21 +129,23 @@ class RunningJob:
             job_id=self.job_id,
             model=self.model,
             status=self.status,
-            choices=self.stream.choices() if self.stored_choices is None else self.stored_choices,
-            usage=self.usage,
+            choices=self.stream.choices(),
+            usage=self.stream.usage,
             timings=self._timings(),
             attempts=self.claim.attempt,
-            metadata=self.translated.request.metadata if self.translated else {},
+            metadata=self.metadata,
             error=self.error,
         )
 
+    def fail_commit(self, error: ErrorInfo) -> None:
+        """Its outcome cannot be written as it is: it becomes a failure that keeps the output."""
+        self.status, self.error, self.is_retried = "failed", error, False
+        result = self.result or self.build_result()
+        self.result = result.model_copy(update={"status": "failed", "error": error})
+
     def build_done(self) -> Done:
         assert self.status is not None
-        return Done(job_id=self.job_id, done=True, status=self.status, usage=self.usage, error=self.error)
-
-    @property
-    def usage(self) -> Usage:
-        return self.stored_usage or self.stream.usage
+        return Done(job_id=self.job_id, done=True, status=self.status, usage=self.stream.usage, error=self.error)
 
     def _timings(self) -> Timings:
         enqueued_at = _epoch(self.claim.fields.get(b"enqueued_at") or self.claim.fields.get(b"created_at"))

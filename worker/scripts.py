@@ -20,6 +20,10 @@ RESUME_FIELD = "promptmill_resume"
 """Field of RQ's job hash: the `enqueued_at` of a job that the sweeper or a hand-over put back. While it still equals
 `enqueued_at`, the job comes from us; any other arrival (Retry, Repeat, requeue) rewrites `enqueued_at`."""
 
+CRASHES_FIELD = "promptmill_crashes"
+"""Field of RQ's job hash, `IN_A_ROW:ALL`: attempts that ended because their worker died, in a row without a new token,
+and altogether. A job that starts over starts without them."""
+
 CLAIM_TTL_SECONDS = 60  # how long a claim can be replayed by its request id
 RECORD_TTL_SECONDS = 30 * 24 * 3600  # executions and wip: no stock clean-up may fail a job that can be resumed
 
@@ -85,10 +89,10 @@ class Scripts:
         """
         return self._beat(args=[lease_seconds, rq_time(time.time()), *jobs], client=client)
 
-    def hand_over(self, client: redis.Redis | Pipeline, *, jobs: Sequence[str]) -> Any:
+    def hand_over(self, client: redis.Redis | Pipeline, *, jobs: Sequence[str], resumable: bool) -> Any:
         """Put running jobs back to the front of their queues, under their fences. `jobs` as in `beat`, oldest claim
-        first. Returns the ids that were put back."""
-        return self._hand_over(args=list(jobs), client=client)
+        first. Returns the ids that were put back. Those that are not `resumable` start over."""
+        return self._hand_over(args=["1" if resumable else "0", *jobs], client=client)
 
     def sweep(
         self, client: redis.Redis, *, queue: str, lease_seconds: float, max_jobs: int, execution_id: str
@@ -154,5 +158,6 @@ def _names(rq_prefix: str) -> str:
         "STREAM": stream,
         "STREAM_END": stream_end,
         "RESUME_FIELD": RESUME_FIELD,
+        "CRASHES_FIELD": CRASHES_FIELD,
     }
     return "".join(f"local {name} = '{value}'\n" for name, value in names.items())

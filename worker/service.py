@@ -57,7 +57,7 @@ def run_worker(settings: WorkerSettings) -> None:
     EngineDiedError (after the hand-over) if the engine cannot go on.
     """
     with (
-        StopSignals(num_polite=2 if settings.drain == "finish" else 1) as signals,
+        StopSignals(num_polite=2 if settings.drain == "finish" else 1, drain_seconds=settings.drain_seconds) as signals,
         connect(settings.redis_url) as client,
     ):
         check_server(client, settings.redis_url)
@@ -143,6 +143,7 @@ class WorkerService:
             max_num_seqs=max_num_seqs,
             max_num_jobs=settings.max_num_jobs or 2 * max_num_seqs,
             finishes_on_stop=settings.drain == "finish",
+            drain_seconds=settings.drain_seconds,
         )
 
     def _build_leases(self) -> LeaseKeeper:

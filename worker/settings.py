@@ -91,6 +91,12 @@ class WorkerSettings(ProducerSettings):
     drain: Literal["hand-over", "finish"] = Field(
         default="hand-over", description="On SIGTERM: hand-over gives running jobs back to the queue, finish ends them."
     )
+    drain_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="With --drain finish: jobs that still run after so long are given back; default: no limit.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Log level: debug, info, warning or error."
     )

@@ -17,11 +17,13 @@ class StopSignals:
     """While nothing is served, a signal ends the process (SystemExit); then it calls `on_stop`.
 
     `num_polite` signals wait for what `on_stop` does; the last of them starts a watchdog that ends the process if that
-    takes too long, and the next signal ends it at once. Does nothing outside the main thread, where no signals arrive.
+    takes too long, and the next signal ends it at once. With two polite ones the watchdog starts `drain_seconds` after
+    the first, if that is sooner. Does nothing outside the main thread, where no signals arrive.
     """
 
-    def __init__(self, num_polite: int) -> None:
+    def __init__(self, num_polite: int, *, drain_seconds: float | None = None) -> None:
         self._num_polite = num_polite
+        self._drain_seconds = drain_seconds
         self._num_received = 0
         self._on_stop: Callable[[], None] | None = None
         self._saved: dict[signal.Signals, Any] = {}
@@ -57,6 +59,10 @@ class StopSignals:
             self._exit_now()
         if self._num_received == self._num_polite:
             self._watching.set()
+        elif self._drain_seconds is not None:
+            drained = threading.Timer(self._drain_seconds, self._watching.set)
+            drained.daemon = True
+            drained.start()
         self._on_stop()
 
     def _watch(self) -> None:

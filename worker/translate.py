@@ -14,7 +14,7 @@ from engine.errors import InvalidRequestError
 from engine.messages import EngineInfo
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
-from producer.contract import ErrorCode, JobRequest, summarize
+from producer.contract import ErrorCode, JobRequest, Marker, summarize
 from worker.chat import ChatRenderer
 from worker.errors import JobRefusedError
 from worker.output_format import grammar_spec
@@ -43,14 +43,20 @@ class Translator:
         # A sequence can grow to the context's end only if the KV cache can hold it.
         self._max_tokens = min(info.max_model_len, info.num_kv_blocks * info.block_size)
 
-    def translate(self, job_id: str, kwargs: dict[str, Any]) -> TranslatedJob:
-        """Raises JobRefusedError with the contract's code and the field at fault."""
+    def translate(self, job_id: str, kwargs: dict[str, Any], begun: Marker | None = None) -> TranslatedJob:
+        """Raises JobRefusedError with the contract's code and the field at fault.
+
+        `begun`: the marker of an attempt that this one carries on. Its prompt and seed count, whatever the template or
+        the tokenizer would make of the job today.
+        """
         request = self._validate(kwargs)
         self._check_model(request)
-        prompt_token_ids = self._tokenize(request)
+        prompt_token_ids = (begun and begun.prompt_token_ids) or self._tokenize(request)
         self._check_token_ids(request.stop_token_ids, "stop_token_ids")
         max_tokens = self._fit(len(prompt_token_ids), request)
         seed = default_seed(job_id) if request.seed is None else request.seed & _UINT64_MASK
+        if begun is not None and begun.seed is not None:
+            seed = begun.seed
         try:
             params = _sampling_params(request, max_tokens=max_tokens, seed=seed)
         except InvalidRequestError as error:

@@ -4,10 +4,11 @@ import logging
 import time
 from collections.abc import Callable
 
+from producer.contract import ErrorCode, ErrorInfo, Result
 from worker.background import BackgroundThreads
 from worker.errors import ResultStoreError
 from worker.outlet.base import ResultStore
-from worker.running_job import RunningJob
+from worker.running_job import RunningJob, Stage
 
 NUM_THREADS = 16
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -25,7 +26,7 @@ class Uploads:
     def put(self, job: RunningJob, on_stored: Callable[[], None]) -> None:
         """Store `job.result` and replace it by what Redis is to keep; then call `on_stored`, on another thread.
 
-        If the store stays down, Redis keeps the whole result.
+        If the store stays down, Redis keeps the whole result, which says so in `error`; its status is what it was.
         """
         self._threads.submit(lambda: self._put(job, on_stored))
 
@@ -34,13 +35,23 @@ class Uploads:
         waits = () if time.monotonic() < self._down_until else RETRY_SECONDS
         for wait in (*waits, None):
             try:
-                job.result = self._store.put(job.result, job.claim.attempt)
+                job.result = self._store.put(job.result, job.object_attempt or job.claim.attempt)
                 break
             except ResultStoreError as error:
                 _log.warning("action=store_failed job_id=%s error=%s", job.job_id, error)
             if wait is None:
                 self._down_until = time.monotonic() + DOWN_SECONDS
                 _log.error("action=store_given_up job_id=%s: its result stays in Redis", job.job_id)
+                job.result = _not_stored(job.result)
             else:
                 time.sleep(wait)
+            if job.stage is not Stage.STORING:
+                return  # another attempt has the job: it stores what it comes to
         on_stored()
+
+
+def _not_stored(result: Result) -> Result:
+    if result.error is not None:
+        return result
+    message = "the result store could not be written: Redis keeps the whole result, for as long as any other"
+    return result.model_copy(update={"error": ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=message)})

@@ -43,7 +43,6 @@ UNSUPPORTED_FIELDS = (
     "regex",
     "choice",
     "grammar",
-    "deadline",
     "tools",
     "tool_choice",
     "parallel_tool_calls",

@@ -98,6 +98,7 @@ class FakeEngine:
         self.step_seconds = step_seconds
         self.submitted: list[str] = []
         self.requests: list[_Request] = []  # everything that was ever submitted
+        self.num_resumed_tokens: dict[str, int] = {}  # by request
         self.last_step_at = time.monotonic()
         self.is_healthy = True
         self._requests: dict[str, _Request] = {}
@@ -139,6 +140,7 @@ class FakeEngine:
         with self._lock:
             self.submitted.append(request_id)
             self.requests.append(request)
+            self.num_resumed_tokens[request_id] = sum(map(len, stored))
             self._requests[request_id] = request
         self._work.set()
 

@@ -76,9 +76,10 @@ def test_puts_may_run_on_several_threads(s3_endpoint: str, bucket: Any) -> None:
     assert json.loads(bucket.Object("p/job-7.json").get()["Body"].read())["job_id"] == "job-7"
 
 
-def test_a_writable_bucket_passes_the_check(s3_endpoint: str, bucket: Any) -> None:
+def test_a_writable_bucket_passes_the_check_and_is_left_as_it_was(s3_endpoint: str, bucket: Any) -> None:
     S3ResultStore("results", "p", endpoint_url=s3_endpoint).check()
     S3ResultStore("results", "", endpoint_url=s3_endpoint).check()
+    assert keys(bucket) == set()
 
 
 def test_a_missing_bucket_refuses_the_start(s3_endpoint: str) -> None:

@@ -12,7 +12,6 @@ from rq.job import JobStatus
 from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 
 from producer.contract import Choice, Chunk, Done, Marker, Result, keys
-from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerProcess,
@@ -36,19 +35,6 @@ def queue(redis_client: redis.Redis) -> Queue:
 
 def held_without_attempts(client: redis.Redis) -> list[str]:
     return [key for key in leftovers(client) if not key.startswith("promptmill:attempt:")]
-
-
-def test_the_next_worker_runs_handed_over_jobs_from_their_start(
-    redis_url: str, queue: Queue, redis_client: redis.Redis
-) -> None:
-    with WorkerThread(redis_url, FakeEngine(step_seconds=0.01)):
-        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=300)
-        wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 3)
-    with WorkerThread(redis_url):
-        result = wait_for_result(redis_client, job.id)
-        assert result.attempts == 2 and len(result.choices[0].token_ids) == 300
-        assert stream_text(redis_client, job.id) == result.text
-        wait_for_no_leftovers(redis_client)
 
 
 def test_jobs_of_a_killed_worker_are_swept_and_finished_elsewhere(

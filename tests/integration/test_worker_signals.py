@@ -95,6 +95,22 @@ def test_drain_finish_ends_the_running_jobs_and_claims_no_more(
     wait_for_no_leftovers(redis_client)
 
 
+def test_drain_seconds_limits_what_drain_finish_waits_for(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    short = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=20)
+    long = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000)
+    with WorkerProcess(redis_url, step_seconds=0.02, drain="finish", drain_seconds=1.5) as worker:
+        worker.wait_until_serving()
+        wait_until(lambda: redis_client.xlen(keys.stream_key(long.id)) > 1)
+        began = time.monotonic()
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert time.monotonic() - began < 1.5 + MAX_END_SECONDS
+    assert wait_for_result(redis_client, short.id).status == "finished"
+    assert queue.get_job_ids() == [long.id]
+
+
 def test_a_second_signal_hands_over_what_drain_finish_would_end(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:

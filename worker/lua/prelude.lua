@@ -1,5 +1,5 @@
 -- What the scripts share. `Scripts` puts the prefixes of the key names in front of it:
--- RQ, LEASES, LEASED, TURNS, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD.
+-- RQ, LEASES, LEASED, TURNS, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD, CRASHES_FIELD.
 local suspended_key = RQ .. ':suspended'
 local function job_key(id) return RQ .. ':job:' .. id end
 local function queue_key(queue) return RQ .. ':queue:' .. queue end
@@ -55,26 +55,43 @@ local function forget(id, queue)
   redis.call('ZREM', leases_key(queue), id)
 end
 
+-- the attempt that wrote last, the done entry if the stream has ended, and the last entry's field
+local function stream_end(id)
+  local found = redis.pcall('XREVRANGE', stream_key(id), '+', '-', 'COUNT', 1)
+  if found.err or not found[1] then return 0, '', '' end
+  local attempt = tonumber(string.match(found[1][1], '^(%d+)-'))
+  local field, data = found[1][2][1], found[1][2][2]
+  if field == 'd' and string.find(data, '"done":true', 1, true) then return attempt, data, field end
+  return attempt, '', field
+end
+
+-- An attempt is over. It counts once it has written its marker: before, the job was only waiting. A new token clears it
+-- of the crashes before; nothing but a lease that ended is a crash.
+local function note_end_of_attempt(id, fence, has_crashed)
+  local last_attempt, _, field = stream_end(id)
+  if tostring(last_attempt) ~= string.match(fence or '', '^(%d+):') then return end
+  local in_a_row, all = string.match(redis.call('HGET', job_key(id), CRASHES_FIELD) or '', '^(%d+):(%d+)$')
+  in_a_row, all = tonumber(in_a_row or 0), tonumber(all or 0)
+  if field == 'd' then in_a_row = 0 end
+  if has_crashed then
+    if field ~= 'd' then in_a_row = in_a_row + 1 end
+    all = all + 1
+  end
+  if all > 0 then redis.call('HSET', job_key(id), CRASHES_FIELD, in_a_row .. ':' .. all) end
+end
+
 -- back to the front of the queue, unless something else than running has become of it
-local function give_back(id, queue)
+local function give_back(id, queue, resumable, has_crashed)
+  local fence = redis.call('GET', fence_key(id))
   forget(id, queue)
   local fields = redis.call('HMGET', job_key(id), 'status', 'enqueued_at')
   if fields[1] ~= 'started' then return false end
-  redis.call('HSET', job_key(id), 'status', 'queued', 'worker_name', '', 'started_at', '',
-    RESUME_FIELD, fields[2] or '')
+  note_end_of_attempt(id, fence, has_crashed)
+  redis.call('HSET', job_key(id), 'status', 'queued', 'worker_name', '', 'started_at', '')
+  if resumable then redis.call('HSET', job_key(id), RESUME_FIELD, fields[2] or '') end
   redis.call('LPUSH', queue_key(queue), id)
   join_turns(queue, (split_tenant(queue)))
   return true
-end
-
--- the attempt that wrote last, and the done entry if the stream has ended
-local function stream_end(id)
-  local found = redis.pcall('XREVRANGE', stream_key(id), '+', '-', 'COUNT', 1)
-  if found.err or not found[1] then return 0, '' end
-  local attempt = tonumber(string.match(found[1][1], '^(%d+)-'))
-  local field, data = found[1][2][1], found[1][2][2]
-  if field == 'd' and string.find(data, '"done":true', 1, true) then return attempt, data end
-  return attempt, ''
 end
 
 -- a lease, a fence and the next attempt

@@ -24,7 +24,7 @@ local function put_back(id, queue)
     local execution = execution_prefix .. (#orphans + 1)
     local attempt = lease(id, queue, execution, lease_seconds, record_ttl, last_attempt)
     orphans[#orphans + 1] = {id, queue, attempt, execution, 1, done, redis.call('HGETALL', job_key(id))}
-  elseif give_back(id, queue) then
+  elseif give_back(id, queue, true, true) then
     given[#given + 1] = id
   end
 end

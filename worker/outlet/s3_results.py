@@ -1,5 +1,7 @@
 """Results in an S3 bucket, at AWS or any endpoint of the same protocol. Credentials come from boto3's own chain."""
 
+from contextlib import suppress
+
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
@@ -11,7 +13,9 @@ CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 30
 MAX_ATTEMPTS = 4  # of one put, boto3's own backoff between them
 MAX_CONNECTIONS = 16
-PROBE_NAME = ".promptmill"  # written at every start, to learn before the first job whether writing is allowed
+PROBE_NAME = (
+    ".promptmill"  # written and deleted at every start, to learn before the first job whether writing is allowed
+)
 
 
 class S3ResultStore:
@@ -35,8 +39,9 @@ class S3ResultStore:
             raise StartRefusedError(f"no S3 client for {self._where}: {error}") from error
 
     def check(self) -> None:
+        probe = f"{self._prefix}{PROBE_NAME}"
         try:
-            self._put(f"{self._prefix}{PROBE_NAME}", "{}")
+            self._put(probe, "{}")
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise StartRefusedError(
                 f"no credentials for {self._where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile "
@@ -48,6 +53,8 @@ class S3ResultStore:
             raise StartRefusedError(
                 f"cannot reach {self._where}: check --s3-endpoint-url and the network ({error})"
             ) from error
+        with suppress(BotoCoreError, ClientError):  # a worker needs no right to delete; then the probe stays
+            self._client.delete_object(Bucket=self._bucket, Key=probe)
 
     def put(self, result: Result, attempt: int) -> Result:
         key = f"{self._prefix}{object_name(result.job_id, attempt)}"

@@ -21,7 +21,7 @@ from rq.results import Result as RqResult
 from rq.timeouts import TimerDeathPenalty
 from rq.utils import utcformat
 
-from producer.contract.keys import RESULT_TTL_SECONDS
+from producer.contract.keys import FAILURE_TTL_SECONDS, RESULT_TTL_SECONDS
 from worker.claim import Claim
 from worker.fence import FencedRedis
 from worker.rq_bridge.bridge import RQ_PREFIX, RqBridge
@@ -91,6 +91,25 @@ class Outcomes:
         """A cancel that came after the outcome was decided has lost."""
         pipe.zrem(CanceledJobRegistry.key_template.format(running.claim.queue), running.job_id)
 
+    def add_bare_failure(self, pipe: Pipeline, running: RunningJob, reason: str) -> None:
+        """Failed, without what RQ's handler does for others (dependents, callbacks, webhooks)."""
+        job = running.rq_job
+        ended_at = _ended_at(running)
+        pipe.hset(job.key, mapping={"status": JobStatus.FAILED.value, "ended_at": utcformat(ended_at)})
+        pipe.expire(job.key, FAILURE_TTL_SECONDS)
+        RqResult(
+            running.job_id,
+            RqResult.Type.FAILED,
+            self._connection,
+            exc_string=reason,
+            serializer=_AlreadyJson,
+            worker_name=self._worker_name,
+            execution_id=running.claim.execution_id,
+        ).save(FAILURE_TTL_SECONDS, pipeline=pipe)
+        failed = self._queue(running.claim.queue).failed_job_registry
+        pipe.zadd(failed.key, {running.job_id: int(ended_at.timestamp()) + FAILURE_TTL_SECONDS})
+        self._add_execution_end(pipe, running.claim)
+
     def _add_execution_end(self, pipe: Pipeline, claim: Claim) -> None:
         composite = f"{claim.job_id}:{claim.execution_id}"
         pipe.delete(f"{RQ_PREFIX}:execution:{composite}")
@@ -139,6 +158,7 @@ class Outcomes:
             worker._stopped_job_id = job.id
             self._call_back(running, execute_stopped_callback, job, CallbackPenalty)
         else:
+            job.retries_left = job.retries_left if running.is_retried else 0
             job._status = JobStatus.FAILED
             problem = RuntimeError(reason)
             self._call_back(running, execute_failure_callback, job, CallbackPenalty, RuntimeError, problem, None)

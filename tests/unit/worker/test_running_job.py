@@ -13,7 +13,7 @@ from worker.running_job import RunningJob, Stage
 from worker.translate import TranslatedJob
 
 
-def make_job(*, n: int = 1, **fields: bytes) -> RunningJob:
+def make_job(*, n: int = 1, request: JobRequest | None = None, **fields: bytes) -> RunningJob:
     claim = Claim(
         job_id="job",
         queue="q",
@@ -24,10 +24,10 @@ def make_job(*, n: int = 1, **fields: bytes) -> RunningJob:
         fields={name.encode(): value for name, value in fields.items()},
         claimed_at=1_000_000_003.0,
     )
-    request = JobRequest(prompt="x", n=n, metadata={"row": 1})
+    request = request or JobRequest(prompt="x", n=n)
     translated = TranslatedJob(request=request, prompt_token_ids=[1, 2], params=SamplingParams(n=n), seed=0)
     stream = JobStream("job", 2, publish=True, num_prompt_tokens=2, num_choices=n)
-    return RunningJob(claim=claim, rq_job=None, stream=stream, model="fake", translated=translated)
+    return RunningJob(claim=claim, rq_job=None, stream=stream, model="fake", translated=translated, metadata={"row": 1})
 
 
 def output(token_ids: list[int], *, offset: int = 0, index: int = 0, **fields: Any) -> RequestOutput:
@@ -75,7 +75,7 @@ def test_the_engines_reason_becomes_the_jobs_error() -> None:
     assert job.error == ErrorInfo(code=ErrorCode.POISON, message="too often", retryable=True)
 
 
-def test_an_abort_for_a_timeout_is_shown_as_an_error() -> None:
+def test_an_abort_for_a_limit_leaves_the_reason_to_the_outcome() -> None:
     job = make_job()
     job.stop_cause = "failed"
     job.take(output([5], finish_reason="cancelled", finished=True))
@@ -83,10 +83,15 @@ def test_an_abort_for_a_timeout_is_shown_as_an_error() -> None:
     assert job.build_result().choices[0].finish_reason == "error"
 
 
-def test_a_job_is_overdue_only_once_the_engine_has_had_it_for_its_timeout() -> None:
+def test_a_timeout_counts_the_time_that_the_engine_has_had_the_job() -> None:
     job = make_job()
-    assert not job.is_overdue(1e9)
+    assert job.passed_limit(1e9, 0.0) is None
     job.timeout_seconds = 5
-    assert not job.is_overdue(1e9)
+    assert job.passed_limit(1e9, 0.0) is None
     job.submitted_at = 100.0
-    assert not job.is_overdue(105.0) and job.is_overdue(105.1)
+    assert job.passed_limit(105.0, 0.0) is None and job.passed_limit(105.1, 0.0) == "failed"
+
+
+def test_a_deadline_is_a_moment_whatever_the_engine_has_done() -> None:
+    job = make_job(request=JobRequest(prompt="x", deadline=1000.0))
+    assert job.passed_limit(0.0, 999.9) is None and job.passed_limit(0.0, 1000.0) == "deadline"

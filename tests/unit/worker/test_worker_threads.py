@@ -13,6 +13,7 @@ from worker.errors import ResultStoreError, StartRefusedError
 from worker.event_queue import EventQueue
 from worker.housekeeping import Chore, Housekeeper
 from worker.redis_client import check_server
+from worker.running_job import Stage
 from worker.uploads import Uploads
 
 WAIT_SECONDS = 30.0
@@ -99,7 +100,7 @@ def test_a_store_that_is_down_is_tried_again_and_then_left_out(
     job = make_job()
     job.end()
     job.decide("finished")
-    job.result = job.build_result()
+    job.result, job.stage = job.build_result(), Stage.STORING
     uploads = Uploads(store)
     uploads.put(job, done.set)
     assert done.wait(WAIT_SECONDS)

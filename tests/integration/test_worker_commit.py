@@ -1,0 +1,137 @@
+"""Outcomes that cannot be written: a result store that is down, a commit that always raises."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from rq import Queue
+from rq.job import JobStatus
+
+import worker.commit
+import worker.uploads
+from producer.contract import ErrorCode, Result, keys
+from tests.fakes.worker_runs import (
+    FUNCTION,
+    WorkerThread,
+    rq_queue,
+    stream_text,
+    wait_for_no_leftovers,
+    wait_for_result,
+    wait_until,
+)
+from worker.errors import ResultStoreError
+
+Threads = Iterator[WorkerThread]
+
+
+@pytest.fixture
+def queue(redis_client: redis.Redis) -> Queue:
+    return rq_queue(redis_client)
+
+
+class BrokenStore:
+    """A result store that refuses so many puts."""
+
+    def __init__(self, num_refusals: float) -> None:
+        self.num_refusals = num_refusals
+        self.puts: list[tuple[str, int]] = []
+
+    def check(self) -> None:
+        return
+
+    def put(self, result: Result, attempt: int) -> Result:
+        self.puts.append((result.job_id, attempt))
+        if len(self.puts) <= self.num_refusals:
+            raise ResultStoreError("the store is down")
+        return result.model_copy(update={"choices": [], "stored": f"s3://bucket/{result.job_id}.{attempt}"})
+
+
+def worker_with(store: BrokenStore, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> WorkerThread:
+    monkeypatch.setattr(worker.uploads, "RETRY_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr("tests.fakes.worker_runs.select_result_store", lambda *args, **kwargs: store)
+    return WorkerThread(redis_url)
+
+
+def test_a_store_that_was_down_for_a_moment_costs_a_job_no_second_generation(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BrokenStore(num_refusals=2)
+    with worker_with(store, redis_url, monkeypatch) as running:
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+        result = wait_for_result(redis_client, job.id)
+        assert result.stored == f"s3://bucket/{job.id}.1" and result.error is None
+        assert store.puts == [(job.id, 1)] * 3 and running.engine.submitted == [f"{job.id}:1"]
+        wait_for_no_leftovers(redis_client)
+
+
+def test_a_store_that_stays_down_leaves_the_whole_result_in_redis_and_says_so(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with worker_with(BrokenStore(num_refusals=float("inf")), redis_url, monkeypatch):
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+        result = wait_for_result(redis_client, job.id)
+        assert result.status == "finished" and len(result.choices[0].token_ids) == 5 and result.stored is None
+        assert result.error is not None and result.error.code is ErrorCode.RESULT_STORE_ERROR
+        wait_until(lambda: job.get_status() is JobStatus.FINISHED)
+
+
+def test_a_result_whose_worker_died_before_the_commit_is_stored_again_under_the_same_name(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 writes are idempotent: the attempt that finds the done entry overwrites the object with what it held."""
+    with WorkerThread(redis_url) as first:
+        first.service._loop._committer.commit = lambda jobs: None  # it dies just before
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+        wait_until(lambda: redis_client.ttl(keys.stream_key(job.id)) > 0)
+    store = BrokenStore(num_refusals=0)
+    with worker_with(store, redis_url, monkeypatch) as second:
+        result = wait_for_result(redis_client, job.id)
+        assert store.puts == [(job.id, 1)] and result.attempts == 2
+        assert second.engine.submitted == []
+
+
+def test_a_commit_that_always_raises_ends_the_job_as_failed_with_its_output(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.commit, "FAILED_COMMIT_SECONDS", (0.01, 0.02))
+    with WorkerThread(redis_url) as running:
+        calls: list[Any] = []
+
+        def broken(*args: Any) -> None:
+            calls.append(args)
+            raise ValueError("a dependent's record is malformed")
+
+        running.service._outcomes.handle_success = broken
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, result_ttl=0)  # which RQ's own handler commits
+        result = wait_for_result(redis_client, job.id)
+        assert result.status == "failed" and "malformed" in (result.error.message if result.error else "")
+        assert len(result.choices[0].token_ids) == 5 and stream_text(redis_client, job.id) == result.text
+        assert len(calls) == 3
+        wait_for_no_leftovers(redis_client)
+        assert job.get_status() is JobStatus.FAILED and queue.failed_job_registry.get_job_ids() == [job.id]
+        assert "malformed" in job.latest_result().exc_string
+        for key in (job.key, keys.result_key(job.id), keys.stream_key(job.id), f"rq:results:{job.id}"):
+            assert redis_client.ttl(key) > 0, key
+
+
+def test_one_job_of_a_batch_that_cannot_be_committed_harms_no_other(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.commit, "FAILED_COMMIT_SECONDS", (0.01,))
+    with WorkerThread(redis_url) as running:
+        running.engine.pause()
+        jobs = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, metadata={"row": row}) for row in range(8)]
+        wait_until(lambda: len(running.engine.running) == 8)
+        real = running.service._outcomes.add_success
+
+        def broken(pipe: Any, job: Any, wire: str) -> None:
+            if job.job_id == jobs[3].id:
+                raise ValueError("not this one")
+            real(pipe, job, wire)
+
+        running.service._outcomes.add_success = broken
+        running.engine.go_on()
+        statuses = [wait_for_result(redis_client, job.id).status for job in jobs]
+        assert statuses == ["finished"] * 3 + ["failed"] + ["finished"] * 4
+        wait_for_no_leftovers(redis_client)

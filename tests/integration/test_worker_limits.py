@@ -1,0 +1,110 @@
+"""Deadlines, RQ's timeout and ttl: when a job may no longer run, and what it is left with."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+from rq import Queue, Retry
+from rq.job import JobStatus
+
+from producer.contract import ErrorCode, keys
+from tests.fakes.worker_runs import (
+    FUNCTION,
+    WorkerThread,
+    rq_queue,
+    stream_text,
+    wait_for_no_leftovers,
+    wait_for_result,
+    wait_until,
+)
+
+
+@pytest.fixture
+def queue(redis_client: redis.Redis) -> Queue:
+    return rq_queue(redis_client)
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[WorkerThread]:
+    with WorkerThread(redis_url) as worker:
+        yield worker
+
+
+def test_a_running_job_ends_at_its_deadline_with_what_it_has(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    worker.engine.step_seconds = 0.01
+    deadline = time.time() + 0.5
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, deadline=deadline)
+    result = wait_for_result(redis_client, job.id)
+    assert result.status == "finished" and result.error is None
+    assert [choice.finish_reason for choice in result.choices] == ["deadline"]
+    assert result.text and stream_text(redis_client, job.id) == result.text
+    assert result.usage.completion_tokens == sum(len(choice.token_ids) for choice in result.choices)
+    wait_until(lambda: job.get_status() is JobStatus.FINISHED)
+    assert not worker.engine.running
+    wait_for_no_leftovers(redis_client)
+
+
+def test_a_job_past_its_deadline_is_never_started_and_never_tried_again(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, deadline=time.time() - 1, retry=Retry(max=3))
+    result = wait_for_result(redis_client, job.id)
+    assert result.status == "failed" and result.attempts == 1
+    assert result.error is not None and result.error.code is ErrorCode.DEADLINE_EXCEEDED
+    assert worker.engine.submitted == []
+    wait_until(lambda: job.get_status() is JobStatus.FAILED)
+    wait_for_no_leftovers(redis_client)
+
+
+def test_a_job_without_a_token_at_its_deadline_has_failed(
+    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    worker.engine.pause()
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, deadline=time.time() + 0.3)
+    result = wait_for_result(redis_client, job.id)
+    assert result.status == "failed" and result.error is not None
+    assert result.error.code is ErrorCode.DEADLINE_EXCEEDED and result.usage.completion_tokens == 0
+    worker.engine.go_on()
+
+
+def test_a_job_that_comes_back_after_its_deadline_keeps_what_it_had(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url) as first:
+        first.engine.step_seconds = 0.01
+        deadline = time.time() + 1.0
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, deadline=deadline)
+        wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 2)
+    assert job.get_status() is JobStatus.QUEUED
+    wait_until(lambda: time.time() > deadline)
+    with WorkerThread(redis_url) as second:
+        result = wait_for_result(redis_client, job.id)
+    assert second.engine.submitted == [] and result.attempts == 2
+    assert result.status == "finished" and result.choices[0].finish_reason == "deadline"
+    assert result.text and stream_text(redis_client, job.id) == result.text
+
+
+def test_a_job_whose_ttl_passed_in_the_queue_is_taken_off_it(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    """Loss mode H: the hash is gone, its id stays listed; no ghost may come of it."""
+    expired = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, ttl=1)
+    wait_until(lambda: not redis_client.exists(expired.key))
+    other = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+    with WorkerThread(redis_url) as worker:
+        wait_for_result(redis_client, other.id)
+        assert worker.engine.submitted == [f"{other.id}:1"] and queue.count == 0
+        wait_for_no_leftovers(redis_client)
+    assert not redis_client.exists(expired.key)
+
+
+def test_a_job_that_is_claimed_outlives_its_ttl(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+    worker.engine.pause()
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, ttl=1)
+    wait_until(lambda: worker.engine.running)
+    assert redis_client.ttl(job.key) == -1
+    worker.engine.go_on()
+    assert wait_for_result(redis_client, job.id).status == "finished"

@@ -1,0 +1,105 @@
+"""From a claim to a request of the engine. Knows which jobs may run beside each other; knows nothing of their outputs.
+
+A job that two workers have died with, each time without a new token, is a suspect. It runs alone: nothing else is
+admitted until it has put out a token, and it is admitted only when every other job here has, so that a further crash is
+its own and nobody else's.
+"""
+
+import time
+from collections.abc import Callable
+
+from engine.engine import InferenceEngine
+from engine.errors import ContextLengthError, EngineDiedError, EngineNotRunningError, InvalidRequestError
+from engine.outputs import RequestOutput
+from producer.contract import ErrorCode, ErrorInfo
+from worker.claim import Claim
+from worker.finishing import Finisher
+from worker.held_jobs import HeldJobs
+from worker.intake import Intake
+from worker.outlet.stream import StreamOutlet
+from worker.running_job import RunningJob, Stage
+
+MAX_ADMISSION_SECONDS = 0.005  # of one turn, so that tokenising does not hold up the streams
+
+
+class Admission:
+    """Used from the loop's thread. `on_output` is called from the engine's."""
+
+    def __init__(
+        self,
+        engine: InferenceEngine,
+        intake: Intake,
+        outlet: StreamOutlet,
+        finisher: Finisher,
+        held: HeldJobs,
+        *,
+        on_output: Callable[[RunningJob, RequestOutput], None],
+    ) -> None:
+        self._engine = engine
+        self._intake = intake
+        self._outlet = outlet
+        self._finisher = finisher
+        self._held = held
+        self._on_output = on_output
+        self._lone: RunningJob | None = None  # a suspect that has to prove itself
+
+    @property
+    def has_work(self) -> bool:
+        claim = self._held.next_waiting()
+        return claim is not None and self._may_begin(claim)
+
+    def admit_some(self) -> None:
+        """Admit waiting claims, oldest first, for a few milliseconds. Raises what Redis raises; EngineDiedError."""
+        end = time.monotonic() + MAX_ADMISSION_SECONDS
+        while (claim := self._held.next_waiting()) and self._may_begin(claim):
+            job = self._intake.admit(claim)
+            self._held.admit(job)
+            self._begin(job)
+            if time.monotonic() > end:
+                return
+
+    def _may_begin(self, claim: Claim) -> bool:
+        if self._lone is not None and (self._lone.has_stored_output or self._lone.stage is not Stage.ADMITTED):
+            self._lone = None
+        if self._lone is not None:
+            return False
+        return not claim.is_suspect or all(job.has_stored_output for job in self._held.generating())
+
+    def _begin(self, job: RunningJob) -> None:
+        if job.translated is None:
+            self._finisher.add(job)
+            return
+        self._outlet.open(job.stream, self._intake.build_marker(job))
+        job.stop_cause = job.stop_cause or job.passed_limit(time.monotonic(), time.time())
+        if job.stop_cause is not None:
+            self._end(job)
+            return
+        if job.claim.is_suspect:
+            self._lone = job
+        try:
+            self._submit(job)
+        except InvalidRequestError as error:
+            is_too_long = isinstance(error, ContextLengthError)
+            code = ErrorCode.CONTEXT_LENGTH_EXCEEDED if is_too_long else ErrorCode.INVALID_REQUEST
+            job.error = ErrorInfo(code=code, message=str(error), param=error.param)
+            self._end(job)
+        except EngineNotRunningError as error:
+            raise EngineDiedError(str(error)) from error
+
+    def _submit(self, job: RunningJob) -> None:
+        assert job.translated is not None
+        job.submitted_at = time.monotonic()
+        request = job.translated.request
+        self._engine.submit(
+            job.request_id,
+            job.translated.prompt_token_ids,
+            job.translated.params,
+            priority=request.priority,
+            deadline=request.deadline,
+            output_token_ids=job.stream.token_ids() if job.stream.is_resumed else (),
+            on_output=lambda output: self._on_output(job, output),
+        )
+
+    def _end(self, job: RunningJob) -> None:
+        job.end()
+        self._finisher.add(job)

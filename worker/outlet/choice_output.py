@@ -1,0 +1,101 @@
+"""One choice's output, and how much of it stands in stream entries already. Knows neither ids nor other choices."""
+
+from dataclasses import dataclass, field
+
+from producer.contract import Choice, Chunk, FinishReason, ToolCallDelta, join_deltas, merge_deltas
+from worker.parsing.parsed_text import ParsedText
+
+
+@dataclass(slots=True)
+class ChoiceOutput:
+    """Changed by its job's stream alone."""
+
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    num_encoded_texts: int = 0
+    num_encoded_reasonings: int = 0
+    num_encoded_deltas: int = 0
+    num_encoded_tokens: int = 0
+    is_finish_encoded: bool = False
+
+    def take(self, parsed: ParsedText) -> None:
+        if parsed.text:
+            self.text.append(parsed.text)
+        if parsed.reasoning:
+            self.reasoning.append(parsed.reasoning)
+        self.tool_calls += parsed.tool_calls
+
+    def mark_encoded(self) -> None:
+        """All of it stands in entries."""
+        self.num_encoded_tokens = len(self.token_ids)
+        self.num_encoded_texts = len(self.text)
+        self.num_encoded_reasonings = len(self.reasoning)
+        self.num_encoded_deltas = len(self.tool_calls)
+        self.is_finish_encoded = self.finish_reason is not None
+
+    def restore(self, chunk: Chunk) -> None:
+        """Take in what an earlier attempt has stored."""
+        self.token_ids += chunk.token_ids
+        self.take(ParsedText(chunk.text, chunk.reasoning or "", tuple(chunk.tool_calls or ())))
+        self.finish_reason = self.finish_reason or chunk.finish_reason
+        self.mark_encoded()
+
+    def agrees_with(self, token_ids: list[int], parsed: ParsedText, finish_reason: FinishReason | None) -> bool:
+        """Whether the restored tokens came to the restored output here, too."""
+        return (
+            token_ids == self.token_ids
+            and parsed.text == "".join(self.text)
+            and parsed.reasoning == "".join(self.reasoning)
+            and join_deltas(parsed.tool_calls) == join_deltas(self.tool_calls)
+            and self.finish_reason in (None, finish_reason)
+        )
+
+    @property
+    def is_pending(self) -> bool:
+        return (
+            self.num_encoded_tokens < len(self.token_ids)
+            or self.num_encoded_texts < len(self.text)
+            or self.num_encoded_reasonings < len(self.reasoning)
+            or self.num_encoded_deltas < len(self.tool_calls)
+            or (self.finish_reason is not None and not self.is_finish_encoded)
+        )
+
+    @property
+    def num_pending_bytes(self) -> int:
+        """Roughly what stands in no entry yet."""
+        return (
+            8 * (len(self.token_ids) - self.num_encoded_tokens)
+            + sum(len(text) for text in self.text[self.num_encoded_texts :])
+            + sum(len(text) for text in self.reasoning[self.num_encoded_reasonings :])
+            + sum(len(delta["function"]["arguments"]) for delta in self.tool_calls[self.num_encoded_deltas :])
+        )
+
+    def encode(self, job_id: str, index: int) -> Chunk:
+        """What stands in no entry yet, as one; from now on it does."""
+        chunk = Chunk(
+            job_id=job_id,
+            index=index,
+            token_offset=self.num_encoded_tokens,
+            text="".join(self.text[self.num_encoded_texts :]),
+            token_ids=self.token_ids[self.num_encoded_tokens :],
+            tool_calls=merge_deltas(self.tool_calls[self.num_encoded_deltas :]) or None,
+            reasoning="".join(self.reasoning[self.num_encoded_reasonings :]) or None,
+            finish_reason=None if self.is_finish_encoded else self.finish_reason,
+        )
+        self.mark_encoded()
+        return chunk
+
+    def as_choice(self, index: int) -> Choice:
+        """What joining its entries gives. It must have ended."""
+        assert self.finish_reason is not None, "end_choices() comes before choices()"
+        return Choice(
+            index=index,
+            text="".join(self.text),
+            token_ids=self.token_ids,
+            finish_reason=self.finish_reason,
+            tool_calls=join_deltas(self.tool_calls),
+            reasoning="".join(self.reasoning) or None,
+        )
