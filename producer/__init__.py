@@ -3,6 +3,7 @@
 from producer.async_client import AsyncClient
 from producer.client import Client
 from producer.contract import Choice, Chunk, ErrorCode, ErrorInfo, JobRequest, Message, Result, Usage, WorkerInfo
+from producer.dead_letters import FailedJob
 from producer.errors import (
     BatchFileError,
     DurabilityError,
@@ -31,6 +32,7 @@ __all__ = [
     "DurabilityError",
     "ErrorCode",
     "ErrorInfo",
+    "FailedJob",
     "InvalidJobError",
     "Job",
     "JobFailedError",

@@ -7,6 +7,7 @@ from producer.async_transport import AsyncTransport
 from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields
 from producer.cancel import cancel
 from producer.contract import Result, WorkerInfo
+from producer.dead_letters import FailedJob, read_failed, retry
 from producer.enqueue import PriorityClass
 from producer.job import AsyncJob
 from producer.outcome import JobStatus, read_status
@@ -114,6 +115,18 @@ class AsyncClient(BaseClient):
         """
         job_id, _ = _id_and_queue(job)
         return await self._transport.run(cancel(job_id))
+
+    async def retry(self, job: AsyncJob | str) -> bool:
+        """Put a job that failed back onto its queue, to start over. False if it has not failed.
+
+        Raises JobNotFoundError.
+        """
+        job_id, _ = _id_and_queue(job)
+        return await self._transport.run(retry(job_id))
+
+    async def failed(self) -> list[FailedJob]:
+        """The failed jobs of the queues that `queues` lists, the last failed first, with the reasons."""
+        return await self._transport.run(read_failed(self.settings.queue))
 
     async def status(self, job: AsyncJob | str) -> JobStatus:
         """As `Job.status`."""

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from producer.cli_batch import run
+from producer.cli_failed import failed, retry
 from producer.cli_jobs import cancel, result, submit
 from producer.cli_status import status
 from producer.errors import BatchFileError, InvalidJobError, PromptmillError, RedisUnavailableError, SettingsError
@@ -100,7 +101,7 @@ def main() -> None:
     """
 
 
-for _command in (submit, run, result, cancel, status):
+for _command in (submit, run, result, cancel, status, failed, retry):
     main.add_command(_command)
 
 if __name__ == "__main__":

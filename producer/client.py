@@ -6,6 +6,7 @@ from typing import Any, Self
 from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields
 from producer.cancel import cancel
 from producer.contract import Result, WorkerInfo
+from producer.dead_letters import FailedJob, read_failed, retry
 from producer.enqueue import PriorityClass
 from producer.job import Job
 from producer.outcome import JobStatus, read_status
@@ -111,6 +112,18 @@ class Client(BaseClient):
         """
         job_id, _ = _id_and_queue(job)
         return self._transport.run(cancel(job_id))
+
+    def retry(self, job: Job | str) -> bool:
+        """Put a job that failed back onto its queue, to start over. False if it has not failed.
+
+        Raises JobNotFoundError.
+        """
+        job_id, _ = _id_and_queue(job)
+        return self._transport.run(retry(job_id))
+
+    def failed(self) -> list[FailedJob]:
+        """The failed jobs of the queues that `queues` lists, the last failed first, with the reasons."""
+        return self._transport.run(read_failed(self.settings.queue))
 
     def status(self, job: Job | str) -> JobStatus:
         """As `Job.status`."""

@@ -129,7 +129,7 @@ class OutcomeWatch:
             raise JobNotFoundError(
                 self._job_id, f"job {self._job_id} has finished, but its result is gone; submit it again"
             )
-        return (yield from _failure_of_rq(self._job_id))
+        return (yield from read_failure_of_rq(self._job_id))
 
 
 def read_line(job_id: str) -> Protocol[Result | None]:
@@ -157,7 +157,7 @@ def follow_stored(result: Result) -> Protocol[Result]:
     return whole.model_copy(update={"stored": result.stored})
 
 
-def _failure_of_rq(job_id: str) -> Protocol[Result]:
+def read_failure_of_rq(job_id: str) -> Protocol[Result]:
     """A job that RQ itself ended (its clean-up, a foreign worker): the reason that RQ kept."""
     [legacy, records] = yield from send(
         ("HGET", job_key(job_id), "exc_info"), ("XREVRANGE", rq_results_key(job_id), "+", "-", "COUNT", 1)

@@ -1,0 +1,55 @@
+"""`promptmill failed` and `promptmill retry`: the jobs that failed, and another try for them."""
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import click
+
+from producer.cli_jobs import open_client
+from producer.dead_letters import FailedJob
+from producer.errors import JobNotFoundError
+from producer.settings import ProducerSettings, settings_options
+
+
+@click.command()
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The last N that failed; default: all.")
+@settings_options(ProducerSettings)
+def failed(is_json: bool, limit: int | None, **flags: Any) -> None:
+    """List the jobs that failed within 24 hours, and why, the last one first."""
+    with open_client(flags) as client:
+        jobs = client.failed()[:limit]
+    for job in jobs:
+        click.echo(json.dumps(dataclasses.asdict(job), ensure_ascii=False) if is_json else _line(job))
+    if not jobs and not is_json:
+        click.echo("no job has failed")
+
+
+def _line(job: FailedJob) -> str:
+    attempts = f"{job.attempts or '?'} attempt{'s' if job.attempts > 1 else ''}"
+    return f"{job.job_id}  {job.queue}  {job.failed_at[:19]}  {attempts}  {job.code}: {' '.join(job.message.split())}"
+
+
+@click.command()
+@click.argument("job_ids", nargs=-1, metavar="JOB_ID...")
+@click.option("--all", "is_all", is_flag=True, help="Every job that `promptmill failed` lists.")
+@settings_options(ProducerSettings)
+def retry(job_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:
+    """Put failed jobs back onto their queues; they start over. Exit code 1 if one had not failed, or is not known."""
+    if bool(job_ids) == is_all:
+        raise click.UsageError("give JOB_IDs, or --all")
+    num_missed = 0
+    with open_client(flags) as client:
+        for job_id in [job.job_id for job in client.failed()] if is_all else job_ids:
+            try:
+                is_back = client.retry(job_id)
+            except JobNotFoundError as error:
+                click.echo(f"Error: {error}", err=True)
+                num_missed += 1
+                continue
+            num_missed += not is_back
+            click.echo(f"{job_id} {'queued again' if is_back else 'has not failed'}")
+    if num_missed:
+        sys.exit(1)

@@ -1,0 +1,108 @@
+"""Jobs that failed: why, and back onto their queues.
+
+A retry starts over: it is a new arrival, so that the next attempt resets what the failed one had put out.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from producer.contract import ErrorCode, ErrorInfo, Result, keys
+from producer.errors import JobNotFoundError
+from producer.operations import Protocol, Script, send
+from producer.outcome import read_failure_of_rq
+from producer.rq_names import QUEUES_KEY, job_key, queue_key, registry_key
+from producer.workers import read_queues
+
+MAX_JOBS_A_READ = 500
+
+
+@dataclass(frozen=True, slots=True)
+class FailedJob:
+    """A job in RQ's failed registry, and the reason. `code` is one of ErrorCode; `attempts` 0: not known."""
+
+    job_id: str
+    queue: str
+    code: str
+    message: str
+    failed_at: str
+    """UTC, ISO 8601; empty if RQ did not note it."""
+    attempts: int
+    description: str
+
+
+def read_failed(default_queue: str) -> Protocol[list[FailedJob]]:
+    """The failed jobs of the queues that `read_queues` lists, the last failed first."""
+    queues = yield from read_queues(default_queue)
+    failed: list[FailedJob] = []
+    for queue in queues:
+        if queue.registries["failed"]:
+            failed += yield from _read_queue(queue.name)
+    return sorted(failed, key=lambda job: job.failed_at, reverse=True)
+
+
+def _read_queue(queue: str) -> Protocol[list[FailedJob]]:
+    [members] = yield from send(("ZRANGE", registry_key("failed", queue), 0, -1))
+    ids = [member.decode() for member in members]
+    failed: list[FailedJob] = []
+    for start in range(0, len(ids), MAX_JOBS_A_READ):
+        failed += yield from _read_jobs(queue, ids[start : start + MAX_JOBS_A_READ])
+    return failed
+
+
+def _read_jobs(queue: str, ids: Sequence[str]) -> Protocol[list[FailedJob]]:
+    fields = [("HMGET", job_key(job_id), "status", "ended_at", "description") for job_id in ids]
+    replies = yield from send(*fields, *(("GET", keys.result_key(job_id)) for job_id in ids))
+    failed = []
+    for job_id, (status, ended_at, description), wire in zip(ids, replies, replies[len(ids) :], strict=False):
+        if status != b"failed":  # it expired, or was put back
+            continue
+        result = Result.model_validate_json(wire) if wire else (yield from read_failure_of_rq(job_id))
+        error = result.error or ErrorInfo(code=ErrorCode.INTERNAL, message="no reason was given")
+        when, what = ((value or b"").decode(errors="replace") for value in (ended_at, description))
+        failed.append(FailedJob(job_id, queue, error.code, error.message, when, result.attempts, what))
+    return failed
+
+
+def retry(job_id: str) -> Protocol[bool]:
+    """Put a failed job back onto its queue. False if it has not failed. Raises JobNotFoundError."""
+    [origin] = yield from send(("HGET", job_key(job_id), "origin"))
+    if origin is None:
+        raise JobNotFoundError(job_id, f"job {job_id} is not known here, or was forgotten; submit it again")
+    queue = origin.decode()
+    names = [
+        job_key(job_id),
+        registry_key("failed", queue),
+        keys.result_key(job_id),
+        keys.stream_key(job_id),
+        queue_key(queue),
+        QUEUES_KEY,
+        keys.turns_key(keys.split_tenant(queue)[0]),
+    ]
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    arguments: list[Any] = [job_id, queue, now, uuid.uuid4().hex]
+    [_, is_back] = yield from send(_SCRIPT.load, _SCRIPT.call(names, arguments))
+    return bool(is_back)
+
+
+# What is sent again because its reply was lost finds its own mark.
+_SCRIPT = Script("""
+local job, failed, result, stream, queue, queues, turns = unpack(KEYS)
+local id, queue_name, now, request = unpack(ARGV)
+local status, last_request = unpack(redis.call('HMGET', job, 'status', 'promptmill_retry'))
+if last_request == request then return 1 end
+if status ~= 'failed' then return 0 end
+redis.call('ZREM', failed, id)
+redis.call('DEL', result)
+redis.call('PERSIST', stream)
+redis.call('PERSIST', job)
+redis.call('HDEL', job, 'started_at', 'ended_at', 'worker_name', 'exc_info', 'promptmill_resume')
+redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now, 'promptmill_retry', request)
+redis.call('SADD', queues, queue)
+redis.call('RPUSH', queue, id)
+local last = redis.call('ZREVRANGE', turns, 0, 0, 'WITHSCORES')
+redis.call('ZADD', turns, 'NX', (tonumber(last[2]) or 0) + 1, queue_name)
+return 1
+""")

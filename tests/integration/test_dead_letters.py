@@ -1,0 +1,124 @@
+"""Jobs that failed: listed with their reasons, and put back to start over."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import redis
+from click.testing import CliRunner, Result
+from rq.registry import FailedJobRegistry
+
+from producer import AsyncClient, Client, JobFailedError, JobNotFoundError, JobStatus
+from producer.cli import main
+from producer.contract import keys
+from tests.fakes.redis_proxy import CuttingProxy
+from tests.fakes.worker_runs import WorkerThread, leftovers, rq_queue, wait_for_no_leftovers, wait_until
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client
+
+
+def promptmill(redis_url: str, *arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, env={"PROMPTMILL_REDIS_URL": redis_url})
+
+
+def let_fail(client: Client, worker: WorkerThread, tenant: str | None = None) -> str:
+    """A job that put out a few tokens and failed."""
+    job = client.submit("Hello", max_tokens=2000, tenant=tenant)
+    next(iter(job.stream(timeout=20)))
+    worker.engine.fail(job.id, "out of luck")
+    with pytest.raises(JobFailedError):
+        job.result(timeout=20)
+    wait_until(lambda: job.status() is JobStatus.FAILED)
+    return job.id
+
+
+def test_failed_jobs_are_listed_with_their_reasons_the_last_one_first(client: Client, redis_url: str) -> None:
+    with WorkerThread(redis_url) as worker:
+        ids = [let_fail(client, worker, tenant) for tenant in (None, "acme")]
+        refused = client.submit("Hello", model=None, max_tokens=10**6)
+        with pytest.raises(JobFailedError):
+            refused.result(timeout=20)
+        wait_until(lambda: len(client.failed()) == 3)
+    jobs = client.failed()
+    assert [job.job_id for job in jobs] == [refused.id, *reversed(ids)]
+    assert [job.code for job in jobs] == ["context_length_exceeded", "engine_error", "engine_error"]
+    assert jobs[1].message == "out of luck" and jobs[1].queue == "promptmill@acme" and jobs[1].attempts == 1
+    assert jobs[0].failed_at > jobs[2].failed_at and "Hello" in jobs[1].description
+
+
+def test_what_rq_itself_failed_is_listed_too(client: Client, redis_client: redis.Redis) -> None:
+    queue = rq_queue(redis_client)
+    job = queue.enqueue(keys.JOB_FUNCTION, prompt="Hello")
+    queue.remove(job)
+    job.set_status("failed")
+    FailedJobRegistry(queue=queue).add(job, exc_string="AbandonedJobError: gone")
+    [listed] = client.failed()
+    assert (listed.job_id, listed.attempts) == (job.id, 0) and listed.code == "internal"
+
+
+def test_a_retried_job_starts_over_and_its_readers_see_a_reset(
+    client: Client, redis_url: str, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url) as worker:
+        job = client.job(let_fail(client, worker, "acme"))
+        worker.engine.pause()
+        assert client.retry(job) and job.status() in (JobStatus.QUEUED, JobStatus.RUNNING)
+        assert not client.retry(job) and client.failed() == []
+        chunks = iter(job.stream(timeout=20))
+        worker.engine.go_on()
+        result = job.result(timeout=60)
+        assert result.status == "finished" and result.attempts == 2 and result.usage.completion_tokens == 2000
+        for reader in (chunks, job.stream(timeout=20)):
+            text = ""
+            for chunk in reader:
+                text = "" if chunk.reset else text + chunk.text
+            assert text == result.text
+        wait_for_no_leftovers(redis_client)
+    assert redis_client.zcard("rq:failed:promptmill@acme") == 0 and leftovers(redis_client) == []
+
+
+async def test_the_asyncio_client_retries_too(client: Client, redis_url: str) -> None:
+    with WorkerThread(redis_url) as worker:
+        job_id = let_fail(client, worker)
+        async with AsyncClient(redis_url) as other:
+            assert [job.job_id for job in await other.failed()] == [job_id]
+            assert await other.retry(job_id)
+            assert (await other.result(job_id, timeout=60)).status == "finished"
+
+
+def test_a_job_that_did_not_fail_is_left_alone(client: Client) -> None:
+    job = client.submit("Hello")
+    assert not client.retry(job)
+    with pytest.raises(JobNotFoundError):
+        client.retry("nobody")
+
+
+def test_a_lost_reply_retries_once(client: Client, redis_url: str, redis_client: redis.Redis) -> None:
+    with WorkerThread(redis_url) as worker:
+        ids = [let_fail(client, worker) for _ in range(5)]
+    port = redis_client.connection_pool.connection_kwargs["port"]
+    with CuttingProxy(port, seed=3) as proxy, Client(proxy.url) as flaky:
+        proxy.probability = 0.2
+        assert all(flaky.retry(job_id) for job_id in ids)
+        assert proxy.num_cuts > 0
+    assert rq_queue(redis_client).get_job_ids() == ids
+
+
+def test_the_command_line_lists_and_retries(client: Client, redis_url: str, redis_client: redis.Redis) -> None:
+    assert promptmill(redis_url, "failed").stdout == "no job has failed\n"
+    with WorkerThread(redis_url) as worker:
+        first, second, third = (let_fail(client, worker) for _ in range(3))
+    shown = promptmill(redis_url, "failed").stdout.splitlines()
+    assert len(shown) == 3 and shown[-1].startswith(first) and shown[-1].endswith("engine_error: out of luck")
+    lines = promptmill(redis_url, "failed", "--json", "--limit", "2").stdout.splitlines()
+    assert [json.loads(line)["job_id"] for line in lines] == [third, second]
+    one = promptmill(redis_url, "retry", first, "nobody")
+    assert one.exit_code == 1 and one.stdout == f"{first} queued again\n"
+    rest = promptmill(redis_url, "retry", "--all")
+    assert rest.exit_code == 0 and len(rest.stdout.splitlines()) == 2
+    assert set(rq_queue(redis_client).get_job_ids()) == {first, second, third}
+    assert promptmill(redis_url, "retry").exit_code == 2
