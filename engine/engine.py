@@ -6,16 +6,14 @@ Owns the checks of what comes in and the library's ways of waiting for what goes
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import fields as fields_of
-from math import isfinite
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
+from engine.arguments import check_placing, read_config, read_one_choice, read_params, read_params_for_each
 from engine.collector import Collector
 from engine.config import EngineConfig
 from engine.errors import EngineNotRunningError, InvalidRequestError
-from engine.field_types import require
 from engine.finish_rule import FinishRule
 from engine.messages import EngineInfo
 from engine.outputs import GenerationOutput, OnOutput, RequestOutput, raise_for_error
@@ -24,8 +22,6 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.supervisor import Supervisor
 from engine.tokenizer import Tokenizer
-
-_MAX_PRIORITY = 2**53  # what JSON carries exactly
 
 
 class InferenceEngine:
@@ -51,7 +47,7 @@ class InferenceEngine:
         """Takes the fields of `EngineConfig`, or `config` alone. Raises `InvalidRequestError` naming the field."""
         if config is None:
             fields |= {"max_num_seqs": max_num_seqs, "max_num_tokens": max_num_tokens, "device": device, "dtype": dtype}
-            config = _config(fields | {"model_path": model_path})
+            config = read_config(fields | {"model_path": model_path})
         elif model_path is not None or fields:
             raise InvalidRequestError("give config alone or its fields, not both", param="config")
         self._config = config
@@ -130,6 +126,7 @@ class InferenceEngine:
         priority: int = 0,
         deadline: float | None = None,
         output_token_ids: Sequence[Sequence[int]] = (),
+        cache_key: str = "",
         on_output: OnOutput,
     ) -> None:
         """Starts a request and returns; `on_output` is called from the engine's thread, in order, until `finished`.
@@ -143,10 +140,13 @@ class InferenceEngine:
         `max_tokens`, and the next token is what the uninterrupted request would have got. Each such choice is replayed
         in one output with `is_replay` before any new token; tokens after its end (a stop, `max_tokens`) are left out
         of it, so a caller who stored them can see that they were not this request's.
+
+        Requests share the KV blocks of equal prefixes only under equal `cache_key`s: one for each party that must not
+        learn from its waiting times what another has asked.
         """
         supervisor, reader = self._running()
-        prompt, params = reader.check(prompt_token_ids), _params(params)
-        _check_order(priority, deadline)
+        prompt, params = reader.check(prompt_token_ids), read_params(params)
+        check_placing(priority, deadline, cache_key)
         info = reader.info
         reader.check_params(params)
         supervisor.submit(
@@ -159,6 +159,7 @@ class InferenceEngine:
                 finish_rule=FinishRule.of(
                     params, len(prompt), max_len=info.max_model_len, eos_token_ids=info.eos_token_ids
                 ),
+                cache_key=cache_key,
                 output_token_ids=reader.check_output(output_token_ids, params.n),
                 on_output=on_output,
                 token_bytes=reader.tokenizer.token_bytes.showing(params.visible_token_ids),
@@ -171,7 +172,7 @@ class InferenceEngine:
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> str:
         """The answer's text. Raises `EngineDiedError` or another `EngineError` if it ends with an error."""
-        (output,) = self._generate_all([self._running()[1].read(prompt)], [_one_choice(params)])
+        (output,) = self._generate_all([self._running()[1].read(prompt)], [read_one_choice(params)])
         raise_for_error(output)
         return output.text
 
@@ -183,11 +184,11 @@ class InferenceEngine:
         A request that fails does not raise: its outputs have `finish_reason` "error" and say why.
         """
         token_ids = self._running()[1].read_all(prompts)
-        return self._generate_all(token_ids, _params_for_each(params, len(token_ids)))
+        return self._generate_all(token_ids, read_params_for_each(params, len(token_ids)))
 
     async def generate_async(self, prompt: Prompt, params: SamplingParams | None = None) -> str:
         """`generate` for an event loop; cancelling it aborts the request."""
-        request_id, collector = self._collect(self._running()[1].read(prompt), _one_choice(params))
+        request_id, collector = self._collect(self._running()[1].read(prompt), read_one_choice(params))
         try:
             (output,) = await asyncio.wrap_future(collector.future)
         except asyncio.CancelledError:
@@ -198,7 +199,7 @@ class InferenceEngine:
 
     def generate_stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[str, None]:
         """The answer's text in pieces, as it comes; closing or cancelling the generator aborts the request."""
-        return self._stream(self._running()[1].read(prompt), _one_choice(params))
+        return self._stream(self._running()[1].read(prompt), read_one_choice(params))
 
     async def _stream(self, prompt: list[int], params: SamplingParams) -> AsyncGenerator[str, None]:
         loop = asyncio.get_running_loop()
@@ -248,50 +249,3 @@ class InferenceEngine:
         if supervisor is None or reader is None:
             raise EngineNotRunningError("the engine is not running: call start(), or use it as a context manager")
         return supervisor, reader
-
-
-def _config(fields: dict[str, Any]) -> EngineConfig:
-    known = {field.name for field in fields_of(EngineConfig)}
-    for name in fields:
-        if name not in known:
-            raise InvalidRequestError(f"{name} is no field of EngineConfig; those are {sorted(known)}", param=name)
-    return EngineConfig(**fields)
-
-
-def _params(params: SamplingParams | None) -> SamplingParams:
-    if params is None:
-        return SamplingParams()
-    if not isinstance(params, SamplingParams):
-        raise InvalidRequestError(f"params must be SamplingParams; got {params!r:.80}", param="params")
-    return params
-
-
-def _check_order(priority: int, deadline: float | None) -> None:
-    require(
-        type(priority) is int and abs(priority) <= _MAX_PRIORITY,
-        "priority",
-        f"must be an integer from -{_MAX_PRIORITY} to {_MAX_PRIORITY}",
-        priority,
-    )
-    is_number = isinstance(deadline, int | float) and not isinstance(deadline, bool) and isfinite(deadline)
-    require(deadline is None or is_number, "deadline", "must be a finite number of epoch seconds, or None", deadline)
-
-
-def _one_choice(params: SamplingParams | None) -> SamplingParams:
-    params = _params(params)
-    if params.n != 1:
-        raise InvalidRequestError(f"n must be 1 here, got {params.n}: use generate_batch or submit", param="n")
-    return params
-
-
-def _params_for_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [_params(params)] * num_prompts
-    if not isinstance(params, list | tuple) or len(params) != num_prompts:
-        raise InvalidRequestError(
-            f"params must be one SamplingParams for all {num_prompts} prompts or a list with one for each",
-            param="params",
-        )
-    return [_params(item) for item in params]

@@ -48,6 +48,8 @@ class AddSequence:
     priority: int = 0  # lower runs first
     deadline: float | None = None  # epoch seconds; among equal priorities the earlier one runs first, None last
     num_scored: int | None = None  # prompt tokens, behind the first, whose logprobs are known; None: not wanted
+    group_id: int | None = None  # of the choices of one request: equal ids, one prompt, whose blocks they share
+    cache_key: str = ""  # what besides the tokens sets its keys and values apart: other keys, other blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,12 @@ class Request:
     """A prompt and its open choices, in order; the supervisor's thread alone changes it."""
 
     __slots__ = (
+        "cache_key",
         "deadline",
         "finish_rule",
         "is_running",
+        "lead",
+        "num_cached_tokens",
         "num_deaths",
         "on_output",
         "open_choices",
@@ -51,6 +54,7 @@ class Request:
         *,
         priority: int,
         deadline: float | None = None,
+        cache_key: str = "",
         finish_rule: FinishRule,
         output_token_ids: Sequence[Sequence[int]] = (),
         on_output: OnOutput,
@@ -62,6 +66,7 @@ class Request:
         self.params = params
         self.priority = priority
         self.deadline = deadline
+        self.cache_key = cache_key
         self.finish_rule = finish_rule
         self.on_output = on_output
         self.open_choices = [Choice(self, index, token_bytes) for index in range(params.n)]
@@ -69,6 +74,8 @@ class Request:
             choice.to_replay = list(token_ids)
             if token_ids:
                 choice.prompt_logprobs = None  # they were reported before these tokens
+        self.lead: Choice | None = None  # the first to run, whose prompt the others share
+        self.num_cached_tokens = 0  # that the lead found: what the request as a whole did not have to compute
         self.num_deaths = 0  # of the child while this ran, in a row, without a new token
         self.is_running = False  # the present child knows its sequences
 
@@ -84,6 +91,8 @@ class Request:
                 priority=self.priority,
                 deadline=self.deadline,
                 num_scored=None if choice.prompt_logprobs is None else len(choice.prompt_logprobs) - 1,
+                group_id=choice.sequence_id - choice.index if self.params.n > 1 else None,  # the first choice's
+                cache_key=self.cache_key,
             )
 
 
@@ -93,7 +102,6 @@ class Choice:
     __slots__ = (
         "detokenizer",
         "index",
-        "num_cached_tokens",
         "num_replayed",
         "prompt_logprobs",
         "request",
@@ -110,7 +118,6 @@ class Choice:
         self.token_ids: list[int] = []
         self.to_replay: list[int] = []  # tokens it came with, until they are replayed
         self.num_replayed = 0
-        self.num_cached_tokens = 0
         # So far, if they are wanted; the first choice reports them, with its first output.
         wants_prompt = request.params.prompt_logprobs is not None and index == 0
         self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if wants_prompt else None
@@ -192,7 +199,7 @@ class Choice:
             error=ending.error if ending else None,
             error_kind=ending.error_kind if ending else None,
             finished=not self.request.open_choices,
-            num_cached_tokens=self.num_cached_tokens,
+            num_cached_tokens=self.request.num_cached_tokens,
             is_replay=is_replay,
         )
 

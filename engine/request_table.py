@@ -58,6 +58,7 @@ class RequestTable:
         for choice in [choice for choice in request.open_choices if choice.to_replay]:
             if choice in request.open_choices:  # else the callback of a choice before it failed
                 self._replay(choice)
+        request.lead = request.open_choices[0] if request.open_choices else None
 
     def start(self, request: Request) -> Iterator[AddSequence]:
         """What the child must be told; from here on the request is at risk with it."""
@@ -92,8 +93,8 @@ class RequestTable:
         """Hands every token to its choice. Tokens of a choice that ended while they were on their way are dropped."""
         for sequence_id, num_cached_tokens in step.cached_tokens.items():
             choice = self._open_choices.get(sequence_id)
-            if choice is not None and not choice.has_begun:
-                choice.num_cached_tokens = num_cached_tokens
+            if choice is not None and choice is choice.request.lead and not choice.has_begun:
+                choice.request.num_cached_tokens = num_cached_tokens
         if step.prompt_logprobs is not None:
             for entry, sequence_id in enumerate(step.prompt_logprobs.rows.tolist()):
                 if (choice := self._open_choices.get(sequence_id)) is not None:

@@ -11,6 +11,7 @@ The rules
 - Admission takes blocks for all of a sequence's present tokens, so prefills never run short; decodes may. Then the
   least urgent running sequence is preempted: its blocks go, its tokens stay, it
   waits at its old place and is computed again. The most urgent one is never preempted, so there is always progress.
+- The choices of one request begin once the first of them has its whole prompt planned, and start from its blocks.
 - A waiting sequence preempts running ones only of a lower priority, or of the same and a later deadline or none, and
   only if that makes it fit. Arrival alone preempts nobody, so jobs without priorities and deadlines never do.
 """
@@ -85,10 +86,19 @@ class Scheduler:
     def _admit_urgent(self) -> None:
         """Admit waiting sequences that come before somebody who runs, at that somebody's cost if need be."""
         while self._running and (head := self._waiting.head()) and head.is_before(self._slots.least_urgent()):
+            if self._waits_for_sibling(head):
+                return
             hits = self._make_room(head)
             if hits is None:
                 return
             self._admit(head, hits)
+
+    def _waits_for_sibling(self, head: Sequence) -> bool:
+        """Whether another choice of the request is about to plan the prompt that the head would compute again."""
+        return head.group_id is not None and any(
+            sequence.group_id == head.group_id and not self._kv.is_prompt_shared(slot)
+            for slot, sequence in self._prefilling.items()
+        )
 
     def _make_room(self, head: Sequence) -> list[int] | None:
         """Preempt less urgent sequences until the head fits; return its hits, or None if it would not fit even then."""
@@ -108,7 +118,7 @@ class Scheduler:
     def _admit_waiting(self, draft: "_Draft") -> None:
         while draft.budget > 0 and self._slots.num_free and (head := self._waiting.head()) is not None:
             hits = self._kv.match(head)
-            if not self._fits(head, hits):
+            if self._waits_for_sibling(head) or not self._fits(head, hits):
                 return
             draft.newcomers.append(self._admit(head, hits))
             self._plan_chunk(draft, head)

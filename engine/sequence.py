@@ -29,7 +29,8 @@ class Sequence:
     finish_rule: FinishRule
     token_ids: NDArray[np.int32]  # prompt and output so far; stale while the sequence runs
     slot: int | None = None  # its row in SequenceSlots while it runs
-    cache_key: bytes = b""  # whatever besides the tokens changes its keys and values
+    group_id: int | None = None  # sequences of one group have one prompt and share its blocks
+    cache_key: str = ""  # sequences of different keys share no blocks
     block_digests: list[bytes] = field(default_factory=list)  # of its full blocks, as far as somebody asked
     num_indexed_blocks: int = 0  # leading blocks known to the prefix index; of the present slot
     num_cached_tokens: int | None = None  # of the prompt, found in the prefix cache when it first ran
@@ -91,6 +92,8 @@ def create_sequence(message: AddSequence, limits: SequenceLimits) -> Sequence:
         deadline=inf if message.deadline is None else message.deadline,
         num_prompt_tokens=num_prompt_tokens,
         finish_rule=rule,
+        group_id=message.group_id,
+        cache_key=message.cache_key,
         token_ids=token_ids,
         early_stop_ids=tuple(i for i in rule.stop_token_ids if 0 <= i < limits.vocab_size)
         if message.params.min_tokens

@@ -81,6 +81,11 @@ class BlockPool:
             del self._idle[block]
             self._push_free(np.array([block], np.int32))
 
+    def evict_idle(self) -> None:
+        """Give up the content of every idle block."""
+        while self._idle:
+            self._evict_oldest()
+
     def _evict_oldest(self) -> None:
         block, _ = self._idle.popitem(last=False)
         self._is_kept[block] = False

@@ -3,6 +3,11 @@
 Owns the block pool, the prefix index and the block tables' contents. Knows nothing of priorities or budgets: the
 scheduler asks `can_admit` and `num_available`, and decides who has to go.
 
+The choices of one request share their prompt's full blocks through the index too. Of the block that the prompt ends
+in, each choice computes its own copy: at most one block of tokens, in the step it begins with, which is cheaper than a
+copy on write in every attention backend and, one arithmetic per row, exactly the same. With prefix caching off the
+index holds prompts of such groups alone, and nothing outlives its last reference.
+
 A block enters the index when the step that computes it is *planned*, not when it is done: within a step every layer
 writes the keys and values of all its tokens before any of them attends, so a sequence of the same step may already read
 them. `forget` takes such blocks out again if the step fails.
@@ -36,11 +41,16 @@ class KVCacheManager:
 
         A cached token has no logits: of a prompt to be scored only the part that was scored already is looked for.
         """
-        if not self._prefix_caching:
+        if not self._can_share(sequence):
             return []
         is_scoring = sequence.num_scored < sequence.num_to_score
         num_full = (sequence.num_scored if is_scoring else sequence.num_tokens - 1) // self._block_size
         return self.index.find_all(self._digests(sequence, sequence.token_ids, num_full)[:num_full])
+
+    def is_prompt_shared(self, slot: int) -> bool:
+        """Whether the slot's group can find all of its prompt that can be shared."""
+        sequence = self._slots.sequences[slot]
+        return sequence.num_indexed_blocks >= (sequence.num_prompt_tokens - 1) // self._block_size
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
@@ -74,8 +84,10 @@ class KVCacheManager:
         self._slots.num_blocks[slots] = num_blocks + 1
 
     def release(self, slot: int) -> None:
-        """Drop the slot's blocks; those in the index stay findable until their room is needed."""
+        """Drop the slot's blocks; with prefix caching those in the index stay findable until their room is needed."""
         self.pool.free(self._table(slot))
+        if not self._prefix_caching:
+            self.pool.evict_idle()
         self._slots.num_blocks[slot] = 0
 
     def discard(self, slot: int) -> None:
@@ -85,9 +97,11 @@ class KVCacheManager:
 
     def index_blocks(self, slot: int, num_tokens: int) -> list[int]:
         """Put the slot's full blocks among its first `num_tokens` into the index; return those that are new in it."""
-        if not self._prefix_caching:
-            return []
         sequence = self._slots.sequences[slot]
+        if not self._can_share(sequence):
+            return []
+        if not self._prefix_caching:
+            num_tokens = min(num_tokens, sequence.num_prompt_tokens)
         first, num_full = sequence.num_indexed_blocks, num_tokens // self._block_size
         if num_full <= first:
             return []
@@ -109,10 +123,16 @@ class KVCacheManager:
         """At least the sequence's first `num_full` digests; computed once and kept with it."""
         digests = sequence.block_digests
         if num_full > len(digests):
-            parent = digests[-1] if digests else self.index.root(sequence.cache_key)
+            parent = digests[-1] if digests else self.index.root(self._cache_key(sequence))
             tokens = token_ids[len(digests) * self._block_size : num_full * self._block_size]
             digests += self.index.chain(parent, tokens, self._block_size)
         return digests
+
+    def _can_share(self, sequence: Sequence) -> bool:
+        return self._prefix_caching or sequence.group_id is not None
+
+    def _cache_key(self, sequence: Sequence) -> str:
+        return sequence.cache_key if self._prefix_caching else f"group {sequence.group_id}"
 
     def _table(self, slot: int) -> NDArray[np.int32]:
         return self._slots.block_tables[slot, : self._slots.num_blocks[slot]]
@@ -127,3 +147,4 @@ class KVCacheManager:
             assert self._slots.num_computed[slot] <= len(table) * self._block_size, f"slot {slot} outgrew its blocks"
         self.pool.check_integrity(references)
         self.index.check_integrity()
+        assert self._prefix_caching or not self.pool.num_idle, "content is kept with prefix caching off"

@@ -1,7 +1,7 @@
 """Finds the KV block that already holds a given prefix.
 
 A full block's digest is a 128-bit BLAKE2b over its parent's digest and its tokens, so that equal digests mean an equal
-whole prefix; the first parent is a root that takes in whatever else changes keys and values (an adapter, an image).
+whole prefix; the first parent is a root made of whatever else is to keep prefixes apart.
 Knows nothing of references or eviction.
 """
 
@@ -21,9 +21,11 @@ class PrefixIndex:
         self._digest_of: dict[int, bytes] = {}
 
     @staticmethod
-    def root(cache_key: bytes) -> bytes:
+    def root(cache_key: str) -> bytes:
         """The parent of a sequence's first block; equal keys share."""
-        return blake2b(cache_key, digest_size=DIGEST_BYTES, person=b"prefix root").digest()
+        return blake2b(
+            cache_key.encode(errors="surrogatepass"), digest_size=DIGEST_BYTES, person=b"prefix root"
+        ).digest()
 
     @staticmethod
     def chain(parent: bytes, token_ids: NDArray[np.int32], block_size: int) -> list[bytes]:

@@ -28,6 +28,11 @@ class CoreDriver:
         self.cached_tokens: dict[int, int] = {}
         self._next_id = 0
 
+    @property
+    def num_added(self) -> int:
+        """Which is the id of the next sequence."""
+        return self._next_id
+
     def add(
         self,
         prompt: list[int],
@@ -35,6 +40,8 @@ class CoreDriver:
         max_tokens: int | None = 8,
         priority: int = 0,
         deadline: float | None = None,
+        group: int | None = None,
+        cache_key: str = "",
         seed: int = 0,
         choice: int = 0,
         output: list[int] | None = None,
@@ -54,6 +61,8 @@ class CoreDriver:
                 output_token_ids=list(output or []),
                 priority=priority,
                 deadline=deadline,
+                group_id=group,
+                cache_key=cache_key,
             )
         )
         self.outputs[sequence_id] = list(output or [])

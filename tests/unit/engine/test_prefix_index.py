@@ -3,7 +3,7 @@ import numpy as np
 from engine.kv_cache.prefix_index import PrefixIndex
 
 
-def digests(tokens: list[int], *, block_size: int = 2, cache_key: bytes = b"") -> list[bytes]:
+def digests(tokens: list[int], *, block_size: int = 2, cache_key: str = "") -> list[bytes]:
     return PrefixIndex.chain(PrefixIndex.root(cache_key), np.array(tokens, np.int32), block_size)
 
 
@@ -15,7 +15,7 @@ def test_equal_prefixes_have_equal_digests_and_a_chain_may_be_continued() -> Non
 
 def test_a_digest_depends_on_every_token_before_it_and_on_the_cache_key() -> None:
     assert digests([1, 2, 3, 4])[1] != digests([9, 2, 3, 4])[1]
-    assert digests([1, 2])[0] != digests([1, 2], cache_key=b"an adapter")[0]
+    assert digests([1, 2])[0] != digests([1, 2], cache_key="an adapter")[0]
     assert len(set(digests([7, 7, 7, 7, 7, 7]))) == 3
 
 

@@ -295,6 +295,22 @@ def test_a_replay_whose_callback_fails_drops_the_request(table: Table, caplog: p
     assert len(calls) == 1 and list(table.table.start(request)) == [] and table.table.take_forgotten() == []
 
 
+def test_what_a_later_choice_finds_in_the_cache_was_put_there_by_the_first(table: Table) -> None:
+    first, second = table.add("r", n=2)
+    table.tokens((first, 5, FinishCode.NONE), (second, 5, FinishCode.NONE), cached_tokens={first: 16, second: 48})
+    assert [output.num_cached_tokens for output in table.outputs["r"]] == [16, 16]
+    first, second = table.add("whole", n=2, output_token_ids=[[EOS]])[0], -1
+    table.tokens((first, 5, FinishCode.NONE), cached_tokens={first: 32})
+    assert [output.num_cached_tokens for output in table.outputs["whole"]] == [0, 32]
+
+
+def test_the_choices_of_a_request_are_one_group_and_a_lone_one_is_none(table: Table) -> None:
+    table.add("r", n=3)
+    table.add("lone")
+    table.table.note_death("killed")
+    assert [message.group_id for message in table.table.start_all()] == [0, 0, 0, None]
+
+
 def test_a_resumed_choice_reports_what_this_run_found_in_the_cache(table: Table) -> None:
     (sequence,) = table.add("r", output_token_ids=[ids("a b")])
     table.tokens(cached_tokens={sequence: 16})

@@ -2,6 +2,7 @@
 
 import random
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -223,9 +224,9 @@ def test_an_aborted_sequence_frees_its_blocks_at_once_wherever_it_is() -> None:
     assert len(driver.step().sequence_ids) == 0
 
 
-def test_a_hundred_thousand_waiting_sequences_can_be_aborted_and_leave_nothing() -> None:
+def test_ten_thousand_waiting_sequences_can_be_aborted_and_leave_nothing() -> None:
     driver = CoreDriver(FakeRunner(), max_num_seqs=2)
-    ids = [driver.add([1], max_tokens=2, priority=i % 5) for i in range(100_000)]
+    ids = [driver.add([1], max_tokens=2, priority=i % 5) for i in range(10_000)]
     driver.step()
     driver.core.abort(ids[2:])
     driver.core.abort(ids[:2])
@@ -317,3 +318,70 @@ def test_nothing_is_shared_with_caching_off() -> None:
         driver.run()
     assert not driver.cached_tokens
     assert driver.core.get_stats().num_prompt_tokens == 26 and driver.core.get_stats().num_kv_blocks_cached == 0
+
+
+def test_sequences_of_different_cache_keys_share_nothing() -> None:
+    driver = CoreDriver(FakeRunner(block_size=4))
+    ids = [driver.add(list(range(13)), max_tokens=2, cache_key=key) for key in ("", "one", "two", "one")]
+    driver.run()
+    assert driver.cached_tokens == {ids[3]: 12}
+
+
+# choices of one prompt -----------------------------------------------------------------------------------------------
+
+
+def add_choices(driver: CoreDriver, prompt: list[int], n: int, **fields: Any) -> list[int]:
+    return [driver.add(prompt, choice=choice, group=driver.num_added - choice, **fields) for choice in range(n)]
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+@pytest.mark.parametrize("max_num_tokens", [9, 64])
+def test_choices_compute_their_prompt_once_and_hold_its_blocks_once(prefix_caching: bool, max_num_tokens: int) -> None:
+    runner = FakeRunner(block_size=4)
+    driver = CoreDriver(runner, prefix_caching=prefix_caching, max_num_tokens=max_num_tokens)
+    prompt = list(range(30))
+    ids = add_choices(driver, prompt, 4, max_tokens=6)
+    while driver.core.get_stats().num_running < 4:
+        driver.step()
+    stats = driver.core.get_stats()
+    assert stats.num_kv_blocks_used <= 7 + 4 * 2, "the full blocks of the prompt once, the rest for each"
+    driver.run()
+    assert driver.core.get_stats().num_prompt_tokens == 30 + 3 * 2
+    for choice, sequence_id in enumerate(ids):
+        assert driver.outputs[sequence_id] == undisturbed_output(runner.info, prompt, max_tokens=6, choice=choice)
+    assert prefix_caching or driver.core.get_stats().num_kv_blocks_cached == 0
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_urgent_choices_that_preempt_wait_for_the_first_of_them(prefix_caching: bool) -> None:
+    runner = FakeRunner()
+    driver = CoreDriver(runner, prefix_caching=prefix_caching, max_num_seqs=4, max_num_tokens=16)
+    casual = [driver.add([i], max_tokens=40, priority=1) for i in range(4)]
+    driver.step()
+    urgent = add_choices(driver, [7] * 34, 4, max_tokens=3, priority=0)
+    while not set(urgent) <= set(driver.finished):
+        driver.step()
+    assert not set(casual) & set(driver.finished)
+    assert [driver.cached_tokens.get(sequence_id) for sequence_id in urgent] == [None, 32, 32, 32]
+    driver.run()
+
+
+def test_choices_of_two_requests_share_nothing_with_caching_off() -> None:
+    driver = CoreDriver(FakeRunner(block_size=4), prefix_caching=False)
+    for _ in range(2):
+        add_choices(driver, list(range(13)), 2, max_tokens=4)
+    driver.run()
+    assert driver.core.get_stats().num_prompt_tokens == 2 * (13 + 1)
+
+
+def test_choices_go_on_when_the_one_they_share_with_fails_or_is_aborted() -> None:
+    runner = FakeRunner(block_size=4)
+    driver = CoreDriver(runner, prefix_caching=False, max_num_tokens=8)
+    prompt = list(range(30))
+    first, second, third = add_choices(driver, prompt, 3, max_tokens=6)
+    driver.step()
+    driver.core.abort([first])
+    driver.core.check_integrity()
+    driver.run()
+    for choice, sequence_id in ((1, second), (2, third)):
+        assert driver.outputs[sequence_id] == undisturbed_output(runner.info, prompt, max_tokens=6, choice=choice)
