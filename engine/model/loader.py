@@ -22,7 +22,7 @@ from engine.model.attention_hook import ATTENTION_NAME, attach_attention
 from engine.model.checkpoint import Checkpoint, open_checkpoint
 from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype
 from engine.model.locate import default_cache_dir, prepare_model_dir
-from engine.model.packed_linear import pack_linears
+from engine.model.packed_linear import LinearPacker, choose_packer, pack_linears
 from engine.model.registry import Architecture, find_architecture, max_position
 
 _MIN_ROWS = 2  # matrix libraries take another path, with other bits, for a single row
@@ -102,7 +102,9 @@ def load_model(config: EngineConfig) -> LoadedModel:
     context = AttentionContext(backend)
     shape = attach_attention(model, context, num_layers=model.config.num_hidden_layers)
     vocab_size = model.get_output_embeddings().weight.shape[0]
-    is_packed = device.type == "cpu" and pack_linears(model, dtype=dtype)
+    packer = choose_packer(dtype, cache_dir / "kernels") if device.type == "cpu" else None
+    if packer is not None:
+        pack_linears(model, packer)
     return LoadedModel(
         model=model,
         context=context,
@@ -117,7 +119,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         block_size=config.block_size,
-        fingerprint=_fingerprint(checkpoint, device, dtype, backend.build, is_packed=is_packed),
+        fingerprint=_fingerprint(checkpoint, device, dtype, backend.build, packer),
         backend_name=backend.name,
     )
 
@@ -157,14 +159,14 @@ def _max_model_len(model_config: Any, asked: int | None) -> int:
 
 
 def _fingerprint(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention_build: str, *, is_packed: bool
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention_build: str, packer: LinearPacker | None
 ) -> str:
     """Names the arithmetic: weights, dtype, attention, instruction set or GPU, and the libraries' builds."""
     parts = [
         checkpoint.fingerprint(),
         str(dtype),
         attention_build,
-        "packed linear" if is_packed else "linear",
+        "linear" if packer is None else packer.build,
         describe_arithmetic(device),
         f"transformers {transformers.__version__}",
     ]

@@ -1,0 +1,72 @@
+"""Linear layers in float32 on a CPU through engine/kernels/matmul.c: packs the weight once, passes pointers.
+
+The twin is `torch.nn.functional.linear`. A row is the same to the bit in every batch, for any number of threads.
+"""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.kernels.build import build_library, load_library
+
+_PANEL = 16  # LANES of lanes.h
+# `matmul_args` of matmul.c: five pointers, two 64-bit and four 32-bit integers.
+_ARGUMENTS = struct.Struct("@5P2q4i")
+
+MatmulFunction = Callable[[bytes], int]
+
+
+def load_matmul(kernels_dir: Path) -> tuple[str, MatmulFunction]:
+    """The name of the build, and the compiled product. Raises `KernelBuildError` where it cannot be compiled."""
+    path = build_library("matmul", kernels_dir)
+    return path.stem, load_library(path).promptmill_matmul
+
+
+class NativeLinear(nn.Module):
+    """`x @ weight.T + bias` for `weight` float32 `[out_features, in_features]`; keeps no copy of the plain weight."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, matmul: MatmulFunction) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._panels = pack_panels(weight.detach())
+        self._bias = None if bias is None else bias.detach().contiguous()
+        self._matmul = matmul
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[..., in_features]`; returns `[..., out_features]`."""
+        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
+        assert rows.dtype == torch.float32, "a NativeLinear computes in float32"
+        output = torch.empty((len(rows), self.out_features))
+        self._matmul(
+            _ARGUMENTS.pack(
+                rows.data_ptr(),
+                self._panels.data_ptr(),
+                0 if self._bias is None else self._bias.data_ptr(),
+                0,
+                output.data_ptr(),
+                rows.stride(0),
+                self.out_features,
+                len(rows),
+                self.in_features,
+                self.out_features,
+                torch.get_num_threads(),
+            )
+        )
+        return output.view(*x.shape[:-1], self.out_features)
+
+
+def pack_panels(weight: Tensor) -> Tensor:
+    """`[num_panels, in_features, _PANEL]` of a weight `[out_features, in_features]`; missing columns are zeros."""
+    out_features, in_features = weight.shape
+    num_panels = -(-out_features // _PANEL)
+    panels = weight.new_zeros((num_panels, in_features, _PANEL))
+    num_whole = out_features // _PANEL
+    panels[:num_whole] = weight[: num_whole * _PANEL].view(num_whole, _PANEL, in_features).transpose(1, 2)
+    if num_whole < num_panels:
+        panels[num_whole, :, : out_features - num_whole * _PANEL] = weight[num_whole * _PANEL :].t()
+    return panels
