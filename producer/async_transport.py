@@ -9,10 +9,13 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from producer.channel_hub import ChannelHub, Mailbox
 from producer.errors import PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObject, Receive, Send, Sleep, Subscribe, T
 from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, bad_url, translate
 from producer.stored_results import read_object
+
+MAX_CONNECTIONS = 32  # of one client; its subscriptions share one of them
 
 
 class AsyncTransport:
@@ -22,11 +25,20 @@ class AsyncTransport:
         self.url = url
         self._s3_endpoint_url = s3_endpoint_url
         try:
-            self._redis = redis.asyncio.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **CONNECTION_OPTIONS)
+            pool = redis.asyncio.BlockingConnectionPool.from_url(
+                url,
+                max_connections=MAX_CONNECTIONS,
+                timeout=REPLY_TIMEOUT_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+                **CONNECTION_OPTIONS,
+            )
         except ValueError as error:
             raise bad_url(url, error) from error
+        self._redis = redis.asyncio.Redis.from_pool(pool)
+        self._hub = ChannelHub(pool, reply_timeout_seconds=REPLY_TIMEOUT_SECONDS)
 
     async def aclose(self) -> None:
+        await self._hub.aclose()
         await self._redis.aclose()
 
     async def run(self, protocol: Protocol[T]) -> T:
@@ -41,7 +53,7 @@ class AsyncTransport:
         return self._drive(protocol, [])
 
     async def _drive(self, protocol: Protocol[T], ended: list[T]) -> AsyncGenerator[Any, None]:
-        session = _AsyncSession(self._redis, self.url, self._s3_endpoint_url)
+        session = _AsyncSession(self._redis, self._hub, self.url, self._s3_endpoint_url)
         reply: Any = None
         failure: PromptmillError | None = None
         try:
@@ -61,17 +73,18 @@ class AsyncTransport:
                     failure = error
         finally:
             protocol.close()
-            await session.close()
+            session.close()
 
 
 class _AsyncSession:
     """One run of a protocol: at most one subscription."""
 
-    def __init__(self, connection: redis.asyncio.Redis, url: str, s3_endpoint_url: str | None) -> None:
+    def __init__(self, connection: redis.asyncio.Redis, hub: ChannelHub, url: str, s3_endpoint_url: str | None) -> None:
         self._redis = connection
+        self._hub = hub
         self._url = url
         self._s3_endpoint_url = s3_endpoint_url
-        self._pubsub: redis.asyncio.client.PubSub | None = None
+        self._mailbox: Mailbox | None = None
 
     async def perform(self, operation: Operation) -> Any:
         """Raises ConnectionLost where trying again may help, another PromptmillError where it will not."""
@@ -92,10 +105,10 @@ class _AsyncSession:
             raise translate(error, self._url) from error
         raise AssertionError(f"no operation of a transport: {operation!r}")
 
-    async def close(self) -> None:
-        if self._pubsub is not None:
-            pubsub, self._pubsub = self._pubsub, None
-            await pubsub.aclose()  # type: ignore[no-untyped-call]
+    def close(self) -> None:
+        if self._mailbox is not None:
+            self._mailbox.close()
+            self._mailbox = None
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -104,17 +117,9 @@ class _AsyncSession:
             return list(await pipeline.execute())
 
     async def _subscribe(self, channels: Sequence[str]) -> None:
-        await self.close()
-        self._pubsub = self._redis.pubsub()
-        await self._pubsub.subscribe(*channels)
-        num_acknowledged = 0
-        while num_acknowledged < len(channels):  # messages in between are found again: whoever subscribes looks first
-            message = await self._pubsub.get_message(timeout=REPLY_TIMEOUT_SECONDS)
-            if message is None:
-                raise redis.TimeoutError("no acknowledgement of SUBSCRIBE")
-            num_acknowledged += message["type"] == "subscribe"
+        self.close()
+        self._mailbox = await self._hub.subscribe(channels)
 
     async def _receive(self, timeout: float) -> bytes | None:
-        assert self._pubsub is not None, "Receive comes after Subscribe"
-        message = await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout)
-        return message["data"] if message is not None and message["type"] == "message" else None
+        assert self._mailbox is not None, "Receive comes after Subscribe"
+        return await self._mailbox.get(timeout)

@@ -3,38 +3,40 @@
 from collections.abc import Sequence
 from typing import Any
 
+from producer.contract import TokenLogprob, TopLogprob
 
-def chat_logprobs(tokens: Sequence[Any]) -> dict[str, Any]:
+
+def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     """OpenAI's `choices[].logprobs` of a chat."""
     return {
         "content": [
-            {**_chat_token(token), "top_logprobs": [_chat_token(other) for other in token["top"]]} for token in tokens
+            {**_chat_token(token), "top_logprobs": [_chat_token(other) for other in token.top]} for token in tokens
         ],
         "refusal": None,
     }
 
 
-def completion_logprobs(tokens: Sequence[Any], *, text_offset: int) -> dict[str, Any]:
+def completion_logprobs(tokens: Sequence[TokenLogprob | None], *, text_offset: int) -> dict[str, Any]:
     """OpenAI's `choices[].logprobs` of a completion. `text_offset`: characters of the choice before these tokens.
 
     A prompt's first token (with `echo`) has no logprob: the contract has None in its place.
     """
     columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token in tokens:
-        text = token["token"] if token is not None else ""
+        text = token.token if token is not None else ""
         columns["tokens"].append(text)
-        columns["token_logprobs"].append(token["logprob"] if token is not None else None)
+        columns["token_logprobs"].append(token.logprob if token is not None else None)
         columns["top_logprobs"].append(_alternatives(token))
         columns["text_offset"].append(text_offset)
         text_offset += len(text)
     return columns
 
 
-def _chat_token(token: Any) -> dict[str, Any]:
-    return {"token": token["token"], "logprob": token["logprob"], "bytes": token["bytes"]}
+def _chat_token(token: TopLogprob) -> dict[str, Any]:
+    return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes}
 
 
-def _alternatives(token: Any) -> dict[str, float] | None:
-    if token is None or not token["top"]:
+def _alternatives(token: TokenLogprob | None) -> dict[str, float] | None:
+    if token is None or not token.top:
         return None
-    return {other["token"]: other["logprob"] for other in token["top"]}
+    return {other.token: other.logprob for other in token.top}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from producer.contract import Choice, ErrorInfo, Result, Usage
+from producer.contract import Choice, ErrorInfo, Result, TokenLogprob, Usage
 from producer.errors import InvalidJobError
 from producer.openai_logprobs import chat_logprobs, completion_logprobs
 from producer.openai_request import CHAT_URL
@@ -80,15 +80,15 @@ def _chat_choice(choice: Choice, result: Result) -> dict[str, Any]:
 
 def _completion_choice(choice: Choice, result: Result) -> dict[str, Any]:
     """With `echo` the prompt stands in front."""
-    echo = getattr(result, "prompt", None)
-    text, logprobs = choice.text, choice.logprobs
-    if echo is not None:
-        text = echo.text + text
-        if logprobs is not None and echo.logprobs is not None:
-            logprobs = [*echo.logprobs, *logprobs]
+    text, logprobs = choice.text, list[TokenLogprob | None](choice.logprobs or ())
+    has_logprobs = choice.logprobs is not None
+    if result.prompt is not None:
+        text = result.prompt.text + text
+        has_logprobs = has_logprobs or result.prompt.logprobs is not None
+        logprobs = [*(result.prompt.logprobs or ()), *logprobs]
     return {
         "index": choice.index,
         "text": text,
-        "logprobs": completion_logprobs(logprobs, text_offset=0) if logprobs is not None else None,
+        "logprobs": completion_logprobs(logprobs, text_offset=0) if has_logprobs else None,
         "finish_reason": finish_reason_body(choice.finish_reason),
     }

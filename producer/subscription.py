@@ -6,9 +6,9 @@ entries are in `producer.stream_reader`, those for ends that publish nothing in 
 
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, cast
 
-from producer.contract import Chunk, EntryId, ErrorCode, ErrorInfo, Result, keys
+from producer.contract import Chunk, EntryId, ErrorCode, ErrorInfo, JobOutcome, Result, Usage, keys
 from producer.errors import InvalidJobError, JobFailedError, ResultTimeoutError
 from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe, send
 from producer.outcome import OutcomeWatch, look_commands, parse_look
@@ -18,18 +18,30 @@ LOOK_SECONDS = 2.0  # of silence, before the stream and the job's status are loo
 MAX_ENTRIES_A_READ = 1000
 
 
-class Subscription:
-    """The chunks of one job, as an iterator. `last_id` is the cursor behind the last chunk handed out."""
+class StreamEnd(NamedTuple):
+    """What follows the last chunk."""
 
-    def __init__(self, chunks: Generator[Delivery, None, None], after: str | None) -> None:
+    status: JobOutcome
+    usage: Usage
+
+
+class Subscription:
+    """The chunks of one job, as an iterator. `last_id` is the cursor behind the last chunk handed out, `end` what the
+    stream said behind that, None before."""
+
+    def __init__(self, chunks: Generator[Delivery | StreamEnd, None, None], after: str | None) -> None:
         self._deliveries = chunks
         self.last_id = after or str(BEGINNING)
+        self.end: StreamEnd | None = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Chunk:
         delivery = next(self._deliveries)
+        if isinstance(delivery, StreamEnd):
+            self.end = delivery
+            delivery = cast(Delivery, next(self._deliveries))  # which raises: nothing follows the end
         self.last_id = str(delivery.entry_id)
         return delivery.chunk
 
@@ -45,17 +57,21 @@ class Subscription:
 
 
 class AsyncSubscription:
-    """The chunks of one job, as an async iterator. `last_id` is the cursor behind the last chunk handed out."""
+    """As `Subscription`, for `async for`."""
 
-    def __init__(self, chunks: AsyncGenerator[Delivery, None], after: str | None) -> None:
+    def __init__(self, chunks: AsyncGenerator[Delivery | StreamEnd, None], after: str | None) -> None:
         self._deliveries = chunks
         self.last_id = after or str(BEGINNING)
+        self.end: StreamEnd | None = None
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Chunk:
         delivery = await anext(self._deliveries)
+        if isinstance(delivery, StreamEnd):
+            self.end = delivery
+            delivery = cast(Delivery, await anext(self._deliveries))  # which raises: nothing follows the end
         self.last_id = str(delivery.entry_id)
         return delivery.chunk
 
@@ -81,7 +97,7 @@ def parse_cursor(after: str | None) -> EntryId:
 
 
 def follow(job_id: str, *, after: EntryId, timeout: float | None) -> Protocol[None]:
-    """Emit a `Delivery` for each chunk behind `after`. `timeout`: seconds to wait for the next chunk.
+    """Emit a `Delivery` for each chunk behind `after`, then a `StreamEnd`. `timeout`: seconds to wait for each chunk.
 
     Raises JobFailedError behind the last chunk of a failed job, JobNotFoundError, ResultTimeoutError, and
     RedisUnavailableError once Redis stayed away too long.
@@ -123,7 +139,7 @@ class _Follower:
             yield from self._take_range(entries)
         else:
             yield from self._emit(deliveries)
-        self._end_if_done()
+        yield from self._end_if_done()
 
     def _look(self) -> Protocol[None]:
         """The job's status first: an end that it shows was written to the stream before."""
@@ -132,12 +148,12 @@ class _Follower:
         yield from self._take_range(entries)
         if self._reader.done is not None:
             if not look.has_come_back(self._reader.last_id.attempt):  # else a reset will follow
-                self._end_if_done()
+                yield from self._end_if_done()
         elif not entries:
             result = yield from self._watch.conclude(look)
             if result is not None:
                 yield from self._emit(self._reader.take_result(result))
-                self._end(result.status == "failed", result.error, result)
+                yield from self._end(result.status, result.usage, result.error, result)
 
     def _take_range(self, entries: Sequence[Any]) -> Protocol[None]:
         yield from self._emit(self._reader.take_range(entries))
@@ -154,14 +170,15 @@ class _Follower:
         if deliveries:
             self._waiting_since = time.monotonic()
 
-    def _end_if_done(self) -> None:
+    def _end_if_done(self) -> Protocol[None]:
         done = self._reader.done
         if done is not None:
-            self._end(done.status == "failed", done.error, None)
+            yield from self._end(done.status, done.usage, done.error, None)
 
-    def _end(self, has_failed: bool, error: ErrorInfo | None, result: Result | None) -> None:
+    def _end(self, status: JobOutcome, usage: Usage, error: ErrorInfo | None, result: Result | None) -> Protocol[None]:
         self._has_ended = True
-        if has_failed:
+        yield Emit(StreamEnd(status, usage))
+        if status == "failed":
             reason = error or ErrorInfo(code=ErrorCode.INTERNAL, message="the worker gave no reason")
             raise JobFailedError(self._job_id, reason, result)
 

@@ -1,0 +1,202 @@
+"""One pub/sub connection for every subscription of an asyncio client, however many there are. Knows nothing of jobs.
+
+Each subscriber has a mailbox. It is handed out once Redis has acknowledged its channels, so whoever then reads what is
+stored misses nothing. Messages may be dropped where a subscriber is slow, and a lost connection loses some for
+everybody: subscribers find both by themselves, by the gap in the entries' ids or by looking, and subscribe again.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import redis
+import redis.asyncio
+
+MAX_WAITING_MESSAGES = 1024  # of one subscriber; older ones go first
+SILENCE_SECONDS = 30.0  # then the connection is asked whether it still lives
+
+
+class Mailbox:
+    """What was published on the channels of one subscription. `close()` ends it; nothing is awaited for that."""
+
+    def __init__(self, hub: "ChannelHub", channels: Sequence[bytes]) -> None:
+        self._hub = hub
+        self.channels = channels
+        self._messages: deque[bytes] = deque(maxlen=MAX_WAITING_MESSAGES)
+        self._waiter: asyncio.Future[None] | None = None
+        self._lost: str | None = None
+
+    async def get(self, timeout: float) -> bytes | None:
+        """The next message, or None after `timeout` seconds. Raises redis.ConnectionError after a lost connection."""
+        if not self._messages and self._lost is None and timeout > 0:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(timeout, self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        if self._messages:
+            return self._messages.popleft()
+        if self._lost is not None:
+            raise redis.ConnectionError(self._lost)
+        return None
+
+    def put(self, message: bytes) -> None:
+        self._messages.append(message)
+        self._wake()
+
+    def lose(self, reason: str) -> None:
+        self._lost = reason
+        self._wake()
+
+    def close(self) -> None:
+        self._hub.leave(self)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class _Channel:
+    """A channel that somebody listens to. `acknowledged` is done once Redis sends what is published on it."""
+
+    def __init__(self) -> None:
+        self.mailboxes: set[Mailbox] = set()
+        self.acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class ChannelHub:
+    """Belongs to the event loop it is first used in. Connects with the first subscription, and again after a loss."""
+
+    def __init__(self, pool: redis.asyncio.ConnectionPool, *, reply_timeout_seconds: float) -> None:
+        self._pool = pool
+        self._reply_timeout_seconds = reply_timeout_seconds
+        self._channels: dict[bytes, _Channel] = {}
+        self._unacknowledged: dict[bytes, deque[asyncio.Future[None]]] = {}  # in the order of the SUBSCRIBEs sent
+        self._outgoing: list[tuple[str, bytes]] = []
+        self._has_outgoing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def subscribe(self, names: Sequence[str]) -> Mailbox:
+        """Returns once Redis has acknowledged every channel. Raises redis.RedisError or OSError."""
+        mailbox = Mailbox(self, [name.encode() for name in names])
+        channels = [self._join(name, mailbox) for name in mailbox.channels]
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="channel-hub")
+        try:
+            async with asyncio.timeout(self._reply_timeout_seconds):
+                for channel in channels:
+                    await asyncio.shield(channel.acknowledged)
+        except TimeoutError as error:
+            mailbox.close()
+            raise redis.TimeoutError("no acknowledgement of SUBSCRIBE") from error
+        except BaseException:
+            mailbox.close()
+            raise
+        return mailbox
+
+    def leave(self, mailbox: Mailbox) -> None:
+        for name in mailbox.channels:
+            channel = self._channels.get(name)
+            if channel is not None and mailbox in channel.mailboxes:
+                channel.mailboxes.discard(mailbox)
+                if not channel.mailboxes:
+                    del self._channels[name]
+                    self._send("UNSUBSCRIBE", name)
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    def _join(self, name: bytes, mailbox: Mailbox) -> _Channel:
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = self._channels[name] = _Channel()
+            self._unacknowledged.setdefault(name, deque()).append(channel.acknowledged)
+            self._send("SUBSCRIBE", name)
+        channel.mailboxes.add(mailbox)
+        return channel
+
+    def _send(self, command: str, name: bytes) -> None:
+        self._outgoing.append((command, name))
+        self._has_outgoing.set()
+
+    async def _run(self) -> None:
+        """One connection, from its opening to its loss."""
+        connection = None
+        reason = "the client was closed"
+        try:
+            connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._write(connection))
+                tasks.create_task(self._read(connection))
+        except* (redis.RedisError, OSError) as lost:
+            reason = str(lost.exceptions[0])
+        finally:
+            self._lose_all(reason)
+            if connection is not None:
+                await connection.disconnect()
+                await self._pool.release(connection)
+
+    async def _write(self, connection: Any) -> None:
+        """What was asked for, in its order; neighbours of one kind share a command."""
+        while not _is_cancelled():
+            await self._has_outgoing.wait()
+            self._has_outgoing.clear()
+            outgoing, self._outgoing = self._outgoing, []
+            while outgoing:
+                command = outgoing[0][0]
+                size = next((at for at, (other, _) in enumerate(outgoing) if other != command), len(outgoing))
+                await connection.send_command(command, *(name for _, name in outgoing[:size]), check_health=False)
+                del outgoing[:size]
+
+    async def _read(self, connection: Any) -> None:
+        while not _is_cancelled():
+            message = await connection.read_response(timeout=SILENCE_SECONDS)
+            if message is None:
+                await connection.send_command("PING", check_health=False)
+                message = await connection.read_response(timeout=self._reply_timeout_seconds)
+                if message is None:
+                    raise redis.TimeoutError("no answer to PING")
+            self._take(message)
+
+    def _take(self, message: list[Any]) -> None:
+        kind, name, payload = message[0], message[1], message[-1]
+        if kind == b"message":
+            channel = self._channels.get(name)
+            for mailbox in channel.mailboxes if channel is not None else ():
+                mailbox.put(payload)
+        elif kind == b"subscribe":
+            waiting = self._unacknowledged[name]
+            acknowledged = waiting.popleft()
+            if not waiting:
+                del self._unacknowledged[name]
+            if not acknowledged.done():
+                acknowledged.set_result(None)
+
+    def _lose_all(self, reason: str) -> None:
+        """Everybody learns it; whoever comes next begins anew."""
+        channels, self._channels = self._channels, {}
+        unacknowledged, self._unacknowledged = self._unacknowledged, {}
+        self._outgoing.clear()
+        for waiting in unacknowledged.values():
+            for acknowledged in waiting:
+                if not acknowledged.done():
+                    acknowledged.set_exception(redis.ConnectionError(reason))
+                    acknowledged.exception()  # whoever waited may have left: then nobody asks for it
+        for channel in channels.values():
+            for mailbox in channel.mailboxes:
+                mailbox.lose(reason)
+
+
+def _is_cancelled() -> bool:
+    """redis-py sends under `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
