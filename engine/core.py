@@ -9,10 +9,10 @@ nothing of text, requests, pipes or time.
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.pending import PendingGrammars
 from engine.kv_cache.manager import KVCacheManager
 from engine.messages import AddSequence, EngineInfo, EngineStats, StepOutput
 from engine.runner.base import Runner
@@ -45,6 +45,9 @@ class EngineCore:
         self._scheduler = Scheduler(slots, self._kv, max_num_tokens=config.max_num_tokens)
         self._executor = StepExecutor(self._runner, slots)
         self._recorder = StepRecorder(slots, self._kv, self._scheduler)
+        eos = self.info.eos_token_ids
+        compiler = GrammarCompiler(self.info.model_dir, vocab_size=self.info.vocab_size, eos_token_ids=eos)
+        self._grammars = PendingGrammars(compiler, eos)
         self._num_steps = 0
 
     def add(self, message: AddSequence) -> None:
@@ -52,16 +55,25 @@ class EngineCore:
 
         Raises `ContextLengthError` if it can never fit, `InvalidRequestError` if it is malformed; nothing changes then.
         """
-        if message.sequence_id in self._scheduler:
+        if message.sequence_id in self._scheduler or message.sequence_id in self._grammars:
             raise InvalidRequestError(f"sequence {message.sequence_id} runs already", param="sequence_id")
-        self._scheduler.add(create_sequence(message, self._limits))
+        sequence = create_sequence(message, self._limits)
+        if sequence.params.grammar is not None:
+            self._grammars.add(sequence)
+        else:
+            self._scheduler.add(sequence)
 
     def abort(self, sequence_ids: Iterable[int]) -> None:
         """Forget these sequences at once; unknown ids are passed over, and none of them is heard of again."""
         for sequence_id in sequence_ids:
-            self._scheduler.abort(sequence_id)
+            if not self._grammars.remove(sequence_id):
+                self._scheduler.abort(sequence_id)
 
     def has_work(self) -> bool:
+        return bool(len(self._grammars)) or self._has_runnable
+
+    @property
+    def _has_runnable(self) -> bool:
         return bool(self._scheduler.num_running or self._scheduler.num_waiting)
 
     def step(self) -> StepOutput:
@@ -69,11 +81,25 @@ class EngineCore:
 
         Raises `DeviceLostError` if the device is beyond help; the sequences are then to be resumed in a new process.
         """
+        begun = self._begin_constrained() if len(self._grammars) else None
         plan = self._scheduler.schedule()
-        if plan is None:
-            return _nothing()
-        self._num_steps += 1
-        return self._recorder.record(plan, self._executor.run(plan))
+        output = _nothing() if plan is None else self._recorder.record(plan, self._executor.run(plan))
+        self._num_steps += plan is not None
+        return output if begun is None else begun.then(output)
+
+    def _begin_constrained(self) -> StepOutput:
+        """Let the sequences run whose grammars are ready, and report what these force upon them at once."""
+        begun = _nothing()
+        for prepared in self._grammars.take_done(waits=not self._has_runnable):
+            sequence = prepared.sequence
+            if prepared.error is not None:
+                begun.grammar_errors[sequence.sequence_id] = prepared.error
+                continue
+            forced = sequence.extend(prepared.forced)
+            begun = begun.then(forced)
+            if not forced.finish_codes.any():
+                self._scheduler.add(sequence)
+        return begun
 
     def get_stats(self) -> EngineStats:
         pool = self._kv.pool
@@ -104,6 +130,4 @@ def _model_runner(config: EngineConfig) -> Runner:
 
 
 def _nothing() -> StepOutput:
-    return StepOutput(
-        sequence_ids=np.zeros(0, np.int64), token_ids=np.zeros(0, np.int32), finish_codes=np.zeros(0, np.int8)
-    )
+    return StepOutput.of_tokens(0, [], [])

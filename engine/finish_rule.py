@@ -24,7 +24,10 @@ class FinishRule:
         wanted = max_len if params.max_tokens is None else num_prompt_tokens + max(params.max_tokens, 1)
         return cls(
             max_total_tokens=min(wanted, max_len),
-            stop_token_ids=(*(() if params.ignore_eos else eos_token_ids), *params.stop_token_ids),
+            stop_token_ids=(
+                *(() if params.ignore_eos and params.grammar is None else eos_token_ids),
+                *params.stop_token_ids,
+            ),
         )
 
     def code(self, token_id: int, num_tokens: int) -> FinishCode:

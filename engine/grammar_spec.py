@@ -1,7 +1,12 @@
-"""What an output must look like: a value, on its way to the child, which compiles it. Imports nothing."""
+"""What an output must look like: values, on their way to the child, which compiles them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+# JSON as Python's json.dumps writes it. One style, because every place where white space may stand is one where a model
+# can go on for ever, and because what must follow then follows without a forward. A schema's own `x-guidance` comes
+# first; a schema within a Lark grammar has no style but what stands there.
+JSON_STYLE: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engine.config import EngineConfig
 from engine.sampling_params import SamplingParams
-from engine.token_logprobs import TokenLogprobs
+from engine.token_logprobs import TokenLogprobs, concatenate
 
 
 class FinishCode(IntEnum):
@@ -119,6 +119,30 @@ class StepOutput:
     """Of the entries that asked for them; rows are entries."""
     prompt_logprobs: TokenLogprobs | None = None
     """The next tokens of prompts in order; rows are sequence ids."""
+    grammar_errors: dict[int, str] = field(default_factory=dict)
+    """Sequences whose grammar does not compile, or cannot go on, with the reason; what they gave before counts."""
+
+    @classmethod
+    def of_tokens(cls, sequence_id: int, token_ids: list[int], finish_codes: list[FinishCode]) -> "StepOutput":
+        """Some tokens of one sequence."""
+        return cls(
+            sequence_ids=np.full(len(token_ids), sequence_id, np.int64),
+            token_ids=np.array(token_ids, np.int32),
+            finish_codes=np.array(finish_codes, np.int8),
+        )
+
+    def then(self, other: "StepOutput") -> "StepOutput":
+        """Both in one, this first."""
+        return StepOutput(
+            sequence_ids=np.concatenate((self.sequence_ids, other.sequence_ids)),
+            token_ids=np.concatenate((self.token_ids, other.token_ids)),
+            finish_codes=np.concatenate((self.finish_codes, other.finish_codes)),
+            errors=self.errors | other.errors,
+            cached_tokens=self.cached_tokens | other.cached_tokens,
+            logprobs=concatenate((self.logprobs, other.logprobs and other.logprobs.moved(len(self.sequence_ids)))),
+            prompt_logprobs=concatenate((self.prompt_logprobs, other.prompt_logprobs)),
+            grammar_errors=self.grammar_errors | other.grammar_errors,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

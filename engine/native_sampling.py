@@ -11,8 +11,8 @@ from torch import Tensor
 
 from engine.kernels.build import build_library, load_library
 
-# `sampling_args` of sampling.c: ten pointers, a 64-bit and four 32-bit integers.
-_ARGUMENTS = struct.Struct("@10Pq4i")
+# `sampling_args` of sampling.c: eleven pointers, a 64-bit and four 32-bit integers.
+_ARGUMENTS = struct.Struct("@11Pq4i")
 
 
 class NativeSampling:
@@ -20,9 +20,15 @@ class NativeSampling:
 
     def __init__(self, kernels_dir: Path) -> None:
         library = load_library(build_library("sampling", kernels_dir))
+        self._mask = library.promptmill_mask
         self._argmax = library.promptmill_argmax
         self._draw = library.promptmill_draw
         self._candidates = library.promptmill_candidates
+
+    def mask(self, logits: Tensor, rows: Tensor, bits: Tensor) -> None:
+        """Make minus infinity of the logits whose bit is 0. Mutates some rows; bits: int32 `[num_rows, num_words]`."""
+        assert bits.shape[1] * 32 >= logits.shape[1], "a bit for every logit"
+        self._mask(_pack(logits, rows, bits=bits.contiguous()))
 
     def argmax(self, logits: Tensor) -> Tensor:
         """The largest logit of each row, the lowest id among equals: int64 `[num_rows]`."""
@@ -92,10 +98,11 @@ def _pack(
     token_ids: Tensor | None = None,
     mass: Tensor | None = None,
     log_sum: Tensor | None = None,
+    bits: Tensor | None = None,
 ) -> bytes:
     """The arguments as the kernel reads them; the caller keeps the tensors alive."""
     assert logits.dtype == torch.float32 and logits.stride(1) == 1, "logits are float32 rows"
-    tensors = (logits, rows, temperature, keys, min_p, tokens, values, token_ids, mass, log_sum)
+    tensors = (logits, rows, temperature, keys, min_p, tokens, values, token_ids, mass, log_sum, bits)
     return _ARGUMENTS.pack(
         *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
         logits.stride(0),

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
-from engine.errors import EngineDiedError, EngineError, EngineNotRunningError
+from engine.errors import EngineDiedError, EngineError, EngineNotRunningError, InvalidRequestError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
-ErrorKind = Literal["refused", "poison", "died", "stopped"]
-"""Why a request ended with `error`: `refused`: the core refused or failed this request alone; `poison`: the engine
+ErrorKind = Literal["refused", "grammar", "poison", "died", "stopped"]
+"""Why a request ended with `error`: `refused`: the core refused or failed this request alone; `grammar`: its
+grammar does not compile or cannot go on; `poison`: the engine
 process died three times in a row while it ran, without a new token for it; `died`: the engine process cannot be started
 again; `stopped`: the engine was stopped. The last two may be tried again elsewhere."""
 
@@ -75,6 +76,7 @@ def raise_for_error(output: RequestOutput | GenerationOutput) -> None:
 
 _ERRORS: dict[ErrorKind, type[EngineError]] = {
     "refused": EngineError,
+    "grammar": InvalidRequestError,
     "poison": EngineDiedError,
     "died": EngineDiedError,
     "stopped": EngineNotRunningError,

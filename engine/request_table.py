@@ -107,6 +107,8 @@ class RequestTable:
                 self._accept(choice, token_id, code, logprob)
         for sequence_id, error in step.errors.items():
             self._end_by_child(sequence_id, Ending("error", error, "refused"))
+        for sequence_id, error in step.grammar_errors.items():
+            self._end_by_child(sequence_id, Ending("error", error, "grammar"))
 
     def abort(self, request_id: str) -> None:
         """Ends a request's open choices; an unknown id is passed over."""

@@ -70,6 +70,10 @@ class VocabularyPasses(Protocol):
         """The Gumbel maximum over the whole vocabulary of some rows: int64 `[num_rows]`."""
         ...
 
+    def mask(self, logits: Tensor, rows: Tensor, bits: Tensor) -> None:
+        """Make minus infinity of the logits whose bit is 0. Mutates some rows; bits: int32 `[num_rows, num_words]`."""
+        ...
+
     def candidates(
         self, logits: Tensor, rows: Tensor, temperature: Tensor, min_p: Tensor, num_candidates: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,6 +123,10 @@ class Sampler:
         top_ids, normalizers = self._passes.likeliest(logits, rows, min(num_top, logits.shape[1]))
         return RowLogprobs(rows, top_ids, normalizers)
 
+    def mask(self, logits: Tensor, rows: Tensor, bits: Tensor) -> None:
+        """See `VocabularyPasses.mask`."""
+        self._passes.mask(logits, rows, bits)
+
     def _draw_filtered(self, logits: Tensor, rows: Tensor, part: SamplingBatch) -> Tensor:
         vocab_size = logits.shape[1]
         tokens, is_settled = self._draw_among(logits, rows, part, min(_NUM_CANDIDATES, vocab_size))
@@ -157,7 +165,7 @@ def _keep(values: Tensor, mass: Tensor, batch: SamplingBatch, *, is_whole: bool)
     """
     num_candidates = values.shape[1]
     weights = values.double().exp_()
-    kept = values.exp() >= batch.min_p[:, None]
+    kept = (values.exp() >= batch.min_p[:, None]) & (values > float("-inf"))
     has_top_k = (batch.top_k > 0) & (batch.top_k <= num_candidates)
     kth_value = values.gather(1, (batch.top_k - 1).clamp_(0, num_candidates - 1)[:, None])
     kept &= (values >= kth_value) | ~has_top_k[:, None]
@@ -175,6 +183,12 @@ def _keep(values: Tensor, mass: Tensor, batch: SamplingBatch, *, is_whole: bool)
 
 class TorchPasses:
     """`VocabularyPasses` on any device."""
+
+    def mask(self, logits: Tensor, rows: Tensor, bits: Tensor) -> None:
+        """See `VocabularyPasses.mask`."""
+        places = torch.arange(32, dtype=torch.int32, device=logits.device)
+        is_allowed = ((bits[:, :, None] >> places) & 1).view(len(rows), -1)[:, : logits.shape[1]]
+        logits[rows] = logits[rows].masked_fill_(is_allowed == 0, float("-inf"))
 
     def argmax(self, logits: Tensor) -> Tensor:
         """See `VocabularyPasses.argmax`."""

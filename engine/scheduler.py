@@ -8,8 +8,9 @@ The rules
   one step of `max_num_tokens` tokens.
 - Urgency is (priority, deadline, arrival). Waiting sequences are admitted in that order, and a head that does not fit
   holds up the line, so that large ones are not passed over for ever. `WaitingQueue` says why nobody starves.
-- Admission takes blocks for all of a sequence's present tokens, so prefills never run short; decodes may. Then the
-  least urgent running sequence is preempted: its blocks go, its tokens stay, it
+- Admission takes blocks for all of a sequence's present tokens, so prefills never run short; decodes may, and so may
+  sequences whose grammar has forced tokens on them, which are computed like a prompt's. Then the least urgent running
+  sequence is preempted: its blocks go, its tokens stay, it
   waits at its old place and is computed again. The most urgent one is never preempted, so there is always progress.
 - The choices of one request begin once the first of them has its whole prompt planned, and start from its blocks.
 - A waiting sequence preempts running ones only of a lower priority, or of the same and a later deadline or none, and
@@ -69,7 +70,7 @@ class Scheduler:
         """Plan one step; None if there is nothing to do. Mutates: admits, preempts, and allocates the step's blocks."""
         self._recover_budget()
         self._admit_urgent()
-        ran_short = self._reserve_decode_blocks()
+        ran_short = self._reserve_blocks()
         decodes = self._slots.decoding()
         draft = _Draft(budget=self._budget - len(decodes))
         for sequence in sorted(self._prefilling.values(), key=attrgetter("urgency")):
@@ -143,20 +144,24 @@ class Scheduler:
 
     # who makes room --------------------------------------------------------------------------------------------------
 
-    def _reserve_decode_blocks(self) -> bool:
-        """Give a block to every decode whose next token begins one; True if somebody was preempted for it."""
+    def _reserve_blocks(self) -> bool:
+        """Give a block to every decode whose next token begins one, and to prefills that were given more tokens than
+        they were admitted with what these need. True if somebody was preempted for it.
+        """
         slots, kv = self._slots, self._kv
         ran_short = False
         while True:
             decoding = slots.decoding().slots
             is_full = slots.num_computed[decoding] >= slots.num_blocks[decoding] * slots.block_size
             num_full = np.count_nonzero(is_full)
-            if num_full <= kv.num_available:
+            if num_full + sum(map(kv.num_missing, self._prefilling)) <= kv.num_available:
                 break
             self.preempt(self._slot_of(self._slots.least_urgent()))
             ran_short = True
         if num_full:
             kv.grow(decoding[is_full])
+        for slot in self._prefilling:
+            kv.extend(slot)
         return ran_short
 
     def preempt(self, slot: int) -> None:
@@ -250,6 +255,12 @@ class Scheduler:
         for slot in slots:
             del self._prefilling[slot]
         self._slots.start_decoding(np.array(slots, np.int64))
+
+    def extended(self, slots: list[int]) -> None:
+        """These slots decoded and were given tokens beyond the sampled one: they are to be computed first."""
+        for slot in slots:
+            self._slots.stop_decoding(slot)
+            self._prefilling[slot] = self._slots.sequences[slot]
 
     def take_cached_tokens(self) -> dict[int, int]:
         """Sequence id → prompt tokens found in the prefix cache, for those that began since the last call."""

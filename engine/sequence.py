@@ -6,14 +6,18 @@ nothing of scheduling, of KV blocks beyond the digests of its own, or of text.
 
 from dataclasses import dataclass, field
 from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ContextLengthError, InvalidRequestError
 from engine.finish_rule import FinishRule
-from engine.messages import AddSequence, FinishCode
+from engine.messages import AddSequence, FinishCode, StepOutput
 from engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from engine.grammar.matcher import GrammarMatcher
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -29,6 +33,7 @@ class Sequence:
     finish_rule: FinishRule
     token_ids: NDArray[np.int32]  # prompt and output so far; stale while the sequence runs
     slot: int | None = None  # its row in SequenceSlots while it runs
+    grammar: "GrammarMatcher | None" = None  # its place in it; moves with the tokens
     group_id: int | None = None  # sequences of one group have one prompt and share its blocks
     cache_key: str = ""  # sequences of different keys share no blocks
     block_digests: list[bytes] = field(default_factory=list)  # of its full blocks, as far as somebody asked
@@ -42,6 +47,21 @@ class Sequence:
     def num_tokens(self) -> int:
         """Tokens to compute before the next one can be sampled; only while it waits."""
         return len(self.token_ids)
+
+    def report(self, token_ids: list[int], num_tokens: int) -> StepOutput:
+        """Output tokens that follow its first `num_tokens`, up to the one that ends it."""
+        codes: list[FinishCode] = []
+        for token_id in token_ids:
+            codes.append(self.finish_rule.code(token_id, num_tokens + len(codes) + 1))
+            if codes[-1] != FinishCode.NONE:
+                break
+        return StepOutput.of_tokens(self.sequence_id, token_ids[: len(codes)], codes)
+
+    def extend(self, token_ids: list[int]) -> StepOutput:
+        """Append output tokens, up to the one that ends it, and report them. Only while it waits."""
+        taken = self.report(token_ids, self.num_tokens)
+        self.token_ids = np.concatenate((self.token_ids, taken.token_ids))
+        return taken
 
     @property
     def urgency(self) -> tuple[int, float, int]:

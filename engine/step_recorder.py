@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.grammar.forced_tokens import append_forced_tokens
 from engine.kv_cache.manager import KVCacheManager
 from engine.messages import FinishCode, StepOutput
 from engine.runner.slots import SequenceSlots, SlotRows
@@ -49,21 +50,30 @@ class StepRecorder:
         num_tokens = totals + 1
         self._slots.num_tokens[rows.slots] = num_tokens
         self._index_filled_blocks(rows.slots, totals)
-        prompt_logprobs = result.prompt_logprobs and self._take_scores(result.prompt_logprobs)
-        codes = _finish_codes(rows, token_ids, num_tokens)
-        for row in codes.nonzero()[0].tolist():
-            self._scheduler.finish(int(rows.slots[row]))
-        cached_tokens = self._scheduler.take_cached_tokens()
-        self._count(plan, cached_tokens)
-        return StepOutput(
+        output = StepOutput(
             sequence_ids=rows.sequence_ids,
             token_ids=token_ids.astype(np.int32),
-            finish_codes=codes,
+            finish_codes=_finish_codes(rows, token_ids, num_tokens),
             errors=errors,
-            cached_tokens=cached_tokens,
+            cached_tokens=self._scheduler.take_cached_tokens(),
             logprobs=result.logprobs,
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=result.prompt_logprobs and self._take_scores(result.prompt_logprobs),
         )
+        self._count(plan, output.cached_tokens)
+        ended = rows.slots[output.finish_codes.nonzero()[0]].tolist()
+        if len(rows.constrained):
+            output = self._advance_grammars(rows, output, ended)
+        for slot in ended:
+            self._scheduler.finish(slot)
+        return output
+
+    def _advance_grammars(self, rows: SlotRows, output: StepOutput, ended: list[int]) -> StepOutput:
+        """Append what grammars force after the sampled tokens; add the slots that these end to `ended`."""
+        forced = append_forced_tokens(self._slots, rows, output)
+        self.num_generated_tokens += len(forced.output.token_ids) - len(output.token_ids)
+        self._scheduler.extended(forced.extended)
+        ended += [slot for slot in forced.ended if slot not in ended]
+        return forced.output
 
     def _take_scores(self, logprobs: TokenLogprobs) -> TokenLogprobs:
         """Count the prompt tokens that were scored; the same with sequence ids for slots."""
@@ -130,8 +140,7 @@ def _rest_of(result: StepResult, keep_sampled: NDArray[np.bool_], gone: NDArray[
     """What a result says of the sampled rows to keep, and of the slots that are not gone."""
     logprobs, prompt_logprobs = result.logprobs, result.prompt_logprobs
     if logprobs is not None:
-        logprobs = logprobs.select(keep_sampled[logprobs.rows])
-        logprobs = logprobs.with_rows((np.cumsum(keep_sampled) - 1)[logprobs.rows])
+        logprobs = logprobs.of_rows(keep_sampled)
     if prompt_logprobs is not None:
         prompt_logprobs = prompt_logprobs.select(~np.isin(prompt_logprobs.rows, gone))
     token_ids = result.token_ids[keep_sampled]

@@ -20,6 +20,15 @@ class TokenLogprobs:
     def with_rows(self, rows: NDArray[np.int64]) -> Self:
         return replace(self, rows=rows)
 
+    def moved(self, num_rows: int) -> Self:
+        """The same tokens, so many rows further down."""
+        return self.with_rows(self.rows + num_rows)
+
+    def of_rows(self, keep: NDArray[np.bool_]) -> Self:
+        """The tokens of the rows to keep, once the others are gone; `keep`: bool, one a row."""
+        kept = self.select(keep[self.rows])
+        return kept.with_rows((np.cumsum(keep) - 1)[kept.rows])
+
     def entry_of_row(self) -> dict[int, int]:
         return {row: entry for entry, row in enumerate(self.rows.tolist())}
 

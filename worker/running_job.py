@@ -10,6 +10,7 @@ from engine.outputs import ErrorKind, RequestOutput
 from producer.contract import Done, ErrorCode, ErrorInfo, FinishReason, JobOutcome, Result, Timings
 from worker.claim import Claim
 from worker.outlet.job_stream import JobStream
+from worker.output_format import grammar_field
 from worker.translate import TranslatedJob
 
 StopCause = Literal["cancelled", "stopped", "deadline", "failed"]
@@ -28,6 +29,7 @@ class Stage(Enum):
 
 _ERROR_CODES: dict[ErrorKind, ErrorCode] = {
     "refused": ErrorCode.ENGINE_ERROR,
+    "grammar": ErrorCode.INVALID_REQUEST,
     "poison": ErrorCode.POISON,
     "died": ErrorCode.ENGINE_ERROR,
     "stopped": ErrorCode.ENGINE_ERROR,
@@ -107,8 +109,12 @@ class RunningJob:
             output = replace(output, finish_reason=None)  # the engine was only told to stop; the outcome says why
         self.stream.add(output)
         if output.error_kind is not None:
+            is_grammar = output.error_kind == "grammar"
             self.error = ErrorInfo(
-                code=_ERROR_CODES[output.error_kind], message=output.error or "the engine failed", retryable=True
+                code=_ERROR_CODES[output.error_kind],
+                message=output.error or "the engine failed",
+                param=grammar_field(self.translated.request) if is_grammar and self.translated else None,
+                retryable=not is_grammar,
             )
         if output.finished:
             self.end()

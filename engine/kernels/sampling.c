@@ -20,6 +20,7 @@ typedef struct {
   int32_t *token_ids;       /* [num_rows, num_candidates] */
   double *mass;             /* [num_rows], of e^x over all tokens that min-p keeps */
   double *log_sum;          /* [num_rows], the largest logit plus the logarithm of the mass */
+  const uint32_t *bits;     /* [num_rows, ceil(vocab_size / 32)], 1 for the tokens that may be sampled */
   int64_t row_stride;
   int32_t num_rows, vocab_size, num_candidates, num_threads;
 } sampling_args;
@@ -181,8 +182,9 @@ static int find_candidates(const sampling_args *a, int row) {
     }
     for (int b = 0; b < num_blocks; b++)
       for (int t = b * BLOCK; !(maxima[b] < bound) && t < at_most((b + 1) * BLOCK, a->vocab_size); t++)
-        if (!(logits[t] < bound)) found[count++] = (candidate){logits[t], t};
+        if (!(logits[t] < bound) && logits[t] != -INFINITY) found[count++] = (candidate){logits[t], t};
     qsort(found, count, sizeof(candidate), compare_candidates);
+    while (count < a->num_candidates) found[count++] = (candidate){-INFINITY, 0}; /* a mask left fewer tokens */
     for (int i = 0; i < a->num_candidates; i++) {
       a->values[(int64_t)row * a->num_candidates + i] = (found[i].value - most) / temperature;
       a->token_ids[(int64_t)row * a->num_candidates + i] = found[i].token_id;
@@ -198,6 +200,21 @@ static int find_candidates(const sampling_args *a, int row) {
 #define EACH_ROW                                                                            \
   _Pragma("omp parallel for schedule(dynamic, 1) num_threads(a->num_threads)") for (int row = 0; row < a->num_rows; \
                                                                                     row++)
+
+/* Minus infinity in place of every logit whose bit is 0. Mutates the rows. */
+int promptmill_mask(const sampling_args *a) {
+  EACH_ROW {
+    float *logits = (float *)a->logits + a->rows[row] * a->row_stride;
+    const uint32_t *words = a->bits + (int64_t)row * ((a->vocab_size + 31) / 32);
+    for (int begin = 0; begin < a->vocab_size; begin += 32) {
+      uint32_t word = words[begin / 32];
+      if (word == UINT32_MAX) continue;
+      for (int t = begin; t < at_most(begin + 32, a->vocab_size); t++, word >>= 1)
+        if (!(word & 1)) logits[t] = -INFINITY;
+    }
+  }
+  return 0;
+}
 
 /* The token with the largest logit, the lowest id among equals. */
 int promptmill_argmax(const sampling_args *a) {

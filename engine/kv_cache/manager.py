@@ -83,6 +83,16 @@ class KVCacheManager:
         self._slots.block_tables[slots, num_blocks] = self.pool.allocate(len(slots))
         self._slots.num_blocks[slots] = num_blocks + 1
 
+    def num_missing(self, slot: int) -> int:
+        """Blocks that the slot's tokens need beyond those it has."""
+        return max(0, self.num_blocks_for(int(self._slots.num_tokens[slot])) - int(self._slots.num_blocks[slot]))
+
+    def extend(self, slot: int) -> None:
+        """Append the blocks that are missing to the slot's table. Needs them to be available."""
+        num_blocks, num_missing = int(self._slots.num_blocks[slot]), self.num_missing(slot)
+        self._slots.block_tables[slot, num_blocks : num_blocks + num_missing] = self.pool.allocate(num_missing)
+        self._slots.num_blocks[slot] = num_blocks + num_missing
+
     def release(self, slot: int) -> None:
         """Drop the slot's blocks; with prefix caching those in the index stay findable until their room is needed."""
         self.pool.free(self._table(slot))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.grammar.masks import TokenMasks
 from engine.runner.logit_edits import LogitEdits
 from engine.runner.slots import SequenceSlots, SlotRows
 from engine.step_plan import StepPlan
@@ -40,6 +41,7 @@ class BatchInputs:
     max_context_len: int
     edits: LogitEdits | None = None  # None: no sampled row asks for any
     scored: ScoredTokens | None = None
+    masks: TokenMasks | None = None  # of the sampled rows that have a grammar
 
     @property
     def num_seqs(self) -> int:

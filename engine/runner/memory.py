@@ -88,6 +88,7 @@ def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
             max_totals=zeros,
             stop_ids=np.zeros((num_sampled, 0), np.int32),
             long_stops=[],
+            constrained=zeros[:0],
             token_offsets=zeros,
             block_offsets=zeros,
             temperature=ones,

@@ -10,6 +10,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.messages import StepOutput
 from engine.runner.logit_edits import EditRows, EditTable
 from engine.sequence import Sequence
 
@@ -26,6 +27,7 @@ class SlotRows:
     max_totals: NDArray[np.int64]
     stop_ids: NDArray[np.int32]  # [num_rows, STOP_TABLE_WIDTH]
     long_stops: list[tuple[int, frozenset[int]]]  # (row, stop tokens) where the table was too narrow
+    constrained: NDArray[np.int64]  # [num_constrained], rows with a grammar
     token_offsets: NDArray[np.int64]  # of the slot's row in the flat token table
     block_offsets: NDArray[np.int64]  # of the slot's row in the flat block tables
     temperature: NDArray[np.float32]
@@ -62,6 +64,7 @@ class SequenceSlots:
         self._max_total = np.zeros(max_num_seqs, np.int64)
         self._stop_ids = np.full((max_num_seqs, STOP_TABLE_WIDTH), NO_TOKEN, np.int32)
         self._long_stops: dict[int, frozenset[int]] = {}
+        self._is_constrained = np.zeros(max_num_seqs, np.bool_)
         self._temperature = np.zeros(max_num_seqs, np.float32)
         self._top_p = np.ones(max_num_seqs, np.float32)
         self._top_k = np.zeros(max_num_seqs, np.int64)
@@ -97,6 +100,7 @@ class SequenceSlots:
         self.num_tokens[slot] = num_tokens
         self.num_computed[slot] = 0
         self.num_blocks[slot] = 0
+        self._is_constrained[slot] = sequence.grammar is not None
         self.sequence_id[slot] = sequence.sequence_id
         self._max_total[slot] = sequence.finish_rule.max_total_tokens
         self._write_stops(slot, sequence.finish_rule.stop_token_ids)
@@ -122,6 +126,19 @@ class SequenceSlots:
             self.is_decoding[slot] = False
             self._decoding = None
         return sequence
+
+    def extend(self, slot: int, token_ids: list[int]) -> StepOutput:
+        """Append output tokens to the slot's sequence, up to the one that ends it, and report them."""
+        num_tokens = int(self.num_tokens[slot])
+        taken = self.sequences[slot].report(token_ids, num_tokens)
+        self.num_tokens[slot] += len(taken.token_ids)
+        self.token_ids[slot, num_tokens : self.num_tokens[slot]] = taken.token_ids
+        return taken
+
+    def stop_decoding(self, slot: int) -> None:
+        """More than the slot's last token is to be computed."""
+        self.is_decoding[slot] = False
+        self._decoding = None
 
     def start_decoding(self, slots: NDArray[np.int64]) -> None:
         """The prompts of these slots are computed."""
@@ -152,6 +169,7 @@ class SequenceSlots:
             long_stops=[(i, long_stops[slot]) for i, slot in enumerate(slots.tolist()) if slot in long_stops]
             if long_stops
             else [],
+            constrained=np.flatnonzero(self._is_constrained[slots]),
             token_offsets=slots * self.max_len,
             block_offsets=slots * self.max_blocks,
             temperature=self._temperature[slots],

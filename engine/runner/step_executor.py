@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.errors import DeviceLostError, DeviceMemoryError
+from engine.grammar.masks import MaskFiller, TokenMasks
 from engine.runner.base import Runner
 from engine.runner.batch_inputs import BatchBuilder
 from engine.runner.slots import SequenceSlots
@@ -24,6 +25,7 @@ class StepExecutor:
         self._runner = runner
         self._slots = slots
         self._builder = BatchBuilder(slots)
+        self._masks = MaskFiller(runner.info.vocab_size)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Compute a plan. Raises `DeviceLostError`, also if not one row of several ran: that is no request's fault."""
@@ -35,7 +37,9 @@ class StepExecutor:
 
     def _run(self, plan: StepPlan) -> StepResult:
         try:
-            sampled = self._runner.execute(self._builder.build(plan))
+            inputs = self._builder.build(plan)
+            inputs.masks = self._start_masks(plan)
+            sampled = self._runner.execute(inputs)
             return StepResult(
                 token_ids=sampled.token_ids, logprobs=sampled.logprobs, prompt_logprobs=sampled.prompt_logprobs
             )
@@ -45,6 +49,15 @@ class StepExecutor:
             failure = _Failure(f"{type(error).__name__}: {error}", is_memory=isinstance(error, DeviceMemoryError))
         # Only here, where the exception and the tensors that its frames held are gone, is there memory for the parts.
         return self._run_parts(plan, failure)
+
+    def _start_masks(self, plan: StepPlan) -> TokenMasks | None:
+        """Have the masks filled while the device computes the logits."""
+        constrained = plan.sampled.constrained
+        if not len(constrained):
+            return None
+        sequences = self._slots.sequences
+        matchers = [sequences[slot].grammar for slot in plan.sampled.slots[constrained].tolist()]
+        return self._masks.start(constrained, [matcher for matcher in matchers if matcher is not None])
 
     def _run_parts(self, plan: StepPlan, failure: "_Failure") -> StepResult:
         if plan.num_rows > 1:

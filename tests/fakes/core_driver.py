@@ -2,6 +2,7 @@
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
+from engine.grammar_spec import GrammarSpec
 from engine.messages import AddSequence, FinishCode, StepOutput
 from engine.runner.base import Runner
 from engine.sampling_params import SamplingParams
@@ -47,6 +48,8 @@ class CoreDriver:
         output: list[int] | None = None,
         stop_token_ids: tuple[int, ...] = (),
         ignore_eos: bool = False,
+        grammar: GrammarSpec | None = None,
+        logprobs: int | None = None,
     ) -> int:
         sequence_id = self._next_id
         self._next_id += 1
@@ -55,7 +58,12 @@ class CoreDriver:
                 sequence_id=sequence_id,
                 prompt_token_ids=prompt,
                 params=SamplingParams(
-                    max_tokens=max_tokens, seed=seed, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos
+                    max_tokens=max_tokens,
+                    seed=seed,
+                    stop_token_ids=stop_token_ids,
+                    ignore_eos=ignore_eos,
+                    grammar=grammar,
+                    logprobs=logprobs,
                 ),
                 choice_index=choice,
                 output_token_ids=list(output or []),
@@ -77,7 +85,8 @@ class CoreDriver:
             if code != FinishCode.NONE:
                 self.finished[int(sequence_id)] = FinishCode(int(code))
         self.finished.update(dict.fromkeys(step.errors, FinishCode.ERROR))
-        self.errors.update(step.errors)
+        self.finished.update(dict.fromkeys(step.grammar_errors, FinishCode.ERROR))
+        self.errors.update(step.errors | step.grammar_errors)
         self.cached_tokens.update(step.cached_tokens)
         return step
 

@@ -29,6 +29,7 @@ class FakeRunner:
         max_model_len: int = 128,
         vocab_size: int = 50,
         eos_token_ids: tuple[int, ...] = (),
+        model_dir: str = "",
         poison_token: int | None = None,
         raising_token: int | None = None,
         on_execute: Callable[[BatchInputs], None] | None = None,
@@ -43,7 +44,7 @@ class FakeRunner:
             block_size=block_size,
             num_kv_blocks=num_blocks,
             fingerprint="fake",
-            model_dir="",
+            model_dir=model_dir,
         )
         self._pages = np.full(num_blocks * block_size, -1, np.int64)
         self._poison_token = poison_token
@@ -78,7 +79,13 @@ class FakeRunner:
     def _sample(self, inputs: BatchInputs, i: int) -> int:
         state = int(self._pages[inputs.slot_mapping[inputs.logits_indices[i]]])
         rows = inputs.sampling
-        return sample(state, int(rows.seed[i]), int(rows.choice[i]), int(inputs.sampled_positions[i]), self.info)
+        token = sample(state, int(rows.seed[i]), int(rows.choice[i]), int(inputs.sampled_positions[i]), self.info)
+        if inputs.masks is None or i not in inputs.masks.rows or token == BAD_LOGITS:
+            return token
+        row = inputs.masks.rows.tolist().index(i)
+        bits = inputs.masks.bits.result()[row].view(np.uint8)
+        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little")[: self.info.vocab_size])
+        return int(allowed[token % len(allowed)])
 
 
 def prefix_hash(before: int, token: int, poison_token: int | None = None) -> int:

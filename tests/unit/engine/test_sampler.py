@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -222,6 +223,27 @@ def test_tokens_ruled_out_by_minus_infinity_are_never_drawn(sampler: Sampler) ->
     logits[:, 9] = 0.0
     for params in ({}, {"top_k": 5}, {"top_p": 0.99}, {"min_p": 0.1}):
         assert set(draw(sampler, logits, **params).tolist()) == {7, 9}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("vocab_size", [31, 320, 1000])
+def test_a_masked_row_draws_among_the_tokens_whose_bit_is_set(sampler: Sampler, vocab_size: int) -> None:
+    logits = random_logits(6, vocab_size)
+    allowed = torch.zeros(3, -(-vocab_size // 32) * 32, dtype=torch.bool)
+    allowed[0, [1, 30]] = True
+    allowed[1, :vocab_size:7] = True
+    allowed[2] = True
+    words = np.packbits(allowed.numpy(), axis=1, bitorder="little").view(np.int32)
+    rows = torch.tensor([4, 1, 2])
+    masked = logits.clone()
+    sampler.mask(masked, rows, torch.from_numpy(words))
+    expected = logits.clone()
+    expected[rows] = expected[rows].masked_fill(~allowed[:, :vocab_size], -torch.inf)
+    assert torch.equal(masked, expected)
+    every: list[dict[str, float]] = [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"temperature": 0.0}]
+    for params in every:
+        for seed in range(20):
+            tokens = draw(sampler, masked, seed=seed, **params)
+            assert all(allowed[i, tokens[row]] for i, row in enumerate(rows))
 
 
 def test_the_noise_differs_between_seeds_choices_positions_and_tokens() -> None:

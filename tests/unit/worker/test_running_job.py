@@ -1,5 +1,6 @@
 """A job between its claim and its commit: its output, its outcome, its times."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,15 @@ def test_the_engines_reason_becomes_the_jobs_error() -> None:
     job = make_job()
     job.take(output([], finish_reason="error", error="too often", error_kind="poison", finished=True))
     assert job.error == ErrorInfo(code=ErrorCode.POISON, message="too often", retryable=True)
+
+
+def test_a_grammar_that_cannot_be_had_is_the_jobs_own_fault_by_the_field_it_came_in() -> None:
+    job = make_job()
+    assert job.translated is not None
+    request = job.translated.request.model_copy(update={"regex": "(a"})
+    job.translated = replace(job.translated, request=request)
+    job.take(output([], finish_reason="error", error="unclosed group", error_kind="grammar", finished=True))
+    assert job.error == ErrorInfo(code=ErrorCode.INVALID_REQUEST, message="unclosed group", param="regex")
 
 
 def test_an_abort_for_a_limit_leaves_the_reason_to_the_outcome() -> None:

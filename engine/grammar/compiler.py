@@ -1,0 +1,100 @@
+"""Compiles grammars on threads of their own, once each: specs to matchers at their beginning.
+
+Owns llguidance's view of the vocabulary, which is made with the first grammar, and the limits of a compilation:
+the number of states, rules and steps is bounded, hence the time. Knows nothing of sequences.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import InvalidRequestError
+from engine.grammar_spec import JSON_STYLE, GrammarSpec
+
+if TYPE_CHECKING:  # imported with the first grammar: most workers never see one, and it takes half a second
+    from llguidance import LLMatcher, LLTokenizer
+
+_MAX_CACHED = 64  # grammars; a compiled one takes kilobytes, one at the limits tens of megabytes
+_MAX_LEXER_STATES = 50_000  # at 1 to 2 kB each
+
+
+class GrammarCompiler:
+    """For one model's vocabulary. Thread-safe."""
+
+    def __init__(self, model_dir: str, *, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        self._tokenizer_path = Path(model_dir) / "tokenizer.json"
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._tokenizer: LLTokenizer | None = None
+        self._tokenizer_lock = threading.Lock()
+        self._compiled: OrderedDict[GrammarSpec, LLMatcher] = OrderedDict()  # least recently used first
+        self._lock = threading.Lock()
+
+    def compile(self, spec: GrammarSpec) -> "LLMatcher":
+        """A matcher of one's own at the grammar's beginning. Raises `InvalidRequestError` with the reason."""
+        with self._lock:
+            matcher = self._compiled.get(spec)
+            if matcher is not None:
+                self._compiled.move_to_end(spec)
+                return matcher.deep_copy()
+        matcher = self._build(spec)
+        with self._lock:
+            self._compiled[spec] = matcher
+            while len(self._compiled) > _MAX_CACHED:
+                self._compiled.popitem(last=False)
+            return matcher.deep_copy()
+
+    def _build(self, spec: GrammarSpec) -> "LLMatcher":
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+        try:
+            matcher = LLMatcher(self._vocabulary(), _source_of(spec), log_level=0, limits=limits)
+            reason = matcher.get_error() if matcher.is_error() else None
+        except ValueError as error:
+            reason = str(error)
+        if reason is not None:
+            raise InvalidRequestError(f"the grammar ({spec.kind}) does not compile: {reason.strip()}", param="grammar")
+        return matcher
+
+    def _vocabulary(self) -> "LLTokenizer":
+        with self._tokenizer_lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._read_vocabulary()
+            return self._tokenizer
+
+    def _read_vocabulary(self) -> "LLTokenizer":
+        from llguidance import LLTokenizer
+
+        if not self._eos_token_ids:
+            raise InvalidRequestError("the model has no end-of-sequence token, which a grammar needs", param="grammar")
+        try:
+            return LLTokenizer(
+                self._tokenizer_path.read_text(encoding="utf-8"),
+                n_vocab=self._vocab_size,
+                eos_token=list(self._eos_token_ids),
+            )
+        except (OSError, ValueError) as error:
+            raise InvalidRequestError(
+                f"grammars cannot be served with this model's tokenizer: {error}", param="grammar"
+            ) from error
+
+
+def _source_of(spec: GrammarSpec) -> str:
+    """In llguidance's own format. Raises `ValueError`."""
+    from llguidance import LLMatcher
+
+    match spec.kind:
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(spec.source, defaults=JSON_STYLE)  # type: ignore[arg-type]
+        case "json_object":
+            return LLMatcher.grammar_from_json_schema({"type": "object"}, defaults=JSON_STYLE)  # type: ignore[arg-type]
+        case "regex":
+            return LLMatcher.grammar_from_regex(spec.source)
+        case "choice":
+            choices = [json.dumps(text) for text in json.loads(spec.source)]
+            return LLMatcher.grammar_from_lark(f"start: {' | '.join(choices)}")
+        case "lark":
+            return LLMatcher.grammar_from_lark(spec.source)

@@ -1,0 +1,102 @@
+"""Sequences that wait for their grammar: compiled, and their output so far replayed, beside the steps.
+
+Owns the limit of time. Knows nothing of what a grammar is or of who runs.
+"""
+
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from engine.errors import InvalidRequestError
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.matcher import GrammarMatcher
+from engine.sequence import Sequence
+
+MAX_SECONDS = 10.0  # of one compilation; the compiler's own limits end it too, but count work and not time
+_NUM_THREADS = 2  # so that one heavy grammar does not hold up the others
+_WAIT_SECONDS = 0.05
+
+
+@dataclass(slots=True, eq=False)
+class PreparedSequence:
+    """A sequence whose grammar is ready, or is not to be had."""
+
+    sequence: Sequence
+    forced: list[int]  # what must follow its tokens
+    error: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    sequence: Sequence
+    prepared: "Future[tuple[GrammarMatcher, list[int]]] | None" = None
+    started_at: float | None = None  # monotonic seconds
+
+
+class PendingGrammars:
+    """Not thread-safe: one thread adds, removes and takes."""
+
+    def __init__(self, compiler: GrammarCompiler, eos_token_ids: tuple[int, ...]) -> None:
+        self._compiler = compiler
+        self._eos_token_ids = eos_token_ids
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar-compiler")
+        self._pending: dict[int, _Pending] = {}  # by sequence id
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def __contains__(self, sequence_id: int) -> bool:
+        return sequence_id in self._pending
+
+    def add(self, sequence: Sequence) -> None:
+        pending = self._pending[sequence.sequence_id] = _Pending(sequence)
+        pending.prepared = self._threads.submit(self._run, pending)
+
+    def remove(self, sequence_id: int) -> bool:
+        """Whether it was here."""
+        pending = self._pending.pop(sequence_id, None)
+        if pending is not None and pending.prepared is not None:
+            pending.prepared.cancel()
+        return pending is not None
+
+    def take_done(self, *, waits: bool) -> list[PreparedSequence]:
+        """Those that need to wait no longer, in order of arrival; `waits`: for a moment, if there is none yet."""
+        if waits:
+            wait([p.prepared for p in self._pending.values() if p.prepared], _WAIT_SECONDS, FIRST_COMPLETED)
+        done = [result for pending in self._pending.values() if (result := self._result(pending)) is not None]
+        for result in done:
+            del self._pending[result.sequence.sequence_id]
+        return done
+
+    def _run(self, pending: _Pending) -> tuple[GrammarMatcher, list[int]]:
+        pending.started_at = time.monotonic()
+        sequence = pending.sequence
+        assert sequence.params.grammar is not None
+        matcher = GrammarMatcher(
+            self._compiler.compile(sequence.params.grammar),
+            self._eos_token_ids,
+            takes_forced=sequence.params.logprobs is None,
+        )
+        return matcher, matcher.start(sequence.token_ids[sequence.num_prompt_tokens :].tolist())
+
+    @staticmethod
+    def _result(pending: _Pending) -> PreparedSequence | None:
+        prepared = pending.prepared
+        assert prepared is not None
+        if prepared.done():
+            error = prepared.exception()
+            if (
+                error is not None
+            ):  # any at all: a panic in the compiler is no `Exception`, and costs this sequence alone
+                reason = (
+                    str(error) if isinstance(error, InvalidRequestError) else f"the grammar compiler failed: {error}"
+                )
+                return PreparedSequence(pending.sequence, [], reason)
+            matcher, forced = prepared.result()
+            pending.sequence.grammar = matcher
+            return PreparedSequence(pending.sequence, forced, matcher.error)
+        if pending.started_at is not None and time.monotonic() - pending.started_at > MAX_SECONDS:
+            return PreparedSequence(
+                pending.sequence, [], f"the grammar took longer than {MAX_SECONDS:.0f} s to compile: make it smaller"
+            )
+        return None

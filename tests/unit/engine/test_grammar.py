@@ -1,0 +1,199 @@
+"""Constrained sequences in a core: whatever happens to them, they stay sentences of their grammars, the same ones."""
+
+import json
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine.grammar import pending
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar_spec import GrammarSpec
+from engine.messages import FinishCode
+from tests.fakes.core_driver import CoreDriver
+from tests.fakes.fake_runner import FakeRunner
+from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, write_byte_tokenizer
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": "^[a-z]{1,6}$"},
+        "kind": {"enum": ["first", "second"]},
+        "sizes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3},
+    },
+    "required": ["name", "kind", "sizes"],
+    "additionalProperties": False,
+}
+SPECS = [
+    GrammarSpec("json_schema", json.dumps(SCHEMA)),
+    GrammarSpec("regex", r"(ab|cd){2,4}-[0-9]{3}"),
+    GrammarSpec("choice", '["yes", "no", "yesterday", "n\\u00e9"]'),
+    GrammarSpec("lark", 'start: "<call>" %json {"enum": [{"a": 1}, {"b": []}]} "</call>"'),
+    GrammarSpec("json_schema", '{"const": {"a": [1, 2, "forced"]}}'),
+]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bytes")
+    write_byte_tokenizer(folder)
+    return folder
+
+
+def make_driver(
+    model_dir: Path, *, num_blocks: int = 200, max_num_tokens: int = 64, max_num_seqs: int = 8
+) -> CoreDriver:
+    runner = FakeRunner(
+        num_blocks=num_blocks,
+        max_model_len=200,
+        vocab_size=VOCAB_SIZE,
+        eos_token_ids=(EOS_TOKEN_ID,),
+        model_dir=str(model_dir),
+    )
+    return CoreDriver(runner, max_num_seqs=max_num_seqs, max_num_tokens=max_num_tokens)
+
+
+def output_of(model_dir: Path, spec: GrammarSpec, seed: int = 0, **fields: object) -> list[int]:
+    driver = make_driver(model_dir)
+    sequence_id = driver.add([1, 2, 3], max_tokens=150, seed=seed, grammar=spec, **fields)  # type: ignore[arg-type]
+    driver.run()
+    assert driver.errors == {}
+    return driver.outputs[sequence_id]
+
+
+def text_of(tokens: list[int]) -> str:
+    return bytes(token for token in tokens if token != EOS_TOKEN_ID).decode()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_ends_by_itself_is_a_sentence_of_its_grammar(model_dir: Path, seed: int) -> None:
+    texts = []
+    for spec in SPECS:
+        tokens = output_of(model_dir, spec, seed)
+        assert tokens[-1] == EOS_TOKEN_ID
+        texts.append(text_of(tokens))
+    assert set(json.loads(texts[0])) == {"name", "kind", "sizes"}
+    assert re.fullmatch(r"(ab|cd){2,4}-[0-9]{3}", texts[1])
+    assert texts[2] in ("yes", "no", "yesterday", "né")
+    assert json.loads(texts[3].removeprefix("<call>").removesuffix("</call>")) in [{"a": 1}, {"b": []}]
+    assert texts[4] == '{"a": [1, 2, "forced"]}'
+
+
+def test_forced_tokens_cost_no_forward(model_dir: Path) -> None:
+    driver = make_driver(model_dir)
+    whole = driver.add([1, 2, 3], max_tokens=150, grammar=SPECS[4])
+    driver.run()
+    assert len(driver.outputs[whole]) == 24 and driver.core.get_stats().num_steps == 0
+    choice = driver.add([1, 2, 3], max_tokens=150, grammar=GrammarSpec("choice", '["left over", "right over"]'))
+    driver.run()
+    assert text_of(driver.outputs[choice]) in ("left over", "right over")
+    assert driver.core.get_stats().num_steps == 1
+    assert driver.finished == {whole: FinishCode.STOP, choice: FinishCode.STOP}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_an_output_cut_short_is_a_prefix_of_the_whole(model_dir: Path, spec: GrammarSpec) -> None:
+    whole = output_of(model_dir, spec)
+    for max_tokens in range(1, len(whole)):
+        driver = make_driver(model_dir)
+        sequence_id = driver.add([1, 2, 3], max_tokens=max_tokens, grammar=spec)
+        driver.run()
+        assert driver.outputs[sequence_id] == whole[:max_tokens]
+        assert driver.finished[sequence_id] is FinishCode.LENGTH
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_sequence_resumes_at_any_token_with_the_same_output(model_dir: Path, spec: GrammarSpec) -> None:
+    whole = output_of(model_dir, spec)
+    for num_stored in range(1, len(whole)):
+        assert output_of(model_dir, spec, output=whole[:num_stored]) == whole
+
+
+@pytest.mark.parametrize(("num_blocks", "max_num_tokens"), [(20, 64), (20, 8), (400, 9)])
+def test_batch_mates_chunks_and_preemption_change_nothing(
+    model_dir: Path, num_blocks: int, max_num_tokens: int
+) -> None:
+    driver = make_driver(model_dir, num_blocks=num_blocks, max_num_tokens=max_num_tokens)
+    expected = {}
+    for seed in range(4):
+        for spec in SPECS:
+            expected[driver.add([1, 2, 3], max_tokens=150, seed=seed, grammar=spec)] = output_of(model_dir, spec, seed)
+        free = driver.add([1, 2, 3, seed], max_tokens=30, seed=seed)
+        alone = make_driver(model_dir)
+        alone.add([1, 2, 3, seed], max_tokens=30, seed=seed)
+        alone.run()
+        expected[free] = alone.outputs[0]
+    driver.run()
+    assert driver.outputs == expected
+    assert (driver.core.get_stats().num_preemptions > 0) == (num_blocks == 20)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_tokens_are_the_same_when_somebody_wants_their_logprobs(model_dir: Path, spec: GrammarSpec) -> None:
+    assert output_of(model_dir, spec, logprobs=0) == output_of(model_dir, spec)
+
+
+def test_an_ignored_end_of_sequence_still_ends_a_grammar(model_dir: Path) -> None:
+    assert output_of(model_dir, SPECS[1], ignore_eos=True) == output_of(model_dir, SPECS[1])
+
+
+def test_a_stop_token_among_forced_ones_ends_the_sequence(model_dir: Path) -> None:
+    tokens = output_of(model_dir, SPECS[4], stop_token_ids=(ord("["),))
+    assert text_of(tokens) == '{"a": ['
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (GrammarSpec("json_schema", '{"type": "objekt"}'), "Invalid type: objekt"),
+        (GrammarSpec("json_schema", '{"not": {"type": "string"}}'), "Unimplemented keys"),
+        (GrammarSpec("regex", "(a"), "unclosed group"),
+        (GrammarSpec("regex", "(?=a)b"), "look-around"),
+        (GrammarSpec("lark", "start: missing"), "unknown name"),
+        (GrammarSpec("lark", 'start: "a" /[^\\s\\S]/'), "cannot go on"),
+    ],
+)
+def test_a_grammar_that_cannot_be_had_fails_its_sequence_alone(model_dir: Path, spec: GrammarSpec, reason: str) -> None:
+    driver = make_driver(model_dir)
+    failing = driver.add([1, 2, 3], grammar=spec)
+    other = driver.add([1, 2, 3], grammar=SPECS[2])
+    driver.run()
+    assert reason in driver.errors[failing]
+    assert driver.finished[failing] is FinishCode.ERROR and driver.finished[other] is FinishCode.STOP
+    assert driver.core.get_stats().num_kv_blocks_used == 0
+
+
+def test_a_compilation_that_takes_too_long_fails_its_sequence_alone(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "MAX_SECONDS", 0.0)
+    may_end = threading.Event()
+    compiled = GrammarCompiler.compile
+
+    def compile_slowly(self: GrammarCompiler, spec: GrammarSpec) -> object:
+        may_end.wait(30)
+        return compiled(self, spec)
+
+    monkeypatch.setattr(GrammarCompiler, "compile", compile_slowly)
+    driver = make_driver(model_dir)
+    slow = driver.add([1, 2, 3], grammar=SPECS[2])
+    free = driver.add([1, 2, 3], max_tokens=5)
+    driver.run()
+    may_end.set()
+    assert "longer than 0 s" in driver.errors[slow]
+    assert driver.finished[free] is FinishCode.LENGTH
+
+
+def test_an_aborted_sequence_is_not_heard_of_when_its_grammar_is_ready(model_dir: Path) -> None:
+    driver = make_driver(model_dir)
+    aborted = driver.add([1, 2, 3], grammar=SPECS[2])
+    driver.core.abort([aborted])
+    assert not driver.core.has_work()
+
+
+def test_a_grammar_that_outgrows_its_limits_fails_instead_of_hanging(model_dir: Path) -> None:
+    driver = make_driver(model_dir)
+    greedy = driver.add([1, 2, 3], max_tokens=150, grammar=GrammarSpec("regex", "(.*a.*){40}(.*b.*){40}x"))
+    driver.run()
+    assert greedy in driver.finished
