@@ -4,6 +4,7 @@ Also holds what the folder says about chats (template text, the special tokens' 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,9 @@ from engine.token_bytes import TokenBytes
 _REMEDY = "fetch the model again, or point model_path at a folder saved by transformers' save_pretrained"
 
 
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
 class Tokenizer:
     """Text to token ids and back. Thread-safe."""
 
@@ -23,16 +27,17 @@ class Tokenizer:
         raw: RawTokenizer,
         *,
         chat_template: str | None = None,
-        bos_token: str | None = None,
-        eos_token: str | None = None,
+        tool_chat_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
     ) -> None:
+        """`special_tokens`: spellings by what templates call them, such as `bos_token`."""
         raw.no_truncation()
         raw.no_padding()
         self._raw = raw
         self.token_bytes = TokenBytes(raw)
         self.chat_template = chat_template
-        self.bos_token = bos_token
-        self.eos_token = eos_token
+        self.tool_chat_template = tool_chat_template  # for chats with tools, where a model has one of its own for them
+        self.special_tokens = dict(special_tokens or {})
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
@@ -42,11 +47,13 @@ class Tokenizer:
         """
         folder = Path(folder)
         config = _read_json(folder / "tokenizer_config.json")
+        templates = _chat_templates(folder, config)
+        tokens = {name: _token_text(config.get(name)) for name in _SPECIAL_TOKENS}
         return cls(
             _read_tokenizer(folder / "tokenizer.json"),
-            chat_template=_chat_template(folder, config),
-            bos_token=_token_text(config.get("bos_token")),
-            eos_token=_token_text(config.get("eos_token")),
+            chat_template=templates.get("default"),
+            tool_chat_template=templates.get("tool_use"),
+            special_tokens={name: text for name, text in tokens.items() if text is not None},
         )
 
     @property
@@ -98,19 +105,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """The newer files win over the configuration's field; of several named templates, `default`."""
+def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """By name; the newer files win over the configuration's field."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ModelLoadError(f"{file} is damaged ({error}): {_REMEDY}") from error
-    template = _read_json(folder / "chat_template.json").get("chat_template", config.get("chat_template"))
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+        more = folder / "additional_chat_templates"
+        return {path.stem: _read_text(path) for path in more.glob("*.jinja")} | {"default": _read_text(file)}
+    found = _read_json(folder / "chat_template.json").get("chat_template", config.get("chat_template"))
+    if isinstance(found, list):
+        named = [(entry.get("name"), entry.get("template")) for entry in found if isinstance(entry, dict)]
+    else:
+        named = [("default", found)]
+    return {name: text for name, text in named if isinstance(name, str) and isinstance(text, str)}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} is damaged ({error}): {_REMEDY}") from error
 
 
 def _token_text(token: object) -> str | None:

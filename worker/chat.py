@@ -5,54 +5,79 @@ a sandbox, because a template comes with the model and is not trusted. Knows not
 """
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from producer.contract import ErrorCode, Message
-from worker.errors import JobRefusedError
+from producer.contract import ErrorCode, Message, ToolCallMessage
+from worker.errors import JobRefusedError, StartRefusedError
 
 
 class ChatRenderer:
-    """Renders chats with one template, compiled once. Thread-safe."""
+    """Renders chats with a model's templates, compiled once. Thread-safe."""
 
     def __init__(
-        self, template: str | None, *, bos_token: str | None = None, eos_token: str | None = None, model: str = ""
+        self,
+        template: str | None,
+        *,
+        tool_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+        model: str = "",
     ) -> None:
+        """`tool_template` is for chats with tools, where a model has one of its own for them."""
         self._model = model
-        self._special_tokens = {
-            name: token for name, token in (("bos_token", bos_token), ("eos_token", eos_token)) if token is not None
-        }
-        self._knows_developer = template is not None and "developer" in template
+        self._special_tokens = dict(special_tokens or {})
         self._refusal: str | None = None
-        try:
-            self._template = _environment().from_string(template or "")
-        except TemplateError as error:
-            self._refuse_all(f"the chat template of model {model!r} is damaged ({error})")
         if template is None:
             self._refuse_all(f"model {model!r} has no chat template")
+        try:
+            self._plain_chats = _ChatTemplate(template or "")
+            self._tool_chats = _ChatTemplate(tool_template) if tool_template is not None else self._plain_chats
+        except TemplateError as error:
+            self._refuse_all(f"the chat template of model {model!r} is damaged ({error})")
 
-    def render(self, messages: list[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
         """The prompt text, special tokens included: encode it without adding them again.
 
-        Raises JobRefusedError(param="messages") if the model has no template or its template refuses the messages.
+        Raises JobRefusedError: with param `messages` if the model has no template or its template refuses them, with
+        param `tools` if it has no place for tools.
         """
         if self._refusal is not None:
             raise JobRefusedError(ErrorCode.INVALID_REQUEST, self._refusal, param="messages")
-        try:
-            return self._template.render(
-                messages=[self._plain(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
+        template = self._tool_chats if tools else self._plain_chats
+        if tools and not template.knows_tools:
+            raise JobRefusedError(
+                ErrorCode.UNSUPPORTED,
+                f"model {self._model!r} takes no tools, its chat template has no place for them: leave tools out, or "
+                "serve a model that was trained to call tools",
+                param="tools",
             )
+        given = {
+            **self._special_tokens,
+            **(template_kwargs or {}),
+            "messages": [template.plain(message) for message in messages],
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return template.render(given)
         except Exception as error:  # a template is foreign code: whatever it raises is about these messages
             raise JobRefusedError(
                 ErrorCode.INVALID_REQUEST,
@@ -63,14 +88,50 @@ class ChatRenderer:
     def _refuse_all(self, reason: str) -> None:
         self._refusal = f"{reason}: send a prompt instead of messages, or serve an instruction-tuned model"
 
-    def _plain(self, message: Message) -> dict[str, Any]:
-        """What templates expect: plain values, text parts joined. Few know OpenAI's name for the system role."""
-        plain = message.model_dump(exclude_none=True)
-        if message.content is not None:
-            plain["content"] = message.text
-        if message.role == "developer" and not self._knows_developer:
-            plain["role"] = "system"
+
+def read_template(path: str) -> str:
+    """Raises StartRefusedError naming the setting."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise StartRefusedError(
+            f"--chat-template: {path} cannot be read ({error}): name a file with a template"
+        ) from error
+
+
+class _ChatTemplate:
+    """One template, and what can be said of it without rendering it."""
+
+    def __init__(self, source: str) -> None:
+        environment = _environment()
+        self._template = environment.from_string(source)
+        self._knows_developer = "developer" in source
+        self.knows_tools = "tools" in find_undeclared_variables(environment.parse(source))
+
+    def render(self, given: Mapping[str, Any]) -> str:
+        return self._template.render(given)
+
+    def plain(self, message: Message) -> dict[str, Any]:
+        """What templates expect: plain values, text parts joined, arguments as objects, and content with every message.
+
+        Few know OpenAI's name for the system role. Thoughts go by several names; transformers gives them all, too.
+        """
+        plain: dict[str, Any] = {
+            "role": "system" if message.role == "developer" and not self._knows_developer else message.role,
+            "content": None if message.content is None else message.text,
+        }
+        plain |= message.model_dump(exclude={"role", "content", "tool_calls", "reasoning"}, exclude_none=True)
+        if message.reasoning is not None:
+            plain |= dict.fromkeys(("reasoning", "reasoning_content", "thinking"), message.reasoning)
+        if message.tool_calls:
+            plain["tool_calls"] = [_plain_call(call) for call in message.tool_calls]
         return plain
+
+
+def _plain_call(call: ToolCallMessage) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": call.function.parsed_arguments}
+    plain = {"type": call.type, "function": function}
+    return plain if call.id is None else {"id": call.id, **plain}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -11,6 +11,8 @@ from producer.contract import Done, ErrorCode, ErrorInfo, FinishReason, JobOutco
 from worker.claim import Claim
 from worker.outlet.job_stream import JobStream
 from worker.output_format import grammar_field
+from worker.parsing.output_parser import OutputParser
+from worker.parsing.parsed_text import ParsedText
 from worker.translate import TranslatedJob
 
 StopCause = Literal["cancelled", "stopped", "deadline", "failed"]
@@ -66,6 +68,7 @@ class RunningJob:
     """The attempt whose result it is, if an earlier one decided it: its object in the result store has that name."""
     first_token_at: float | None = None  # epoch seconds
     ended_at: float | None = None  # epoch seconds
+    _parsers: dict[int, OutputParser] = field(default_factory=dict)  # by choice
 
     @property
     def job_id(self) -> str:
@@ -105,9 +108,10 @@ class RunningJob:
         """Buffer what the engine gave. True if it was the last output, and the job has ended."""
         if self.first_token_at is None and output.token_ids and not output.is_replay:
             self.first_token_at = time.time()
+        parsed = self._parse(output)
         if output.finish_reason == "cancelled" and self.stop_cause in ("deadline", "failed"):
-            output = replace(output, finish_reason=None)  # the engine was only told to stop; the outcome says why
-        self.stream.add(output)
+            parsed = replace(parsed, finish_reason=None)  # the engine was only told to stop; the outcome says why
+        self.stream.add(output, parsed)
         if output.error_kind is not None:
             is_grammar = output.error_kind == "grammar"
             self.error = ErrorInfo(
@@ -119,6 +123,14 @@ class RunningJob:
         if output.finished:
             self.end()
         return output.finished
+
+    def _parse(self, output: RequestOutput) -> ParsedText:
+        plan = self.translated.output_plan if self.translated else None
+        if plan is None:
+            return ParsedText(output.text, finish_reason=output.finish_reason)
+        if output.index not in self._parsers:
+            self._parsers[output.index] = plan.build_parser(self.job_id, output.index)
+        return self._parsers[output.index].read(output.text, output.finish_reason)
 
     def end(self) -> None:
         self.stage = Stage.ENDED

@@ -16,7 +16,7 @@ import redis
 
 from engine.engine import InferenceEngine
 from producer.contract import WorkerInfo, keys
-from worker.chat import ChatRenderer
+from worker.chat import ChatRenderer, read_template
 from worker.control import ControlListener
 from worker.errors import HandOverError
 from worker.housekeeping import Chore, Housekeeper
@@ -26,6 +26,7 @@ from worker.leases import LeaseKeeper
 from worker.outlet.base import ResultStore
 from worker.outlet.select import select_result_store
 from worker.outlet.stream import StreamOutlet
+from worker.parsing.model_format import ModelFormat
 from worker.recovery import Sweeper
 from worker.redis_client import REDIS_AWAY, check_server, connect
 from worker.rq_bridge import RQ_PREFIX, JobReader, Outcomes, RqBridge
@@ -110,15 +111,12 @@ class WorkerService:
         self._housekeeper = self._build_housekeeper()
 
     def _build_intake(self, reader: JobReader) -> Intake:
-        settings, tokenizer = self._settings, self._engine.tokenizer
-        chat = ChatRenderer(
-            tokenizer.chat_template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, model=settings.model
-        )
+        settings = self._settings
         return Intake(
             self._client,
             self._scripts,
             reader,
-            Translator(tokenizer, chat, self._engine.info, settings.served_model_names),
+            self._build_translator(),
             queues=settings.queue_names,
             worker=self.name,
             model=settings.served_model_names[0],
@@ -127,6 +125,22 @@ class WorkerService:
             tenant_limit=settings.max_running_per_tenant,
             tenant_limits=settings.limits_by_tenant,
         )
+
+    def _build_translator(self) -> Translator:
+        settings, tokenizer = self._settings, self._engine.tokenizer
+        template, tool_template = tokenizer.chat_template, tokenizer.tool_chat_template
+        if settings.chat_template is not None:
+            template, tool_template = read_template(settings.chat_template), None
+        chat = ChatRenderer(
+            template, tool_template=tool_template, special_tokens=tokenizer.special_tokens, model=settings.model
+        )
+        model_format = ModelFormat.select(
+            tokenizer,
+            [source for source in (template, tool_template) if source is not None],
+            tool_parser=settings.tool_parser,
+            reasoning_parser=settings.reasoning_parser,
+        )
+        return Translator(tokenizer, chat, model_format, self._engine.info, settings.served_model_names)
 
     def _build_loop(self, store: ResultStore) -> JobLoop:
         settings = self._settings

@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 from engine.config import EngineConfig
 from producer.contract.keys import TENANT_PATTERN, class_queues
 from producer.settings import ENV_PREFIX, ProducerSettings
+from worker.parsing.model_format import ReasoningParserName, ToolParserName
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -42,6 +43,16 @@ class WorkerSettings(ProducerSettings):
     webhooks: str = Field(
         default="",
         description="URLs under which RQ webhooks of jobs may lie, comma separated; all others are refused.",
+    )
+
+    chat_template: str | None = Field(
+        default=None, description="File with the chat template to use in place of the model's own."
+    )
+    tool_parser: ToolParserName = Field(
+        default="auto", description="How the model writes tool calls: auto, hermes, llama, or none for calls as text."
+    )
+    reasoning_parser: ReasoningParserName = Field(
+        default="auto", description="How the model marks its thoughts: auto, think, or none for thoughts as text."
     )
 
     device: str = Field(

@@ -18,7 +18,10 @@ from producer.contract import ErrorCode, JobRequest, Marker, summarize
 from worker.chat import ChatRenderer
 from worker.errors import JobRefusedError
 from worker.output_format import grammar_spec
+from worker.parsing.model_format import ModelFormat
+from worker.parsing.output_plan import OutputPlan
 
+MAX_MARKER_TOKENS = 16  # of a marker that ends a prompt, and the white space behind it
 _UINT64_MASK = 2**64 - 1
 
 
@@ -30,14 +33,24 @@ class TranslatedJob:
     prompt_token_ids: list[int]
     params: SamplingParams
     seed: int
+    output_plan: OutputPlan | None = None
+    """How its outputs are read; None: they are content."""
 
 
 class Translator:
     """Translates jobs for one model. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, chat: ChatRenderer, info: EngineInfo, model_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat: ChatRenderer,
+        model_format: ModelFormat,
+        info: EngineInfo,
+        model_names: Sequence[str],
+    ) -> None:
         self._tokenizer = tokenizer
         self._chat = chat
+        self._model_format = model_format
         self._info = info
         self._model_names = tuple(model_names)
         # A sequence can grow to the context's end only if the KV cache can hold it.
@@ -52,16 +65,19 @@ class Translator:
         request = self._validate(kwargs)
         self._check_model(request)
         prompt_token_ids = (begun and begun.prompt_token_ids) or self._tokenize(request)
+        output_plan = self._plan_output(request, prompt_token_ids)
         self._check_token_ids(request.stop_token_ids, "stop_token_ids")
         max_tokens = self._fit(len(prompt_token_ids), request)
         seed = default_seed(job_id) if request.seed is None else request.seed & _UINT64_MASK
         if begun is not None and begun.seed is not None:
             seed = begun.seed
         try:
-            params = _sampling_params(request, max_tokens=max_tokens, seed=seed)
+            params = _sampling_params(request, output_plan, max_tokens=max_tokens, seed=seed)
         except InvalidRequestError as error:
             raise JobRefusedError(ErrorCode.INVALID_REQUEST, str(error), param=error.param) from error
-        return TranslatedJob(request=request, prompt_token_ids=prompt_token_ids, params=params, seed=seed)
+        return TranslatedJob(
+            request=request, prompt_token_ids=prompt_token_ids, params=params, seed=seed, output_plan=output_plan
+        )
 
     def _validate(self, kwargs: dict[str, Any]) -> JobRequest:
         try:
@@ -85,7 +101,9 @@ class Translator:
         param = "prompt" if request.messages is None else "messages"
         try:
             if request.messages is not None:
-                text = self._chat.render(request.messages)  # with the special tokens in it
+                text = self._chat.render(  # with the special tokens in it
+                    request.messages, tools=request.callable_tools, template_kwargs=request.chat_template_kwargs
+                )
                 token_ids = self._tokenizer.encode(text, add_special_tokens=False)
             else:
                 token_ids = self._tokenizer.encode(request.prompt or "")
@@ -94,6 +112,13 @@ class Translator:
         if not token_ids:
             raise JobRefusedError(ErrorCode.INVALID_REQUEST, f"{param} comes to no tokens; give more text", param=param)
         return token_ids
+
+    def _plan_output(self, request: JobRequest, prompt_token_ids: list[int]) -> OutputPlan | None:
+        """A function of the job and the prompt's tokens, so that a resume reads its outputs alike."""
+        if request.messages is None:
+            return None
+        end = self._tokenizer.decode(prompt_token_ids[-MAX_MARKER_TOKENS:], skip_special_tokens=False)
+        return OutputPlan.of_chat(request, end, self._model_format)
 
     def _check_token_ids(self, token_ids: list[int], param: str) -> None:
         if token_ids and max(token_ids) >= self._info.vocab_size:
@@ -135,7 +160,7 @@ def default_seed(job_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(job_id.encode(), digest_size=8).digest(), "big")
 
 
-def _sampling_params(request: JobRequest, *, max_tokens: int, seed: int) -> SamplingParams:
+def _sampling_params(request: JobRequest, plan: OutputPlan | None, *, max_tokens: int, seed: int) -> SamplingParams:
     return SamplingParams(
         max_tokens=max_tokens,
         n=request.n,
@@ -147,6 +172,7 @@ def _sampling_params(request: JobRequest, *, max_tokens: int, seed: int) -> Samp
         stop=tuple(request.stop),
         stop_token_ids=tuple(request.stop_token_ids),
         ignore_eos=request.ignore_eos,
+        visible_token_ids=plan.visible_token_ids if plan else (),
         grammar=grammar_spec(request),
     )
 

@@ -4,7 +4,7 @@ from producer.contract.chunk import Chunk, Done, EntryId, FinishReason, JobOutco
 from producer.contract.error import ErrorCode, ErrorInfo
 from producer.contract.job import RESERVED_TEMPLATE_NAMES, UNSUPPORTED_FIELDS, JobRequest
 from producer.contract.logprob import PromptEcho, TokenLogprob, TopLogprob
-from producer.contract.message import Message
+from producer.contract.message import Message, ToolCallMessage
 from producer.contract.problems import Problem, find_problems, summarize
 from producer.contract.result import Choice, Result, Timings
 from producer.contract.tool import NamedToolChoice, tool_names
@@ -35,6 +35,7 @@ __all__ = [
     "TokenLogprob",
     "ToolCall",
     "ToolCallDelta",
+    "ToolCallMessage",
     "TopLogprob",
     "Usage",
     "WorkerInfo",

@@ -39,10 +39,6 @@ UNSUPPORTED_FIELDS = (
     "logprobs",
     "top_logprobs",
     "echo",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "chat_template_kwargs",
 )
 
 
@@ -124,6 +120,17 @@ class JobRequest(BaseModel):
         default=None, description="Names one job of the tenant, for as long as it is kept; the client derives its id."
     )
 
+    @property
+    def callable_tools(self) -> list[dict[str, Any]] | None:
+        """The tools that the model is shown."""
+        return None if self.tool_choice == "none" else self.tools
+
+    @property
+    def has_output_format(self) -> bool:
+        """Whether the whole output must have a form that the job describes."""
+        given = [name for name in OUTPUT_FORMAT_FIELDS if getattr(self, name) is not None]
+        return bool(given) and self.response_format != {"type": "text"}
+
     @model_validator(mode="before")
     @classmethod
     def _stop_may_be_one_string(cls, values: Any) -> Any:
@@ -171,6 +178,8 @@ class JobRequest(BaseModel):
                 raise breaks_rule("chat_template_kwargs", f"chat_template_kwargs must not set {name}; leave it out")
         if self.tools is None and self.tool_choice not in (None, "none"):
             raise breaks_rule("tool_choice", "tool_choice needs tools to choose from; give tools, or leave it out")
+        if self.callable_tools is not None and self.has_output_format:
+            raise breaks_rule("tools", "tools and a form of the whole output exclude each other; give one of them")
         if isinstance(self.tool_choice, NamedToolChoice):
             name, names = self.tool_choice.function.name, tool_names(self.tools or [])
             if name not in names:

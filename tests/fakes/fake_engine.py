@@ -19,9 +19,16 @@ OnOutput = Callable[[RequestOutput], None]
 class FakeTokenizer:
     """One token a word."""
 
-    chat_template: str | None = None
-    bos_token: str | None = None
-    eos_token: str | None = None
+    def __init__(self, chat_template: str | None = None) -> None:
+        self.chat_template = chat_template
+        self.tool_chat_template: str | None = None
+        self.special_tokens: dict[str, str] = {}
+
+    def token_id(self, token: str) -> int | None:
+        return None
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        return text_of(token_ids)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [sum(word.encode()) % VOCAB_SIZE for word in text.split()]
@@ -50,9 +57,12 @@ class _Request:
     failure: tuple[str, ErrorKind] | None = None
     answers: list[list[int]] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)  # of each choice so far
+    script: list[str] | None = None  # the text of each token of every answer
 
     def __post_init__(self) -> None:
         self.answers = [expected_tokens(self.prompt_token_ids, self.params, index) for index in range(self.params.n)]
+        if self.script is not None:
+            self.answers = [list(range(len(self.script))) for _ in range(self.params.n)]
         self.num_tokens = [0] * self.params.n
 
     @property
@@ -61,7 +71,7 @@ class _Request:
 
     def take(self, index: int, token_ids: list[int], *, is_replay: bool = False) -> None:
         """One output with tokens."""
-        offset = self.num_tokens[index]
+        offset, script = self.num_tokens[index], self.script
         self.num_tokens[index] += len(token_ids)
         is_last = self.num_tokens[index] >= len(self.answers[index])
         self.on_output(
@@ -70,8 +80,8 @@ class _Request:
                 index=index,
                 token_offset=offset,
                 token_ids=token_ids,
-                text=text_of(token_ids),
-                finish_reason="length" if is_last else None,
+                text=text_of(token_ids) if script is None else "".join(script[token_id] for token_id in token_ids),
+                finish_reason=None if not is_last else "length" if script is None else "stop",
                 finished=not self.open_choices,
                 is_replay=is_replay,
             )
@@ -81,8 +91,17 @@ class _Request:
 class FakeEngine:
     """Steps on a thread of its own: one token a choice a step. Callbacks run on that thread, like the real one's."""
 
-    def __init__(self, *, step_seconds: float = 0.001, max_model_len: int = 4096) -> None:
-        self.tokenizer = FakeTokenizer()
+    def __init__(
+        self,
+        *,
+        step_seconds: float = 0.001,
+        max_model_len: int = 4096,
+        chat_template: str | None = None,
+        script: list[str] | None = None,
+    ) -> None:
+        """`script`: the text of each token of every answer, which then stops by itself."""
+        self.tokenizer = FakeTokenizer(chat_template)
+        self.script = script
         self.info = EngineInfo(
             model_dir="fake",
             device="cpu",
@@ -136,7 +155,9 @@ class FakeEngine:
         if self._is_stopped:
             raise EngineNotRunningError("the fake was stopped")
         stored = [list(token_ids) for token_ids in output_token_ids]
-        request = _Request(request_id, prompt_token_ids, params, on_output, priority, deadline, stored)
+        request = _Request(
+            request_id, prompt_token_ids, params, on_output, priority, deadline, stored, script=self.script
+        )
         with self._lock:
             self.submitted.append(request_id)
             self.requests.append(request)

@@ -27,6 +27,7 @@ class ChoiceOutput:
         if parsed.reasoning:
             self.reasoning.append(parsed.reasoning)
         self.tool_calls += parsed.tool_calls
+        self.finish_reason = parsed.finish_reason or self.finish_reason
 
     def mark_encoded(self) -> None:
         """All of it stands in entries."""
@@ -39,18 +40,17 @@ class ChoiceOutput:
     def restore(self, chunk: Chunk) -> None:
         """Take in what an earlier attempt has stored."""
         self.token_ids += chunk.token_ids
-        self.take(ParsedText(chunk.text, chunk.reasoning or "", tuple(chunk.tool_calls or ())))
-        self.finish_reason = self.finish_reason or chunk.finish_reason
+        self.take(ParsedText(chunk.text, chunk.reasoning or "", tuple(chunk.tool_calls or ()), chunk.finish_reason))
         self.mark_encoded()
 
-    def agrees_with(self, token_ids: list[int], parsed: ParsedText, finish_reason: FinishReason | None) -> bool:
+    def agrees_with(self, token_ids: list[int], parsed: ParsedText) -> bool:
         """Whether the restored tokens came to the restored output here, too."""
         return (
             token_ids == self.token_ids
             and parsed.text == "".join(self.text)
             and parsed.reasoning == "".join(self.reasoning)
             and join_deltas(parsed.tool_calls) == join_deltas(self.tool_calls)
-            and self.finish_reason in (None, finish_reason)
+            and self.finish_reason in (None, parsed.finish_reason)
         )
 
     @property

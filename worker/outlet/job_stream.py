@@ -54,16 +54,15 @@ class JobStream:
         if self._is_sealed:
             return
         choice = self._choices[output.index]
-        parsed = ParsedText(output.text) if parsed is None else parsed
+        parsed = ParsedText(output.text, finish_reason=output.finish_reason) if parsed is None else parsed
         if output.is_replay:
-            if not choice.agrees_with(output.token_ids, parsed, output.finish_reason):
+            if not choice.agrees_with(output.token_ids, parsed):
                 raise ReplayMismatchError(self.job_id, output.index)
+            choice.finish_reason = parsed.finish_reason or choice.finish_reason
         else:
             assert output.token_offset == len(choice.token_ids), "the engine left out or repeated tokens"
             choice.token_ids.extend(output.token_ids)
             choice.take(parsed)
-        if output.finish_reason is not None:
-            choice.finish_reason = output.finish_reason
         self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
         self._has_pending = self._has_pending or choice.is_pending
 

@@ -1,9 +1,8 @@
 """One choice's text in, content, reasoning and calls out. Knows nothing of tokens, jobs or Redis."""
 
-from dataclasses import replace
-
+from producer.contract import FinishReason
 from worker.parsing.parsed_text import ParsedText
-from worker.parsing.reasoning_parser import ReasoningParser, Split
+from worker.parsing.reasoning_parser import ReasoningParser
 from worker.parsing.tool_call_parser import ToolCallParser
 
 
@@ -14,27 +13,19 @@ class OutputParser:
         self._reasoning = reasoning
         self._tool_calls = tool_calls
 
-    def push(self, text: str) -> ParsedText:
-        """What `text`, behind all that came before, lets be known."""
-        split = Split("", text) if self._reasoning is None else self._reasoning.push(text)
-        return self._parse_answer(split)
-
-    def finish(self) -> ParsedText:
-        """What was held back, once no more text will follow."""
-        split = Split("", "") if self._reasoning is None else self._reasoning.finish()
-        parsed = self._parse_answer(split)
-        if self._tool_calls is None:
-            return parsed
-        rest = self._tool_calls.finish()
-        return replace(parsed, text=parsed.text + rest.text, tool_calls=parsed.tool_calls + rest.tool_calls)
-
-    @property
-    def ends_with_calls(self) -> bool:
-        """Whether the choice, if it stopped by itself, did so to have tools called."""
+    def read(self, text: str, finish_reason: FinishReason | None = None) -> ParsedText:
+        """What `text`, behind all that came before, lets be known; with a reason to finish, nothing is held back."""
+        reasoning, answer = ("", text) if self._reasoning is None else self._reasoning.push(text)
+        if finish_reason is not None and self._reasoning is not None:
+            rest = self._reasoning.finish()
+            reasoning, answer = reasoning + rest.reasoning, answer + rest.answer
         calls = self._tool_calls
-        return calls is not None and calls.num_calls > 0 and not calls.is_cut_off
-
-    def _parse_answer(self, split: Split) -> ParsedText:
-        if self._tool_calls is None:
-            return ParsedText(text=split.answer, reasoning=split.reasoning)
-        return replace(self._tool_calls.push(split.answer), reasoning=split.reasoning)
+        if calls is None:
+            return ParsedText(answer, reasoning, (), finish_reason)
+        content, deltas = calls.push(answer)
+        if finish_reason is not None:
+            more_content, more_deltas = calls.finish()
+            content, deltas = content + more_content, deltas + more_deltas
+            if finish_reason == "stop" and calls.num_calls > 0 and not calls.is_cut_off:
+                finish_reason = "tool_calls"
+        return ParsedText(content, reasoning, tuple(deltas), finish_reason)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from producer.contract import ToolCallDelta
+from producer.contract import FinishReason, ToolCallDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,3 +12,4 @@ class ParsedText:
     text: str = ""
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    finish_reason: FinishReason | None = None

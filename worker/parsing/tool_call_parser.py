@@ -10,12 +10,12 @@ import string
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from producer.contract import ToolCallDelta
 from producer.contract.tool_call import CalledFunctionDelta
 from worker.parsing.call_scanner import CallScanner
 from worker.parsing.markers import may_become, num_chars_held
-from worker.parsing.parsed_text import ParsedText
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,11 @@ class _At(Enum):
     CONTENT = 2
     CALL = 3
     BEHIND_CALL = 4
+
+
+class CallSplit(NamedTuple):
+    content: str
+    deltas: list[ToolCallDelta]
 
 
 class ToolCallParser:
@@ -75,14 +80,14 @@ class ToolCallParser:
         self.num_calls = 0
         self.is_cut_off = False  # a call has no end
 
-    def push(self, text: str) -> ParsedText:
+    def push(self, text: str) -> CallSplit:
         """What is known now."""
         self._unread += text
         while self._unread and self._step():
             pass
         return self._take()
 
-    def finish(self) -> ParsedText:
+    def finish(self) -> CallSplit:
         """What is left, once no more text will follow."""
         if self._at is _At.BEHIND_CALL:
             rest = self._unread.lstrip(self._gap)
@@ -95,11 +100,10 @@ class ToolCallParser:
         self._held = self._unread = ""
         return self._take()
 
-    def _take(self) -> ParsedText:
-        parsed = ParsedText(text="".join(self._text), tool_calls=tuple(self._deltas))
-        self._text.clear()
-        self._deltas.clear()
-        return parsed
+    def _take(self) -> CallSplit:
+        split = CallSplit("".join(self._text), self._deltas)
+        self._text, self._deltas = [], []
+        return split
 
     def _step(self) -> bool:
         """Reads on. False: more text is needed."""

@@ -57,14 +57,14 @@ def test_text_that_is_no_unicode_is_refused(folder: Path) -> None:
 def test_special_tokens_are_read_as_text_and_as_objects(folder: Path) -> None:
     write_config(folder, bos_token={"content": START_TOKEN, "lstrip": False}, eos_token=END_TOKEN)
     tokenizer = Tokenizer.from_folder(folder)
-    assert (tokenizer.bos_token, tokenizer.eos_token) == (START_TOKEN, END_TOKEN)
+    assert tokenizer.special_tokens == {"bos_token": START_TOKEN, "eos_token": END_TOKEN}
     assert tokenizer.token_id(END_TOKEN) == byte_level_tokenizer().token_to_id(END_TOKEN)
 
 
 def test_a_folder_without_configuration_has_no_template_and_no_special_tokens(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     tokenizer = Tokenizer.from_folder(folder)
-    assert (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token) == (None, None, None)
+    assert (tokenizer.chat_template, tokenizer.tool_chat_template, tokenizer.special_tokens) == (None, None, {})
 
 
 def test_the_chat_template_comes_from_its_own_file_before_the_configuration(folder: Path) -> None:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.models import WordLevel
 
 from producer.contract import ErrorCode, Message
+from tests.fakes.chat_templates import HERMES, LLAMA, QWEN3
 from worker.chat import ChatRenderer
 from worker.errors import JobRefusedError
 
@@ -92,6 +93,7 @@ MISTRAL = """{%- if messages[0]["role"] == "system" %}
 {%- endfor %}
 """
 
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 USER = {"role": "user", "content": 'Name three <rivers> & "lakes" - größte?\n  '}
 SYSTEM = {"role": "system", "content": "Be brief."}
 ANSWER = {"role": "assistant", "content": " The Rhine. "}
@@ -103,24 +105,84 @@ def messages(*plain: dict[str, Any]) -> list[Message]:
     return [Message.model_validate(message) for message in plain]
 
 
+def reference() -> Any:
+    """The judge."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = RawTokenizer(WordLevel({"<s>": 0, "</s>": 1}, unk_token="<s>"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
+
+
 @pytest.mark.parametrize("template", [SMOLLM2, QWEN, LLAMA3, MISTRAL], ids=["smollm2", "qwen", "llama3", "mistral"])
 @pytest.mark.parametrize("chat", CHATS, ids=["user", "system", "turns", "answered"])
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_a_chat_is_rendered_as_transformers_renders_it(
     template: str, chat: list[dict[str, Any]], add_generation_prompt: bool
 ) -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    reference = PreTrainedTokenizerFast(
-        tokenizer_object=RawTokenizer(WordLevel({"<s>": 0, "</s>": 1}, unk_token="<s>")),
-        bos_token="<s>",
-        eos_token="</s>",
-    )
-    expected = reference.apply_chat_template(
+    expected = reference().apply_chat_template(
         chat, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
     )
-    renderer = ChatRenderer(template, bos_token="<s>", eos_token="</s>")
+    renderer = ChatRenderer(template, special_tokens=SPECIAL_TOKENS)
     assert renderer.render(messages(*chat), add_generation_prompt=add_generation_prompt) == expected
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "parameters": {"properties": {"city": {"type": "string", "description": "<Köln> & 'co'"}}, "type": "object"},
+        "name": "get_weather",
+        "description": "The weather in a city",
+    },
+}
+CALLING = [
+    {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Köln", "b": 1.0}'}}
+]
+GIVEN = {"role": "tool", "tool_call_id": "call_1", "content": '{"degrees": 7}'}
+TOOL_CHATS: list[list[dict[str, Any]]] = [
+    [USER],
+    [SYSTEM, USER],
+    [USER, {"role": "assistant", "content": None, "tool_calls": CALLING}, GIVEN],
+    [USER, {"role": "assistant", "content": "Let me see.", "tool_calls": CALLING, "reasoning_content": "So?"}, GIVEN],
+]
+
+
+@pytest.mark.parametrize("template", [HERMES, QWEN, QWEN3, LLAMA], ids=["hermes", "qwen", "qwen3", "llama"])
+@pytest.mark.parametrize("chat", TOOL_CHATS, ids=["user", "system", "called", "thought"])
+@pytest.mark.parametrize("tools", [[WEATHER], None], ids=["tools", "none"])
+@pytest.mark.parametrize("template_kwargs", [{}, {"enable_thinking": False}], ids=["", "unthinking"])
+def test_tools_are_rendered_as_transformers_renders_them(
+    template: str, chat: list[dict[str, Any]], tools: Any, template_kwargs: dict[str, Any]
+) -> None:
+    parsed = [
+        message | {"tool_calls": [call | {"function": call["function"] | {"arguments": {"city": "Köln", "b": 1.0}}}
+                                  for call in message["tool_calls"]]} if "tool_calls" in message else message
+        for message in chat
+    ]  # fmt: skip
+    expected = reference().apply_chat_template(
+        parsed, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=True, **template_kwargs
+    )
+    renderer = ChatRenderer(template, special_tokens=SPECIAL_TOKENS)
+    assert renderer.render(messages(*chat), tools=tools, template_kwargs=template_kwargs) == expected
+
+
+def test_a_template_of_its_own_for_tools_is_used_for_chats_with_tools_alone() -> None:
+    renderer = ChatRenderer(SMOLLM2, tool_template=HERMES, special_tokens=SPECIAL_TOKENS)
+    assert renderer.render(messages(USER)) == ChatRenderer(SMOLLM2).render(messages(USER))
+    text = renderer.render(messages(USER), tools=[WEATHER])
+    assert text == ChatRenderer(HERMES, special_tokens=SPECIAL_TOKENS).render(messages(USER), tools=[WEATHER])
+
+
+def test_tools_are_refused_by_a_template_that_has_no_place_for_them() -> None:
+    with pytest.raises(JobRefusedError, match=r"model 'tiny' takes no tools.*leave tools out") as caught:
+        ChatRenderer(SMOLLM2, model="tiny").render(messages(USER), tools=[WEATHER])
+    assert (caught.value.info.code, caught.value.info.param) == (ErrorCode.UNSUPPORTED, "tools")
+
+
+def test_a_job_cannot_replace_what_a_template_is_given() -> None:
+    text = ChatRenderer("{{ bos_token }}{{ messages | length }}{{ x }}").render(
+        messages(USER), template_kwargs={"messages": [], "x": 5, "bos_token": "B"}
+    )
+    assert text == "B15"
 
 
 def test_a_tool_call_is_rendered_as_plain_json() -> None:
@@ -148,7 +210,7 @@ def test_a_template_can_ask_for_the_date() -> None:
 
 def test_what_a_template_raises_refuses_the_messages() -> None:
     with pytest.raises(JobRefusedError, match="roles must alternate") as caught:
-        ChatRenderer(MISTRAL, bos_token="<s>", model="m").render(messages(USER, USER))
+        ChatRenderer(MISTRAL, special_tokens=SPECIAL_TOKENS, model="m").render(messages(USER, USER))
     assert caught.value.info.code == ErrorCode.INVALID_REQUEST
     assert caught.value.info.param == "messages"
 

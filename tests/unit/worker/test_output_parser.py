@@ -41,9 +41,10 @@ def joined(pieces: list[ParsedText]) -> tuple[str, str, list[Any] | None]:
 def parse(text: str, call_format: ToolCallFormat | None = HERMES, **options: Any) -> tuple[str, str, list[Any] | None]:
     """A whole text, character by character, and once more at one go: both must agree."""
     one_by_one, at_once = parser(call_format, **options), parser(call_format, **options)
-    pieces = [*(one_by_one.push(character) for character in text), one_by_one.finish()]
-    assert joined(pieces) == joined([at_once.push(text), at_once.finish()])
-    assert one_by_one.ends_with_calls == at_once.ends_with_calls
+    pieces = [*(one_by_one.read(character) for character in text), one_by_one.read("", "stop")]
+    whole = at_once.read(text, "stop")
+    assert joined(pieces) == joined([whole])
+    assert pieces[-1].finish_reason == whole.finish_reason
     return joined(pieces)
 
 
@@ -120,7 +121,6 @@ def test_llama_calls_are_read(text: str, content: str, expected: list[tuple[str,
 )
 def test_what_is_no_call_comes_back_as_content_to_the_character(text: str) -> None:
     assert parse(text) == (text, "", None)
-    assert not parser().ends_with_calls
 
 
 def test_a_call_behind_a_broken_one_is_read() -> None:
@@ -139,44 +139,43 @@ def test_arguments_that_break_after_they_were_shown_end_there_and_the_rest_is_co
 
 
 @pytest.mark.parametrize(
-    ("text", "ends_with_calls"),
+    ("text", "given", "expected"),
     [
-        ("hello", False),
-        ('<tool_call>{"name": "add", "arguments": {}}', True),
-        ('<tool_call>{"name": "add", "arguments": {}}</tool_call> done', True),
-        ('<tool_call>{"name": "add", "arguments": {"a": 1', False),
-        ('<tool_call>{"name": "add", "arguments": {"a": §', False),
+        ("hello", "stop", "stop"),
+        ('<tool_call>{"name": "add", "arguments": {}}', "stop", "tool_calls"),
+        ('<tool_call>{"name": "add", "arguments": {}}</tool_call> done', "stop", "tool_calls"),
+        ('<tool_call>{"name": "add", "arguments": {}}</tool_call>', "length", "length"),
+        ('<tool_call>{"name": "add", "arguments": {}}</tool_call>', None, None),
+        ('<tool_call>{"name": "add", "arguments": {"a": 1', "stop", "stop"),
+        ('<tool_call>{"name": "add", "arguments": {"a": §', "stop", "stop"),
     ],
 )
-def test_a_choice_ends_with_calls_if_every_one_is_whole(text: str, ends_with_calls: bool) -> None:
-    made = parser()
-    made.push(text)
-    made.finish()
-    assert made.ends_with_calls is ends_with_calls
+def test_a_choice_that_stopped_ends_with_calls_if_every_one_is_whole(text: str, given: Any, expected: Any) -> None:
+    assert parser().read(text, given).finish_reason == expected
 
 
 def test_the_name_comes_first_and_the_arguments_as_they_are_written() -> None:
     made = parser()
-    assert made.push('<tool_call>\n{"name": "add", "arg') == ParsedText()
-    assert made.push('uments": {"') == ParsedText(
+    assert made.read('<tool_call>\n{"name": "add", "arg') == ParsedText()
+    assert made.read('uments": {"') == ParsedText(
         tool_calls=(
             {"index": 0, "id": "id0", "type": "function", "function": {"name": "add", "arguments": ""}},
             {"index": 0, "function": {"arguments": '{"'}},
         )
     )
-    assert made.push('a": 1') == ParsedText(tool_calls=({"index": 0, "function": {"arguments": 'a": 1'}},))
-    assert made.push("}}\n</tool_call>") == ParsedText(tool_calls=({"index": 0, "function": {"arguments": "}"}},))
+    assert made.read('a": 1') == ParsedText(tool_calls=({"index": 0, "function": {"arguments": 'a": 1'}},))
+    assert made.read("}}\n</tool_call>") == ParsedText(tool_calls=({"index": 0, "function": {"arguments": "}"}},))
 
 
 def test_content_is_held_back_only_while_it_may_begin_a_marker() -> None:
     made = parser()
-    assert made.push("a <b> <to").text == "a <b>"
-    assert made.push("ol").text == ""
-    assert made.push("s>").text == " <tools>"
+    assert made.read("a <b> <to").text == "a <b>"
+    assert made.read("ol").text == ""
+    assert made.read("s>").text == " <tools>"
     bare = parser(LLAMA)
-    assert bare.push('{"na').text == ""
-    assert bare.push('me": "Bob"').text == ""
-    assert bare.push(",").text == '{"name": "Bob",'
+    assert bare.read('{"na').text == ""
+    assert bare.read('me": "Bob"').text == ""
+    assert bare.read(",").text == '{"name": "Bob",'
 
 
 def test_calls_beyond_the_limit_are_left_out() -> None:
@@ -235,10 +234,10 @@ def test_what_was_given_depends_on_the_text_so_far_and_not_on_its_pieces(
     cut_up = parser(call_format, **options)
     pieces: list[ParsedText] = []
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-        pieces.append(cut_up.push(text[start:end]))
+        pieces.append(cut_up.read(text[start:end]))
         at_once = parser(call_format, **options)
-        assert joined(pieces) == joined([at_once.push(text[:end])])
-    pieces.append(cut_up.finish())
+        assert joined(pieces) == joined([at_once.read(text[:end])])
+    pieces.append(cut_up.read("", "stop"))
     assert joined(pieces) == parse(text, call_format, **options)
 
 

@@ -13,10 +13,12 @@ from engine.tokenizer import Tokenizer
 from producer.contract import ErrorCode, ErrorInfo
 from worker.chat import ChatRenderer
 from worker.errors import JobRefusedError
+from worker.parsing.model_format import ModelFormat
 from worker.translate import TranslatedJob, Translator, default_seed
 
 WORDS = ["[UNK]", "<s>", "</s>", "user", "assistant", "a", "b", "c"]
 CONTEXT = 32
+NO_FORMAT = ModelFormat(tool_calls=None, tool_parser="auto", has_reasoning=False)
 TEMPLATE = (
     "{% for m in messages %}<s> {{ m.role }} {{ m.content }} {% endfor %}"
     "{% if add_generation_prompt %}assistant{% endif %}"
@@ -28,7 +30,7 @@ def tokenizer() -> Tokenizer:
     raw.add_special_tokens(["<s>", "</s>"])
     raw.pre_tokenizer = Whitespace()
     raw.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return Tokenizer(raw, chat_template=TEMPLATE, bos_token="<s>", eos_token="</s>")
+    return Tokenizer(raw, chat_template=TEMPLATE, special_tokens={"bos_token": "<s>", "eos_token": "</s>"})
 
 
 def translator(*, num_kv_blocks: int = 1000) -> Translator:
@@ -44,7 +46,8 @@ def translator(*, num_kv_blocks: int = 1000) -> Translator:
         fingerprint="f",
         model_dir="",
     )
-    return Translator(tokenizer(), ChatRenderer(TEMPLATE, bos_token="<s>"), info, ["tiny", "tiny-alias"])
+    chat = ChatRenderer(TEMPLATE, special_tokens={"bos_token": "<s>"})
+    return Translator(tokenizer(), chat, NO_FORMAT, info, ["tiny", "tiny-alias"])
 
 
 def translate(**kwargs: Any) -> TranslatedJob:
@@ -182,14 +185,14 @@ def test_a_field_that_is_not_served_yet_is_refused_by_name(field: str, value: ob
 def test_a_prompt_without_a_single_token_is_refused() -> None:
     raw = RawTokenizer(WordLevel({"a": 0}, unk_token="a"))
     raw.pre_tokenizer = Whitespace()
-    bare = Translator(Tokenizer(raw), ChatRenderer(None), translator()._info, ["m"])
+    bare = Translator(Tokenizer(raw), ChatRenderer(None), NO_FORMAT, translator()._info, ["m"])
     with pytest.raises(JobRefusedError, match="no tokens") as caught:
         bare.translate("j", {"prompt": "  "})
     assert caught.value.info.param == "prompt"
 
 
 def test_messages_for_a_model_without_a_template_are_refused() -> None:
-    bare = Translator(tokenizer(), ChatRenderer(None, model="base"), translator()._info, ["m"])
+    bare = Translator(tokenizer(), ChatRenderer(None, model="base"), NO_FORMAT, translator()._info, ["m"])
     with pytest.raises(JobRefusedError, match="no chat template") as caught:
         bare.translate("j", {"messages": [{"role": "user", "content": "a"}]})
     assert caught.value.info.param == "messages"

@@ -1,0 +1,88 @@
+"""How the outputs of one job are to be read: for calls, for thoughts, or not at all."""
+
+import hashlib
+from dataclasses import dataclass
+
+from producer.contract import ErrorCode, JobRequest, NamedToolChoice, tool_names
+from worker.errors import JobRefusedError
+from worker.parsing.model_format import ModelFormat
+from worker.parsing.output_parser import OutputParser
+from worker.parsing.reasoning_parser import OPENS, ReasoningParser
+from worker.parsing.tool_call_parser import ToolCallFormat, ToolCallParser
+
+_CALL_ID_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPlan:
+    """Of one job; its parsers are of one choice each."""
+
+    tool_calls: ToolCallFormat | None
+    tool_names: tuple[str, ...]
+    max_calls: int | None
+    has_reasoning: bool
+    begins_in_reasoning: bool  # the prompt ends with the marker that opens a thought
+    visible_token_ids: tuple[int, ...]
+
+    @classmethod
+    def of_chat(cls, request: JobRequest, prompt_end: str, model_format: ModelFormat) -> "OutputPlan | None":
+        """None: the output is content, all of it. `prompt_end`: of the rendered chat.
+
+        Raises JobRefusedError for tools whose calls could not be read.
+        """
+        tools = request.callable_tools
+        if tools is not None:
+            _check_format(request, model_format)
+        # A form that the caller asked for is that of the whole output: there is no thought before it.
+        has_reasoning = model_format.has_reasoning and not request.has_output_format
+        reads_calls = tools is not None and model_format.tool_calls is not None
+        if not (has_reasoning or reads_calls):
+            return None
+        return cls(
+            tool_calls=model_format.tool_calls if reads_calls else None,
+            tool_names=tuple(tool_names(tools or [])),
+            max_calls=None if request.parallel_tool_calls else 1,
+            has_reasoning=has_reasoning,
+            begins_in_reasoning=has_reasoning and prompt_end.rstrip().endswith(OPENS),
+            visible_token_ids=model_format.special_token_ids,
+        )
+
+    def build_parser(self, job_id: str, index: int) -> OutputParser:
+        """For the choice `index`. Ids of calls are the same in every attempt."""
+        calls = None
+        if self.tool_calls is not None:
+            calls = ToolCallParser(
+                self.tool_calls,
+                tool_names=self.tool_names,
+                call_id=lambda number: _call_id(job_id, index, number),
+                max_calls=self.max_calls,
+            )
+        reasoning = ReasoningParser(begins_inside=self.begins_in_reasoning) if self.has_reasoning else None
+        return OutputParser(reasoning, calls)
+
+
+def _check_format(request: JobRequest, model_format: ModelFormat) -> None:
+    is_forced = request.tool_choice == "required" or isinstance(request.tool_choice, NamedToolChoice)
+    if model_format.tool_calls is not None:
+        if is_forced:
+            message = "tool_choice: to force a call is not supported yet; use 'auto'"
+            raise JobRefusedError(ErrorCode.UNSUPPORTED, message, param="tool_choice")
+        return
+    if model_format.tool_parser != "none":
+        raise JobRefusedError(
+            ErrorCode.UNSUPPORTED,
+            "this worker cannot tell how its model writes calls: leave tools out, or have the worker started with "
+            "--tool-parser hermes or llama if the model writes them so, or with none to get calls as text",
+            param="tools",
+        )
+    if is_forced:
+        raise JobRefusedError(
+            ErrorCode.UNSUPPORTED,
+            "tool_choice cannot force a call where the worker was started with --tool-parser none: use 'auto'",
+            param="tool_choice",
+        )
+
+
+def _call_id(job_id: str, index: int, number: int) -> str:
+    digest = hashlib.blake2b(f"{job_id}:{index}:{number}".encode(), digest_size=_CALL_ID_BYTES)
+    return f"call_{digest.hexdigest()}"
