@@ -1,5 +1,7 @@
 """From a claim to a request of the engine. Knows which jobs may run beside each other; knows nothing of their outputs.
 
+A job is given to the engine once Redis has its marker: from then on a crash of this worker is counted as the job's.
+
 A job that two workers have died with, each time without a new token, is a suspect. It runs alone: nothing else is
 admitted until it has put out a token, and it is admitted only when every other job here has, so that a further crash is
 its own and nobody else's.
@@ -41,6 +43,7 @@ class Admission:
         self._finisher = finisher
         self._held = held
         self._on_output = on_output
+        self._opened: list[RunningJob] = []  # their markers are on the way
         self._lone: RunningJob | None = None  # a suspect that has to prove itself
 
     @property
@@ -49,7 +52,7 @@ class Admission:
         return claim is not None and self._may_begin(claim)
 
     def admit_some(self) -> None:
-        """Admit waiting claims, oldest first, for a few milliseconds. Raises what Redis raises; EngineDiedError."""
+        """Admit waiting claims, oldest first, for a few milliseconds. Raises what Redis raises."""
         end = time.monotonic() + MAX_ADMISSION_SECONDS
         while (claim := self._held.next_waiting()) and self._may_begin(claim):
             job = self._intake.admit(claim)
@@ -57,6 +60,22 @@ class Admission:
             self._begin(job)
             if time.monotonic() > end:
                 return
+
+    @property
+    def has_opened(self) -> bool:
+        """Whether jobs wait for a flush and `submit_marked`."""
+        return bool(self._opened)
+
+    def submit_marked(self) -> None:
+        """Give the engine the jobs whose markers are stored. Raises EngineDiedError."""
+        opened, self._opened = self._opened, []
+        for job in opened:
+            if job.stage is not Stage.ADMITTED:
+                continue  # another attempt has it
+            if job.stream.is_marked:
+                self._start(job)
+            else:
+                self._opened.append(job)
 
     def _may_begin(self, claim: Claim) -> bool:
         if self._lone is not None and (self._lone.has_stored_output or self._lone.stage is not Stage.ADMITTED):
@@ -70,12 +89,15 @@ class Admission:
             self._finisher.add(job)
             return
         self._outlet.open(job.stream, self._intake.build_marker(job))
+        self._opened.append(job)
+        if job.claim.is_suspect:
+            self._lone = job
+
+    def _start(self, job: RunningJob) -> None:
         job.stop_cause = job.stop_cause or job.passed_limit(time.monotonic(), time.time())
         if job.stop_cause is not None:
             self._end(job)
             return
-        if job.claim.is_suspect:
-            self._lone = job
         try:
             self._submit(job)
         except InvalidRequestError as error:

@@ -164,8 +164,11 @@ class JobLoop:
         if self._finisher.has_sealed and not self._outlet.is_redis_away:
             self._flush(now, force=True)
         self._finisher.commit_stored()
+        self._admission.admit_some()
+        if self._admission.has_opened and not self._outlet.is_redis_away:
+            self._flush(now, force=True)
         try:
-            self._admission.admit_some()
+            self._admission.submit_marked()
         except EngineDiedError as error:
             self.failure = error
         self._claim_some(now)

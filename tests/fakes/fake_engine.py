@@ -1,6 +1,8 @@
 """An engine without a model: `InferenceEngine`'s interface for workers, deterministic tokens, and knobs for what goes
 wrong. A token's text is its number; the tokens follow from prompt, seed and choice alone."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from engine.outputs import ErrorKind, RequestOutput
 from engine.sampling_params import SamplingParams
 
 VOCAB_SIZE = 1000
+POISON_TOKEN = 666  # in a prompt: the process is killed by its first step
 OnOutput = Callable[[RequestOutput], None]
 
 
@@ -236,6 +239,8 @@ class FakeEngine:
             time.sleep(self.step_seconds)
 
     def _step(self, request: _Request) -> None:
+        if POISON_TOKEN in request.prompt_token_ids:
+            os.kill(os.getpid(), signal.SIGKILL)
         for index, token_ids in enumerate(request.stored):
             if token_ids:
                 request.take(index, token_ids[: len(request.answers[index])], is_replay=True)

@@ -146,6 +146,11 @@ class JobStream:
         return self._is_sealed
 
     @property
+    def is_marked(self) -> bool:
+        """Whether Redis has the attempt's marker."""
+        return self._num_stored > self._num_inherited
+
+    @property
     def has_stored_output(self) -> bool:
         """Whether Redis has anything of this attempt but its marker."""
         return self._num_stored > self._num_inherited + 1

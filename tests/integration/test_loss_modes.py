@@ -1,0 +1,167 @@
+"""The ways in which stock RQ loses or doubles jobs (A to H), each shown not to be ours.
+
+D and H are elsewhere: test_worker_faults (replies lost), test_worker_limits (a ttl that passed in the queue)."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+from rq import Queue
+from rq.job import JobStatus
+from rq.worker import BaseWorker
+
+from producer.contract import keys
+from tests.fakes.flaky_redis import FlakyRedis
+from tests.fakes.worker_runs import (
+    FUNCTION,
+    WorkerProcess,
+    WorkerThread,
+    enqueue_many,
+    rq_queue,
+    stream_text,
+    wait_for_no_leftovers,
+    wait_for_result,
+    wait_until,
+)
+from worker.rq_bridge import RQ_PREFIX
+from worker.scripts import Scripts
+
+LEASE_SECONDS = 2.0
+
+
+@pytest.fixture
+def queue(redis_client: redis.Redis) -> Queue:
+    return rq_queue(redis_client)
+
+
+def claim_and_die(client: redis.Redis, queues: list[str]) -> None:
+    """All that a worker does before it is killed between the claim and everything else."""
+    Scripts(RQ_PREFIX).claim(
+        client, request_id="last", worker="dead", queues=queues, max_jobs=100, lease_seconds=LEASE_SECONDS
+    )
+
+
+def test_a_a_worker_that_dies_right_after_taking_jobs_off_several_queues_loses_none(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    queues = keys.class_queues(keys.DEFAULT_QUEUE)
+    ids = [job_id for name in queues for job_id in enqueue_many(rq_queue(redis_client, name), 3, max_tokens=3)]
+    claim_and_die(redis_client, queues)
+    assert all(rq_queue(redis_client, name).count == 0 for name in queues)
+    with WorkerThread(redis_url, lease_seconds=LEASE_SECONDS) as heir:
+        results = [wait_for_result(redis_client, job_id) for job_id in ids]
+        assert {(result.status, result.attempts) for result in results} == {("finished", 2)}
+        assert heir.engine.submitted == [f"{job_id}:2" for job_id in ids]  # in their order
+        wait_for_no_leftovers(redis_client)
+
+
+def test_b_no_intermediate_queue_is_used_that_a_maintenance_pass_could_fail_jobs_from(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    ids = enqueue_many(queue, 3, max_tokens=3)
+    claim_and_die(redis_client, [queue.name])
+    assert not redis_client.exists(queue.intermediate_queue_key)
+    stock = BaseWorker([queue], connection=redis_client)
+    for _ in range(2):  # the first pass of stock RQ notes what is stuck, the second one fails it
+        queue.intermediate_queue.cleanup(stock, queue)
+    assert queue.failed_job_registry.count == 0
+    with WorkerThread(redis_url, lease_seconds=LEASE_SECONDS):
+        assert {wait_for_result(redis_client, job_id).status for job_id in ids} == {"finished"}
+
+
+@contextmanager
+def polling(redis_url: str) -> Iterator[list[int]]:
+    """What rq-dashboard and `rq info` look at, all the time; a list with the number of rounds."""
+    rounds, is_stopping = [0], threading.Event()
+
+    def poll() -> None:
+        with redis.Redis.from_url(redis_url) as client:
+            queue = rq_queue(client)
+            while not is_stopping.wait(0.01):
+                for registry in (queue.started_job_registry, queue.finished_job_registry, queue.failed_job_registry):
+                    registry.count, registry.get_job_ids()
+                [worker.get_current_executions() for worker in BaseWorker.all(connection=client)]
+                rounds[0] += 1
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield rounds
+    finally:
+        is_stopping.set()
+        thread.join()
+
+
+def test_c_polling_the_registries_while_workers_die_and_recover_changes_nothing(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    with polling(redis_url) as rounds:
+        with WorkerProcess(redis_url, step_seconds=0.02, lease_seconds=LEASE_SECONDS) as doomed:
+            doomed.wait_until_serving()
+            ids = enqueue_many(queue, 10, max_tokens=40)
+            wait_until(lambda: all(redis_client.xlen(keys.stream_key(job_id)) > 2 for job_id in ids))
+            doomed.process.kill()
+            doomed.wait()
+        info = [sys.executable, "-m", "rq.cli", "info", "--url", redis_url]
+        shown = subprocess.run(info, capture_output=True, text=True, check=True, timeout=60)
+        assert queue.name in shown.stdout
+        queue.started_job_registry.cleanup(timestamp=int(time.time()) + 3600)
+        with WorkerThread(redis_url, lease_seconds=LEASE_SECONDS):
+            results = [wait_for_result(redis_client, job_id) for job_id in ids]
+            wait_for_no_leftovers(redis_client)
+        assert rounds[0] > 0
+    assert {(result.status, result.attempts) for result in results} == {("finished", 2)}
+    assert sorted(queue.finished_job_registry.get_job_ids()) == sorted(ids) and queue.failed_job_registry.count == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"result_ttl": 0}], ids=["plain", "by RQ's handler"])
+def test_e_a_commit_whose_reply_was_lost_is_no_failed_job(
+    options: dict[str, Any], redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    with FlakyRedis.from_url(redis_url) as flaky, WorkerThread(redis_url) as worker:
+        flaky.lost_replies = 1
+        worker.service._loop._committer._client = flaky
+        real = worker.service._outcomes.handle_success
+
+        def handle(job: Any, connection: Any) -> None:
+            real(job, connection)
+            if flaky.lost_replies:
+                flaky.lost_replies = 0
+                raise redis.ConnectionError("the reply was lost")
+
+        worker.service._outcomes.handle_success = handle
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=3, **options)
+        result = wait_for_result(redis_client, job.id)
+        wait_until(lambda: flaky.lost_replies == 0)
+        wait_for_no_leftovers(redis_client)
+        assert result.status == "finished" and result.attempts == 1
+        assert queue.failed_job_registry.count == 0 and redis_client.xlen(keys.results_channel(queue.name)) == 1
+
+
+def test_f_a_running_job_that_rq_cancels_stays_cancelled(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url) as worker:
+        worker.engine.step_seconds = 0.01
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000)
+        wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 2)
+        job.cancel()
+        result = wait_for_result(redis_client, job.id)
+        wait_for_no_leftovers(redis_client)
+    assert result.status == "cancelled" and stream_text(redis_client, job.id) == result.text
+    assert job.get_status() is JobStatus.CANCELED and not worker.engine.running
+
+
+def test_g_nothing_of_a_failed_job_is_kept_for_ever(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:
+    with WorkerThread(redis_url):
+        job = queue.enqueue(FUNCTION, prompt="")
+        assert wait_for_result(redis_client, job.id).status == "failed"
+        wait_for_no_leftovers(redis_client)
+        for key in (job.key, f"rq:results:{job.id}", keys.result_key(job.id), keys.stream_key(job.id)):
+            assert 0 < redis_client.ttl(key) <= keys.FAILURE_TTL_SECONDS, key
