@@ -78,6 +78,7 @@ def _records(asked: OpenAIRequest, model: str, job_ids: list[str]) -> list[JobRe
                 model=model,
                 created=created,
                 first_index=first_index,
+                num_choices=job.n,
             )
         )
         first_index += job.n

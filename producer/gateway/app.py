@@ -12,9 +12,9 @@ from producer.gateway.acceptance import JOB_ID_HEADER
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import install_handlers
 from producer.gateway.request_context import RequestContext
-from producer.gateway.routes import chat, completions, health, models
+from producer.gateway.routes import chat, completions, figures, health, jobs, models
 
-ROUTERS = (models.router, completions.router, chat.router, health.router)
+ROUTERS = (models.router, completions.router, chat.router, jobs.router, health.router, figures.router)
 
 
 def create_app(context: GatewayContext) -> ASGIApp:
@@ -39,4 +39,4 @@ def create_app(context: GatewayContext) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", JOB_ID_HEADER],
         )
-    return RequestContext(app, max_body_bytes=settings.max_body_bytes, observe=lambda *_: None)
+    return RequestContext(app, max_body_bytes=settings.max_body_bytes, observe=context.metrics.observe_request)

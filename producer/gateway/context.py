@@ -10,6 +10,7 @@ from producer.async_transport import AsyncTransport
 from producer.gateway.catalog import ModelCatalog
 from producer.gateway.drain import Drain
 from producer.gateway.job_records import JobRecords
+from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.settings import GatewaySettings
 
 
@@ -21,6 +22,7 @@ class GatewayContext:
     catalog: ModelCatalog
     records: JobRecords
     drain: Drain
+    metrics: GatewayMetrics
 
     @classmethod
     def build(cls, settings: GatewaySettings) -> "GatewayContext":
@@ -32,6 +34,7 @@ class GatewayContext:
             catalog=ModelCatalog(redis, settings.queue),
             records=JobRecords(redis),
             drain=Drain(settings.drain_seconds),
+            metrics=GatewayMetrics(),
         )
 
     async def aclose(self) -> None:

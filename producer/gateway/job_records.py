@@ -21,6 +21,7 @@ class JobRecord(BaseModel):
     model: str
     created: int  # epoch seconds
     first_index: int = 0  # of this job's choices among those of its request
+    num_choices: int = 1
 
 
 class JobRecords:

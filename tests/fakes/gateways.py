@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import openai
@@ -44,8 +44,9 @@ class RunningGateway:
         self._loop.call_soon_threadsafe(self._server.handle_exit, 15, None)
 
     def stop(self) -> None:
-        self.begin_stop()
-        self.begin_stop()
+        with suppress(RuntimeError):  # it has ended, and its loop is closed
+            self.begin_stop()
+            self.begin_stop()
         self._thread.join(30)
         assert not self._thread.is_alive()
 

@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 from producer.gateway.acceptance import accept
 from producer.gateway.answer import answer
 from producer.gateway.context import Context
+from producer.gateway.live_answer import respond
 from producer.openai_request import COMPLETIONS_URL
 
 router = APIRouter(tags=["completions"])
@@ -14,4 +15,4 @@ router = APIRouter(tags=["completions"])
 async def create_completion(context: Context, request: Request) -> Response:
     """What follows a prompt, whole or as a stream of server-sent events."""
     accepted = await accept(context, request, COMPLETIONS_URL)
-    return await answer(context, accepted, request)
+    return respond(context, accepted) if accepted.asked.is_streamed else await answer(context, accepted, request)

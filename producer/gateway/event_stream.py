@@ -1,0 +1,144 @@
+"""A response that is a stream of server-sent events: one job's, or several jobs' side by side.
+
+Owns when it begins (with the first event, so that an early failure still has an HTTP status; or after a second), what
+keeps it alive, and its three early ends: the client goes away, the time runs out, the process stops. Knows nothing of
+what is in the events.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from producer.contract import ErrorCode, Usage
+from producer.errors import PromptmillError
+from producer.gateway.answer import cancel_jobs, wait_until_gone
+from producer.gateway.chunk_bodies import DONE, KEEP_ALIVE, error_event
+from producer.gateway.drain import Drain
+from producer.gateway.errors import ApiError, from_client_error, to_response, unexpected_error
+from producer.gateway.job_stream import JobStream
+from producer.job import AsyncJob
+from producer.openai_response import add_usage
+
+START_SECONDS = 1.0
+MEDIA_TYPE = "text/event-stream; charset=utf-8"
+
+_log = logging.getLogger(__name__)
+
+
+class EventStream(Response):
+    """`cancels`: the jobs that end with the stream when it ends early; none, where the client wants them to go on."""
+
+    def __init__(
+        self,
+        streams: Sequence[JobStream],
+        drain: Drain,
+        *,
+        cancels: Sequence[AsyncJob],
+        timeout_seconds: float,
+        keep_alive_seconds: float,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self.headers["content-type"] = MEDIA_TYPE
+        self._streams = streams
+        self._drain = drain
+        self._cancels = cancels
+        self._timeout_seconds = timeout_seconds
+        self._keep_alive_seconds = keep_alive_seconds
+        self._has_started = False
+        self._sent_at = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        writer = asyncio.create_task(self._write())
+        gone = asyncio.create_task(wait_until_gone(receive))
+        drained = asyncio.create_task(self._drain.over.wait())
+        try:
+            await self._keep_alive_until({writer, gone, drained})
+            if writer.done():
+                if (error := writer.exception()) is not None:
+                    await cancel_jobs(self._cancels)  # of several jobs the others; one that has ended stays as it is
+                    await self._fail(_as_api_error(error))
+            elif gone.done():
+                await cancel_jobs(self._cancels)
+            else:
+                await _end(writer)
+                await self._fail(await self._end_early(has_drained=drained.done()))
+        finally:
+            for task in (writer, gone, drained):
+                await _end(task)
+
+    async def _write(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            copies = [tasks.create_task(stream.copy_to(self._send_event)) for stream in self._streams]
+        usage: list[Usage] = [copy.result() for copy in copies]
+        rest = self._streams[0].renderer.render_usage(add_usage(usage)) if self._streams[0].includes_usage else b""
+        await self._send_event(rest + DONE)
+        await self._finish()
+
+    async def _keep_alive_until(self, tasks: set["asyncio.Task[Any]"]) -> None:
+        """Until one of the tasks is done, or the time is over."""
+        end = time.monotonic() + self._timeout_seconds
+        interval = START_SECONDS
+        while time.monotonic() < end:
+            left = min(self._sent_at + interval, end) - time.monotonic()
+            done, _ = await asyncio.wait(tasks, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return
+            if time.monotonic() >= self._sent_at + interval:
+                await self._send_event(KEEP_ALIVE)
+            interval = self._keep_alive_seconds
+
+    async def _end_early(self, *, has_drained: bool) -> ApiError:
+        if has_drained:  # the jobs go on: any other gateway streams the rest
+            where = ", ".join(f"/v1/jobs/{stream.job_id}/stream?after={stream.cursor}" for stream in self._streams)
+            message = f"this gateway is stopping; the answer goes on: GET {where} from any other"
+            return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "gateway_stopping", message, should_retry=False)
+        await cancel_jobs(self._cancels)
+        message = f"no complete answer within {self._timeout_seconds:g} s"
+        return ApiError(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.TIMEOUT, message, should_retry=False)
+
+    async def _fail(self, error: ApiError) -> None:
+        """As a response of its own while nothing has been sent, else as the stream's last event."""
+        if not self._has_started:
+            ours = {name: value for name, value in self.headers.items() if name.startswith("x-promptmill")}
+            await to_response(error.with_headers(**ours))(self._scope, self._receive, self._send)
+            return
+        cursors = [{"job_id": stream.job_id, "cursor": stream.cursor} for stream in self._streams]
+        ours_in_body: Any = cursors[0] if len(cursors) == 1 else cursors
+        await self._send_event(error_event({**error.body, "promptmill": ours_in_body}))
+        await self._finish()
+
+    async def _send_event(self, event: bytes) -> None:
+        if not self._has_started:
+            self._has_started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self._sent_at = time.monotonic()
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    async def _finish(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _as_api_error(error: BaseException) -> ApiError:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, PromptmillError):
+        return from_client_error(error)
+    _log.error("action=stream_failed error=%s", type(error).__name__)
+    return unexpected_error()
+
+
+async def _end(task: "asyncio.Task[Any]") -> None:
+    """Cancelled, and waited for: what it holds open is closed."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,68 @@
+"""One job's stream on its way to a client: read from a cursor on, rendered, handed on event by event."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from http import HTTPStatus
+
+from producer.contract import Usage
+from producer.gateway.answer import cancelled_elsewhere
+from producer.gateway.chunk_bodies import ChunkRenderer
+from producer.gateway.errors import ApiError, from_info
+from producer.gateway.job_records import JobRecord
+from producer.gateway.token_timer import TokenTimer
+from producer.job import AsyncJob
+
+SendEvent = Callable[[bytes], Awaitable[None]]
+BEGINNING = "0-0"
+
+
+class JobStream:
+    """`cursor` is that of the last entry handed on. `shows_resets`: whoever reads knows what a reset means."""
+
+    def __init__(
+        self,
+        job: AsyncJob,
+        record: JobRecord,
+        timer: TokenTimer,
+        *,
+        includes_usage: bool,
+        after: str | None = None,
+        shows_resets: bool = False,
+    ) -> None:
+        self._job = job
+        self._timer = timer
+        self._after = after
+        self._shows_resets = shows_resets
+        self.includes_usage = includes_usage
+        self.renderer = ChunkRenderer(
+            job.id, record, includes_usage=includes_usage, is_resumed=after not in (None, BEGINNING)
+        )
+        self.cursor = after or BEGINNING
+
+    @property
+    def job_id(self) -> str:
+        return self._job.id
+
+    async def copy_to(self, send: SendEvent) -> Usage:
+        """To the stream's end. Raises ApiError or a PromptmillError where that is no answer's."""
+        async with aclosing(self._job.stream(after=self._after)) as chunks:
+            async for chunk in chunks:
+                cursor = chunks.last_id
+                if chunk.reset:
+                    await send(self._render_reset(cursor))
+                events = self.renderer.render(chunk, cursor)
+                if chunk.token_ids:
+                    self._timer.take(len(chunk.token_ids))
+                if events:
+                    await send(b"".join(events))
+                    self.cursor = cursor
+        assert chunks.end is not None, "a stream that does not raise has an end"
+        if chunks.end.status != "finished":
+            raise from_info(cancelled_elsewhere(self._job.id))
+        return chunks.end.usage
+
+    def _render_reset(self, cursor: str) -> bytes:
+        if self._shows_resets:
+            return self.renderer.render_reset(cursor)
+        message = "the answer had to begin anew, on a worker of another kind: what was streamed is void; ask again"
+        raise ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "stream_reset", message, should_retry=False)

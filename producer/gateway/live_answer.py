@@ -1,0 +1,23 @@
+"""Streamed answers: the streams of a request's jobs as one response."""
+
+from producer.gateway.acceptance import AcceptedRequest
+from producer.gateway.context import GatewayContext
+from producer.gateway.event_stream import EventStream
+from producer.gateway.job_stream import JobStream
+
+
+def respond(context: GatewayContext, accepted: AcceptedRequest) -> EventStream:
+    streams = [
+        JobStream(
+            job, record, context.metrics.token_timer(accepted.model), includes_usage=accepted.asked.includes_usage
+        )
+        for job, record in zip(accepted.jobs, accepted.records, strict=True)
+    ]
+    return EventStream(
+        streams,
+        context.drain,
+        cancels=[] if accepted.is_detached else accepted.jobs,
+        timeout_seconds=context.settings.request_timeout_seconds,
+        keep_alive_seconds=context.settings.keep_alive_seconds,
+        headers=accepted.headers,
+    )

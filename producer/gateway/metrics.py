@@ -1,0 +1,97 @@
+"""The gateway's figures for Prometheus: its own counters and histograms, and what queues and workers say when asked."""
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from producer.contract import WorkerInfo
+from producer.gateway.token_timer import TokenTimer
+from producer.workers import QueueStatus
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+
+# What of a worker is no figure: it tells one from another.
+_NO_FIGURES = frozenset({"v", "pid", "started_at"})
+
+
+class GatewayMetrics:
+    """One process's. Labels hold routes and models, never a path, a key or a prompt."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._fleet = _Fleet()
+        self._registry.register(self._fleet)
+        self._requests = Counter(
+            "promptmill_http_requests", "Requests answered.", ["method", "route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "promptmill_http_request_seconds",
+            "Seconds from a request to the end of its response.",
+            ["route"],
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self.open_streams = Gauge("promptmill_open_streams", "Streams being sent.", registry=self._registry)
+        self._first_token = Histogram(
+            "promptmill_time_to_first_token_seconds",
+            "Seconds from a streamed request to its first token.",
+            ["model"],
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._next_token = Histogram(
+            "promptmill_inter_token_seconds",
+            "Seconds from one streamed token to the next.",
+            ["model"],
+            buckets=TOKEN_SECONDS,
+            registry=self._registry,
+        )
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def token_timer(self, model: str) -> TokenTimer:
+        return TokenTimer(self._first_token.labels(model).observe, self._next_token.labels(model).observe)
+
+    def render(self, queues: Sequence[QueueStatus], workers: Sequence[WorkerInfo], *, is_redis_up: bool) -> bytes:
+        """Everything in Prometheus's text format."""
+        self._fleet.queues, self._fleet.workers, self._fleet.is_redis_up = queues, workers, is_redis_up
+        return generate_latest(self._registry)
+
+
+class _Fleet(Collector):
+    """Queues and workers as they were last read: every numeric field of a worker's info is a gauge."""
+
+    def __init__(self) -> None:
+        self.queues: Sequence[QueueStatus] = ()
+        self.workers: Sequence[WorkerInfo] = ()
+        self.is_redis_up = False
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        yield GaugeMetricFamily("promptmill_redis_up", "Whether Redis answers.", value=float(self.is_redis_up))
+        yield GaugeMetricFamily("promptmill_workers", "Live workers.", value=len(self.workers))
+        jobs = GaugeMetricFamily("promptmill_queue_jobs", "Jobs of a queue by state.", labels=["queue", "state"])
+        for queue in self.queues:
+            jobs.add_metric([queue.name, "waiting"], queue.depth)
+            for state, count in queue.registries.items():
+                jobs.add_metric([queue.name, state], count)
+        yield jobs
+        for name, annotation in _figures().items():
+            text = f"A worker's {annotation}, as it says itself."
+            family = GaugeMetricFamily(f"promptmill_worker_{name}", text, labels=["worker", "model"])
+            for worker in self.workers:
+                value = getattr(worker, name)
+                if value is not None:
+                    family.add_metric([worker.name, worker.models[0] if worker.models else ""], float(value))
+            yield family
+
+
+def _figures() -> dict[str, str]:
+    kinds = (int, float, int | None, float | None)
+    fields = WorkerInfo.model_fields.items()
+    names = [name for name, info in fields if info.annotation in kinds and name not in _NO_FIGURES]
+    return {name: name.replace("_", " ") for name in names}

@@ -1,0 +1,33 @@
+"""GET /stats and GET /metrics: queues, workers and this process in figures, for people and for Prometheus."""
+
+import dataclasses
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from producer.errors import RedisUnavailableError
+from producer.gateway.context import Context
+
+router = APIRouter(tags=["figures"])
+
+
+@router.get("/stats")
+async def stats(context: Context) -> dict[str, Any]:
+    """The queues with the numbers of their jobs, and the workers with their scheduler's and memory's figures."""
+    queues = await context.client.queues()
+    return {
+        "queues": [dataclasses.asdict(queue) for queue in queues],
+        "workers": [worker.model_dump(mode="json") for worker in await context.catalog.workers()],
+    }
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(context: Context) -> Response:
+    """Prometheus's text format. Without Redis the gateway's own figures alone."""
+    try:
+        queues, workers = await context.client.queues(), await context.catalog.workers()
+        text = context.metrics.render(queues, workers, is_redis_up=True)
+    except RedisUnavailableError:
+        text = context.metrics.render([], [], is_redis_up=False)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

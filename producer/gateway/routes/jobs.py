@@ -1,0 +1,99 @@
+"""/v1/jobs/{id}: what has become of a request, its stream again from a cursor on, and its end."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+
+from producer.contract import Result
+from producer.errors import JobFailedError, JobNotFoundError
+from producer.gateway.context import Context, GatewayContext
+from producer.gateway.event_stream import EventStream
+from producer.gateway.job_records import JobRecord
+from producer.gateway.job_stream import JobStream
+from producer.openai_response import error_body, response_body
+
+router = APIRouter(tags=["jobs"])
+
+_RESPONSE_PREFIXES = ("chatcmpl-", "cmpl-")
+
+
+@router.get("/v1/jobs/{job_id}")
+async def get_job(context: Context, job_id: str) -> dict[str, Any]:
+    """Where a job stands; its answer once it has ended."""
+    job_id, record = await _find(context, job_id)
+    status = await context.client.status(job_id)
+    body = _body(job_id, record, str(status))
+    if status.has_ended:
+        result = await _outcome(context, job_id)
+        if result.choices:
+            response = response_body(record.url, result, created=record.created)
+            body["response"] = {**response, "id": record.response_id, "model": record.model}
+        body["error"] = error_body(result.error)["error"] if result.error is not None else None
+    return body
+
+
+@router.delete("/v1/jobs/{job_id}")
+async def delete_job(context: Context, job_id: str) -> dict[str, Any]:
+    """Cancel a job, queued or running. One that has ended stays as it is."""
+    job_id, record = await _find(context, job_id)
+    is_cancelled = await context.client.cancel(job_id)
+    status = "cancelled" if is_cancelled else str(await context.client.status(job_id))
+    return {**_body(job_id, record, status), "cancelled": is_cancelled}
+
+
+@router.get("/v1/jobs/{job_id}/stream", response_class=EventStream)
+async def stream_job(
+    context: Context, job_id: str, after: Annotated[str | None, Query(pattern=r"^\d{1,9}-\d{1,9}$")] = None
+) -> Response:
+    """The job's stream of events: from its beginning, or behind the cursor that an event carried. Leaving it does not
+    cancel the job."""
+    job_id, record = await _find(context, job_id)
+    await context.client.status(job_id)  # a job of which nothing is left is not found, before a stream begins
+    stream = JobStream(
+        context.client.job(job_id),
+        record,
+        context.metrics.token_timer(record.model),
+        includes_usage=True,
+        after=after,
+        shows_resets=True,
+    )
+    return EventStream(
+        [stream],
+        context.drain,
+        cancels=[],
+        timeout_seconds=context.settings.request_timeout_seconds,
+        keep_alive_seconds=context.settings.keep_alive_seconds,
+        headers={},
+    )
+
+
+async def _find(context: GatewayContext, job_id: str) -> tuple[str, JobRecord]:
+    """By its own id or its response's. Raises JobNotFoundError, also for a job of somebody else."""
+    for prefix in _RESPONSE_PREFIXES:
+        job_id = job_id.removeprefix(prefix)
+    record = await context.records.read(job_id)
+    if record is None:
+        raise JobNotFoundError(job_id, f"job {job_id} is not known here, or was forgotten")
+    return job_id, record
+
+
+async def _outcome(context: GatewayContext, job_id: str) -> Result:
+    """Of a job that has ended, failed ones too."""
+    try:
+        return await context.client.result(job_id, timeout=context.settings.request_timeout_seconds)
+    except JobFailedError as error:
+        return error.result or Result(job_id=job_id, status="failed", error=error.error)
+
+
+def _body(job_id: str, record: JobRecord, status: str) -> dict[str, Any]:
+    return {
+        "id": job_id,
+        "object": "job",
+        "status": status,
+        "model": record.model,
+        "url": record.url,
+        "created": record.created,
+        "response_id": record.response_id,
+        "response": None,
+        "error": None,
+    }
