@@ -32,6 +32,9 @@ class EngineConfig:
     """On a CPU the KV cache takes no more than this, however much memory is free."""
     prefix_caching: bool = True
     """Share the KV blocks of equal prefixes and keep unreferenced ones until their room is needed."""
+    prompt_lookup: str = "auto"
+    """Guess tokens from what a sequence has read and said, and compute several at once: the same tokens, sooner. `on`,
+    `off`, or `auto`: on where a row's arithmetic does not depend on what is computed beside it."""
     attention: str = "auto"
     """`auto`, or a backend of `engine.attention.select`."""
     num_threads: int | None = None
@@ -68,7 +71,11 @@ class EngineConfig:
             "must be at least 1",
             self.max_model_len,
         )
+        require(
+            self.prompt_lookup in SWITCHES, "prompt_lookup", f"must be one of {', '.join(SWITCHES)}", self.prompt_lookup
+        )
         require(self.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}", self.dtype)
 
 
+SWITCHES = ("auto", "on", "off")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

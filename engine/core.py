@@ -15,11 +15,13 @@ from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.pending import PendingGrammars
 from engine.kv_cache.manager import KVCacheManager
 from engine.messages import AddSequence, EngineInfo, EngineStats, StepOutput
+from engine.prompt_lookup.draft_planner import DraftPlanner, create_drafter
 from engine.runner.base import Runner
 from engine.runner.slots import SequenceSlots
 from engine.runner.step_executor import StepExecutor
 from engine.scheduler import Scheduler
 from engine.sequence import SequenceLimits, create_sequence
+from engine.step_plan import StepPlan
 from engine.step_recorder import StepRecorder
 
 
@@ -45,6 +47,8 @@ class EngineCore:
         self._scheduler = Scheduler(slots, self._kv, max_num_tokens=config.max_num_tokens)
         self._executor = StepExecutor(self._runner, slots)
         self._recorder = StepRecorder(slots, self._kv, self._scheduler)
+        has_lookup = config.prompt_lookup == "on" or (config.prompt_lookup == "auto" and self.info.is_batch_invariant)
+        self._drafts = DraftPlanner(slots, self._kv, max_num_tokens=config.max_num_tokens) if has_lookup else None
         eos = self.info.eos_token_ids
         compiler = GrammarCompiler(self.info.model_dir, vocab_size=self.info.vocab_size, eos_token_ids=eos)
         self._grammars = PendingGrammars(compiler, eos)
@@ -58,6 +62,7 @@ class EngineCore:
         if message.sequence_id in self._scheduler or message.sequence_id in self._grammars:
             raise InvalidRequestError(f"sequence {message.sequence_id} runs already", param="sequence_id")
         sequence = create_sequence(message, self._limits)
+        sequence.drafter = create_drafter(sequence.params) if self._drafts is not None else None
         if sequence.params.grammar is not None:
             self._grammars.add(sequence)
         else:
@@ -83,9 +88,17 @@ class EngineCore:
         """
         begun = self._begin_constrained() if len(self._grammars) else None
         plan = self._scheduler.schedule()
-        output = _nothing() if plan is None else self._recorder.record(plan, self._executor.run(plan))
+        output = _nothing() if plan is None else self._compute(plan)
         self._num_steps += plan is not None
         return output if begun is None else begun.then(output)
+
+    def _compute(self, plan: StepPlan) -> StepOutput:
+        if self._drafts is None:
+            return self._recorder.record(plan, self._executor.run(plan))
+        plan = self._drafts.draft(plan)
+        plan, result, accepted = self._drafts.settle(plan, self._executor.run(plan))
+        output = self._recorder.record(plan, result)
+        return output if accepted is None else accepted.then(output)
 
     def _begin_constrained(self) -> StepOutput:
         """Let the sequences run whose grammars are ready, and report what these force upon them at once."""
@@ -102,19 +115,21 @@ class EngineCore:
         return begun
 
     def get_stats(self) -> EngineStats:
-        pool = self._kv.pool
+        pool, drafts = self._kv.pool, self._drafts
         return EngineStats(
             num_waiting=self._scheduler.num_waiting,
             num_running=self._scheduler.num_running,
             num_preemptions=self._scheduler.num_preemptions,
             num_steps=self._num_steps,
             num_prompt_tokens=self._recorder.num_prompt_tokens,
-            num_generated_tokens=self._recorder.num_generated_tokens,
+            num_generated_tokens=self._recorder.num_generated_tokens + (drafts.num_accepted if drafts else 0),
             num_kv_blocks=pool.num_blocks,
             num_kv_blocks_used=pool.num_used,
             num_kv_blocks_free=pool.num_available,
             num_kv_blocks_cached=pool.num_idle,
             num_cached_tokens=self._recorder.num_cached_tokens,
+            num_draft_tokens=drafts.num_drafted if drafts else 0,
+            num_accepted_draft_tokens=drafts.num_accepted if drafts else 0,
         )
 
     def check_integrity(self) -> None:

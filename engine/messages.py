@@ -88,6 +88,7 @@ class EngineInfo:
     block_size: int  # tokens
     num_kv_blocks: int
     fingerprint: str  # weights, dtype, instruction set or GPU, and build: equal fingerprints, equal arithmetic
+    is_batch_invariant: bool = False  # a row of logits is the same to the bit whatever is computed beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,8 @@ class EngineStats:
     num_kv_blocks_free: int  # those that only the prefix cache still holds included
     num_kv_blocks_cached: int = 0  # free, but with content that a later prompt may share
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache instead of computed
+    num_draft_tokens: int = 0  # guessed by prompt lookup and computed
+    num_accepted_draft_tokens: int = 0  # of these, those that stand in an output
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

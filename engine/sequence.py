@@ -18,6 +18,7 @@ from engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from engine.grammar.matcher import GrammarMatcher
+    from engine.prompt_lookup.drafter import Drafter
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -33,6 +34,7 @@ class Sequence:
     finish_rule: FinishRule
     token_ids: NDArray[np.int32]  # prompt and output so far; stale while the sequence runs
     slot: int | None = None  # its row in SequenceSlots while it runs
+    drafter: "Drafter | None" = None  # None: it is not to be guessed
     grammar: "GrammarMatcher | None" = None  # its place in it; moves with the tokens
     group_id: int | None = None  # sequences of one group have one prompt and share its blocks
     cache_key: str = ""  # sequences of different keys share no blocks

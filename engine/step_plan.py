@@ -20,6 +20,8 @@ class StepPlan:
     sampled: SlotRows  # the rows that yield a token: those whose last known token is computed
     sampled_index: NDArray[np.int64] | None  # [num_sampled], rows of this plan; None: every row, one token each
     num_decodes: int  # leading rows
+    num_behind: NDArray[np.int64] | None = None  # [num_sampled], the row's tokens behind the sampled place; None: 0
+    undrafted: "StepPlan | None" = None  # the same without the drafts that were added to it
     newcomers: list[int] = field(default_factory=list)  # slots admitted by this plan
     indexed_blocks: list[int] = field(default_factory=list)  # in the prefix index already, computed by this step
 
@@ -31,6 +33,12 @@ class StepPlan:
     def is_decode(self) -> bool:
         """Every row computes one token and samples the next."""
         return self.sampled_index is None
+
+    @property
+    def first_samples(self) -> NDArray[np.int64]:
+        """Of the sampled places, each row's first: `[num_rows]`. Needs every row to be sampled."""
+        assert self.sampled_index is not None
+        return np.flatnonzero(np.diff(self.sampled_index, prepend=-1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -82,6 +82,9 @@ class WorkerSettings(ProducerSettings):
     )
     max_cpu_kv_bytes: int = Field(default=1 << 30, ge=1, description="On a CPU the KV cache takes no more bytes.")
     prefix_caching: bool = Field(default=True, description="Share the KV blocks of equal prompt beginnings.")
+    prompt_lookup: Literal["auto", "on", "off"] = Field(
+        default="auto", description="Guess tokens from prompt and output: on, off, or auto (where nothing changes)."
+    )
     step_timeout_seconds: float = Field(
         default=120.0, gt=0, allow_inf_nan=False, description="A step that takes longer is a hung device."
     )
@@ -177,6 +180,7 @@ class WorkerSettings(ProducerSettings):
             kv_memory_fraction=self.kv_memory_fraction,
             max_cpu_kv_bytes=self.max_cpu_kv_bytes,
             prefix_caching=self.prefix_caching,
+            prompt_lookup=self.prompt_lookup,
             attention=self.attention,
             num_threads=self.num_threads,
             step_timeout_seconds=self.step_timeout_seconds,

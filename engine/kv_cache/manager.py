@@ -83,13 +83,21 @@ class KVCacheManager:
         self._slots.block_tables[slots, num_blocks] = self.pool.allocate(len(slots))
         self._slots.num_blocks[slots] = num_blocks + 1
 
-    def num_missing(self, slot: int) -> int:
-        """Blocks that the slot's tokens need beyond those it has."""
-        return max(0, self.num_blocks_for(int(self._slots.num_tokens[slot])) - int(self._slots.num_blocks[slot]))
+    def num_missing(self, slot: int, num_tokens: int | None = None) -> int:
+        """Blocks that the slot needs for so many tokens (None: for those it has) beyond the ones it has."""
+        wanted = self._slots.num_tokens[slot] if num_tokens is None else num_tokens
+        return max(0, self.num_blocks_for(int(wanted)) - int(self._slots.num_blocks[slot]))
 
-    def extend(self, slot: int) -> None:
-        """Append the blocks that are missing to the slot's table. Needs them to be available."""
-        num_blocks, num_missing = int(self._slots.num_blocks[slot]), self.num_missing(slot)
+    def shrink(self, slot: int, num_tokens: int) -> None:
+        """Drop the blocks behind those that so many tokens need; nothing in them is in the index."""
+        num_blocks, num_kept = int(self._slots.num_blocks[slot]), self.num_blocks_for(num_tokens)
+        if num_kept < num_blocks:
+            self.pool.free(self._slots.block_tables[slot, num_kept:num_blocks])
+            self._slots.num_blocks[slot] = num_kept
+
+    def extend(self, slot: int, num_tokens: int | None = None) -> None:
+        """Append the blocks that are missing to the slot's table (see `num_missing`). Needs them to be available."""
+        num_blocks, num_missing = int(self._slots.num_blocks[slot]), self.num_missing(slot, num_tokens)
         self._slots.block_tables[slot, num_blocks : num_blocks + num_missing] = self.pool.allocate(num_missing)
         self._slots.num_blocks[slot] = num_blocks + num_missing
 

@@ -47,6 +47,7 @@ class LoadedModel:
     block_size: int  # tokens
     fingerprint: str  # equal fingerprints, equal arithmetic
     backend_name: str
+    is_batch_invariant: bool
 
     @property
     def kv_block_bytes(self) -> int:
@@ -121,6 +122,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         block_size=config.block_size,
         fingerprint=_fingerprint(checkpoint, device, dtype, backend.build, packer),
         backend_name=backend.name,
+        is_batch_invariant=packer is not None and not (dtype == torch.float32 and _has_experts(model.config)),
     )
 
 
@@ -171,6 +173,11 @@ def _fingerprint(
         f"transformers {transformers.__version__}",
     ]
     return blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
+
+
+def _has_experts(model_config: Any) -> bool:
+    """Their grouped product in float32 goes through a library that chooses its order of additions by the rows."""
+    return any(getattr(model_config, name, 0) for name in ("num_experts", "num_local_experts"))
 
 
 def _at_least_two(rows: Tensor) -> Tensor:

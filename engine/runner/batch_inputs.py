@@ -95,6 +95,11 @@ class BatchBuilder:
         shift = np.repeat(plan.starts - query_start[:-1], plan.num_new)
         positions = np.arange(plan.num_tokens) + shift  # [num_tokens]
         slot_of_token = np.repeat(plan.slots, plan.num_new)  # [num_tokens]
+        sampled_positions = ends[plan.sampled_index]
+        logits_indices = query_start[1:][plan.sampled_index].astype(np.int64) - 1
+        if plan.num_behind is not None:
+            sampled_positions = sampled_positions - plan.num_behind
+            logits_indices -= plan.num_behind
         max_context_len = int(ends[ends.argmax()])
         slots = self._slots
         return BatchInputs(
@@ -104,12 +109,12 @@ class BatchBuilder:
             query_start=query_start,
             context_lens=ends.astype(np.int32),
             block_tables=self._block_tables(plan.slots, max_context_len),
-            logits_indices=query_start[1:][plan.sampled_index].astype(np.int64) - 1,
-            sampled_positions=ends[plan.sampled_index],
+            logits_indices=logits_indices,
+            sampled_positions=sampled_positions,
             sampling=plan.sampled,
             max_query_len=int(plan.num_new.max()),
             max_context_len=max_context_len,
-            edits=self._edits(plan.sampled, ends[plan.sampled_index]),
+            edits=self._edits(plan.sampled, sampled_positions),
             scored=self._scored(plan, query_start) if slots.is_scoring else None,
         )
 

@@ -221,6 +221,7 @@ class ModelRunner:
             num_kv_blocks=num_blocks,
             fingerprint=model.fingerprint,
             model_dir=str(model.model_dir),
+            is_batch_invariant=model.is_batch_invariant,
         )
 
 

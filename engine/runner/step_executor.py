@@ -5,7 +5,7 @@ halved too. Steps only write keys and values, so parts may run again. Knows noth
 sequences: the recorder does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class StepExecutor:
         return self._masks.start(constrained, [matcher for matcher in matchers if matcher is not None])
 
     def _run_parts(self, plan: StepPlan, failure: "_Failure") -> StepResult:
+        if plan.undrafted is not None:
+            return _without_drafts(plan, self._run(plan.undrafted))
         if plan.num_rows > 1:
             parts = self._halve_rows(plan)
         elif failure.is_memory and plan.num_tokens > 1:
@@ -125,6 +127,15 @@ class StepExecutor:
                 num_decodes=0,
             ),
         )
+
+
+def _without_drafts(plan: StepPlan, result: StepResult) -> StepResult:
+    """The result of `plan.undrafted` as one of the plan: nothing was sampled behind drafted tokens."""
+    firsts = plan.first_samples
+    token_ids = np.full(len(plan.sampled), BAD_LOGITS, np.int64)
+    token_ids[firsts] = result.token_ids
+    logprobs = result.logprobs and result.logprobs.with_rows(firsts[result.logprobs.rows])
+    return replace(result, token_ids=token_ids, logprobs=logprobs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,13 @@ class CoreDriver:
     """Checks integrity after each step."""
 
     def __init__(
-        self, runner: Runner, *, max_num_seqs: int = 8, max_num_tokens: int = 16, prefix_caching: bool = True
+        self,
+        runner: Runner,
+        *,
+        max_num_seqs: int = 8,
+        max_num_tokens: int = 16,
+        prefix_caching: bool = True,
+        prompt_lookup: str = "auto",
     ) -> None:
         config = EngineConfig(
             model_path="fake",
@@ -21,6 +27,7 @@ class CoreDriver:
             block_size=runner.info.block_size,
             num_kv_blocks=runner.info.num_kv_blocks,
             prefix_caching=prefix_caching,
+            prompt_lookup=prompt_lookup,
         )
         self.core = EngineCore(config, runner=runner)
         self.outputs: dict[int, list[int]] = {}  # resumed tokens included

@@ -39,9 +39,16 @@ class CoreMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         extra_tokens=st.integers(0, 12) | st.integers(30, 100),
         prefix_caching=st.booleans(),
+        prompt_lookup=st.sampled_from(["on", "off"]),
     )
     def start(
-        self, num_blocks: int, block_size: int, max_num_seqs: int, extra_tokens: int, prefix_caching: bool
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        extra_tokens: int,
+        prefix_caching: bool,
+        prompt_lookup: str,
     ) -> None:
         self.runner = FakeRunner(
             num_blocks=num_blocks,
@@ -57,6 +64,7 @@ class CoreMachine(RuleBasedStateMachine):
             max_num_seqs=max_num_seqs,
             max_num_tokens=max_num_seqs + extra_tokens,
             prefix_caching=prefix_caching,
+            prompt_lookup=prompt_lookup,
         )
 
     def _maybe_run_short(self, inputs: BatchInputs) -> None:

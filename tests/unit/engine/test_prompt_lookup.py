@@ -1,0 +1,150 @@
+"""Drafts from what a sequence has read and said: the same tokens as without them, whatever happens to the sequence."""
+
+import random
+
+import numpy as np
+import pytest
+
+from engine.errors import DeviceMemoryError
+from engine.messages import FinishCode
+from engine.prompt_lookup import drafter
+from engine.prompt_lookup.draft_planner import create_drafter
+from engine.prompt_lookup.drafter import MAX_DRAFT_TOKENS, Drafter
+from engine.runner.batch_inputs import BatchInputs
+from engine.sampling_params import SamplingParams
+from tests.fakes.core_driver import CoreDriver
+from tests.fakes.fake_runner import FakeRunner, undisturbed_output
+
+VOCAB_SIZE = 2  # so few that half of all guesses come true
+
+
+def tokens_of(*token_ids: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    return np.array(token_ids, np.int32)
+
+
+def test_a_draft_is_what_followed_the_last_three_tokens_where_they_stood_last() -> None:
+    assert Drafter().draft(tokens_of(1, 2, 3, 4, 1, 2, 3, 5, 6, 9, 1, 2, 3), 3).tolist() == [5, 6, 9]
+    assert Drafter().draft(tokens_of(1, 2, 3, 4, 5, 6), 3).tolist() == []
+    assert Drafter().draft(tokens_of(1, 2), 3).tolist() == []
+    assert Drafter().draft(tokens_of(1, 2, 3, 4, 1, 2, 3), 0).tolist() == []
+
+
+def test_a_sequence_that_repeats_itself_is_guessed_to_go_on_doing_so() -> None:
+    assert Drafter().draft(tokens_of(9, 1, 2, 1, 2, 1, 2, 1), 4).tolist() == [2, 1, 2, 1]
+
+
+def test_the_index_follows_a_sequence_that_grew_while_nobody_asked() -> None:
+    guess = Drafter()
+    assert guess.draft(tokens_of(1, 2, 3, 4), 4).tolist() == []
+    assert guess.draft(tokens_of(1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7), 2).tolist() == [8, 5]
+    assert guess.draft(tokens_of(1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 1, 2, 3), 2).tolist() == [4, 5]
+
+
+def test_guesses_grow_while_they_come_true_and_become_rare_while_they_do_not() -> None:
+    tokens = tokens_of(*[1, 2, 3] * 10)
+    guess = Drafter()
+    lengths = []
+    for _ in range(4):
+        lengths.append(len(guess.draft(tokens, 99)))
+        guess.note(lengths[-1], lengths[-1])
+    assert lengths == [4, 8, MAX_DRAFT_TOKENS, MAX_DRAFT_TOKENS]
+    drafted = 0
+    for _ in range(1000):
+        if num_drafted := len(guess.draft(tokens, 99)):
+            drafted += 1
+            guess.note(num_drafted, 0)
+    assert drafted < 25
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"presence_penalty": 1.0},
+        {"repetition_penalty": 1.1},
+        {"min_tokens": 3},
+        {"logit_bias": ((1, 2.0),)},
+        {"logprobs": 0},
+    ],
+)
+def test_a_sequence_whose_next_token_depends_on_more_is_not_guessed(params: dict[str, object]) -> None:
+    assert create_drafter(SamplingParams(**params)) is None  # type: ignore[arg-type]
+    assert create_drafter(SamplingParams(temperature=0.5, top_p=0.9)) is not None
+
+
+@pytest.fixture
+def tireless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses go on however often they fail."""
+    monkeypatch.setattr(drafter, "_MAX_PAUSE", 0)
+
+
+@pytest.mark.usefixtures("tireless")
+@pytest.mark.parametrize(("num_blocks", "max_num_tokens"), [(200, 64), (24, 64), (24, 9)])
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_tokens_are_the_same_under_preemption_chunks_and_resumption(
+    num_blocks: int, max_num_tokens: int, prefix_caching: bool
+) -> None:
+    rng = random.Random(5)
+    runner = FakeRunner(num_blocks=num_blocks, vocab_size=VOCAB_SIZE, max_model_len=90)
+    driver = CoreDriver(
+        runner, max_num_seqs=6, max_num_tokens=max_num_tokens, prefix_caching=prefix_caching, prompt_lookup="on"
+    )
+    expected: dict[int, list[int]] = {}
+    for seed in range(25):
+        prompt = [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 30))]
+        max_tokens = rng.randint(1, 50)
+        output = undisturbed_output(runner.info, prompt, max_tokens=max_tokens, seed=seed)
+        resumed = output[: rng.randrange(len(output))] if seed % 3 == 0 else []
+        expected[driver.add(prompt, max_tokens=max_tokens, seed=seed, output=resumed)] = output
+    driver.run()
+    stats = driver.core.get_stats()
+    assert driver.outputs == expected
+    assert set(driver.finished.values()) == {FinishCode.LENGTH}
+    assert (stats.num_preemptions > 0) == (num_blocks == 24)
+    assert 0 < stats.num_accepted_draft_tokens < stats.num_draft_tokens
+    assert stats.num_kv_blocks_used == 0
+
+
+@pytest.mark.usefixtures("tireless")
+def test_drafts_save_steps() -> None:
+    steps = {}
+    for switch in ("on", "off"):
+        driver = CoreDriver(FakeRunner(vocab_size=1, num_blocks=100), prompt_lookup=switch)
+        driver.add([0, 0, 0, 0], max_tokens=100)
+        driver.run()
+        steps[switch] = driver.core.get_stats().num_steps
+        assert driver.core.get_stats().num_generated_tokens == 100
+    assert steps["off"] == 100 and steps["on"] < 15
+
+
+@pytest.mark.usefixtures("tireless")
+def test_a_drafted_stop_token_ends_the_sequence_where_it_would_have_ended() -> None:
+    info = FakeRunner(vocab_size=3).info
+    for seed in range(30):
+        expected = undisturbed_output(info, [0, 1, 2, 0], max_tokens=60, seed=seed, stop_token_ids=(2,))
+        driver = CoreDriver(FakeRunner(vocab_size=3, num_blocks=100), prompt_lookup="on")
+        sequence_id = driver.add([0, 1, 2, 0], max_tokens=60, seed=seed, stop_token_ids=(2,))
+        driver.run()
+        assert driver.outputs[sequence_id] == expected
+
+
+@pytest.mark.usefixtures("tireless")
+def test_drafts_take_no_block_from_anybody() -> None:
+    runner = FakeRunner(vocab_size=1, num_blocks=8, block_size=4, max_model_len=32)
+    driver = CoreDriver(runner, max_num_seqs=2, prompt_lookup="on", prefix_caching=False)
+    first, second = driver.add([0] * 11, max_tokens=4), driver.add([0] * 11, max_tokens=4)
+    driver.run()
+    assert driver.core.get_stats().num_preemptions == 0
+    assert driver.finished == {first: FinishCode.LENGTH, second: FinishCode.LENGTH}
+
+
+@pytest.mark.usefixtures("tireless")
+def test_a_step_that_does_not_fit_with_its_drafts_is_run_without_them() -> None:
+    def run_short(inputs: BatchInputs) -> None:
+        if inputs.num_seqs == 1 and inputs.num_tokens > 1 and int(inputs.position_ids[0]) > 10:
+            raise DeviceMemoryError("out of memory")
+
+    runner = FakeRunner(vocab_size=1, num_blocks=100, on_execute=run_short)
+    driver = CoreDriver(runner, prompt_lookup="on")
+    sequence_id = driver.add([0] * 5, max_tokens=40)
+    driver.run()
+    assert driver.outputs[sequence_id] == [0] * 40 and driver.errors == {}
