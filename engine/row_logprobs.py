@@ -2,24 +2,26 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowLogprobs:
-    """Made before anything changes the logits, and read when the rows' tokens are known."""
+    """Made before anything changes the logits; read when the rows' tokens are known."""
 
     rows: Tensor  # int64 [num_wanted]
     top_ids: Tensor  # int64 [num_wanted, num_top], the likeliest first, equal ones by id
+    top_logprobs: Tensor  # float32 [num_wanted, num_top]
     normalizers: Tensor  # float64 [num_wanted], the log of the sum of e^logit over the vocabulary
 
-    def of(self, logits: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities of the rows' tokens, the likeliest tokens, and their log-probabilities.
+    def of(self, logits: Tensor, token_ids: Tensor) -> Tensor:
+        """Log-probabilities float32 `[num_wanted]` of the rows' tokens, int64 like them.
 
-        logits: float32 `[num_rows, vocab_size]`, as they were; token_ids: int64 `[num_wanted]`. Returns float32
-        `[num_wanted]`, and int64 and float32 `[num_wanted, num_top]`. A token among the likeliest has one value.
+        logits: float32 `[num_rows, vocab_size]`, at these tokens as they were.
         """
-        wanted = torch.cat((token_ids[:, None], self.top_ids), dim=1)
-        logprobs = (logits[self.rows[:, None], wanted].double() - self.normalizers[:, None]).float()
-        return logprobs[:, 0], self.top_ids, logprobs[:, 1:]
+        return normalized(logits, self.rows[:, None], token_ids[:, None], self.normalizers)[:, 0]
+
+
+def normalized(logits: Tensor, rows: Tensor, token_ids: Tensor, normalizers: Tensor) -> Tensor:
+    """float32 like token_ids, `[num_wanted, num_tokens]`: one exact difference and one rounding, whatever is beside it."""
+    return (logits[rows, token_ids].double() - normalizers[:, None]).float()

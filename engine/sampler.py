@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine.kernels.build import KernelBuildError
 from engine.native_sampling import NativeSampling
-from engine.row_logprobs import RowLogprobs
+from engine.row_logprobs import RowLogprobs, normalized
 from engine.sampling_noise import gumbel_noise, row_keys
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Sampler:
     def logprobs(self, logits: Tensor, rows: Tensor, num_top: int) -> RowLogprobs:
         """The log-softmax of some rows, int64 `[num_wanted]`, and their `num_top` likeliest tokens."""
         top_ids, normalizers = self._passes.likeliest(logits, rows, min(num_top, logits.shape[1]))
-        return RowLogprobs(rows, top_ids, normalizers)
+        return RowLogprobs(rows, top_ids, normalized(logits, rows[:, None], top_ids, normalizers), normalizers)
 
     def mask(self, logits: Tensor, rows: Tensor, bits: Tensor) -> None:
         """See `VocabularyPasses.mask`."""

@@ -67,6 +67,7 @@ class SamplingParams:
         require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or None for off", self.top_k)
         require(0 <= self.min_p <= 1, "min_p", "must lie in [0, 1]", self.min_p)
         require(all(self.stop), "stop", "must not hold an empty string", self.stop)
+        require(not (self.min_tokens and self.grammar), "min_tokens", "must be 0 with a grammar", self.min_tokens)
         _require_in(self.presence_penalty, "presence_penalty", -2, 2)
         _require_in(self.frequency_penalty, "frequency_penalty", -2, 2)
         _require_in(self.repetition_penalty, "repetition_penalty", 0.01, 100)

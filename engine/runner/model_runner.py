@@ -34,7 +34,7 @@ _NOTHING = np.zeros(0, np.int64)
 
 @dataclass(slots=True, eq=False)
 class _DeviceTokens:
-    """A step's outcome, before it is waited for. Log-probabilities: of the tokens, and of the likeliest."""
+    """A step's outcome, before it is waited for. Log-probabilities: the tokens'; the likeliest tokens; theirs."""
 
     token_ids: Tensor  # int64 [num_sampled]
     logprobs: tuple[Tensor, Tensor, Tensor] | None = None
@@ -124,7 +124,8 @@ class ModelRunner:
         tokens = _DeviceTokens(logits_rows[:0])
         if scored is not None:
             rows = torch.arange(num_sampled, len(logits), device=logits.device)
-            tokens.prompt_logprobs = self._sampler.logprobs(logits, rows, scored.num_top).of(logits, scored_ids)
+            wanted = self._sampler.logprobs(logits, rows, scored.num_top)
+            tokens.prompt_logprobs = wanted.of(logits, scored_ids), wanted.top_ids, wanted.top_logprobs
         if num_sampled:
             self._sample(logits[:num_sampled], inputs, sampled_positions, tokens)
         return tokens
@@ -145,7 +146,8 @@ class ModelRunner:
             if unmasked is not None:
                 logits[unmasked.rows] = unmasked.logits
             undo(logits, saved)
-            tokens.logprobs = wanted.of(logits, token_ids[wanted.rows])
+            logprobs = wanted.of(logits, token_ids[wanted.rows])
+            tokens.logprobs = logprobs, wanted.top_ids, wanted.top_logprobs
         tokens.token_ids = torch.where(is_sound, token_ids, BAD_LOGITS)
 
     def _mask(self, logits: Tensor, masks: TokenMasks, *, keep: bool) -> "_MaskedRows | None":

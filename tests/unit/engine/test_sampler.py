@@ -156,7 +156,8 @@ def test_logprobs_equal_log_softmax_with_the_likeliest_in_order(sampler: Sampler
         expected = logits.double().log_softmax(-1)[rows]
         order = sorted_ids(logits[rows])[:, :num_top]
         for wanted in (0, num_top):
-            chosen, top_ids, top = sampler.logprobs(logits, rows, wanted).of(logits, tokens)
+            found = sampler.logprobs(logits, rows, wanted)
+            chosen, top_ids, top = found.of(logits, tokens), found.top_ids, found.top_logprobs
             assert torch.equal(top_ids, order[:, :wanted])
             # float32 sums of blocks of e^x: 1e-6 is some ulps of the values' size
             torch.testing.assert_close(chosen.double(), expected.gather(1, tokens[:, None])[:, 0], atol=2e-6, rtol=1e-6)
@@ -172,7 +173,8 @@ def sorted_ids(logits: Tensor) -> Tensor:
 def test_a_rows_logprobs_are_the_same_to_the_bit_alone_and_under_any_number_of_threads(sampler: Sampler) -> None:
     logits = random_logits(30, 5000)
     tokens = torch.arange(30)
-    expected, _, expected_top = sampler.logprobs(logits, torch.arange(30), 5).of(logits, tokens)
+    together = sampler.logprobs(logits, torch.arange(30), 5)
+    expected = together.of(logits, tokens)
     before = torch.get_num_threads()
     try:
         for count in (1, 3, 8):
@@ -180,8 +182,9 @@ def test_a_rows_logprobs_are_the_same_to_the_bit_alone_and_under_any_number_of_t
             for row in (0, 7, 29):
                 one = torch.tensor([0])
                 alone = logits[row : row + 1]
-                chosen, _, top = sampler.logprobs(alone, one, 20).of(alone, tokens[row : row + 1])
-                assert torch.equal(chosen[0], expected[row]) and torch.equal(top[0, :5], expected_top[row])
+                found = sampler.logprobs(alone, one, 20)
+                assert torch.equal(found.of(alone, tokens[row : row + 1])[0], expected[row])
+                assert torch.equal(found.top_logprobs[0, :5], together.top_logprobs[row])
     finally:
         torch.set_num_threads(before)
 
