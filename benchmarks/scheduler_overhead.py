@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.report import print_and_keep
 from engine.config import EngineConfig
@@ -27,6 +26,7 @@ from engine.messages import AddSequence, EngineInfo, FinishCode, StepOutput
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.transfer import HostToDevice
 from engine.sampling_params import SamplingParams
+from engine.step_plan import SampledTokens
 
 MAX_MODEL_LEN = 4096
 BLOCK_SIZE = 16
@@ -51,7 +51,7 @@ class InstantRunner:
         )
         self._to_device = HostToDevice(torch.device("cpu"))
 
-    def execute(self, inputs: BatchInputs) -> NDArray[np.int64]:
+    def execute(self, inputs: BatchInputs) -> SampledTokens:
         self._to_device.send(
             inputs.input_ids,
             inputs.position_ids,
@@ -62,7 +62,7 @@ class InstantRunner:
             inputs.logits_indices,
             inputs.sampled_positions,
         )
-        return np.full(len(inputs.logits_indices), 7, np.int64)
+        return SampledTokens(np.full(len(inputs.logits_indices), 7, np.int64))
 
 
 @dataclass(slots=True)

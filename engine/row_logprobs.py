@@ -23,5 +23,5 @@ class RowLogprobs:
 
 
 def normalized(logits: Tensor, rows: Tensor, token_ids: Tensor, normalizers: Tensor) -> Tensor:
-    """float32 like token_ids, `[num_wanted, num_tokens]`: one exact difference and one rounding, whatever is beside it."""
+    """float32 like token_ids, `[num_wanted, num_tokens]`: an exact difference, rounded once."""
     return (logits[rows, token_ids].double() - normalizers[:, None]).float()

@@ -79,6 +79,10 @@ class Tokenizer:
         """The text of a whole sequence; `engine.detokenizer` does it token by token."""
         return str(self._raw.decode(token_ids, skip_special_tokens=skip_special_tokens))
 
+    def spelling(self, token_id: int) -> str:
+        """How the vocabulary writes a token, special ones too; nothing for an id without a token."""
+        return self._raw.id_to_token(token_id) or ""
+
     def token_id(self, token: str) -> int | None:
         """The id of a token's spelling, e.g. of `eos_token`."""
         return self._raw.token_to_id(token)

@@ -16,14 +16,17 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     }
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprob | None], *, text_offset: int) -> dict[str, Any]:
+def completion_logprobs(
+    tokens: Sequence[TokenLogprob | None], *, text_offset: int, first_text: str = ""
+) -> dict[str, Any]:
     """OpenAI's `choices[].logprobs` of a completion. `text_offset`: characters of the choice before these tokens.
 
-    A prompt's first token (with `echo`) has no logprob: the contract has None in its place.
+    A prompt's first token (with `echo`) has no logprob: the contract has None in its place, and its text is
+    `first_text`.
     """
     columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token in tokens:
-        text = token.token if token is not None else ""
+        text = token.token if token is not None else first_text
         columns["tokens"].append(text)
         columns["token_logprobs"].append(token.logprob if token is not None else None)
         columns["top_logprobs"].append(_alternatives(token))

@@ -105,7 +105,7 @@ class StreamReader:
             self._void()
             deliveries.append(self._reset_at(self.last_id))
         for choice in result.choices:
-            chunk = self._rest_of(choice)
+            chunk = self._rest_of(choice, result)
             if chunk is not None:
                 deliveries.append(Delivery(self.last_id, chunk))
         return deliveries
@@ -131,7 +131,8 @@ class StreamReader:
     def _reset_at(self, entry_id: EntryId) -> Delivery:
         return Delivery(entry_id, Chunk(job_id=self.job_id, reset=True))
 
-    def _rest_of(self, choice: Choice) -> Chunk | None:
+    def _rest_of(self, choice: Choice, result: Result) -> Chunk | None:
+        is_first = choice.index == 0 and 0 not in self._progress
         progress = self._progress.setdefault(choice.index, _Progress())
         if progress.has_finished:
             return None
@@ -142,6 +143,7 @@ class StreamReader:
             text=choice.text[progress.num_chars :],
             token_ids=choice.token_ids[progress.num_tokens :],
             logprobs=choice.logprobs[progress.num_tokens :] if choice.logprobs is not None else None,
+            prompt=result.prompt if is_first else None,
             tool_calls=rest_of_calls(choice.tool_calls or [], progress.tool_calls) or None,
             reasoning=(choice.reasoning or "")[progress.num_reasoning_chars :] or None,
             finish_reason=choice.finish_reason,

@@ -116,6 +116,8 @@ class Intake:
             num_prompt_tokens=len(translated.prompt_token_ids),
             num_choices=translated.params.n,
             stored=begun,
+            writer=self._translator.writer,
+            prompt=translated.echo,
         )
         return RunningJob(
             claim=claim,

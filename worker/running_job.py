@@ -147,6 +147,7 @@ class RunningJob:
             job_id=self.job_id,
             model=self.model,
             status=self.status,
+            prompt=self.stream.prompt,
             choices=self.stream.choices(),
             usage=self.stream.usage,
             timings=self._timings(),

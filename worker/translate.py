@@ -14,9 +14,10 @@ from engine.errors import InvalidRequestError
 from engine.messages import EngineInfo
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
-from producer.contract import ErrorCode, JobRequest, Marker, summarize
+from producer.contract import ErrorCode, JobRequest, Marker, PromptEcho, summarize
 from worker.chat import ChatRenderer
 from worker.errors import JobRefusedError
+from worker.logprobs import LogprobWriter
 from worker.output_format import grammar_spec
 from worker.parsing.model_format import ModelFormat
 from worker.parsing.output_plan import OutputPlan
@@ -35,6 +36,7 @@ class TranslatedJob:
     seed: int
     output_plan: OutputPlan | None = None
     """How its outputs are read; None: they are content."""
+    echo: PromptEcho | None = None  # the prompt, if it is to come back
 
 
 class Translator:
@@ -53,6 +55,7 @@ class Translator:
         self._model_format = model_format
         self._info = info
         self._model_names = tuple(model_names)
+        self.writer = LogprobWriter(tokenizer)
         # A sequence can grow to the context's end only if the KV cache can hold it.
         self._max_tokens = min(info.max_model_len, info.num_kv_blocks * info.block_size)
 
@@ -67,6 +70,7 @@ class Translator:
         prompt_token_ids = (begun and begun.prompt_token_ids) or self._tokenize(request)
         output_plan = self._plan_output(request, prompt_token_ids)
         self._check_token_ids(request.stop_token_ids, "stop_token_ids")
+        self._check_token_ids([int(token_id) for token_id in request.logit_bias or ()], "logit_bias")
         max_tokens = self._fit(len(prompt_token_ids), request)
         seed = default_seed(job_id) if request.seed is None else request.seed & _UINT64_MASK
         if begun is not None and begun.seed is not None:
@@ -76,7 +80,12 @@ class Translator:
         except InvalidRequestError as error:
             raise JobRefusedError(ErrorCode.INVALID_REQUEST, str(error), param=error.param) from error
         return TranslatedJob(
-            request=request, prompt_token_ids=prompt_token_ids, params=params, seed=seed, output_plan=output_plan
+            request=request,
+            prompt_token_ids=prompt_token_ids,
+            params=params,
+            seed=seed,
+            output_plan=output_plan,
+            echo=self.writer.echo(prompt_token_ids) if request.echo else None,
         )
 
     def _validate(self, kwargs: dict[str, Any]) -> JobRequest:
@@ -132,6 +141,13 @@ class Translator:
         """The output's limit in tokens: what was asked for, or what is left of the context."""
         param = "prompt" if request.messages is None else "messages"
         room = self._max_tokens - num_prompt_tokens
+        if request.min_tokens > room >= 1:
+            raise JobRefusedError(
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"{param} has {num_prompt_tokens} tokens and min_tokens is {request.min_tokens}; {self._limit()}: "
+                f"shorten {param}, or ask for at most {room} tokens",
+                param="min_tokens",
+            )
         if room < 1:
             raise JobRefusedError(
                 ErrorCode.CONTEXT_LENGTH_EXCEEDED,
@@ -173,6 +189,13 @@ def _sampling_params(request: JobRequest, plan: OutputPlan | None, *, max_tokens
         stop_token_ids=tuple(request.stop_token_ids),
         ignore_eos=request.ignore_eos,
         visible_token_ids=plan.visible_token_ids if plan else (),
+        min_tokens=request.min_tokens,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias=tuple((int(token_id), bias) for token_id, bias in (request.logit_bias or {}).items()),
+        logprobs=request.top_logprobs if request.logprobs else None,
+        prompt_logprobs=request.top_logprobs if request.logprobs and request.echo else None,
         grammar=grammar_spec(request),
     )
 

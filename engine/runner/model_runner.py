@@ -15,7 +15,6 @@ from torch import Tensor
 from engine.attention.base import AttentionBatch
 from engine.config import EngineConfig
 from engine.errors import DeviceLostError, DeviceMemoryError
-from engine.grammar.masks import TokenMasks
 from engine.logit_editor import LogitEditor, undo
 from engine.messages import EngineInfo
 from engine.model.loader import LoadedModel, load_model
@@ -39,14 +38,6 @@ class _DeviceTokens:
     token_ids: Tensor  # int64 [num_sampled]
     logprobs: tuple[Tensor, Tensor, Tensor] | None = None
     prompt_logprobs: tuple[Tensor, Tensor, Tensor] | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _MaskedRows:
-    """Logits as they were before their masks."""
-
-    rows: Tensor  # int64 [num_masks]
-    logits: Tensor  # float32 [num_masks, vocab]
 
 
 class ModelRunner:
@@ -139,23 +130,16 @@ class ModelRunner:
         batch = self._sampling_batch(inputs.sampling, positions)
         wanted = self._wanted_logprobs(logits, inputs.sampling)
         saved = self._logit_editor(inputs.edits).apply(logits) if inputs.edits is not None else []
-        unmasked = self._mask(logits, inputs.masks, keep=wanted is not None) if inputs.masks is not None else None
+        if (masks := inputs.masks) is not None:
+            rows, bits = self._to_device.send(masks.rows, masks.bits.result())
+            self._sampler.mask(logits, rows, bits)
         token_ids = self._sampler.sample(logits, batch)
         is_sound &= logits.gather(1, token_ids[:, None])[:, 0].isfinite()
         if wanted is not None:
-            if unmasked is not None:
-                logits[unmasked.rows] = unmasked.logits
-            undo(logits, saved)
+            undo(logits, saved)  # no mask hides a token that was drawn
             logprobs = wanted.of(logits, token_ids[wanted.rows])
             tokens.logprobs = logprobs, wanted.top_ids, wanted.top_logprobs
         tokens.token_ids = torch.where(is_sound, token_ids, BAD_LOGITS)
-
-    def _mask(self, logits: Tensor, masks: TokenMasks, *, keep: bool) -> "_MaskedRows | None":
-        """Rule out what grammars do not admit; `keep`: return the rows as they were. Waits for the masks."""
-        rows, bits = self._to_device.send(masks.rows, masks.bits.result())
-        kept = _MaskedRows(rows, logits[rows]) if keep else None
-        self._sampler.mask(logits, rows, bits)
-        return kept
 
     def _wanted_logprobs(self, logits: Tensor, rows: SlotRows) -> RowLogprobs | None:
         """The model's own distribution in the rows that report it: before anything changes the logits."""

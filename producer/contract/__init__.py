@@ -2,7 +2,7 @@
 
 from producer.contract.chunk import Chunk, Done, EntryId, FinishReason, JobOutcome, Marker, Usage, parse_entry
 from producer.contract.error import ErrorCode, ErrorInfo
-from producer.contract.job import RESERVED_TEMPLATE_NAMES, UNSUPPORTED_FIELDS, JobRequest
+from producer.contract.job import RESERVED_TEMPLATE_NAMES, JobRequest
 from producer.contract.logprob import PromptEcho, TokenLogprob, TopLogprob
 from producer.contract.message import Message, ToolCallMessage
 from producer.contract.problems import Problem, find_problems, summarize
@@ -15,7 +15,6 @@ from producer.contract.worker_info import WorkerInfo
 __all__ = [
     "CONTRACT_VERSION",
     "RESERVED_TEMPLATE_NAMES",
-    "UNSUPPORTED_FIELDS",
     "Choice",
     "Chunk",
     "Done",

@@ -29,18 +29,6 @@ MAX_TOP_LOGPROBS = 20
 # What a template is given by us: a job's chat_template_kwargs must not replace it.
 RESERVED_TEMPLATE_NAMES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
-# Fields of the contract that this version of the worker does not serve yet: refused by name when they are set.
-UNSUPPORTED_FIELDS = (
-    "min_tokens",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logit_bias",
-    "logprobs",
-    "top_logprobs",
-    "echo",
-)
-
 
 def _check_bias_key(key: str) -> str:
     if not (key.isascii() and key.isdigit() and len(key) <= 10):
@@ -155,9 +143,6 @@ class JobRequest(BaseModel):
         self._check_sampling()
         if self.task != "generate":
             raise breaks_rule("task", f"task {self.task!r} is not supported yet; use 'generate'")
-        for name in UNSUPPORTED_FIELDS:
-            if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].get_default():
-                raise breaks_rule(name, f"{name} is not supported yet; leave it out")
         return self
 
     def _check_sampling(self) -> None:
@@ -165,6 +150,12 @@ class JobRequest(BaseModel):
             raise breaks_rule("max_tokens", "max_tokens: must be at least 1, or 0 with echo to score the prompt; got 0")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             rule = f"min_tokens: must be at most max_tokens ({self.max_tokens}); got {self.min_tokens}"
+            raise breaks_rule("min_tokens", rule)
+        formats = [name for name in OUTPUT_FORMAT_FIELDS if getattr(self, name) not in (None, {"type": "text"})]
+        if self.min_tokens and formats:
+            rule = (
+                f"min_tokens cannot be combined with {formats[0]}, which says where the output may end: leave one out"
+            )
             raise breaks_rule("min_tokens", rule)
         if self.top_logprobs and not self.logprobs:
             raise breaks_rule("top_logprobs", "top_logprobs needs logprobs: set logprobs to true, or leave it out")

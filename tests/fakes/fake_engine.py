@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.errors import EngineDiedError, EngineNotRunningError
 from engine.messages import EngineInfo
-from engine.outputs import ErrorKind, RequestOutput
+from engine.outputs import ErrorKind, RequestOutput, TokenLogprob
 from engine.sampling_params import SamplingParams
 
 VOCAB_SIZE = 1000
@@ -19,8 +19,22 @@ POISON_TOKEN = 666  # in a prompt: the process is killed by its first step
 OnOutput = Callable[[RequestOutput], None]
 
 
+class FakeTokenBytes(dict[int, bytes]):
+    """As `engine.token_bytes.TokenBytes`."""
+
+    def __missing__(self, token_id: int) -> bytes:
+        return f" {token_id}".encode()
+
+    def at_start(self, token_id: int) -> bytes:
+        return self[token_id]
+
+
 class FakeTokenizer:
     """One token a word."""
+
+    token_bytes = FakeTokenBytes()
+    bos_token: str | None = None
+    eos_token: str | None = None
 
     def __init__(self, chat_template: str | None = None) -> None:
         self.chat_template = chat_template
@@ -41,6 +55,10 @@ def expected_tokens(prompt_token_ids: list[int], params: SamplingParams, index: 
     """What the fake answers."""
     start = sum(prompt_token_ids) + params.seed + 31 * index
     return [(start + 7 * position) % VOCAB_SIZE for position in range(params.max_tokens or 16)]
+
+
+def expected_logprob(token_id: int, num_top: int) -> TokenLogprob:
+    return TokenLogprob(token_id, -token_id / 8, [(token_id + i, -i / 4) for i in range(num_top)])
 
 
 def text_of(token_ids: list[int]) -> str:
@@ -84,11 +102,23 @@ class _Request:
                 token_offset=offset,
                 token_ids=token_ids,
                 text=text_of(token_ids) if script is None else "".join(script[token_id] for token_id in token_ids),
+                logprobs=None if is_replay else self._logprobs(token_ids),
+                prompt_logprobs=self._prompt_logprobs() if offset == 0 and index == 0 and not is_replay else None,
                 finish_reason=None if not is_last else "length" if script is None else "stop",
                 finished=not self.open_choices,
                 is_replay=is_replay,
             )
         )
+
+    def _logprobs(self, token_ids: list[int]) -> list[TokenLogprob] | None:
+        num_top = self.params.logprobs
+        return None if num_top is None else [expected_logprob(token_id, num_top) for token_id in token_ids]
+
+    def _prompt_logprobs(self) -> list[TokenLogprob | None] | None:
+        num_top = self.params.prompt_logprobs
+        if num_top is None:
+            return None
+        return [None, *(expected_logprob(token_id, num_top) for token_id in self.prompt_token_ids[1:])]
 
 
 class FakeEngine:

@@ -2,8 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from producer.contract import Choice, Chunk, FinishReason, ToolCallDelta, join_deltas, merge_deltas
+from producer.contract import (
+    Choice,
+    Chunk,
+    FinishReason,
+    PromptEcho,
+    TokenLogprob,
+    ToolCallDelta,
+    join_deltas,
+    merge_deltas,
+)
 from worker.parsing.parsed_text import ParsedText
+
+_LOGPROB_BYTES = 80  # of one as JSON, about
 
 
 @dataclass(slots=True)
@@ -14,11 +25,14 @@ class ChoiceOutput:
     reasoning: list[str] = field(default_factory=list)
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None  # aligned with token_ids, if they are wanted
+    prompt: PromptEcho | None = None  # of the first choice, if it is wanted
     finish_reason: FinishReason | None = None
     num_encoded_texts: int = 0
     num_encoded_reasonings: int = 0
     num_encoded_deltas: int = 0
     num_encoded_tokens: int = 0
+    is_prompt_encoded: bool = False
     is_finish_encoded: bool = False
 
     def take(self, parsed: ParsedText) -> None:
@@ -35,11 +49,15 @@ class ChoiceOutput:
         self.num_encoded_texts = len(self.text)
         self.num_encoded_reasonings = len(self.reasoning)
         self.num_encoded_deltas = len(self.tool_calls)
+        self.is_prompt_encoded = True
         self.is_finish_encoded = self.finish_reason is not None
 
     def restore(self, chunk: Chunk) -> None:
         """Take in what an earlier attempt has stored."""
         self.token_ids += chunk.token_ids
+        if chunk.logprobs is not None:
+            self.logprobs = [*(self.logprobs or ()), *chunk.logprobs]
+        self.prompt = chunk.prompt or self.prompt
         self.take(ParsedText(chunk.text, chunk.reasoning or "", tuple(chunk.tool_calls or ()), chunk.finish_reason))
         self.mark_encoded()
 
@@ -68,6 +86,7 @@ class ChoiceOutput:
         """Roughly what stands in no entry yet."""
         return (
             8 * (len(self.token_ids) - self.num_encoded_tokens)
+            + sum(_LOGPROB_BYTES * (1 + len(entry.top)) for entry in (self.logprobs or [])[self.num_encoded_tokens :])
             + sum(len(text) for text in self.text[self.num_encoded_texts :])
             + sum(len(text) for text in self.reasoning[self.num_encoded_reasonings :])
             + sum(len(delta["function"]["arguments"]) for delta in self.tool_calls[self.num_encoded_deltas :])
@@ -81,6 +100,8 @@ class ChoiceOutput:
             token_offset=self.num_encoded_tokens,
             text="".join(self.text[self.num_encoded_texts :]),
             token_ids=self.token_ids[self.num_encoded_tokens :],
+            logprobs=None if self.logprobs is None else self.logprobs[self.num_encoded_tokens :],
+            prompt=None if self.is_prompt_encoded else self.prompt,
             tool_calls=merge_deltas(self.tool_calls[self.num_encoded_deltas :]) or None,
             reasoning="".join(self.reasoning[self.num_encoded_reasonings :]) or None,
             finish_reason=None if self.is_finish_encoded else self.finish_reason,
@@ -95,6 +116,7 @@ class ChoiceOutput:
             index=index,
             text="".join(self.text),
             token_ids=self.token_ids,
+            logprobs=self.logprobs,
             finish_reason=self.finish_reason,
             tool_calls=join_deltas(self.tool_calls),
             reasoning="".join(self.reasoning) or None,

@@ -6,9 +6,10 @@ if Redis loses them (a fail-over), they are written again like its own.
 """
 
 from engine.outputs import RequestOutput
-from producer.contract import Choice, Done, EntryId, FinishReason, Marker, Usage
+from producer.contract import Choice, Done, EntryId, FinishReason, Marker, PromptEcho, Usage
 from producer.contract.keys import DATA_FIELD, MARKER_FIELD
 from worker.errors import ReplayMismatchError
+from worker.logprobs import LogprobWriter
 from worker.outlet.choice_output import ChoiceOutput
 from worker.outlet.stored_stream import Entry, StoredStream
 from worker.parsing.parsed_text import ParsedText
@@ -28,13 +29,21 @@ class JobStream:
         num_prompt_tokens: int = 0,
         num_choices: int = 1,
         stored: StoredStream | None = None,
+        writer: LogprobWriter | None = None,
+        prompt: PromptEcho | None = None,
     ) -> None:
-        """`stored`: what earlier attempts have put out; this one goes on from there, or only ends it."""
+        """`stored`: what earlier attempts have put out; this one goes on from there, or only ends it.
+
+        `writer`: for jobs that want log-probabilities. `prompt`: to be shown before the first choice's output.
+        """
         self.job_id = job_id
         self.attempt = attempt
         self.publish = publish
         self.num_prompt_tokens = num_prompt_tokens
         self._choices = [ChoiceOutput() for _ in range(num_choices)]
+        self._writer = writer
+        if self._choices:
+            self._choices[0].prompt = prompt
         self._entries = list(stored.entries) if stored else []
         self._num_inherited = len(self._entries)
         self._num_stored = self._num_inherited
@@ -63,8 +72,19 @@ class JobStream:
             assert output.token_offset == len(choice.token_ids), "the engine left out or repeated tokens"
             choice.token_ids.extend(output.token_ids)
             choice.take(parsed)
+            self._take_logprobs(choice, output)
         self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
         self._has_pending = self._has_pending or choice.is_pending
+
+    def _take_logprobs(self, choice: ChoiceOutput, output: RequestOutput) -> None:
+        """They lie with the tokens that they belong to; a replay has none, its own are stored."""
+        if self._writer is None:
+            return
+        if output.logprobs is not None:
+            choice.logprobs = choice.logprobs or []
+            choice.logprobs += map(self._writer.write, output.logprobs)
+        if output.prompt_logprobs is not None and choice.prompt is not None:
+            choice.prompt = self._writer.with_logprobs(choice.prompt, output.prompt_logprobs)
 
     def mark(self, marker: Marker) -> None:
         """Make `marker` the attempt's first entry."""
@@ -170,6 +190,10 @@ class JobStream:
     @property
     def num_output_tokens(self) -> int:
         return sum(len(choice.token_ids) for choice in self._choices)
+
+    @property
+    def prompt(self) -> PromptEcho | None:
+        return self._choices[0].prompt if self._choices else None
 
     def token_ids(self) -> list[list[int]]:
         """Each choice's tokens so far."""

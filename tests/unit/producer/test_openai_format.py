@@ -78,7 +78,7 @@ def test_a_completion_has_openais_default_length() -> None:
         (CHAT_URL, {"prompt": "a"}, "prompt"),
         (COMPLETIONS_URL, {"messages": MESSAGES}, "messages"),
         (COMPLETIONS_URL, {"prompt": ["a", "b"]}, "prompt"),
-        (COMPLETIONS_URL, {"prompt": "a", "logprobs": 2}, "logprobs"),
+        (COMPLETIONS_URL, {"prompt": "a", "logprobs": 21}, "top_logprobs"),
         (CHAT_URL, {"messages": MESSAGES, "functions": []}, "functions"),
         (CHAT_URL, {"messages": "x"}, "messages"),
     ],

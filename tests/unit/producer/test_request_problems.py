@@ -138,7 +138,11 @@ from producer.enqueue import build_request
         ({"prompt": "a", "top_logprobs": 3}, "top_logprobs", "top_logprobs needs logprobs: set logprobs to true"),
         ({"prompt": "a", "logprobs": True, "top_logprobs": 21}, "top_logprobs", "must be at most 20; got 21"),
         ({"prompt": "a", "echo": "yes"}, "echo", "echo: must be true or false; got 'yes'"),
-        ({"prompt": "a", "logprobs": True}, "logprobs", "logprobs is not supported yet; leave it out"),
+        (
+            {"prompt": "a", "min_tokens": 2, "regex": "a+"},
+            "min_tokens",
+            "min_tokens cannot be combined with regex, which says where the output may end",
+        ),
         ({"prompt": "a", "task": "embed"}, "task", "not supported yet; use 'generate'"),
         ({"prompt": "a", "v": 2}, "v", "v: must be 1; got 2"),
         ({"prompt": "a", "n": 0, "top_p": 0}, "n", "n: must be at least 1; got 0; top_p: must be above 0; got 0"),

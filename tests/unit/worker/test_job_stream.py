@@ -1,10 +1,16 @@
 """What one attempt has put out: entries, choices and usage, before any Redis."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from engine.outputs import RequestOutput
+from engine.outputs import RequestOutput, TokenLogprob
 from producer.contract import Chunk, Done, EntryId, Marker, ToolCallDelta, parse_entry
+from tests.fakes.fake_engine import FakeTokenizer, expected_logprob
+from worker.logprobs import LogprobWriter
 from worker.outlet.job_stream import JobStream
+from worker.outlet.stored_stream import StoredStream
 from worker.parsing.parsed_text import ParsedText
 
 
@@ -113,3 +119,79 @@ def test_reasoning_and_tool_calls_stand_in_entries_of_their_own_fields() -> None
     assert (choice.reasoning, choice.text) == ("so", "ok")
     assert choice.tool_calls == [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a"}'}}]
     assert not call._has_pending
+
+
+# log-probabilities and the prompt -------------------------------------------------------------------------------------
+
+WRITER = LogprobWriter(FakeTokenizer())  # type: ignore[arg-type]
+PROMPT = [4, 5]
+
+
+def scored(*token_ids: int, offset: int = 0, index: int = 0, **fields: Any) -> RequestOutput:
+    logprobs = [expected_logprob(token_id, 1) for token_id in token_ids]
+    text = "".join(f" {token_id}" for token_id in token_ids)
+    return RequestOutput(
+        request_id="j", index=index, token_offset=offset, token_ids=list(token_ids), text=text, logprobs=logprobs,
+        **fields,
+    )  # fmt: skip
+
+
+def scoring_stream(stored: StoredStream | None = None, attempt: int = 1) -> JobStream:
+    opened = JobStream(
+        "j", attempt, publish=True, num_choices=2, stored=stored, writer=WRITER, prompt=WRITER.echo(PROMPT)
+    )
+    opened.mark(Marker(job_id="j", attempt=attempt, worker="w", prompt_token_ids=PROMPT, seed=0, fingerprint="f"))
+    return opened
+
+
+def chunks_of(stream: JobStream) -> list[Chunk]:
+    stream.encode_pending()
+    entries = stream.unsent()[1]
+    found = [parse_entry(wire) for field, wire in zip(entries[1::3], entries[2::3], strict=True) if field == "d"]
+    return [entry for entry in found if isinstance(entry, Chunk)]
+
+
+def test_logprobs_stay_with_their_tokens_however_they_are_coalesced_and_the_prompt_comes_first() -> None:
+    opened = scoring_stream()
+    prompt_logprobs: list[TokenLogprob | None] = [None, expected_logprob(5, 1)]
+    opened.add(scored(8, index=1))
+    opened.encode_pending()
+    opened.add(scored(1, prompt_logprobs=prompt_logprobs))
+    opened.add(scored(2, 3, offset=1))
+    opened.encode_pending()
+    opened.add(scored(6, offset=3))
+    other, first, second = chunks_of(opened)
+    assert (other.index, other.prompt, second.prompt) == (1, None, None)
+    assert first.prompt is not None and (first.prompt.text, first.prompt.token_ids) == (" 4 5", PROMPT)
+    assert first.prompt.logprobs == [None, WRITER.write(expected_logprob(5, 1))]
+    for chunk, token_ids in ((other, [8]), (first, [1, 2, 3]), (second, [6])):
+        assert chunk.token_ids == token_ids
+        assert chunk.logprobs == [WRITER.write(expected_logprob(token_id, 1)) for token_id in token_ids]
+    opened.end_choices("length")
+    assert opened.prompt == first.prompt
+    assert opened.choices()[0].logprobs == [*first.logprobs, *second.logprobs]
+
+
+def test_a_resumed_stream_goes_on_with_the_stored_logprobs_and_shows_the_prompt_once() -> None:
+    before = scoring_stream()
+    before.add(scored(1, 2, prompt_logprobs=[None, expected_logprob(5, 1)]))
+    before.encode_pending()
+    flat = [part.encode() for part in before.unsent()[1]]
+    stored = StoredStream([(flat[at], {flat[at + 1]: flat[at + 2]}) for at in range(0, len(flat), 3)])
+    resumed = scoring_stream(stored, attempt=2)
+    resumed.add(replace(scored(1, 2), logprobs=None, is_replay=True))
+    resumed.add(scored(3, offset=2))
+    (chunk,) = chunks_of(resumed)
+    assert (chunk.token_ids, chunk.prompt) == ([3], None)
+    resumed.end_choices("length")
+    expected = [WRITER.write(expected_logprob(token_id, 1)) for token_id in (1, 2, 3)]
+    assert resumed.choices()[0].logprobs == expected
+    assert resumed.prompt is not None and resumed.prompt == before.prompt
+
+
+def test_a_prompt_without_output_comes_with_the_end() -> None:
+    opened = scoring_stream()
+    opened.add(scored(finish_reason="length", prompt_logprobs=[None, expected_logprob(5, 1)]))
+    (chunk,) = chunks_of(opened)
+    assert (chunk.token_ids, chunk.logprobs, chunk.finish_reason) == ([], [], "length")
+    assert chunk.prompt is not None and chunk.prompt.logprobs is not None

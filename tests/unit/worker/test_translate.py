@@ -176,10 +176,9 @@ def test_a_job_that_breaks_the_contract_names_the_field(kwargs: dict[str, Any], 
     assert not error.retryable
 
 
-@pytest.mark.parametrize(("field", "value"), [("logprobs", True), ("task", "embed")])
-def test_a_field_that_is_not_served_yet_is_refused_by_name(field: str, value: object) -> None:
-    error = refusal(prompt="a", **{field: value})
-    assert (error.code, error.param) == (ErrorCode.UNSUPPORTED, field)
+def test_a_task_that_is_not_served_yet_is_refused_by_name() -> None:
+    error = refusal(prompt="a", task="embed")
+    assert (error.code, error.param) == (ErrorCode.UNSUPPORTED, "task")
 
 
 def test_a_prompt_without_a_single_token_is_refused() -> None:
@@ -196,3 +195,38 @@ def test_messages_for_a_model_without_a_template_are_refused() -> None:
     with pytest.raises(JobRefusedError, match="no chat template") as caught:
         bare.translate("j", {"messages": [{"role": "user", "content": "a"}]})
     assert caught.value.info.param == "messages"
+
+
+def test_what_is_asked_of_sampling_arrives_in_the_engines_terms() -> None:
+    params = translate(
+        prompt="a", min_tokens=2, presence_penalty=0.5, frequency_penalty=-1, repetition_penalty=1.25,
+        logit_bias={"5": 2, 6: -1.5}, logprobs=True, top_logprobs=3,
+    ).params  # fmt: skip
+    assert (params.min_tokens, params.presence_penalty, params.frequency_penalty) == (2, 0.5, -1)
+    assert (params.repetition_penalty, params.logit_bias) == (1.25, ((5, 2), (6, -1.5)))
+    assert (params.logprobs, params.prompt_logprobs) == (3, None)
+    assert translate(prompt="a", logprobs=True).params.logprobs == 0
+    assert translate(prompt="a").params.logprobs is None
+
+
+def test_echo_gives_the_prompt_back_and_with_logprobs_has_it_scored() -> None:
+    job = translate(prompt="a b", echo=True)
+    assert job.echo is not None and (job.echo.token_ids, job.params.prompt_logprobs) == ([1, 5, 6], None)
+    scored = translate(prompt="a b", echo=True, logprobs=True, top_logprobs=2, max_tokens=0)
+    assert (scored.params.max_tokens, scored.params.logprobs, scored.params.prompt_logprobs) == (0, 2, 2)
+    assert translate(prompt="a b").echo is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"logit_bias": {str(len(WORDS)): 1}}, ErrorCode.INVALID_REQUEST, "logit_bias"),
+        ({"logit_bias": {"5": 1, "05": 2}}, ErrorCode.INVALID_REQUEST, "logit_bias"),
+        ({"min_tokens": CONTEXT}, ErrorCode.CONTEXT_LENGTH_EXCEEDED, "min_tokens"),
+        ({"top_logprobs": 2}, ErrorCode.INVALID_REQUEST, "top_logprobs"),
+        ({"max_tokens": 0}, ErrorCode.INVALID_REQUEST, "max_tokens"),
+    ],
+)
+def test_what_sampling_cannot_do_is_refused_by_field(fields: dict[str, Any], code: ErrorCode, param: str) -> None:
+    error = refusal(prompt="a", **fields)
+    assert (error.code, error.param) == (code, param)
