@@ -10,18 +10,27 @@ from uuid import uuid4
 
 from fastapi import Request
 
-from producer.contract import ErrorCode
-from producer.errors import RedisUnavailableError
+from producer.contract import ErrorCode, JobRequest, Usage
+from producer.contract.keys import tenant_queue
+from producer.errors import PromptmillError, RedisUnavailableError
+from producer.gateway.auth import Caller
 from producer.gateway.bodies import read_json_object
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError
 from producer.gateway.job_records import JobRecord
+from producer.gateway.rate_limits import estimate_tokens
+from producer.idempotency import id_from_key
 from producer.job import AsyncJob
 from producer.openai_request import OpenAIRequest, parse_body
 from producer.openai_response import response_id
+from producer.operations import send
+from producer.rq_names import queue_key
 
 DETACH_HEADER = "x-promptmill-detach"
 JOB_ID_HEADER = "x-promptmill-job-id"
+IDEMPOTENCY_HEADER = "idempotency-key"
+MAX_IDEMPOTENCY_KEY_CHARS = 200
+DEPTH_RETRY_AFTER_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +38,11 @@ class AcceptedRequest:
     """A request whose jobs are enqueued. `is_detached`: they go on when the client goes away."""
 
     asked: OpenAIRequest
+    caller: Caller
     jobs: list[AsyncJob]
     records: list[JobRecord]
     is_detached: bool
+    num_tokens_taken: int  # of the key's limit, as an estimate
 
     @property
     def model(self) -> str:
@@ -45,34 +56,90 @@ class AcceptedRequest:
     def headers(self) -> dict[str, str]:
         return {JOB_ID_HEADER: ",".join(job.id for job in self.jobs)}
 
+    async def settle(self, context: GatewayContext, usage: Usage) -> None:
+        """What the request has really used, against its key's limit. Never fails the answer."""
+        if self.caller.key is not None:
+            try:
+                await context.limits.settle(self.caller.key, num_taken=self.num_tokens_taken, usage=usage)
+            except PromptmillError:
+                return  # the estimate stands
 
-async def accept(context: GatewayContext, request: Request, url: str) -> AcceptedRequest:
+
+async def accept(context: GatewayContext, caller: Caller, request: Request, url: str) -> AcceptedRequest:
     """Raises ApiError or a PromptmillError; then nothing was enqueued, unless the error says that it is not known."""
-    is_detached = _detach_flag(request)
+    key = _idempotency_key(request)
+    # Whoever names a request means to ask for it again: it must not die with the connection.
+    is_detached = _detach_flag(request, default=key is not None)
     asked = parse_body(url, await read_json_object(request))
     if asked.model is None:
         message = "model: is required; GET /v1/models lists what is served"
         raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="model")
-    await context.catalog.find_queue(asked.model)
-    job_ids = [uuid4().hex for _ in asked.jobs]
-    records = _records(asked, asked.model, job_ids)
-    await context.records.write(dict(zip(job_ids, records, strict=True)))
+    jobs = [_owned(job, caller, key, at) for at, job in enumerate(asked.jobs)]
+    num_tokens = sum(estimate_tokens(job) for job in jobs)
+    await _admit(context, caller, asked.model, jobs[0].tenant, num_tokens)
+    ids = [_job_id(job) for job in jobs]
+    records = _records(asked, caller, asked.model, ids)
+    await context.records.write(dict(zip(ids, records, strict=True)))
     try:
-        jobs = await context.client.submit_many(asked.jobs, job_ids=job_ids)
+        is_keyed = jobs[0].idempotency_key is not None
+        enqueued = await context.client.submit_many(jobs, job_ids=None if is_keyed else ids)
     except RedisUnavailableError as error:
         message = "the queue went away while the request was enqueued; it may or may not have been"
         raise ApiError(
-            HTTPStatus.SERVICE_UNAVAILABLE, "queue_unavailable", message, should_retry=False, retry_after_seconds=2
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "queue_unavailable",
+            message,
+            should_retry=key is not None,
+            retry_after_seconds=2,
         ) from error
-    return AcceptedRequest(asked, jobs, records, is_detached)
+    return AcceptedRequest(asked, caller, enqueued, records, is_detached, num_tokens)
 
 
-def _records(asked: OpenAIRequest, model: str, job_ids: list[str]) -> list[JobRecord]:
+async def _admit(context: GatewayContext, caller: Caller, model: str, tenant: str | None, num_tokens: int) -> None:
+    """Raises ApiError: 403, 404, 503, 429."""
+    if not caller.may_use(model):
+        message = f"model: the API key may not use {model!r}"
+        raise ApiError(HTTPStatus.FORBIDDEN, "model_not_allowed", message, param="model")
+    queue = tenant_queue(await context.catalog.find_queue(model), tenant)
+    [depth] = await context.redis.run(send(("LLEN", queue_key(queue))))
+    if depth >= context.settings.max_queue_depth:
+        raise ApiError(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "queue_full",
+            f"{depth} requests are waiting already; nothing was enqueued, try again later",
+            retry_after_seconds=DEPTH_RETRY_AFTER_SECONDS,
+        )
+    if caller.key is not None:
+        await context.limits.take(caller.key, num_tokens)
+
+
+def _owned(job: JobRequest, caller: Caller, key: str | None, at: int) -> JobRequest:
+    """The job under its caller's tenant and, of several prompts, under a key of its own. Raises ApiError."""
+    tenant = job.tenant
+    if caller.key is not None:
+        if tenant not in (None, caller.key.tenant):
+            message = f"tenant: the API key is not {tenant!r}'s; leave it out"
+            raise ApiError(HTTPStatus.FORBIDDEN, "tenant_not_allowed", message, param="tenant")
+        tenant = caller.key.tenant
+    named = key if key is not None else job.idempotency_key
+    if named is not None:
+        named = ":".join([*([caller.key.id] if caller.key is not None else []), *([str(at)] if at else []), named])
+        if len(named) > 256:
+            message = "idempotency_key: is too long; give at most 200 characters"
+            raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="idempotency_key")
+    return job.model_copy(update={"tenant": tenant, "idempotency_key": named})
+
+
+def _job_id(job: JobRequest) -> str:
+    return uuid4().hex if job.idempotency_key is None else id_from_key(job.tenant, job.idempotency_key)
+
+
+def _records(asked: OpenAIRequest, caller: Caller, model: str, job_ids: list[str]) -> list[JobRecord]:
     created, first_index, records = int(time.time()), 0, []
     for job in asked.jobs:
         records.append(
             JobRecord(
-                key_id=None,
+                key_id=caller.key_id,
                 url=asked.url,
                 response_id=response_id(asked.url, job_ids[0]),
                 model=model,
@@ -85,9 +152,17 @@ def _records(asked: OpenAIRequest, model: str, job_ids: list[str]) -> list[JobRe
     return records
 
 
-def _detach_flag(request: Request) -> bool:
-    value = request.headers.get(DETACH_HEADER, "false").strip().lower()
+def _detach_flag(request: Request, *, default: bool) -> bool:
+    value = request.headers.get(DETACH_HEADER, str(default)).strip().lower()
     if value not in ("true", "false"):
         message = f"{DETACH_HEADER}: must be true or false; got {value[:60]!r}"
         raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param=DETACH_HEADER)
     return value == "true"
+
+
+def _idempotency_key(request: Request) -> str | None:
+    value = request.headers.get(IDEMPOTENCY_HEADER)
+    if value is not None and not 0 < len(value) <= MAX_IDEMPOTENCY_KEY_CHARS:
+        message = f"{IDEMPOTENCY_HEADER}: must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters; got {len(value)}"
+        raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param=IDEMPOTENCY_HEADER)
+    return value

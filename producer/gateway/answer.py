@@ -17,7 +17,7 @@ from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError, from_client_error, from_info
 from producer.gateway.request_context import CLIENT_CLOSED_REQUEST
 from producer.job import AsyncJob
-from producer.openai_response import joint_response_body
+from producer.openai_response import add_usage, joint_response_body
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ async def answer(context: GatewayContext, accepted: AcceptedRequest, request: Re
     for result in results:
         if result.status != "finished":
             raise from_info(cancelled_elsewhere(result.job_id)).with_headers(**accepted.headers)
+    await accepted.settle(context, add_usage([result.usage for result in results]))
     body = joint_response_body(accepted.asked.url, results, created=accepted.created)
     return JSONResponse({**body, "model": accepted.model}, headers=accepted.headers)
 
@@ -56,12 +57,12 @@ async def _wait(context: GatewayContext, accepted: AcceptedRequest, receive: Rec
                 raise
         if drained.done():
             raise stopping(accepted.jobs)
-        if gone.done() and accepted.is_detached:
-            return None
-        await cancel_jobs(accepted.jobs)
+        if not accepted.is_detached:
+            await cancel_jobs(accepted.jobs)
         if gone.done():
             return None
-        message = f"no complete answer within {timeout:g} s; its job was cancelled"
+        fate = "its job goes on" if accepted.is_detached else "its job was cancelled"
+        message = f"no complete answer within {timeout:g} s; {fate}"
         raise ApiError(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.TIMEOUT, message, should_retry=False)
     finally:
         for task in (results, gone, drained):

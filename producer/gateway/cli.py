@@ -1,12 +1,21 @@
-"""`promptmill gateway`. What needs the web framework is imported when the command runs."""
+"""`promptmill gateway` and `promptmill keys`. What needs the web framework is imported when a command runs."""
 
-from typing import Any
+import json
+from contextlib import closing
+from typing import Any, TypeVar
 
 import click
+from pydantic import ValidationError
 
+from producer.errors import SettingsError
+from producer.gateway.api_keys import add_key, has_keys, list_keys, make_key, revoke_key
 from producer.gateway.settings import GatewaySettings
 from producer.logs import configure_logging
-from producer.settings import load_settings, settings_options
+from producer.operations import Protocol
+from producer.settings import ProducerSettings, load_settings, settings_options
+from producer.transport import Transport
+
+T = TypeVar("T")
 
 
 @click.command()
@@ -15,6 +24,75 @@ def gateway(**flags: Any) -> None:
     """Serve OpenAI's API on top of the queues, until SIGTERM or Ctrl-C."""
     settings = load_settings(GatewaySettings, flags)
     configure_logging(settings.log_level, settings.log_format)
+    _check_exposure(settings)
     from producer.gateway.server import run_gateway
 
     run_gateway(settings)
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke the API keys that gateways on this Redis take."""
+
+
+@keys.command("add")
+@click.argument("name")
+@click.option("--tenant", help="Whose jobs the key's are.")
+@click.option("--requests-per-minute", type=int, help="Default: no limit.")
+@click.option("--tokens-per-minute", type=int, help="Of prompts and answers; default: no limit.")
+@click.option("--models", help="The only models it may use, comma separated.")
+@click.option("--operator", "is_operator", is_flag=True, help="It may see /stats, /metrics and everybody's jobs.")
+@settings_options(ProducerSettings)
+def add(name: str, models: str | None, **options: Any) -> None:
+    """Make a key, and print it: it is shown this once."""
+    flags = {field: options.pop(field) for field in ProducerSettings.model_fields}
+    allowed = [model.strip() for model in (models or "").split(",") if model.strip()]
+    try:
+        key, text = make_key(name=name, models=allowed, **options)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise SettingsError(f"--{str(wrong['loc'][0]).replace('_', '-')}: {wrong['msg']}") from error
+    _run(flags, add_key(key))
+    click.echo(text)
+
+
+@keys.command("list")
+@click.option("--json", "is_json", is_flag=True, help="Print them as JSON.")
+@settings_options(ProducerSettings)
+def show(is_json: bool, **flags: Any) -> None:
+    """Show the keys, without their secrets."""
+    found = [key.model_dump(mode="json", exclude={"secret_sha256"}) for key in _run(flags, list_keys())]
+    if is_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for key in found:
+        given = {field: value for field, value in key.items() if value and field not in ("id", "name", "created_at")}
+        click.echo("  ".join([key["id"], key["name"], *(f"{field}={value}" for field, value in given.items())]))
+
+
+@keys.command("revoke")
+@click.argument("key_id")
+@settings_options(ProducerSettings)
+def revoke(key_id: str, **flags: Any) -> None:
+    """Take a key back, by its id. Gateways take it for up to five seconds more."""
+    if not _run(flags, revoke_key(key_id)):
+        raise SettingsError(f"there is no key {key_id!r}; promptmill keys list shows those that are")
+    click.echo(f"{key_id} is revoked")
+
+
+def _run(flags: dict[str, Any], protocol: Protocol[T]) -> T:
+    settings = load_settings(ProducerSettings, flags)
+    with closing(Transport(settings.redis_url)) as transport:
+        return transport.run(protocol)
+
+
+def _check_exposure(settings: GatewaySettings) -> None:
+    """Nobody's machine is opened to everybody by mistake. Raises SettingsError."""
+    if settings.is_loopback or settings.allow_anonymous:
+        return
+    with closing(Transport(settings.redis_url)) as transport:
+        if not transport.run(has_keys()):
+            raise SettingsError(
+                f"--http-host {settings.http_host}: others could use it without a key; make one with "
+                "`promptmill keys add NAME`, listen on 127.0.0.1, or pass --allow-anonymous"
+            )

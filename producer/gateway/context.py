@@ -10,7 +10,9 @@ from producer.async_transport import AsyncTransport
 from producer.gateway.catalog import ModelCatalog
 from producer.gateway.drain import Drain
 from producer.gateway.job_records import JobRecords
+from producer.gateway.key_ring import KeyRing
 from producer.gateway.metrics import GatewayMetrics
+from producer.gateway.rate_limits import RateLimits
 from producer.gateway.settings import GatewaySettings
 
 
@@ -21,6 +23,8 @@ class GatewayContext:
     redis: AsyncTransport  # for the gateway's own keys
     catalog: ModelCatalog
     records: JobRecords
+    keys: KeyRing
+    limits: RateLimits
     drain: Drain
     metrics: GatewayMetrics
 
@@ -33,6 +37,8 @@ class GatewayContext:
             redis=redis,
             catalog=ModelCatalog(redis, settings.queue),
             records=JobRecords(redis),
+            keys=KeyRing(redis),
+            limits=RateLimits(redis),
             drain=Drain(settings.drain_seconds),
             metrics=GatewayMetrics(),
         )

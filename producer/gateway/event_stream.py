@@ -8,7 +8,7 @@ what is in the events.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -28,6 +28,8 @@ from producer.openai_response import add_usage
 START_SECONDS = 1.0
 MEDIA_TYPE = "text/event-stream; charset=utf-8"
 
+OnUsage = Callable[[Usage], Awaitable[None]]
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +45,7 @@ class EventStream(Response):
         timeout_seconds: float,
         keep_alive_seconds: float,
         headers: Mapping[str, str],
+        on_usage: OnUsage | None = None,
     ) -> None:
         super().__init__(headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -52,6 +55,7 @@ class EventStream(Response):
         self._cancels = cancels
         self._timeout_seconds = timeout_seconds
         self._keep_alive_seconds = keep_alive_seconds
+        self._on_usage = on_usage
         self._has_started = False
         self._sent_at = time.monotonic()
 
@@ -78,8 +82,10 @@ class EventStream(Response):
     async def _write(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             copies = [tasks.create_task(stream.copy_to(self._send_event)) for stream in self._streams]
-        usage: list[Usage] = [copy.result() for copy in copies]
-        rest = self._streams[0].renderer.render_usage(add_usage(usage)) if self._streams[0].includes_usage else b""
+        usage = add_usage([copy.result() for copy in copies])
+        if self._on_usage is not None:
+            await self._on_usage(usage)
+        rest = self._streams[0].renderer.render_usage(usage) if self._streams[0].includes_usage else b""
         await self._send_event(rest + DONE)
         await self._finish()
 

@@ -20,4 +20,5 @@ def respond(context: GatewayContext, accepted: AcceptedRequest) -> EventStream:
         timeout_seconds=context.settings.request_timeout_seconds,
         keep_alive_seconds=context.settings.keep_alive_seconds,
         headers=accepted.headers,
+        on_usage=lambda usage: accepted.settle(context, usage),
     )

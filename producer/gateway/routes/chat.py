@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from producer.gateway.acceptance import accept
 from producer.gateway.answer import answer
+from producer.gateway.auth import Authenticated
 from producer.gateway.context import Context
 from producer.gateway.live_answer import respond
 from producer.openai_request import CHAT_URL
@@ -12,7 +13,7 @@ router = APIRouter(tags=["chat"])
 
 
 @router.post(CHAT_URL)
-async def create_chat_completion(context: Context, request: Request) -> Response:
+async def create_chat_completion(context: Context, caller: Authenticated, request: Request) -> Response:
     """The model's next message, whole or as a stream of server-sent events."""
-    accepted = await accept(context, request, CHAT_URL)
+    accepted = await accept(context, caller, request, CHAT_URL)
     return respond(context, accepted) if accepted.asked.is_streamed else await answer(context, accepted, request)

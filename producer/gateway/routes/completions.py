@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from producer.gateway.acceptance import accept
 from producer.gateway.answer import answer
+from producer.gateway.auth import Authenticated
 from producer.gateway.context import Context
 from producer.gateway.live_answer import respond
 from producer.openai_request import COMPLETIONS_URL
@@ -12,7 +13,7 @@ router = APIRouter(tags=["completions"])
 
 
 @router.post(COMPLETIONS_URL)
-async def create_completion(context: Context, request: Request) -> Response:
+async def create_completion(context: Context, caller: Authenticated, request: Request) -> Response:
     """What follows a prompt, whole or as a stream of server-sent events."""
-    accepted = await accept(context, request, COMPLETIONS_URL)
+    accepted = await accept(context, caller, request, COMPLETIONS_URL)
     return respond(context, accepted) if accepted.asked.is_streamed else await answer(context, accepted, request)

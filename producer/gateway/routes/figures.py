@@ -7,13 +7,14 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from producer.errors import RedisUnavailableError
+from producer.gateway.auth import Operator
 from producer.gateway.context import Context
 
 router = APIRouter(tags=["figures"])
 
 
 @router.get("/stats")
-async def stats(context: Context) -> dict[str, Any]:
+async def stats(context: Context, caller: Operator) -> dict[str, Any]:
     """The queues with the numbers of their jobs, and the workers with their scheduler's and memory's figures."""
     queues = await context.client.queues()
     return {
@@ -23,7 +24,7 @@ async def stats(context: Context) -> dict[str, Any]:
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(context: Context) -> Response:
+async def metrics(context: Context, caller: Operator) -> Response:
     """Prometheus's text format. Without Redis the gateway's own figures alone."""
     try:
         queues, workers = await context.client.queues(), await context.catalog.workers()

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Response
 
 from producer.contract import Result
 from producer.errors import JobFailedError, JobNotFoundError
+from producer.gateway.auth import Authenticated, Caller
 from producer.gateway.context import Context, GatewayContext
 from producer.gateway.event_stream import EventStream
 from producer.gateway.job_records import JobRecord
@@ -18,9 +19,9 @@ _RESPONSE_PREFIXES = ("chatcmpl-", "cmpl-")
 
 
 @router.get("/v1/jobs/{job_id}")
-async def get_job(context: Context, job_id: str) -> dict[str, Any]:
+async def get_job(context: Context, caller: Authenticated, job_id: str) -> dict[str, Any]:
     """Where a job stands; its answer once it has ended."""
-    job_id, record = await _find(context, job_id)
+    job_id, record = await _find(context, caller, job_id)
     status = await context.client.status(job_id)
     body = _body(job_id, record, str(status))
     if status.has_ended:
@@ -33,9 +34,9 @@ async def get_job(context: Context, job_id: str) -> dict[str, Any]:
 
 
 @router.delete("/v1/jobs/{job_id}")
-async def delete_job(context: Context, job_id: str) -> dict[str, Any]:
+async def delete_job(context: Context, caller: Authenticated, job_id: str) -> dict[str, Any]:
     """Cancel a job, queued or running. One that has ended stays as it is."""
-    job_id, record = await _find(context, job_id)
+    job_id, record = await _find(context, caller, job_id)
     is_cancelled = await context.client.cancel(job_id)
     status = "cancelled" if is_cancelled else str(await context.client.status(job_id))
     return {**_body(job_id, record, status), "cancelled": is_cancelled}
@@ -43,11 +44,14 @@ async def delete_job(context: Context, job_id: str) -> dict[str, Any]:
 
 @router.get("/v1/jobs/{job_id}/stream", response_class=EventStream)
 async def stream_job(
-    context: Context, job_id: str, after: Annotated[str | None, Query(pattern=r"^\d{1,9}-\d{1,9}$")] = None
+    context: Context,
+    caller: Authenticated,
+    job_id: str,
+    after: Annotated[str | None, Query(pattern=r"^\d{1,9}-\d{1,9}$")] = None,
 ) -> Response:
     """The job's stream of events: from its beginning, or behind the cursor that an event carried. Leaving it does not
     cancel the job."""
-    job_id, record = await _find(context, job_id)
+    job_id, record = await _find(context, caller, job_id)
     await context.client.status(job_id)  # a job of which nothing is left is not found, before a stream begins
     stream = JobStream(
         context.client.job(job_id),
@@ -67,12 +71,12 @@ async def stream_job(
     )
 
 
-async def _find(context: GatewayContext, job_id: str) -> tuple[str, JobRecord]:
+async def _find(context: GatewayContext, caller: Caller, job_id: str) -> tuple[str, JobRecord]:
     """By its own id or its response's. Raises JobNotFoundError, also for a job of somebody else."""
     for prefix in _RESPONSE_PREFIXES:
         job_id = job_id.removeprefix(prefix)
     record = await context.records.read(job_id)
-    if record is None:
+    if record is None or not caller.may_see(record.key_id):
         raise JobNotFoundError(job_id, f"job {job_id} is not known here, or was forgotten")
     return job_id, record
 

@@ -10,7 +10,7 @@ import pytest
 
 from producer.contract import ErrorCode, ErrorInfo
 from tests.fakes.fake_worker import FakeWorker, HeldJob
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
 
 HELLO: Any = [{"role": "user", "content": "one two"}]
 
@@ -172,12 +172,3 @@ def test_stopping_ends_streams_with_the_place_to_go_on_from(start_gateway: Start
     job.end()
     text = httpx.get(f"{other.url}/v1/jobs/{job.job_id}/stream?after=1-1", timeout=30).text
     assert events(text)[0]["choices"][0]["text"] == "b"
-
-
-def wait_until(condition: Any) -> None:
-    done = threading.Event()
-    for _ in range(200):
-        if condition():
-            return
-        done.wait(0.05)
-    raise AssertionError("it did not come to that")

@@ -1,0 +1,221 @@
+"""API keys, their limits and what each may see; sizes, depths and origins; what the log says."""
+
+import logging
+
+import httpx2 as httpx
+import openai
+import pytest
+import redis
+from click.testing import CliRunner
+
+from producer.cli import main
+from producer.gateway.api_keys import API_KEYS_KEY
+from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway, wait_until
+
+
+def promptmill(redis_url: str, *arguments: str) -> str:
+    done = CliRunner().invoke(main, [*arguments, "--redis-url", redis_url], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output.strip()
+
+
+def test_a_key_is_made_taken_listed_and_revoked(
+    redis_url: str, redis_client: redis.Redis, start_gateway: StartGateway, echoing: FakeWorker
+) -> None:
+    key = promptmill(redis_url, "keys", "add", "team")
+    stored = redis_client.hgetall(API_KEYS_KEY)
+    assert key.rpartition("-")[2] not in str(stored), "the secret is not kept"
+    gateway = start_gateway()
+    with open_client(gateway, api_key=key) as client:
+        assert client.completions.create(model="fake", prompt="x").choices[0].text == "x "
+    for wrong in ("none", key[:-1] + ("A" if key[-1] != "A" else "B"), "pm-000000000000-" + "x" * 43):
+        with open_client(gateway, api_key=wrong) as client, pytest.raises(openai.AuthenticationError) as error:
+            client.models.list()
+        assert error.value.code == "invalid_api_key"
+    assert httpx.get(f"{gateway.url}/v1/models").json()["error"]["code"] == "missing_api_key"
+    listed = promptmill(redis_url, "keys", "list") + promptmill(redis_url, "keys", "list", "--json")
+    assert "team" in listed and key not in listed
+    assert "is revoked" in promptmill(redis_url, "keys", "revoke", key.split("-")[1])
+    other = start_gateway(allow_anonymous=False, http_host="0.0.0.0")  # one that has not seen the key yet
+    with open_client(other, api_key=key) as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+
+
+def test_a_key_sees_its_own_jobs_and_models_alone(redis_url: str, gateway: RunningGateway, echoing: FakeWorker) -> None:
+    mine = promptmill(redis_url, "keys", "add", "mine", "--models", "fake")
+    other = promptmill(redis_url, "keys", "add", "other", "--models", "elsewhere", "--tenant", "acme")
+    operator = promptmill(redis_url, "keys", "add", "ops", "--operator")
+    with open_client(gateway, api_key=mine) as client:
+        done = client.completions.create(model="fake", prompt="x")
+    with open_client(gateway, api_key=other) as client:
+        assert list(client.models.list()) == []
+        with pytest.raises(openai.PermissionDeniedError) as error:
+            client.completions.create(model="fake", prompt="x")
+    assert error.value.code == "model_not_allowed"
+
+    def status(path: str, key: str) -> int:
+        return httpx.get(f"{gateway.url}{path}", headers={"authorization": f"Bearer {key}"}).status_code
+
+    assert [status(f"/v1/jobs/{done.id}", key) for key in (mine, other, operator)] == [200, 404, 200]
+    assert [status("/metrics", key) for key in (mine, operator)] == [403, 200]
+    assert httpx.get(f"{gateway.url}/health").status_code == 200
+
+
+def test_a_keys_tenant_is_its_jobs_tenant(redis_url: str, gateway: RunningGateway, worker: FakeWorker) -> None:
+    key = promptmill(redis_url, "keys", "add", "acme", "--tenant", "acme")
+    with open_client(gateway, api_key=key) as client:
+        with pytest.raises(openai.PermissionDeniedError):
+            client.completions.create(model="fake", prompt="x", extra_body={"tenant": "rival"})
+        stream = client.completions.create(model="fake", prompt="x", stream=True)
+        assert worker.connection.llen("rq:queue:promptmill@acme") == 1
+        stream.close()
+
+
+def test_requests_a_minute_are_limited_for_all_replicas_together(
+    redis_url: str, start_gateway: StartGateway, echoing: FakeWorker
+) -> None:
+    key = promptmill(redis_url, "keys", "add", "slow", "--requests-per-minute", "2")
+    replicas = [start_gateway(), start_gateway()]
+    for replica in replicas:
+        with open_client(replica, api_key=key) as client:
+            client.completions.create(model="fake", prompt="x")
+    with open_client(replicas[0], api_key=key) as client, pytest.raises(openai.RateLimitError) as error:
+        client.completions.create(model="fake", prompt="x")
+    assert error.value.code == "rate_limit_exceeded" and 1 <= int(error.value.response.headers["retry-after"]) <= 31
+
+
+def test_tokens_a_minute_are_those_that_were_used(
+    redis_url: str, redis_client: redis.Redis, gateway: RunningGateway, echoing: FakeWorker
+) -> None:
+    key = promptmill(redis_url, "keys", "add", "small", "--tokens-per-minute", "600")
+    with open_client(gateway, api_key=key) as client:
+        client.completions.create(model="fake", prompt="four", max_tokens=400)  # reserves 402, uses 2 + 5
+        left = float(redis_client.hget(f"promptmill:gateway:rate:{key.split('-')[1]}", "tokens") or 0)
+        assert 590 <= left <= 600
+        list(client.completions.create(model="fake", prompt="four", max_tokens=500, stream=True))
+        with pytest.raises(openai.RateLimitError):
+            for _ in range(4):
+                client.completions.create(model="fake", prompt="w " * 180, max_tokens=600)
+
+
+def test_a_deep_queue_takes_no_more(start_gateway: StartGateway, worker: FakeWorker) -> None:
+    gateway = start_gateway(max_queue_depth=2)
+    worker.connection.rpush("rq:queue:promptmill", "a", "b")
+    with open_client(gateway) as client, pytest.raises(openai.RateLimitError) as error:
+        client.completions.create(model="fake", prompt="x")
+    assert error.value.code == "queue_full" and error.value.response.headers["retry-after"] == "5"
+
+
+def test_large_bodies_are_refused_whole_and_chunked(start_gateway: StartGateway) -> None:
+    url = f"{start_gateway(max_body_bytes=2048).url}/v1/completions"
+    json = {"content-type": "application/json"}
+    assert httpx.post(url, content=b'"' + b"x" * 4096, headers=json).status_code == 413
+    pieces = (b"x" * 512 for _ in range(8))
+    assert httpx.post(url, content=pieces, headers=json).json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b'{"model": NaN}', "application/json", 400),
+        (b"[" * 50_000, "application/json", 400),
+        (b'{"metadata": ' + b'{"a":' * 100 + b"1" + b"}" * 101, "application/json", 400),
+        (b'{"model": "fake"}', "text/plain", 415),
+        (b"\xff", "application/json", 400),
+    ],
+)
+def test_a_body_that_is_no_request_is_refused(
+    gateway: RunningGateway, content: bytes, content_type: str, status: int
+) -> None:
+    answer = httpx.post(f"{gateway.url}/v1/completions", content=content, headers={"content-type": content_type})
+    assert answer.status_code == status and answer.json()["error"]["message"] and answer.headers["x-request-id"]
+
+
+def test_other_origins_are_refused_unless_they_are_named(start_gateway: StartGateway) -> None:
+    ask = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    closed = httpx.options(f"{start_gateway().url}/v1/completions", headers=ask)
+    assert "access-control-allow-origin" not in closed.headers
+    named = httpx.options(f"{start_gateway(cors_origins='https://app.example').url}/v1/completions", headers=ask)
+    assert named.headers["access-control-allow-origin"] == "https://app.example"
+
+
+def test_the_log_has_neither_prompts_nor_keys(
+    redis_url: str, gateway: RunningGateway, echoing: FakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = promptmill(redis_url, "keys", "add", "team")
+    caplog.set_level(logging.DEBUG)
+    with open_client(gateway, api_key=key) as client:
+        client.completions.create(model="fake", prompt="a-very-secret-prompt", extra_headers={"x-request-id": "mine-1"})
+        with pytest.raises(openai.BadRequestError):
+            client.completions.create(model="fake", prompt="a-very-secret-prompt", temperature=9)
+    ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("producer"))
+    assert "request_id=mine-1" in ours and key.split("-")[1] in ours
+    assert "secret-prompt" not in ours and key not in ours
+
+
+def test_an_idempotency_key_makes_one_job_of_two_requests(gateway: RunningGateway, worker: FakeWorker) -> None:
+    headers = {"Idempotency-Key": "order-7"}
+    with open_client(gateway) as client:
+        first = client.completions.create(model="fake", prompt="x", stream=True, extra_headers=headers)
+        job = worker.claim().begin()
+        job.write("a")
+        assert next(iter(first)).choices[0].text == "a"
+        first.close()  # the job goes on: its name says that it will be asked for again
+        second = client.completions.create(model="fake", prompt="x", stream=True, extra_headers=headers)
+        job.write("b", finish_reason="stop")
+        job.end()
+        assert "".join(chunk.choices[0].text for chunk in second) == "ab"
+        with pytest.raises(openai.ConflictError) as error:
+            client.completions.create(model="fake", prompt="y", extra_headers=headers)
+    assert error.value.code == "idempotency_conflict" and error.value.response.headers["x-should-retry"] == "false"
+
+
+def test_redis_away_is_unavailable_and_unhealthy() -> None:
+    with running_gateway("redis://127.0.0.1:1") as gateway:
+        with open_client(gateway) as client, pytest.raises(openai.InternalServerError) as error:
+            client.completions.create(model="fake", prompt="x")
+        assert (error.value.status_code, error.value.code) == (503, "queue_unavailable")
+        health = httpx.get(f"{gateway.url}/health", timeout=30)
+        assert health.status_code == 503 and health.json()["redis"] == "unreachable"
+        assert httpx.get(f"{gateway.url}/health/live").json() == {"status": "alive"}
+        assert httpx.get(f"{gateway.url}/metrics", timeout=30).status_code == 503, "nobody can say who may see it"
+
+
+def test_a_gateway_nobody_listens_to_is_a_connection_error() -> None:
+    client = openai.OpenAI(base_url="http://127.0.0.1:1/v1", api_key="x", max_retries=0)
+    with client, pytest.raises(openai.APIConnectionError):
+        client.models.list()
+
+
+def test_a_client_that_waits_no_longer_gets_its_timeout_and_its_job_ends(
+    gateway: RunningGateway, worker: FakeWorker
+) -> None:
+    with open_client(gateway, timeout=0.5) as client, pytest.raises(openai.APITimeoutError):
+        client.completions.create(model="fake", prompt="x")
+    [job] = worker.connection.keys("rq:job:*")
+    wait_until(lambda: worker.connection.hget(job, "status") == b"canceled")
+
+
+def test_other_addresses_than_loopback_need_a_key_or_a_flag(redis_url: str) -> None:
+    done = CliRunner().invoke(main, ["gateway", "--http-host", "0.0.0.0", "--redis-url", redis_url])
+    assert done.exit_code == 2 and "--allow-anonymous" in done.output
+
+
+def test_the_figures_name_queues_workers_and_waits(gateway: RunningGateway, echoing: FakeWorker) -> None:
+    with open_client(gateway) as client:
+        list(client.completions.create(model="fake", prompt="a b c", stream=True))
+    text = httpx.get(f"{gateway.url}/metrics").text
+    for line in (
+        'promptmill_http_requests_total{method="POST",route="/v1/completions",status="200"} 1.0',
+        'promptmill_time_to_first_token_seconds_count{model="fake"} 1.0',
+        'promptmill_inter_token_seconds_count{model="fake"} 2.0',
+        'promptmill_queue_jobs{queue="promptmill",state="waiting"} 0.0',
+        'promptmill_worker_kv_blocks_free{model="fake",worker="fake"} 0.0',
+        "promptmill_workers 1.0",
+    ):
+        assert line in text
+    stats = httpx.get(f"{gateway.url}/stats").json()
+    assert stats["workers"][0]["name"] == "fake" and stats["queues"][0]["name"] == "promptmill"
