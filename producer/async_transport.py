@@ -7,9 +7,11 @@ from typing import Any
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from producer.channel_hub import ChannelHub, Mailbox
+from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObject, Receive, Send, Sleep, Subscribe, T
 from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, bad_url, translate
@@ -25,13 +27,7 @@ class AsyncTransport:
         self.url = url
         self._s3_endpoint_url = s3_endpoint_url
         try:
-            pool = redis.asyncio.BlockingConnectionPool.from_url(
-                url,
-                max_connections=MAX_CONNECTIONS,
-                timeout=REPLY_TIMEOUT_SECONDS,
-                retry=Retry(NoBackoff(), 0),
-                **CONNECTION_OPTIONS,
-            )
+            pool = _make_pool(url, {"retry": Retry(NoBackoff(), 0), **CONNECTION_OPTIONS})
         except ValueError as error:
             raise bad_url(url, error) from error
         self._redis = redis.asyncio.Redis.from_pool(pool)
@@ -40,6 +36,9 @@ class AsyncTransport:
     async def aclose(self) -> None:
         await self._hub.aclose()
         await self._redis.aclose()
+        manager = getattr(self._redis.connection_pool, "sentinel_manager", None)
+        for sentinel in manager.sentinels if manager is not None else ():
+            await sentinel.aclose()
 
     async def run(self, protocol: Protocol[T]) -> T:
         """The protocol's return value; what it emits on the way is dropped."""
@@ -123,3 +122,15 @@ class _AsyncSession:
     async def _receive(self, timeout: float) -> bytes | None:
         assert self._mailbox is not None, "Receive comes after Subscribe"
         return await self._mailbox.get(timeout)
+
+
+def _make_pool(url: str, options: dict[str, Any]) -> redis.asyncio.ConnectionPool:
+    """Raises ValueError for a URL that is none."""
+    behind = SentinelUrl.parse(url)
+    if behind is None:
+        return redis.asyncio.BlockingConnectionPool.from_url(
+            url, max_connections=MAX_CONNECTIONS, timeout=REPLY_TIMEOUT_SECONDS, **options
+        )
+    sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
+    pool: redis.asyncio.ConnectionPool = sentinel.master_for(behind.service, **behind.options).connection_pool
+    return pool

@@ -23,8 +23,8 @@ class ProducerSettings(BaseSettings):
 
     redis_url: str = Field(
         default="redis://localhost:6379",
-        pattern=r"^(redis|rediss|unix)://",
-        description="Redis, as redis://, rediss:// or unix:// URL.",
+        pattern=r"^(rediss?(\+sentinel)?|unix)://",
+        description="Redis, as redis://, rediss:// or unix:// URL, or redis+sentinel://HOST,HOST/SERVICE.",
     )
     queue: str = Field(
         default=DEFAULT_QUEUE, pattern=r"^[A-Za-z0-9_.:@-]{1,128}$", description="Name of the queue that jobs go to."

@@ -7,7 +7,9 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
+from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObject, Receive, Send, Sleep, Subscribe, T
 from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, bad_url, translate
@@ -21,12 +23,15 @@ class Transport:
         self.url = url
         self._s3_endpoint_url = s3_endpoint_url
         try:
-            self._redis = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **CONNECTION_OPTIONS)
+            self._redis = _connect(url, {"retry": Retry(NoBackoff(), 0), **CONNECTION_OPTIONS})
         except ValueError as error:
             raise bad_url(url, error) from error
 
     def close(self) -> None:
         self._redis.close()
+        manager = getattr(self._redis.connection_pool, "sentinel_manager", None)
+        for sentinel in manager.sentinels if manager is not None else ():
+            sentinel.close()
 
     def run(self, protocol: Protocol[T]) -> T:
         """The protocol's return value; what it emits on the way is dropped."""
@@ -118,3 +123,13 @@ class _Session:
         assert self._pubsub is not None, "Receive comes after Subscribe"
         message = self._pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout)
         return message["data"] if message is not None and message["type"] == "message" else None
+
+
+def _connect(url: str, options: dict[str, Any]) -> redis.Redis:
+    """Raises ValueError for a URL that is none."""
+    behind = SentinelUrl.parse(url)
+    if behind is None:
+        return redis.Redis.from_url(url, **options)
+    sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
+    master: redis.Redis = sentinel.master_for(behind.service, **behind.options)
+    return master

@@ -3,11 +3,15 @@
 No command is retried by the client: a lost reply may hide a write that happened. Who can repeat a write safely does.
 """
 
+from typing import Any
+
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
+from producer.contract.sentinel_url import SentinelUrl
 from worker.errors import StartRefusedError
 
 SOCKET_TIMEOUT_SECONDS = 5.0
@@ -20,14 +24,22 @@ REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError, ReadO
 
 
 def connect(url: str) -> redis.Redis:
-    """A client of its own pool; connects on first use."""
-    return redis.Redis.from_url(
-        url,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=SOCKET_TIMEOUT_SECONDS,
-        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        health_check_interval=HEALTH_CHECK_SECONDS,
-    )
+    """A client of its own pool; connects on first use, and behind Sentinels always to the present master."""
+    options: dict[str, Any] = {
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "health_check_interval": HEALTH_CHECK_SECONDS,
+    }
+    try:
+        behind = SentinelUrl.parse(url)
+        if behind is None:
+            return redis.Redis.from_url(url, **options)
+    except ValueError as error:
+        raise StartRefusedError(f"--redis-url (PROMPTMILL_REDIS_URL): {error}") from error
+    sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
+    master: redis.Redis = sentinel.master_for(behind.service, **behind.options)
+    return master
 
 
 def check_server(client: redis.Redis, url: str) -> None:

@@ -110,6 +110,9 @@ class WorkerThread:
         assert not self._thread.is_alive()
         self.engine.stop()
         self._client.close()
+        manager = getattr(self._client.connection_pool, "sentinel_manager", None)
+        for sentinel in manager.sentinels if manager is not None else ():
+            sentinel.close()
 
     def _run(self) -> None:
         try:

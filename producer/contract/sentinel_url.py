@@ -1,0 +1,45 @@
+"""The URL of a Redis that Sentinels watch over, which redis-py has no form of. Opens no connection."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import unquote, urlsplit
+
+SCHEMES = ("redis+sentinel", "rediss+sentinel")
+DEFAULT_PORT = 26379
+FORM = "redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]…]/SERVICE[/DB]"
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelUrl:
+    """Where the Sentinels are, and which of their services is ours. User and password are the Redis servers'."""
+
+    sentinels: tuple[tuple[str, int], ...]
+    service: str
+    options: dict[str, Any]
+    """Of a connection to the master, by redis-py's names."""
+
+    @classmethod
+    def parse(cls, url: str) -> Self | None:
+        """None for any other URL. Raises ValueError for one that names Sentinels and is not whole."""
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES:
+            return None
+        login, _, hosts = parts.netloc.rpartition("@")
+        service, _, db = parts.path.strip("/").partition("/")
+        if not service or (db and not db.isdigit()):
+            raise ValueError(f"a URL of Sentinels has the form {FORM}")
+        user, _, password = login.partition(":")
+        options = {
+            "db": int(db or 0),
+            "username": unquote(user) or None,
+            "password": unquote(password) or None,
+            "ssl": parts.scheme == "rediss+sentinel",
+        }
+        return cls(tuple(map(_address, hosts.split(","))), service, options)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":") if text.rpartition(":")[2].isdigit() else (text, "", "")
+    if not host:
+        raise ValueError(f"{text!r} is no address of a Sentinel: a URL of Sentinels has the form {FORM}")
+    return host.strip("[]"), int(port or DEFAULT_PORT)

@@ -1,0 +1,153 @@
+"""Redis goes away for longer than a lease, is full, fails over, stands still: what it costs a job is time."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from producer import AsyncClient, Client
+from producer.contract import keys
+from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.sentinel_trio import SentinelTrio
+from tests.fakes.worker_runs import (
+    FUNCTION,
+    WorkerThread,
+    enqueue_many,
+    rq_queue,
+    stream_text,
+    wait_for_no_leftovers,
+    wait_for_result,
+    wait_until,
+)
+from worker.embedded_redis import EmbeddedRedis
+from worker.scripts import CRASHES_FIELD
+
+LEASE_SECONDS = 2.0
+
+
+def check_undisturbed(client: redis.Redis, ids: list[str]) -> None:
+    """Every job ended once, in its first attempt, with a whole stream; nobody was counted as crashed."""
+    for job_id in ids:
+        result = wait_for_result(client, job_id)
+        assert (result.status, result.attempts) == ("finished", 1)
+        assert stream_text(client, job_id) == result.text
+        assert not client.hexists(f"rq:job:{job_id}", CRASHES_FIELD)
+    wait_for_no_leftovers(client)
+    assert client.xlen(keys.results_channel(keys.DEFAULT_QUEUE)) == len(ids)
+
+
+def wait_for_first_tokens(client: redis.Redis, ids: list[str]) -> None:
+    wait_until(lambda: all(client.xlen(keys.stream_key(job_id)) > 1 for job_id in ids))
+
+
+def sleep_longer_than_a_lease() -> None:
+    time.sleep(2 * LEASE_SECONDS)  # the one thing that is waited for here is time itself
+
+
+def test_a_redis_that_stands_still_for_longer_than_a_lease_costs_no_attempt(tmp_path: Path) -> None:
+    """Two workers: neither may take the other's jobs for those of a dead one."""
+    with EmbeddedRedis(data_dir=tmp_path) as server, redis.Redis.from_url(server.url) as client:
+        engines = [FakeEngine(step_seconds=0.05) for _ in range(2)]
+        with (
+            WorkerThread(server.url, engines[0], lease_seconds=LEASE_SECONDS, max_num_seqs=8),
+            WorkerThread(server.url, engines[1], lease_seconds=LEASE_SECONDS, max_num_seqs=8),
+        ):
+            ids = enqueue_many(rq_queue(client), 16, max_tokens=60)
+            wait_for_first_tokens(client, ids)
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                sleep_longer_than_a_lease()
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            check_undisturbed(client, ids)
+        assert sum(len(engine.submitted) for engine in engines) == 16  # nothing was generated twice
+
+
+def test_a_redis_that_is_down_for_longer_than_a_lease_and_restarts_from_its_file_costs_no_attempt(
+    tmp_path: Path,
+) -> None:
+    with EmbeddedRedis(data_dir=tmp_path) as server, redis.Redis.from_url(server.url) as client:
+        engines = [FakeEngine(step_seconds=0.05) for _ in range(2)]
+        with (
+            WorkerThread(server.url, engines[0], lease_seconds=LEASE_SECONDS, max_num_seqs=8),
+            WorkerThread(server.url, engines[1], lease_seconds=LEASE_SECONDS, max_num_seqs=8),
+        ):
+            ids = enqueue_many(rq_queue(client), 16, max_tokens=100)
+            wait_for_first_tokens(client, ids)
+            client.execute_command("WAITAOF", 1, 0, 5000)  # what is acknowledged is in the file
+            server.kill()
+            sleep_longer_than_a_lease()
+            server.start()
+            check_undisturbed(client, ids)
+        assert sum(len(engine.submitted) for engine in engines) == 16
+
+
+def test_a_full_redis_is_one_that_is_away(redis_url: str, redis_client: redis.Redis) -> None:
+    """Claims, appends, commits and heartbeats are refused with OOM; nothing is half done, nothing is lost."""
+    queue = rq_queue(redis_client)
+    try:
+        with WorkerThread(redis_url, FakeEngine(step_seconds=0.02)) as worker:
+            ids = enqueue_many(queue, 8, max_tokens=60)
+            wait_for_first_tokens(redis_client, ids)
+            late = enqueue_many(queue, 8, max_tokens=5)
+            redis_client.config_set("maxmemory", "1mb")
+            with pytest.raises(redis.exceptions.OutOfMemoryError):
+                redis_client.set("more", 1)
+            wait_until(lambda: not worker.engine.running)  # it has generated on
+            assert not any(redis_client.exists(keys.result_key(job_id)) for job_id in ids)
+            redis_client.config_set("maxmemory", "0")
+            check_undisturbed(redis_client, [*ids, *late])
+    finally:
+        redis_client.config_set("maxmemory", "0")
+
+
+def test_a_fail_over_by_sentinel_costs_no_job_and_no_token(tmp_path: Path) -> None:
+    """Workers and clients find the new master by themselves. What the old one had not replicated is sent again."""
+    with (
+        SentinelTrio(tmp_path) as trio,
+        Client(trio.url) as client,
+        WorkerThread(trio.url, FakeEngine(step_seconds=0.05), lease_seconds=LEASE_SECONDS),
+    ):
+        jobs = client.submit_many([{"prompt": f"Job {at}", "max_tokens": 100} for at in range(8)])
+        watched = jobs[0].stream(timeout=60)
+        texts = [next(watched).text]
+        with redis.Redis(port=trio.master.port) as master:
+            wait_for_first_tokens(master, [job.id for job in jobs])
+            master.wait(1, 5000)
+        trio.fail_over()
+        texts += [chunk.text for chunk in watched]
+        results = {result.job_id: result for result in client.as_completed(jobs, timeout=60)}
+        assert len(results) == 8 and {result.status for result in results.values()} == {"finished"}
+        assert "".join(texts) == results[jobs[0].id].text
+        with redis.Redis(port=trio.replica.port) as promoted:
+            for job in jobs:
+                assert stream_text(promoted, job.id) == results[job.id].text
+            wait_for_no_leftovers(promoted)
+
+
+async def test_the_asyncio_client_finds_the_master_through_sentinels(tmp_path: Path) -> None:
+    with SentinelTrio(tmp_path) as trio, WorkerThread(trio.url):
+        async with AsyncClient(trio.url) as client:
+            job = await client.submit("Hello", max_tokens=3)
+            text = "".join([chunk.text async for chunk in job.stream(timeout=30)])
+            assert text == (await job.result(timeout=30)).text != ""
+
+
+def test_jobs_that_wait_for_their_first_token_when_redis_goes_away_are_not_suspects(tmp_path: Path) -> None:
+    with EmbeddedRedis(data_dir=tmp_path) as server, redis.Redis.from_url(server.url) as client:
+        engine = FakeEngine(step_seconds=0.001)
+        engine.pause()
+        with WorkerThread(server.url, engine, lease_seconds=LEASE_SECONDS):
+            job = rq_queue(client).enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+            wait_until(lambda: engine.running)
+            for _ in range(2):
+                os.kill(server.pid, signal.SIGSTOP)
+                try:
+                    sleep_longer_than_a_lease()
+                finally:
+                    os.kill(server.pid, signal.SIGCONT)
+            engine.go_on()
+            check_undisturbed(client, [job.id])
