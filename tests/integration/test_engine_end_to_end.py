@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import InferenceEngine, ModelLoadError, SamplingParams
+from engine import InferenceEngine, InvalidRequestError, ModelLoadError, SamplingParams
 from engine.process import ChildProcess
 from tests.fakes.output_recorder import OutputRecorder
 from tests.fakes.tiny_models import make_tiny_model
@@ -75,6 +75,62 @@ def test_a_child_killed_in_mid_generation_leaves_sampled_outputs_as_they_would_h
     prompts = [engine.tokenizer.encode(prompt) for prompt in PROMPTS]
     assert run_and_kill(engine, prompts, SAMPLED, after=20) == [output.token_ids for output in undisturbed]
     assert_all_blocks_free(engine)
+
+
+ASKING = SamplingParams(
+    max_tokens=150,
+    temperature=0.9,
+    n=2,
+    seed=3,
+    presence_penalty=0.2,
+    frequency_penalty=0.1,
+    repetition_penalty=1.1,
+    logit_bias=((65, 2.0), (66, -100.0)),
+    min_tokens=40,
+    logprobs=2,
+    prompt_logprobs=1,
+)
+
+
+def test_a_child_killed_in_mid_generation_changes_no_logprob_and_reports_the_prompts_once(
+    engine: InferenceEngine,
+) -> None:
+    undisturbed = engine.generate_batch(PROMPTS, ASKING)
+    for number, output in enumerate(undisturbed):
+        assert output.logprobs is not None and [entry.token_id for entry in output.logprobs] == output.token_ids
+        assert (output.prompt_logprobs is None) is (output.index == 1)
+        assert len(output.token_ids) > 40 and 66 not in output.token_ids, f"choice {number}"
+    recorders = [OutputRecorder() for _ in PROMPTS]
+    for prompt, recorder in zip(PROMPTS, recorders, strict=True):
+        engine.submit(f"asking-{prompt}", engine.tokenizer.encode(prompt), ASKING, on_output=recorder)
+    for recorder in recorders:
+        recorder.wait_for_tokens(40)
+    kill_child(engine)
+    for number, recorder in enumerate(recorders):
+        recorder.wait_for_end()
+        for index in (0, 1):
+            mine = [output for output in recorder.outputs if output.index == index]
+            whole = undisturbed[2 * number + index]
+            assert [entry for output in mine for entry in output.logprobs or ()] == whole.logprobs
+            assert [o.prompt_logprobs for o in mine if o.prompt_logprobs] == [
+                scores for scores in [whole.prompt_logprobs] if scores
+            ]
+    assert_all_blocks_free(engine)
+
+
+def test_a_prompt_is_scored_without_a_token(engine: InferenceEngine) -> None:
+    scoring = SamplingParams(max_tokens=0, prompt_logprobs=3, logprobs=0)
+    (scored,) = engine.generate_batch(["hello there"], scoring)
+    (generated,) = engine.generate_batch(["hello there"], SamplingParams(max_tokens=3, prompt_logprobs=3))
+    assert (scored.text, scored.token_ids, scored.logprobs, scored.finish_reason) == ("", [], [], "length")
+    assert scored.prompt_logprobs == generated.prompt_logprobs is not None
+    assert_all_blocks_free(engine)
+
+
+def test_a_bias_for_a_token_that_the_model_lacks_is_refused(engine: InferenceEngine) -> None:
+    with pytest.raises(InvalidRequestError, match="logit_bias names token id 320") as caught:
+        engine.generate("hello", SamplingParams(logit_bias=((320, 1.0),)))
+    assert caught.value.param == "logit_bias"
 
 
 def test_seeded_choices_differ_from_each_other_and_repeat(engine: InferenceEngine) -> None:

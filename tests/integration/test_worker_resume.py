@@ -8,7 +8,7 @@ from rq import Queue
 
 from engine.sampling_params import SamplingParams
 from producer.contract import Chunk, Marker, Result, keys, parse_entry
-from tests.fakes.fake_engine import FakeEngine, expected_tokens, text_of
+from tests.fakes.fake_engine import FakeEngine, FakeTokenizer, expected_logprob, expected_tokens, text_of
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerProcess,
@@ -20,6 +20,7 @@ from tests.fakes.worker_runs import (
     wait_for_result,
     wait_until,
 )
+from worker.logprobs import LogprobWriter
 from worker.scripts import RESUME_FIELD
 from worker.translate import default_seed
 
@@ -60,6 +61,18 @@ def check_whole(client: redis.Redis, result: Result, *, num_choices: int = 1) ->
     assert result.usage.prompt_tokens == len(PROMPT)
 
 
+def check_logprobs(client: redis.Redis, result: Result) -> None:
+    """Every token has its own, in the stream and in the result, and the prompt came once, first."""
+    writer = LogprobWriter(FakeTokenizer())  # type: ignore[arg-type]
+    chunks = [entry for entry in stored_chunks(client, result.job_id) if isinstance(entry, Chunk)]
+    for holder in (*chunks, *result.choices):
+        assert holder.logprobs == [writer.write(expected_logprob(token_id, 2)) for token_id in holder.token_ids]
+    assert [chunk.prompt for chunk in chunks if chunk.prompt is not None] == [result.prompt]
+    assert chunks[0].prompt is not None and result.prompt is not None
+    assert result.prompt.logprobs == [None, writer.write(expected_logprob(PROMPT[1], 2))]
+    assert (result.prompt.text, result.prompt.token_ids) == (text_of(PROMPT), PROMPT)
+
+
 def stored_chunks(client: redis.Redis, job_id: str) -> list[object]:
     return [parse_entry(fields[b"d"]) for _, fields in client.xrange(keys.stream_key(job_id)) if b"d" in fields]
 
@@ -96,6 +109,21 @@ def test_a_handed_over_job_goes_on_at_its_next_token(redis_url: str, queue: Queu
         wait_for_no_leftovers(redis_client)
     assert redis_client.xrange(keys.stream_key(job.id))[: len(before)] == before
     assert [marker.reset for marker in markers(redis_client, job.id)] == [False, False]
+
+
+def test_logprobs_and_the_echoed_prompt_outlive_a_hand_over(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url, FakeEngine(step_seconds=0.01)):
+        job = queue.enqueue(
+            FUNCTION, prompt=PROMPT, max_tokens=NUM_TOKENS, logprobs=True, top_logprobs=2, echo=True
+        )  # fmt: skip
+        wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 3)
+    with WorkerThread(redis_url) as heir:
+        result = wait_for_result(redis_client, job.id)
+        check_whole(redis_client, result)
+        check_logprobs(redis_client, result)
+        assert heir.engine.num_resumed_tokens[f"{job.id}:2"] > 0
 
 
 def test_jobs_of_a_killed_worker_go_on_from_what_is_stored(
