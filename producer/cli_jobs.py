@@ -18,6 +18,10 @@ from producer.settings import ProducerSettings, load_settings, settings_options
 REQUEST_FIELDS = (
     "model",
     "max_tokens",
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
     "temperature",
     "top_p",
     "top_k",
@@ -49,6 +53,13 @@ def open_client(flags: dict[str, Any]) -> Client:
 @click.option("--top-p", type=float, metavar="P", help="Only the likeliest tokens that make up P.")
 @click.option("--top-k", type=int, metavar="K", help="Only the K likeliest tokens.")
 @click.option("--min-p", type=float, metavar="P", help="Only tokens at least P times as likely as the likeliest.")
+@click.option("--min-tokens", type=int, metavar="N", help="No end before so many tokens.")
+@click.option("--presence-penalty", type=float, metavar="P", help="-2 to 2: against tokens that the answer has.")
+@click.option("--frequency-penalty", type=float, metavar="P", help="-2 to 2: the same for each time it has them.")
+@click.option("--repetition-penalty", type=float, metavar="P", help="Above 1: against tokens of prompt and answer.")
+@click.option(
+    "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and the N likeliest tokens."
+)
 @click.option("--seed", type=int, metavar="N", help="Makes a sampled answer repeatable.")
 @click.option("--n", type=int, metavar="N", help="So many independent answers.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
@@ -64,6 +75,8 @@ def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout:
     """
     if is_streamed and (flags["n"] or 1) > 1:
         raise click.UsageError("--stream shows one answer; leave out --n")
+    if flags["logprobs"] is not None and not is_json:
+        raise click.UsageError("--logprobs are shown with --json; add it, or leave them out")
     job_id = str(uuid.uuid4())  # known before the job is, so that Ctrl-C finds it at any moment
     with open_client(flags) as client:
         fields = _request(sys.stdin.read() if prompt == "-" else prompt, flags)
@@ -83,6 +96,8 @@ def _request(prompt: str, flags: dict[str, Any]) -> dict[str, Any]:
     fields = {name: flags[name] for name in REQUEST_FIELDS if flags[name] is not None}
     if flags["stop"]:
         fields["stop"] = list(flags["stop"])
+    if flags["logprobs"] is not None:
+        fields |= {"logprobs": True, "top_logprobs": flags["logprobs"]}
     if flags["raw"]:
         if flags["system"] is not None:
             raise click.UsageError("--system is part of a chat; leave out --raw")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from producer.contract import Choice, ErrorInfo, Result, TokenLogprob, Usage
+from producer.contract import Choice, ErrorInfo, PromptEcho, Result, TokenLogprob, Usage
 from producer.errors import InvalidJobError
 from producer.openai_logprobs import chat_logprobs, completion_logprobs
 from producer.openai_request import CHAT_URL
@@ -81,14 +81,22 @@ def _chat_choice(choice: Choice, result: Result) -> dict[str, Any]:
 def _completion_choice(choice: Choice, result: Result) -> dict[str, Any]:
     """With `echo` the prompt stands in front."""
     text, logprobs = choice.text, list[TokenLogprob | None](choice.logprobs or ())
-    has_logprobs = choice.logprobs is not None
+    has_logprobs, first_text = choice.logprobs is not None, ""
     if result.prompt is not None:
         text = result.prompt.text + text
         has_logprobs = has_logprobs or result.prompt.logprobs is not None
         logprobs = [*(result.prompt.logprobs or ()), *logprobs]
+        first_text = _first_token_text(result.prompt)
     return {
         "index": choice.index,
         "text": text,
-        "logprobs": completion_logprobs(logprobs, text_offset=0) if has_logprobs else None,
+        "logprobs": completion_logprobs(logprobs, text_offset=0, first_text=first_text) if has_logprobs else None,
         "finish_reason": finish_reason_body(choice.finish_reason),
     }
+
+
+def _first_token_text(prompt: PromptEcho) -> str:
+    """Of the token that nothing precedes: what the others' bytes leave of the text."""
+    data = prompt.text.encode()
+    num_others = sum(len(entry.bytes) for entry in prompt.logprobs or () if entry is not None)
+    return data[: max(0, len(data) - num_others)].decode(errors="replace")

@@ -69,6 +69,14 @@ def test_submit_sends_a_chat_with_every_option(promptmill: Invoke, worker: FakeW
     high.close()
 
 
+def test_submit_asks_for_penalties_and_logprobs(promptmill: Invoke, worker: FakeWorker) -> None:
+    options = "--min-tokens 2 --presence-penalty 0.5 --frequency-penalty 0.25 --repetition-penalty 1.5 --logprobs 3"
+    promptmill("submit", "x", "--raw", "--detach", "--json", *options.split())
+    fields = {"min_tokens": 2, "presence_penalty": 0.5, "frequency_penalty": 0.25, "repetition_penalty": 1.5}
+    assert worker.claim().arguments == {"v": 1, "prompt": "x", "logprobs": True, "top_logprobs": 3, **fields}
+    assert promptmill("submit", "x", "--logprobs", "3").exit_code == 2
+
+
 def test_submit_can_leave_the_chat_template_out(promptmill: Invoke, worker: FakeWorker) -> None:
     promptmill("submit", "as it is", "--raw", "--detach")
     assert worker.claim().arguments == {"v": 1, "prompt": "as it is"}

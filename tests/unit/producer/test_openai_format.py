@@ -7,7 +7,7 @@ import pytest
 
 from producer import Choice, ErrorInfo, InvalidJobError, JobRequest, Message, Result, Usage
 from producer.batch_lines import BadLineError, BatchLine, answer_line, bad_line, parse_line
-from producer.contract import ErrorCode
+from producer.contract import ErrorCode, PromptEcho, TokenLogprob, TopLogprob
 from producer.openai_request import CHAT_URL, COMPLETIONS_URL, request_from_body
 from producer.openai_response import response_body
 
@@ -134,3 +134,32 @@ def test_an_outcome_that_is_no_answer_becomes_an_error() -> None:
     assert failed["response"]["body"]["error"]["code"] == "context_length_exceeded"
     cancelled = answer_line(request, Result(job_id="j", status="cancelled"), created=0)
     assert (cancelled["response"], cancelled["error"]["code"]) == (None, "batch_cancelled")
+
+
+def logprob(token_id: int, text: str) -> TokenLogprob:
+    top = [TopLogprob(token_id=9, token="x", bytes=[120], logprob=-0.5)]
+    return TokenLogprob(token_id=token_id, token=text, bytes=list(text.encode()), logprob=-1.5, top=top)
+
+
+def test_logprobs_become_openais_in_a_chat_and_behind_an_echoed_prompt() -> None:
+    result = Result(
+        job_id="j",
+        status="finished",
+        prompt=PromptEcho(text="one two", token_ids=[1, 2], logprobs=[None, logprob(2, " two")]),
+        choices=[
+            Choice(index=0, text=" six", token_ids=[3], finish_reason="length", logprobs=[logprob(3, " six")])
+        ],
+    )  # fmt: skip
+    chat = response_body(CHAT_URL, result, created=5)["choices"][0]["logprobs"]
+    assert [(entry["token"], entry["bytes"], entry["logprob"]) for entry in chat["content"]] == [
+        (" six", list(b" six"), -1.5)
+    ]
+    assert chat["content"][0]["top_logprobs"] == [{"token": "x", "bytes": [120], "logprob": -0.5}]
+    completion = response_body(COMPLETIONS_URL, result, created=5)["choices"][0]
+    assert completion["text"] == "one two six"
+    assert completion["logprobs"] == {
+        "tokens": ["one", " two", " six"],
+        "token_logprobs": [None, -1.5, -1.5],
+        "top_logprobs": [None, {"x": -0.5}, {"x": -0.5}],
+        "text_offset": [0, 3, 7],
+    }
