@@ -12,7 +12,6 @@ from rq import Queue
 
 from engine import InferenceEngine
 from producer.contract import ErrorCode, keys
-from tests.fakes.random_schemas import random_schema
 from tests.fakes.tiny_models import make_tiny_model
 from tests.fakes.worker_runs import (
     FUNCTION,
@@ -86,13 +85,14 @@ def test_a_job_handed_over_in_the_middle_of_its_grammar_ends_with_the_same_answe
     redis_url: str, queue: Queue, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
     model = str(make_tiny_model("llama", tmp_path))
-    schema = {"type": "array", "items": random_schema(3), "minItems": 20, "maxItems": 20}
-    fields = {"prompt": "list", "max_tokens": 500, "seed": 5, "n": 2, "response_format": schema_format(schema)}
+    item = {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 99_999}, {"enum": ["alpha", "omega"]}]}
+    schema = {"type": "array", "items": item, "minItems": 120, "maxItems": 120}  # long enough to be cut
+    fields = {"prompt": "list", "max_tokens": 800, "seed": 5, "n": 2, "response_format": schema_format(schema)}
     whole = queue.enqueue(FUNCTION, **fields)
     with worker_on(redis_url, model):
         expected = wait_for_result(redis_client, whole.id)
         cut = queue.enqueue(FUNCTION, **fields)
-        wait_until(lambda: redis_client.xlen(keys.stream_key(cut.id)) > 3)
+        wait_until(lambda: redis_client.xlen(keys.stream_key(cut.id)) > 2)
     with worker_on(redis_url, model):
         result = wait_for_result(redis_client, cut.id)
     assert result.attempts == 2
