@@ -4,8 +4,10 @@ Every attention module carries an `AttentionLayer` as a plain attribute; the fun
 cache and step there. Nothing is global, so that two models live in one process.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,46 +30,64 @@ class AttentionShape:
     head_dim: int
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionRules:
+    """What an attention module asks for in every call; see `AttentionBackend.forward`."""
+
+    scaling: float
+    sliding_window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+
+
+class RowAttention(Protocol):
+    """Attention as a model's modules call it."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules) -> Tensor:
+        """Returns `[1, T, num_heads, head_dim]` for query `[1, num_heads, T, head_dim]`, and key and value likewise."""
+        ...
+
+    def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, rules: AttentionRules) -> Tensor:
+        """Returns `[T, num_heads, head_dim]` for q of that shape, and k and v likewise, any strides but the last."""
+        ...
+
+
 class AttentionLayer:
-    """One attention module's place in the engine."""
+    """One attention module's place in the engine.
+
+    T may pass the batch's `num_tokens`: the rows behind are padding, and attend to nothing.
+    """
 
     def __init__(self, context: AttentionContext, index: int) -> None:
         self._context = context
         self._index = index
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
-    ) -> Tensor:
-        """Returns `[1, T, num_heads, head_dim]` for query `[1, num_heads, T, head_dim]`, and key and value likewise.
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules) -> Tensor:
+        """See `RowAttention.attend`."""
+        return self.attend_rows(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), rules)[None]
 
-        T may pass the batch's `num_tokens`: the rows behind are padding, and attend to nothing.
-        """
+    def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, rules: AttentionRules) -> Tensor:
+        """See `RowAttention.attend_rows`."""
         context = self._context
         batch = context.batch
         assert batch is not None and context.kv_cache is not None, "the runner sets the step before each forward"
-        num_tokens = batch.num_tokens
+        num_rows, num_tokens = len(q), batch.num_tokens
+        if num_tokens < num_rows:
+            q, k, v = q[:num_tokens], k[:num_tokens], v[:num_tokens]
         output = context.backend.forward(
-            query[0].transpose(0, 1)[:num_tokens],
-            key[0].transpose(0, 1)[:num_tokens],
-            value[0].transpose(0, 1)[:num_tokens],
+            q,
+            k,
+            v,
             context.kv_cache[self._index],
             batch,
-            scaling=scaling,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            sinks=sinks,
+            scaling=rules.scaling,
+            sliding_window=rules.sliding_window,
+            softcap=rules.softcap,
+            sinks=rules.sinks,
         )
-        if num_tokens < query.shape[2]:
-            output = nn.functional.pad(output, (0, 0, 0, 0, 0, query.shape[2] - num_tokens))
-        return output[None]
+        if num_tokens < num_rows:
+            output = nn.functional.pad(output, (0, 0, 0, 0, 0, num_rows - num_tokens))
+        return output
 
 
 def paged_attention(
@@ -84,16 +104,14 @@ def paged_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers' models call under the name `promptmill`."""
-    layer: AttentionLayer = getattr(module, _ATTRIBUTE)
-    output = layer.attend(
-        query,
-        key,
-        value,
+    layer: RowAttention = getattr(module, _ATTRIBUTE)
+    rules = AttentionRules(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         sliding_window=sliding_window,
         softcap=softcap,
         sinks=s_aux,
     )
+    output = layer.attend(query, key, value, rules)
     return output, None
 
 
@@ -122,6 +140,24 @@ def attach_attention(model: nn.Module, context: AttentionContext, *, num_layers:
     return _check(calls, num_layers)
 
 
+def attention_of(module: nn.Module) -> RowAttention | None:
+    """The module's place in the engine, if it attends."""
+    return getattr(module, _ATTRIBUTE, None)
+
+
+@contextmanager
+def attention_set_to(stand_ins: Mapping[nn.Module, RowAttention]) -> Iterator[None]:
+    """Have these modules attend through their stand-ins for a while."""
+    layers = {module: getattr(module, _ATTRIBUTE) for module in stand_ins}
+    try:
+        for module, stand_in in stand_ins.items():
+            setattr(module, _ATTRIBUTE, stand_in)
+        yield
+    finally:
+        for module, layer in layers.items():
+            setattr(module, _ATTRIBUTE, layer)
+
+
 class _Probe:
     """Stands in for a layer during one forward, and notes what it is asked."""
 
@@ -129,7 +165,7 @@ class _Probe:
         self.calls: list[_Probe] = []
         self.shapes: tuple[torch.Size, torch.Size] = (torch.Size(), torch.Size())
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, **rules: Any) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules) -> Tensor:
         self.calls.append(self)
         self.shapes = (key.shape, value.shape)
         return torch.zeros_like(query).transpose(1, 2)

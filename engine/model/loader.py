@@ -21,6 +21,7 @@ from engine.errors import ModelLoadError
 from engine.model.attention_hook import ATTENTION_NAME, attach_attention
 from engine.model.checkpoint import Checkpoint, open_checkpoint
 from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype
+from engine.model.fusion import fuse_model
 from engine.model.locate import default_cache_dir, prepare_model_dir
 from engine.model.packed_linear import LinearPacker, choose_packer, pack_linears
 from engine.model.registry import Architecture, find_architecture, max_position
@@ -104,6 +105,9 @@ def load_model(config: EngineConfig) -> LoadedModel:
     shape = attach_attention(model, context, num_layers=model.config.num_hidden_layers)
     vocab_size = model.get_output_embeddings().weight.shape[0]
     packer = choose_packer(dtype, cache_dir / "kernels") if device.type == "cpu" else None
+    fused = ""
+    if device.type == "cpu":
+        fused = fuse_model(model, packer, dtype=dtype, kernels_dir=cache_dir / "kernels")
     if packer is not None:
         pack_linears(model, packer)
     return LoadedModel(
@@ -120,7 +124,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         block_size=config.block_size,
-        fingerprint=_fingerprint(checkpoint, device, dtype, backend.build, packer),
+        fingerprint=_fingerprint(checkpoint, device, dtype, backend.build, packer, fused),
         backend_name=backend.name,
         is_batch_invariant=packer is not None and not (dtype == torch.float32 and _has_experts(model.config)),
     )
@@ -161,7 +165,12 @@ def _max_model_len(model_config: Any, asked: int | None) -> int:
 
 
 def _fingerprint(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention_build: str, packer: LinearPacker | None
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention_build: str,
+    packer: LinearPacker | None,
+    fused: str,
 ) -> str:
     """Names the arithmetic: weights, dtype, attention, instruction set or GPU, and the libraries' builds."""
     parts = [
@@ -169,6 +178,7 @@ def _fingerprint(
         str(dtype),
         attention_build,
         "linear" if packer is None else packer.build,
+        fused,
         describe_arithmetic(device),
         f"transformers {transformers.__version__}",
     ]

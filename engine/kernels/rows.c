@@ -1,0 +1,149 @@
+/* What lies between the matrix products of a decoder layer: RMS norms, rotary embedding, gated activations.
+ *
+ * Every row is one thread's, computed in float32 in one order. In bfloat16 results are rounded where transformers'
+ * modules round them. The formulas stand at each function; the twins are transformers' own modules.
+ */
+#include "lanes.h"
+
+#define MIN_WORK (1 << 15) /* elements below which a second thread costs more than it brings */
+#define EACH_ROW _Pragma("omp parallel for schedule(static) num_threads(a->num_threads) if (work > MIN_WORK)")
+
+typedef struct {
+  const void *x;      /* [num_rows, num_groups, size], rows x_stride apart */
+  const void *weight; /* [size] */
+  void *out;          /* likewise, rows out_stride apart; may be x */
+  int64_t x_stride, out_stride;
+  int32_t num_rows, num_groups, size, adds_one, rounds_first, is_bf16, num_threads;
+  float epsilon;
+} norm_args;
+
+typedef struct {
+  void *x;               /* [num_rows, num_heads, head_dim], rows x_stride apart */
+  const void *cos, *sin; /* [num_rows, size], rows angle_stride apart */
+  int64_t x_stride, angle_stride;
+  int32_t num_rows, num_heads, head_dim, size, is_bf16, num_threads;
+} rope_args;
+
+typedef struct {
+  const void *x; /* [num_rows, 2 * size], contiguous: gate, then up */
+  void *out;     /* [num_rows, size], contiguous */
+  int32_t num_rows, size, is_gelu, is_bf16, num_threads;
+} glu_args;
+
+INLINE float get(const void *row, int64_t i, int is_bf16) {
+  return is_bf16 ? from_bf16(((const uint16_t *)row)[i]) : ((const float *)row)[i];
+}
+
+INLINE void put(void *row, int64_t i, float x, int is_bf16) {
+  if (is_bf16)
+    ((uint16_t *)row)[i] = to_bf16(x);
+  else
+    ((float *)row)[i] = x;
+}
+
+INLINE float rounded(float x, int is_bf16) { return is_bf16 ? from_bf16(to_bf16(x)) : x; }
+
+INLINE const void *at(const void *p, int64_t i, int is_bf16) { return (const char *)p + i * (is_bf16 ? 2 : 4); }
+
+/* out = x / sqrt(mean(x^2) + epsilon) * weight, or * (1 + weight). */
+INLINE void norm_group(const norm_args *a, const void *x, void *out, int is_bf16) {
+  lanes squares = splat(0);
+  int i = 0;
+  for (; i + LANES <= a->size; i += LANES) {
+    lanes value = load(at(x, i, is_bf16), 0, is_bf16);
+    squares = mul_add(value, value, squares);
+  }
+  float total = sum_of_lanes(squares);
+  for (; i < a->size; i++) {
+    float value = get(x, i, is_bf16);
+    total += value * value;
+  }
+  float factor = 1.0f / sqrtf(total / (float)a->size + a->epsilon), one = a->adds_one ? 1.0f : 0.0f;
+  for (i = 0; i < a->size; i++) {
+    float value = get(x, i, is_bf16) * factor;
+    if (a->rounds_first) value = rounded(value, is_bf16);
+    put(out, i, value * (one + get(a->weight, i, is_bf16)), is_bf16);
+  }
+}
+
+INLINE void norm(const norm_args *a, int is_bf16) {
+  int64_t work = (int64_t)a->num_rows * a->num_groups * a->size;
+  EACH_ROW
+  for (int row = 0; row < a->num_rows; row++)
+    for (int group = 0; group < a->num_groups; group++) {
+      int64_t place = (int64_t)group * a->size;
+      norm_group(a, at(a->x, row * a->x_stride + place, is_bf16),
+                 (void *)at(a->out, row * a->out_stride + place, is_bf16), is_bf16);
+    }
+}
+
+/* x = x * cos + rotate_half(x) * sin over the first `size` of each head, in place. */
+INLINE void rope_head(void *x, const void *cos, const void *sin, int half, int is_bf16) {
+  for (int i = 0; i < half; i++) {
+    float low = get(x, i, is_bf16), high = get(x, half + i, is_bf16);
+    float low_cos = rounded(low * get(cos, i, is_bf16), is_bf16);
+    float high_cos = rounded(high * get(cos, half + i, is_bf16), is_bf16);
+    float high_sin = rounded(high * get(sin, i, is_bf16), is_bf16);
+    float low_sin = rounded(low * get(sin, half + i, is_bf16), is_bf16);
+    put(x, i, low_cos - high_sin, is_bf16);
+    put(x, half + i, high_cos + low_sin, is_bf16);
+  }
+}
+
+INLINE void rope(const rope_args *a, int is_bf16) {
+  int64_t work = (int64_t)a->num_rows * a->num_heads * a->size;
+  EACH_ROW
+  for (int row = 0; row < a->num_rows; row++)
+    for (int head = 0; head < a->num_heads; head++) {
+      int64_t place = row * a->x_stride + (int64_t)head * a->head_dim;
+      rope_head((void *)at(a->x, place, is_bf16), at(a->cos, row * a->angle_stride, is_bf16),
+                at(a->sin, row * a->angle_stride, is_bf16), a->size / 2, is_bf16);
+    }
+}
+
+/* x / (1 + e^-x); nan stays nan. */
+INLINE lanes silu(lanes x) {
+  EACH_VEC {
+    vec negated = -x.v[i];
+    ints is_large = (ints)(negated > 87.0f);
+    vec bounded = (vec)(((ints)(87.0f - (vec){0}) & is_large) | ((ints)negated & ~is_large));
+    x.v[i] = x.v[i] / (1.0f + vec_exp(bounded));
+  }
+  return x;
+}
+
+/* x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) */
+INLINE lanes gelu_tanh(lanes x) {
+  EACH_VEC {
+    vec inner = (x.v[i] + x.v[i] * x.v[i] * x.v[i] * 0.044715f) * 0.7978845608028654f;
+    x.v[i] = x.v[i] * 0.5f * (1.0f + vec_tanh(inner));
+  }
+  return x;
+}
+
+/* out = activation(gate) * up */
+INLINE void glu_row(const glu_args *a, const void *gate, const void *up, void *out, int is_bf16) {
+  for (int i = 0; i < a->size; i += LANES) {
+    int count = a->size - i < LANES ? a->size - i : LANES;
+    float active[LANES] = {0};
+    for (int l = 0; l < count; l++) active[l] = get(gate, i + l, is_bf16);
+    lanes x = load_f32(active);
+    store(active, a->is_gelu ? gelu_tanh(x) : silu(x));
+    for (int l = 0; l < count; l++)
+      put(out, i + l, rounded(active[l], is_bf16) * get(up, i + l, is_bf16), is_bf16);
+  }
+}
+
+INLINE void glu(const glu_args *a, int is_bf16) {
+  int64_t work = (int64_t)a->num_rows * a->size;
+  EACH_ROW
+  for (int row = 0; row < a->num_rows; row++) {
+    int64_t place = (int64_t)row * a->size;
+    glu_row(a, at(a->x, 2 * place, is_bf16), at(a->x, 2 * place + a->size, is_bf16),
+            (void *)at(a->out, place, is_bf16), is_bf16);
+  }
+}
+
+void promptmill_norm(const norm_args *a) { a->is_bf16 ? norm(a, 1) : norm(a, 0); }
+void promptmill_rope(const rope_args *a) { a->is_bf16 ? rope(a, 1) : rope(a, 0); }
+void promptmill_glu(const glu_args *a) { a->is_bf16 ? glu(a, 1) : glu(a, 0); }

@@ -1,0 +1,135 @@
+"""What replaces a decoder's modules on a CPU: merged products, and one native pass where transformers has many.
+
+Owns the forward of each, by the names that transformers' decoders share. Whether one computes what its original does is
+not known here: `engine.model.fusion` tries it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.model.attention_hook import AttentionRules, RowAttention
+from engine.model.native_rows import NativeRows
+from engine.model.packed_linear import plain_weight
+
+Pack = Callable[[Tensor, Tensor | None], nn.Module]
+
+
+class FusedNorm(nn.Module):
+    """An RMS norm in one pass."""
+
+    def __init__(self, rows: NativeRows, norm: nn.Module, *, adds_one: bool, rounds_first: bool) -> None:
+        """norm: has a `weight` and its epsilon. Raises `AttributeError` otherwise."""
+        super().__init__()
+        self._rows = rows
+        self._weight: Tensor = norm.weight.detach()  # type: ignore[operator]
+        epsilon = getattr(norm, "variance_epsilon", None)
+        self._epsilon = float(norm.eps if epsilon is None else epsilon)  # type: ignore[arg-type]
+        self._adds_one = adds_one
+        self._rounds_first = rounds_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[..., size]`."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        size = x.shape[-1]
+        self._into(x.view(-1, size), out.view(-1, size))
+        return out
+
+    def in_place(self, x: Tensor) -> None:
+        """Norm each group of `size` in the rows of x `[num_rows, num_groups * size]`."""
+        self._into(x, x)
+
+    def _into(self, x: Tensor, out: Tensor) -> None:
+        self._rows.norm(
+            x,
+            out,
+            self._weight,
+            epsilon=self._epsilon,
+            adds_one=self._adds_one,
+            rounds_first=self._rounds_first,
+        )
+
+
+class FusedAttention(nn.Module):
+    """Merged q, k, v; norms and rotation in place; attention over views of the merged rows; the output product."""
+
+    def __init__(
+        self,
+        rows: NativeRows,
+        original: nn.Module,
+        pack: Pack,
+        rules: AttentionRules,
+        norms: tuple[FusedNorm | None, FusedNorm | None],
+        head_dim: int,
+    ) -> None:
+        """original: with q_proj, k_proj and v_proj, or qkv_proj, and o_proj. Raises `AttributeError` otherwise."""
+        super().__init__()
+        self._rows = rows
+        self._rules = rules
+        self._head_dim = head_dim
+        self._q_norm, self._k_norm = norms
+        self.qkv = merge(original, ("q_proj", "k_proj", "v_proj"), "qkv_proj", pack)
+        self.o = merge(original, ("o_proj",), "o_proj", pack)
+        self._q_size = self.o.in_features
+        self._kv_size = (self.qkv.out_features - self._q_size) // 2
+        self.attention: RowAttention | None = None
+        self.rotates = True
+
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """hidden_states: `[1, T, hidden_size]`."""
+        assert self.attention is not None, "fusion gives every module its attention"
+        q_size, k_end, head_dim = self._q_size, self._q_size + self._kv_size, self._head_dim
+        qkv: Tensor = self.qkv(hidden_states[0])  # [T, q_size + 2 * kv_size]
+        num_rows = len(qkv)
+        if self._q_norm is not None and self._k_norm is not None:
+            self._q_norm.in_place(qkv[:, :q_size])
+            self._k_norm.in_place(qkv[:, q_size:k_end])
+        if self.rotates:
+            assert position_embeddings is not None, "a rotating layer is given its angles"
+            cos, sin = position_embeddings
+            self._rows.rope(qkv[:, :k_end], cos[0], sin[0], head_dim=head_dim)
+        output = self.attention.attend_rows(
+            qkv[:, :q_size].view(num_rows, -1, head_dim),
+            qkv[:, q_size:k_end].view(num_rows, -1, head_dim),
+            qkv[:, k_end:].view(num_rows, -1, head_dim),
+            self._rules,
+        )
+        return self.o(output.view(1, num_rows, q_size)), None
+
+
+class FusedMLP(nn.Module):
+    """Merged gate and up, one pass of activation and product, then down."""
+
+    def __init__(self, rows: NativeRows, original: nn.Module, pack: Pack, *, is_gelu: bool) -> None:
+        """original: with gate_proj and up_proj, or gate_up_proj, and down_proj. Raises `AttributeError` otherwise."""
+        super().__init__()
+        self._rows = rows
+        self._is_gelu = is_gelu
+        self.gate_up = merge(original, ("gate_proj", "up_proj"), "gate_up_proj", pack)
+        self.down = merge(original, ("down_proj",), "down_proj", pack)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[1, T, hidden_size]`."""
+        output: Tensor = self.down(self._rows.glu(self.gate_up(x[0]), is_gelu=self._is_gelu)[None])
+        return output
+
+
+def merge(original: nn.Module, names: Iterable[str], merged_name: str, pack: Pack) -> Any:
+    """One packed layer of the parts, or of what the original has merged already."""
+    if hasattr(original, merged_name):
+        names = (merged_name,)
+    plain = [plain_weight(getattr(original, name)) for name in names]
+    weights = [part[0] for part in plain if part is not None]
+    biases = [part[1] for part in plain if part is not None]
+    if len(weights) < len(plain):
+        raise AttributeError(f"{merged_name} is made of something else than linear layers")
+    bias = None
+    if any(part is not None for part in biases):
+        zeros = [weight.new_zeros(len(weight)) for weight in weights]
+        bias = torch.cat([zero if part is None else part for part, zero in zip(biases, zeros, strict=True)])
+    return pack(torch.cat(weights), bias)

@@ -1,0 +1,191 @@
+"""Fuses a CPU model's modules at load, each only if it computes what transformers' own does.
+
+One forward of the unchanged model notes what every module is given and gives; a fused module is tried on the same and
+replaces its original if it agrees. So no list of architectures is kept here: what does not match stays as it is.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.kernels.build import KernelBuildError
+from engine.kernels.threads import one_thread
+from engine.model.attention_hook import AttentionRules, RowAttention, attention_of, attention_set_to
+from engine.model.fused_modules import FusedAttention, FusedMLP, FusedNorm, Pack
+from engine.model.native_rows import DTYPES, NativeRows
+from engine.model.packed_linear import LinearPacker
+
+logger = logging.getLogger(__name__)
+
+_NUM_TOKENS = 7
+# Relative to the largest value. float32: sums in another order; bfloat16: some roundings of values that differ so.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
+
+
+def fuse_model(model: nn.Module, packer: LinearPacker | None, *, dtype: torch.dtype, kernels_dir: Path) -> str:
+    """Replace what can be replaced; returns what names the fused arithmetic, or an empty string."""
+    if dtype not in DTYPES:
+        return ""
+    try:
+        rows = NativeRows(kernels_dir)
+    except KernelBuildError as error:
+        logger.warning("action=fusion_unavailable reason=%r", str(error))
+        return ""
+    with torch.inference_mode(), one_thread():
+        counts = _Fusion(model, rows, pack_plain if packer is None else packer.pack, dtype).run()
+    logger.info("action=fused %s", counts)
+    return f"{rows.build} {counts}"
+
+
+def pack_plain(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """torch's own layer, where no packed one works."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
+
+
+@dataclass(slots=True)
+class _Trial:
+    """Stands in for the attention of one module: notes the rules, and mixes q, k and v into something cheap."""
+
+    rules: AttentionRules | None = None
+    head_dim: int = 0
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules) -> Tensor:
+        self.rules, self.head_dim = rules, query.shape[-1]
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return self.attend_rows(q, k, v, rules)[None]
+
+    def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, rules: AttentionRules) -> Tensor:
+        group = q.shape[1] // k.shape[1]
+        return (q + k.repeat_interleave(group, 1) * 0.5 + v.repeat_interleave(group, 1) * 0.25).contiguous()
+
+
+@dataclass(slots=True)
+class _Call:
+    """What a module was given and gave."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
+
+
+@dataclass(slots=True)
+class _Fusion:
+    """The fusion of one model."""
+
+    model: nn.Module
+    rows: NativeRows
+    pack: Pack
+    dtype: torch.dtype
+    _calls: dict[nn.Module, _Call] = field(default_factory=dict)
+    _trials: dict[nn.Module, _Trial] = field(default_factory=dict)
+
+    def run(self) -> str:
+        attentions = {module: layer for module in self.model.modules() if (layer := attention_of(module)) is not None}
+        self._observe(attentions)
+        num_attentions = num_mlps = num_norms = 0
+        for parent, name, module in list(_children(self.model)):
+            if module in attentions:
+                num_attentions += self._replace(parent, name, self._attention(module, attentions[module]))
+            elif hasattr(module, "down_proj"):
+                num_mlps += self._replace(parent, name, self._mlp(module))
+        for parent, name, module in list(_children(self.model)):
+            if type(module).__name__.endswith("RMSNorm"):
+                num_norms += self._replace(parent, name, self._norm(module))
+        return f"{num_attentions} attentions, {num_mlps} mlps, {num_norms} norms"
+
+    def _observe(self, attentions: dict[nn.Module, RowAttention]) -> None:
+        """Run the model once with trials for attention, and note the calls of what may be fused."""
+
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._calls[module] = _Call(args, kwargs, output[0] if isinstance(output, tuple) else output)
+
+        watched = [module for module in self.model.modules() if module in attentions or hasattr(module, "down_proj")]
+        hooks = [module.register_forward_hook(note, with_kwargs=True) for module in watched]
+        self._trials = {module: _Trial() for module in attentions}
+        tokens = torch.arange(_NUM_TOKENS)[None] * 3 + 1
+        try:
+            with attention_set_to(self._trials):
+                self.model(input_ids=tokens, position_ids=torch.arange(_NUM_TOKENS)[None] * 2, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _attention(self, module: nn.Module, layer: RowAttention) -> nn.Module | None:
+        trial = self._trials[module]
+        if trial.rules is None or trial.head_dim % 2:
+            return None
+        norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+        fused_norms = [None if norm is None else self._norm(norm) for norm in norms]
+        if any(norm is not None and fused is None for norm, fused in zip(norms, fused_norms, strict=True)):
+            return None
+        with suppress(AttributeError):
+            fused = FusedAttention(
+                self.rows, module, self.pack, trial.rules, (fused_norms[0], fused_norms[1]), trial.head_dim
+            )
+            fused.attention = trial
+            for fused.rotates in (True, False):
+                if self._agrees(module, fused):
+                    fused.attention = layer
+                    return fused
+        return None
+
+    def _mlp(self, module: nn.Module) -> nn.Module | None:
+        activation = getattr(module, "act_fn", getattr(module, "activation_fn", None))
+        if module not in self._calls or activation is None:
+            return None
+        x = torch.linspace(-6, 6, 41)
+        for is_gelu, twin in ((False, nn.functional.silu(x)), (True, nn.functional.gelu(x, approximate="tanh"))):
+            if torch.allclose(activation(x), twin, atol=1e-6):
+                with suppress(AttributeError):
+                    fused = FusedMLP(self.rows, module, self.pack, is_gelu=is_gelu)
+                    return fused if self._agrees(module, fused) else None
+        return None
+
+    def _norm(self, module: nn.Module) -> FusedNorm | None:
+        """The variant that computes what the module does, rounding included, on random rows."""
+        with suppress(AttributeError):
+            for adds_one in (False, True):
+                for rounds_first in (True, False):
+                    fused = FusedNorm(self.rows, module, adds_one=adds_one, rounds_first=rounds_first)
+                    size = module.weight.shape[0]  # type: ignore[index]
+                    x = torch.randn((5, int(size)), generator=torch.Generator().manual_seed(0)).to(self.dtype)
+                    # One rounding of a bfloat16 at most, which a variant that rounds elsewhere passes often.
+                    if self._is_close(fused(x), module(x), scale=0.25 if self.dtype == torch.bfloat16 else 1):
+                        return fused
+        return None
+
+    def _agrees(self, module: nn.Module, fused: nn.Module) -> bool:
+        call = self._calls[module]
+        try:
+            output = fused(*call.args, **call.kwargs)
+        except (AssertionError, RuntimeError, TypeError):  # made for other shapes or calls than this one's
+            return False
+        return self._is_close(output[0] if isinstance(output, tuple) else output, call.output)
+
+    def _is_close(self, output: Tensor, expected: Tensor, *, scale: float = 1) -> bool:
+        if output.shape != expected.shape:
+            return False
+        difference = (output.float() - expected.float()).abs().max()
+        return bool(difference <= scale * _TOLERANCE[self.dtype] * expected.float().abs().max())
+
+    @staticmethod
+    def _replace(parent: nn.Module, name: str, fused: nn.Module | None) -> bool:
+        if fused is not None:
+            setattr(parent, name, fused)
+        return fused is not None
+
+
+def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    for parent in model.modules():
+        for name, module in parent.named_children():
+            yield parent, name, module
