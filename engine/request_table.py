@@ -3,8 +3,9 @@
 Everything here happens on the supervisor's thread, except `reserve`. Knows neither the pipe nor the clock.
 
 A request that was running at three deaths of the child in a row, without a new token in between, has failed ("poison").
-Its batch-mates must not fail with it: after its second such death a request is a suspect, and suspects are sent to the
-child one at a time, each when the one before has got a token or has ended.
+Its batch-mates must not fail with it: after its second such death a request is a suspect. A new child is given the
+suspects first, one at a time, each when the one before has got a token or has ended, and everything else after them: a
+death while a suspect is on trial is its own.
 """
 
 import logging
@@ -32,6 +33,7 @@ class RequestTable:
         self._sequence_ids = count()
         self._forgotten: list[int] = []
         self._suspects: deque[Request] = deque()
+        self._others: deque[Request] = deque()  # that wait for the suspects
         self._lone_suspect: Request | None = None
 
     def __len__(self) -> int:
@@ -65,24 +67,34 @@ class RequestTable:
         request.is_running = True
         yield from request.messages()
 
-    def start_all(self) -> Iterator[AddSequence]:
-        """For a new child: every request in order of arrival, of the suspects the first alone."""
-        for request in self._requests.values():
-            if request.num_deaths < _SUSPECT_DEATHS:
-                yield from self.start(request)
-        yield from self.start_suspect()
+    def start_new(self, request: Request) -> Iterator[AddSequence]:
+        """The same for a request that has just come: it waits while suspects are on trial."""
+        if self._is_on_trial or self._suspects:
+            self._others.append(request)
+        else:
+            yield from self.start(request)
 
-    def start_suspect(self) -> Iterator[AddSequence]:
-        """The next suspect, once the one before has proved harmless or has ended."""
-        lone = self._lone_suspect
-        if lone is not None and lone.num_deaths and lone.open_choices:
+    def start_more(self) -> Iterator[AddSequence]:
+        """What a child may be given now: the next suspect, once the one before has proved harmless or has ended; after
+        the last one everything that waits, in order of arrival."""
+        if self._is_on_trial:
             return
         self._lone_suspect = None
-        while self._suspects and self._lone_suspect is None:
+        while self._suspects:
             request = self._suspects.popleft()
             if request.open_choices:
                 self._lone_suspect = request
                 yield from self.start(request)
+                return
+        while self._others:
+            request = self._others.popleft()
+            if request.open_choices:
+                yield from self.start(request)
+
+    @property
+    def _is_on_trial(self) -> bool:
+        lone = self._lone_suspect
+        return lone is not None and bool(lone.num_deaths and lone.open_choices)
 
     def take_forgotten(self) -> list[int]:
         """The sequences that ended here while the child was running them."""
@@ -132,6 +144,7 @@ class RequestTable:
                     self._end_all(request, poison)
         self._lone_suspect = None
         self._suspects = deque(r for r in self._requests.values() if r.num_deaths >= _SUSPECT_DEATHS)
+        self._others = deque(r for r in self._requests.values() if r.num_deaths < _SUSPECT_DEATHS)
         self._forgotten.clear()
 
     def _accept(self, choice: Choice, token_id: int, code: int, logprob: TokenLogprob | None) -> None:

@@ -188,7 +188,7 @@ class Supervisor:
                 if len(message.sequence_ids):
                     self._restarts.note_token()
                 self._table.apply(message)
-                self._send(self._table.start_suspect())
+                self._send(self._table.start_more())
             case EngineStats():
                 self._stats = message
                 self._answer_stats()
@@ -210,12 +210,12 @@ class Supervisor:
         self._stats = _idle_stats(info)
         if not self._started.done():
             self._started.set_result(info)
-        self._send(self._table.start_all())
+        self._send(self._table.start_more())
 
     def _add(self, request: Request) -> None:
         self._table.add(request)
         if self._is_ready:
-            self._send(self._table.start(request))
+            self._send(self._table.start_new(request))
 
     def _send(self, messages: Iterable[AddSequence]) -> None:
         was_busy = self._table.is_child_busy

@@ -86,6 +86,15 @@ class Finisher:
         self._sealed = [job for job in self._sealed if not job.stream.is_stored]
         self._commit(ready)
 
+    def fail_unwritable(self, job: RunningJob, reason: str) -> None:
+        """The job's stream takes nothing: every attempt would meet that, so it ends here, with a result alone."""
+        self.forget(job)
+        job.end()
+        job.error = ErrorInfo(code=ErrorCode.INTERNAL, message=f"the job's stream cannot be written: {reason}")
+        job.decide("failed")
+        job.result = job.build_result()
+        self._commit_one(job)
+
     def _decide(self, job: RunningJob, fence: bytes | None, rq_status: bytes | None, num_dependents: int) -> None:
         if fence != job.claim.fence.encode():
             self._on_lost(job)

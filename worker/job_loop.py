@@ -175,8 +175,13 @@ class JobLoop:
 
     def _flush(self, now: float, *, force: bool = False) -> None:
         for job_id in self._outlet.flush(now, force=force):
-            if (job := self._held.get(job_id)) is not None:
+            if (job := self._held.get(job_id)) is None:
+                continue
+            if job.stream.refusal is None:
                 self._let_go(job)
+                continue
+            self._abort(job)
+            self._finisher.fail_unwritable(job, job.stream.refusal)
 
     def _count_tokens(self, now: float) -> None:
         if self._num_new_tokens:

@@ -9,6 +9,7 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from producer import Client
+from producer.contract import Marker, keys
 from tests.acceptance.system import System, remaining_keys
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
@@ -36,3 +37,5 @@ def test_sigterm_hands_running_jobs_to_the_next_worker_within_two_seconds(system
             result = job.result(timeout=200)
             assert result.attempts == 2 and result.usage.completion_tokens == 200
             assert "".join(chunk.text for chunk in job.stream(timeout=10)) == result.text
+            marker = connection.xrange(keys.stream_key(job.id), "2-0", "2-0")[0][1][b"m"]
+            assert not Marker.model_validate_json(marker).reset  # it went on where it was

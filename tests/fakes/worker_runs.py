@@ -13,7 +13,7 @@ import redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from producer.contract import Done, Marker, Result, keys, parse_entry
+from producer.contract import Chunk, Done, Marker, Result, keys, parse_entry
 from tests.fakes.fake_engine import FakeEngine
 from worker.outlet.select import select_result_store
 from worker.redis_client import connect
@@ -61,6 +61,12 @@ def stream_text(client: redis.Redis, job_id: str) -> str:
             return text
         text += entry.text
     raise AssertionError(f"the stream of {job_id} has no end")
+
+
+def stored_chunks(client: redis.Redis, job_id: str) -> list[Chunk]:
+    """Every chunk of the stream, whatever was reset."""
+    entries = [parse_entry(fields[b"d"]) for _, fields in client.xrange(keys.stream_key(job_id)) if b"d" in fields]
+    return [entry for entry in entries if isinstance(entry, Chunk)]
 
 
 def leftovers(client: redis.Redis) -> list[str]:

@@ -10,12 +10,14 @@ from rq.job import JobStatus
 from rq.suspension import resume, suspend
 from rq.worker import BaseWorker
 
+from producer import Client
 from producer.contract import keys
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
     leftovers,
     rq_queue,
+    stored_chunks,
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
@@ -56,6 +58,25 @@ def test_a_running_job_that_rq_cancels_keeps_its_partial_output(
     assert job.get_status() is JobStatus.CANCELED
     assert queue.canceled_job_registry.get_job_ids() == [job.id]
     assert redis_client.ttl(job.key) > 0
+
+
+def test_a_client_that_cancels_ends_a_running_job_within_a_step(
+    redis_url: str, worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    job = start_long_job(worker, queue, redis_client)
+    worker.engine.step_seconds = 0.3  # far longer than a cancel takes
+    with Client(redis_url) as client:
+        tokens_before = sum(len(chunk.token_ids) for chunk in stored_chunks(redis_client, job.id))
+        assert client.job(job.id).cancel()
+        result = client.job(job.id).result(timeout=30)
+    assert result.status == "cancelled" and len(result.choices[0].token_ids) - tokens_before <= 4
+    assert result.usage.completion_tokens == len(result.choices[0].token_ids)
+    assert not worker.engine.running
+    wait_for_no_leftovers(redis_client)
+    for key in (job.key, keys.stream_key(job.id), keys.result_key(job.id)):
+        assert redis_client.ttl(key) > 0, key
+    assert job.get_status() is JobStatus.CANCELED
+    assert redis_client.xlen(keys.results_channel(queue.name)) == 1
 
 
 def test_a_cancel_on_the_channel_reaches_the_holder(

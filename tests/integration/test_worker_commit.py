@@ -135,3 +135,20 @@ def test_one_job_of_a_batch_that_cannot_be_committed_harms_no_other(
         statuses = [wait_for_result(redis_client, job.id).status for job in jobs]
         assert statuses == ["finished"] * 3 + ["failed"] + ["finished"] * 4
         wait_for_no_leftovers(redis_client)
+
+
+def test_a_job_whose_stream_key_holds_something_else_ends_as_failed(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url) as running:
+        running.engine.pause()
+        job, other = (queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5) for _ in range(2))
+        wait_until(lambda: len(running.engine.running) == 2)
+        redis_client.delete(keys.stream_key(job.id))
+        redis_client.set(keys.stream_key(job.id), "a stranger's")
+        running.engine.go_on()
+        result = wait_for_result(redis_client, job.id)
+        assert result.status == "failed" and "cannot be written" in (result.error.message if result.error else "")
+        assert result.attempts == 1 and wait_for_result(redis_client, other.id).status == "finished"
+        wait_for_no_leftovers(redis_client)
+        assert job.get_status() is JobStatus.FAILED

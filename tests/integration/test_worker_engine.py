@@ -10,12 +10,13 @@ from rq import Queue
 
 from engine import InferenceEngine
 from engine.process import ChildProcess
-from producer.contract import Choice, Chunk, ErrorCode, Marker, Result, keys, parse_entry
+from producer.contract import Choice, ErrorCode, Marker, Result, keys
 from tests.fakes.fake_core import CORE_PATH, write_fake_model
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
     rq_queue,
+    stored_chunks,
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
@@ -125,7 +126,5 @@ def test_text_that_is_held_back_when_a_worker_goes_is_released_by_the_next(
 
 
 def joined_choices(client: redis.Redis, result: Result) -> list[Choice]:
-    rows = client.xrange(keys.stream_key(result.job_id))
-    entries = [parse_entry(fields[b"d"]) for _, fields in rows if b"d" in fields]
-    chunks = [entry for entry in entries if isinstance(entry, Chunk)]
+    chunks = stored_chunks(client, result.job_id)
     return [Choice.join(choice.index, chunks, cut_off="error") for choice in result.choices]

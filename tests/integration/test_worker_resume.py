@@ -7,7 +7,7 @@ import redis
 from rq import Queue
 
 from engine.sampling_params import SamplingParams
-from producer.contract import Chunk, Marker, Result, keys, parse_entry
+from producer.contract import Chunk, Marker, Result, keys
 from tests.fakes.fake_engine import FakeEngine, FakeTokenizer, expected_logprob, expected_tokens, text_of
 from tests.fakes.worker_runs import (
     FUNCTION,
@@ -15,6 +15,7 @@ from tests.fakes.worker_runs import (
     WorkerThread,
     enqueue_many,
     rq_queue,
+    stored_chunks,
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
@@ -50,7 +51,7 @@ def check_whole(client: redis.Redis, result: Result, *, num_choices: int = 1) ->
         token_ids = answer(result.job_id, index)
         choice = result.choices[index]
         assert (choice.token_ids, choice.text, choice.finish_reason) == (token_ids, text_of(token_ids), "length")
-    chunks = [entry for entry in stored_chunks(client, result.job_id) if isinstance(entry, Chunk)]
+    chunks = stored_chunks(client, result.job_id)
     for choice in result.choices:
         mine = [chunk for chunk in chunks if chunk.index == choice.index]
         assert [token_id for chunk in mine for token_id in chunk.token_ids] == choice.token_ids
@@ -64,17 +65,13 @@ def check_whole(client: redis.Redis, result: Result, *, num_choices: int = 1) ->
 def check_logprobs(client: redis.Redis, result: Result) -> None:
     """Every token has its own, in the stream and in the result, and the prompt came once, first."""
     writer = LogprobWriter(FakeTokenizer())  # type: ignore[arg-type]
-    chunks = [entry for entry in stored_chunks(client, result.job_id) if isinstance(entry, Chunk)]
+    chunks = stored_chunks(client, result.job_id)
     for holder in (*chunks, *result.choices):
         assert holder.logprobs == [writer.write(expected_logprob(token_id, 2)) for token_id in holder.token_ids]
     assert [chunk.prompt for chunk in chunks if chunk.prompt is not None] == [result.prompt]
     assert chunks[0].prompt is not None and result.prompt is not None
     assert result.prompt.logprobs == [None, writer.write(expected_logprob(PROMPT[1], 2))]
     assert (result.prompt.text, result.prompt.token_ids) == (text_of(PROMPT), PROMPT)
-
-
-def stored_chunks(client: redis.Redis, job_id: str) -> list[object]:
-    return [parse_entry(fields[b"d"]) for _, fields in client.xrange(keys.stream_key(job_id)) if b"d" in fields]
 
 
 def markers(client: redis.Redis, job_id: str) -> list[Marker]:
@@ -154,7 +151,7 @@ def test_choices_that_had_ended_stay_ended_and_the_others_go_on(
     )
     with heir:
         check_whole(redis_client, wait_for_result(redis_client, job.id), num_choices=3)
-    ends = [chunk.index for chunk in stored_chunks(redis_client, job.id) if getattr(chunk, "finish_reason", None)]
+    ends = [chunk.index for chunk in stored_chunks(redis_client, job.id) if chunk.finish_reason]
     assert sorted(ends) == [0, 1, 2]
 
 

@@ -12,9 +12,11 @@ from tests.fakes.worker_runs import (
     FUNCTION,
     STARTING_KEY,
     WorkerProcess,
+    WorkerThread,
     enqueue_many,
     leftovers,
     rq_queue,
+    stream_text,
     wait_for_no_leftovers,
     wait_for_result,
     wait_until,
@@ -51,6 +53,23 @@ def test_sigterm_gives_256_running_jobs_back_in_order_within_two_seconds(
     assert queue.get_job_ids() == ids
     assert held_without_attempts(redis_client) == []
     assert {redis_client.hget(f"rq:job:{job_id}", "status") for job_id in ids} == {b"queued"}
+
+
+def test_256_jobs_that_were_handed_over_go_on_elsewhere_at_once(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    ids = enqueue_many(queue, 256, max_tokens=60)
+    with WorkerProcess(redis_url, step_seconds=0.2) as worker:
+        worker.wait_until_serving()
+        wait_until(lambda: all(redis_client.xlen(keys.stream_key(job_id)) > 1 for job_id in ids))
+        assert end_in_time(worker, signal.SIGTERM) == 0
+    with WorkerThread(redis_url) as heir:
+        results = [wait_for_result(redis_client, job_id) for job_id in ids]
+        assert {(result.status, result.attempts) for result in results} == {("finished", 2)}
+        assert all(heir.engine.num_resumed_tokens[f"{job_id}:2"] > 0 for job_id in ids)
+        for result in results:
+            assert stream_text(redis_client, result.job_id) == result.text
+        wait_for_no_leftovers(redis_client)
 
 
 def test_sigint_while_the_engine_hangs_ends_the_process_in_time(redis_url: str, queue: Queue) -> None:

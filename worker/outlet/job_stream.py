@@ -40,6 +40,8 @@ class JobStream:
         self.attempt = attempt
         self.publish = publish
         self.num_prompt_tokens = num_prompt_tokens
+        self.refusal: str | None = None
+        """Why Redis takes nothing of it, and never will: its key holds something else."""
         self._choices = [ChoiceOutput() for _ in range(num_choices)]
         self._writer = writer
         if self._choices:

@@ -123,6 +123,7 @@ class StreamOutlet:
         """Take note of what is stored now. False: this attempt can store nothing more."""
         if isinstance(reply, ResponseError):
             _logger.error("action=stream_refused job_id=%s error=%s", stream.job_id, reply)
+            stream.refusal = str(reply)
             return False
         if isinstance(reply, Exception):
             raise reply

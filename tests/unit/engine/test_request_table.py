@@ -46,7 +46,7 @@ class Table:
             token_bytes=TOKEN_BYTES,
         )
         self.table.add(request)
-        return [message.sequence_id for message in self.table.start(request)]
+        return [message.sequence_id for message in self.table.start_new(request)]
 
     def tokens(self, *entries: tuple[int, int, FinishCode], **fields: object) -> None:
         """One step's message: (sequence id, token id, code)."""
@@ -65,7 +65,7 @@ class Table:
     def start_again(self) -> list[AddSequence]:
         """The child dies and another one starts."""
         self.table.note_death("killed by SIGSEGV")
-        return list(self.table.start_all())
+        return list(self.table.start_more())
 
     def die(self) -> list[int]:
         """As `start_again`: the sequences that the child is told of."""
@@ -190,7 +190,7 @@ def test_after_a_death_each_sequence_goes_on_with_its_tokens(table: Table) -> No
     table.say(first, "the quick")
     table.table.note_death("killed")
     assert not table.table.is_child_busy
-    messages = list(table.table.start_all())
+    messages = list(table.table.start_more())
     assert [(message.sequence_id, message.output_token_ids) for message in messages] == [
         (first, ids("the quick")),
         (second, []),
@@ -204,15 +204,28 @@ def test_a_poisonous_request_fails_after_three_deaths_and_its_batch_mates_go_on(
     assert table.die() == list(sequences.values())
     assert table.die() == [sequences["one"]]  # two deaths without a token: one suspect at a time
     table.say(sequences["one"], "a")
-    assert [message.sequence_id for message in table.table.start_suspect()] == [sequences["poison"]]
-    assert list(table.table.start_suspect()) == []
-    assert table.die() == [sequences["one"], sequences["three"]]
+    assert [message.sequence_id for message in table.table.start_more()] == [sequences["poison"]]
+    assert list(table.table.start_more()) == []
+    assert table.die() == [sequences["three"]]  # "one" has proved harmless, and waits for the last suspect
     failed = table.outputs["poison"][-1]
     assert (failed.finish_reason, failed.error_kind, failed.finished) == ("error", "poison", True)
     assert failed.error is not None
     assert "SIGSEGV" in failed.error
     assert [output.finish_reason for output in table.outputs["one"]] == [None]
     assert table.outputs["three"] == []
+    table.say(sequences["three"], "a")
+    assert [message.sequence_id for message in table.table.start_more()] == [sequences["one"]]
+
+
+def test_nothing_new_runs_beside_a_suspect(table: Table) -> None:
+    """Else a death that is the newcomer's would be the suspect's third."""
+    (suspect,) = table.add("suspect")
+    table.die()
+    assert table.die() == [suspect]
+    newcomer = table.add("newcomer")
+    assert newcomer == []
+    table.say(suspect, "a")
+    assert len(list(table.table.start_more())) == 1
 
 
 def test_a_suspect_that_is_aborted_makes_room_for_the_next(table: Table) -> None:
@@ -220,7 +233,7 @@ def test_a_suspect_that_is_aborted_makes_room_for_the_next(table: Table) -> None
     table.die()
     assert table.die() == [first]
     table.table.abort("one")
-    assert [message.sequence_id for message in table.table.start_suspect()] == [second]
+    assert [message.sequence_id for message in table.table.start_more()] == [second]
 
 
 def test_a_token_between_two_deaths_clears_a_request_of_suspicion(table: Table) -> None:
@@ -252,7 +265,7 @@ def test_the_child_is_told_what_was_replayed_and_of_no_choice_that_is_complete(t
     request_sequences = table.add("r", n=3, output_token_ids=[ids("a b"), whole, ids("c")])
     assert [output.finish_reason for output in table.outputs["r"]] == [None, "stop", None]
     table.table.note_death("killed")
-    messages = {m.sequence_id: (m.choice_index, m.output_token_ids) for m in table.table.start_all()}
+    messages = {m.sequence_id: (m.choice_index, m.output_token_ids) for m in table.table.start_more()}
     assert [messages[sequence] for sequence in request_sequences] == [(0, ids("a b")), (2, ids("c"))]
 
 
@@ -308,7 +321,7 @@ def test_the_choices_of_a_request_are_one_group_and_a_lone_one_is_none(table: Ta
     table.add("r", n=3)
     table.add("lone")
     table.table.note_death("killed")
-    assert [message.group_id for message in table.table.start_all()] == [0, 0, 0, None]
+    assert [message.group_id for message in table.table.start_more()] == [0, 0, 0, None]
 
 
 def test_a_resumed_choice_reports_what_this_run_found_in_the_cache(table: Table) -> None:
