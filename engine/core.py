@@ -63,7 +63,7 @@ class EngineCore:
             raise InvalidRequestError(f"sequence {message.sequence_id} runs already", param="sequence_id")
         sequence = create_sequence(message, self._limits)
         sequence.drafter = create_drafter(sequence.params) if self._drafts is not None else None
-        if sequence.params.grammar is not None:
+        if sequence.params.grammar is not None and sequence.params.max_tokens != 0:
             self._grammars.add(sequence)
         else:
             self._scheduler.add(sequence)

@@ -16,7 +16,8 @@ class GrammarMatcher:
     """Behind llguidance's matcher. Not thread-safe; never used while a mask of it is being filled.
 
     `takes_forced` false: forced tokens are sampled one by one, each under a mask that leaves nothing else, because
-    somebody wants their log-probabilities. The tokens are the same.
+    somebody wants their log-probabilities, or the prompt's, which an output without a forward would leave uncomputed.
+    The tokens are the same.
     """
 
     def __init__(self, matcher: "LLMatcher", eos_token_ids: tuple[int, ...], *, takes_forced: bool = True) -> None:

@@ -75,7 +75,7 @@ class PendingGrammars:
         matcher = GrammarMatcher(
             self._compiler.compile(sequence.params.grammar),
             self._eos_token_ids,
-            takes_forced=sequence.params.logprobs is None,
+            takes_forced=sequence.params.logprobs is None and sequence.params.prompt_logprobs is None,
         )
         return matcher, matcher.start(sequence.token_ids[sequence.num_prompt_tokens :].tolist())
 

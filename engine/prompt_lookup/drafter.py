@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 MAX_DRAFT_TOKENS = 15
 _GRAM = 3  # tokens that must agree
 _ID_BITS = 21  # of a token id in a key; no vocabulary is that large
-_FIRST_LENGTH = 4
+_FIRST_LENGTH = 3
 _MAX_PAUSE = 64  # steps. Where no guess ever comes true, one step in 64 carries one, at some tenths of a step's time
-_WORTHWHILE = 8  # a draft pays if one in so many of its tokens is accepted: a further row costs about a tenth of a step
+_FIRST_PAUSE = 4
+_WORTHWHILE = (
+    4  # a draft pays if one in so many of its tokens is accepted: a row more costs up to a fifth of a lone one
+)
 
 
 class Drafter:
@@ -50,7 +53,7 @@ class Drafter:
         if num_accepted * _WORTHWHILE >= num_drafted:
             self._pause = 0
         else:
-            self._pause = min(max(1, 2 * self._pause), _MAX_PAUSE)
+            self._pause = min(max(_FIRST_PAUSE, 4 * self._pause), _MAX_PAUSE)
         self._num_to_skip = self._pause
 
     def _index(self, token_ids: NDArray[np.int32]) -> None:

@@ -134,6 +134,13 @@ def test_tokens_are_the_same_when_somebody_wants_their_logprobs(model_dir: Path,
     assert output_of(model_dir, spec, logprobs=0) == output_of(model_dir, spec)
 
 
+def test_a_request_for_no_tokens_computes_its_prompt_and_has_no_use_for_a_grammar(model_dir: Path) -> None:
+    driver = make_driver(model_dir)
+    sequence_id = driver.add([1, 2, 3], max_tokens=0, grammar=SPECS[4])
+    driver.run()
+    assert driver.finished[sequence_id] is FinishCode.LENGTH and driver.core.get_stats().num_steps == 1
+
+
 def test_an_ignored_end_of_sequence_still_ends_a_grammar(model_dir: Path) -> None:
     assert output_of(model_dir, SPECS[1], ignore_eos=True) == output_of(model_dir, SPECS[1])
 
