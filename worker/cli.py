@@ -46,7 +46,10 @@ def worker(**flags: Any) -> None:
 @click.command()
 @settings_options(ServeSettings)
 def serve(**flags: Any) -> None:
-    """Start a Redis of its own and a worker. With --redis-url: a worker on that Redis."""
+    """Start a Redis of its own, a worker and a gateway. With --redis-url: on that Redis.
+
+    The gateway takes its other settings from their PROMPTMILL_* variables; see `promptmill gateway --help`.
+    """
     with _one_line_errors():
         settings = load_settings(ServeSettings, flags)
         code = 0

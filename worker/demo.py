@@ -1,16 +1,20 @@
-"""`promptmill demo`: a Redis, a worker and a viewer as three processes, started, watched and ended from here.
+"""`promptmill demo`: a Redis, a worker, a gateway and a viewer as processes, started, watched and ended from here.
 
 The viewer (`producer.demo_view`) is a plain client of the queues; this side knows only processes.
 """
 
+import json
+import shlex
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from worker import worker_process
-from worker.embedded_redis import EmbeddedRedis
+from worker import gateway_process, worker_process
+from worker.embedded_redis import EmbeddedRedis, free_port
 from worker.errors import StartRefusedError
 from worker.settings import WorkerSettings
 from worker.worker_process import ending
@@ -30,14 +34,47 @@ def run_demo(settings: WorkerSettings) -> int:
             worker = subprocess.Popen(
                 worker_process.COMMAND, env=environment, stdout=sink, stderr=sink, start_new_session=True
             )
-        with ending(worker), ending(subprocess.Popen(VIEWER, env=environment)) as viewer:
+        with ExitStack() as stack:
+            stack.enter_context(ending(worker))
+            http_port = _start_gateway(stack, environment)
+            viewer = stack.enter_context(ending(subprocess.Popen(VIEWER, env=environment)))
             while (code := viewer.poll()) is None:
                 if worker.poll() is not None:
                     break
                 time.sleep(POLL_SECONDS)
+            if code == 0 and http_port is not None:
+                code = _curl(settings, http_port)
         if code is None:
             raise StartRefusedError(f"the demo's worker ended: {_last_words(log)}")
         return code
+
+
+def _start_gateway(stack: ExitStack, environment: dict[str, str]) -> int | None:
+    """Its port; None where the demo goes without, for want of its packages or of curl."""
+    if not gateway_process.is_installed() or shutil.which("curl") is None:
+        return None
+    port = free_port()
+    gateway = subprocess.Popen(
+        gateway_process.COMMAND,
+        env=gateway_process.environment_for(environment, port),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    stack.enter_context(ending(gateway))
+    return port
+
+
+def _curl(settings: WorkerSettings, port: int) -> int:
+    """The same worker through OpenAI's API. The exit code is curl's."""
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    body = {"model": settings.served_model_names[0], "messages": messages, "max_tokens": 20, "temperature": 0}
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    command = ["curl", "-sS", "--fail-with-body", url, "-H", "content-type: application/json", "-d", json.dumps(body)]
+    print(f"\nThe same through OpenAI's API:\n{shlex.join(command)}", flush=True)
+    code = subprocess.run(command, check=False).returncode
+    print(flush=True)
+    return code
 
 
 def _last_words(log: Path) -> str:

@@ -1,10 +1,11 @@
-"""`promptmill serve`: a Redis of its own and a worker as two processes, started and ended from here."""
+"""`promptmill serve`: a Redis of its own, a worker and a gateway as processes, started and ended from here."""
 
 import fcntl
 import shlex
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,21 +14,25 @@ import click
 from pydantic import Field
 
 from producer.contract.keys import DEFAULT_QUEUE
-from worker import worker_process
+from worker import gateway_process, worker_process
 from worker.embedded_redis import EmbeddedRedis, free_port
 from worker.errors import StartRefusedError
 from worker.settings import WorkerSettings
 from worker.worker_process import ending
 
 DEFAULT_PORT = 6379  # where clients look when they are told nothing
+POLL_SECONDS = 0.1
 EXIT_KILLED = 1  # the worker was ended by a signal that was not ours
 
 
 class ServeSettings(WorkerSettings):
-    """The worker's settings, and the embedded Redis's."""
+    """The worker's settings, the embedded Redis's, and the gateway's port."""
 
     redis_port: int | None = Field(
         default=None, ge=1, le=65535, description="Port of the embedded Redis; default: 6379, or a free one."
+    )
+    http_port: int | None = Field(
+        default=None, ge=1, le=65535, description="Port of the gateway; default: 8000, or a free one."
     )
     data_dir: Path | None = Field(
         default=None, description="Folder that keeps the embedded Redis's data; default: it is gone at the end."
@@ -40,55 +45,66 @@ class ServeSettings(WorkerSettings):
 
 
 def serve(settings: ServeSettings) -> int:
-    """The worker's exit code; 0 if a signal ended it. Raises WorkerError where Redis cannot start."""
+    """The exit code of whatever ended first; 0 if a signal ended it. Raises WorkerError where Redis cannot start."""
     with ExitStack() as stack:
         url, kept = settings.redis_url, ""
         if not settings.is_redis_given:
             url = stack.enter_context(_embedded_redis(settings)).url
             kept = f"  (embedded; {_fate_of_data(settings.data_dir)})"
-        click.echo(_greeting(settings, url, kept))
-        # In a session of its own: Ctrl-C reaches it through us, and Redis outlives it in any case.
-        worker = stack.enter_context(
-            ending(
-                subprocess.Popen(
-                    worker_process.COMMAND, env=worker_process.environment_for(settings, url), start_new_session=True
-                )
-            )
-        )
-        return _wait(worker)
+        http_port = _choose_port(settings.http_port, gateway_process.DEFAULT_PORT, "--http-port")
+        click.echo(_greeting(settings, url, kept, http_port if gateway_process.is_installed() else None))
+        environment = worker_process.environment_for(settings, url)
+        processes = [_start(stack, worker_process.COMMAND, environment)]
+        if gateway_process.is_installed():
+            gateway_environment = gateway_process.environment_for(environment, http_port)
+            processes.append(_start(stack, gateway_process.COMMAND, gateway_environment))
+        return _wait(processes)
 
 
-def _wait(worker: "subprocess.Popen[bytes]") -> int:
-    """Until the worker ends; signals are passed on to it, and how soon it ends then is its own affair."""
+def _start(stack: ExitStack, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """In a session of its own: Ctrl-C reaches it through us, and Redis outlives it in any case."""
+    return stack.enter_context(ending(subprocess.Popen(command, env=environment, start_new_session=True)))
+
+
+def _wait(processes: list["subprocess.Popen[bytes]"]) -> int:
+    """Until one of them ends, and then the others; signals are passed on, and how soon they end is their own affair."""
     num_signals = 0
 
     def pass_on(signum: int, frame: object) -> None:
         nonlocal num_signals
         num_signals += 1
-        worker.terminate()
+        for process in processes:
+            process.terminate()
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, pass_on)
-    code = worker.wait()
-    if num_signals and code == -signal.SIGTERM:  # it had not even begun
-        return 0
-    return code if code >= 0 else EXIT_KILLED
+    while all(process.poll() is None for process in processes):
+        time.sleep(POLL_SECONDS)
+    first = next(process for process in processes if process.poll() is not None)
+    if not num_signals:
+        for process in processes:
+            process.terminate()
+    codes = [first.wait(), *(process.wait() for process in processes)]
+    if num_signals:  # one that had not even begun ends by the signal
+        codes = [0 if code == -signal.SIGTERM else code for code in codes]
+        return next((code if code > 0 else EXIT_KILLED for code in codes if code), 0)
+    return codes[0] if codes[0] >= 0 else EXIT_KILLED
 
 
 @contextmanager
 def _embedded_redis(settings: ServeSettings) -> Iterator[EmbeddedRedis]:
-    port = _choose_port(settings.redis_port)
+    port = _choose_port(settings.redis_port, DEFAULT_PORT, "--redis-port")
     with ExitStack() as stack:
         if settings.data_dir is not None:
             stack.enter_context(_locked(settings.data_dir))
         yield stack.enter_context(EmbeddedRedis(data_dir=settings.data_dir, port=port))
 
 
-def _choose_port(given: int | None) -> int:
+def _choose_port(given: int | None, default: int, flag: str) -> int:
     if given is None:
-        return DEFAULT_PORT if _is_free(DEFAULT_PORT) else free_port()
+        return default if _is_free(default) else free_port()
     if not _is_free(given):
-        raise StartRefusedError(f"port {given} is taken: stop what listens there, or pass another --redis-port")
+        raise StartRefusedError(f"port {given} is taken: stop what listens there, or pass another {flag}")
     return given
 
 
@@ -122,12 +138,14 @@ def _fate_of_data(data_dir: Path | None) -> str:
     return "its data is gone when this ends: keep it with --data-dir" if data_dir is None else f"data in {data_dir}"
 
 
-def _greeting(settings: WorkerSettings, url: str, kept: str) -> str:
+def _greeting(settings: WorkerSettings, url: str, kept: str, http_port: int | None) -> str:
+    gateway = f"http://127.0.0.1:{http_port}/v1" if http_port is not None else f"none: {gateway_process.REMEDY}"
     return "\n".join(
         [
             f"redis   {url}{kept}",
             f"worker  {', '.join(settings.served_model_names)} from {', '.join(settings.queue_names)}",
             f"try     {_submit_command(settings, url)}",
+            f"openai  {gateway}",
             "stop    Ctrl-C",
         ]
     )

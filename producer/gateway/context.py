@@ -39,7 +39,7 @@ class GatewayContext:
             records=JobRecords(redis),
             keys=KeyRing(redis),
             limits=RateLimits(redis),
-            drain=Drain(settings.drain_seconds),
+            drain=Drain(settings.http_drain_seconds),
             metrics=GatewayMetrics(),
         )
 

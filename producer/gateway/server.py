@@ -65,7 +65,7 @@ def build_server(settings: GatewaySettings, context: GatewayContext) -> GatewayS
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=round(settings.drain_seconds + EXIT_GRACE_SECONDS),
+        timeout_graceful_shutdown=round(settings.http_drain_seconds + EXIT_GRACE_SECONDS),
         lifespan="on",
     )
     return GatewayServer(config, context.drain)

@@ -23,7 +23,7 @@ class GatewaySettings(ProducerSettings):
         default=600.0, gt=0, description="A response that is not complete by then ends with 408, its job is cancelled."
     )
     keep_alive_seconds: float = Field(default=15.0, gt=0, description="A silent stream gets a comment so often.")
-    drain_seconds: float = Field(
+    http_drain_seconds: float = Field(
         default=20.0, ge=0, description="On SIGTERM, responses may go on for so long; then streams end resumably."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -20,11 +20,12 @@ def system(redis_url: str, tmp_path: Path) -> Iterator[System]:
 
 @pytest.fixture(scope="session")
 def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A Redis and one worker that many tests share: they leave no job running behind them."""
+    """A Redis, one worker and one gateway that many tests share: they leave no job running behind them."""
     with EmbeddedRedis() as server:
         system = System(server.url, tmp_path_factory.mktemp("system"))
         try:
             system.start_worker()
+            system.start_gateway()
             yield system
         finally:
             system.stop()

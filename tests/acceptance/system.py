@@ -8,9 +8,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx2 as httpx
 import redis
 
 from producer import Client
+from worker.embedded_redis import free_port
 
 MODEL = "smollm2-135m"
 START_SECONDS = 180.0  # the demo model's first start dequantises it into the cache
@@ -23,9 +25,15 @@ class System:
     url: str
     log_dir: Path
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    gateway_url: str = ""  # once there is one
 
     def environment(self, **extra: str) -> dict[str, str]:
-        return {**os.environ, "PROMPTMILL_REDIS_URL": self.url, "PROMPTMILL_MODEL": MODEL, **extra}
+        ours = {
+            "PROMPTMILL_REDIS_URL": self.url,
+            "PROMPTMILL_MODEL": MODEL,
+            "OPENAI_BASE_URL": f"{self.gateway_url}/v1",
+        }
+        return {**os.environ, **ours, **extra}
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "producer.cli", *arguments]
@@ -47,6 +55,22 @@ class System:
             while not any(info.pid == process.pid for info in client.workers()):
                 assert process.poll() is None and time.monotonic() < end, self.logs()
                 time.sleep(0.1)
+
+    def start_gateway(self) -> None:
+        port = free_port()
+        self.gateway_url = f"http://127.0.0.1:{port}"
+        with (self.log_dir / "gateway.log").open("wb") as log:
+            command = self.command("gateway", "--http-port", str(port))
+            process = subprocess.Popen(command, env=self.environment(), stdout=log, stderr=log)
+        self.processes.append(process)
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                if httpx.get(f"{self.gateway_url}/health", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                assert process.poll() is None and time.monotonic() < end, self.logs()
+            time.sleep(0.1)
 
     def run(self, *arguments: str, timeout: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
         """`promptmill ARGUMENTS`, waited for."""

@@ -58,6 +58,16 @@ def test_the_shell_commands_shown_for_clients_run(running_system: System) -> Non
         assert "Paris" in done.stdout
 
 
+def test_the_curl_commands_are_answered(running_system: System) -> None:
+    commands = [block for block in blocks("sh") if block.startswith("curl")]
+    assert commands
+    for command in commands:
+        here = command.replace("http://localhost:8000", running_system.gateway_url)
+        done = subprocess.run(["sh", "-ec", here], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Paris" in done.stdout and "[DONE]" in done.stdout
+
+
 def test_every_folder_and_file_that_the_readme_links_to_exists() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (Path(__file__).parents[2] / target).exists(), target

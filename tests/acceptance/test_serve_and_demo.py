@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import openai
 import pytest
 import redis
 
@@ -100,12 +101,16 @@ def test_serve_answers_keeps_its_data_and_leaves_nothing_behind(
         "serve", *ONE_THREAD, "--redis-port", str(port), "--data-dir", str(tmp_path), stderr=subprocess.DEVNULL
     )
     assert command.process.stdout is not None
-    greeting = [command.process.stdout.readline() for _ in range(4)]
+    greeting = [command.process.stdout.readline() for _ in range(5)]
     assert url in greeting[0] and str(tmp_path) in greeting[0]
     assert (
         f'promptmill submit "What is the capital of France?" --max-tokens 20 --stream --redis-url {url}' in greeting[2]
     )
     wait_for_worker(url, command)
+    base_url = greeting[3].split()[1]
+    with openai.OpenAI(base_url=base_url, api_key="none") as openai_client:
+        done = openai_client.completions.create(model="smollm2-135m", prompt="The capital of France is", temperature=0)
+        assert "Paris" in done.choices[0].text
     with Client(url) as client:
         job = client.submit("What is the capital of France?", max_tokens=12, temperature=0)
         assert job.result(timeout=120).choices[0].token_ids
@@ -138,6 +143,7 @@ def test_the_demo_answers_every_prompt_and_leaves_nothing_behind(start: type[Com
     assert command.process.returncode == 0, err
     assert "> What is the capital of France?" in out and "Paris" in out
     assert "all in" in out and "tokens/s" in out and "failed" not in out
+    assert "curl" in out and '"object":"chat.completion"' in out
     assert command.has_left_nothing()
 
 

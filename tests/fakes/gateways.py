@@ -67,7 +67,7 @@ class RunningGateway:
 
 @contextmanager
 def running_gateway(redis_url: str, **settings: Any) -> Iterator[RunningGateway]:
-    defaults = {"redis_url": redis_url, "http_port": 0, "drain_seconds": 0}
+    defaults = {"redis_url": redis_url, "http_port": 0, "http_drain_seconds": 0}
     gateway = RunningGateway(GatewaySettings(**{**defaults, **settings})).start()
     try:
         yield gateway

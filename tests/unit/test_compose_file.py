@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from producer.gateway.settings import GatewaySettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -43,6 +46,14 @@ def test_the_default_profile_is_one_of_the_workers_profiles() -> None:
     assert default in {profile for name in WORKERS for profile in SERVICES[name]["profiles"]}
 
 
+def test_the_gateway_needs_redis_alone_and_has_time_to_drain() -> None:
+    gateway = SERVICES["gateway"]
+    assert list(gateway["depends_on"]) == ["redis"] and "profiles" not in gateway
+    drain_seconds = GatewaySettings.model_fields["http_drain_seconds"].default
+    assert int(gateway["stop_grace_period"].removesuffix("s")) > drain_seconds
+    assert gateway["ports"][0].endswith(f":{GatewaySettings.model_fields['http_port'].default}")
+
+
 def test_ports_are_published_on_loopback_alone() -> None:
     for service in SERVICES.values():
         for port in service.get("ports", []):
@@ -54,8 +65,9 @@ def test_every_volume_that_is_used_is_declared() -> None:
     assert used == set(COMPOSE["volumes"])
 
 
-def test_the_dockerfile_copies_only_what_exists_and_what_dockerignore_lets_through() -> None:
-    dockerfile = (ROOT / SERVICES["worker"]["build"]["dockerfile"]).read_text()
+@pytest.mark.parametrize("service", ["worker", "gateway"])
+def test_the_dockerfile_copies_only_what_exists_and_what_dockerignore_lets_through(service: str) -> None:
+    dockerfile = (ROOT / SERVICES[service]["build"]["dockerfile"]).read_text()
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")}
     for line in re.findall(r"^COPY (.+)$", dockerfile, re.MULTILINE):
         for source in line.split()[:-1]:

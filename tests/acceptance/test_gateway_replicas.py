@@ -1,0 +1,146 @@
+"""Gateways as processes and real signals: one that is killed loses nothing, one that is told to stop leaves in order."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from tests.fakes.fake_worker import FakeWorker, HeldJob
+from worker.embedded_redis import free_port
+
+NUM_STREAMS = 12
+NUM_WORDS = 60
+START_SECONDS = 60.0
+
+Start = Callable[[], tuple[str, "subprocess.Popen[bytes]"]]
+
+
+@pytest.fixture
+def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> tuple[str, "subprocess.Popen[bytes]"]:
+        port = free_port()
+        command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(port)]
+        with (tmp_path / f"gateway-{port}.log").open("wb") as log:
+            process = subprocess.Popen([*command, "--redis-url", redis_url], stdout=log, stderr=log)
+        started.append(process)
+        url, end = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
+        while not _answers(url):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        return url, process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[FakeWorker]:
+    worker = FakeWorker(redis_url)
+    worker.announce("fake")
+    yield worker
+    worker.close()
+
+
+class Reader(threading.Thread):
+    """Streams one completion; when the connection breaks it goes on at the other replica, behind its last cursor."""
+
+    def __init__(self, urls: list[str], number: int, seen_some: threading.Semaphore) -> None:
+        super().__init__(name=f"reader-{number}")
+        self.urls = urls
+        self.text = ""
+        self.num_connections = 0
+        self.job_id = ""
+        self._cursor = ""
+        self._number = number
+        self._seen_some = seen_some
+        self._is_done = False
+
+    def run(self) -> None:
+        first = self.urls[0]
+        body = {"model": "fake", "prompt": f"stream {self._number}", "stream": True}
+        self._read("POST", f"{first}/v1/completions", body)
+        while not self._is_done:
+            self._read("GET", f"{self.urls[1]}/v1/jobs/{self.job_id}/stream?after={self._cursor}", None)
+
+    def _read(self, method: str, url: str, body: object) -> None:
+        self.num_connections += 1
+        try:
+            with httpx.stream(method, url, json=body, timeout=60) as response:
+                assert response.status_code == 200, response.read()
+                for line in response.iter_lines():
+                    if line == "data: [DONE]":
+                        self._is_done = True
+                    elif line.startswith("data: "):
+                        self._take(json.loads(line.removeprefix("data: ")))
+        except httpx.TransportError:
+            return
+
+    def _take(self, event: dict[str, object]) -> None:
+        ours = event.get("promptmill")
+        if not isinstance(ours, dict):
+            return
+        self.job_id, self._cursor = ours["job_id"], ours["cursor"]
+        for choice in event["choices"]:  # type: ignore[attr-defined]
+            self.text += choice["text"]
+        self._seen_some.release()
+
+
+def test_streams_of_a_killed_replica_go_on_at_another_with_every_token_once(start: Start, worker: FakeWorker) -> None:
+    (one, killed), (two, _) = start(), start()
+    seen_some = threading.Semaphore(0)
+    readers = [Reader([one, two], number, seen_some) for number in range(NUM_STREAMS)]
+    for reader in readers:
+        reader.start()
+    jobs: list[HeldJob] = [worker.claim().begin() for _ in readers]
+    for word in range(NUM_WORDS):
+        for job in jobs:
+            last = word == NUM_WORDS - 1
+            job.write(f"{word} ", finish_reason="length" if last else None)
+        if word == NUM_WORDS // 3:
+            for _ in range(NUM_STREAMS * 2):
+                assert seen_some.acquire(timeout=30)
+            killed.send_signal(signal.SIGKILL)
+            killed.wait(10)
+    for job in jobs:
+        job.end()
+    for reader in readers:
+        reader.join(60)
+        assert not reader.is_alive()
+    expected = "".join(f"{word} " for word in range(NUM_WORDS))
+    assert [reader.text for reader in readers] == [expected] * NUM_STREAMS
+    assert all(reader.num_connections > 1 for reader in readers)
+
+
+def test_sigterm_lets_answers_end_and_then_leaves_with_zero(start: Start, worker: FakeWorker) -> None:
+    url, process = start()
+    answers: list[httpx.Response] = []
+    body = {"model": "fake", "prompt": "x"}
+    asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=60)))
+    asking.start()
+    job = worker.claim().begin()
+    process.send_signal(signal.SIGTERM)
+    while _answers(url):  # until it takes no more
+        time.sleep(0.05)
+    job.write("the answer", finish_reason="stop")
+    job.end()
+    asking.join(30)
+    assert answers[0].json()["choices"][0]["text"] == "the answer"
+    assert process.wait(30) == 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/live", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
