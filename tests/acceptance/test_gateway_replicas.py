@@ -1,4 +1,4 @@
-"""Gateways as processes and real signals: one that is killed loses nothing, one that is told to stop leaves in order."""
+"""Gateways as processes and real signals: one that is killed loses nothing, one told to stop leaves in order."""
 
 import json
 import signal

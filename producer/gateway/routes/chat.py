@@ -7,12 +7,13 @@ from producer.gateway.answer import answer
 from producer.gateway.auth import Authenticated
 from producer.gateway.context import Context
 from producer.gateway.live_answer import respond
+from producer.gateway.request_schemas import body_of
 from producer.openai_request import CHAT_URL
 
 router = APIRouter(tags=["chat"])
 
 
-@router.post(CHAT_URL)
+@router.post(CHAT_URL, openapi_extra=body_of(CHAT_URL))
 async def create_chat_completion(context: Context, caller: Authenticated, request: Request) -> Response:
     """The model's next message, whole or as a stream of server-sent events."""
     accepted = await accept(context, caller, request, CHAT_URL)

@@ -42,7 +42,9 @@ async def delete_job(context: Context, caller: Authenticated, job_id: str) -> di
     return {**_body(job_id, record, status), "cancelled": is_cancelled}
 
 
-@router.get("/v1/jobs/{job_id}/stream", response_class=EventStream)
+@router.get(
+    "/v1/jobs/{job_id}/stream", response_class=Response, responses={200: {"content": {"text/event-stream": {}}}}
+)
 async def stream_job(
     context: Context,
     caller: Authenticated,

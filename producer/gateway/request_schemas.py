@@ -1,0 +1,61 @@
+"""The request bodies in our OpenAPI document: OpenAI's fields, and every other field of the contract beside them.
+
+They describe; `producer.openai_request` and the contract check, so that errors come in our words and OpenAI's shape.
+"""
+
+from typing import Any
+
+from producer.contract import JobRequest
+from producer.openai_request import CHAT_URL
+
+_NOT_IN_BODIES = frozenset({"v", "task", "prompt", "messages", "model", "stream", "logprobs", "max_tokens"})
+
+
+def body_of(url: str) -> dict[str, Any]:
+    """What a route passes as `openapi_extra`."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _schema(url)}}}}
+
+
+def _schema(url: str) -> dict[str, Any]:
+    contract = JobRequest.model_json_schema(ref_template="#/$defs/{model}")
+    definitions = contract.pop("$defs", {})
+    properties = {name: schema for name, schema in contract["properties"].items() if name not in _NOT_IN_BODIES}
+    own = _chat_properties(contract) if url == CHAT_URL else _completion_properties()
+    common = {
+        "model": {"type": "string", "description": "GET /v1/models lists what is served."},
+        "stream": {"type": "boolean", "default": False},
+        "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
+        "user": {"type": "string", "description": "Passed over."},
+    }
+    required = ["model", "messages" if url == CHAT_URL else "prompt"]
+    schema = {"type": "object", "required": required, "properties": {**common, **own, **properties}}
+    return dict(_inline(schema, definitions))
+
+
+def _chat_properties(contract: dict[str, Any]) -> dict[str, Any]:
+    limit = {"type": "integer", "minimum": 1}
+    return {
+        "messages": contract["properties"]["messages"],
+        "max_tokens": limit,
+        "max_completion_tokens": limit,
+        "logprobs": {"type": "boolean"},
+    }
+
+
+def _completion_properties() -> dict[str, Any]:
+    text, token_ids = {"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "integer", "minimum": 0}}
+    prompts = [{"type": "array", "minItems": 1, "items": kind} for kind in (text, token_ids)]
+    return {
+        "prompt": {"anyOf": [text, {**token_ids, "minItems": 1}, *prompts]},
+        "max_tokens": {"type": "integer", "minimum": 0, "default": 16},
+        "logprobs": {"type": "integer", "minimum": 0, "maximum": 20, "description": "The number of alternatives."},
+    }
+
+
+def _inline(value: Any, definitions: dict[str, Any]) -> Any:
+    """References resolved in place: a body's schema has no name of its own to refer to."""
+    if isinstance(value, dict):
+        if "$ref" in value:
+            return _inline(definitions[value["$ref"].rpartition("/")[2]], definitions)
+        return {name: _inline(inner, definitions) for name, inner in value.items()}
+    return [_inline(item, definitions) for item in value] if isinstance(value, list) else value
