@@ -10,11 +10,12 @@ Each is a threshold on x, so the order of tokens never matters. The token is the
 those left: the Gumbel maximum, distributed as the softmax over them. A row's token depends on nothing but its own
 logits and parameters.
 
-No row is sorted whole unless it must be: thresholds are sought among the `_NUM_CANDIDATES` largest logits, and a row
-whose threshold lies deeper is done again over the whole vocabulary.
+No row is sorted whole: thresholds are sought among the `_NUM_CANDIDATES` largest logits, and for a row whose threshold
+lies deeper by halving the range of x.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -131,8 +132,10 @@ class Sampler:
         vocab_size = logits.shape[1]
         tokens, is_settled = self._draw_among(logits, rows, part, min(_NUM_CANDIDATES, vocab_size))
         deep = (~is_settled).nonzero()[:, 0]
-        if len(deep):
-            tokens[deep], _ = self._draw_among(logits, rows[deep], part.select(deep), vocab_size)
+        count = max(1, _MAX_NOISE_VALUES // vocab_size)
+        for first in range(0, len(deep), count):
+            some = deep[first : first + count]
+            tokens[some] = _draw_deep(_scale(logits[rows[some]], part.temperature[some]), part.select(some))
         return tokens
 
     def _draw_among(
@@ -179,6 +182,41 @@ def _keep(values: Tensor, mass: Tensor, batch: SamplingBatch, *, is_whole: bool)
     # Top-k beyond the candidates changes the mass that top-p shares out, so such a row is never settled early.
     is_settled = has_all | ((batch.top_k == 0) & ~kept[:, -1])
     return kept, is_settled & ((batch.top_k <= num_candidates) | is_whole)
+
+
+def _draw_deep(x: Tensor, batch: SamplingBatch) -> Tensor:
+    """Tokens int64 `[num_rows]` of rows whose thresholds lie anywhere in x, float32 `[num_rows, vocab_size]`."""
+    vocab_size = x.shape[1]
+    weights = x.exp()
+    kept = (weights >= batch.min_p[:, None]) & (x > float("-inf"))
+    has_top_k = (batch.top_k > 0) & (batch.top_k < vocab_size)
+    order = _ordered_bits(x)
+    if has_top_k.any():
+        num_above = (batch.top_k - 1).clamp_(0, vocab_size - 1)[:, None]
+        kth = _lowest(order, lambda threshold: (order > threshold).sum(dim=-1, keepdim=True) <= num_above)
+        kept &= (order >= kth) | ~has_top_k[:, None]
+    if (batch.top_p < 1).any():
+        weights = weights * kept
+        wanted = (batch.top_p * _sum_rows(weights))[:, None]
+        last = _lowest(order, lambda threshold: _sum_rows(weights * (order > threshold))[:, None] < wanted)
+        kept &= (order >= last) | (batch.top_p >= 1)[:, None]
+    scores = x + gumbel_noise(batch.keys(), torch.arange(vocab_size, dtype=torch.int32, device=x.device))
+    return scores.masked_fill_(~kept, float("-inf")).argmax(dim=-1)
+
+
+def _lowest(order: Tensor, is_enough: Callable[[Tensor], Tensor]) -> Tensor:
+    """Of each row the least threshold, int32 `[num_rows, 1]`, that `is_enough`: what lies above it is little enough.
+
+    Such a threshold is the order of some logit. All thresholds above one that is enough are.
+    """
+    high = order.amax(dim=-1, keepdim=True).to(torch.int64)
+    low = order.amin(dim=-1, keepdim=True).to(torch.int64)
+    for _ in range(32):  # the range of float32's orders
+        middle = (low + high) >> 1
+        enough = is_enough(middle.to(torch.int32))
+        high = torch.where(enough, middle, high)
+        low = torch.where(enough, low, (middle + 1).minimum(high))
+    return high.to(torch.int32)
 
 
 class TorchPasses:
@@ -237,7 +275,11 @@ def _sum_rows(weights: Tensor) -> Tensor:
 
 def _ordered(x: Tensor) -> Tensor:
     """int64 in the order of float32 x, where x ties in that of falling ids, which stand in the low half."""
-    bits = (x + 0.0).view(torch.int32)  # -0 becomes 0, its equal
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     ids = torch.arange(x.shape[1] - 1, -1, -1, device=x.device)
-    return (bits.to(torch.int64) << 32) | ids
+    return (_ordered_bits(x).to(torch.int64) << 32) | ids
+
+
+def _ordered_bits(x: Tensor) -> Tensor:
+    """int32 in the order of float32 x."""
+    bits = (x + 0.0).view(torch.int32)  # -0 becomes 0, its equal
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
