@@ -1,0 +1,35 @@
+"""OpenVINO GenAI's continuous batching on the demo model's GGUF as a contender; see peer_process.py."""
+
+import sys
+import time
+
+import numpy as np
+import openvino
+import openvino_genai
+from peer_process import Measurement, Stopwatch, serve
+
+
+def main(model_path: str) -> None:
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.cache_size = 2  # GiB
+    scheduler.enable_prefix_caching = False  # no prompt comes twice
+    pipeline = openvino_genai.ContinuousBatchingPipeline(model_path, scheduler, "CPU")
+
+    def run(prompts: list[list[int]], max_tokens: list[int]) -> Measurement:
+        watch = Stopwatch(len(prompts), time.perf_counter)
+        handles = []
+        for i, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True)):
+            config = openvino_genai.GenerationConfig(max_new_tokens=limit, ignore_eos=True, do_sample=False)
+            handles.append(pipeline.add_request(i, openvino.Tensor(np.array([prompt], np.int64)), config))
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+            for i, handle in enumerate(handles):
+                if handle.can_read():
+                    watch.took(i, sum(len(output.generated_ids) for output in handle.read().values()))
+        return watch.measurement()
+
+    serve(run)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,24 @@
+"""transformers' own continuous batching as a contender; see peer_process.py and transformers_peer.py."""
+
+import sys
+
+import torch
+from peer_process import Measurement, serve
+from transformers import AutoModelForCausalLM
+
+from benchmarks.transformers_peer import run as run_workload
+
+
+def main(model_dir: str, dtype: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype), local_files_only=True).eval()
+
+    def run(prompts: list[list[int]], max_tokens: list[int]) -> Measurement:
+        num_blocks = (sum(map(len, prompts)) + sum(max_tokens)) // 16 + 2 * len(prompts)
+        reply = run_workload(model, {"prompts": prompts, "max_tokens": max_tokens}, num_blocks)
+        return {"seconds": reply["seconds"], "counts": [reply["num_tokens"]]}
+
+    serve(run)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
