@@ -1,4 +1,4 @@
-"""A TCP proxy before Redis that cuts connections: what was sent has happened, and its reply is lost."""
+"""A TCP proxy before Redis that cuts connections: in place of a reply, or at any byte of either direction."""
 
 import contextlib
 import random
@@ -8,10 +8,15 @@ from typing import Self
 
 
 class CuttingProxy:
-    """Cuts a connection instead of passing a reply on, with `probability`; none while it is 0."""
+    """Cuts a connection instead of passing a reply on, with `probability`; none while it is 0.
 
-    def __init__(self, upstream_port: int, *, seed: int) -> None:
+    With `anywhere` it cuts in the middle of what is sent as well: requests that Redis gets half of, or half of whose
+    commands it carries out, and replies that end early.
+    """
+
+    def __init__(self, upstream_port: int, *, seed: int, anywhere: bool = False) -> None:
         self._upstream_port = upstream_port
+        self._anywhere = anywhere
         self._random = random.Random(seed)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -60,8 +65,10 @@ class CuttingProxy:
     def _pump(self, source: socket.socket, target: socket.socket, is_reply: bool) -> None:
         try:
             while data := source.recv(65536):
-                if is_reply and self._random.random() < self.probability:
+                if (is_reply or self._anywhere) and self._random.random() < self.probability:
                     self.num_cuts += 1
+                    if self._anywhere:
+                        target.sendall(data[: self._random.randrange(len(data))])
                     break
                 target.sendall(data)
         except OSError:

@@ -39,15 +39,15 @@ def check_all_ended_once(client: redis.Redis, finished: list[str], failed: Seque
     assert sorted(lines) == sorted([*finished, *failed])
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("seed", "anywhere"), [(1, False), (2, False), (3, True), (4, True)])
 def test_replies_that_are_lost_anywhere_lose_and_double_no_job(
-    seed: int, redis_url: str, redis_client: redis.Redis
+    seed: int, anywhere: bool, redis_url: str, redis_client: redis.Redis
 ) -> None:
-    """Claims, appends, commits, RQ's own handlers and heartbeats are cut at random (loss modes D and E)."""
+    """Claims, appends, commits, RQ's own handlers and heartbeats are cut at random, at any byte (ways D and E)."""
     port = redis_client.connection_pool.connection_kwargs["port"]
     queue = rq_queue(redis_client)
-    with CuttingProxy(port, seed=seed) as proxy, WorkerThread(proxy.url, max_num_seqs=16):
-        proxy.probability = 0.1
+    with CuttingProxy(port, seed=seed, anywhere=anywhere) as proxy, WorkerThread(proxy.url, max_num_seqs=16):
+        proxy.probability = 0.02 if anywhere else 0.1  # of each packet, in both directions; or of each reply
         ids = enqueue_many(queue, 60, max_tokens=30)
         for _ in range(10):
             first = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
