@@ -86,7 +86,7 @@ def _completion_choice(choice: Choice, result: Result) -> dict[str, Any]:
         text = result.prompt.text + text
         has_logprobs = has_logprobs or result.prompt.logprobs is not None
         logprobs = [*(result.prompt.logprobs or ()), *logprobs]
-        first_text = _first_token_text(result.prompt)
+        first_text = first_token_text(result.prompt)
     return {
         "index": choice.index,
         "text": text,
@@ -95,7 +95,7 @@ def _completion_choice(choice: Choice, result: Result) -> dict[str, Any]:
     }
 
 
-def _first_token_text(prompt: PromptEcho) -> str:
+def first_token_text(prompt: PromptEcho) -> str:
     """Of the token that nothing precedes: what the others' bytes leave of the text."""
     data = prompt.text.encode()
     num_others = sum(len(entry.bytes) for entry in prompt.logprobs or () if entry is not None)

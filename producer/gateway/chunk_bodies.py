@@ -6,13 +6,14 @@ that whoever resumes there has seen all before.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from producer.contract import Chunk, TokenLogprob, Usage
 from producer.gateway.job_records import JobRecord
 from producer.openai_logprobs import chat_logprobs, completion_logprobs
 from producer.openai_request import CHAT_URL
-from producer.openai_response import finish_reason_body, usage_body
+from producer.openai_response import finish_reason_body, first_token_text, usage_body
 
 KEEP_ALIVE = b": keep-alive\n"  # one newline: two would be an event to some readers
 DONE = b"data: [DONE]\n\n"
@@ -89,21 +90,29 @@ class ChunkRenderer:
     def _completion_choices(self, chunk: Chunk) -> list[dict[str, Any]]:
         choices = []
         if chunk.prompt is not None:  # in front of every choice; it comes before anything of them
-            tokens = chunk.prompt.logprobs
+            prompt, first_text = chunk.prompt, first_token_text(chunk.prompt)
             choices = [
-                self._text_choice(index, chunk.prompt.text, tokens, None) for index in range(self._record.num_choices)
+                self._text_choice(index, prompt.text, prompt.logprobs, None, first_text)
+                for index in range(self._record.num_choices)
             ]
         reason = self._finish_reason(chunk)
         if chunk.text or chunk.logprobs or reason is not None:
             choices.append(self._text_choice(chunk.index, chunk.text, chunk.logprobs, reason))
         return choices
 
-    def _text_choice(self, index: int, text: str, tokens: Any, reason: str | None) -> dict[str, Any]:
+    def _text_choice(
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[TokenLogprob | None] | None,
+        reason: str | None,
+        first_text: str = "",
+    ) -> dict[str, Any]:
         logprobs = None
         if tokens:
             offset = self._num_chars.get(index, 0)
-            logprobs = completion_logprobs(tokens, text_offset=offset)
-            self._num_chars[index] = offset + sum(len(_text_of(token)) for token in tokens)
+            logprobs = completion_logprobs(tokens, text_offset=offset, first_text=first_text)
+            self._num_chars[index] = offset + sum(len(token_text) for token_text in logprobs["tokens"])
         return self._choice(index, text=text, logprobs=logprobs, finish_reason=reason)
 
     def _choice(
@@ -120,10 +129,6 @@ class ChunkRenderer:
 def error_event(body: dict[str, Any]) -> bytes:
     """OpenAI's clients raise it; without it a stream that is cut short would look complete to them."""
     return f"data: {_json(body)}\n\n".encode()
-
-
-def _text_of(token: TokenLogprob | None) -> str:
-    return token.token if token is not None else ""
 
 
 def _json(value: Any) -> str:
