@@ -46,7 +46,7 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_3() -> None:
 
 def test_a_free_port_is_taken_as_given() -> None:
     port = free_port()
-    assert _choose_port(port) == port
+    assert _choose_port(port, 6379, "--redis-port") == port
 
 
 def test_a_data_dir_serves_one_server_at_a_time(tmp_path: Path) -> None:
@@ -64,9 +64,9 @@ def test_a_data_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_greeting_has_a_command_that_reaches_this_redis() -> None:
-    default = _greeting(load_settings(ServeSettings), "redis://127.0.0.1:6379/0", "")
+    default = _greeting(load_settings(ServeSettings), "redis://127.0.0.1:6379/0", "", None)
     assert 'promptmill submit "What is the capital of France?" --max-tokens 20 --stream\n' in default
-    other = _greeting(load_settings(ServeSettings, {"queues": "mine"}), "redis://127.0.0.1:7000/0", "")
+    other = _greeting(load_settings(ServeSettings, {"queues": "mine"}), "redis://127.0.0.1:7000/0", "", 8000)
     assert other.splitlines()[2].endswith("--redis-url redis://127.0.0.1:7000/0 --queue mine")
 
 
