@@ -206,9 +206,11 @@ def _run_gateway(url: str, options: argparse.Namespace) -> Measured:
 def _read_http(port: int, num_streams: int, pipe: Any) -> None:
     """Clients as lean as they can be, so that they take little from the gateway's cores."""
     delays: list[float] = []
+    connecting = asyncio.Semaphore(32)  # a burst beyond the kernel's backlog would wait for its own retransmissions
 
     async def follow(number: int, opened: asyncio.Queue[str]) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with connecting:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
         body = json.dumps({"model": MODEL, "prompt": f"stream {number}", "stream": True}).encode()
         head = (
             f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
