@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from engine.errors import InvalidRequestError
+from engine.grammar_spec import GrammarSpec
 from engine.messages import EngineInfo
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
@@ -19,6 +20,7 @@ from worker.chat import ChatRenderer
 from worker.errors import JobRefusedError
 from worker.logprobs import LogprobWriter
 from worker.output_format import grammar_spec
+from worker.parsing.call_grammar import call_grammar
 from worker.parsing.model_format import ModelFormat
 from worker.parsing.output_plan import OutputPlan
 
@@ -76,7 +78,8 @@ class Translator:
         if begun is not None and begun.seed is not None:
             seed = begun.seed
         try:
-            params = _sampling_params(request, output_plan, max_tokens=max_tokens, seed=seed)
+            grammar = self._grammar(request, output_plan)
+            params = _sampling_params(request, output_plan, grammar, max_tokens=max_tokens, seed=seed)
         except InvalidRequestError as error:
             raise JobRefusedError(ErrorCode.INVALID_REQUEST, str(error), param=error.param) from error
         return TranslatedJob(
@@ -129,6 +132,11 @@ class Translator:
         end = self._tokenizer.decode(prompt_token_ids[-MAX_MARKER_TOKENS:], skip_special_tokens=False)
         return OutputPlan.of_chat(request, end, self._model_format)
 
+    def _grammar(self, request: JobRequest, plan: OutputPlan | None) -> GrammarSpec | None:
+        if plan is not None and plan.tool_calls is not None:
+            return call_grammar(request, plan, self._model_format)
+        return grammar_spec(request)
+
     def _check_token_ids(self, token_ids: list[int], param: str) -> None:
         if token_ids and max(token_ids) >= self._info.vocab_size:
             raise JobRefusedError(
@@ -176,7 +184,9 @@ def default_seed(job_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(job_id.encode(), digest_size=8).digest(), "big")
 
 
-def _sampling_params(request: JobRequest, plan: OutputPlan | None, *, max_tokens: int, seed: int) -> SamplingParams:
+def _sampling_params(
+    request: JobRequest, plan: OutputPlan | None, grammar: GrammarSpec | None, *, max_tokens: int, seed: int
+) -> SamplingParams:
     return SamplingParams(
         max_tokens=max_tokens,
         n=request.n,
@@ -196,7 +206,7 @@ def _sampling_params(request: JobRequest, plan: OutputPlan | None, *, max_tokens
         logit_bias=tuple((int(token_id), bias) for token_id, bias in (request.logit_bias or {}).items()),
         logprobs=request.top_logprobs if request.logprobs else None,
         prompt_logprobs=request.top_logprobs if request.logprobs and request.echo else None,
-        grammar=grammar_spec(request),
+        grammar=grammar,
     )
 
 

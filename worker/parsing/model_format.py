@@ -3,8 +3,8 @@
 Nothing in a model's folder says it outright; templates show it, as they write earlier calls back into the prompt.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.tokenizer import Tokenizer
@@ -20,12 +20,12 @@ _NOT_JSON_IN_TAGS = ("<function=", "<arg_key>")  # what others than Hermes' kin 
 
 @dataclass(frozen=True, slots=True)
 class ModelFormat:
-    """Markers may be special tokens, which have no text: the engine is asked to show these."""
+    """`marker_tokens`: the markers that are tokens. These may be special and have no text: the engine shows them."""
 
     tool_calls: ToolCallFormat | None
     tool_parser: ToolParserName
     has_reasoning: bool
-    special_token_ids: tuple[int, ...] = ()
+    marker_tokens: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def select(
@@ -43,7 +43,9 @@ class ModelFormat:
         markers = [OPENS, CLOSES] if has_reasoning else []
         if tool_calls is not None:
             markers += [tool_calls.opens, *([tool_calls.closes] if tool_calls.closes else [])]
-        return cls(tool_calls, tool_parser, has_reasoning, _special_ids(tokenizer, markers))
+        ids = {marker: tokenizer.token_id(marker) for marker in markers}
+        tokens = {marker: token_id for marker, token_id in ids.items() if token_id is not None}
+        return cls(tool_calls, tool_parser, has_reasoning, tokens)
 
 
 def _detect(tokenizer: Tokenizer, template: str) -> ToolCallFormat | None:
@@ -53,8 +55,3 @@ def _detect(tokenizer: Tokenizer, template: str) -> ToolCallFormat | None:
     knows_tag = tokenizer.token_id(LLAMA.opens) is not None
     writes_parameters = knows_tag and f'"{LLAMA.arguments_key}"' in template.replace("\\", "")
     return LLAMA if writes_parameters or LLAMA.opens in template else None
-
-
-def _special_ids(tokenizer: Tokenizer, markers: Sequence[str]) -> tuple[int, ...]:
-    ids = [tokenizer.token_id(marker) for marker in markers]
-    return tuple(token_id for token_id in ids if token_id is not None and not tokenizer.token_bytes[token_id])

@@ -44,7 +44,7 @@ class OutputPlan:
             max_calls=None if request.parallel_tool_calls else 1,
             has_reasoning=has_reasoning,
             begins_in_reasoning=has_reasoning and prompt_end.rstrip().endswith(OPENS),
-            visible_token_ids=model_format.special_token_ids,
+            visible_token_ids=tuple(model_format.marker_tokens.values()),
         )
 
     def build_parser(self, job_id: str, index: int) -> OutputParser:
@@ -62,11 +62,7 @@ class OutputPlan:
 
 
 def _check_format(request: JobRequest, model_format: ModelFormat) -> None:
-    is_forced = request.tool_choice == "required" or isinstance(request.tool_choice, NamedToolChoice)
     if model_format.tool_calls is not None:
-        if is_forced:
-            message = "tool_choice: to force a call is not supported yet; use 'auto'"
-            raise JobRefusedError(ErrorCode.UNSUPPORTED, message, param="tool_choice")
         return
     if model_format.tool_parser != "none":
         raise JobRefusedError(
@@ -75,7 +71,7 @@ def _check_format(request: JobRequest, model_format: ModelFormat) -> None:
             "--tool-parser hermes or llama if the model writes them so, or with none to get calls as text",
             param="tools",
         )
-    if is_forced:
+    if request.tool_choice == "required" or isinstance(request.tool_choice, NamedToolChoice):
         raise JobRefusedError(
             ErrorCode.UNSUPPORTED,
             "tool_choice cannot force a call where the worker was started with --tool-parser none: use 'auto'",

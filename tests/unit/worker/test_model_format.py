@@ -55,11 +55,13 @@ def test_a_setting_outweighs_the_template() -> None:
     assert ModelFormat.select(tokenizer(), [HERMES], reasoning_parser="think").has_reasoning
 
 
-def test_the_engine_is_asked_to_show_the_markers_that_are_special_tokens() -> None:
-    mixed = tokenizer(special=("<think>", "</think>", "<other>"), plain=("<tool_call>", "</tool_call>"))
+def test_the_engine_is_asked_to_show_the_markers_that_are_tokens() -> None:
+    mixed = tokenizer(special=("<think>", "</think>", "<other>"), plain=("<tool_call>",))
     found = ModelFormat.select(mixed, [QWEN3])
-    assert found.special_token_ids == (mixed.token_id("<think>"), mixed.token_id("</think>"))
-    assert ModelFormat.select(mixed, [HERMES]).special_token_ids == ()
+    assert list(found.marker_tokens) == ["<think>", "</think>", "<tool_call>"]
+    plan = OutputPlan.of_chat(request(), "p", found)
+    assert plan is not None and plan.visible_token_ids == tuple(found.marker_tokens.values())
+    assert ModelFormat.select(tokenizer(), [HERMES]).marker_tokens == {}
 
 
 def test_a_job_without_anything_to_read_has_no_plan() -> None:
