@@ -48,7 +48,8 @@ class FakeTokenizer:
         return text_of(token_ids)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return [sum(word.encode()) % VOCAB_SIZE for word in text.split()]
+        token_ids = [sum(word.encode()) % VOCAB_SIZE for word in text.split()]
+        return [0 if token_id == POISON_TOKEN else token_id for token_id in token_ids]  # no text kills by chance
 
 
 def expected_tokens(prompt_token_ids: list[int], params: SamplingParams, index: int = 0) -> list[int]:
