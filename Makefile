@@ -25,7 +25,8 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -m "not gpu" -n auto tests/unit
+	$(BIN)/pytest -m "not gpu" tests/integration tests/acceptance
 
 # Three workers under kill -9, SIGTERM, SIGSTOP, cut connections and Redis restarts; then every job is checked.
 SEED ?= 1

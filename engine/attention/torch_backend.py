@@ -9,8 +9,9 @@ with m_c, l_c, o_c the maximum, the sum of exponentials and the weighted values 
 starts a row at m = sink, l = 1, o = 0. (Online softmax: Milakov and Gimelshein, 2018; split over keys: Dao et al.,
 2023.)
 
-Every matrix product is a batch of products of one fixed shape, one for each query token and kv head: the CPU's matrix
-library gives a product the same bits whatever else is in the batch, as long as it has two rows.
+Every matrix product is a batch of products of one fixed shape and layout, one for each query token and kv head: the
+CPU's matrix library gives a product the same bits whatever else is in the batch, as long as it has two rows. With another
+layout (a transposed view, a wider stride) it may take another path, with other bits, so operands are made contiguous.
 """
 
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ class _Pages:
         """
         blocks = self.block_tables[sequences[:, None], positions // self.block_size]
         slots = blocks * self.block_size + positions % self.block_size
-        return self.keys[slots].transpose(1, 2).float(), self.values[slots].transpose(1, 2).float()
+        keys, values = (pages[slots].transpose(1, 2).float().contiguous() for pages in (self.keys, self.values))
+        return keys, values
 
 
 def _tiles(batch: AttentionBatch) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -150,7 +152,7 @@ def _attend_chunk(
     own = positions if len(sequences) > 1 else positions.max()[None]
     # Positions past a sequence's end are read at its end: pages of others may hold anything, and 0 * nan is nan.
     keys, values = pages.gather(sequences, torch.minimum(key_positions, own[:, None]))
-    scores = _products(q, keys.transpose(2, 3)) * rules.scaling  # [num_tokens, num_kv_heads, group, chunk]
+    scores = _products(q, keys.transpose(2, 3).contiguous()) * rules.scaling  # [num_tokens, num_kv_heads, group, chunk]
     if rules.softcap is not None:
         scores = rules.softcap * torch.tanh(scores / rules.softcap)
     scores = scores.masked_fill_(~seen[:, None, None, :], float("-inf"))
