@@ -10,8 +10,8 @@ starts a row at m = sink, l = 1, o = 0. (Online softmax: Milakov and Gimelshein,
 2023.)
 
 Every matrix product is a batch of products of one fixed shape and layout, one for each query token and kv head: the
-CPU's matrix library gives a product the same bits whatever else is in the batch, as long as it has two rows. With another
-layout (a transposed view, a wider stride) it may take another path, with other bits, so operands are made contiguous.
+CPU's matrix library gives a product the same bits whatever else is in the batch, as long as it has two rows. Another
+layout (a transposed view, a wider stride) may take another path, with other bits, so operands are made contiguous.
 """
 
 from dataclasses import dataclass
