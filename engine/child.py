@@ -23,6 +23,7 @@ from engine.errors import EngineError
 from engine.messages import (
     AbortSequences,
     AddSequence,
+    Begun,
     ChildMessage,
     CoreFailed,
     EngineInfo,
@@ -42,6 +43,8 @@ class Core(Protocol):
     """What the loop needs of `engine.core.EngineCore`."""
 
     info: EngineInfo
+    announce: Callable[[list[int]], None]
+    """Called with sequence ids before the core first works on them; set by the loop."""
 
     def add(self, message: AddSequence) -> None:
         """Raises `InvalidRequestError` for a sequence that can never run."""
@@ -109,6 +112,7 @@ class _Loop:
         self._pipe = pipe
         self._inbox = inbox
         self._core = core
+        core.announce = lambda sequence_ids: pipe.send(Begun(sequence_ids))
 
     def run(self) -> None:
         while True:

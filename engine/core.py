@@ -7,7 +7,7 @@ nothing of text, requests, pipes or time.
               └────────────── SequenceSlots, KVCacheManager ──────────────────┘
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError
@@ -53,6 +53,7 @@ class EngineCore:
         compiler = GrammarCompiler(self.info.model_dir, vocab_size=self.info.vocab_size, eos_token_ids=eos)
         self._grammars = PendingGrammars(compiler, eos)
         self._num_steps = 0
+        self.announce: Callable[[list[int]], None] = lambda sequence_ids: None  # hears who begins, before it does
 
     def add(self, message: AddSequence) -> None:
         """Take a sequence in, with or without output so far.
@@ -64,6 +65,7 @@ class EngineCore:
         sequence = create_sequence(message, self._limits)
         sequence.drafter = create_drafter(sequence.params) if self._drafts is not None else None
         if sequence.params.grammar is not None and sequence.params.max_tokens != 0:
+            self.announce([sequence.sequence_id])
             self._grammars.add(sequence)
         else:
             self._scheduler.add(sequence)
@@ -88,6 +90,8 @@ class EngineCore:
         """
         begun = self._begin_constrained() if len(self._grammars) else None
         plan = self._scheduler.schedule()
+        if admitted := self._scheduler.take_begun():
+            self.announce(admitted)
         output = _nothing() if plan is None else self._compute(plan)
         self._num_steps += plan is not None
         return output if begun is None else begun.then(output)

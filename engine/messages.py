@@ -106,6 +106,14 @@ class CoreFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """Sent before the work starts: if the child dies from now on, these sequences may be why. Those still waiting are
+    not."""
+
+    sequence_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """The tokens of one step: entry i of each array is one token of one sequence. A sequence may stand in several."""
 
@@ -168,4 +176,4 @@ class EngineStats:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-ChildMessage = EngineInfo | StartFailed | CoreFailed | StepOutput | EngineStats
+ChildMessage = EngineInfo | StartFailed | CoreFailed | Begun | StepOutput | EngineStats

@@ -34,6 +34,7 @@ class Request:
         "cache_key",
         "deadline",
         "finish_rule",
+        "is_at_risk",
         "is_running",
         "lead",
         "num_cached_tokens",
@@ -78,6 +79,7 @@ class Request:
         self.num_cached_tokens = 0  # that the lead found: what the request as a whole did not have to compute
         self.num_deaths = 0  # of the child while this ran, in a row, without a new token
         self.is_running = False  # the present child knows its sequences
+        self.is_at_risk = False  # the present child has begun to work on them
 
     def messages(self) -> Iterator[AddSequence]:
         """What starts its open choices in the child, or carries them on."""

@@ -2,7 +2,8 @@
 
 Everything here happens on the supervisor's thread, except `reserve`. Knows neither the pipe nor the clock.
 
-A request that was running at three deaths of the child in a row, without a new token in between, has failed ("poison").
+A request that the child worked on at three of its deaths in a row, without a new token in between, has failed
+("poison"); one that only waited in the child is not to blame, unless the child died before it worked on any.
 Its batch-mates must not fail with it: after its second such death a request is a suspect. A new child is given the
 suspects first, one at a time, each when the one before has got a token or has ended, and everything else after them: a
 death while a suspect is on trial is its own.
@@ -122,6 +123,12 @@ class RequestTable:
         for sequence_id, error in step.grammar_errors.items():
             self._end_by_child(sequence_id, Ending("error", error, "grammar"))
 
+    def note_begun(self, sequence_ids: list[int]) -> None:
+        """The child works on these from now on."""
+        for sequence_id in sequence_ids:
+            if (choice := self._open_choices.get(sequence_id)) is not None:
+                choice.request.is_at_risk = True
+
     def abort(self, request_id: str) -> None:
         """Ends a request's open choices; an unknown id is passed over."""
         if request_id in self._requests:
@@ -136,12 +143,14 @@ class RequestTable:
         poison = Ending(
             "error", f"the engine died {MAX_DEATHS} times in a row while this request ran: {reason}", "poison"
         )
-        for request in list(self._requests.values()):
-            if request.is_running:
-                request.is_running = False
-                request.num_deaths += 1
-                if request.num_deaths >= MAX_DEATHS:
-                    self._end_all(request, poison)
+        running = [request for request in self._requests.values() if request.is_running]
+        at_risk = [request for request in running if request.is_at_risk] or running
+        for request in running:
+            request.is_running = request.is_at_risk = False
+        for request in at_risk:
+            request.num_deaths += 1
+            if request.num_deaths >= MAX_DEATHS:
+                self._end_all(request, poison)
         self._lone_suspect = None
         self._suspects = deque(r for r in self._requests.values() if r.num_deaths >= _SUSPECT_DEATHS)
         self._others = deque(r for r in self._requests.values() if r.num_deaths < _SUSPECT_DEATHS)

@@ -44,6 +44,7 @@ class Scheduler:
         self._running: dict[int, Sequence] = {}  # by sequence_id
         self._prefilling: dict[int, Sequence] = {}  # by slot
         self._cached_tokens: dict[int, int] = {}  # of sequences that began since the last step
+        self._begun: list[int] = []  # sequences admitted since the last step
         self._ones = np.ones(slots.max_num_seqs, np.int64)
         self.num_preemptions = 0
 
@@ -134,6 +135,7 @@ class Scheduler:
         slot = self._slots.acquire(sequence)
         self._kv.admit(sequence, hits)
         self._running[sequence.sequence_id] = sequence
+        self._begun.append(sequence.sequence_id)
         self._prefilling[slot] = sequence
         if sequence.num_cached_tokens is None:
             cached = min(int(self._slots.num_computed[slot]), sequence.num_prompt_tokens)
@@ -261,6 +263,11 @@ class Scheduler:
         for slot in slots:
             self._slots.stop_decoding(slot)
             self._prefilling[slot] = self._slots.sequences[slot]
+
+    def take_begun(self) -> list[int]:
+        """The sequences admitted since the last call."""
+        begun, self._begun = self._begun, []
+        return begun
 
     def take_cached_tokens(self) -> dict[int, int]:
         """Sequence id → prompt tokens found in the prefix cache, for those that began since the last call."""

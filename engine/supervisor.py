@@ -21,6 +21,7 @@ from engine.mailbox import Command, Mailbox
 from engine.messages import (
     AbortSequences,
     AddSequence,
+    Begun,
     ChildMessage,
     CoreFailed,
     EngineInfo,
@@ -189,6 +190,8 @@ class Supervisor:
                     self._restarts.note_token()
                 self._table.apply(message)
                 self._send(self._table.start_more())
+            case Begun(sequence_ids):
+                self._table.note_begun(sequence_ids)
             case EngineStats():
                 self._stats = message
                 self._answer_stats()

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,6 +60,8 @@ class FakeCore:
         self._in_process = config.in_process
         self._sequences: dict[int, AddSequence] = {}
         self._new: list[int] = []
+        self._begun: set[int] = set()
+        self.announce: Callable[[list[int]], None] = lambda sequence_ids: None
         self._num_steps = 0
         start = self._count("starts")
         self._fail_to_start(start)
@@ -90,6 +93,7 @@ class FakeCore:
 
     def step(self) -> StepOutput:
         time.sleep(self._script.step_seconds)
+        self._announce_new()
         self._misbehave()
         self._num_steps += 1
         entries = [entry for message in list(self._sequences.values()) for entry in self._echo(message)]
@@ -100,6 +104,12 @@ class FakeCore:
             np.array([entry[2] for entry in entries], np.int8),
             cached_tokens=dict.fromkeys(new, 1),
         )
+
+    def _announce_new(self) -> None:
+        begun = [sequence_id for sequence_id in self._sequences if sequence_id not in self._begun]
+        self._begun.update(begun)
+        if begun:
+            self.announce(begun)
 
     def get_stats(self) -> EngineStats:
         return EngineStats(

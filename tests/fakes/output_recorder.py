@@ -35,6 +35,9 @@ class OutputRecorder:
     def wait_for_tokens(self, num_tokens: int) -> None:
         self.wait_for(lambda recorder: len(recorder.token_ids) >= num_tokens)
 
+    def wait_for_count(self, num_outputs: int) -> None:
+        self.wait_for(lambda recorder: len(recorder.outputs) >= num_outputs)
+
     def wait_for_end(self) -> RequestOutput:
         self.wait_for(lambda recorder: bool(recorder.outputs) and recorder.outputs[-1].finished)
         return self.outputs[-1]

@@ -1,23 +1,29 @@
 """The child process and its supervision: deaths, hangs, failing starts, with an echoing core in a real process."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine import EngineDiedError, InferenceEngine, ModelLoadError, SamplingParams
+from engine.outputs import RequestOutput
 from engine.process import ChildProcess
 from tests.fakes.fake_core import CORE_PATH, write_fake_model
+from tests.fakes.modelless_core import MODELLESS_CORE_PATH
 from tests.fakes.output_recorder import OutputRecorder
+from tests.fakes.tiny_tokenizers import write_tokenizer
 
 POISON, SOUND = 7, 9  # first tokens of prompts
+NUM_KILLS = 10
 ENDLESS = SamplingParams(max_tokens=None)
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -88,6 +94,43 @@ def test_a_child_killed_in_mid_generation_leaves_no_gap_and_no_repeat(engine: In
         offsets = [output.token_offset for output in recorder.outputs if output.token_ids]
         assert offsets == list(range(500))
     assert engine.is_healthy
+
+
+def test_fifty_requests_survive_many_kills_with_the_tokens_of_the_undisturbed_run(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    roots = [[rng.randrange(200) for _ in range(60)] for _ in range(3)]
+    prompts = [[*rng.choice(roots)[: rng.randint(1, 60)], rng.randrange(200)] for _ in range(50)]
+    params = [SamplingParams(max_tokens=rng.randint(5, 80), n=rng.choice([1, 1, 3]), seed=i) for i in range(50)]
+    sizes: dict[str, Any] = {"max_num_seqs": 8, "max_num_tokens": 32, "block_size": 8}
+    folder = str(write_tokenizer(tmp_path))
+    with InferenceEngine(folder, _core_path=MODELLESS_CORE_PATH, **sizes) as engine:
+        undisturbed = [(o.text, o.token_ids, o.finish_reason) for o in engine.generate_batch(prompts, params)]
+        assert engine.get_stats()["num_preemptions"] > 0
+        num_tokens = sum(len(token_ids) for _, token_ids, _ in undisturbed)
+        everything = OutputRecorder()
+        recorders = [OutputRecorder() for _ in prompts]
+        for prompt, sampling, recorder in zip(prompts, params, recorders, strict=True):
+            tee = partial(_call_both, everything, recorder)
+            engine.submit(f"job-{len(prompt)}-{sampling.seed}", prompt, sampling, on_output=tee)
+        for kill in range(NUM_KILLS):  # from the first prefill to the last few tokens
+            everything.wait_for_count(1 + kill * num_tokens // NUM_KILLS)
+            os.kill(child_pid(engine), signal.SIGKILL)
+            wait_for_restarts(engine, kill + 1)
+        for recorder in recorders:
+            recorder.wait_for_end()
+        assert engine.get_stats()["num_kv_blocks_used"] == 0
+    answers = [
+        [output for output in recorder.outputs if output.index == index]
+        for recorder, sampling in zip(recorders, params, strict=True)
+        for index in range(sampling.n)
+    ]
+    found = [("".join(o.text for o in a), [t for o in a for t in o.token_ids], a[-1].finish_reason) for a in answers]
+    assert found == undisturbed
+
+
+def _call_both(first: OutputRecorder, second: OutputRecorder, output: RequestOutput) -> None:
+    first(output)
+    second(output)
 
 
 def test_a_request_submitted_while_the_child_is_away_runs_when_it_is_back(engine: InferenceEngine) -> None:

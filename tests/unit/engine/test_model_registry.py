@@ -39,29 +39,6 @@ def test_packed_paged_logits_equal_transformers_eager_forward(tiny: tuple[Loaded
         assert torch.equal(output.argmax(-1), expected.argmax(-1))
 
 
-def test_greedy_tokens_equal_generate(tiny: tuple[LoadedModel, Any]) -> None:
-    model, reference = tiny
-    sequences = prompts(VOCAB_SIZE)
-    num_new = 6
-    grown = [tokens.clone() for tokens in sequences]
-    for _ in range(num_new):
-        steps = [[(i, 0, len(tokens)) for i, tokens in enumerate(grown)]]
-        grown = [
-            torch.cat([tokens, rows[-1].argmax()[None]])
-            for tokens, rows in zip(grown, run(model, grown, steps), strict=True)
-        ]
-    for tokens, output in zip(sequences, grown, strict=True):
-        expected = reference.generate(
-            tokens[None],
-            attention_mask=torch.ones_like(tokens)[None],
-            max_new_tokens=num_new,
-            min_new_tokens=num_new,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        assert output.tolist() == expected[0].tolist()
-
-
 def test_an_untested_architecture_is_refused_by_name_with_the_list_of_tested_ones() -> None:
     with pytest.raises(ModelLoadError, match=r"my-model: architecture 'falcon' is not supported.*llama.*qwen3"):
         find_architecture({"model_type": "falcon"}, source="my-model")

@@ -228,6 +228,17 @@ def test_nothing_new_runs_beside_a_suspect(table: Table) -> None:
     assert len(list(table.table.start_more())) == 1
 
 
+def test_a_request_that_only_waits_in_the_child_is_not_to_blame_for_its_deaths(table: Table) -> None:
+    (worked_on,), (waiting,) = table.add("one"), table.add("two")
+    for _ in range(2):
+        table.table.note_begun([worked_on])
+        table.die()
+    table.table.note_begun([worked_on])
+    assert table.die() == [waiting]
+    assert [output.error_kind for output in table.outputs["one"]] == ["poison"]
+    assert table.outputs["two"] == []
+
+
 def test_a_suspect_that_is_aborted_makes_room_for_the_next(table: Table) -> None:
     (first,), (second,) = table.add("one"), table.add("two")
     table.die()
