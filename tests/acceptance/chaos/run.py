@@ -4,7 +4,7 @@ python -m tests.acceptance.chaos.run --seed 7 --minutes 5
 """
 
 import json
-import statistics
+import signal
 import sys
 import tempfile
 import threading
@@ -91,12 +91,12 @@ def run_chaos(command: Sequence[str], config: ChaosConfig, log_dir: Path) -> Cha
         producer = threading.Thread(target=produce, args=(fleet, jobs, config.fault_seconds), name="producer")
         producer.start()
         began = time.monotonic()
-        kills = hurt(fleet, config, report.events)
+        hurt(fleet, config, report.events)
         heal(fleet, server)
         producer.join()
         watchers.wait(config.end_seconds)
         wait_for(lambda: not _unsettled(connection), 30)
-        report.figures = _figures(connection, jobs, watchers, kills, fleet, time.monotonic() - began)
+        report.figures = _figures(connection, jobs, watchers, fleet, time.monotonic() - began)
         report.problems = find_problems(connection, jobs, reference, watchers.seen)
         report.problems |= _fleet_problems(fleet, server.url)
         named = [name for name in report.problems if name.startswith("chaos-")][:MAX_HISTORIES]
@@ -124,12 +124,11 @@ def produce(fleet: Fleet, jobs: Sequence[ChaosJob], seconds: float) -> None:
                     continue
 
 
-def hurt(fleet: Fleet, config: ChaosConfig, events: list[Event]) -> list[float]:
-    """Do what the schedule says; returns when (monotonic seconds) workers were killed."""
+def hurt(fleet: Fleet, config: ChaosConfig, events: list[Event]) -> None:
+    """Do what the schedule says, and note it in `events`."""
     schedule = make_schedule(
         config.seed, seconds=config.fault_seconds, num_workers=len(fleet.slots), lease_seconds=config.lease_seconds
     )
-    kills: list[float] = []
     cures: list[tuple[float, Callable[[], object]]] = []
     start = time.monotonic()
     while schedule or cures:
@@ -146,11 +145,8 @@ def hurt(fleet: Fleet, config: ChaosConfig, events: list[Event]) -> list[float]:
             continue
         event = schedule.pop(0)
         events.append(event)
-        if event.fault is Fault.KILL_PARENT:
-            kills.append(time.monotonic())
         if cure := strike(fleet, fleet.slots[event.slot], event):
             cures.append((event.at_seconds + event.seconds, cure))
-    return kills
 
 
 def strike(fleet: Fleet, slot: Slot, event: Event) -> Callable[[], object] | None:
@@ -217,12 +213,10 @@ def _figures(
     connection: redis.Redis,
     jobs: Sequence[ChaosJob],
     watchers: Watchers,
-    kills: Sequence[float],
     fleet: Fleet,
     seconds: float,
 ) -> dict[str, object]:
     streams = [read_stream(connection.xrange(keys.stream_key(job.job_id))) for job in jobs]
-    gaps = [gap for watched in watchers.seen.values() for gap in watched.gaps_after(kills)]
     return {
         "seconds": round(seconds, 1),
         "tokens": sum(stream.num_tokens for stream in streams),
@@ -233,9 +227,6 @@ def _figures(
         "visits": sum(watched.num_visits for watched in watchers.seen.values()),
         "worker starts": [slot.num_starts for slot in fleet.slots],
         "cuts": sum(slot.proxy.num_cuts for slot in fleet.slots),
-        "kill to next token, median and max": (
-            (round(statistics.median(gaps), 2), round(max(gaps), 2)) if gaps else None
-        ),
     }
 
 
@@ -250,6 +241,7 @@ def main(seed: int, minutes: float, num_jobs: int, max_tokens: int, lease_second
     """Run chaos for some minutes; on failure print the seed, the events and the histories of jobs."""
     from tests.acceptance.chaos.commands import worker_command
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the processes started are ended too
     config = ChaosConfig(
         seed,
         num_jobs=num_jobs,

@@ -125,6 +125,8 @@ def _job_problems(connection: redis.Redis, job: ChaosJob, expected: Result, watc
             found.append(f"choice {choice.index}: the stream does not equal the result")
         if (watched.texts[choice.index], watched.token_ids[choice.index]) != (choice.text, choice.token_ids):
             found.append(f"choice {choice.index}: what a subscriber saw does not equal the result")
+    if stream.num_recomputed:
+        found.append(f"{stream.num_recomputed} tokens were generated again instead of resumed from")
     if result.usage.completion_tokens != expected.usage.completion_tokens:
         found.append(f"usage {result.usage} instead of {expected.usage}")
     if watched.problem is not None or not watched.has_ended:

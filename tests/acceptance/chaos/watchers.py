@@ -3,13 +3,12 @@
 import asyncio
 import random
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from producer import AsyncClient, JobNotFoundError, RedisUnavailableError
-from producer.contract import Chunk, EntryId
+from producer.contract import Chunk
 from tests.acceptance.chaos.workload import ChaosJob
 
 
@@ -25,31 +24,18 @@ class Watched:
     has_ended: bool = False
     problem: str | None = None
     cursor: str | None = None
-    arrivals: list[tuple[float, int]] = field(default_factory=list)
-    """When each chunk came (monotonic seconds), and its attempt."""
 
-    def take(self, chunk: Chunk, attempt: int) -> None:
+    def take(self, chunk: Chunk) -> None:
         if chunk.reset:
             self.forget()
             self.num_resets += 1
             return
         if chunk.token_offset != len(self.token_ids[chunk.index]):
             self.problem = f"token_offset {chunk.token_offset} behind {len(self.token_ids[chunk.index])} tokens"
-        self.arrivals.append((time.monotonic(), attempt))
         self.texts[chunk.index] += chunk.text
         self.token_ids[chunk.index] += chunk.token_ids
         if chunk.finish_reason is not None:
             self.finish_reasons[chunk.index] = chunk.finish_reason
-
-    def gaps_after(self, kills: Sequence[float]) -> list[float]:
-        """Seconds from a kill to the first chunk of a later attempt, where the job had shown some before."""
-        gaps = []
-        for kill in kills:
-            before = [attempt for at, attempt in self.arrivals if at <= kill]
-            after = [(at, attempt) for at, attempt in self.arrivals if at > kill]
-            if before and after and after[0][1] > before[-1]:
-                gaps.append(after[0][0] - kill)
-        return gaps
 
     def forget(self) -> None:
         self.texts.clear()
@@ -108,7 +94,7 @@ class Watchers:
         chunks = client.stream(job_id, after=watched.cursor)
         try:
             async for chunk in chunks:
-                watched.take(chunk, EntryId.parse(chunks.last_id).attempt)
+                watched.take(chunk)
                 watched.cursor = chunks.last_id
                 max_chunks -= 1
                 if max_chunks <= 0:

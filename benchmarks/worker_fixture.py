@@ -1,0 +1,40 @@
+"""A `promptmill worker` on a Redis of its own, as a process, for benchmarks that need one."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from producer import Client
+from worker.embedded_redis import EmbeddedRedis
+
+PROMPTMILL = ("-m", "producer.cli", "worker")
+
+
+@contextmanager
+def worker_process(
+    *arguments: str, module: Sequence[str] = PROMPTMILL, **environment: str
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The Redis URL and the process, once it serves. `module`: what Python runs."""
+    with EmbeddedRedis() as server:
+        variables = {**os.environ, "PROMPTMILL_REDIS_URL": server.url, **environment}
+        worker = subprocess.Popen([sys.executable, *module, *arguments], env=variables)
+        try:
+            with Client(server.url) as client:
+                while not client.workers():
+                    if worker.poll() is not None:
+                        raise SystemExit("the worker did not start")
+                    time.sleep(0.05)
+            yield server.url, worker
+        finally:
+            worker.terminate()
+            worker.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of one process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
