@@ -129,7 +129,11 @@ class Fleet:
         with Client(url) as client:
             while True:
                 served = {info.pid for info in client.workers()}
-                missing = [slot for slot in self.slots if slot.process is None or slot.process.pid not in served]
+                missing = [
+                    slot  # what a killed worker said of itself outlives it by a few seconds
+                    for slot in self.slots
+                    if slot.process is None or slot.process.poll() is not None or slot.process.pid not in served
+                ]
                 if not missing:
                     return
                 for slot in missing:
