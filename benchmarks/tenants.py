@@ -47,14 +47,18 @@ def measure(model: str, num_batch: int, batch_tenant: str | None, limit: int | N
     with worker_process(*options) as (url, _), Client(url) as client:
         for start in range(0, num_batch, 10_000):
             client.submit_many(requests(min(10_000, num_batch - start), batch_tenant))
-        while num_batch and sum(info.num_running for info in client.workers()) < (limit or MAX_NUM_SEQS) - 1:
-            time.sleep(0.1)
+        while num_batch and count_begun(client) < (limit or MAX_NUM_SEQS):
+            time.sleep(0.05)
         started = time.perf_counter()
         jobs = client.submit_many(requests(NUM_JOBS, "small" if batch_tenant else None))
         next(iter(jobs[0].stream(timeout=600)))
         first_token = time.perf_counter() - started
         ends = [time.perf_counter() - started for _ in client.as_completed(jobs, timeout=600)]
     return [f"{seconds:.2f}" for seconds in (first_token, statistics.median(ends), ends[-1])]
+
+
+def count_begun(client: Client) -> int:
+    return sum(queue.registries["started"] + queue.registries["finished"] for queue in client.queues())
 
 
 def requests(number: int, tenant: str | None) -> list[dict[str, object]]:
