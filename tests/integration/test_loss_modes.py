@@ -35,11 +35,6 @@ from worker.scripts import Scripts
 LEASE_SECONDS = 2.0
 
 
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
-
-
 def claim_and_die(client: redis.Redis, queues: list[str]) -> None:
     """All that a worker does before it is killed between the claim and everything else."""
     Scripts(RQ_PREFIX).claim(

@@ -1,8 +1,5 @@
 """Cancelling, stopping, suspending: what a worker is told while it runs."""
 
-from collections.abc import Iterator
-
-import pytest
 import redis
 from rq import Queue
 from rq.command import send_shutdown_command, send_stop_job_command
@@ -16,24 +13,12 @@ from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
     leftovers,
-    rq_queue,
     stored_chunks,
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
     wait_until,
 )
-
-
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[WorkerThread]:
-    with WorkerThread(redis_url) as worker:
-        yield worker
 
 
 def start_long_job(worker: WorkerThread, queue: Queue, client: redis.Redis, **options: object) -> object:

@@ -14,7 +14,6 @@ from producer.contract import ErrorCode, Result, keys
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
-    rq_queue,
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
@@ -23,11 +22,6 @@ from tests.fakes.worker_runs import (
 from worker.errors import ResultStoreError
 
 Threads = Iterator[WorkerThread]
-
-
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
 
 
 class BrokenStore:

@@ -15,7 +15,6 @@ from tests.fakes.fake_core import CORE_PATH, write_fake_model
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
-    rq_queue,
     stored_chunks,
     stream_text,
     wait_for_no_leftovers,
@@ -24,11 +23,6 @@ from tests.fakes.worker_runs import (
 )
 
 POISON, HANGING, SOUND = 7, 8, 9  # first tokens of prompts
-
-
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
 
 
 def worker_on(redis_url: str, folder: Path, *, step_timeout_seconds: float = 60.0, **script: object) -> WorkerThread:

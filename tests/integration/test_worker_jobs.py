@@ -1,7 +1,7 @@
 """Jobs through a worker on a real Redis, with a fake engine."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -22,17 +22,6 @@ from tests.fakes.worker_runs import (
     wait_for_result,
     wait_until,
 )
-
-
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[WorkerThread]:
-    with WorkerThread(redis_url) as worker:
-        yield worker
 
 
 def test_a_job_enqueued_by_plain_rq_runs(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:

@@ -1,9 +1,7 @@
 """Deadlines, RQ's timeout and ttl: when a job may no longer run, and what it is left with."""
 
 import time
-from collections.abc import Iterator
 
-import pytest
 import redis
 from rq import Queue, Retry
 from rq.job import JobStatus
@@ -12,23 +10,11 @@ from producer.contract import ErrorCode, keys
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
-    rq_queue,
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
     wait_until,
 )
-
-
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[WorkerThread]:
-    with WorkerThread(redis_url) as worker:
-        yield worker
 
 
 def test_a_running_job_ends_at_its_deadline_with_what_it_has(

@@ -13,7 +13,6 @@ from tests.fakes.worker_runs import (
     WorkerProcess,
     WorkerThread,
     enqueue_many,
-    rq_queue,
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
@@ -26,11 +25,6 @@ from worker.scripts import CRASHES_FIELD, RESUME_FIELD, Scripts
 
 QUEUE = keys.DEFAULT_QUEUE
 SCRIPTS = Scripts(RQ_PREFIX)
-
-
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
 
 
 def claim(client: redis.Redis, number: int) -> list[Claim]:

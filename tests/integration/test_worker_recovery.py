@@ -28,11 +28,6 @@ from tests.fakes.worker_runs import (
 LEASE_SECONDS = 2.0
 
 
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
-
-
 def held_without_attempts(client: redis.Redis) -> list[str]:
     return [key for key in leftovers(client) if not key.startswith("promptmill:attempt:")]
 

@@ -14,7 +14,6 @@ from tests.fakes.worker_runs import (
     WorkerProcess,
     WorkerThread,
     enqueue_many,
-    rq_queue,
     stored_chunks,
     stream_text,
     wait_for_no_leftovers,
@@ -27,11 +26,6 @@ from worker.translate import default_seed
 
 NUM_TOKENS = 60
 PROMPT = [3, 4]
-
-
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
 
 
 @pytest.fixture

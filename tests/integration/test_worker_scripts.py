@@ -9,7 +9,7 @@ from rq import Queue
 from rq.job import JobStatus
 
 from producer.contract import keys
-from tests.fakes.worker_runs import enqueue_many, leftovers, rq_queue
+from tests.fakes.worker_runs import enqueue_many, leftovers
 from worker.claim import Claim
 from worker.errors import LeaseLostError
 from worker.fence import FencedRedis
@@ -23,11 +23,6 @@ LEASE_SECONDS = 30.0
 @pytest.fixture
 def scripts() -> Scripts:
     return Scripts("rq")
-
-
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
 
 
 def claim(

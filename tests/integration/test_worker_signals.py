@@ -3,7 +3,6 @@
 import signal
 import time
 
-import pytest
 import redis
 from rq import Queue
 
@@ -15,7 +14,6 @@ from tests.fakes.worker_runs import (
     WorkerThread,
     enqueue_many,
     leftovers,
-    rq_queue,
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
@@ -23,11 +21,6 @@ from tests.fakes.worker_runs import (
 )
 
 MAX_END_SECONDS = 2.0  # promised
-
-
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
 
 
 def held_without_attempts(client: redis.Redis) -> list[str]:

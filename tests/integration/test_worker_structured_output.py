@@ -16,7 +16,6 @@ from tests.fakes.tiny_models import make_tiny_model
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
-    rq_queue,
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
@@ -33,11 +32,6 @@ PERSON = {
     "required": ["name", "age", "languages"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return rq_queue(redis_client)
 
 
 def worker_on(redis_url: str, model: str) -> WorkerThread:

@@ -1,0 +1,20 @@
+"""A worker with a fake engine on a real Redis, and its queue as RQ sees it."""
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+from rq import Queue
+
+from tests.fakes.worker_runs import WorkerThread, rq_queue
+
+
+@pytest.fixture
+def queue(redis_client: redis.Redis) -> Queue:
+    return rq_queue(redis_client)
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[WorkerThread]:
+    with WorkerThread(redis_url) as worker:
+        yield worker
