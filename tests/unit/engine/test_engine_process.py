@@ -1,5 +1,6 @@
 """The child process and its supervision: deaths, hangs, failing starts, with an echoing core in a real process."""
 
+import logging
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ from engine import EngineDiedError, InferenceEngine, ModelLoadError, SamplingPar
 from engine.outputs import RequestOutput
 from engine.process import ChildProcess
 from tests.fakes.fake_core import CORE_PATH, write_fake_model
-from tests.fakes.modelless_core import MODELLESS_CORE_PATH
+from tests.fakes.modelless_core import MODELLESS_CORE_PATH, RAISING_PROMPT
 from tests.fakes.output_recorder import OutputRecorder
 from tests.fakes.tiny_tokenizers import write_tokenizer
 
@@ -66,6 +67,30 @@ def wait_for_restarts(engine: InferenceEngine, num_restarts: int) -> None:
     while engine.get_stats()["num_restarts"] < num_restarts:
         assert time.monotonic() < deadline
         threading.Event().wait(0.01)
+
+
+class DeathWatch(logging.Handler):
+    """Notes when the supervisor reports a death, and why."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = threading.Event()
+        self.seen_at = 0.0
+        self.report = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.seen.is_set():
+            self.seen_at, self.report = time.monotonic(), record.getMessage()
+            self.seen.set()
+
+
+@pytest.fixture
+def death_watch() -> Iterator[DeathWatch]:
+    watch = DeathWatch()
+    log = logging.getLogger("engine.supervisor")
+    log.addHandler(watch)
+    yield watch
+    log.removeHandler(watch)
 
 
 def echo(prompt: list[int], num_tokens: int) -> list[int]:
@@ -133,6 +158,44 @@ def _call_both(first: OutputRecorder, second: OutputRecorder, output: RequestOut
     second(output)
 
 
+@pytest.mark.parametrize("prompt", [None, [SOUND], [POISON]], ids=["idle", "decoding", "in a step that hangs"])
+def test_a_death_is_seen_within_a_second_with_its_reason(
+    tmp_path: Path, death_watch: DeathWatch, prompt: list[int] | None
+) -> None:
+    """By the end of the pipe: no clock of ours runs for less than minutes here."""
+    with process_engine(tmp_path, step_seconds=0.001, hung_by=POISON) as engine:
+        recorder = OutputRecorder()
+        if prompt is not None:
+            engine.submit("job-1", prompt, ENDLESS, on_output=recorder)
+        if prompt == [SOUND]:
+            recorder.wait_for_tokens(1)
+        while prompt == [POISON] and not (tmp_path / "hangs").exists():
+            threading.Event().wait(0.01)
+        killed_at = time.monotonic()
+        os.kill(child_pid(engine), signal.SIGKILL)
+        assert death_watch.seen.wait(60)
+        assert death_watch.seen_at - killed_at < 1.0
+        assert "killed by SIGKILL" in death_watch.report
+        if prompt is not None:
+            recorder.wait_for_tokens(100)
+            assert set(recorder.token_ids) == set(prompt)
+
+
+def test_a_request_that_makes_the_model_raise_fails_alone_and_the_child_lives(tmp_path: Path) -> None:
+    folder = str(write_tokenizer(tmp_path))
+    prompts = [[1, 2, 3], RAISING_PROMPT, [6] * 20]
+    params = SamplingParams(max_tokens=6, ignore_eos=True)
+    recorders = [OutputRecorder() for _ in prompts]
+    with InferenceEngine(folder, _core_path=MODELLESS_CORE_PATH, max_num_seqs=8, max_num_tokens=64) as engine:
+        pid = child_pid(engine)
+        for i, recorder in enumerate(recorders):
+            engine.submit(f"job-{i}", prompts[i], params, on_output=recorder)
+        first, failed, third = (recorder.wait_for_end() for recorder in recorders)
+        assert (first.finish_reason, third.finish_reason) == ("length", "length")
+        assert failed.finish_reason == "error" and "makes the model raise" in str(failed.error)
+        assert child_pid(engine) == pid and engine.get_stats()["num_restarts"] == 0
+
+
 def test_a_request_submitted_while_the_child_is_away_runs_when_it_is_back(engine: InferenceEngine) -> None:
     os.kill(child_pid(engine), signal.SIGKILL)
     assert engine.generate([SOUND, 20], SamplingParams(max_tokens=2)) == engine.tokenizer.decode([SOUND, 20])
@@ -172,11 +235,12 @@ def test_a_step_that_raises_ends_the_child_with_its_reason(tmp_path: Path, capfd
     assert "Traceback" in capfd.readouterr().err
 
 
-def test_a_hung_step_is_killed_and_its_requests_go_on(tmp_path: Path) -> None:
+def test_a_hung_step_is_killed_and_its_requests_go_on(tmp_path: Path, death_watch: DeathWatch) -> None:
     with process_engine(tmp_path, {"step_timeout_seconds": 1.5}, hung_by=POISON) as engine:
         (output,) = engine.generate_batch([[POISON, 20]], SamplingParams(max_tokens=6))
         assert output.token_ids == echo([POISON, 20], 6)
         assert engine.get_stats()["num_restarts"] == 1
+    assert "sent nothing within step_timeout_seconds (1.5 s) and was killed" in death_watch.report
 
 
 def test_an_idle_child_is_not_taken_for_a_hung_one(tmp_path: Path) -> None:

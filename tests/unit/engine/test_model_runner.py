@@ -15,10 +15,12 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import DeviceLostError, DeviceMemoryError, ModelLoadError
 from engine.messages import AddSequence
+from engine.model.loader import LoadedModel
 from engine.runner import memory
 from engine.runner.memory import choose_num_blocks, free_host_bytes
 from engine.runner.model_runner import ModelRunner
 from engine.runner.transfer import HostToDevice
+from engine.sampler import SamplingBatch
 from engine.sampling_params import SamplingParams
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -163,6 +165,51 @@ def test_what_torch_raises_is_told_apart(
     else:
         assert list(core.step().errors) == [0]
     assert seen == [expected]
+
+
+def test_a_step_beyond_the_devices_memory_changes_no_token_and_ends_nothing(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
+) -> None:
+    prompts = random_prompts([20, 5, 30, 2])
+    expected = run(EngineCore(config(tiny_llama)), prompts, max_tokens=4)
+    forward = type(runner._model).forward
+    sizes: list[int] = []
+
+    def run_out_of_memory(model: LoadedModel, input_ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(input_ids))
+        if len(input_ids) > 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(model, input_ids, *rest)
+
+    monkeypatch.setattr(type(runner._model), "forward", run_out_of_memory)
+    assert run(EngineCore(config(tiny_llama), runner=runner), prompts, max_tokens=4) == expected
+    assert max(sizes) == 32
+
+
+def test_a_row_that_makes_the_sampler_raise_fails_alone(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
+) -> None:
+    sample = runner._sampler.sample
+
+    def raise_for_seed_13(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+        if 13 in batch.seed:
+            raise ValueError("a filter without a token")
+        return sample(logits, batch)
+
+    monkeypatch.setattr(runner._sampler, "sample", raise_for_seed_13)
+    core = EngineCore(config(tiny_llama), runner=runner)
+    for i, seed in enumerate([12, 13, 14]):
+        params = SamplingParams(max_tokens=4, seed=seed, ignore_eos=True)
+        core.add(AddSequence(sequence_id=i, prompt_token_ids=[20, 21, 22], params=params))
+    errors: dict[int, str] = {}
+    tokens: dict[int, int] = {}
+    while core.has_work():
+        step = core.step()
+        core.check_integrity()
+        errors |= step.errors
+        for sequence_id in step.sequence_ids.tolist():
+            tokens[sequence_id] = tokens.get(sequence_id, 0) + 1
+    assert errors == {1: "ValueError: a filter without a token"} and tokens == {0: 4, 2: 4}
 
 
 def test_the_largest_step_runs_over_a_single_block(tiny_llama: Path) -> None:

@@ -50,6 +50,21 @@ def test_running_decodes_get_a_token_in_every_step_beside_a_long_prefill() -> No
         assert len(driver.outputs[first]) == num_steps
 
 
+@pytest.mark.parametrize("max_num_tokens", [4, 8, 32])
+def test_prefills_hold_up_a_decode_by_one_step_of_the_budget_at_most(max_num_tokens: int) -> None:
+    """The stated bound, in tokens computed between two of a running sequence; a step's time follows from them."""
+    steps = Recording()
+    rng = random.Random(0)
+    driver = CoreDriver(FakeRunner(num_blocks=256, on_execute=steps), max_num_seqs=4, max_num_tokens=max_num_tokens)
+    first = driver.add(random_prompt(rng, 3), max_tokens=60)
+    driver.step()
+    while first not in driver.finished:
+        if driver.num_added < 20:
+            driver.add(random_prompt(rng, rng.choice([1, 40, 100])), max_tokens=3)
+        assert first in driver.step().sequence_ids
+    assert max(steps.num_tokens) == max_num_tokens
+
+
 def test_sequences_join_and_leave_at_every_step() -> None:
     driver = CoreDriver(FakeRunner(), max_num_seqs=2)
     short = driver.add([1, 2], max_tokens=2)
