@@ -37,7 +37,7 @@ class StepRecorder:
         errors: dict[int, str] = {}
         if result.errors or np.count_nonzero(result.token_ids < 0):
             plan, result, errors = self._drop_failed(plan, result)
-        token_ids = result.token_ids
+        token_ids = result.token_ids.astype(np.int32)  # as the tables hold them
         if result.ran_out_of_memory:
             self._scheduler.reduce_budget(plan.num_tokens)
         rows = plan.sampled
@@ -53,7 +53,7 @@ class StepRecorder:
         self._index_filled_blocks(rows.slots, totals, num_new)
         output = StepOutput(
             sequence_ids=rows.sequence_ids,
-            token_ids=token_ids.astype(np.int32),
+            token_ids=token_ids,
             finish_codes=_finish_codes(rows, token_ids, num_tokens),
             errors=errors,
             cached_tokens=self._scheduler.take_cached_tokens(),
@@ -150,7 +150,7 @@ def _rest_of(result: StepResult, keep_sampled: NDArray[np.bool_], gone: NDArray[
     return replace(result, token_ids=token_ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
 
 
-def _finish_codes(rows: SlotRows, token_ids: NDArray[np.int64], num_tokens: NDArray[np.int64]) -> NDArray[np.int8]:
+def _finish_codes(rows: SlotRows, token_ids: NDArray[np.int32], num_tokens: NDArray[np.int64]) -> NDArray[np.int8]:
     """`FinishCode` of each row whose new token makes it `num_tokens` long."""
     codes = np.zeros(len(rows), np.int8)
     codes[(num_tokens >= rows.max_totals).nonzero()[0]] = FinishCode.LENGTH

@@ -21,13 +21,15 @@ from engine.sampling_params import SamplingParams
 from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
 
-NUM_NEW = 16
+NUM_NEW = 12
 RESUMED = 4  # every second sequence comes with so many of its tokens
 
 
 @pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    return request.param, make_tiny_model(request.param, tmp_path_factory.mktemp(request.param))
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+    """An architecture, a model of it, and transformers' own in float32."""
+    folder = make_tiny_model(request.param, tmp_path_factory.mktemp(request.param))
+    return request.param, folder, reference(request.param, folder)
 
 
 def reference(architecture: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -47,16 +49,16 @@ def generate(model: Any, prompt: list[int]) -> list[int]:
     return new
 
 
-def test_tokens_are_generates_chunked_preempted_hit_resumed_and_forked(tiny: tuple[str, Path]) -> None:
-    architecture, folder = tiny
+def test_tokens_are_generates_chunked_preempted_hit_resumed_and_forked(tiny: tuple[str, Path, Any]) -> None:
+    _, folder, model = tiny
     rng = random.Random(2)
     prefix = [rng.randrange(250) for _ in range(40)]
     own = [[rng.randrange(250) for _ in range(length)] for length in (1, 23, 61)]
     shared = [prefix + [rng.randrange(250) for _ in range(length)] for length in (2, 9, 30)]
-    choices = [[rng.randrange(250) for _ in range(35)]] * 2  # greedy: both say the same
-    everything = [*own, *shared, *choices]
-    model = reference(architecture, folder)
-    expected = [generate(model, prompt) for prompt in everything]
+    choice = [rng.randrange(250) for _ in range(35)]
+    expected = [generate(model, prompt) for prompt in [*own, *shared, choice]]
+    everything = [*own, *shared, choice, choice]
+    expected.append(expected[-1])  # greedy: both choices say the same
 
     core = EngineCore(
         EngineConfig(
@@ -87,10 +89,11 @@ def test_tokens_are_generates_chunked_preempted_hit_resumed_and_forked(tiny: tup
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_logits_are_those_of_float32_within_its_rounding(tiny: tuple[str, Path], dtype: str) -> None:
-    architecture, folder = tiny
+def test_half_precision_logits_are_those_of_float32_within_its_rounding(
+    tiny: tuple[str, Path, Any], dtype: str
+) -> None:
+    architecture, folder, exact = tiny
     model = load_model(EngineConfig(model_path=str(folder), dtype=dtype, block_size=BLOCK_SIZE))
-    exact = reference(architecture, folder)
     theirs = reference(architecture, folder, getattr(torch, dtype))
     sequences = prompts(VOCAB_SIZE)
     ours: list[torch.Tensor] = []

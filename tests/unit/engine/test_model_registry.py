@@ -1,10 +1,12 @@
 """Every architecture on the list against transformers' own eager forward; every other one is refused."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
@@ -17,23 +19,26 @@ from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
 @pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, Any]:
     """The engine's model and transformers' own of the same weights."""
-    import importlib
-
-    architecture = ARCHITECTURES[request.param]
     folder = make_tiny_model(request.param, tmp_path_factory.mktemp(request.param))
-    model_class = getattr(importlib.import_module(architecture.module_name), architecture.class_name)
-    reference = model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    return load_model(EngineConfig(model_path=str(folder), dtype="float32", block_size=BLOCK_SIZE)), reference
+    model = load_model(EngineConfig(model_path=str(folder), dtype="float32", block_size=BLOCK_SIZE))
+    return model, reference(request.param, folder)
+
+
+def reference(architecture: str, folder: Path) -> Any:
+    """Transformers' own model, in float32."""
+    entry = ARCHITECTURES[architecture]
+    model_class = getattr(import_module(entry.module_name), entry.class_name)
+    return model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("size", [1000, 13, 1], ids=["prefilled whole", "in chunks", "decoded one by one"])
 def test_packed_paged_logits_equal_transformers_eager_forward(tiny: tuple[LoadedModel, Any], size: int) -> None:
-    model, reference = tiny
+    model, theirs = tiny
     sequences = prompts(VOCAB_SIZE)
     outputs = run(model, sequences, steps_of(size))
     for tokens, output in zip(sequences, outputs, strict=True):
         with torch.inference_mode():
-            expected = reference(tokens[None], use_cache=False).logits[0]
+            expected = theirs(tokens[None], use_cache=False).logits[0]
         # float32 through two layers: other sums of the same terms.
         torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
         assert torch.equal(output.argmax(-1), expected.argmax(-1))
@@ -82,3 +87,39 @@ def test_dynamic_rope_stays_within_the_positions_that_never_rescale_it(tmp_path:
     folder = make_tiny_model("llama", tmp_path, rope_parameters=rope)
     model = load_model(EngineConfig(model_path=str(folder), dtype="float32"))
     assert model.max_model_len == max_position(model.model.config) == 2048
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [
+        (
+            "phi3",
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 10000.0,
+                    "short_factor": [1.0, 1.5, 2.0, 3.0],
+                    "long_factor": [4.0, 5.0, 6.0, 7.0],
+                    "original_max_position_embeddings": 64,
+                },
+                "original_max_position_embeddings": 64,
+            },
+        ),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}),
+        ("llama", {"tie_word_embeddings": True}),
+    ],
+    ids=["longrope", "dynamic rope", "tied embeddings"],
+)
+def test_what_a_config_asks_for_gives_transformers_logits(
+    architecture: str, overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = make_tiny_model(architecture, tmp_path, **overrides)
+    has_head = "lm_head.weight" in load_file(folder / "model.safetensors")
+    assert has_head != overrides.get("tie_word_embeddings", False)
+    model = load_model(EngineConfig(model_path=str(folder), dtype="float32", block_size=BLOCK_SIZE))
+    theirs = reference(architecture, folder)
+    tokens = prompts(VOCAB_SIZE)[-1][:64]  # all positions for which longrope has its short factors
+    (output,) = run(model, [tokens], [[(0, 0, 40)], [(0, 40, 64)]])
+    with torch.inference_mode():
+        expected = theirs(tokens[None], use_cache=False).logits[0]
+    torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
