@@ -11,6 +11,7 @@ from producer.dead_letters import FailedJob, read_failed, retry
 from producer.enqueue import PriorityClass
 from producer.job import AsyncJob
 from producer.outcome import JobStatus, read_status
+from producer.result_waiter import ResultWaiter
 from producer.results import as_completed, wait_for_result
 from producer.subscription import AsyncSubscription, follow, parse_cursor
 from producer.workers import QueueStatus, read_queues, read_workers
@@ -29,6 +30,7 @@ class AsyncClient(BaseClient):
         from the defaults of `ProducerSettings`. Raises SettingsError."""
         super().__init__(redis_url, queue=queue, s3_endpoint_url=s3_endpoint_url)
         self._transport = AsyncTransport(self.settings.redis_url, self.settings.s3_endpoint_url)
+        self._results = ResultWaiter(self._transport)
 
     async def submit(
         self,
@@ -95,9 +97,11 @@ class AsyncClient(BaseClient):
         return AsyncSubscription(self._transport.iterate(protocol), after)
 
     async def result(self, job: AsyncJob | str, *, timeout: float | None = None) -> Result:
-        """As `Job.result`."""
+        """As `Job.result`. Any number that wait at once share one subscription."""
         job_id, queue = _id_and_queue(job)
-        return await self._transport.run(wait_for_result(job_id, queue, timeout))
+        if queue is None:
+            return await self._transport.run(wait_for_result(job_id, None, timeout))
+        return await self._results.wait(job_id, queue, timeout)
 
     async def as_completed(self, jobs: Iterable[AsyncJob | str], timeout: float | None = None) -> AsyncIterator[Result]:
         """The result of each job as it ends, those of failed jobs too: look at `status`. One subscription serves all.
@@ -143,6 +147,7 @@ class AsyncClient(BaseClient):
 
     async def aclose(self) -> None:
         """Close the connections. Jobs go on."""
+        await self._results.aclose()
         await self._transport.aclose()
 
     async def __aenter__(self) -> Self:

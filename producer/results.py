@@ -7,7 +7,7 @@ number of jobs. Lines can be lost (a reconnect, a clean-up that publishes nothin
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
 from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError
@@ -21,12 +21,19 @@ MAX_RESULTS_A_SEND = 100
 MAX_LINES_A_READ = 1000  # of other jobs too, before the clock is looked at
 
 Item = TypeVar("Item")
+Outcome: TypeAlias = Result | JobNotFoundError
+"""How a job ended: its result, or that nothing is left of it."""
 
 
 def wait_for_result(job_id: str, queue: str | None, timeout: float | None) -> Protocol[Result]:
     """The result of one job, failed ones raised: JobFailedError, JobNotFoundError, ResultTimeoutError (seconds)."""
     collector = ResultCollector({job_id: queue}, timeout)
     [outcome] = yield from collector.next_ended()
+    return result_of(job_id, outcome)
+
+
+def result_of(job_id: str, outcome: Outcome) -> Result:
+    """The result of a job that did not fail. Raises JobFailedError, JobNotFoundError."""
     if isinstance(outcome, JobNotFoundError):
         raise outcome
     if outcome.status == "failed":
@@ -59,7 +66,7 @@ class ResultCollector:
         self._reconnect = Reconnect()
         self._is_listening = False
         self._next_look_at = 0.0
-        self._ended: list[Result | JobNotFoundError] = []  # not handed out yet; survives a lost connection
+        self._ended: list[Outcome] = []  # not handed out yet; survives a lost connection
 
     @property
     def num_pending(self) -> int:
@@ -76,7 +83,23 @@ class ResultCollector:
         if may_have_ended:
             self._next_look_at = 0.0
 
-    def next_ended(self) -> Protocol[list[Result | JobNotFoundError]]:
+    def discard(self, job_id: str) -> None:
+        """Nobody waits for this job any more."""
+        self._pending.pop(job_id, None)
+
+    def peek(self) -> Protocol[Outcome | None]:
+        """The outcome of a job that has ended already; waits for nothing."""
+        yield from self._look()
+        return self._ended.pop() if self._ended else None
+
+    def emit_all(self) -> Protocol[None]:
+        """Emit (job id, outcome) as jobs end, until none is pending; begins with a subscription of its own."""
+        self._is_listening = False
+        while self.num_pending:
+            for outcome in (yield from self.next_ended()):
+                yield Emit((outcome.job_id, outcome))
+
+    def next_ended(self) -> Protocol[list[Outcome]]:
         """Wait until at least one more job has ended. Raises ResultTimeoutError."""
         while not self._ended:
             try:
@@ -155,7 +178,7 @@ class ResultCollector:
             if result is not None:
                 self._end(look.job_id, result)
 
-    def _end(self, job_id: str, outcome: Result | JobNotFoundError) -> None:
+    def _end(self, job_id: str, outcome: Outcome) -> None:
         if self._pending.pop(job_id, None) is not None:
             self._ended.append(outcome)
 

@@ -1,6 +1,7 @@
 """Servers that every tier shares: a real Redis and a real S3-protocol server, on free ports."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,8 @@ import redis
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for variable in [name for name in os.environ if name.startswith("PROMPTMILL_")]:
     del os.environ[variable]
 

@@ -119,6 +119,20 @@ def test_a_job_that_came_back_is_resumable_and_one_that_rq_requeued_is_not(
     assert {held.attempt for held in claims.values()} == {2}
 
 
+def test_a_job_whose_claim_broke_off_comes_back_once_and_one_enqueued_again_is_not_doubled(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    stranded, enqueued = enqueue_many(queue, 2)
+    claim(redis_client, scripts)
+    for job_id in (stranded, enqueued):
+        redis_client.hset(f"rq:job:{job_id}", "status", "queued")
+    redis_client.rpush(queue.key, enqueued)
+    end_leases(redis_client)
+    assert sweep(redis_client, scripts) == ([stranded], [])
+    assert queue.get_job_ids() == [stranded, enqueued]
+    assert [held.job_id for held in claim(redis_client, scripts, request_id="next")] == [stranded, enqueued]
+
+
 def test_a_live_lease_is_not_swept(redis_client: redis.Redis, scripts: Scripts, queue: Queue) -> None:
     enqueue_many(queue, 2)
     claim(redis_client, scripts)

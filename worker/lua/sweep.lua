@@ -15,6 +15,15 @@ local function find_expired(queue)
   return ids
 end
 
+-- leased and still queued: either it was enqueued once more, or a claim broke off between the two and it is on no list
+local function put_back_queued(id, queue)
+  forget(id, queue)
+  if redis.call('LPOS', queue_key(queue), id) then return false end
+  redis.call('LPUSH', queue_key(queue), id)
+  join_turns(queue, base)
+  return true
+end
+
 local given, orphans = {}, {}
 local function put_back(id, queue)
   local status = redis.call('HGET', job_key(id), 'status')
@@ -24,6 +33,8 @@ local function put_back(id, queue)
     local execution = execution_prefix .. (#orphans + 1)
     local attempt = lease(id, queue, execution, lease_seconds, record_ttl, last_attempt)
     orphans[#orphans + 1] = {id, queue, attempt, execution, 1, done, redis.call('HGETALL', job_key(id))}
+  elseif status == 'queued' then
+    if put_back_queued(id, queue) then given[#given + 1] = id end
   elseif give_back(id, queue, true, true) then
     given[#given + 1] = id
   end

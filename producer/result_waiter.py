@@ -1,0 +1,86 @@
+"""Waits for many jobs of one event loop at once: one subscription hears a results line once, not once a waiting job.
+
+Owns who waits for what. How results are found is the affair of `producer.results`.
+"""
+
+import asyncio
+
+from producer.async_transport import AsyncTransport
+from producer.contract import Result
+from producer.errors import PromptmillError, ResultTimeoutError
+from producer.results import Outcome, ResultCollector, result_of, wait_for_result
+
+CANCEL_SECONDS = 0.1  # before a task is cancelled once more: up to Python 3.11 `asyncio.wait_for` may swallow one
+
+
+class ResultWaiter:
+    """Belongs to one event loop, as its transport does."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+        self._queues: dict[str, _QueueWaiter] = {}
+
+    async def wait(self, job_id: str, queue: str, timeout: float | None) -> Result:
+        """The result of one job, failed ones raised: see `wait_for_result`. `timeout`: seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                return result_of(job_id, await self._outcome(job_id, queue))
+        except TimeoutError:
+            message = f"job {job_id} has not ended within {timeout:g} s; ask again, or cancel"
+            raise ResultTimeoutError(message) from None
+
+    async def aclose(self) -> None:
+        tasks = {waiter.task for waiter in self._queues.values() if waiter.task is not None}
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+
+    async def _outcome(self, job_id: str, queue: str) -> Outcome:
+        waiter = self._queues.setdefault(queue, _QueueWaiter(self._transport))
+        future = waiter.add(job_id, queue)
+        try:
+            # What ended before was announced before: so, once its end would be heard, the job is looked at.
+            return await self._transport.run(ResultCollector({job_id: queue}, None).peek()) or await future
+        except PromptmillError:  # of Redis, or of some job's result store: each waits for itself, and hears its own
+            return await self._transport.run(wait_for_result(job_id, queue, None))
+        finally:
+            waiter.discard(job_id, future)
+
+
+class _QueueWaiter:
+    """Who waits for jobs of one queue. Its task begins with the first and ends when the last job has ended."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+        self._collector = ResultCollector({}, None)
+        self._waiting: dict[str, set[asyncio.Future[Outcome]]] = {}
+        self.task: asyncio.Task[None] | None = None
+
+    def add(self, job_id: str, queue: str) -> "asyncio.Future[Outcome]":
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(job_id, set()).add(future)
+        self._collector.add({job_id: queue}, may_have_ended=False)
+        if self.task is None or self.task.done():
+            self.task = asyncio.create_task(self._run())
+        return future
+
+    def discard(self, job_id: str, future: "asyncio.Future[Outcome]") -> None:
+        futures = self._waiting.get(job_id, set())
+        futures.discard(future)
+        if not futures:
+            self._waiting.pop(job_id, None)
+            self._collector.discard(job_id)
+
+    async def _run(self) -> None:
+        try:
+            async for job_id, outcome in self._transport.iterate(self._collector.emit_all()):
+                for future in self._waiting.pop(job_id, ()):
+                    if not future.done():
+                        future.set_result(outcome)
+        except PromptmillError as error:
+            waiting, self._waiting = self._waiting, {}
+            self._collector = ResultCollector({}, None)
+            for future in (future for futures in waiting.values() for future in futures):
+                if not future.done():
+                    future.set_exception(error)
