@@ -3,17 +3,16 @@
 A line of output is an answer to its `custom_id`, unless its error names an input line: then it is an answer to that.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from producer.batch_lines import BadLineError, BatchLine, parse_line
+from producer.batch_lines import BadLineError, BatchLine, encode_line
 from producer.errors import BatchFileError
-
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+from producer.line_index import IndexedLines, LineIndex
 
 
 @dataclass(slots=True)
@@ -28,54 +27,50 @@ class Answered:
     def num_lines(self) -> int:
         return len(self.custom_ids) + len(self.bad_lines)
 
+    def has(self, number: int, line: BatchLine | BadLineError) -> bool:
+        """Whether input line `number` is answered."""
+        return number in self.bad_lines if isinstance(line, BadLineError) else line.custom_id in self.custom_ids
+
 
 class BatchInput:
     """A JSONL file of requests. `scan()` comes first; empty lines count for nothing."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.digest = ""
-        self.num_lines = 0
+        self._file: BinaryIO | None = None
+        self._index: LineIndex | None = None
+
+    @property
+    def digest(self) -> str:
+        return self._scanned.digest
+
+    @property
+    def num_lines(self) -> int:
+        return len(self._scanned)
 
     def scan(self) -> None:
-        """Read the file once: its SHA-256 and its number of lines."""
-        digest = hashlib.sha256()
-        num_lines = 0
+        """Read the file once. It stays open until `close()`."""
         try:
-            with self._path.open("rb") as lines:
-                for line in lines:
-                    digest.update(line)
-                    num_lines += bool(line.strip())
+            self._file = self._path.open("rb")
+            self._index = LineIndex(self._file)
+            self._index.scan()
         except OSError as error:
             raise BatchFileError(f"input {self._path} cannot be read: {error.strerror or error}") from error
-        self.digest, self.num_lines = digest.hexdigest(), num_lines
 
-    def entries(self, answered: Answered) -> Iterator[tuple[int, BatchLine | BadLineError]]:
-        """The lines without an answer, numbered from 1; broken ones, and repeated ids, as the error they are."""
-        seen: set[str] = set()
-        with self._path.open("rb") as lines:
-            for number, raw in enumerate(lines, start=1):
-                text = raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
-                if not text.strip():
-                    continue
-                line = _parse(text, seen)
-                if isinstance(line, BadLineError):
-                    if number not in answered.bad_lines:
-                        yield number, line
-                elif line.custom_id not in answered.custom_ids:
-                    yield number, line
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
+    def lines_without(self, answered: Answered) -> IndexedLines:
+        """The lines without an answer, those that begin alike together; broken ones as the error they are."""
+        index = self._scanned
+        entries = index.entries(index.numbers())
+        return IndexedLines(index, (entry for entry in entries if not answered.has(*entry)))
 
-def _parse(text: bytes, seen: set[str]) -> BatchLine | BadLineError:
-    try:
-        line = parse_line(text)
-    except BadLineError as error:
-        return error
-    if line.custom_id in seen:
-        rule = f"custom_id: {line.custom_id!r:.80} stands on an earlier line; give each line one of its own"
-        return BadLineError("duplicate_custom_id", rule, line.custom_id)
-    seen.add(line.custom_id)
-    return line
+    @property
+    def _scanned(self) -> LineIndex:
+        assert self._index is not None, "scan() comes first"
+        return self._index
 
 
 class BatchOutput:
@@ -106,13 +101,12 @@ class BatchOutput:
         return answered
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[str], None]]:
+    def opened(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         """A function that appends one line, and has it with the system before it returns."""
         with self._path.open("ab") as file:
 
-            def write(line: str) -> None:
-                # Half a surrogate pair (in a custom_id) has no UTF-8; with a backslash it is JSON's own escape.
-                file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+            def write(line: Mapping[str, Any]) -> None:
+                file.write(encode_line(line))
                 file.flush()
 
             yield write

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from producer.contract import ErrorCode, ErrorInfo, Result
@@ -28,6 +28,10 @@ class BatchLine:
     custom_id: str
     url: str
     body: Mapping[str, Any]
+
+    def without_body(self) -> "BatchLine":
+        """What its answer needs."""
+        return replace(self, body={})
 
 
 def parse_line(text: bytes) -> BatchLine:
@@ -74,6 +78,17 @@ def bad_line(error: BadLineError, *, number: int) -> dict[str, Any]:
     """The output line of input line `number`, which is no request."""
     info = {"code": error.code, "message": str(error), "line": number}
     return _output(f"line_{number}", error.custom_id, None, info)
+
+
+def encode_line(line: Mapping[str, Any]) -> bytes:
+    """A line of output as it stands in the file."""
+    # Half a surrogate pair (in a custom_id) has no UTF-8; with a backslash it is JSON's own escape.
+    return json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def unanswered_line(custom_id: str, *, code: str, message: str, request_id: str) -> dict[str, Any]:
+    """The output line of a request that got no response: its batch ended before."""
+    return _output(request_id, custom_id, None, {"code": code, "message": message})
 
 
 def _output(

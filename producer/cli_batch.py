@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from producer.batch import MAX_IN_FLIGHT, BatchOptions, BatchProgress, BatchRun
+from producer.batch import BatchProgress, BatchRun
+from producer.batch_protocol import MAX_IN_FLIGHT, BatchOptions
 from producer.settings import ProducerSettings, load_settings, settings_options
 
 

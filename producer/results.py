@@ -5,6 +5,7 @@ number of jobs. Lines can be lost (a reconnect, a clean-up that publishes nothin
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias, TypeVar
@@ -99,11 +100,12 @@ class ResultCollector:
             for outcome in (yield from self.next_ended()):
                 yield Emit((outcome.job_id, outcome))
 
-    def next_ended(self) -> Protocol[list[Outcome]]:
-        """Wait until at least one more job has ended. Raises ResultTimeoutError."""
-        while not self._ended:
+    def next_ended(self, within: float | None = None) -> Protocol[list[Outcome]]:
+        """Wait until at least one more job has ended, or for `within` seconds. Raises ResultTimeoutError."""
+        until = math.inf if within is None else time.monotonic() + within
+        while not self._ended and (left := until - time.monotonic()) > 0:
             try:
-                yield from (self._listen() if self._is_listening else self._start_listening())
+                yield from (self._listen(left) if self._is_listening else self._start_listening())
                 self._reconnect.succeed()
             except ConnectionLost as lost:
                 self._is_listening = False
@@ -123,13 +125,13 @@ class ResultCollector:
             self._is_listening = True
             yield from self._look()
 
-    def _listen(self) -> Protocol[None]:
+    def _listen(self, at_most: float) -> Protocol[None]:
         until_look = self._next_look_at - time.monotonic()
         if until_look <= 0:
             self._check_timeout()
             yield from self._look()
             return
-        line = yield Receive(min(until_look, self._check_timeout(until_look)))
+        line = yield Receive(min(until_look, at_most, self._check_timeout(until_look)))
         ready: list[str] = []
         for _ in range(MAX_LINES_A_READ):
             if line is None:

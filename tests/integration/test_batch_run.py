@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from producer import BatchFileError, Client
-from producer.batch import BatchOptions, BatchProgress, BatchRun
+from producer.batch import BatchProgress, BatchRun
+from producer.batch_protocol import BatchOptions
 from producer.contract import keys
 from producer.settings import ProducerSettings
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
@@ -86,13 +87,14 @@ def test_a_broken_line_fails_alone(redis_url: str, worker: FakeWorker, files: tu
         completion("hot", "hello", temperature=9),
         completion("unknown", "hello", temprature=0),
         completion("failing", "fail"),
+        completion("keyed", "hello", idempotency_key="order-1"),
         '"no object"',
         json.dumps({"custom_id": "half \ud800", "url": "/v1/completions", "body": {"prompt": "\ud800"}}),
     ]
     files[0].write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
     with worker.serving(echo):
         progress = run(redis_url, files)
-    assert (progress.num_lines, progress.num_done, progress.num_failed) == (12, 12, 11)
+    assert (progress.num_lines, progress.num_done, progress.num_failed) == (13, 13, 12)
     found = answers(files[1])
     bad = {answer["error"]["line"]: answer["error"]["code"] for answer in found if answer["error"] is not None}
     assert bad == {
@@ -101,8 +103,8 @@ def test_a_broken_line_fails_alone(redis_url: str, worker: FakeWorker, files: tu
         4: "duplicate_custom_id",
         5: "invalid_url",
         6: "invalid_body",
-        10: "invalid_json_line",
-        12: "invalid_json_line",
+        11: "invalid_json_line",
+        13: "invalid_json_line",
     }
     refused = {answer["custom_id"]: answer["response"] for answer in found if answer["error"] is None}
     assert refused["good"]["status_code"] == 200
@@ -115,11 +117,22 @@ def test_a_broken_line_fails_alone(redis_url: str, worker: FakeWorker, files: tu
     }
     assert "did you mean temperature?" in refused["unknown"]["body"]["error"]["message"]
     assert refused["failing"]["status_code"] == 500
+    assert refused["keyed"]["body"]["error"]["param"] == "idempotency_key"
     assert refused["half \ud800"]["body"]["error"]["param"] == "prompt"
 
     before = files[1].read_bytes()
-    assert run(redis_url, files).num_done == 12  # nothing is left to do, and nothing is written twice
+    assert run(redis_url, files).num_done == 13  # nothing is left to do, and nothing is written twice
     assert files[1].read_bytes() == before
+
+
+def test_lines_that_begin_alike_are_run_next_to_each_other(
+    redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
+) -> None:
+    systems = ["You are terse. " * 20, "You are kind. " * 20]
+    files[0].write_text("".join(completion(f"{n}", systems[n % 2] + str(n)) + "\n" for n in range(8)))
+    with worker.serving(echo):
+        run(redis_url, files)
+    assert [answer["custom_id"] for answer in answers(files[1])] == ["0", "2", "4", "6", "1", "3", "5", "7"]
 
 
 def test_a_run_goes_on_behind_a_torn_line(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:

@@ -1,0 +1,208 @@
+"""Runs batch lines through the queues, with a bounded number of jobs in flight. Knows nothing of files.
+
+Job ids follow from the batch's id and each line's `custom_id`. A run that is broken off leaves the jobs it had enqueued
+where they are; the next run of the same batch finds their results, or waits for them, and runs none twice.
+"""
+
+import hashlib
+import json
+import time
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from producer.batch_lines import BadLineError, BatchLine, answer_line, bad_line, refusal_line
+from producer.contract import ErrorCode, ErrorInfo, JobRequest, Result, Usage
+from producer.enqueue import MAX_JOBS_A_SEND, NewJob, build_job, enqueue
+from producer.errors import InvalidJobError, JobNotFoundError
+from producer.line_index import Entry
+from producer.openai_request import request_from_body
+from producer.openai_response import invalid_job_info
+from producer.operations import Emit, Protocol, Sleep, send
+from producer.results import ResultCollector
+from producer.rq_names import queue_key
+
+MAX_IN_FLIGHT = 2000  # by default: enough to keep several workers busy, little enough to be cancelled
+MAX_RUNS_A_LINE = 10  # times a line whose earlier job failed or was cancelled unseen is run anew
+ROUND_SECONDS = 1.0  # at most, between two lists of answers
+
+FindQueue = Callable[[JobRequest], Protocol[str]]
+"""The queue for a line's job. Raises InvalidJobError for one that has none."""
+
+
+class LineSource(typing.Protocol):
+    """The lines that have no answer yet, each once. Bodies are not kept: one that is needed again is read again."""
+
+    def __iter__(self) -> Iterator[Entry]:
+        """A line's number in the input, from 1, and what it is."""
+        ...
+
+    def reload(self, number: int) -> BatchLine:
+        """A well-formed line that was given before."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimit:
+    """No job is added to the queue while so many lie on it."""
+
+    queue: str
+    max_depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """`run_id` keeps runs of one file apart: under another one every line is run anew. `model` replaces the lines'.
+
+    `runs_failed_anew`: a job that an earlier run enqueued, and that came to nothing since, is no answer.
+    """
+
+    max_in_flight: int = MAX_IN_FLIGHT
+    run_id: str = ""
+    model: str | None = None
+    priority_class: str | None = None
+    runs_failed_anew: bool = True
+    queue_limit: QueueLimit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One line of output, for input line `number`."""
+
+    number: int
+    line: dict[str, Any]
+    is_failed: bool
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    number: int
+    line: BatchLine  # without its body once it is enqueued
+    run: int  # how often the line was given a job before
+    is_new: bool = False  # whether this run enqueued it
+
+
+class BatchProtocol:
+    """Lines in, answers out, at most `max_in_flight` jobs on the queues at a time."""
+
+    def __init__(self, lines: LineSource, find_queue: FindQueue, *, batch_id: str, options: BatchOptions) -> None:
+        self._lines = lines
+        self._entries = iter(lines)
+        self._find_queue = find_queue
+        self._batch_id = batch_id
+        self._options = options
+        self._collector = ResultCollector({}, timeout=None)
+        self._in_flight: dict[str, _Item] = {}
+        self._is_exhausted = False
+
+    def run(self) -> Protocol[None]:
+        """Emit lists of `Answer`s, in the order in which jobs end; an empty one where none ended for a while."""
+        while True:
+            yield from self._fill()
+            if self._in_flight:
+                yield from self._collect()
+            elif self._is_exhausted:
+                return
+            else:  # the queue is full of others' jobs
+                yield Sleep(ROUND_SECONDS)
+                yield Emit([])
+
+    def _collect(self) -> Protocol[None]:
+        answers: list[Answer] = []
+        again: list[_Item] = []
+        for outcome in (yield from self._collector.next_ended(within=ROUND_SECONDS)):
+            item = self._in_flight.pop(outcome.job_id)
+            if self._is_stale(item, outcome):
+                again.append(replace(item, line=self._lines.reload(item.number), run=item.run + 1))
+            else:
+                answers.append(answer_to(item.number, item.line, outcome))
+        yield Emit(answers)
+        yield from self._enqueue((yield from self._check_all(again)))
+
+    def _is_stale(self, item: _Item, outcome: Result | JobNotFoundError) -> bool:
+        """An earlier run's job that came to nothing, and that nobody was told of."""
+        if item.is_new or item.run >= MAX_RUNS_A_LINE:
+            return False
+        if isinstance(outcome, JobNotFoundError):
+            return True
+        return self._options.runs_failed_anew and outcome.status != "finished"
+
+    def _fill(self) -> Protocol[None]:
+        """Top up what is in flight, in slices: one round trip for many jobs, and none for one or two."""
+        slice_size = max(1, min(MAX_JOBS_A_SEND, self._options.max_in_flight // 8))
+        while not self._is_exhausted and self._options.max_in_flight - len(self._in_flight) >= slice_size:
+            if not (yield from self._has_room(slice_size)):
+                return
+            yield from self._enqueue((yield from self._check_all(self._take(slice_size))))
+
+    def _has_room(self, num_jobs: int) -> Protocol[bool]:
+        limit = self._options.queue_limit
+        if limit is None:
+            return True
+        [depth] = yield from send(("LLEN", queue_key(limit.queue)))
+        return bool(depth == 0 or depth + num_jobs <= limit.max_depth)
+
+    def _take(self, num_items: int) -> Iterator[_Item | Answer]:
+        """So many lines, or what is left of them; one that is no request is answered already."""
+        for _ in range(num_items):
+            entry = next(self._entries, None)
+            if entry is None:
+                self._is_exhausted = True
+                return
+            number, line = entry
+            if isinstance(line, BadLineError):
+                yield Answer(number, bad_line(line, number=number), is_failed=True)
+            else:
+                yield _Item(number, line, run=0)
+
+    def _check_all(self, items: Iterable[_Item | Answer]) -> Protocol[list[tuple[_Item, NewJob]]]:
+        """The jobs to be; what is refused is emitted as its answer."""
+        checked: list[tuple[_Item, NewJob]] = []
+        refused: list[Answer] = []
+        for item in items:
+            if isinstance(item, Answer):
+                refused.append(item)
+                continue
+            try:
+                checked.append((replace(item, line=item.line.without_body()), (yield from self._check(item))))
+            except InvalidJobError as error:
+                refused.append(_refusal(item.number, item.line, invalid_job_info(error)))
+        if refused:
+            yield Emit(refused)
+        return checked
+
+    def _check(self, item: _Item) -> Protocol[NewJob]:
+        line = item.line
+        body = line.body if self._options.model is None else {**line.body, "model": self._options.model}
+        request = request_from_body(line.url, body)
+        queue = yield from self._find_queue(request)
+        return build_job(request, queue, batch_job_id(self._batch_id, line.custom_id, item.run))
+
+    def _enqueue(self, checked: list[tuple[_Item, NewJob]]) -> Protocol[None]:
+        if not checked:
+            return
+        enqueued = yield from enqueue([job for _, job in checked])
+        for (item, _), job in zip(checked, enqueued, strict=True):
+            self._in_flight[job.job_id] = replace(item, is_new=job.is_new)
+        may_have_ended = not all(job.is_new for job in enqueued)
+        self._collector.add({job.job_id: job.queue for job in enqueued}, may_have_ended=may_have_ended)
+
+
+def batch_job_id(batch_id: str, custom_id: str, run: int = 0) -> str:
+    """`run`: how often the line was given a job before."""
+    identity = json.dumps([batch_id, custom_id, run])
+    return f"batch-{hashlib.sha256(identity.encode()).hexdigest()[:40]}"
+
+
+def answer_to(number: int, line: BatchLine, outcome: Result | JobNotFoundError) -> Answer:
+    """What the end of its job says to a line."""
+    if isinstance(outcome, JobNotFoundError):
+        return _refusal(number, line, ErrorInfo(code=ErrorCode.JOB_NOT_FOUND, message=str(outcome)))
+    body = answer_line(line, outcome, created=int(time.time()))
+    return Answer(number, body, outcome.status != "finished", outcome.usage)
+
+
+def _refusal(number: int, line: BatchLine, error: ErrorInfo) -> Answer:
+    return Answer(number, refusal_line(line.custom_id, error, f"line_{number}"), is_failed=True)

@@ -1,0 +1,159 @@
+"""A file of batch lines, read through once, then line by line in the order in which it is best run. Holds no bodies.
+
+Lines whose prompts begin alike come next to each other, so that an engine which keeps the KV blocks of prompts finds
+them still there; else the file's own order stands. 50,000 lines take a few MB here, whatever their length.
+"""
+
+import hashlib
+import json
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from producer.batch_lines import BadLineError, BatchLine, parse_line
+
+PREFIX_CHARS = (128, 512, 2048, 8192)  # of a prompt: by how much of its beginning it is put beside others
+HASH_MASK = 2**64 - 1
+ID_DIGEST_BYTES = 16
+DEFAULT_MAX_LINE_BYTES = 256 << 20
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+ParsedLine = BatchLine | BadLineError
+Entry = tuple[int, ParsedLine]
+See = Callable[[int, ParsedLine], None]  # a line's number in the file, from 1, and what it is
+
+
+class LineIndex:
+    """Where each line lies. `file` stays open as long as lines are read; only one thread may use it."""
+
+    def __init__(self, file: BinaryIO, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES) -> None:
+        self._file = file
+        self._max_bytes_read = max_line_bytes + 1
+        self._numbers, self._offsets, self._lengths = array("L"), array("Q"), array("Q")
+        self._prefixes = [array("Q") for _ in PREFIX_CHARS]
+        self._repeated: dict[int, int] = {}  # the number of a line, and of the earlier one that has its custom_id
+        self.digest = ""
+
+    def __len__(self) -> int:
+        """Lines that are not empty."""
+        return len(self._numbers)
+
+    def scan(self, see: See | None = None) -> None:
+        """Read the whole file, once. `see` is shown every line that is not empty, in turn."""
+        digest, first_with_id = hashlib.sha256(), dict[bytes, int]()
+        offset = 0
+        for number, raw in enumerate(self._read_lines(digest.update), start=1):
+            length = self._file.tell() - offset
+            if raw.strip() not in (b"", _BYTE_ORDER_MARK):
+                line = self._parse(number, raw)
+                if isinstance(line, BatchLine):
+                    first = first_with_id.setdefault(_digest(line.custom_id), number)
+                    if first != number:
+                        self._repeated[number] = first
+                        line = _repeated(line.custom_id, first)
+                self._add(number, offset, length, line)
+                if see is not None:
+                    see(number, line)
+            offset += length
+        self.digest = digest.hexdigest()
+
+    def numbers(self) -> Iterator[int]:
+        """The numbers of the lines, in the order in which they are best run."""
+        ranks = [_first_of_each(hashes) for hashes in self._prefixes]
+        by_prefix = sorted(range(len(self)), key=lambda at: (*(rank[at] for rank in ranks), at))
+        return (self._numbers[at] for at in by_prefix)
+
+    def read(self, number: int) -> ParsedLine:
+        """The line of that number, as `scan` has seen it."""
+        at = self.position(number)
+        self._file.seek(self._offsets[at])
+        line = self._parse(number, self._file.read(min(self._lengths[at], self._max_bytes_read)))
+        if number in self._repeated and isinstance(line, BatchLine):
+            return _repeated(line.custom_id, self._repeated[number])
+        return line
+
+    def position(self, number: int) -> int:
+        """Which of the lines that are not empty it is, from 0."""
+        return bisect_left(self._numbers, number)
+
+    def entries(self, numbers: Iterable[int]) -> Iterator[Entry]:
+        """Those lines, each read when it is asked for."""
+        return ((number, self.read(number)) for number in numbers)
+
+    def _read_lines(self, see_bytes: Callable[[bytes], object]) -> Iterator[bytes]:
+        """The file's lines; of one that is too long its beginning, which is too long as well."""
+        while raw := self._file.readline(self._max_bytes_read):
+            see_bytes(raw)
+            rest = raw
+            while len(rest) == self._max_bytes_read and not rest.endswith(b"\n"):
+                rest = self._file.readline(self._max_bytes_read)
+                see_bytes(rest)
+            yield raw
+
+    def _parse(self, number: int, raw: bytes) -> ParsedLine:
+        try:
+            if len(raw) == self._max_bytes_read:
+                raise BadLineError("line_too_long", f"the line has more than {self._max_bytes_read - 1} bytes")
+            return parse_line(raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw)
+        except BadLineError as error:
+            return error
+
+    def _add(self, number: int, offset: int, length: int, line: ParsedLine) -> None:
+        self._numbers.append(number)
+        self._offsets.append(offset)
+        self._lengths.append(length)
+        text = prefix_text(line.body) if isinstance(line, BatchLine) else ""
+        for num_chars, hashes in zip(PREFIX_CHARS, self._prefixes, strict=True):
+            hashes.append(hash(text[:num_chars]) & HASH_MASK)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedLines:
+    """Lines for `BatchProtocol`: those of `entries`, and any of the index once more."""
+
+    index: LineIndex
+    entries: Iterator[Entry]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self.entries
+
+    def reload(self, number: int) -> BatchLine:
+        line = self.index.read(number)
+        assert isinstance(line, BatchLine)
+        return line
+
+
+def prefix_text(body: Mapping[str, Any]) -> str:
+    """What a prompt begins with, in the order in which chat templates have it. Any body will do, valid or not."""
+    limit = PREFIX_CHARS[-1]
+    prompt, messages, tools = body.get("prompt"), body.get("messages"), body.get("tools")
+    if isinstance(prompt, str):
+        return prompt[:limit]
+    if isinstance(prompt, list):
+        return json.dumps(prompt[:limit])
+    pieces = [json.dumps(tools)] if tools else []
+    for message in messages if isinstance(messages, list) else ():
+        if sum(map(len, pieces)) >= limit:
+            break
+        content = message.get("content") if isinstance(message, dict) else message
+        pieces.append(f"\n{message.get('role')}\n" if isinstance(message, dict) else "\n")
+        pieces.append(content[:limit] if isinstance(content, str) else json.dumps(content))
+    return "".join(pieces)
+
+
+def _first_of_each(hashes: "array[int]") -> "array[int]":
+    """For each hash, where it comes first."""
+    first: dict[int, int] = {}
+    return array("L", (first.setdefault(value, at) for at, value in enumerate(hashes)))
+
+
+def _digest(custom_id: str) -> bytes:
+    return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=ID_DIGEST_BYTES).digest()
+
+
+def _repeated(custom_id: str, first: int) -> BadLineError:
+    rule = f"custom_id: {custom_id!r:.80} stands on line {first} already; give each line one of its own"
+    return BadLineError("duplicate_custom_id", rule, custom_id)
