@@ -9,7 +9,8 @@ PromptmillError
 ├── JobNotFoundError         no such job, or its result has expired
 ├── JobFailedError           the job ended without a full answer; `error` is the contract's ErrorInfo
 ├── ResultTimeoutError       no result within the timeout; the job goes on
-└── ResultStoreError         the result lies in S3 and cannot be read
+├── ResultStoreError         the result lies in S3 and cannot be read
+└── FileStoreError           the store of the gateway's files cannot be read or written
 """
 
 from producer.contract import ErrorCode, ErrorInfo, Result
@@ -77,3 +78,7 @@ class ResultTimeoutError(PromptmillError, TimeoutError):
 
 class ResultStoreError(PromptmillError):
     """The result was written to S3 and cannot be read from here; the message names the remedy."""
+
+
+class FileStoreError(PromptmillError):
+    """The store of the gateway's files cannot be read or written; the message names the part or the remedy."""

@@ -1,7 +1,10 @@
 """Servers that every tier shares: a real Redis and a real S3-protocol server, on free ports."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for variable in [name for name in os.environ if name.startswith("PROMPTMILL_")]:
     del os.environ[variable]
+os.environ["PROMPTMILL_FILES"] = tempfile.mkdtemp(prefix="promptmill-files-")  # of every gateway that names no other
+atexit.register(shutil.rmtree, os.environ["PROMPTMILL_FILES"], ignore_errors=True)
 
 from worker.embedded_redis import EmbeddedRedis  # noqa: E402  (reads the environment set above)
 

@@ -9,6 +9,9 @@ from producer.async_client import AsyncClient
 from producer.async_transport import AsyncTransport
 from producer.gateway.catalog import ModelCatalog
 from producer.gateway.drain import Drain
+from producer.gateway.files.base import FileStore
+from producer.gateway.files.file_records import FileRecords
+from producer.gateway.files.select import select_file_store
 from producer.gateway.job_records import JobRecords
 from producer.gateway.key_ring import KeyRing
 from producer.gateway.metrics import GatewayMetrics
@@ -27,9 +30,14 @@ class GatewayContext:
     limits: RateLimits
     drain: Drain
     metrics: GatewayMetrics
+    file_store: FileStore
+    files: FileRecords
 
     @classmethod
     def build(cls, settings: GatewaySettings) -> "GatewayContext":
+        """Raises SettingsError, also where files cannot be kept."""
+        file_store = select_file_store(settings.files)
+        file_store.check()
         redis = AsyncTransport(settings.redis_url)
         return cls(
             settings=settings,
@@ -41,6 +49,8 @@ class GatewayContext:
             limits=RateLimits(redis),
             drain=Drain(settings.http_drain_seconds),
             metrics=GatewayMetrics(),
+            file_store=file_store,
+            files=FileRecords(redis, file_store),
         )
 
     async def aclose(self) -> None:

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from producer.contract import ErrorCode, ErrorInfo
 from producer.errors import (
+    FileStoreError,
     InvalidJobError,
     JobFailedError,
     JobNotFoundError,
@@ -83,6 +84,8 @@ def from_client_error(error: PromptmillError) -> ApiError:
             return ApiError(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.TIMEOUT, str(error), should_retry=False)
         case ResultStoreError():
             return from_info(ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=str(error)))
+        case FileStoreError():
+            return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "file_store_error", str(error), retry_after_seconds=2)
         case RedisUnavailableError():
             message = "the queue cannot be reached; try again later"
             return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "queue_unavailable", message, retry_after_seconds=2)

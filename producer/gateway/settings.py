@@ -18,6 +18,12 @@ class GatewaySettings(ProducerSettings):
     tls_keyfile: str | None = Field(default=None, description="The certificate's private key (PEM).")
     cors_origins: str = Field(default="", description="Origins that browsers may call from, comma separated; or *.")
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="Larger request bodies get 413.")
+    files: str = Field(
+        default="~/.local/share/promptmill/files",
+        min_length=1,
+        description="Where /v1/files are kept: a folder that all gateways see.",
+    )
+    max_file_bytes: int = Field(default=200_000_000, ge=1024, description="Larger files get 413.")
     max_queue_depth: int = Field(default=10_000, ge=1, description="Jobs waiting on a queue from which on it gets 429.")
     request_timeout_seconds: float = Field(
         default=600.0, gt=0, description="A response that is not complete by then ends with 408, its job is cancelled."
