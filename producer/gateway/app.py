@@ -12,17 +12,18 @@ from producer.gateway.acceptance import JOB_ID_HEADER
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import install_handlers
 from producer.gateway.request_context import RequestContext
-from producer.gateway.routes import chat, completions, figures, health, jobs, models
+from producer.gateway.routes import chat, completions, figures, health, jobs, models, webhooks
 
-ROUTERS = (models.router, completions.router, chat.router, jobs.router, health.router, figures.router)
+ROUTERS = (models.router, completions.router, chat.router, jobs.router, health.router, figures.router, webhooks.router)
 
 
 def create_app(context: GatewayContext) -> ASGIApp:
-    """The whole application; its lifespan closes the context."""
+    """The whole application; its lifespan is the context's."""
     settings = context.settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        context.start()
         yield
         await context.aclose()
 

@@ -17,6 +17,9 @@ from producer.gateway.key_ring import KeyRing
 from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.rate_limits import RateLimits
 from producer.gateway.settings import GatewaySettings
+from producer.gateway.webhooks.dispatcher import WebhookDispatcher
+from producer.gateway.webhooks.sender import WebhookSender
+from producer.gateway.webhooks.targets import TargetRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,9 @@ class GatewayContext:
     metrics: GatewayMetrics
     file_store: FileStore
     files: FileRecords
+    webhook_targets: TargetRules
+    webhook_sender: WebhookSender
+    webhooks: WebhookDispatcher
 
     @classmethod
     def build(cls, settings: GatewaySettings) -> "GatewayContext":
@@ -39,6 +45,8 @@ class GatewayContext:
         file_store = select_file_store(settings.files)
         file_store.check()
         redis = AsyncTransport(settings.redis_url)
+        targets = TargetRules(allows_private=settings.webhook_private_targets)
+        sender = WebhookSender(targets)
         return cls(
             settings=settings,
             client=AsyncClient(settings.redis_url, queue=settings.queue, s3_endpoint_url=settings.s3_endpoint_url),
@@ -51,9 +59,17 @@ class GatewayContext:
             metrics=GatewayMetrics(),
             file_store=file_store,
             files=FileRecords(redis, file_store),
+            webhook_targets=targets,
+            webhook_sender=sender,
+            webhooks=WebhookDispatcher(redis, sender),
         )
 
+    def start(self) -> None:
+        """What goes on beside the requests."""
+        self.webhooks.start()
+
     async def aclose(self) -> None:
+        await self.webhooks.aclose()
         await self.client.aclose()
         await self.redis.aclose()
 

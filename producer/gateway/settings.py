@@ -8,7 +8,15 @@ from pydantic import Field
 from producer.settings import ProducerSettings
 
 
-class GatewaySettings(ProducerSettings):
+class WebhookSettings(ProducerSettings):
+    """What those need who call webhooks."""
+
+    webhook_private_targets: bool = Field(
+        default=False, description="Webhooks may go to loopback and private addresses, too."
+    )
+
+
+class GatewaySettings(WebhookSettings):
     """What `promptmill gateway` needs beside a producer's settings."""
 
     http_host: str = Field(default="127.0.0.1", description="Address to listen on; others than loopback need API keys.")

@@ -1,0 +1,196 @@
+"""`promptmill webhooks`: endpoints and deliveries for operators. Owns what is printed; Redis is asked by protocols."""
+
+import asyncio
+import json
+import time
+from contextlib import closing
+from typing import Any, TypeVar
+
+import click
+from pydantic import ValidationError
+
+from producer.errors import SettingsError
+from producer.gateway.api_keys import read_key
+from producer.gateway.settings import WebhookSettings
+from producer.gateway.webhooks.deliveries import describe, list_deliveries, revive_deliveries
+from producer.gateway.webhooks.endpoints import (
+    WebhookEndpoint,
+    add_endpoint,
+    enable_endpoint,
+    list_disabled,
+    list_endpoints,
+    read_endpoint,
+    remove_endpoint,
+    replace_endpoint,
+)
+from producer.gateway.webhooks.outbox import EVENT_TYPES, Event
+from producer.operations import Protocol
+from producer.settings import ProducerSettings, load_settings, settings_options
+from producer.transport import Transport
+
+T = TypeVar("T")
+
+
+@click.group()
+def webhooks() -> None:
+    """Who is told when a batch ends: make, list, rotate and remove endpoints; see what could not be delivered.
+
+    Requests follow the Standard Webhooks rules; OpenAI's clients check them with `client.webhooks.unwrap`.
+    """
+
+
+@webhooks.command("add")
+@click.argument("url")
+@click.option("--name", default="webhook", show_default=True, help="For people.")
+@click.option("--events", default=",".join(EVENT_TYPES), show_default=True, help="Comma separated.")
+@click.option("--key", "key_id", metavar="KEY_ID", help="Of this API key's batches alone; default: of everybody's.")
+@settings_options(WebhookSettings)
+def add(url: str, name: str, events: str, key_id: str | None, **flags: Any) -> None:
+    """Tell URL of batches that end. Prints the endpoint's id, and the secret that signs: it is shown this once."""
+    settings = load_settings(WebhookSettings, flags)
+    _check_url(settings, url)
+    if key_id is not None and _run(settings, read_key(key_id)) is None:
+        raise SettingsError(f"--key: there is no key {key_id!r}; promptmill keys list shows those that are")
+    names = tuple(dict.fromkeys(name.strip() for name in events.split(",") if name.strip()))
+    try:
+        endpoint = WebhookEndpoint.create(name=name, url=url, key_id=key_id, event_types=names)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        flag = "--events" if wrong["loc"][0] == "event_types" else f"--{wrong['loc'][0]}"
+        raise SettingsError(f"{flag}: {wrong['msg']}") from error
+    _run(settings, add_endpoint(endpoint))
+    click.echo(f"{endpoint.id}  {endpoint.secret}")
+
+
+@webhooks.command("list")
+@click.option("--json", "is_json", is_flag=True, help="Print them as JSON.")
+@settings_options(ProducerSettings)
+def show(is_json: bool, **flags: Any) -> None:
+    """Show the endpoints, without their secrets."""
+    settings = load_settings(ProducerSettings, flags)
+    disabled = _run(settings, list_disabled())
+    found = [
+        {**endpoint.model_dump(mode="json", exclude={"secrets"}), "is_disabled": endpoint.id in disabled}
+        for endpoint in _run(settings, list_endpoints())
+    ]
+    if is_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for endpoint in found:
+        state = "  disabled (answered 410; promptmill webhooks enable)" if endpoint["is_disabled"] else ""
+        whose = f"  key={endpoint['key_id']}" if endpoint["key_id"] is not None else ""
+        names = ",".join(endpoint["event_types"])
+        click.echo(f"{endpoint['id']}  {endpoint['name']}  {endpoint['url']}  {names}{whose}{state}")
+
+
+@webhooks.command("remove")
+@click.argument("endpoint_id")
+@settings_options(ProducerSettings)
+def remove(endpoint_id: str, **flags: Any) -> None:
+    """Tell an endpoint nothing more; what was under way to it is dropped."""
+    if not _run(load_settings(ProducerSettings, flags), remove_endpoint(endpoint_id)):
+        raise _unknown(endpoint_id)
+    click.echo(f"{endpoint_id} is removed")
+
+
+@webhooks.command("enable")
+@click.argument("endpoint_id")
+@settings_options(ProducerSettings)
+def enable(endpoint_id: str, **flags: Any) -> None:
+    """Call an endpoint again that had answered 410."""
+    settings = load_settings(ProducerSettings, flags)
+    _find(settings, endpoint_id)
+    was_disabled = _run(settings, enable_endpoint(endpoint_id))
+    click.echo(f"{endpoint_id} is called again" if was_disabled else f"{endpoint_id} was not disabled")
+
+
+@webhooks.command("rotate")
+@click.argument("endpoint_id")
+@click.option("--keep-old", is_flag=True, help="The old secret signs beside the new one for 24 hours.")
+@settings_options(ProducerSettings)
+def rotate(endpoint_id: str, keep_old: bool, **flags: Any) -> None:
+    """Give an endpoint a new secret, and print it."""
+    settings = load_settings(ProducerSettings, flags)
+    old = _find(settings, endpoint_id)
+    new = old.rotated(keeps_old=keep_old)
+    if not _run(settings, replace_endpoint(old, new)):
+        raise SettingsError(f"the endpoint {endpoint_id} was changed by somebody else at the same time; try again")
+    click.echo(new.secret)
+
+
+@webhooks.command("test")
+@click.argument("endpoint_id")
+@click.option("--event", type=click.Choice(EVENT_TYPES), default=EVENT_TYPES[0], show_default=True)
+@settings_options(WebhookSettings)
+def test(endpoint_id: str, event: Any, **flags: Any) -> None:
+    """Send a sample from here, once, and print the status of the answer."""
+    from producer.gateway.webhooks.sender import WebhookSender
+    from producer.gateway.webhooks.targets import TargetRules
+
+    settings = load_settings(WebhookSettings, flags)
+    endpoint = _find(settings, endpoint_id)
+    sender, sample = WebhookSender(TargetRules(allows_private=settings.webhook_private_targets)), Event.sample(event)
+    answer = asyncio.run(
+        sender.send(endpoint.url, message_id=sample.id, body=sample.to_body(), secrets=endpoint.valid_secrets())
+    )
+    if answer.status is None:
+        raise SettingsError(f"{endpoint.url} could not be reached: {answer.problem}")
+    click.echo(f"{endpoint.url} answered {answer.status}")
+
+
+@webhooks.command("deliveries")
+@click.option("--json", "is_json", is_flag=True, help="Print them as JSON.")
+@settings_options(ProducerSettings)
+def deliveries(is_json: bool, **flags: Any) -> None:
+    """Show what waits for its next attempt, and what came to nothing within seven days."""
+    found = [describe(delivery) for delivery in _run(load_settings(ProducerSettings, flags), list_deliveries())]
+    if is_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for one in found:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(str(one["at"]))))
+        click.echo(f"{one['id']}  {one['status']}  attempts={one['attempts']}  {when}  {one['error'] or ''}".rstrip())
+
+
+@webhooks.command("retry")
+@click.argument("delivery_ids", nargs=-1)
+@click.option("--all", "is_all", is_flag=True, help="Everything that is dead.")
+@settings_options(ProducerSettings)
+def retry(delivery_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:
+    """Try dead deliveries again, by their ids."""
+    settings = load_settings(ProducerSettings, flags)
+    if bool(delivery_ids) == is_all:
+        raise click.UsageError("name deliveries, or give --all")
+    dead = [delivery.id for delivery in _run(settings, list_deliveries()) if delivery.is_dead]
+    revived = _run(settings, revive_deliveries(dead if is_all else list(delivery_ids)))
+    for delivery_id in revived:
+        click.echo(f"{delivery_id} is tried again")
+    unknown = [delivery_id for delivery_id in delivery_ids if delivery_id not in revived]
+    if unknown:
+        raise SettingsError(f"not dead: {', '.join(unknown)}; promptmill webhooks deliveries shows those that are")
+
+
+def _check_url(settings: WebhookSettings, url: str) -> None:
+    """Raises SettingsError."""
+    from producer.gateway.webhooks.targets import TargetError, TargetRules
+
+    try:
+        asyncio.run(TargetRules(allows_private=settings.webhook_private_targets).check(url))
+    except TargetError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _find(settings: ProducerSettings, endpoint_id: str) -> WebhookEndpoint:
+    endpoint = _run(settings, read_endpoint(endpoint_id))
+    if endpoint is None:
+        raise _unknown(endpoint_id)
+    return endpoint
+
+
+def _unknown(endpoint_id: str) -> SettingsError:
+    return SettingsError(f"there is no endpoint {endpoint_id!r}; promptmill webhooks list shows those that are")
+
+
+def _run(settings: ProducerSettings, protocol: Protocol[T]) -> T:
+    with closing(Transport(settings.redis_url)) as transport:
+        return transport.run(protocol)

@@ -1,0 +1,122 @@
+"""Delivers webhooks from one gateway process; every replica runs one, and Redis shares the work out between them.
+
+At least once: a delivery is settled when its receiver has answered. Of a process that dies in between, another delivers
+it again, under the same webhook-id.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from producer.async_transport import AsyncTransport
+from producer.errors import RedisUnavailableError
+from producer.gateway.webhooks.deliveries import (
+    LEASE_SECONDS,
+    ClaimedDelivery,
+    claim_deliveries,
+    retry_delay,
+    settle_delivery,
+)
+from producer.gateway.webhooks.sender import Answer, WebhookSender
+
+POLL_SECONDS = 1.0
+REDIS_AWAY_SECONDS = 5.0
+MAX_CONCURRENT = 32  # a receiver that is slow holds one of them for an attempt's time
+STOP_SECONDS = 5.0  # for attempts under way when the process ends
+
+RetryDelay = Callable[[int, float | None], float | None]
+
+_log = logging.getLogger(__name__)
+
+
+class WebhookDispatcher:
+    def __init__(
+        self,
+        redis: AsyncTransport,
+        sender: WebhookSender,
+        *,
+        delay_after: RetryDelay = retry_delay,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self._redis = redis
+        self._sender = sender
+        self._delay_after = delay_after
+        self._lease_seconds = lease_seconds
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._loop = asyncio.create_task(self._run(), name="webhooks")
+
+    async def aclose(self) -> None:
+        """Claim no more; what is under way has a few seconds, then its lease runs out and another replica has it."""
+        if self._loop is not None:
+            await _cancel({self._loop})
+        if self._under_way:
+            _, late = await asyncio.wait(self._under_way, timeout=STOP_SECONDS)
+            await _cancel(late)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._claim()
+                pause = POLL_SECONDS
+            except RedisUnavailableError as error:
+                _log.warning("action=webhooks_wait error=%s", error)
+                pause = REDIS_AWAY_SECONDS
+            except Exception:
+                _log.exception("action=webhooks_failed")
+                pause = REDIS_AWAY_SECONDS
+            if len(self._under_way) >= MAX_CONCURRENT:
+                await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(pause)
+
+    async def _claim(self) -> None:
+        """Take on what is due, as much as there is room for."""
+        while (room := MAX_CONCURRENT - len(self._under_way)) > 0:
+            claimed = await self._redis.run(claim_deliveries(room, self._lease_seconds))
+            for delivery in claimed:
+                task = asyncio.create_task(self._deliver(delivery))
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+            if len(claimed) < room:
+                return
+
+    async def _deliver(self, delivery: ClaimedDelivery) -> None:
+        try:
+            answer = await self._sender.send(
+                delivery.endpoint.url,
+                message_id=delivery.event.id,
+                body=delivery.event.to_body(),
+                secrets=delivery.endpoint.valid_secrets(),
+            )
+            await self._settle(delivery, answer)
+        except RedisUnavailableError as error:
+            _log.warning("action=webhook_unsettled delivery=%s error=%s", delivery.id, error)
+        except Exception:
+            _log.exception("action=webhook_failed delivery=%s", delivery.id)
+
+    async def _settle(self, delivery: ClaimedDelivery, answer: Answer) -> None:
+        what = f"delivery={delivery.id} type={delivery.event.type} attempt={delivery.attempt}"
+        if answer.is_delivered:
+            await self._redis.run(settle_delivery(delivery, "delivered"))
+            _log.info("action=webhook_delivered %s status=%s", what, answer.status)
+        elif answer.status == 410:
+            await self._redis.run(settle_delivery(delivery, "gone", error=answer.problem))
+            _log.warning("action=webhook_endpoint_disabled %s endpoint=%s", what, delivery.endpoint.id)
+        else:
+            delay = self._delay_after(delivery.attempt, answer.retry_after_seconds)
+            if delay is None:
+                await self._redis.run(settle_delivery(delivery, "dead", error=answer.problem))
+                _log.error("action=webhook_dead %s error=%s", what, answer.problem)
+                return
+            retry = settle_delivery(delivery, "retry", delay_seconds=delay, error=answer.problem)
+            await self._redis.run(retry)
+            _log.warning("action=webhook_retried %s delay=%.0f error=%s", what, delay, answer.problem)
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,310 @@
+"""Webhooks from the outbox in a real Redis to a real receiver, checked by OpenAI's client, unmodified."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import openai
+import pytest
+import redis
+from openai.types.webhooks import BatchCompletedWebhookEvent
+
+from producer.async_transport import AsyncTransport
+from producer.gateway.webhooks.deliveries import (
+    DEAD_KEY,
+    DELIVERY_PREFIX,
+    DUE_KEY,
+    RETRY_DELAYS,
+    claim_deliveries,
+    list_deliveries,
+    retry_delay,
+    revive_deliveries,
+)
+from producer.gateway.webhooks.dispatcher import WebhookDispatcher
+from producer.gateway.webhooks.endpoints import DISABLED_KEY, WebhookEndpoint, add_endpoint, remove_endpoint
+from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event, append_event
+from producer.gateway.webhooks.sender import WebhookSender
+from producer.gateway.webhooks.targets import Resolver, TargetRules
+from producer.operations import send
+from tests.fakes.webhook_receiver import Received, Reply, WebhookReceiver, receiving
+
+Redis = redis.Redis
+
+
+@pytest.fixture
+async def transport(redis_url: str) -> AsyncIterator[AsyncTransport]:
+    transport = AsyncTransport(redis_url)
+    yield transport
+    await transport.aclose()
+
+
+@asynccontextmanager
+async def dispatching(
+    transport: AsyncTransport,
+    *,
+    allows_private: bool = True,
+    resolve: Resolver | None = None,
+    delay_after: Callable[[int, float | None], float | None] = lambda attempt, retry_after: 0.0,
+    lease_seconds: float = 30.0,
+) -> AsyncIterator[WebhookDispatcher]:
+    sender = WebhookSender(TargetRules(allows_private=allows_private, resolve=resolve))
+    dispatcher = WebhookDispatcher(transport, sender, delay_after=delay_after, lease_seconds=lease_seconds)
+    dispatcher.start()
+    try:
+        yield dispatcher
+    finally:
+        await dispatcher.aclose()
+
+
+async def add(transport: AsyncTransport, url: str, key_id: str | None = None, **fields: object) -> WebhookEndpoint:
+    endpoint = WebhookEndpoint.create(name="test", url=url, key_id=key_id).changed(**fields)
+    await transport.run(add_endpoint(endpoint))
+    return endpoint
+
+
+async def tell(
+    transport: AsyncTransport, batch_id: str, event_type: str = "batch.completed", key_id: str | None = "k"
+) -> Event:
+    event = Event.of(event_type, batch_id, key_id=key_id, created_at=1_700_000_000)  # type: ignore[arg-type]
+    await transport.run(send(append_event(event)))
+    return event
+
+
+async def next_of(receiver: WebhookReceiver) -> Received:
+    return await asyncio.to_thread(receiver.next)
+
+
+async def wait_for(condition: Callable[[], object]) -> None:
+    for _ in range(400):
+        if condition():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not come to that")
+
+
+def unwrap(got: Received, secret: str) -> BatchCompletedWebhookEvent:
+    event = openai.OpenAI(api_key="none").webhooks.unwrap(got.body, got.headers, secret=secret)
+    assert isinstance(event, BatchCompletedWebhookEvent)
+    return event
+
+
+async def test_openais_client_accepts_what_a_receiver_got(transport: AsyncTransport, redis_client: Redis) -> None:
+    with receiving() as receiver:
+        endpoint = await add(transport, receiver.url)
+        event = await tell(transport, "batch_1")
+        async with dispatching(transport):
+            got = await next_of(receiver)
+            await wait_for(lambda: not redis_client.exists(DUE_KEY, OUTBOX_KEY, f"{DELIVERY_PREFIX}*"))
+    accepted = unwrap(got, endpoint.secret)
+    assert (accepted.id, accepted.data.id, accepted.created_at) == (event.id, "batch_1", 1_700_000_000)
+    assert got.headers["webhook-id"] == event.id
+    assert got.headers["content-type"] == "application/json"
+    assert got.headers["host"] == f"127.0.0.1:{receiver.port}"
+    assert got.path == "/hook"
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        unwrap(got, WebhookEndpoint.create(name="x", url="x", key_id=None).secret)
+    assert not list(redis_client.scan_iter(DELIVERY_PREFIX + "*"))
+
+
+async def test_both_secrets_sign_while_an_old_one_is_kept(transport: AsyncTransport) -> None:
+    with receiving() as receiver:
+        old = WebhookEndpoint.create(name="test", url=receiver.url, key_id=None)
+        new = old.rotated(keeps_old=True)
+        await transport.run(add_endpoint(new))
+        await tell(transport, "batch_1")
+        async with dispatching(transport):
+            got = await next_of(receiver)
+    assert unwrap(got, old.secret) == unwrap(got, new.secret)
+    assert old.secret != new.secret
+    assert new.rotated(keeps_old=False).valid_secrets() != new.valid_secrets()
+    assert len(new.rotated(keeps_old=False).valid_secrets()) == 1
+
+
+async def test_each_endpoint_hears_of_what_it_asked_for(transport: AsyncTransport) -> None:
+    with receiving() as everybodys, receiving() as own, receiving() as failures:
+        await add(transport, everybodys.url)
+        await add(transport, own.url, key_id="mine")
+        await add(transport, failures.url, event_types=("batch.failed",))
+        for key_id, event_type in (("mine", "completed"), ("other", "completed"), (None, "failed")):
+            await tell(transport, f"batch_{key_id}", f"batch.{event_type}", key_id)
+        async with dispatching(transport):
+            heard = {json.loads((await next_of(everybodys)).body)["data"]["id"] for _ in range(3)}
+            assert json.loads((await next_of(own)).body)["data"]["id"] == "batch_mine"
+            assert json.loads((await next_of(failures)).body)["type"] == "batch.failed"
+    assert heard == {"batch_mine", "batch_other", "batch_None"}
+    assert (everybodys.num_received, own.num_received, failures.num_received) == (3, 1, 1)
+
+
+async def test_a_failed_delivery_is_tried_again_under_the_same_id(transport: AsyncTransport) -> None:
+    asked: list[tuple[int, float | None]] = []
+
+    def delay_after(attempt: int, retry_after: float | None) -> float:
+        asked.append((attempt, retry_after))
+        return 0.0
+
+    replies = [Reply(500), Reply(503, (("retry-after", "7"),)), Reply(302, (("location", "http://127.0.0.1/"),))]
+    with receiving(lambda number: replies[number - 1] if number <= 3 else Reply()) as receiver:
+        await add(transport, receiver.url)
+        event = await tell(transport, "batch_1")
+        async with dispatching(transport, delay_after=delay_after):
+            got = [await next_of(receiver) for _ in range(4)]
+    assert {one.headers["webhook-id"] for one in got} == {event.id}
+    assert {one.body for one in got} == {event.to_body()}
+    assert asked == [(1, None), (2, 7.0), (3, None)]
+
+
+async def test_what_nobody_takes_is_dead_and_can_be_seen_and_revived(
+    transport: AsyncTransport, redis_client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    is_up = threading.Event()
+    with receiving(lambda number: Reply(200 if is_up.is_set() else 500)) as receiver:
+        endpoint = await add(transport, receiver.url)
+        event = await tell(transport, "batch_1")
+        async with dispatching(transport, delay_after=lambda attempt, _: 0.0 if attempt < 3 else None):
+            await wait_for(lambda: redis_client.zcard(DEAD_KEY))
+            [dead] = await transport.run(list_deliveries())
+            assert (dead.id, dead.is_dead, dead.num_attempts) == (f"{event.id}:{endpoint.id}", True, 3)
+            assert dead.error == "answered 500"
+            assert receiver.num_received == 3
+            assert any("action=webhook_dead" in record.message for record in caplog.records)
+            is_up.set()
+            assert await transport.run(revive_deliveries([dead.id, "unknown"])) == [dead.id]
+            await wait_for(lambda: receiver.num_received == 4 and not redis_client.exists(DUE_KEY, DEAD_KEY))
+    assert await transport.run(list_deliveries()) == []
+
+
+def test_attempts_grow_apart_over_a_day() -> None:
+    for attempt, base in enumerate(RETRY_DELAYS, start=1):
+        delay = retry_delay(attempt, None)
+        assert delay is not None and 0.8 * base <= delay <= 1.2 * base
+    assert 20 * 3600 < sum(RETRY_DELAYS) < 30 * 3600
+    assert retry_delay(len(RETRY_DELAYS) + 1, None) is None
+    assert retry_delay(1, 60.0) == 60.0
+    assert retry_delay(1, 1e9) == 21600.0
+    assert len({retry_delay(5, None) for _ in range(10)}) > 1
+
+
+async def test_an_endpoint_that_is_gone_is_called_no_more(transport: AsyncTransport, redis_client: Redis) -> None:
+    with receiving(lambda number: Reply(410)) as receiver:
+        endpoint = await add(transport, receiver.url)
+        await tell(transport, "batch_1")
+        async with dispatching(transport):
+            await wait_for(lambda: redis_client.hexists(DISABLED_KEY, endpoint.id))
+            await tell(transport, "batch_2")
+            await wait_for(lambda: not redis_client.exists(OUTBOX_KEY))
+    assert receiver.num_received == 1
+    [dead] = await transport.run(list_deliveries())
+    assert dead.is_dead and dead.error == "answered 410"
+
+
+async def test_what_was_under_way_to_an_endpoint_that_was_removed_is_dropped(
+    transport: AsyncTransport, redis_client: Redis
+) -> None:
+    endpoint = await add(transport, "http://127.0.0.1:9/")
+    await tell(transport, "batch_1")
+    async with dispatching(transport, delay_after=lambda attempt, _: 0.0):
+        await wait_for(lambda: redis_client.zcard(DUE_KEY))
+        await transport.run(remove_endpoint(endpoint.id))
+        await wait_for(lambda: not redis_client.exists(DUE_KEY))
+    assert not list(redis_client.scan_iter(DELIVERY_PREFIX + "*"))
+
+
+async def test_a_slow_receiver_does_not_hold_up_the_others(transport: AsyncTransport) -> None:
+    release = threading.Event()
+    with receiving(lambda number: Reply(holds=release)) as slow, receiving() as quick:
+        await add(transport, slow.url)
+        await add(transport, quick.url)
+        await tell(transport, "batch_1")
+        async with dispatching(transport):
+            await next_of(slow)
+            await next_of(quick)
+            await tell(transport, "batch_2")
+            await next_of(quick)
+            release.set()
+
+
+async def test_many_replicas_deliver_each_event_once(transport: AsyncTransport, redis_client: Redis) -> None:
+    with receiving() as receiver:
+        await add(transport, receiver.url)
+        events = {(await tell(transport, f"batch_{number}")).id for number in range(50)}
+        async with dispatching(transport), dispatching(transport), dispatching(transport):
+            await wait_for(lambda: not redis_client.exists(OUTBOX_KEY, DUE_KEY))
+    got = [receiver.next(1).headers["webhook-id"] for _ in range(50)]
+    assert set(got) == events and receiver.num_received == 50
+
+
+async def test_an_attempt_that_was_overtaken_settles_nothing_but_a_success(transport: AsyncTransport) -> None:
+    from producer.gateway.webhooks.deliveries import settle_delivery
+
+    await add(transport, "http://127.0.0.1:9/")
+    await tell(transport, "batch_1")
+    [first] = await transport.run(claim_deliveries(10, lease_seconds=0.0))
+    [second] = await transport.run(claim_deliveries(10))
+    assert (first.attempt, second.attempt) == (1, 2)
+    await transport.run(settle_delivery(first, "dead", error="late"))
+    [pending] = await transport.run(list_deliveries())
+    assert not pending.is_dead and pending.error == ""
+    await transport.run(settle_delivery(first, "delivered"))
+    assert await transport.run(list_deliveries()) == []
+    await transport.run(settle_delivery(second, "retry", error="late"))
+    assert await transport.run(list_deliveries()) == []
+
+
+async def test_a_private_address_is_refused_when_it_is_called(transport: AsyncTransport, redis_client: Redis) -> None:
+    with receiving() as receiver:
+        await add(transport, receiver.url)  # registered while private targets were allowed
+        await tell(transport, "batch_1")
+        async with dispatching(transport, allows_private=False, delay_after=lambda attempt, _: None):
+            await wait_for(lambda: redis_client.zcard(DEAD_KEY))
+    [dead] = await transport.run(list_deliveries())
+    assert "no public address" in dead.error and receiver.num_received == 0
+
+
+async def test_a_name_that_turns_private_after_its_registration_is_refused(
+    transport: AsyncTransport, redis_client: Redis
+) -> None:
+    answers = [["93.184.216.34"], ["127.0.0.1"], ["93.184.216.34", "127.0.0.1"]]
+
+    async def rebind(host: str, port: int) -> list[str]:
+        return answers.pop(0)
+
+    rules = TargetRules(allows_private=False, resolve=rebind)
+    with receiving() as receiver:
+        url = f"http://rebinding.example:{receiver.port}/"
+        await rules.check(url)
+        await add(transport, url)
+        await tell(transport, "batch_1")
+        last = {1: 0.0}
+        async with dispatching(transport, allows_private=False, resolve=rebind, delay_after=lambda n, _: last.get(n)):
+            await wait_for(lambda: redis_client.zcard(DEAD_KEY))
+    assert answers == [] and receiver.num_received == 0
+
+
+async def test_a_request_goes_to_the_address_that_was_checked(transport: AsyncTransport) -> None:
+    asked: list[str] = []
+
+    async def resolve_once(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.1"]  # the system itself has no address for this name
+
+    with receiving() as receiver:
+        await add(transport, f"http://receiver.invalid:{receiver.port}/deep/path?x=1")
+        await tell(transport, "batch_1")
+        async with dispatching(transport, resolve=resolve_once):
+            got = await next_of(receiver)
+    assert asked == ["receiver.invalid"]
+    assert got.headers["host"] == f"receiver.invalid:{receiver.port}"
+    assert got.path == "/deep/path?x=1"
+
+
+async def test_the_next_address_is_tried_where_one_does_not_answer(transport: AsyncTransport) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.99", "127.0.0.1"]  # nobody listens at the first
+
+    with receiving() as receiver:
+        await add(transport, f"http://receiver.invalid:{receiver.port}/")
+        await tell(transport, "batch_1")
+        async with dispatching(transport, resolve=resolve):
+            await next_of(receiver)
