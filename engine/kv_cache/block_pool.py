@@ -42,8 +42,8 @@ class BlockPool:
     def allocate(self, num_blocks: int) -> NDArray[np.int32]:
         """Take blocks with one reference each, evicting idle ones as needed. Needs `num_available >= num_blocks`."""
         assert num_blocks <= self.num_available, f"{num_blocks} blocks wanted, {self.num_available} available"
-        while self._num_free < num_blocks:
-            self._evict_oldest()
+        if self._num_free < num_blocks:
+            self._evict_oldest(num_blocks - self._num_free)
         self._num_free -= num_blocks
         blocks = self._free[self._num_free : self._num_free + num_blocks][::-1].copy()
         self._references[blocks] = 1
@@ -72,7 +72,8 @@ class BlockPool:
 
     def keep(self, blocks: list[int]) -> None:
         """The blocks' content is in the prefix index: they turn idle, not free, when their last reference goes."""
-        self._is_kept[blocks] = True
+        for block in blocks:  # mostly one: an index array costs ten times as much
+            self._is_kept[block] = True
 
     def forget(self, block: int) -> None:
         """The block's content is in the prefix index no more."""
@@ -83,14 +84,15 @@ class BlockPool:
 
     def evict_idle(self) -> None:
         """Give up the content of every idle block."""
-        while self._idle:
-            self._evict_oldest()
+        if self._idle:
+            self._evict_oldest(len(self._idle))
 
-    def _evict_oldest(self) -> None:
-        block, _ = self._idle.popitem(last=False)
-        self._is_kept[block] = False
-        self._on_evict(block)
-        self._push_free(np.array([block], np.int32))
+    def _evict_oldest(self, num_blocks: int) -> None:
+        evicted = [self._idle.popitem(last=False)[0] for _ in range(num_blocks)]
+        for block in evicted:
+            self._is_kept[block] = False
+            self._on_evict(block)
+        self._push_free(np.array(evicted, np.int32))
 
     def _push_free(self, blocks: NDArray[np.int32]) -> None:
         self._free[self._num_free : self._num_free + len(blocks)] = blocks

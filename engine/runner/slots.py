@@ -4,6 +4,7 @@ Owns the token table, the block tables, the counters and the sampling parameters
 taken. Knows nothing of who gets a slot (the scheduler) or which block is whose (the KV cache manager). No torch.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -60,17 +61,16 @@ class SequenceSlots:
         self.num_computed = np.zeros(max_num_seqs, np.int64)  # tokens whose keys and values lie in the cache
         self.num_blocks = np.zeros(max_num_seqs, np.int64)
         self.is_decoding = np.zeros(max_num_seqs, np.bool_)  # everything but the last token is computed
-        self.sequence_id = np.zeros(max_num_seqs, np.int64)
-        self._max_total = np.zeros(max_num_seqs, np.int64)
+        # Constants of a slot's sequence, a row a noun, so that `rows` gathers all of a kind at once.
+        self._integers = np.zeros((7, max_num_seqs), np.int64)
+        self.sequence_id, self._max_total, self._top_k, self._seed, self._choice = self._integers[:5]
+        self._integers[5] = np.arange(max_num_seqs) * self.max_len
+        self._integers[6] = np.arange(max_num_seqs) * self.max_blocks
+        self._fractions = np.zeros((3, max_num_seqs), np.float32)
+        self._temperature, self._top_p, self._min_p = self._fractions
         self._stop_ids = np.full((max_num_seqs, STOP_TABLE_WIDTH), NO_TOKEN, np.int32)
         self._long_stops: dict[int, frozenset[int]] = {}
-        self._is_constrained = np.zeros(max_num_seqs, np.bool_)
-        self._temperature = np.zeros(max_num_seqs, np.float32)
-        self._top_p = np.ones(max_num_seqs, np.float32)
-        self._top_k = np.zeros(max_num_seqs, np.int64)
-        self._min_p = np.zeros(max_num_seqs, np.float32)
-        self._seed = np.zeros(max_num_seqs, np.int64)
-        self._choice = np.zeros(max_num_seqs, np.int64)
+        self._constrained: set[int] = set()  # slots whose sequence has a grammar
         self.edits = EditTable(self.token_ids)
         self._num_top: dict[int, int] = {}  # by slot, where log-probabilities are wanted
         # Prompt positions from which the next token is still to be scored lie in [score_starts, score_ends).
@@ -100,7 +100,8 @@ class SequenceSlots:
         self.num_tokens[slot] = num_tokens
         self.num_computed[slot] = 0
         self.num_blocks[slot] = 0
-        self._is_constrained[slot] = sequence.grammar is not None
+        if sequence.grammar is not None:
+            self._constrained.add(slot)
         self.sequence_id[slot] = sequence.sequence_id
         self._max_total[slot] = sequence.finish_rule.max_total_tokens
         self._write_stops(slot, sequence.finish_rule.stop_token_ids)
@@ -120,6 +121,7 @@ class SequenceSlots:
         self.score_ends[slot] = 0
         self._num_top.pop(slot, None)
         self.edits.close(slot)
+        self._constrained.discard(slot)
         self._long_stops.pop(slot, None)
         self._free.append(slot)
         if self.is_decoding[slot]:
@@ -159,29 +161,33 @@ class SequenceSlots:
 
     def rows(self, slots: NDArray[np.int64]) -> SlotRows:
         """Gather what is constant about some slots."""
-        long_stops, wants = self._long_stops, self._num_top
-        wanting = [(row, wants[slot]) for row, slot in enumerate(slots.tolist()) if slot in wants] if wants else []
+        sequence_ids, max_totals, top_k, seed, choice, token_offsets, block_offsets = self._integers[:, slots]
+        temperature, top_p, min_p = self._fractions[:, slots]
+        wanting = self._rows_of(slots, self._num_top)
         return SlotRows(
             slots=slots,
-            sequence_ids=self.sequence_id[slots],
-            max_totals=self._max_total[slots],
+            sequence_ids=sequence_ids,
+            max_totals=max_totals,
             stop_ids=self._stop_ids[slots],
-            long_stops=[(i, long_stops[slot]) for i, slot in enumerate(slots.tolist()) if slot in long_stops]
-            if long_stops
-            else [],
-            constrained=np.flatnonzero(self._is_constrained[slots]),
-            token_offsets=slots * self.max_len,
-            block_offsets=slots * self.max_blocks,
-            temperature=self._temperature[slots],
-            top_p=self._top_p[slots],
-            top_k=self._top_k[slots],
-            min_p=self._min_p[slots],
-            seed=self._seed[slots],
-            choice=self._choice[slots],
+            long_stops=[(row, self._long_stops[slot]) for row, slot in self._rows_of(slots, self._long_stops)],
+            constrained=np.array([row for row, _ in self._rows_of(slots, self._constrained)], np.int64),
+            token_offsets=token_offsets,
+            block_offsets=block_offsets,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            seed=seed,
+            choice=choice,
             edits=self.edits.rows(slots),
             logprob_rows=np.array([row for row, _ in wanting], np.int64) if wanting else None,
-            num_top=max((num_top for _, num_top in wanting), default=0),
+            num_top=max((self._num_top[slot] for _, slot in wanting), default=0),
         )
+
+    @staticmethod
+    def _rows_of(slots: NDArray[np.int64], wanted: Collection[int]) -> list[tuple[int, int]]:
+        """(row, slot) of those slots that are among the wanted, which are few and mostly none."""
+        return [(row, slot) for row, slot in enumerate(slots.tolist()) if slot in wanted] if wanted else []
 
     def _write_stops(self, slot: int, stop_token_ids: tuple[int, ...]) -> None:
         self._stop_ids[slot] = NO_TOKEN
