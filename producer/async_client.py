@@ -128,9 +128,10 @@ class AsyncClient(BaseClient):
         job_id, _ = _id_and_queue(job)
         return await self._transport.run(retry(job_id))
 
-    async def failed(self) -> list[FailedJob]:
-        """The failed jobs of the queues that `queues` lists, the last failed first, with the reasons."""
-        return await self._transport.run(read_failed(self.settings.queue))
+    async def failed(self, limit: int | None = None) -> list[FailedJob]:
+        """The failed jobs of the queues that `queues` lists, the last failed first, with the reasons; `limit` of them
+        at most."""
+        return await self._transport.run(read_failed(self.settings.queue, limit))
 
     async def status(self, job: AsyncJob | str) -> JobStatus:
         """As `Job.status`."""

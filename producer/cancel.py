@@ -7,14 +7,13 @@ The race rules, all decided inside Redis in one step:
 - A job whose stream has its done entry is decided, even if RQ does not show it yet: the cancel comes too late.
 """
 
-import json
-import zlib
 from typing import Any, Literal
 
 from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, Usage, keys
 from producer.errors import JobNotFoundError
 from producer.operations import Protocol, Script, send
 from producer.rq_names import execution_key_prefix, executions_key, job_key, queue_key, registry_key
+from producer.stored_request import read_fields
 from producer.stream_reader import BEGINNING, StreamReader
 
 Verdict = Literal["cancelled", "requested", "ended", "moved", "gone"]
@@ -52,22 +51,9 @@ def _cancel_once(job_id: str) -> Protocol[Verdict]:
         if expired_result is None:
             return "gone"
         return "cancelled" if Result.model_validate_json(expired_result).status == "cancelled" else "ended"
-    outcome = _compose(job_id, entries, _request_fields(data))
+    outcome = _compose(job_id, entries, read_fields(data))
     [_, verdict] = yield from send(_SCRIPT.load, _call(job_id, origin.decode(), entries, outcome))
     return verdict.decode()  # type: ignore[no-any-return]
-
-
-def _request_fields(data: bytes | None) -> dict[str, Any]:
-    """The job's keyword arguments; none where they are not to be read (a job that no worker would take)."""
-    try:
-        text = zlib.decompress(data or b"")
-    except zlib.error:
-        text = data or b""
-    try:
-        fields = json.loads(text)[3]
-    except (ValueError, LookupError, TypeError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _compose(job_id: str, entries: list[Any], request: dict[str, Any]) -> tuple[list[tuple[str, str, str]], Result]:

@@ -20,7 +20,7 @@ from producer.settings import ProducerSettings, settings_options
 def failed(is_json: bool, limit: int | None, **flags: Any) -> None:
     """List the jobs that failed within 24 hours, and why, the last one first."""
     with open_client(flags) as client:
-        jobs = client.failed()[:limit]
+        jobs = client.failed(limit)
     for job in jobs:
         click.echo(json.dumps(dataclasses.asdict(job), ensure_ascii=False) if is_json else _line(job))
     if not jobs and not is_json:

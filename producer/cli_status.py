@@ -41,10 +41,12 @@ def _print_tables(queues: list[QueueStatus], workers: list[WorkerInfo]) -> None:
 
     queue_table = Table(title="Queues", box=SIMPLE_HEAD)
     queue_table.add_column("queue", no_wrap=True)
-    for name in ("waiting", *queues[0].registries):
+    for name in ("waiting", "oldest", *queues[0].registries):
         queue_table.add_column(name, justify="right")
     for queue in queues:
-        queue_table.add_row(queue.name, str(queue.depth), *(str(count) for count in queue.registries.values()))
+        oldest = "" if queue.oldest_seconds is None else f"{queue.oldest_seconds:.0f} s"
+        counts = (str(count) for count in queue.registries.values())
+        queue_table.add_row(queue.name, str(queue.depth), oldest, *counts)
 
     worker_table = Table(title="Workers", box=SIMPLE_HEAD)
     for name in ("worker", "models", "device"):

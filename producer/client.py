@@ -121,9 +121,10 @@ class Client(BaseClient):
         job_id, _ = _id_and_queue(job)
         return self._transport.run(retry(job_id))
 
-    def failed(self) -> list[FailedJob]:
-        """The failed jobs of the queues that `queues` lists, the last failed first, with the reasons."""
-        return self._transport.run(read_failed(self.settings.queue))
+    def failed(self, limit: int | None = None) -> list[FailedJob]:
+        """The failed jobs of the queues that `queues` lists, the last failed first, with the reasons; `limit` of them
+        at most."""
+        return self._transport.run(read_failed(self.settings.queue, limit))
 
     def status(self, job: Job | str) -> JobStatus:
         """As `Job.status`."""

@@ -4,10 +4,10 @@ A retry starts over: it is a new arrival, so that the next attempt resets what t
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
 from producer.errors import JobNotFoundError
@@ -17,6 +17,8 @@ from producer.rq_names import QUEUES_KEY, job_key, queue_key, registry_key
 from producer.workers import read_queues
 
 MAX_JOBS_A_READ = 500
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,37 +35,41 @@ class FailedJob:
     description: str
 
 
-def read_failed(default_queue: str) -> Protocol[list[FailedJob]]:
-    """The failed jobs of the queues that `read_queues` lists, the last failed first."""
+def read_failed(default_queue: str, limit: int | None = None) -> Protocol[list[FailedJob]]:
+    """The failed jobs of the queues that `read_queues` lists, the last failed first; `limit` of them at most."""
     queues = yield from read_queues(default_queue)
-    failed: list[FailedJob] = []
+    ids: list[str] = []
     for queue in queues:
         if queue.registries["failed"]:
-            failed += yield from _read_queue(queue.name)
-    return sorted(failed, key=lambda job: job.failed_at, reverse=True)
+            [members] = yield from send(("ZRANGE", registry_key("failed", queue.name), 0, -1))
+            ids += [member.decode() for member in members]
+    return (yield from read_failed_of(ids, limit))
 
 
-def _read_queue(queue: str) -> Protocol[list[FailedJob]]:
-    [members] = yield from send(("ZRANGE", registry_key("failed", queue), 0, -1))
-    ids = [member.decode() for member in members]
+def read_failed_of(ids: Sequence[str], limit: int | None = None) -> Protocol[list[FailedJob]]:
+    """Those of these jobs that have failed, the last failed first; the reasons of `limit` of them at most are read."""
+    found: list[tuple[str, str, str, str]] = []  # when, id, queue, description
+    for some in _slices(ids):
+        fields = ("status", "ended_at", "origin", "description")
+        replies = yield from send(*(("HMGET", job_key(job_id), *fields) for job_id in some))
+        for job_id, (status, *rest) in zip(some, replies, strict=True):
+            if status == b"failed":  # else it expired, or was put back
+                when, queue, description = ((value or b"").decode(errors="replace") for value in rest)
+                found.append((when, job_id, queue, description))
+    found = sorted(found, reverse=True)[:limit]
     failed: list[FailedJob] = []
-    for start in range(0, len(ids), MAX_JOBS_A_READ):
-        failed += yield from _read_jobs(queue, ids[start : start + MAX_JOBS_A_READ])
+    for shown in _slices(found):
+        wires = yield from send(*(("GET", keys.result_key(job_id)) for _, job_id, _, _ in shown))
+        for (when, job_id, queue, description), wire in zip(shown, wires, strict=True):
+            result = Result.model_validate_json(wire) if wire else (yield from read_failure_of_rq(job_id))
+            error = result.error or ErrorInfo(code=ErrorCode.INTERNAL, message="no reason was given")
+            failed.append(FailedJob(job_id, queue, error.code, error.message, when, result.attempts, description))
     return failed
 
 
-def _read_jobs(queue: str, ids: Sequence[str]) -> Protocol[list[FailedJob]]:
-    fields = [("HMGET", job_key(job_id), "status", "ended_at", "description") for job_id in ids]
-    replies = yield from send(*fields, *(("GET", keys.result_key(job_id)) for job_id in ids))
-    failed = []
-    for job_id, (status, ended_at, description), wire in zip(ids, replies, replies[len(ids) :], strict=False):
-        if status != b"failed":  # it expired, or was put back
-            continue
-        result = Result.model_validate_json(wire) if wire else (yield from read_failure_of_rq(job_id))
-        error = result.error or ErrorInfo(code=ErrorCode.INTERNAL, message="no reason was given")
-        when, what = ((value or b"").decode(errors="replace") for value in (ended_at, description))
-        failed.append(FailedJob(job_id, queue, error.code, error.message, when, result.attempts, what))
-    return failed
+def _slices(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), MAX_JOBS_A_READ):
+        yield items[start : start + MAX_JOBS_A_READ]
 
 
 def retry(job_id: str) -> Protocol[bool]:

@@ -82,11 +82,16 @@ def parse_look(job_id: str, replies: Sequence[Any]) -> Look:
     (status, origin), has_result, attempt = replies
     return Look(
         job_id=job_id,
-        status=_FROM_RQ.get(status.decode(), JobStatus.WAITING) if status is not None else None,
+        status=parse_status(status) if status is not None else None,
         queue=origin.decode() if origin is not None else None,
         has_result=bool(has_result),
         attempt=int(attempt or 0),
     )
+
+
+def parse_status(status: bytes) -> JobStatus:
+    """RQ's word for it in ours."""
+    return _FROM_RQ.get(status.decode(errors="replace"), JobStatus.WAITING)
 
 
 def read_status(job_id: str) -> Protocol[JobStatus]:

@@ -1,7 +1,9 @@
-"""RQ's names in Redis, taken from RQ itself so that its key prefix is honoured. Needs no connection.
+"""RQ's names and times in Redis; the names are RQ's own, so that its key prefix is honoured. Needs no connection.
 
 What the client writes under them is RQ's wire format, which other languages write too: a job's hash and its queue.
 """
+
+from datetime import UTC, datetime
 
 from rq import Queue
 from rq.executions import ExecutionRegistry
@@ -63,3 +65,12 @@ def execution_key_prefix(job_id: str) -> str:
 def rq_results_key(job_id: str) -> str:
     """The stream of RQ's own results of the job."""
     return str(Result.get_key(job_id))
+
+
+def parse_time(text: bytes | None) -> float | None:
+    """Epoch seconds of one of RQ's times; None where there is none that could be read: anybody may have written it."""
+    try:
+        found = datetime.fromisoformat((text or b"").decode())
+    except ValueError:  # UnicodeDecodeError among them
+        return None
+    return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()

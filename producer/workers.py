@@ -9,18 +9,22 @@ from pydantic import ValidationError
 from producer.contract import ErrorCode, WorkerInfo, keys
 from producer.errors import InvalidJobError
 from producer.operations import Command, Protocol, send
-from producer.rq_names import QUEUES_KEY, REGISTRIES, queue_key, registry_key
+from producer.rq_names import QUEUES_KEY, REGISTRIES, job_key, parse_time, queue_key, registry_key
 
 CACHE_SECONDS = 5.0  # how long a client trusts what it last read when it resolves a model
 
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """Numbers of jobs: on the queue's list, and in each of RQ's registries by name (`started`, `finished`, …)."""
+    """Numbers of jobs: on the queue's list, and in each of RQ's registries by name (`started`, `finished`, …).
+
+    `oldest_seconds`: how long the job that is next has been waiting; None where none waits, or it does not say.
+    """
 
     name: str
     depth: int
     registries: dict[str, int]
+    oldest_seconds: float | None = None
 
 
 def read_workers() -> Protocol[list[WorkerInfo]]:
@@ -89,21 +93,48 @@ class ModelDirectory:
 def read_queues(default_queue: str) -> Protocol[list[QueueStatus]]:
     """The queues that jobs of ours may lie on: the default one's classes, every one a live worker listens to, and those
     of their tenants that have jobs, or had some of late."""
+    queues, named = yield from _read_names(default_queue)
+    commands: list[Command] = []
+    for name in queues:
+        commands += [("LLEN", queue_key(name)), ("LINDEX", queue_key(name), 0)]
+        commands += [("ZCARD", registry_key(registry, name)) for registry in REGISTRIES]
+    counts = yield from send(*commands)
+    width = 2 + len(REGISTRIES)
+    rows = [counts[at * width : (at + 1) * width] for at in range(len(queues))]
+    ages = yield from _read_ages([first.decode() for _, first, *_ in rows if first is not None])
+    return [
+        QueueStatus(name, depth, dict(zip(REGISTRIES, registries, strict=True)), ages.get(first))
+        for name, (depth, first, *registries) in zip(queues, rows, strict=True)
+        if name in named or depth or any(registries)
+    ]
+
+
+def read_queue_names(default_queue: str) -> Protocol[list[str]]:
+    """The names of the queues that `read_queues` looks at."""
+    names, _ = yield from _read_names(default_queue)
+    return names
+
+
+def _read_names(default_queue: str) -> Protocol[tuple[list[str], set[str]]]:
+    """All names, and those that are shown even without a job."""
     workers = yield from read_workers()
     [known] = yield from send(("SMEMBERS", QUEUES_KEY))
     named = {name for worker in workers for name in worker.queues} | set(keys.class_queues(default_queue))
     prefix = queue_key("")
     existing = {name.decode().removeprefix(prefix) for name in known}
-    queues = sorted(name for name in existing | {default_queue} if name in named or keys.split_tenant(name)[0] in named)
-    commands: list[Command] = []
-    for name in queues:
-        commands.append(("LLEN", queue_key(name)))
-        commands += [("ZCARD", registry_key(registry, name)) for registry in REGISTRIES]
-    counts = yield from send(*commands)
-    width = 1 + len(REGISTRIES)
-    rows = [counts[at * width : (at + 1) * width] for at in range(len(queues))]
-    return [
-        QueueStatus(name, depth, dict(zip(REGISTRIES, registries, strict=True)))
-        for name, (depth, *registries) in zip(queues, rows, strict=True)
-        if name in named or depth or any(registries)
-    ]
+    names = sorted(name for name in existing | {default_queue} if name in named or keys.split_tenant(name)[0] in named)
+    return names, named
+
+
+def _read_ages(job_ids: Sequence[str]) -> Protocol[dict[bytes, float]]:
+    """Seconds since the jobs were enqueued, by id."""
+    if not job_ids:
+        return {}
+    fields = (("HMGET", job_key(job_id), "enqueued_at", "created_at") for job_id in job_ids)
+    [seconds, microseconds], *times = yield from send(("TIME",), *fields)
+    now = int(seconds) + int(microseconds) / 1e6
+    since = {
+        job_id: parse_time(enqueued) or parse_time(created)
+        for job_id, (enqueued, created) in zip(job_ids, times, strict=True)
+    }
+    return {job_id.encode(): max(0.0, now - at) for job_id, at in since.items() if at is not None}

@@ -254,6 +254,7 @@ class WorkerService:
             kv_blocks_used=self._stats.get("num_kv_blocks_used", 0),
             kv_blocks_free=self._stats.get("num_kv_blocks_free", 0),
             tokens_per_second=round(self._loop.tokens_per_second, 1),
+            beat_at=round(time.time(), 3),
         )
 
     def _run_scheduler(self, now: float) -> None:

@@ -22,3 +22,4 @@ class WorkerInfo(BaseModel):
     kv_blocks_used: int = 0
     kv_blocks_free: int = 0
     tokens_per_second: float = 0.0
+    beat_at: float | None = None  # epoch seconds of this entry; None: of a worker that does not say

@@ -12,9 +12,10 @@ from producer.gateway.acceptance import JOB_ID_HEADER
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import install_handlers
 from producer.gateway.request_context import RequestContext
-from producer.gateway.routes import chat, completions, figures, health, jobs, models, webhooks
+from producer.gateway.routes import chat, completions, console, figures, health, jobs, models, webhooks
 
 ROUTERS = (models.router, completions.router, chat.router, jobs.router, health.router, figures.router, webhooks.router)
+CONSOLE_ROUTERS = (console.router,)
 
 
 def create_app(context: GatewayContext) -> ASGIApp:
@@ -30,7 +31,7 @@ def create_app(context: GatewayContext) -> ASGIApp:
     app = FastAPI(title="promptmill", version=version("promptmill"), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.context = context
     install_handlers(app)
-    for router in ROUTERS:
+    for router in (*ROUTERS, *(CONSOLE_ROUTERS if settings.console else ())):
         app.include_router(router)
     if settings.allowed_origins:
         app.add_middleware(

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from producer.async_client import AsyncClient
 from producer.async_transport import AsyncTransport
 from producer.gateway.catalog import ModelCatalog
+from producer.gateway.console.results_follower import ResultsFollower
 from producer.gateway.drain import Drain
 from producer.gateway.files.base import FileStore
 from producer.gateway.files.file_records import FileRecords
@@ -38,6 +39,7 @@ class GatewayContext:
     webhook_targets: TargetRules
     webhook_sender: WebhookSender
     webhooks: WebhookDispatcher
+    follower: ResultsFollower
 
     @classmethod
     def build(cls, settings: GatewaySettings) -> "GatewayContext":
@@ -62,14 +64,18 @@ class GatewayContext:
             webhook_targets=targets,
             webhook_sender=sender,
             webhooks=WebhookDispatcher(redis, sender),
+            follower=ResultsFollower(redis, settings.queue),
         )
 
     def start(self) -> None:
         """What goes on beside the requests."""
         self.webhooks.start()
+        if self.settings.console:
+            self.follower.start()
 
     async def aclose(self) -> None:
         await self.webhooks.aclose()
+        await self.follower.aclose()
         await self.client.aclose()
         await self.redis.aclose()
 

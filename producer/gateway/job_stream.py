@@ -3,27 +3,38 @@
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from http import HTTPStatus
+from typing import Protocol
 
-from producer.contract import Usage
+from producer.contract import Chunk, Usage
 from producer.gateway.answer import cancelled_elsewhere
-from producer.gateway.chunk_bodies import ChunkRenderer
 from producer.gateway.errors import ApiError, from_info
-from producer.gateway.job_records import JobRecord
 from producer.gateway.token_timer import TokenTimer
 from producer.job import AsyncJob
 
 SendEvent = Callable[[bytes], Awaitable[None]]
 BEGINNING = "0-0"
+CURSOR_PATTERN = r"^\d{1,9}-\d{1,9}$"
+
+
+class Renderer(Protocol):
+    """What a job's chunks look like to whoever reads. `render`: no event, if a chunk shows nothing yet."""
+
+    def render(self, chunk: Chunk, cursor: str) -> list[bytes]: ...
+
+    def render_reset(self, cursor: str) -> bytes: ...
+
+    def render_usage(self, usage: Usage) -> bytes: ...
 
 
 class JobStream:
-    """`cursor` is that of the last entry handed on. `shows_resets`: whoever reads knows what a reset means."""
+    """`cursor` is that of the last entry handed on. `timer`: None, where nobody's wait is measured. `shows_resets`:
+    whoever reads knows what a reset means."""
 
     def __init__(
         self,
         job: AsyncJob,
-        record: JobRecord,
-        timer: TokenTimer,
+        renderer: Renderer,
+        timer: TokenTimer | None,
         *,
         includes_usage: bool,
         after: str | None = None,
@@ -34,9 +45,7 @@ class JobStream:
         self._after = after
         self._shows_resets = shows_resets
         self.includes_usage = includes_usage
-        self.renderer = ChunkRenderer(
-            job.id, record, includes_usage=includes_usage, is_resumed=after not in (None, BEGINNING)
-        )
+        self.renderer = renderer
         self.cursor = after or BEGINNING
 
     @property
@@ -51,7 +60,7 @@ class JobStream:
                 if chunk.reset:
                     await send(self._render_reset(cursor))
                 events = self.renderer.render(chunk, cursor)
-                if chunk.token_ids:
+                if self._timer is not None and chunk.token_ids:
                     self._timer.take(len(chunk.token_ids))
                 if events:
                     await send(b"".join(events))

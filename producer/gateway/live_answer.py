@@ -1,15 +1,20 @@
 """Streamed answers: the streams of a request's jobs as one response."""
 
 from producer.gateway.acceptance import AcceptedRequest
+from producer.gateway.chunk_bodies import ChunkRenderer
 from producer.gateway.context import GatewayContext
 from producer.gateway.event_stream import EventStream
 from producer.gateway.job_stream import JobStream
 
 
 def respond(context: GatewayContext, accepted: AcceptedRequest) -> EventStream:
+    includes_usage = accepted.asked.includes_usage
     streams = [
         JobStream(
-            job, record, context.metrics.token_timer(accepted.model), includes_usage=accepted.asked.includes_usage
+            job,
+            ChunkRenderer(job.id, record, includes_usage=includes_usage),
+            context.metrics.token_timer(accepted.model),
+            includes_usage=includes_usage,
         )
         for job, record in zip(accepted.jobs, accepted.records, strict=True)
     ]

@@ -14,7 +14,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 
 # What of a worker is no figure: it tells one from another.
-_NO_FIGURES = frozenset({"v", "pid", "started_at"})
+_NO_FIGURES = frozenset({"v", "pid", "started_at", "beat_at"})
 
 
 class GatewayMetrics:
@@ -80,6 +80,12 @@ class _Fleet(Collector):
             for state, count in queue.registries.items():
                 jobs.add_metric([queue.name, state], count)
         yield jobs
+        oldest = GaugeMetricFamily(
+            "promptmill_queue_oldest_job_seconds", "How long a queue's next job has been waiting.", labels=["queue"]
+        )
+        for queue in self.queues:
+            oldest.add_metric([queue.name], queue.oldest_seconds or 0.0)
+        yield oldest
         for name, annotation in _figures().items():
             text = f"A worker's {annotation}, as it says itself."
             family = GaugeMetricFamily(f"promptmill_worker_{name}", text, labels=["worker", "model"])

@@ -25,6 +25,7 @@ class GatewaySettings(WebhookSettings):
     tls_certfile: str | None = Field(default=None, description="Certificate chain (PEM): serve HTTPS.")
     tls_keyfile: str | None = Field(default=None, description="The certificate's private key (PEM).")
     cors_origins: str = Field(default="", description="Origins that browsers may call from, comma separated; or *.")
+    console: bool = Field(default=True, description="Serve the console, a page about queues, workers and jobs, at /.")
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="Larger request bodies get 413.")
     files: str = Field(
         default="~/.local/share/promptmill/files",
@@ -50,13 +51,17 @@ class GatewaySettings(WebhookSettings):
     @property
     def is_loopback(self) -> bool:
         """Whether nobody but this machine can reach us."""
-        if self.http_host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.http_host).is_loopback
-        except ValueError:
-            return False  # a name, which may be any address
+        return is_loopback(self.http_host)
 
     @property
     def allowed_origins(self) -> list[str]:
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, which may be any address

@@ -25,6 +25,7 @@ from producer.contract import (
     JobOutcome,
     Marker,
     Result,
+    Timings,
     Usage,
     WorkerInfo,
     keys,
@@ -45,6 +46,7 @@ class HeldJob:
     arguments: dict[str, Any]
     seq: int = 0
     chunks: list[Chunk] = field(default_factory=list)
+    timings: Timings = field(default_factory=Timings)
 
     def begin(self, *, reset: bool = False) -> "HeldJob":
         """The marker of this attempt. With `reset`, nothing of the attempts before counts."""
@@ -122,6 +124,7 @@ class HeldJob:
             status=status,
             choices=[self._choice(index) for index in range(num_choices)],
             usage=self._usage(),
+            timings=self.timings,
             attempts=self.attempt,
             metadata=self.arguments.get("metadata", {}),
             error=error,

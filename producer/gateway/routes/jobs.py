@@ -7,10 +7,11 @@ from fastapi import APIRouter, Query, Response
 from producer.contract import Result
 from producer.errors import JobFailedError, JobNotFoundError
 from producer.gateway.auth import Authenticated, Caller
+from producer.gateway.chunk_bodies import ChunkRenderer
 from producer.gateway.context import Context, GatewayContext
 from producer.gateway.event_stream import EventStream
 from producer.gateway.job_records import JobRecord
-from producer.gateway.job_stream import JobStream
+from producer.gateway.job_stream import BEGINNING, CURSOR_PATTERN, JobStream
 from producer.openai_response import error_body, response_body
 
 router = APIRouter(tags=["jobs"])
@@ -49,7 +50,7 @@ async def stream_job(
     context: Context,
     caller: Authenticated,
     job_id: str,
-    after: Annotated[str | None, Query(pattern=r"^\d{1,9}-\d{1,9}$")] = None,
+    after: Annotated[str | None, Query(pattern=CURSOR_PATTERN)] = None,
 ) -> Response:
     """The job's stream of events: from its beginning, or behind the cursor that an event carried. Leaving it does not
     cancel the job."""
@@ -57,7 +58,7 @@ async def stream_job(
     await context.client.status(job_id)  # a job of which nothing is left is not found, before a stream begins
     stream = JobStream(
         context.client.job(job_id),
-        record,
+        ChunkRenderer(job_id, record, includes_usage=True, is_resumed=after not in (None, BEGINNING)),
         context.metrics.token_timer(record.model),
         includes_usage=True,
         after=after,

@@ -16,6 +16,12 @@ ROUTES = [
     ("GET", "/v1/jobs/{job_id}"),
     ("DELETE", "/v1/jobs/{job_id}"),
     ("GET", "/v1/jobs/{job_id}/stream"),
+    ("GET", "/console/series"),
+    ("GET", "/console/jobs"),
+    ("GET", "/console/jobs/{job_id}"),
+    ("GET", "/console/jobs/{job_id}/stream"),
+    ("POST", "/console/jobs/retry"),
+    ("POST", "/console/jobs/cancel"),
 ]
 
 

@@ -213,6 +213,7 @@ def test_the_figures_name_queues_workers_and_waits(gateway: RunningGateway, echo
         'promptmill_time_to_first_token_seconds_count{model="fake"} 1.0',
         'promptmill_inter_token_seconds_count{model="fake"} 2.0',
         'promptmill_queue_jobs{queue="promptmill",state="waiting"} 0.0',
+        'promptmill_queue_oldest_job_seconds{queue="promptmill"} 0.0',
         'promptmill_worker_kv_blocks_free{model="fake",worker="fake"} 0.0',
         "promptmill_workers 1.0",
     ):

@@ -1,0 +1,110 @@
+"""Follows the results streams of all queues: every job that ended in the last hour, then each as it ends.
+
+A gateway replica keeps what it read in memory, and another one reads the same: nobody has to be asked. While Redis is
+away, what was read stays; what ends meanwhile is read afterwards.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from producer.async_transport import AsyncTransport
+from producer.contract import Result, keys
+from producer.errors import RedisUnavailableError
+from producer.gateway.console.ended_jobs import EndedJob, EndedJobs
+from producer.gateway.console.result_series import WINDOW_SECONDS, ResultSeries
+from producer.operations import send
+from producer.workers import read_queue_names
+
+READ_SECONDS = 1.0  # between reads
+NAMES_SECONDS = 10.0  # between looks for new queues
+MAX_LINES_A_READ = 1_000  # of one stream
+MAX_STREAMS_A_READ = 200
+
+_log = logging.getLogger(__name__)
+
+
+class ResultsFollower:
+    """Reads from `start()` to `aclose()`; `series` and `ended` are what it has read."""
+
+    def __init__(self, redis: AsyncTransport, default_queue: str) -> None:
+        self._redis = redis
+        self._default_queue = default_queue
+        self._task: asyncio.Task[None] | None = None
+        self._positions: dict[str, str] = {}  # queue → id of the last line read
+        self._clock_offset = time.time() - time.monotonic()  # of Redis' epoch seconds, once it was read
+        self.has_caught_up = False
+        self.series = ResultSeries()
+        self.ended = EndedJobs()
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="results")
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        names_at = 0.0
+        while True:
+            try:
+                if time.monotonic() >= names_at:
+                    await self.look_for_queues()
+                    names_at = time.monotonic() + NAMES_SECONDS
+                await self.read()
+            except RedisUnavailableError as error:
+                _log.debug("action=results_unread error=%s", error)
+            except Exception:  # of any type: without us the console would stand still
+                _log.exception("action=results_unread")
+            await asyncio.sleep(READ_SECONDS)
+
+    async def look_for_queues(self) -> None:
+        """A queue that is new to us is read from an hour ago on."""
+        names = await self._redis.run(read_queue_names(self._default_queue))
+        [[seconds, _]] = await self._redis.run(send(("TIME",)))
+        begin = f"{(int(seconds) - WINDOW_SECONDS) * 1000}-0"
+        self._positions = {name: self._positions.get(name, begin) for name in names}
+
+    async def read(self) -> None:
+        """Everything that is new. Raises RedisUnavailableError; then the rest is read the next time."""
+        queues = list(self._positions)
+        for start in range(0, len(queues), MAX_STREAMS_A_READ):
+            while await self._read_some(queues[start : start + MAX_STREAMS_A_READ]):
+                await asyncio.sleep(0)  # requests are served between the pages of a busy hour
+        self.series.forget(self.now())
+        self.has_caught_up = True
+
+    def now(self) -> float:
+        """Epoch seconds by Redis' clock, which the lines' ids follow."""
+        return time.monotonic() + self._clock_offset
+
+    async def _read_some(self, queues: Sequence[str]) -> bool:
+        """Whether there may be more."""
+        streams = [keys.results_channel(queue) for queue in queues]
+        positions = [self._positions[queue] for queue in queues]
+        [seconds, microseconds], found = await self._redis.run(
+            send(("TIME",), ("XREAD", "COUNT", MAX_LINES_A_READ, "STREAMS", *streams, *positions))
+        )
+        self._clock_offset = int(seconds) + int(microseconds) / 1e6 - time.monotonic()
+        has_more = False
+        names = dict(zip(streams, queues, strict=True))
+        for stream, lines in found or ():
+            queue = names[stream.decode()]
+            for line_id, fields in lines:
+                self._take(queue, line_id, fields)
+            self._positions[queue] = lines[-1][0].decode()
+            has_more |= len(lines) == MAX_LINES_A_READ
+        return has_more
+
+    def _take(self, queue: str, line_id: bytes, fields: dict[bytes, bytes]) -> None:
+        try:
+            result = Result.model_validate_json(fields.get(keys.DATA_FIELD.encode(), b""))
+        except ValidationError:
+            return  # not written by a worker, or by one of a newer contract
+        job = EndedJob.from_line(result, queue, int(line_id.partition(b"-")[0]) / 1000)
+        self.series.add(job)
+        self.ended.add(job)

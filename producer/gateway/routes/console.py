@@ -1,0 +1,189 @@
+"""/console/…: what the console's page asks for beside the public API. Bodies and rules are those of its own version."""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from producer.errors import JobNotFoundError
+from producer.gateway.auth import Authenticated, Caller, Operator
+from producer.gateway.bodies import read_json_object
+from producer.gateway.console.bodies import (
+    Deed,
+    Deeds,
+    JobDetail,
+    JobIds,
+    JobList,
+    JobState,
+    Point,
+    Series,
+    Session,
+)
+from producer.gateway.console.chunk_events import ChunkEvents
+from producer.gateway.console.job_lists import JobLists, scope_of
+from producer.gateway.console.result_series import BUCKET_SECONDS, Bucket, merged, percentile
+from producer.gateway.context import Context, GatewayContext
+from producer.gateway.errors import ApiError
+from producer.gateway.event_stream import EventStream
+from producer.gateway.job_stream import CURSOR_PATTERN, JobStream
+from producer.gateway.settings import is_loopback
+
+MAX_JOBS = 200
+_IDS_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": JobIds.model_json_schema()}}}}
+
+Step = Annotated[int, Query(ge=BUCKET_SECONDS, le=600, multiple_of=BUCKET_SECONDS)]  # seconds
+
+
+async def _refuse_foreign_names(context: Context, caller: Authenticated, request: Request) -> None:
+    """Where no key is asked for since nobody else can reach us, a website whose name was made to resolve to this
+    machine must not read along in its visitor's browser. Raises ApiError (403)."""
+    if caller.key is None and not context.settings.allow_anonymous and not is_loopback(request.url.hostname or ""):
+        message = "without a key the console is for localhost; make a key (promptmill keys add), or --allow-anonymous"
+        raise ApiError(HTTPStatus.FORBIDDEN, "foreign_host", message)
+
+
+router = APIRouter(prefix="/console", tags=["console"], dependencies=[Depends(_refuse_foreign_names)])
+
+
+def _get_lists(context: Context) -> JobLists:
+    return JobLists(context.client, context.redis, context.records, context.follower.ended)
+
+
+Lists = Annotated[JobLists, Depends(_get_lists)]
+
+
+@router.get("/session")
+async def get_session(caller: Authenticated) -> Session:
+    """Who the caller is, and what that allows."""
+    key = caller.key
+    return Session(
+        version=version("promptmill"),
+        key_id=caller.key_id,
+        key_name=key.name if key is not None else None,
+        tenant=key.tenant if key is not None else None,
+        models=key.models if key is not None else [],
+        is_operator=caller.is_operator,
+        scope=scope_of(caller),
+    )
+
+
+@router.get("/series")
+async def get_series(context: Context, caller: Operator, step: Step = 30, queue: str | None = None) -> Series:
+    """Throughput and latency of the last hour, in steps of so many seconds; of one queue, or of all together."""
+    follower = context.follower
+    begin, buckets = follower.series.read(follower.now(), step, queue)
+    return Series(
+        begin=begin,
+        step_seconds=step,
+        is_complete=follower.has_caught_up,
+        queues=follower.series.queues,
+        points=[_point(bucket) for bucket in buckets],
+        window=_point(merged(buckets)),
+    )
+
+
+@router.get("/jobs")
+async def list_jobs(
+    caller: Authenticated,
+    lists: Lists,
+    state: JobState = "ended",
+    limit: Annotated[int, Query(ge=1, le=MAX_JOBS)] = 50,
+) -> JobList:
+    """The jobs in a state that the caller may see, the last first; of those that wait, the next first."""
+    return JobList(scope=scope_of(caller), jobs=await lists.read(caller, state, limit))
+
+
+@router.get("/jobs/{job_id}")
+async def get_job(context: Context, caller: Authenticated, lists: Lists, job_id: str) -> JobDetail:
+    """A job, with what it asked for."""
+    await _check_sight(context, caller, job_id)
+    detail = await lists.rows.read_detail(job_id)
+    if detail is None:
+        raise _not_found(job_id)
+    return detail
+
+
+@router.get("/jobs/{job_id}/stream", response_class=Response, responses={200: {"content": {"text/event-stream": {}}}})
+async def stream_job(
+    context: Context,
+    caller: Authenticated,
+    job_id: str,
+    after: Annotated[str | None, Query(pattern=CURSOR_PATTERN)] = None,
+) -> Response:
+    """The job's output as events: from its beginning, or behind the cursor that an event carried."""
+    await _check_sight(context, caller, job_id)
+    await context.client.status(job_id)  # a job of which nothing is left is not found, before a stream begins
+    job = context.client.job(job_id)
+    return EventStream(
+        [JobStream(job, ChunkEvents(), None, includes_usage=True, after=after, shows_resets=True)],
+        context.drain,
+        cancels=[],
+        timeout_seconds=context.settings.request_timeout_seconds,
+        keep_alive_seconds=context.settings.keep_alive_seconds,
+        headers={},
+    )
+
+
+@router.post("/jobs/retry", openapi_extra=_IDS_BODY)
+async def retry_jobs(context: Context, caller: Authenticated, request: Request) -> Deeds:
+    """Put failed jobs back onto their queues, to start over."""
+    return await _do_each(context, caller, request, context.client.retry, "it has not failed")
+
+
+@router.post("/jobs/cancel", openapi_extra=_IDS_BODY)
+async def cancel_jobs(context: Context, caller: Authenticated, request: Request) -> Deeds:
+    """Cancel jobs, queued or running."""
+    return await _do_each(context, caller, request, context.client.cancel, "it had ended before")
+
+
+async def _do_each(
+    context: GatewayContext, caller: Caller, request: Request, do: Callable[[str], Awaitable[bool]], why_not: str
+) -> Deeds:
+    deeds = []
+    for job_id in (await _read_ids(request)).job_ids:
+        try:
+            await _check_sight(context, caller, job_id)
+            is_done = await do(job_id)
+            deeds.append(Deed(job_id=job_id, is_done=is_done, reason=None if is_done else why_not))
+        except JobNotFoundError as error:
+            deeds.append(Deed(job_id=job_id, is_done=False, reason=str(error)))
+    return Deeds(jobs=deeds)
+
+
+async def _read_ids(request: Request) -> JobIds:
+    """Raises ApiError, RequestValidationError. Read as the API's bodies are: browsers ask before they send such a one
+    to another site."""
+    try:
+        return JobIds.model_validate(await read_json_object(request))
+    except ValidationError as error:
+        raise RequestValidationError([{**wrong, "loc": ("body", *wrong["loc"])} for wrong in error.errors()]) from error
+
+
+async def _check_sight(context: GatewayContext, caller: Caller, job_id: str) -> None:
+    """Raises JobNotFoundError, also for a job of somebody else."""
+    if not caller.is_operator:
+        record = await context.records.read(job_id)
+        if record is None or not caller.may_see(record.key_id):
+            raise _not_found(job_id)
+
+
+def _not_found(job_id: str) -> JobNotFoundError:
+    return JobNotFoundError(job_id, f"job {job_id} is not known here, or was forgotten")
+
+
+def _point(bucket: Bucket) -> Point:
+    return Point(
+        finished=bucket.num_finished,
+        failed=bucket.num_failed,
+        cancelled=bucket.num_cancelled,
+        prompt_tokens=bucket.num_prompt_tokens,
+        output_tokens=bucket.num_output_tokens,
+        first_token_p50=percentile(bucket.first_token, 0.50),
+        first_token_p95=percentile(bucket.first_token, 0.95),
+        total_p50=percentile(bucket.total, 0.50),
+        total_p95=percentile(bucket.total, 0.95),
+    )

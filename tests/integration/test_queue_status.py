@@ -1,0 +1,54 @@
+"""What queues and workers say of themselves: how long the oldest job has been waiting, when a worker was last alive."""
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+
+from producer import Client
+from tests.fakes.worker_runs import WorkerThread
+
+
+def ago(seconds: float) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def oldest(client: Client) -> float | None:
+    [queue] = client.queues()
+    return queue.oldest_seconds
+
+
+def test_a_queue_says_how_long_its_next_job_has_been_waiting(redis_url: str, redis_client: redis.Redis) -> None:
+    with Client(redis_url) as client:
+        assert oldest(client) is None
+        first, _ = client.submit("a"), client.submit("b")
+        redis_client.hset(f"rq:job:{first.id}", "enqueued_at", ago(60))
+        assert oldest(client) == pytest.approx(60, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"created_at": ago(30)}, 30),
+        ({"created_at": ago(30), "enqueued_at": "yesterday"}, 30),
+        ({"enqueued_at": ago(-900)}, 0),
+        ({"enqueued_at": ""}, None),
+        ({"enqueued_at": b"\xff"}, None),
+        ({}, None),
+    ],
+)
+def test_what_another_producer_wrote_is_read_as_far_as_it_goes(
+    redis_url: str, redis_client: redis.Redis, fields: dict[str, str], expected: float | None
+) -> None:
+    redis_client.sadd("rq:queues", "rq:queue:promptmill")
+    redis_client.rpush("rq:queue:promptmill", "raw")
+    redis_client.hset("rq:job:raw", mapping={"status": "queued", **fields})
+    with Client(redis_url) as client:
+        assert oldest(client) == (None if expected is None else pytest.approx(expected, abs=5))
+
+
+def test_a_worker_says_when_it_was_last_alive(redis_url: str) -> None:
+    with WorkerThread(redis_url), Client(redis_url) as client:
+        [worker] = client.workers()
+        assert worker.beat_at == pytest.approx(time.time(), abs=5)
