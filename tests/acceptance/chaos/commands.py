@@ -3,7 +3,11 @@
 import sys
 from pathlib import Path
 
+from tests.fakes.chat_templates import HERMES
+
 MAX_NUM_SEQS = 8  # small, so that jobs wait, and are handed from worker to worker
+REPEATS_ITSELF = {"tie_word_embeddings": True, "initializer_range": 0.13}
+"""A tiny model's settings with which it does, now and then: what follows is guessed, rightly and wrongly."""
 
 
 def worker_command(model: str, folder: Path, lease_seconds: float) -> list[str]:
@@ -14,7 +18,10 @@ def worker_command(model: str, folder: Path, lease_seconds: float) -> list[str]:
     if model == "tiny":
         from tests.fakes.tiny_models import make_tiny_model
 
-        model = str(make_tiny_model("llama", folder / "model"))
+        model = str(make_tiny_model("llama", folder / "model", **REPEATS_ITSELF))
+    template = folder / "template.jinja"
+    template.write_text(HERMES)
+    options += ["--chat-template", str(template), "--tool-parser", "hermes"]
     return [sys.executable, "-m", "producer.cli", "worker", "--model", model, "--num-threads", "1", *options]
 
 

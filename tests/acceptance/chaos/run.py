@@ -21,6 +21,7 @@ import redis
 from producer import Client, RedisUnavailableError
 from producer.contract import Result, keys
 from tests.acceptance.chaos.fleet import Fleet, Slot
+from tests.acceptance.chaos.rq_monitor import RqMonitor
 from tests.acceptance.chaos.schedule import Event, Fault, make_schedule
 from tests.acceptance.chaos.verdict import find_problems, history, read_stream
 from tests.acceptance.chaos.watchers import Watchers
@@ -86,6 +87,7 @@ def run_chaos(command: Sequence[str], config: ChaosConfig, log_dir: Path) -> Cha
         fleet = stack.enter_context(Fleet(server, command, chaos_dir, num_workers=NUM_WORKERS))
         connection = stack.enter_context(redis.Redis.from_url(server.url))
         fleet.wait_until_all_serve(server.url)
+        monitor = stack.enter_context(RqMonitor(server.url))
         watchers = Watchers(server.url, jobs, seed=config.seed)
         watchers.start()
         producer = threading.Thread(target=produce, args=(fleet, jobs, config.fault_seconds), name="producer")
@@ -97,8 +99,11 @@ def run_chaos(command: Sequence[str], config: ChaosConfig, log_dir: Path) -> Cha
         watchers.wait(config.end_seconds)
         wait_for(lambda: not _unsettled(connection), 30)
         report.figures = _figures(connection, jobs, watchers, fleet, time.monotonic() - began)
+        report.figures["rq info"] = monitor.num_looks
         report.problems = find_problems(connection, jobs, reference, watchers.seen)
         report.problems |= _fleet_problems(fleet, server.url)
+        if monitor.problems or not monitor.num_looks:
+            report.problems["rq info"] = monitor.problems or ["never answered"]
         named = [name for name in report.problems if name.startswith("chaos-")][:MAX_HISTORIES]
         report.histories = [history(connection, name, fleet.logs()) for name in named]
     return report

@@ -10,7 +10,7 @@ from rq import Queue
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.serializers import JSONSerializer
 
-from producer.contract import Chunk, Done, EntryId, Marker, Result, keys, parse_entry
+from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, keys, parse_entry
 from tests.acceptance.chaos.watchers import Watched
 from tests.acceptance.chaos.workload import ChaosJob
 
@@ -34,8 +34,7 @@ EDGE = 3  # entries shown on both sides of a marker
 class StoredStream:
     """A job's stream as it lies in Redis: each choice since the last reset, and how it came about."""
 
-    texts: dict[int, str] = field(default_factory=dict)
-    token_ids: dict[int, list[int]] = field(default_factory=dict)
+    chunks: list[Chunk] = field(default_factory=list)
     num_attempts: int = 0
     num_resets: int = 0
     num_resumed: int = 0
@@ -47,7 +46,10 @@ class StoredStream:
 
     @property
     def num_tokens(self) -> int:
-        return sum(map(len, self.token_ids.values()))
+        return sum(len(chunk.token_ids) for chunk in self.chunks)
+
+    def num_tokens_of(self, index: int) -> int:
+        return sum(len(chunk.token_ids) for chunk in self.chunks if chunk.index == index)
 
 
 def read_stream(rows: Sequence[Any]) -> StoredStream:
@@ -73,8 +75,7 @@ def _take_marker(stream: StoredStream, marker: Marker) -> None:
     if marker.reset:
         stream.num_resets += 1
         stream.num_recomputed += stream.num_tokens
-        stream.texts.clear()
-        stream.token_ids.clear()
+        stream.chunks.clear()
     elif stream.num_tokens:
         stream.num_resumed += 1
 
@@ -85,11 +86,10 @@ def _take_entry(stream: StoredStream, entry: Chunk | Done) -> None:
     if isinstance(entry, Done):
         stream.has_done = True
         return
-    held = stream.token_ids.setdefault(entry.index, [])
-    if entry.token_offset != len(held):
-        stream.problems.append(f"choice {entry.index}: offset {entry.token_offset} behind {len(held)} tokens")
-    held.extend(entry.token_ids)
-    stream.texts[entry.index] = stream.texts.get(entry.index, "") + entry.text
+    num_tokens = stream.num_tokens_of(entry.index)
+    if entry.token_offset != num_tokens:
+        stream.problems.append(f"choice {entry.index}: offset {entry.token_offset} behind {num_tokens} tokens")
+    stream.chunks.append(entry)
 
 
 def find_problems(
@@ -115,16 +115,14 @@ def _job_problems(connection: redis.Redis, job: ChaosJob, expected: Result, watc
         found.append(f"ended as {result.status}: {result.error}")
     if connection.hget(f"rq:job:{job.job_id}", "status") != b"finished":
         found.append(f"RQ says {connection.hget(f'rq:job:{job.job_id}', 'status')!r}")
+    if result.prompt != expected.prompt:
+        found.append(f"the echo is not as without faults: {result.prompt} instead of {expected.prompt}")
     for choice, right in zip(result.choices, expected.choices, strict=True):
         if choice != right:
             found.append(f"choice {choice.index} is not as without faults: {choice} instead of {right}")
-        if (stream.texts.get(choice.index, ""), stream.token_ids.get(choice.index, [])) != (
-            choice.text,
-            choice.token_ids,
-        ):
-            found.append(f"choice {choice.index}: the stream does not equal the result")
-        if (watched.texts[choice.index], watched.token_ids[choice.index]) != (choice.text, choice.token_ids):
-            found.append(f"choice {choice.index}: what a subscriber saw does not equal the result")
+        for who, chunks in (("the stream", stream.chunks), ("what a subscriber saw", watched.chunks)):
+            if Choice.join(choice.index, chunks, cut_off="error") != choice:
+                found.append(f"choice {choice.index}: {who} does not equal the result")
     if stream.num_recomputed:
         found.append(f"{stream.num_recomputed} tokens were generated again instead of resumed from")
     if result.usage.completion_tokens != expected.usage.completion_tokens:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import threading
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,9 +16,8 @@ from tests.acceptance.chaos.workload import ChaosJob
 class Watched:
     """What one subscriber saw of one job, since the last reset."""
 
-    texts: dict[int, str] = field(default_factory=lambda: defaultdict(str))
-    token_ids: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
-    finish_reasons: dict[int, str] = field(default_factory=dict)
+    chunks: list[Chunk] = field(default_factory=list)
+    num_tokens: Counter[int] = field(default_factory=Counter)  # by choice
     num_resets: int = 0
     num_visits: int = 0
     has_ended: bool = False
@@ -30,17 +29,14 @@ class Watched:
             self.forget()
             self.num_resets += 1
             return
-        if chunk.token_offset != len(self.token_ids[chunk.index]):
-            self.problem = f"token_offset {chunk.token_offset} behind {len(self.token_ids[chunk.index])} tokens"
-        self.texts[chunk.index] += chunk.text
-        self.token_ids[chunk.index] += chunk.token_ids
-        if chunk.finish_reason is not None:
-            self.finish_reasons[chunk.index] = chunk.finish_reason
+        if chunk.token_offset != self.num_tokens[chunk.index]:
+            self.problem = f"token_offset {chunk.token_offset} behind {self.num_tokens[chunk.index]} tokens"
+        self.num_tokens[chunk.index] += len(chunk.token_ids)
+        self.chunks.append(chunk)
 
     def forget(self) -> None:
-        self.texts.clear()
-        self.token_ids.clear()
-        self.finish_reasons.clear()
+        self.chunks.clear()
+        self.num_tokens.clear()
         self.cursor = None
 
 
