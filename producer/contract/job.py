@@ -114,6 +114,14 @@ class JobRequest(BaseModel):
         return None if self.tool_choice == "none" else self.tools
 
     @property
+    def forces_call(self) -> bool:
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)
+
+    @property
+    def has_strict_tools(self) -> bool:
+        return any(tool["function"].get("strict") for tool in self.callable_tools or ())
+
+    @property
     def has_output_format(self) -> bool:
         """Whether the whole output must have a form that the job describes."""
         given = [name for name in OUTPUT_FORMAT_FIELDS if getattr(self, name) is not None]
@@ -156,6 +164,10 @@ class JobRequest(BaseModel):
             rule = (
                 f"min_tokens cannot be combined with {formats[0]}, which says where the output may end: leave one out"
             )
+            raise breaks_rule("min_tokens", rule)
+        if self.min_tokens and (self.forces_call or self.has_strict_tools):
+            cause = "a tool_choice that forces a call" if self.forces_call else "strict tools"
+            rule = f"min_tokens cannot be combined with {cause}: the call's form says where it may end; leave one out"
             raise breaks_rule("min_tokens", rule)
         if self.top_logprobs and not self.logprobs:
             raise breaks_rule("top_logprobs", "top_logprobs needs logprobs: set logprobs to true, or leave it out")

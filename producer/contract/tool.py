@@ -19,7 +19,9 @@ class FunctionDefinition(BaseModel):
     name: FunctionName
     description: Text | None = None
     parameters: dict[str, Any] | None = Field(default=None, description="A JSON schema of an object.")
-    strict: StrictBool | None = Field(default=None, description="Holds where the call is forced; see tool_choice.")
+    strict: StrictBool | None = Field(
+        default=None, description="Arguments match the schema; those of forced calls always do."
+    )
 
 
 class FunctionTool(BaseModel):

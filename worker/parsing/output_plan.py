@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
-from producer.contract import ErrorCode, JobRequest, NamedToolChoice, tool_names
+from producer.contract import ErrorCode, JobRequest, tool_names
 from worker.errors import JobRefusedError
 from worker.parsing.model_format import ModelFormat
 from worker.parsing.output_parser import OutputParser
@@ -71,11 +71,17 @@ def _check_format(request: JobRequest, model_format: ModelFormat) -> None:
             "--tool-parser hermes or llama if the model writes them so, or with none to get calls as text",
             param="tools",
         )
-    if request.tool_choice == "required" or isinstance(request.tool_choice, NamedToolChoice):
+    if request.forces_call:
         raise JobRefusedError(
             ErrorCode.UNSUPPORTED,
             "tool_choice cannot force a call where the worker was started with --tool-parser none: use 'auto'",
             param="tool_choice",
+        )
+    if request.has_strict_tools:
+        raise JobRefusedError(
+            ErrorCode.UNSUPPORTED,
+            "strict cannot be held where the worker was started with --tool-parser none: leave it out of the tools",
+            param="tools",
         )
 
 

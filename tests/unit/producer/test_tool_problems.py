@@ -51,6 +51,12 @@ NAMED_G = {"type": "function", "function": {"name": "g"}}
         ({"tools": [tool()], "tool_choice": "any"}, "tool_choice", "must be 'none', 'auto' or 'required'; got 'any'"),
         ({"tools": [tool()], "tool_choice": NAMED_G}, "tool_choice", "'g', which is not among the tools (f)"),
         ({"tools": [tool()], "tool_choice": {"type": "function"}}, "tool_choice.function", "is required"),
+        (
+            {"tools": [tool()], "tool_choice": "required", "min_tokens": 5},
+            "min_tokens",
+            "min_tokens cannot be combined with a tool_choice that forces a call",
+        ),
+        ({"tools": [tool(strict=True)], "min_tokens": 5}, "min_tokens", "cannot be combined with strict tools"),
         ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "must be true or false; got 'no'"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs", "chat_template_kwargs: must be an object; got []"),
         ({"chat_template_kwargs": {"tools": 1}}, "chat_template_kwargs", "must not set tools; leave it out"),
