@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from producer import Client
-from tests.acceptance.system import System
+from tests.acceptance.system import System, system_with_tools
 from worker.embedded_redis import EmbeddedRedis
 
 
@@ -29,6 +29,13 @@ def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]
             yield system
         finally:
             system.stop()
+
+
+@pytest.fixture(scope="session")
+def tool_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """The same with a worker whose model is shown tools, in Hermes' format; no gateway."""
+    with system_with_tools(tmp_path_factory.mktemp("tools"), "hermes") as system:
+        yield system
 
 
 @pytest.fixture

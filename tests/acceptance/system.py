@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import httpx2 as httpx
 import redis
 
 from producer import Client
-from worker.embedded_redis import free_port
+from tests.fakes.chat_templates import HERMES, LLAMA
+from worker.embedded_redis import EmbeddedRedis, free_port
 
 MODEL = "smollm2-135m"
 START_SECONDS = 180.0  # the demo model's first start dequantises it into the cache
@@ -96,6 +99,20 @@ class System:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def system_with_tools(folder: Path, tool_parser: str) -> Iterator[System]:
+    """A Redis and one worker whose model is shown tools by a template of the operator's."""
+    template = folder / "template.jinja"
+    template.write_text({"hermes": HERMES, "llama": LLAMA}[tool_parser])
+    with EmbeddedRedis() as server:
+        system = System(server.url, folder)
+        try:
+            system.start_worker("--chat-template", str(template), "--tool-parser", tool_parser)
+            yield system
+        finally:
+            system.stop()
 
 
 def remaining_keys(url: str, patterns: list[str]) -> list[str]:

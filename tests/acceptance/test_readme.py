@@ -22,12 +22,13 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("snippet", blocks("python"), ids=lambda snippet: snippet.splitlines()[0])
-def test_python_snippet_runs(running_system: System, snippet: str, tmp_path: Path) -> None:
+def test_python_snippet_runs(request: pytest.FixtureRequest, snippet: str, tmp_path: Path) -> None:
+    system: System = request.getfixturevalue("tool_system" if "tools=" in snippet else "running_system")
     script = tmp_path / "snippet.py"
     script.write_text(snippet)
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
-        env=running_system.environment(),
+        env=system.environment(),
         capture_output=True,
         text=True,
         timeout=120,

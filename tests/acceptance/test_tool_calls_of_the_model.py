@@ -1,8 +1,7 @@
-"""Calls forced by grammar from the real model, which was not trained to make any, through a real worker."""
+"""Calls that the real model makes, which was not trained to make any: forced, or by the example of earlier ones."""
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -10,9 +9,7 @@ import pytest
 
 from producer import Client
 from producer.contract import Choice, join_deltas
-from tests.acceptance.system import System
-from tests.fakes.chat_templates import HERMES, LLAMA
-from worker.embedded_redis import EmbeddedRedis
+from tests.acceptance.system import system_with_tools
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
@@ -37,17 +34,13 @@ MESSAGES = [{"role": "user", "content": "What is the weather in Paris, in celsiu
 
 @pytest.fixture(scope="module", params=["hermes", "llama"])
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """Of a worker whose model is shown tools by a template of the operator's."""
-    folder: Path = tmp_path_factory.mktemp("system")
-    template = folder / "template.jinja"
-    template.write_text({"hermes": HERMES, "llama": LLAMA}[request.param])
-    with EmbeddedRedis() as server, Client(server.url) as client:
-        system = System(server.url, folder)
-        try:
-            system.start_worker("--chat-template", str(template), "--tool-parser", request.param)
+    """Of a worker whose model is shown tools."""
+    if request.param == "hermes":
+        with Client(request.getfixturevalue("tool_system").url) as client:
             yield client
-        finally:
-            system.stop()
+        return
+    with system_with_tools(tmp_path_factory.mktemp("system"), request.param) as system, Client(system.url) as client:
+        yield client
 
 
 def check(choice: Choice, names: set[str]) -> None:
@@ -74,3 +67,37 @@ def test_a_named_function_is_called_and_streamed(client: Client) -> None:
     check(choice, {"add"})
     assert choice.tool_calls is not None and len(choice.tool_calls) == 1
     assert join_deltas(deltas) == choice.tool_calls and len(deltas) > 1
+
+
+@pytest.mark.parametrize("client", ["hermes"], indirect=True)
+def test_an_earlier_call_shows_the_model_how_and_strict_holds_it_to_the_schema(client: Client) -> None:
+    """The earlier calls are of a schema that was another one since."""
+    schema = {
+        **SCHEMAS["get_weather"],
+        "properties": {"city": {"enum": ["Rom", "Paris (France)"]}, "unit": {"const": "K"}},
+    }
+    tool = {"name": "get_weather", "description": "get_weather for the user", "parameters": schema}
+    fields: dict[str, Any] = {"messages": earlier_calls(), "max_tokens": 100, "temperature": 0.0}
+    free, strict = [
+        client.submit(**fields, tools=[{"type": "function", "function": {**tool, "strict": is_strict}}])
+        for is_strict in (False, True)
+    ]
+    (call,) = free.result(timeout=120).choices[0].tool_calls or ()
+    assert json.loads(call["function"]["arguments"]) == {"city": "Paris", "unit": "celsius"}
+    (choice,) = strict.result(timeout=120).choices
+    (call,) = choice.tool_calls or ()
+    assert choice.finish_reason == "tool_calls" and call["function"]["name"] == "get_weather"
+    jsonschema.validate(json.loads(call["function"]["arguments"]), schema)
+
+
+def earlier_calls() -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for city in ("Rome", "Oslo", "Lima"):
+        function = {"name": "get_weather", "arguments": json.dumps({"city": city, "unit": "celsius"})}
+        messages += [
+            {"role": "user", "content": f"What is the weather in {city}?"},
+            {"role": "assistant", "tool_calls": [{"id": "x", "type": "function", "function": function}]},
+            {"role": "tool", "tool_call_id": "x", "content": "20 degrees"},
+            {"role": "assistant", "content": f"It is 20 degrees in {city}."},
+        ]
+    return [*messages, {"role": "user", "content": "What is the weather in Paris?"}]
