@@ -16,6 +16,8 @@ class EngineConfig:
     dtype: str = "auto"
     """`auto` (on CUDA the checkpoint's; on CPU bfloat16 where the CPU computes it natively, else float32),
     `float32`, `bfloat16`, `float16`."""
+    quantize: str = "none"
+    """`none`, or on a CPU `int8`: linear layers with 8-bit weights and activations, the output layer included."""
     max_num_seqs: int = 256
     """Sequences in one step, at most."""
     max_num_tokens: int = 8192
@@ -74,8 +76,10 @@ class EngineConfig:
         require(
             self.prompt_lookup in SWITCHES, "prompt_lookup", f"must be one of {', '.join(SWITCHES)}", self.prompt_lookup
         )
+        require(self.quantize in QUANTIZATIONS, "quantize", f"must be one of {', '.join(QUANTIZATIONS)}", self.quantize)
         require(self.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}", self.dtype)
 
 
+QUANTIZATIONS = ("none", "int8")
 SWITCHES = ("auto", "on", "off")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

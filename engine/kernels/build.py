@@ -29,12 +29,15 @@ class KernelBuildError(Exception):
     """The kernels cannot be compiled here; the message says why."""
 
 
-def build_library(name: str, kernels_dir: Path) -> Path:
-    """Return the compiled `name`.c as a shared library under `kernels_dir`. Raises `KernelBuildError`."""
+def build_library(name: str, kernels_dir: Path, *, flags: tuple[str, ...] = ()) -> Path:
+    """Return the compiled `name`.c as a shared library under `kernels_dir`. Raises `KernelBuildError`.
+
+    flags: the compiler's, beside those that all kernels get.
+    """
     compiler = next((path for path in map(shutil.which, _COMPILERS) if path), None)
     if compiler is None:
         raise KernelBuildError(f"no C compiler ({', '.join(_COMPILERS)}) is installed")
-    flags = (_architecture_flag(), *_FLAGS)
+    flags = (_architecture_flag(), *flags, *_FLAGS)
     library = kernels_dir / f"{name}-{_build_key(compiler, flags)}.so"
     if not library.exists():
         _compile(compiler, _SOURCE_DIR / f"{name}.c", flags, library)

@@ -4,7 +4,7 @@ Owns the forward of each, by the names that transformers' decoders share. Whethe
 not known here: `engine.model.fusion` tries it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from engine.model.attention_hook import AttentionRules, RowAttention
 from engine.model.native_rows import NativeRows
 from engine.model.packed_linear import plain_weight
-
-Pack = Callable[[Tensor, Tensor | None], nn.Module]
 
 
 class FusedNorm(nn.Module):
@@ -60,7 +58,6 @@ class FusedAttention(nn.Module):
         self,
         rows: NativeRows,
         original: nn.Module,
-        pack: Pack,
         rules: AttentionRules,
         norms: tuple[FusedNorm | None, FusedNorm | None],
         head_dim: int,
@@ -71,8 +68,8 @@ class FusedAttention(nn.Module):
         self._rules = rules
         self._head_dim = head_dim
         self._q_norm, self._k_norm = norms
-        self.qkv = merge(original, ("q_proj", "k_proj", "v_proj"), "qkv_proj", pack)
-        self.o = merge(original, ("o_proj",), "o_proj", pack)
+        self.qkv = merge(original, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
+        self.o = merge(original, ("o_proj",), "o_proj")
         self._q_size = self.o.in_features
         self._kv_size = (self.qkv.out_features - self._q_size) // 2
         self.attention: RowAttention | None = None
@@ -105,13 +102,13 @@ class FusedAttention(nn.Module):
 class FusedMLP(nn.Module):
     """Merged gate and up, one pass of activation and product, then down."""
 
-    def __init__(self, rows: NativeRows, original: nn.Module, pack: Pack, *, is_gelu: bool) -> None:
+    def __init__(self, rows: NativeRows, original: nn.Module, *, is_gelu: bool) -> None:
         """original: with gate_proj and up_proj, or gate_up_proj, and down_proj. Raises `AttributeError` otherwise."""
         super().__init__()
         self._rows = rows
         self._is_gelu = is_gelu
-        self.gate_up = merge(original, ("gate_proj", "up_proj"), "gate_up_proj", pack)
-        self.down = merge(original, ("down_proj",), "down_proj", pack)
+        self.gate_up = merge(original, ("gate_proj", "up_proj"), "gate_up_proj")
+        self.down = merge(original, ("down_proj",), "down_proj")
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[1, T, hidden_size]`."""
@@ -119,8 +116,8 @@ class FusedMLP(nn.Module):
         return output
 
 
-def merge(original: nn.Module, names: Iterable[str], merged_name: str, pack: Pack) -> Any:
-    """One packed layer of the parts, or of what the original has merged already."""
+def merge(original: nn.Module, names: Iterable[str], merged_name: str) -> nn.Linear:
+    """One layer of the parts, or of what the original has merged already."""
     if hasattr(original, merged_name):
         names = (merged_name,)
     plain = [plain_weight(getattr(original, name)) for name in names]
@@ -132,4 +129,9 @@ def merge(original: nn.Module, names: Iterable[str], merged_name: str, pack: Pac
     if any(part is not None for part in biases):
         zeros = [weight.new_zeros(len(weight)) for weight in weights]
         bias = torch.cat([zero if part is None else part for part, zero in zip(biases, zeros, strict=True)])
-    return pack(torch.cat(weights), bias)
+    weight = torch.cat(weights)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer

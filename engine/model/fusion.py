@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from engine.kernels.build import KernelBuildError
 from engine.kernels.threads import one_thread
 from engine.model.attention_hook import AttentionRules, RowAttention, attention_of, attention_set_to
-from engine.model.fused_modules import FusedAttention, FusedMLP, FusedNorm, Pack
+from engine.model.fused_modules import FusedAttention, FusedMLP, FusedNorm
 from engine.model.native_rows import DTYPES, NativeRows
-from engine.model.packed_linear import LinearPacker
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ _NUM_TOKENS = 7
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
 
-def fuse_model(model: nn.Module, packer: LinearPacker | None, *, dtype: torch.dtype, kernels_dir: Path) -> str:
+def fuse_model(model: nn.Module, *, dtype: torch.dtype, kernels_dir: Path) -> str:
     """Replace what can be replaced; returns what names the fused arithmetic, or an empty string."""
     if dtype not in DTYPES:
         return ""
@@ -38,18 +37,9 @@ def fuse_model(model: nn.Module, packer: LinearPacker | None, *, dtype: torch.dt
         logger.warning("action=fusion_unavailable reason=%r", str(error))
         return ""
     with torch.inference_mode(), one_thread():
-        counts = _Fusion(model, rows, pack_plain if packer is None else packer.pack, dtype).run()
+        counts = _Fusion(model, rows, dtype).run()
     logger.info("action=fused %s", counts)
     return f"{rows.build} {counts}"
-
-
-def pack_plain(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """torch's own layer, where no packed one works."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return layer
 
 
 @dataclass(slots=True)
@@ -84,7 +74,6 @@ class _Fusion:
 
     model: nn.Module
     rows: NativeRows
-    pack: Pack
     dtype: torch.dtype
     _calls: dict[nn.Module, _Call] = field(default_factory=dict)
     _trials: dict[nn.Module, _Trial] = field(default_factory=dict)
@@ -129,9 +118,7 @@ class _Fusion:
         if any(norm is not None and fused is None for norm, fused in zip(norms, fused_norms, strict=True)):
             return None
         with suppress(AttributeError):
-            fused = FusedAttention(
-                self.rows, module, self.pack, trial.rules, (fused_norms[0], fused_norms[1]), trial.head_dim
-            )
+            fused = FusedAttention(self.rows, module, trial.rules, (fused_norms[0], fused_norms[1]), trial.head_dim)
             fused.attention = trial
             for fused.rotates in (True, False):
                 if self._agrees(module, fused):
@@ -147,7 +134,7 @@ class _Fusion:
         for is_gelu, twin in ((False, nn.functional.silu(x)), (True, nn.functional.gelu(x, approximate="tanh"))):
             if torch.allclose(activation(x), twin, atol=1e-6):
                 with suppress(AttributeError):
-                    fused = FusedMLP(self.rows, module, self.pack, is_gelu=is_gelu)
+                    fused = FusedMLP(self.rows, module, is_gelu=is_gelu)
                     return fused if self._agrees(module, fused) else None
         return None
 

@@ -23,7 +23,7 @@ from engine.model.checkpoint import Checkpoint, open_checkpoint
 from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype
 from engine.model.fusion import fuse_model
 from engine.model.locate import default_cache_dir, prepare_model_dir
-from engine.model.packed_linear import LinearPacker, choose_packer, pack_linears
+from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer, pack_linears
 from engine.model.registry import Architecture, find_architecture, max_position
 
 _MIN_ROWS = 2  # matrix libraries take another path, with other bits, for a single row
@@ -93,7 +93,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
     `config.num_threads` is set for the whole process; the KV cache is allocated later, by `allocate_kv_cache`.
     """
     cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+    kernels_dir = cache_dir / "kernels"
     device = resolve_device(config.device)
+    if config.quantize != "none" and device.type != "cpu":
+        raise ModelLoadError(f"quantize {config.quantize} is for a CPU, not for {device}; set quantize to none")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     checkpoint = open_checkpoint(prepare_model_dir(config.model_path, cache_dir))
@@ -104,10 +107,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
     context = AttentionContext(backend)
     shape = attach_attention(model, context, num_layers=model.config.num_hidden_layers)
     vocab_size = model.get_output_embeddings().weight.shape[0]
-    packer = choose_packer(dtype, cache_dir / "kernels") if device.type == "cpu" else None
-    fused = ""
+    fused, packer = "", None
     if device.type == "cpu":
-        fused = fuse_model(model, packer, dtype=dtype, kernels_dir=cache_dir / "kernels")
+        fused = fuse_model(model, dtype=dtype, kernels_dir=kernels_dir)
+        packer = int8_packer(dtype, kernels_dir) if config.quantize == "int8" else choose_packer(dtype, kernels_dir)
     if packer is not None:
         pack_linears(model, packer)
     return LoadedModel(

@@ -4,7 +4,8 @@ A packed layer gains twice: a row's result is the same to the bit in every batch
 reads it. On 2 AVX2 cores with 64 rows of SmolLM2-135M in float32 our own kernel reaches 95% of the multiply-adds that a
 core can do, oneDNN's packed product 70%; in bfloat16 oneDNN has the instructions for it.
 
-Every kind is tried before it is used. Where none works the model keeps torch's layers.
+Every kind is tried before it is used. Where none works the model keeps torch's layers. Layers in 8 bits are made only
+where they are asked for, and an engine that cannot make them does not start.
 """
 
 import logging
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from engine.errors import ModelLoadError
 from engine.kernels.build import KernelBuildError
 from engine.kernels.threads import one_thread
-from engine.model import native_linear, onednn_linear
+from engine.model import int8_linear, native_linear, onednn_linear
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +34,30 @@ class LinearPacker:
 
     build: str  # names its arithmetic: equal builds, equal bits
     pack: Callable[[Tensor, Tensor | None], nn.Module]  # weight [out_features, in_features], bias
+    tolerance: float  # of outputs of about 1
 
 
 def choose_packer(dtype: torch.dtype, kernels_dir: Path) -> LinearPacker | None:
     """The first kind that works here in `dtype`; kernels_dir: where compiled kernels are kept."""
     with one_thread():
         return next((packer for packer in _packers(dtype, kernels_dir) if _works(packer, dtype)), None)
+
+
+def int8_packer(dtype: torch.dtype, kernels_dir: Path) -> LinearPacker:
+    """Layers in 8 bits. Raises `ModelLoadError` where they cannot be computed."""
+    reason = f"{dtype} has no 8-bit layers; set dtype to float32 or bfloat16"
+    if dtype in int8_linear.DTYPES:
+        try:
+            kernels = int8_linear.Int8Kernels(kernels_dir)
+        except KernelBuildError as error:
+            reason = str(error)
+        else:
+            packer = LinearPacker(kernels.build, partial(int8_linear.Int8Linear, kernels=kernels), tolerance=0.1)
+            with one_thread():
+                if _works(packer, dtype):
+                    return packer
+            reason = f"{kernels.build} is wrong on this CPU"
+    raise ModelLoadError(f"quantize int8 does not work here: {reason}; or set quantize to none")
 
 
 def pack_linears(model: nn.Module, packer: LinearPacker) -> None:
@@ -63,11 +83,16 @@ def _packers(dtype: torch.dtype, kernels_dir: Path) -> Iterator[LinearPacker]:
     if dtype == torch.float32:
         try:
             build, matmul = native_linear.load_matmul(kernels_dir)
-            yield LinearPacker(build, partial(native_linear.NativeLinear, matmul=matmul))
+            yield LinearPacker(build, partial(native_linear.NativeLinear, matmul=matmul), _tolerance(dtype))
         except KernelBuildError as error:
             logger.warning("action=native_linear_unavailable reason=%r", str(error))
     if dtype in onednn_linear.DTYPES:
-        yield LinearPacker("oneDNN packed", onednn_linear.OneDnnLinear)
+        yield LinearPacker("oneDNN packed", onednn_linear.OneDnnLinear, _tolerance(dtype))
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """Some roundings of the dtype, at sums of about 1."""
+    return 64 * torch.finfo(dtype).eps
 
 
 def _works(packer: LinearPacker, dtype: torch.dtype) -> bool:
@@ -86,8 +111,7 @@ def _works(packer: LinearPacker, dtype: torch.dtype) -> bool:
             "action=packed_linear_unavailable kind=%s reason=%r", packer.build, str(error).partition("\n")[0]
         )
         return False
-    # Some roundings of the dtype, at sums of about 1.
-    is_close = torch.allclose(whole.double(), expected, rtol=0, atol=64 * torch.finfo(dtype).eps)
+    is_close = torch.allclose(whole.double(), expected, rtol=0, atol=packer.tolerance)
     if not (is_invariant and is_close):
         logger.warning(
             "action=packed_linear_rejected kind=%s dtype=%s invariant=%s close=%s",

@@ -1,6 +1,7 @@
 """A row of logits is the same to the bit, however its sequence was cut and whatever was computed beside it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,12 @@ from engine.model.registry import ARCHITECTURES
 from tests.fakes.packed_forward import BLOCK_SIZE, LENGTHS, prompts, run, steps_of
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
 
-DTYPES = ["float32", "bfloat16"]
+ARITHMETICS: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"dtype": "float32", "quantize": "int8"},
+    "int8 of bfloat16": {"dtype": "bfloat16", "quantize": "int8"},
+}
 
 # Not promised: in float32 the experts' grouped product goes through a library that chooses its order by the rows.
 FLOAT32_MIXTURES_OF_EXPERTS = {"gpt_oss", "mixtral", "qwen3_moe"}
@@ -22,20 +28,22 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return request.param, make_tiny_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_logits_do_not_depend_on_chunks_or_batch_mates(tiny: tuple[str, Path], dtype: str) -> None:
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_logits_do_not_depend_on_chunks_or_batch_mates(tiny: tuple[str, Path], arithmetic: str) -> None:
     architecture, folder = tiny
-    if dtype == "float32" and architecture in FLOAT32_MIXTURES_OF_EXPERTS:
+    if ARITHMETICS[arithmetic]["dtype"] == "float32" and architecture in FLOAT32_MIXTURES_OF_EXPERTS:
         pytest.skip("not promised for mixtures of experts in float32")
-    model = load_model(EngineConfig(model_path=str(folder), dtype=dtype, block_size=BLOCK_SIZE))
+    model = load_model(EngineConfig(model_path=str(folder), block_size=BLOCK_SIZE, **ARITHMETICS[arithmetic]))
     assert_invariant(model, VOCAB_SIZE)
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 16])
-def test_the_demo_models_logits_do_not_depend_on_chunks_batch_mates_or_threads(dtype: str, num_threads: int) -> None:
-    model = load_model(EngineConfig(model_path="smollm2-135m", dtype=dtype, block_size=BLOCK_SIZE))
+def test_the_demo_models_logits_do_not_depend_on_chunks_batch_mates_or_threads(
+    arithmetic: str, num_threads: int
+) -> None:
+    model = load_model(EngineConfig(model_path="smollm2-135m", block_size=BLOCK_SIZE, **ARITHMETICS[arithmetic]))
     torch.set_num_threads(1)
     expected = run(model, prompts(40_000), steps_of(1000))
     torch.set_num_threads(num_threads)

@@ -1,0 +1,227 @@
+/* out = x @ weight.T + bias with both sides in 8 bits: sums are exact integers, so a row's bits depend on nothing else.
+ *
+ * A column of the weight is code * scale, code within [-127, 127]. A row of x is quantised when it comes: with low and
+ * high the least and greatest of it and 0, it is (code - zero) * (high - low) / 255, code within [0, 255]. The product
+ * of both is an integer; it becomes a float once, is scaled, and the bias is added.
+ *
+ * Compiled without fused multiply-adds, so that every CPU rounds alike. A panel of the weight is
+ * [depth / DEPTH, 2, LANES, 4] codes, with missing columns and rows as zeros; depth is in_features, rounded up.
+ */
+#include "dot_int8.h"
+
+#if WIDTH == 16
+#define ROWS 12
+#define PANELS 2
+#elif WIDTH == 8
+#define ROWS 5 /* 10 of 16 registers; the dot product needs the others */
+#define PANELS 1
+#else
+#define ROWS 5
+#define PANELS 1
+#endif
+#define WEIGHT_BYTES 1
+#define QUANTISE_TASK 8       /* rows */
+#define LEAST_RANGE 1e-30f    /* a row with less between its ends is taken for zeros */
+#define ROUND 12582912.0f     /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+
+typedef struct {
+  const void *x;          /* [num_rows, in_features], rows x_stride apart */
+  const int8_t *weight;   /* [num_panels, depth, LANES] in the order above */
+  const float *scales;    /* [num_panels * LANES], of columns */
+  const int32_t *totals;  /* [num_panels * LANES], sums of columns' codes */
+  const float *bias;      /* [out_features], or NULL */
+  void *out;              /* [num_rows, out_features], contiguous */
+  uint8_t *codes;         /* [num_rows, depth], set within */
+  float *row_scales;      /* [num_rows], set within */
+  int32_t *zeros;         /* [num_rows], set within */
+  int64_t x_stride;
+  int32_t num_rows, in_features, out_features, is_bf16, num_threads;
+} product_args;
+
+typedef struct {
+  const void *weight; /* [out_features, in_features], contiguous */
+  int8_t *codes;      /* as `weight` above */
+  float *scales;
+  int32_t *totals;
+  int32_t in_features, out_features, is_bf16, num_threads;
+} pack_args;
+
+typedef uint8_t bytes __attribute__((vector_size(WIDTH)));
+
+INLINE int depth_of(int in_features) { return (in_features + DEPTH - 1) / DEPTH * DEPTH; }
+
+INLINE float get(const void *row, int64_t i, int is_bf16) {
+  return is_bf16 ? from_bf16(((const uint16_t *)row)[i]) : ((const float *)row)[i];
+}
+
+INLINE const void *at(const void *p, int64_t i, int is_bf16) { return (const char *)p + i * (is_bf16 ? 2 : 4); }
+
+/* Write what LANES exact sums stand for; taking off what the zero point brought is exact too. A function of its own, for
+ * the compiler's sake: a tile has up to 24 of them. */
+static __attribute__((noinline)) void finish(const product_args *a, int row, int column, const int_lanes *sum) {
+  int left = a->out_features - column, count = left < LANES ? left : LANES;
+  float values[LANES], row_scale = a->row_scales[row];
+  int32_t zero = a->zeros[row];
+  lanes scales = load_f32(a->scales + column), result;
+  EACH_VEC {
+    ints totals;
+    memcpy(&totals, a->totals + column + i * WIDTH, sizeof totals);
+    result.v[i] = __builtin_convertvector(sum->v[i] - totals * zero, vec) * (scales.v[i] * row_scale);
+  }
+  int64_t place = (int64_t)row * a->out_features + column;
+  if (count == LANES && a->bias) {
+    lanes bias = load_f32(a->bias + column);
+    EACH_VEC result.v[i] += bias.v[i];
+  }
+  if (count == LANES && !a->is_bf16) {
+    store((float *)a->out + place, result);
+    return;
+  }
+  store(values, result);
+  for (int c = 0; c < count; c++) {
+    float value = count < LANES && a->bias ? values[c] + a->bias[column + c] : values[c];
+    if (a->is_bf16)
+      ((uint16_t *)a->out)[place + c] = to_bf16(value);
+    else
+      ((float *)a->out)[place + c] = value;
+  }
+}
+
+/* num_rows rows times num_panels panels; both are constants where it is inlined. */
+INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels) {
+  int depth = depth_of(a->in_features);
+  int_lanes acc[ROWS][PANELS];
+  const uint8_t *codes = a->codes + (int64_t)row * depth;
+  const int8_t *weight = a->weight + (int64_t)panel * depth * LANES;
+#pragma GCC unroll 12
+  for (int r = 0; r < num_rows; r++)
+#pragma GCC unroll 2
+    for (int p = 0; p < num_panels; p++) acc[r][p] = (int_lanes){0};
+  for (int64_t k = 0; k < depth; k += DEPTH)
+#pragma GCC unroll 12
+    for (int r = 0; r < num_rows; r++)
+#pragma GCC unroll 2
+      for (int p = 0; p < num_panels; p++)
+        dot(&acc[r][p], codes + (int64_t)r * depth + k, weight + (int64_t)p * depth * LANES + k * LANES);
+#pragma GCC unroll 12
+  for (int r = 0; r < num_rows; r++)
+#pragma GCC unroll 2
+    for (int p = 0; p < num_panels; p++) {
+      int_lanes sum = acc[r][p]; /* a copy, so that the accumulators have no address and stay in registers */
+      finish(a, row + r, (panel + p) * LANES, &sum);
+    }
+}
+
+#include "panels.h"
+
+INLINE lanes load_part(const void *row, int i, int size, int is_bf16) {
+  float values[LANES] = {0};
+  if (i + LANES <= size) return load(at(row, i, is_bf16), 0, is_bf16);
+  for (int l = i; l < size; l++) values[l - i] = get(row, l, is_bf16);
+  return load_f32(values);
+}
+
+/* How far a row reaches below and above 0; returns 0 if one of its values is not finite. */
+INLINE int reach_of(const void *row, int size, int is_bf16, float *below, float *above) {
+  lanes lows = splat(0), highs = splat(0);
+  ints most[NUM_VECS] = {0}; /* absolute values by their bits: infinities and nans lie above all numbers */
+  for (int i = 0; i < size; i += LANES) {
+    lanes value = load_part(row, i, size, is_bf16);
+    EACH_VEC {
+      ints bits = (ints)value.v[i] & 0x7FFFFFFF, greater = bits > most[i];
+      most[i] = (bits & greater) | (most[i] & ~greater);
+      lows.v[i] = vec_max(lows.v[i], -value.v[i]);
+      highs.v[i] = vec_max(highs.v[i], value.v[i]);
+    }
+  }
+  *below = max_of_lanes(lows);
+  *above = max_of_lanes(highs);
+  EACH_VEC for (int l = 0; l < WIDTH; l++) if (most[i][l] >= 0x7F800000) return 0;
+  return 1;
+}
+
+INLINE void quantise_row(const product_args *a, int row, int is_bf16) {
+  int depth = depth_of(a->in_features);
+  const void *x = at(a->x, row * a->x_stride, is_bf16);
+  uint8_t *codes = a->codes + (int64_t)row * depth;
+  float below, above;
+  int is_finite = reach_of(x, a->in_features, is_bf16, &below, &above);
+  float range = above + below;
+  if (!is_finite || range < LEAST_RANGE) { /* no number at all, and then the product's row is none either; or zeros */
+    memset(codes, 0, depth);
+    a->zeros[row] = 0;
+    a->row_scales[row] = is_finite ? 0.0f : NAN;
+    return;
+  }
+  float inverse = 255.0f / range, zero = (below * inverse + ROUND) - ROUND;
+  a->zeros[row] = (int32_t)zero - CODE_OFFSET;
+  a->row_scales[row] = range / 255.0f;
+  for (int first = 0; first < depth; first += LANES) {
+    uint8_t values[LANES];
+    lanes value = load_part(x, first, a->in_features, is_bf16);
+    EACH_VEC {
+      vec code = (value.v[i] * inverse + ROUND) - ROUND + zero;
+      code = -vec_max(-vec_max(code, splat(0).v[0]), splat(-255).v[0]);
+      bytes part = __builtin_convertvector(__builtin_convertvector(code, ints) - CODE_OFFSET, bytes);
+      memcpy(values + i * WIDTH, &part, sizeof part);
+    }
+    memcpy(codes + first, values, depth - first < LANES ? DEPTH : LANES);
+  }
+}
+
+static void quantise_rows(const product_args *a, int task) {
+  int first = task * QUANTISE_TASK, last = at_most(first + QUANTISE_TASK, a->num_rows);
+  for (int row = first; row < last; row++) a->is_bf16 ? quantise_row(a, row, 1) : quantise_row(a, row, 0);
+}
+
+/* codes, row_scales and zeros: as many elements as they say, of whatever content. */
+void promptmill_matmul_int8(const product_args *a) {
+#pragma omp parallel num_threads(a->num_threads) if (has_work_for_threads(a))
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (int task = 0; task < (a->num_rows + QUANTISE_TASK - 1) / QUANTISE_TASK; task++) quantise_rows(a, task);
+    product(a);
+  }
+}
+
+/* The least scale with which a column's codes stay within 127, and each four that `dot` adds in 16 bits within
+ * MAX_FOUR: roundings add up to 2 to it. */
+static float scale_of_column(const void *column, int size, int is_bf16) {
+  float most = 0, most_of_four = 0;
+  for (int first = 0; first < size; first += DEPTH) {
+    float above[2] = {0}, below[2] = {0};
+    for (int k = 0; k < DEPTH && first + k < size; k++) {
+      float value = get(column, first + k, is_bf16);
+      float *sums = value > 0 ? above : below, absolute = value > 0 ? value : -value;
+      sums[FOUR_OF(k)] += absolute;
+      most = absolute > most ? absolute : most;
+    }
+    for (int i = 0; i < 2; i++) {
+      most_of_four = above[i] > most_of_four ? above[i] : most_of_four;
+      most_of_four = below[i] > most_of_four ? below[i] : most_of_four;
+    }
+  }
+  float scale = most / 127.0f, other = most_of_four / (MAX_FOUR - 2);
+  return scale > other ? scale : other;
+}
+
+static void pack_column(const pack_args *a, int column) {
+  int depth = depth_of(a->in_features);
+  const void *values = at(a->weight, (int64_t)column * a->in_features, a->is_bf16);
+  int8_t *codes = a->codes + (int64_t)(column / LANES) * depth * LANES + column % LANES * 4;
+  float scale = scale_of_column(values, a->in_features, a->is_bf16);
+  int32_t total = 0;
+  for (int k = 0; k < a->in_features; k++) {
+    int32_t code = scale > 0 ? (int32_t)((get(values, k, a->is_bf16) / scale + ROUND) - ROUND) : 0;
+    codes[(int64_t)(k / 4) * 4 * LANES + k % 4] = (int8_t)code;
+    total += code;
+  }
+  a->scales[column] = scale;
+  a->totals[column] = total;
+}
+
+/* codes, scales, totals: zeros when it is called. */
+void promptmill_pack_int8(const pack_args *a) {
+#pragma omp parallel for schedule(dynamic, LANES) num_threads(a->num_threads)
+  for (int column = 0; column < a->out_features; column++) pack_column(a, column);
+}

@@ -1,0 +1,63 @@
+/* The walk of a product of rows with a packed weight: tasks, blocks and tiles. Which of them computes a row changes no
+ * bit of it.
+ *
+ * The weight lies in panels of LANES columns, each read front to back. A task is a block of panels that stays in the L2
+ * cache while all rows of a block pass over it.
+ *
+ * Included by a kernel that has defined: ROWS and PANELS, the tile that its registers hold; WEIGHT_BYTES, the size of an
+ * element; `product_args` with num_rows, in_features, out_features and num_threads; and
+ * `tile(args, row, panel, num_rows, num_panels)`, whose counts are constants where it is inlined.
+ */
+#define BLOCK_BYTES (256 * 1024) /* of panels in one task: half of a common L2 */
+#define BLOCK_ROWS (20 * ROWS)
+#define MIN_WORK (1 << 17) /* multiply-adds below which a second thread costs more than it brings */
+
+INLINE int at_most(int a, int b) { return a < b ? a : b; }
+INLINE int at_least(int a, int b) { return a > b ? a : b; }
+
+#define CASE(count) \
+  case count:       \
+    tile(a, row, panel, count, num_panels); \
+    break;
+
+INLINE void rows_of_tile(const product_args *a, int row, int panel, int num_rows, int num_panels) {
+  switch (num_rows) {
+#if ROWS == 12
+    CASE(12) CASE(11) CASE(10) CASE(9) CASE(8) CASE(7)
+#endif
+#if ROWS >= 6
+    CASE(6)
+#endif
+    CASE(5) CASE(4) CASE(3) CASE(2) CASE(1)
+  }
+}
+
+static void block(const product_args *a, int first_row, int last_row, int first_panel, int last_panel) {
+  /* Tiles of even height: 8 rows are two of 4, because a low tile waits for its few chains of additions. */
+  int num_tiles = (last_row - first_row + ROWS - 1) / ROWS;
+  for (int row = first_row, num_rows; num_tiles > 0; row += num_rows, num_tiles--) {
+    int panel = first_panel;
+    num_rows = (last_row - row + num_tiles - 1) / num_tiles;
+    for (; panel + PANELS <= last_panel; panel += PANELS) rows_of_tile(a, row, panel, num_rows, PANELS);
+    for (; panel < last_panel; panel++) rows_of_tile(a, row, panel, num_rows, 1);
+  }
+}
+
+INLINE int has_work_for_threads(const product_args *a) {
+  return (int64_t)a->num_rows * a->in_features * a->out_features > MIN_WORK;
+}
+
+/* The whole product. Called by every thread of a parallel region. */
+static void product(const product_args *a) {
+  int num_panels = (a->out_features + LANES - 1) / LANES;
+  int fitting = BLOCK_BYTES / (a->in_features * LANES * WEIGHT_BYTES);
+  /* Several tasks a thread, taken one by one: a core that is busy with something else holds up one of them at most. */
+  int step = at_least(PANELS, at_most(fitting, num_panels / (4 * a->num_threads)) / PANELS * PANELS);
+  int num_steps = (num_panels + step - 1) / step, num_blocks = (a->num_rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+#pragma omp for schedule(dynamic, 1)
+  for (int task = 0; task < num_steps * num_blocks; task++) {
+    int first_row = task / num_steps * BLOCK_ROWS, first_panel = task % num_steps * step;
+    block(a, first_row, at_most(first_row + BLOCK_ROWS, a->num_rows), first_panel,
+          at_most(first_panel + step, num_panels));
+  }
+}
