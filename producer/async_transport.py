@@ -10,7 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
-from producer.channel_hub import ChannelHub, Mailbox
+from producer.channel_hub import ChannelHub, Mailbox, num_cancels
 from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObject, Receive, Send, Sleep, Subscribe, T
@@ -66,10 +66,13 @@ class AsyncTransport:
                 if isinstance(operation, Emit):
                     yield operation.value
                     continue
+                cancels = num_cancels()
                 try:
                     reply = await session.perform(operation)
                 except PromptmillError as error:
                     failure = error
+                if num_cancels() > cancels:  # swallowed on the way; one from before is the caller's, who cleans up
+                    raise asyncio.CancelledError
         finally:
             protocol.close()
             session.close()

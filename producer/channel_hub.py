@@ -147,7 +147,7 @@ class ChannelHub:
 
     async def _write(self, connection: Any) -> None:
         """What was asked for, in its order; neighbours of one kind share a command."""
-        while not _is_cancelled():
+        while not num_cancels():
             await self._has_outgoing.wait()
             self._has_outgoing.clear()
             outgoing, self._outgoing = self._outgoing, []
@@ -158,7 +158,7 @@ class ChannelHub:
                 del outgoing[:size]
 
     async def _read(self, connection: Any) -> None:
-        while not _is_cancelled():
+        while not num_cancels():
             message = await connection.read_response(timeout=SILENCE_SECONDS)
             if message is None:
                 await connection.send_command("PING", check_health=False)
@@ -196,7 +196,8 @@ class ChannelHub:
                 mailbox.lose(reason)
 
 
-def _is_cancelled() -> bool:
-    """redis-py sends under `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation."""
+def num_cancels() -> int:
+    """How often this task was told to end. redis-py sends under `asyncio.wait_for`, which before Python 3.12 may
+    swallow a cancellation: then nothing is raised, and this number alone says so."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return 0 if task is None else task.cancelling()

@@ -54,6 +54,7 @@ class LeaseKeeper:
         self._is_suspended = is_suspended
         self._on_verdict = on_verdict
         self._ticked_at = time.monotonic()
+        self._was_away = False  # Redis, since the last beat that it took
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
@@ -79,8 +80,9 @@ class LeaseKeeper:
             self._add_info(pipe)
             if claims:
                 flat = [part for claim in claims for part in (claim.queue, claim.job_id, claim.fence)]
-                self._scripts.beat(pipe, lease_seconds=self._lease_seconds, jobs=flat)
+                self._scripts.beat(pipe, lease_seconds=self._lease_seconds, jobs=flat, was_away=self._was_away)
             replies = pipe.execute()
+        self._was_away = False
         if replies[0] == 1:
             self._bridge.register_again()
         if claims:
@@ -106,6 +108,7 @@ class LeaseKeeper:
             try:
                 self.beat()
             except REDIS_AWAY as error:
+                self._was_away = True
                 _log.warning("action=beat_failed error=%s", error)
             except Exception:  # of any type: without beats every job would be lost
                 _log.exception("action=beat_failed")

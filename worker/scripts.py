@@ -24,6 +24,10 @@ CRASHES_FIELD = "promptmill_crashes"
 """Field of RQ's job hash, `IN_A_ROW:ALL`: attempts that ended because their worker died, in a row without a new token,
 and altogether. A job that starts over starts without them."""
 
+BLAMED_FIELD = "promptmill_blamed"
+"""Field of RQ's job hash: the attempts that `IN_A_ROW` counts, each with a space behind it. One whose worker turns out
+to live, and to have been cut off from Redis, is taken out again."""
+
 CLAIM_TTL_SECONDS = 60  # how long a claim can be replayed by its request id
 RECORD_TTL_SECONDS = 30 * 24 * 3600  # executions and wip: no stock clean-up may fail a job that can be resumed
 
@@ -82,12 +86,17 @@ class Scripts:
         """No claim of this worker will be asked for again."""
         client.delete(claim_key(worker))
 
-    def beat(self, client: redis.Redis | Pipeline, *, lease_seconds: float, jobs: Sequence[str]) -> Any:
+    def beat(
+        self, client: redis.Redis | Pipeline, *, lease_seconds: float, jobs: Sequence[str], was_away: bool = False
+    ) -> Any:
         """Renew leases. `jobs` is flat: queue, job id, fence, and so on.
 
         Returns one entry a job: `lost` if the fence is another's, else RQ's status of the job, empty if it is gone.
+        `was_away`: since the last beat Redis was, for this worker at least. Then jobs that it lost do not count as
+        crashed with it, whatever a sweeper took it for.
         """
-        return self._beat(args=[lease_seconds, rq_time(time.time()), *jobs], client=client)
+        arguments: list[str | float] = [lease_seconds, rq_time(time.time()), "1" if was_away else "0"]
+        return self._beat(args=[*arguments, *jobs], client=client)
 
     def hand_over(self, client: redis.Redis | Pipeline, *, jobs: Sequence[str], resumable: bool) -> Any:
         """Put running jobs back to the front of their queues, under their fences. `jobs` as in `beat`, oldest claim
@@ -159,5 +168,6 @@ def _names(rq_prefix: str) -> str:
         "STREAM_END": stream_end,
         "RESUME_FIELD": RESUME_FIELD,
         "CRASHES_FIELD": CRASHES_FIELD,
+        "BLAMED_FIELD": BLAMED_FIELD,
     }
     return "".join(f"local {name} = '{value}'\n" for name, value in names.items())

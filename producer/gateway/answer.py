@@ -14,8 +14,7 @@ from producer.contract import ErrorCode, ErrorInfo, Result
 from producer.errors import PromptmillError
 from producer.gateway.acceptance import AcceptedRequest
 from producer.gateway.context import GatewayContext
-from producer.gateway.errors import ApiError, from_client_error, from_info
-from producer.gateway.request_context import CLIENT_CLOSED_REQUEST
+from producer.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, from_client_error, from_info
 from producer.job import AsyncJob
 from producer.openai_response import add_usage, joint_response_body
 
@@ -65,12 +64,18 @@ async def _wait(context: GatewayContext, accepted: AcceptedRequest, receive: Rec
         message = f"no complete answer within {timeout:g} s; {fate}"
         raise ApiError(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.TIMEOUT, message, should_retry=False)
     finally:
-        for task in (results, gone, drained):
-            task.cancel()
+        await end_tasks(results, gone, drained)
 
 
 async def _gather(jobs: Sequence[AsyncJob]) -> list[Result]:
     return await asyncio.gather(*(job.result() for job in jobs))
+
+
+async def end_tasks(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancelled, all of them at once, and waited for: what they hold open is closed, and no outcome is left unseen."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def wait_until_gone(receive: Receive) -> None:

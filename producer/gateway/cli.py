@@ -1,6 +1,7 @@
 """`promptmill gateway` and `promptmill keys`. What needs the web framework is imported when a command runs."""
 
 import json
+import ssl
 from contextlib import closing
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ def gateway(**flags: Any) -> None:
     settings = load_settings(GatewaySettings, flags)
     configure_logging(settings.log_level, settings.log_format)
     _check_exposure(settings)
+    _check_tls(settings)
     from producer.gateway.server import run_gateway
 
     run_gateway(settings)
@@ -96,3 +98,17 @@ def _check_exposure(settings: GatewaySettings) -> None:
                 f"--http-host {settings.http_host}: others could use it without a key; make one with "
                 "`promptmill keys add NAME`, listen on 127.0.0.1, or pass --allow-anonymous"
             )
+
+
+def _check_tls(settings: GatewaySettings) -> None:
+    """Raises SettingsError for files that cannot be served with."""
+    certificate, key = settings.tls_certfile, settings.tls_keyfile
+    if certificate is None:
+        if key is not None:
+            raise SettingsError("--tls-keyfile is of no use alone; give --tls-certfile, too")
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except OSError as error:  # of files, and of what is in them
+        named = f"--tls-certfile {certificate}" + (f", --tls-keyfile {key}" if key else "")
+        raise SettingsError(f"{named}: {error}; give a certificate and its own key, PEM and not encrypted") from error

@@ -12,8 +12,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from producer.contract import ErrorCode, ErrorInfo
 from producer.errors import (
@@ -26,6 +27,8 @@ from producer.errors import (
     ResultStoreError,
     ResultTimeoutError,
 )
+
+CLIENT_CLOSED_REQUEST = 499  # what is logged where the client went away before an answer
 
 _log = logging.getLogger(__name__)
 
@@ -121,6 +124,10 @@ def install_handlers(app: FastAPI) -> None:
         status = HTTPStatus(error.status_code)
         message = f"{request.method} {request.url.path}: {status.phrase.lower()}"
         return to_response(ApiError(status, status.name.lower(), message, headers=error.headers))
+
+    @app.exception_handler(ClientDisconnect)
+    async def client_is_gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)  # in the middle of its body: nobody reads this
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

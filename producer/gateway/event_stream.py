@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from producer.contract import ErrorCode, Usage
 from producer.errors import PromptmillError
-from producer.gateway.answer import cancel_jobs, wait_until_gone
+from producer.gateway.answer import cancel_jobs, end_tasks, wait_until_gone
 from producer.gateway.chunk_bodies import DONE, KEEP_ALIVE, error_event
 from producer.gateway.drain import Drain
 from producer.gateway.errors import ApiError, from_client_error, to_response, unexpected_error
@@ -73,11 +73,10 @@ class EventStream(Response):
             elif gone.done():
                 await cancel_jobs(self._cancels)
             else:
-                await _end(writer)
+                await end_tasks(writer)
                 await self._fail(await self._end_early(has_drained=drained.done()))
         finally:
-            for task in (writer, gone, drained):
-                await _end(task)
+            await end_tasks(writer, gone, drained)
 
     async def _write(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -142,9 +141,3 @@ def _as_api_error(error: BaseException) -> ApiError:
         return from_client_error(error)
     _log.error("action=stream_failed error=%s", type(error).__name__)
     return unexpected_error()
-
-
-async def _end(task: "asyncio.Task[Any]") -> None:
-    """Cancelled, and waited for: what it holds open is closed."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -14,11 +14,10 @@ from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from producer.gateway.errors import ApiError, to_response, unexpected_error
+from producer.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, to_response, unexpected_error
 
 REQUEST_ID_HEADER = b"x-request-id"
 _CLIENTS_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
-CLIENT_CLOSED_REQUEST = 499  # what is logged where the client went away before an answer
 
 # method, route, status, seconds
 Observe = Callable[[str, str, int, float], None]

@@ -4,6 +4,7 @@ import contextlib
 import random
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Self
 
 
@@ -22,6 +23,7 @@ class CuttingProxy:
         self.port = self._listener.getsockname()[1]
         self.probability = 0.0
         self.num_cuts = 0
+        self._is_partitioned = False
         self._open: list[socket.socket] = []
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -46,12 +48,25 @@ class CuttingProxy:
                 with contextlib.suppress(OSError):
                     client.shutdown(socket.SHUT_RDWR)
 
+    @contextlib.contextmanager
+    def partition(self) -> Iterator[None]:
+        """Nobody gets through, in either direction."""
+        self._is_partitioned = True
+        self.cut_all()
+        try:
+            yield
+        finally:
+            self._is_partitioned = False
+
     def _accept(self) -> None:
         while True:
             try:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self._is_partitioned:
+                client.close()
+                continue
             try:
                 server = socket.create_connection(("127.0.0.1", self._upstream_port))
             except OSError:  # Redis is away: so are we

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 
 import pytest
 import redis
@@ -135,3 +136,42 @@ async def test_waiting_can_be_cancelled_by_the_event_loop(client: AsyncClient, w
             await job.result()
     with worker.serving(echo):
         assert (await job.result(timeout=30)).text == "a "
+
+
+async def test_a_cancellation_that_a_connection_swallows_still_ends_the_call(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`asyncio.wait_for`, under which redis-py sends, does so before Python 3.12 if the reply has just arrived."""
+    is_sending = asyncio.Event()
+
+    async def swallow(*arguments: object) -> list[object]:
+        is_sending.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return [None] * 10
+
+    job = await client.submit("one")
+    monkeypatch.setattr("producer.async_transport._AsyncSession._send", swallow)
+    task = asyncio.create_task(job.result(timeout=30))
+    await is_sending.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_who_is_cancelled_can_still_cancel_the_job(client: AsyncClient, worker: FakeWorker) -> None:
+    job = await client.submit("one")
+
+    async def wait() -> None:
+        try:
+            await job.result(timeout=30)
+        except asyncio.CancelledError:
+            await job.cancel()
+            raise
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await job.status() is JobStatus.CANCELLED

@@ -1,7 +1,18 @@
 -- Renew leases, and learn what became of the jobs: see Scripts.beat.
-local lease_seconds, beat_at = tonumber(ARGV[1]), ARGV[2]
+local lease_seconds, beat_at, was_away = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
+
+-- A lease ended while its worker could not reach us, and a sweeper took that for a crash. It was none: the attempt no
+-- longer counts among those in a row. It stays among all there were, which bounds how often a job is tried.
+local function forgive(id, fence)
+  local attempt = string.match(fence, '^(%d+):')
+  local blamed, num = string.gsub(redis.call('HGET', job_key(id), BLAMED_FIELD) or '', '%f[%d]' .. attempt .. ' ', '')
+  if num == 0 then return end
+  local in_a_row, all = string.match(redis.call('HGET', job_key(id), CRASHES_FIELD), '^(%d+):(%d+)$')
+  redis.call('HSET', job_key(id), CRASHES_FIELD, (tonumber(in_a_row) - 1) .. ':' .. all, BLAMED_FIELD, blamed)
+end
+
 local verdicts = {}
-for i = 3, #ARGV, 3 do
+for i = 4, #ARGV, 3 do
   local queue, id, fence = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local verdict = 'lost'
   if redis.call('GET', fence_key(id)) == fence then
@@ -10,6 +21,8 @@ for i = 3, #ARGV, 3 do
     if redis.call('EXISTS', record) == 1 then redis.call('HSET', record, 'last_heartbeat', seconds(now)) end
     verdict = redis.call('HGET', job_key(id), 'status') or ''
     if verdict ~= '' then redis.call('HSET', job_key(id), 'last_heartbeat', beat_at) end
+  elseif was_away then
+    forgive(id, fence)
   end
   verdicts[#verdicts + 1] = verdict
 end

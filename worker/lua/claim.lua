@@ -51,7 +51,7 @@ local function start(id, queue, execution, order)
   local fields = redis.call('HMGET', job_key(id), RESUME_FIELD, 'enqueued_at')
   local resumable = fields[1] and fields[1] == (fields[2] or '')
   redis.call('HDEL', job_key(id), RESUME_FIELD)
-  if not resumable then redis.call('HDEL', job_key(id), CRASHES_FIELD) end
+  if not resumable then redis.call('HDEL', job_key(id), CRASHES_FIELD, BLAMED_FIELD) end
   redis.call('HSET', job_key(id), 'status', 'started', 'started_at', started_at, 'last_heartbeat', started_at,
     'worker_name', worker)
   redis.call('PERSIST', job_key(id))

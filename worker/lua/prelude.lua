@@ -1,5 +1,5 @@
 -- What the scripts share. `Scripts` puts the prefixes of the key names in front of it:
--- RQ, LEASES, LEASED, TURNS, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD, CRASHES_FIELD.
+-- RQ, LEASES, LEASED, TURNS, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD, CRASHES_FIELD, BLAMED_FIELD.
 local suspended_key = RQ .. ':suspended'
 local function job_key(id) return RQ .. ':job:' .. id end
 local function queue_key(queue) return RQ .. ':queue:' .. queue end
@@ -72,9 +72,16 @@ local function note_end_of_attempt(id, fence, has_crashed)
   if tostring(last_attempt) ~= string.match(fence or '', '^(%d+):') then return end
   local in_a_row, all = string.match(redis.call('HGET', job_key(id), CRASHES_FIELD) or '', '^(%d+):(%d+)$')
   in_a_row, all = tonumber(in_a_row or 0), tonumber(all or 0)
-  if field == 'd' then in_a_row = 0 end
+  if field == 'd' then
+    in_a_row = 0
+    redis.call('HDEL', job_key(id), BLAMED_FIELD)
+  end
   if has_crashed then
-    if field ~= 'd' then in_a_row = in_a_row + 1 end
+    if field ~= 'd' then
+      in_a_row = in_a_row + 1
+      local blamed = redis.call('HGET', job_key(id), BLAMED_FIELD) or ''
+      redis.call('HSET', job_key(id), BLAMED_FIELD, blamed .. last_attempt .. ' ')
+    end
     all = all + 1
   end
   if all > 0 then redis.call('HSET', job_key(id), CRASHES_FIELD, in_a_row .. ':' .. all) end

@@ -143,7 +143,8 @@ class FileRecords:
     async def delete(self, file_id: str) -> Literal["deleted", "absent", "held"]:
         """The record, at once; its parts are due from now on."""
         [_, outcome] = await self._redis.run(send(_DELETE.load, _DELETE.call([], [file_id])))
-        return outcome.decode()
+        what_became: Literal["deleted", "absent", "held"] = outcome.decode()
+        return what_became
 
     async def hold(self, file_id: str, holder: str) -> bool:
         """Keep a file, whoever deletes it and whenever it expires, until `release`. False: there is none."""
