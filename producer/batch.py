@@ -11,6 +11,7 @@ from pathlib import Path
 from producer.batch_files import BatchInput, BatchOutput
 from producer.batch_protocol import BatchOptions, BatchProtocol
 from producer.enqueue import Destination
+from producer.errors import BatchFileError
 from producer.settings import ProducerSettings
 from producer.transport import Transport
 from producer.workers import ModelDirectory
@@ -32,41 +33,70 @@ class BatchProgress:
 
 
 class BatchRun:
-    """One input file, one output file. Raises BatchFileError for a file that cannot be used."""
+    """One input, one output. Raises BatchFileError for a file that cannot be used.
+
+    `num_refused`: lines that nobody could be asked with, and that the input does not have.
+    """
 
     def __init__(
         self,
+        settings: ProducerSettings,
+        source: BatchInput,
+        target: BatchOutput,
+        options: BatchOptions,
+        on_progress: Callable[[BatchProgress], None],
+        *,
+        num_refused: int = 0,
+    ) -> None:
+        self._settings = settings
+        self._options = options
+        self._on_progress = on_progress
+        self._input = source
+        self._output = target
+        self._num_refused = num_refused
+
+    @classmethod
+    def of_files(
+        cls,
         settings: ProducerSettings,
         source: Path,
         target: Path,
         options: BatchOptions,
         on_progress: Callable[[BatchProgress], None],
-    ) -> None:
-        self._settings = settings
-        self._options = options
-        self._on_progress = on_progress
-        self._input = BatchInput(source)
-        self._output = BatchOutput(target, source)
+    ) -> "BatchRun":
+        """Of a file of batch lines, into a file of their answers."""
+        if target.exists() and target.samefile(source):
+            raise BatchFileError(f"output {target} is the input as well; name another file")
+        return cls(settings, BatchInput(source), BatchOutput(target), options, on_progress)
 
-    def run(self) -> BatchProgress:
+    def run(self, at_end: Callable[[], None] = lambda: None) -> BatchProgress:
         """Answer every line that has no answer yet; one answer is on disk before the next is asked for.
 
-        A KeyboardInterrupt, or an error, leaves the output whole and the enqueued jobs running.
+        A KeyboardInterrupt, or an error, leaves the output whole and the enqueued jobs running. `at_end` is called once
+        every line is answered, while nobody else may write the output.
         """
-        done = self._output.mend()
-        with closing(self._input):
+        with self._output.locked(), closing(self._input):
             self._input.scan()
-            progress = BatchProgress(self._input.num_lines, done.num_lines, done.num_failed)
+            done = self._output.mend(self._batch_id)
+            refused = self._num_refused
+            progress = BatchProgress(
+                self._input.num_lines + refused, done.num_lines + refused, done.num_failed + refused
+            )
             self._on_progress(progress)
             destination = Destination.choose(self._settings.queue, None, self._options.priority_class)
             protocol = BatchProtocol(
                 self._input.lines_without(done),
                 partial(destination.find, ModelDirectory()),
-                batch_id=f"{self._input.digest}:{self._options.run_id}",
+                batch_id=self._batch_id,
                 options=self._options,
             )
             self._answer(protocol, progress)
+            at_end()
         return progress
+
+    @property
+    def _batch_id(self) -> str:
+        return f"{self._input.digest}:{self._options.run_id}"
 
     def _answer(self, protocol: BatchProtocol, progress: BatchProgress) -> None:
         transport = Transport(self._settings.redis_url, self._settings.s3_endpoint_url)

@@ -5,13 +5,14 @@ A line of output is an answer to its `custom_id`, unless its error names an inpu
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from producer.batch_lines import BadLineError, BatchLine, encode_line
 from producer.errors import BatchFileError
+from producer.file_lock import FileLockedError, locked
 from producer.line_index import IndexedLines, LineIndex
 
 
@@ -35,9 +36,10 @@ class Answered:
 class BatchInput:
     """A JSONL file of requests. `scan()` comes first; empty lines count for nothing."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: BinaryIO | None = None) -> None:
+        """`file`: the lines, already open, where `path` is what they were made of."""
         self._path = path
-        self._file: BinaryIO | None = None
+        self._file = file
         self._index: LineIndex | None = None
 
     @property
@@ -51,7 +53,8 @@ class BatchInput:
     def scan(self) -> None:
         """Read the file once. It stays open until `close()`."""
         try:
-            self._file = self._path.open("rb")
+            self._file = self._file or self._path.open("rb")
+            self._file.seek(0)
             self._index = LineIndex(self._file)
             self._index.scan()
         except OSError as error:
@@ -74,22 +77,37 @@ class BatchInput:
 
 
 class BatchOutput:
-    """A JSONL file of answers, appended to."""
+    """A JSONL file of answers, appended to. A journal's first line says whose answers they are."""
 
-    def __init__(self, path: Path, source: Path) -> None:
+    def __init__(self, path: Path, *, is_journal: bool = False) -> None:
         self._path = path
-        self._source = source
+        self._is_journal = is_journal
 
-    def mend(self) -> Answered:
-        """What was answered before. A last line that was torn off is removed: its request is answered again."""
-        if self._path.exists() and self._path.samefile(self._source):
-            raise BatchFileError(f"output {self._path} is the input as well; name another file")
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else writes it meanwhile. Raises BatchFileError if somebody does."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._path))
+            except FileLockedError as error:
+                rule = f"another `promptmill run` writes {self._path}; wait for its end, or name another file"
+                raise BatchFileError(rule) from error
+            except OSError as error:
+                raise BatchFileError(f"output {self._path} cannot be written: {error.strerror or error}") from error
+            yield
+
+    def mend(self, digest: str) -> Answered:
+        """What was answered before. A last line that was torn off is removed: its request is answered again.
+
+        `digest`: of what is asked; a journal of anything else is refused.
+        """
         answered = Answered()
         try:
-            self._path.touch()
             with self._path.open("r+b") as file:
-                whole_bytes = 0
-                for number, raw in enumerate(file, start=1):
+                if self._is_journal:
+                    self._check_owner(file, digest)
+                whole_bytes = file.tell()
+                for number, raw in enumerate(file, start=1 + self._is_journal):
                     if not raw.endswith(b"\n"):
                         file.truncate(whole_bytes)
                         break
@@ -110,6 +128,21 @@ class BatchOutput:
                 file.flush()
 
             yield write
+
+    def _check_owner(self, file: BinaryIO, digest: str) -> None:
+        """Read the first line, or write it. Raises BatchFileError for the journal of another run."""
+        owner = encode_line({"custom_id": None, "digest": digest})
+        first = file.readline()
+        if not first.endswith(b"\n"):  # nothing, or what a process that died had of it
+            file.seek(0)
+            file.truncate()
+            file.write(owner)
+            file.flush()
+        elif first != owner:
+            raise BatchFileError(
+                f"{self._path} holds the answers to another input, or to other options; go on with those, or remove it "
+                "to begin anew"
+            )
 
     def _count(self, raw: bytes, number: int, answered: Answered) -> None:
         try:

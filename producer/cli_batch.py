@@ -1,4 +1,4 @@
-"""`promptmill run`: a file of batch lines, with a progress bar on stderr."""
+"""`promptmill run`: a file of batch lines, or a table, with a progress bar on stderr."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,12 +10,19 @@ import click
 
 from producer.batch import BatchProgress, BatchRun
 from producer.batch_protocol import MAX_IN_FLIGHT, BatchOptions
+from producer.cli_prompt import prompt_options, sampling_fields
 from producer.settings import ProducerSettings, load_settings, settings_options
+from producer.table_run import TableOptions, TableRun
+from producer.tables.select import is_table
 
 
 @click.command()
-@click.argument("source", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("target", metavar="OUT.jsonl", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("source", metavar="IN", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--prompt", metavar="TEXT", help="A table's prompt, with columns in braces: 'Summarise: {text}'.")
+@prompt_options
+@click.option("--null", "null_text", metavar="TEXT", help="What a null cell reads as; default: its row fails.")
+@click.option("--prefix", default="", metavar="TEXT", help="Goes before the names of a table's new columns.")
 @click.option(
     "--max-in-flight",
     type=click.IntRange(min=1),
@@ -29,18 +36,24 @@ from producer.settings import ProducerSettings, load_settings, settings_options
     "--run-id", default="", metavar="TEXT", help="Another run of the same file: give it a name to have it run anew."
 )
 @settings_options(ProducerSettings)
-def run(source: Path, target: Path, max_in_flight: int, run_id: str, **flags: Any) -> None:
-    """Answer every line of IN.jsonl (OpenAI Batch requests) with a line of OUT.jsonl, in the order they end.
+def run(source: Path, target: Path, **flags: Any) -> None:
+    """Answer every line, or row, of IN once, in OUT.
 
-    Lines that OUT.jsonl answers already are passed over. Ctrl-C leaves OUT.jsonl whole and the jobs in flight where
-    they are: the same command collects their results within 24 hours, and goes on. Exit code 1 if any line failed.
+    Two .jsonl files: requests of OpenAI's Batch API, each answered with a line, in the order they end. With --prompt,
+    IN is a .csv, .tsv or .parquet file, and OUT (or a .jsonl file) has its rows in their order, with the new columns
+    response, finish_reason, error, prompt_tokens and completion_tokens; {{ and }} are braces.
+
+    What is answered already is passed over. Ctrl-C leaves the jobs in flight where they are: the same command collects
+    their results within 24 hours, and goes on. A table's answers lie in OUT.journal until all are there. Exit code 1 if
+    any failed.
     """
-    options = BatchOptions(max_in_flight, run_id, flags.pop("model"), flags.pop("priority_class"))
-    settings = load_settings(ProducerSettings, flags)
+    options = BatchOptions(
+        flags.pop("max_in_flight"), flags.pop("run_id"), flags.pop("model"), flags.pop("priority_class")
+    )
+    settings = load_settings(ProducerSettings, {name: flags[name] for name in ProducerSettings.model_fields})
     with _progress_bar() as show:
-        batch = BatchRun(settings, source, target, options, on_progress=show)
         try:
-            progress = batch.run()
+            progress = _run(settings, source, target, options, flags, show)
         except KeyboardInterrupt:
             click.echo("the jobs in flight go on: run the same command again to collect them", err=True)
             raise
@@ -51,6 +64,37 @@ def run(source: Path, target: Path, max_in_flight: int, run_id: str, **flags: An
     )
     if progress.num_failed:
         sys.exit(1)
+
+
+def _run(
+    settings: ProducerSettings,
+    source: Path,
+    target: Path,
+    options: BatchOptions,
+    flags: dict[str, Any],
+    show: Callable[[BatchProgress], None],
+) -> BatchProgress:
+    """Raises click.UsageError for flags that do not go with the files."""
+    fields = sampling_fields(flags)
+    if flags["prompt"] is not None:
+        table = TableOptions(
+            prompt=flags["prompt"],
+            system=flags["system"],
+            is_raw=flags["raw"],
+            null_text=flags["null_text"],
+            prefix=flags["prefix"],
+            fields=fields,
+        )
+        return TableRun(settings, source, target, table, options, show).run()
+    if is_table(source):
+        raise click.UsageError(f"{source} is a table: say what to ask, with --prompt 'Summarise: {{text}}'")
+    if is_table(target):
+        raise click.UsageError(f"{target}: the answers to batch lines are a .jsonl file")
+    given = [*fields, *(name for name in ("raw", "system", "null_text", "prefix") if flags[name])]
+    if given:
+        flag = "--" + given[0].removesuffix("_text").replace("_", "-")
+        raise click.UsageError(f"{flag} goes with --prompt and a table; batch lines say it themselves")
+    return BatchRun.of_files(settings, source, target, options, show).run()
 
 
 @contextmanager

@@ -9,28 +9,12 @@ from typing import Any
 
 import click
 
+from producer.cli_prompt import prompt_options, sampling_fields
 from producer.client import Client
 from producer.contract import Chunk, Result
 from producer.errors import JobFailedError, JobNotFoundError
 from producer.job import Job
 from producer.settings import ProducerSettings, load_settings, settings_options
-
-REQUEST_FIELDS = (
-    "model",
-    "max_tokens",
-    "min_tokens",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "n",
-    "ignore_eos",
-    "tenant",
-)
 
 
 def open_client(flags: dict[str, Any]) -> Client:
@@ -45,25 +29,12 @@ def open_client(flags: dict[str, Any]) -> Client:
 @click.option("--stream", "is_streamed", is_flag=True, help="Print the text as it is generated.")
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON; with --stream, each chunk before it.")
 @click.option("--detach", is_flag=True, help="Print the job's id and do not wait.")
-@click.option("--raw", is_flag=True, help="Give PROMPT to the model as it is, without its chat template.")
-@click.option("--system", metavar="TEXT", help="A system message before PROMPT.")
 @click.option("--model", metavar="NAME", help="Only a worker that serves this model takes the job.")
-@click.option("--max-tokens", type=int, metavar="N", help="At most so many tokens; default: until the model stops.")
-@click.option("--temperature", type=float, metavar="T", help="0 (greedy) to 2; default: 1.")
-@click.option("--top-p", type=float, metavar="P", help="Only the likeliest tokens that make up P.")
-@click.option("--top-k", type=int, metavar="K", help="Only the K likeliest tokens.")
-@click.option("--min-p", type=float, metavar="P", help="Only tokens at least P times as likely as the likeliest.")
-@click.option("--min-tokens", type=int, metavar="N", help="No end before so many tokens.")
-@click.option("--presence-penalty", type=float, metavar="P", help="-2 to 2: against tokens that the answer has.")
-@click.option("--frequency-penalty", type=float, metavar="P", help="-2 to 2: the same for each time it has them.")
-@click.option("--repetition-penalty", type=float, metavar="P", help="Above 1: against tokens of prompt and answer.")
+@prompt_options
 @click.option(
     "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and the N likeliest tokens."
 )
-@click.option("--seed", type=int, metavar="N", help="Makes a sampled answer repeatable.")
 @click.option("--n", type=int, metavar="N", help="So many independent answers.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
-@click.option("--ignore-eos", is_flag=True, default=None, help="Go on behind the model's own end.")
 @click.option("--priority-class", type=click.Choice(["high", "low"]), help="Before, or after, the queue's other jobs.")
 @click.option("--tenant", metavar="NAME", help="Whose job it is: tenants take turns.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="How long to wait; the job goes on.")
@@ -93,14 +64,11 @@ def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout:
 
 
 def _request(prompt: str, flags: dict[str, Any]) -> dict[str, Any]:
-    fields = {name: flags[name] for name in REQUEST_FIELDS if flags[name] is not None}
-    if flags["stop"]:
-        fields["stop"] = list(flags["stop"])
+    fields = {name: flags[name] for name in ("model", "n", "tenant") if flags[name] is not None}
+    fields |= sampling_fields(flags)
     if flags["logprobs"] is not None:
         fields |= {"logprobs": True, "top_logprobs": flags["logprobs"]}
     if flags["raw"]:
-        if flags["system"] is not None:
-            raise click.UsageError("--system is part of a chat; leave out --raw")
         return {"prompt": prompt, **fields}
     system = [] if flags["system"] is None else [{"role": "system", "content": flags["system"]}]
     return {"messages": [*system, {"role": "user", "content": prompt}], **fields}

@@ -43,7 +43,7 @@ def run(redis_url: str, files: tuple[Path, Path], **options: Any) -> BatchProgre
 
 def batch(redis_url: str, files: tuple[Path, Path], **options: Any) -> BatchRun:
     on_progress = options.pop("on_progress", lambda progress: None)
-    return BatchRun(ProducerSettings(redis_url=redis_url), *files, BatchOptions(**options), on_progress)
+    return BatchRun.of_files(ProducerSettings(redis_url=redis_url), *files, BatchOptions(**options), on_progress)
 
 
 def answers(target: Path) -> list[Any]:

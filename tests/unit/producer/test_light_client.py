@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import producer
 from producer import cli
 
-HEAVY = ("torch", "transformers", "tokenizers", "numpy", "boto3", "botocore", "engine", "worker", "rich")
+HEAVY = ("torch", "transformers", "tokenizers", "numpy", "boto3", "botocore", "engine", "worker", "rich", "pyarrow")
 
 
 @pytest.mark.parametrize("module", ["producer", "producer.cli"])

@@ -1,0 +1,222 @@
+"""`TableRun` answers each row of a table, through the same code that answers a file of batch lines.
+
+The rows become batch lines in a nameless file, which ends with the process; its digest says what is asked. Answers go
+to a journal beside the output, line by line, so that a run which was broken off goes on. Once every row has one, the
+output is written beside its place and renamed into it, in the input's order, and the journal is removed.
+"""
+
+import itertools
+import json
+import os
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from producer.batch import BatchProgress, BatchRun
+from producer.batch_files import BatchInput, BatchOutput
+from producer.batch_lines import encode_line
+from producer.batch_protocol import BatchOptions
+from producer.errors import BatchFileError, InvalidJobError
+from producer.openai_request import CHAT_URL, COMPLETIONS_URL, request_from_body
+from producer.prompt_template import PromptTemplate, UnusableRowError
+from producer.settings import ProducerSettings
+from producer.tables.base import ANSWER_COLUMNS, Row, RowAnswer, TableReader
+from producer.tables.select import open_table, select_writer
+
+JOURNAL_SUFFIX = ".journal"
+_ROW_ID = "row-"  # + the row's number: the custom_id of its line
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """`fields`: sampling parameters of each request. `is_raw`: without the chat template. `prefix`: of new columns."""
+
+    prompt: str
+    system: str | None = None
+    is_raw: bool = False
+    null_text: str | None = None
+    prefix: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RowLines:
+    """Rows to batch lines. Raises InvalidJobError for templates and parameters that no row could be asked with."""
+
+    def __init__(self, reader: TableReader, options: TableOptions) -> None:
+        self._reader = reader
+        self._options = options
+        columns, null_text = reader.columns, options.null_text
+        self._prompt = PromptTemplate(options.prompt, columns, flag="--prompt", null_text=null_text)
+        system = options.system or ""
+        self._system = PromptTemplate(system, columns, flag="--system", null_text=null_text)
+        self._url = COMPLETIONS_URL if options.is_raw else CHAT_URL
+        self._columns = tuple(dict.fromkeys((*self._prompt.columns, *self._system.columns)))
+        request_from_body(self._url, self._body("a prompt", "a system message"))
+
+    def write(self, file: BinaryIO) -> int:
+        """A line for each row that gives a prompt. The number of those that give none."""
+        num_unusable = 0
+        for row in self._reader.rows(self._columns):
+            try:
+                file.write(encode_line(self._line(row)))
+            except UnusableRowError:
+                num_unusable += 1
+        return num_unusable
+
+    def problems(self) -> Iterator[str | None]:
+        """For each row: why it gives no prompt."""
+        for row in self._reader.rows(self._columns):
+            try:
+                self._line(row)
+                yield None
+            except UnusableRowError as error:
+                yield str(error)
+
+    def _line(self, row: Row) -> dict[str, Any]:
+        if row.problem is not None:
+            raise UnusableRowError(row.problem)
+        prompt = self._prompt.render(row.cells)
+        if not prompt:
+            raise UnusableRowError("empty_prompt: the row gives an empty prompt")
+        body = self._body(prompt, self._system.render(row.cells))
+        return {"custom_id": f"{_ROW_ID}{row.number}", "method": "POST", "url": self._url, "body": body}
+
+    def _body(self, prompt: str, system: str) -> dict[str, Any]:
+        if self._options.is_raw:
+            return {"prompt": prompt, **self._options.fields}
+        messages = [{"role": "user", "content": prompt}]
+        if self._options.system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        return {"messages": messages, **self._options.fields}
+
+
+class TableRun:
+    """One table in, one table out. Raises BatchFileError and InvalidJobError before anything is enqueued."""
+
+    def __init__(
+        self,
+        settings: ProducerSettings,
+        source: Path,
+        target: Path,
+        table_options: TableOptions,
+        options: BatchOptions,
+        on_progress: Callable[[BatchProgress], None],
+    ) -> None:
+        self._settings = settings
+        self._source, self._target = source, target
+        self._options = options
+        self._on_progress = on_progress
+        self._prefix = table_options.prefix
+        self._journal = target.with_name(target.name + JOURNAL_SUFFIX)
+        self._writer = select_writer(target)
+        self._check_target()
+        self._reader = open_table(source)
+        self._check_columns()
+        self._lines = RowLines(self._reader, table_options)
+
+    def run(self) -> BatchProgress:
+        """Answer every row that has no answer yet. A KeyboardInterrupt, or an error, leaves the journal as it is."""
+        with closing(self._open_spool()) as spool:
+            num_unusable = self._lines.write(spool)
+            batch = BatchRun(
+                self._settings,
+                BatchInput(self._source, spool),
+                BatchOutput(self._journal, is_journal=True),
+                self._options,
+                self._on_progress,
+                num_refused=num_unusable,
+            )
+            return batch.run(at_end=self._finish)
+
+    def _open_spool(self) -> BinaryIO:
+        """Beside the output, where there must be room for as much in any case."""
+        try:
+            return tempfile.TemporaryFile(dir=self._target.parent, prefix=".promptmill-")
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _finish(self) -> None:
+        """The output, whole or not at all; then the journal has had its day."""
+        handle, name = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name}-")
+        os.close(handle)
+        partial = Path(name)
+        try:
+            with self._journal.open("rb") as journal:
+                self._writer.write(partial, self._reader, self._answers(journal), self._prefix)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.chmod(0o666 & ~_umask())
+            partial.replace(self._target)
+            self._journal.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            with suppress(FileNotFoundError):
+                partial.unlink()
+
+    def _answers(self, journal: BinaryIO) -> Iterator[RowAnswer]:
+        """One for each row, in the table's order; the journal has them in the order in which they came."""
+        offsets = _offsets_by_row(journal)
+        for number, problem in enumerate(self._lines.problems(), start=1):
+            if problem is not None:
+                yield RowAnswer(error=problem)
+                continue
+            journal.seek(offsets[number] - 1)
+            yield _row_answer(json.loads(journal.readline()))
+
+    def _unwritable(self, error: OSError) -> BatchFileError:
+        return BatchFileError(f"output {self._target} cannot be written: {error.strerror or error}")
+
+    def _check_target(self) -> None:
+        if not self._target.exists():
+            return
+        if self._target.samefile(self._source):
+            raise BatchFileError(f"output {self._target} is the input as well; name another file")
+        if not self._journal.exists():
+            raise BatchFileError(f"output {self._target} exists already; remove it, or name another file")
+
+    def _check_columns(self) -> None:
+        taken = sorted({self._prefix + name for name in ANSWER_COLUMNS} & set(self._reader.columns))
+        if taken:
+            rule = f"--prefix: the input has a column {taken[0]!r}; name a TEXT that goes before the new columns' names"
+            raise InvalidJobError(rule, param="--prefix")
+
+
+def _offsets_by_row(journal: BinaryIO) -> "array[int]":
+    """For each row's number, where its answer begins, plus 1: 8 bytes a row, however many there are."""
+    offsets = array("Q", [0])
+    offset = 0
+    for raw in journal:
+        custom_id = json.loads(raw).get("custom_id")
+        if custom_id is not None:
+            number = int(custom_id.removeprefix(_ROW_ID))
+            offsets.extend(itertools.repeat(0, number + 1 - len(offsets)))
+            offsets[number] = offset + 1
+        offset += len(raw)
+    return offsets
+
+
+def _row_answer(line: Mapping[str, Any]) -> RowAnswer:
+    if line["error"] is not None:
+        return RowAnswer(error=f"{line['error']['code']}: {line['error']['message']}")
+    body = line["response"]["body"]
+    if line["response"]["status_code"] >= 400:
+        return RowAnswer(error=f"{body['error']['code']}: {body['error']['message']}")
+    choice, usage = body["choices"][0], body["usage"]
+    return RowAnswer(
+        response=choice["text"] if "text" in choice else choice["message"]["content"],
+        finish_reason=choice["finish_reason"],
+        prompt_tokens=usage["prompt_tokens"],
+        completion_tokens=usage["completion_tokens"],
+    )
+
+
+def _umask() -> int:
+    """The process's, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
