@@ -1,8 +1,7 @@
 """Writes a step's tokens into the slots, ends the sequences that are done, and says so in a `StepOutput`.
 
 Owns the stop conditions: a stop token (it counts and is reported), `max_tokens`, a full context, an error. Knows
-nothing of text: stop strings are the parent's affair. In a step of decodes only a finished sequence or a filled block
-costs Python work.
+nothing of text: stop strings are the parent's affair. In a step of decodes only a finished sequence costs Python work.
 """
 
 from dataclasses import replace
@@ -41,16 +40,14 @@ class StepRecorder:
         if result.ran_out_of_memory:
             self._scheduler.reduce_budget(plan.num_tokens)
         rows = plan.sampled
-        num_new = plan.num_new
-        totals = plan.starts + num_new  # tokens computed of each row; where it samples: the new token's index
+        totals = plan.starts + plan.num_new  # tokens computed of each row; where it samples: the new token's index
         self._slots.num_computed[plan.slots] = totals
         if plan.sampled_index is not None:
             self._scheduler.prefilled(plan.slots[plan.sampled_index[plan.sampled_index >= plan.num_decodes]].tolist())
-            totals, num_new = totals[plan.sampled_index], num_new[plan.sampled_index]
+            totals = totals[plan.sampled_index]
         self._slots.flat_token_ids[rows.token_offsets + totals] = token_ids
         num_tokens = totals + 1
         self._slots.num_tokens[rows.slots] = num_tokens
-        self._index_filled_blocks(rows.slots, totals, num_new)
         output = StepOutput(
             sequence_ids=rows.sequence_ids,
             token_ids=token_ids,
@@ -81,14 +78,6 @@ class StepRecorder:
         slots, counts = np.unique(logprobs.rows, return_counts=True)
         self._slots.score_starts[slots] += counts
         return logprobs.with_rows(self._slots.sequence_id[logprobs.rows])
-
-    def _index_filled_blocks(
-        self, slots: NDArray[np.int64], totals: NDArray[np.int64], num_new: NDArray[np.int64]
-    ) -> None:
-        filled = (totals % self._slots.block_size < num_new).nonzero()[0]  # a block's last token is among the new ones
-        if len(filled):
-            for slot, total in zip(slots[filled].tolist(), totals[filled].tolist(), strict=True):
-                self._kv.index_blocks(slot, total)
 
     def _count(self, plan: StepPlan, cached_tokens: dict[int, int]) -> None:
         self.num_prompt_tokens += plan.num_tokens - plan.num_decodes

@@ -8,9 +8,11 @@ in, each choice computes its own copy: at most one block of tokens, in the step 
 copy on write in every attention backend and, one arithmetic per row, exactly the same. With prefix caching off the
 index holds prompts of such groups alone, and nothing outlives its last reference.
 
-A block enters the index when the step that computes it is *planned*, not when it is done: within a step every layer
-writes the keys and values of all its tokens before any of them attends, so a sequence of the same step may already read
-them. `forget` takes such blocks out again if the step fails.
+A block that a prefill computes enters the index when the step is *planned*, not when it is done: within a step every
+layer writes the keys and values of all its tokens before any of them attends, so a sequence of the same step may
+already read them. `forget` takes such blocks out again if the step fails. Blocks that decodes fill enter it together
+when their sequence leaves its slot: whoever sends an answer back as a prompt has seen its end, and hashing each block
+in the step that fills it would cost every step.
 """
 
 import numpy as np
@@ -102,7 +104,11 @@ class KVCacheManager:
         self._slots.num_blocks[slot] = num_blocks + num_missing
 
     def release(self, slot: int) -> None:
-        """Drop the slot's blocks; with prefix caching those in the index stay findable until their room is needed."""
+        """Drop the slot's blocks; with prefix caching the full ones stay findable until their room is needed."""
+        self.index_blocks(slot, int(self._slots.num_computed[slot]))
+        self._drop(slot)
+
+    def _drop(self, slot: int) -> None:
         self.pool.free(self._table(slot))
         if not self._prefix_caching:
             self.pool.evict_idle()
@@ -111,7 +117,7 @@ class KVCacheManager:
     def discard(self, slot: int) -> None:
         """Drop the slot's blocks, and nobody is to find them again: their content may be damaged."""
         self.forget(self._table(slot).tolist())
-        self.release(slot)
+        self._drop(slot)
 
     def index_blocks(self, slot: int, num_tokens: int) -> list[int]:
         """Put the slot's full blocks among its first `num_tokens` into the index; return those that are new in it."""

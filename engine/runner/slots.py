@@ -106,7 +106,8 @@ class SequenceSlots:
         self._max_total[slot] = sequence.finish_rule.max_total_tokens
         self._write_stops(slot, sequence.finish_rule.stop_token_ids)
         self._write_sampling(slot, sequence)
-        self._least_urgent = None
+        if self._least_urgent is not None and sequence.urgency > self._least_urgent.urgency:
+            self._least_urgent = sequence
         self._write_scoring(slot, sequence)
         self.edits.open(slot, sequence)
         return slot
@@ -117,7 +118,8 @@ class SequenceSlots:
         sequence.token_ids = self.token_ids[slot, : self.num_tokens[slot]].copy()
         sequence.num_scored = int(self.score_starts[slot])
         sequence.slot = None
-        self._least_urgent = None
+        if sequence is self._least_urgent:
+            self._least_urgent = None
         self.score_ends[slot] = 0
         self._num_top.pop(slot, None)
         self.edits.close(slot)
@@ -161,14 +163,14 @@ class SequenceSlots:
 
     def rows(self, slots: NDArray[np.int64]) -> SlotRows:
         """Gather what is constant about some slots."""
-        sequence_ids, max_totals, top_k, seed, choice, token_offsets, block_offsets = self._integers[:, slots]
-        temperature, top_p, min_p = self._fractions[:, slots]
+        sequence_ids, max_totals, top_k, seed, choice, token_offsets, block_offsets = self._integers.take(slots, axis=1)
+        temperature, top_p, min_p = self._fractions.take(slots, axis=1)
         wanting = self._rows_of(slots, self._num_top)
         return SlotRows(
             slots=slots,
             sequence_ids=sequence_ids,
             max_totals=max_totals,
-            stop_ids=self._stop_ids[slots],
+            stop_ids=self._stop_ids.take(slots, axis=0),
             long_stops=[(row, self._long_stops[slot]) for row, slot in self._rows_of(slots, self._long_stops)],
             constrained=np.array([row for row, _ in self._rows_of(slots, self._constrained)], np.int64),
             token_offsets=token_offsets,
