@@ -12,10 +12,10 @@ from producer.gateway.acceptance import JOB_ID_HEADER
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import install_handlers
 from producer.gateway.request_context import RequestContext
-from producer.gateway.routes import chat, completions, console, figures, health, jobs, models, webhooks
+from producer.gateway.routes import chat, completions, console, figures, health, jobs, models, page, webhooks
 
 ROUTERS = (models.router, completions.router, chat.router, jobs.router, health.router, figures.router, webhooks.router)
-CONSOLE_ROUTERS = (console.router,)
+CONSOLE_ROUTERS = (console.router, page.router)
 
 
 def create_app(context: GatewayContext) -> ASGIApp:

@@ -47,6 +47,8 @@ class HeldJob:
     seq: int = 0
     chunks: list[Chunk] = field(default_factory=list)
     timings: Timings = field(default_factory=Timings)
+    model: str = "fake"
+    num_prompt_tokens: int = 2
 
     def begin(self, *, reset: bool = False) -> "HeldJob":
         """The marker of this attempt. With `reset`, nothing of the attempts before counts."""
@@ -57,16 +59,23 @@ class HeldJob:
         return self
 
     def write(
-        self, text: str, *, index: int = 0, finish_reason: FinishReason | None = None, publish: bool = True
+        self,
+        text: str,
+        *,
+        index: int = 0,
+        finish_reason: FinishReason | None = None,
+        publish: bool = True,
+        num_tokens: int | None = None,
     ) -> None:
-        """One chunk, a token a character. Without `publish` it is stored only, as if the message was lost."""
+        """One chunk, a token a character unless it is said how many. Without `publish` it is stored only, as if the
+        message was lost."""
         offset = sum(len(chunk.token_ids) for chunk in self.chunks if chunk.index == index)
         chunk = Chunk(
             job_id=self.job_id,
             index=index,
             token_offset=offset,
             text=text,
-            token_ids=[ord(character) for character in text],
+            token_ids=[ord(character) for character in text] if num_tokens is None else list(range(num_tokens)),
             finish_reason=finish_reason,
         )
         self.chunks.append(chunk)
@@ -120,7 +129,7 @@ class HeldJob:
         num_choices = self.arguments.get("n", 1)
         return Result(
             job_id=self.job_id,
-            model="fake",
+            model=self.model,
             status=status,
             choices=[self._choice(index) for index in range(num_choices)],
             usage=self._usage(),
@@ -157,7 +166,8 @@ class HeldJob:
 
     def _usage(self) -> Usage:
         num_tokens = sum(len(chunk.token_ids) for chunk in self.chunks)
-        return Usage(prompt_tokens=2, completion_tokens=num_tokens, total_tokens=2 + num_tokens)
+        num_prompt = self.num_prompt_tokens
+        return Usage(prompt_tokens=num_prompt, completion_tokens=num_tokens, total_tokens=num_prompt + num_tokens)
 
     def _append(self, field_name: Literal["m", "d"] | str, data: str, *, publish: bool) -> None:
         entry_id = f"{self.attempt}-{self.seq}"
@@ -247,6 +257,7 @@ class FakeWorker:
             hostname="test",
             pid=1,
             started_at=time.time(),
+            beat_at=time.time(),
         )
         self.connection.set(keys.worker_key(self.name), info.model_dump_json())
         self.connection.zadd(keys.WORKERS_KEY, {self.name: time.time() + seconds})

@@ -249,5 +249,6 @@ def test_redis_away_is_said_so() -> None:
     with running_gateway("redis://127.0.0.1:1") as gateway:
         answer = httpx.get(f"{gateway.url}/console/session", timeout=30)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_unavailable")
+        assert httpx.get(f"{gateway.url}/").status_code == 200, "the page is there to say so"
         with pytest.raises(openai.InternalServerError), open_client(gateway) as client:
             client.models.list()
