@@ -17,7 +17,6 @@ The rules
   only if that makes it fit. Arrival alone preempts nobody, so jobs without priorities and deadlines never do.
 """
 
-from dataclasses import dataclass, field
 from operator import attrgetter
 
 import numpy as np
@@ -25,7 +24,8 @@ import numpy as np
 from engine.kv_cache.manager import KVCacheManager
 from engine.runner.slots import SequenceSlots, SlotRows
 from engine.sequence import Sequence
-from engine.step_plan import MAX_SCORED_TOKENS, StepPlan
+from engine.step_draft import StepDraft
+from engine.step_plan import StepPlan
 from engine.waiting_queue import WaitingQueue
 
 STEPS_TO_RECOVER = 64  # steps without a memory shortage after which a reduced token budget doubles
@@ -73,7 +73,7 @@ class Scheduler:
         self._admit_urgent()
         ran_short = self._reserve_blocks()
         decodes = self._slots.decoding()
-        draft = _Draft(budget=self._budget - len(decodes))
+        draft = StepDraft(budget=self._budget - len(decodes))
         for sequence in sorted(self._prefilling.values(), key=attrgetter("urgency")):
             self._plan_chunk(draft, sequence)
         if not ran_short:
@@ -81,7 +81,7 @@ class Scheduler:
         assert len(decodes) or draft.slots or not len(self._waiting), "sequences wait and none can run"
         if not draft.slots:
             return self._decode_plan(decodes) if len(decodes) else None
-        return self._mixed_plan(decodes, draft)
+        return draft.mixed_plan(self._slots, decodes)
 
     # who runs --------------------------------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ class Scheduler:
             self.preempt(self._slot_of(victim))
         return hits
 
-    def _admit_waiting(self, draft: "_Draft") -> None:
+    def _admit_waiting(self, draft: StepDraft) -> None:
         while draft.budget > 0 and self._slots.num_free and (head := self._waiting.head()) is not None:
             hits = self._kv.match(head)
             if self._waits_for_sibling(head) or not self._fits(head, hits):
@@ -195,31 +195,11 @@ class Scheduler:
 
     # what they compute -----------------------------------------------------------------------------------------------
 
-    def _plan_chunk(self, draft: "_Draft", sequence: Sequence) -> None:
+    def _plan_chunk(self, draft: StepDraft, sequence: Sequence) -> None:
         slot = self._slot_of(sequence)
-        start = int(self._slots.num_computed[slot])
-        num_left = int(self._slots.num_tokens[slot]) - start
-        num_new = min(draft.budget, num_left)
-        if self._slots.score_starts[slot] < self._slots.score_ends[slot]:
-            num_new = self._limit_scores(draft, slot, start, num_new)
-        if num_new:
-            if num_new == num_left:
-                draft.completing.append(len(draft.slots))
-            draft.slots.append(slot)
-            draft.starts.append(start)
-            draft.num_new.append(num_new)
-            draft.budget -= num_new
-            draft.indexed_blocks += self._kv.index_blocks(slot, start + num_new)
-
-    def _limit_scores(self, draft: "_Draft", slot: int, start: int, num_new: int) -> int:
-        """So many tokens that the step scores no more of them than it may; takes them off the draft's allowance."""
-        first = max(start, int(self._slots.score_starts[slot]))
-        num_scored = max(0, min(start + num_new, int(self._slots.score_ends[slot])) - first)
-        if num_scored > draft.num_scores_left:
-            num_scored = draft.num_scores_left
-            num_new = first + num_scored - start
-        draft.num_scores_left -= num_scored
-        return num_new
+        if num_new := draft.fit_chunk(self._slots, slot):
+            num_computed = int(self._slots.num_computed[slot]) + num_new
+            draft.indexed_blocks += self._kv.index_blocks(slot, num_computed)
 
     def _decode_plan(self, decodes: SlotRows) -> StepPlan:
         num_rows = len(decodes)
@@ -231,23 +211,6 @@ class Scheduler:
             sampled=decodes,
             sampled_index=None,
             num_decodes=num_rows,
-        )
-
-    def _mixed_plan(self, decodes: SlotRows, draft: "_Draft") -> StepPlan:
-        num_decodes = len(decodes)
-        slots = np.concatenate((decodes.slots, np.array(draft.slots, np.int64)))
-        completing = np.array(draft.completing, np.int64) + num_decodes
-        sampled_index = np.concatenate((np.arange(num_decodes), completing))
-        return StepPlan(
-            slots=slots,
-            starts=np.concatenate((self._slots.num_computed[decodes.slots], np.array(draft.starts, np.int64))),
-            num_new=np.concatenate((self._ones[:num_decodes], np.array(draft.num_new, np.int64))),
-            num_tokens=num_decodes + sum(draft.num_new),
-            sampled=self._slots.rows(slots[sampled_index]) if draft.completing else decodes,
-            sampled_index=sampled_index,
-            num_decodes=num_decodes,
-            newcomers=draft.newcomers,
-            indexed_blocks=draft.indexed_blocks,
         )
 
     # after the step --------------------------------------------------------------------------------------------------
@@ -300,17 +263,3 @@ class Scheduler:
 def _reserve(num_running: int) -> int:
     """Blocks to leave when admitting: a quarter of the decodes want one in the next quarter of a block's steps."""
     return num_running // 4
-
-
-@dataclass(slots=True)
-class _Draft:
-    """The prefill rows of a plan in the making."""
-
-    budget: int  # tokens left
-    num_scores_left: int = MAX_SCORED_TOKENS
-    slots: list[int] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    num_new: list[int] = field(default_factory=list)
-    completing: list[int] = field(default_factory=list)  # rows that reach their last token
-    newcomers: list[int] = field(default_factory=list)  # slots
-    indexed_blocks: list[int] = field(default_factory=list)

@@ -1,0 +1,68 @@
+"""The prefill rows of a plan in the making, and the plan they become beside the decodes.
+
+Owns what is left of a step's budgets of tokens and of scored prompt tokens. Knows nothing of who is to run: the
+scheduler puts one chunk after the other into it.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.runner.slots import SequenceSlots, SlotRows
+from engine.step_plan import MAX_SCORED_TOKENS, StepPlan
+
+
+@dataclass(slots=True)
+class StepDraft:
+    """Chunks in the order in which they were added: a later one may read blocks that an earlier one computes."""
+
+    budget: int  # tokens left
+    num_scores_left: int = MAX_SCORED_TOKENS
+    slots: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    num_new: list[int] = field(default_factory=list)
+    completing: list[int] = field(default_factory=list)  # rows that reach their last token
+    newcomers: list[int] = field(default_factory=list)  # slots
+    indexed_blocks: list[int] = field(default_factory=list)
+
+    def fit_chunk(self, table: SequenceSlots, slot: int) -> int:
+        """So many of the slot's tokens as the step may still compute, and score, next; takes them off the budgets."""
+        start = int(table.num_computed[slot])
+        num_left = int(table.num_tokens[slot]) - start
+        num_new = min(self.budget, num_left)
+        if table.score_starts[slot] < table.score_ends[slot]:
+            num_new = self._limit_scores(table, slot, start, num_new)
+        if num_new:
+            if num_new == num_left:
+                self.completing.append(len(self.slots))
+            self.slots.append(slot)
+            self.starts.append(start)
+            self.num_new.append(num_new)
+            self.budget -= num_new
+        return num_new
+
+    def _limit_scores(self, table: SequenceSlots, slot: int, start: int, num_new: int) -> int:
+        first = max(start, int(table.score_starts[slot]))
+        num_scored = max(0, min(start + num_new, int(table.score_ends[slot])) - first)
+        if num_scored > self.num_scores_left:
+            num_scored = self.num_scores_left
+            num_new = first + num_scored - start
+        self.num_scores_left -= num_scored
+        return num_new
+
+    def mixed_plan(self, table: SequenceSlots, decodes: SlotRows) -> StepPlan:
+        """The decodes' rows, then the chunks'."""
+        num_decodes = len(decodes)
+        slots = np.concatenate((decodes.slots, np.array(self.slots, np.int64)))
+        sampled_index = np.concatenate((np.arange(num_decodes), np.array(self.completing, np.int64) + num_decodes))
+        return StepPlan(
+            slots=slots,
+            starts=np.concatenate((table.num_computed[decodes.slots], np.array(self.starts, np.int64))),
+            num_new=np.concatenate((np.ones(num_decodes, np.int64), np.array(self.num_new, np.int64))),
+            num_tokens=num_decodes + sum(self.num_new),
+            sampled=table.rows(slots[sampled_index]) if self.completing else decodes,
+            sampled_index=sampled_index,
+            num_decodes=num_decodes,
+            newcomers=self.newcomers,
+            indexed_blocks=self.indexed_blocks,
+        )
