@@ -7,10 +7,9 @@ import asyncio
 
 from producer.async_transport import AsyncTransport
 from producer.contract import Result
+from producer.end_tasks import end_tasks
 from producer.errors import PromptmillError, ResultTimeoutError
 from producer.results import Outcome, ResultCollector, result_of, wait_for_result
-
-CANCEL_SECONDS = 0.1  # before a task is cancelled once more: up to Python 3.11 `asyncio.wait_for` may swallow one
 
 
 class ResultWaiter:
@@ -30,11 +29,7 @@ class ResultWaiter:
             raise ResultTimeoutError(message) from None
 
     async def aclose(self) -> None:
-        tasks = {waiter.task for waiter in self._queues.values() if waiter.task is not None}
-        while tasks:
-            for task in tasks:
-                task.cancel()
-            _, tasks = await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+        await end_tasks(*(waiter.task for waiter in self._queues.values() if waiter.task is not None))
 
     async def _outcome(self, job_id: str, queue: str) -> Outcome:
         waiter = self._queues.setdefault(queue, _QueueWaiter(self._transport))

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive
 
 from producer.contract import ErrorCode, ErrorInfo, Result
+from producer.end_tasks import end_tasks
 from producer.errors import PromptmillError
 from producer.gateway.acceptance import AcceptedRequest
 from producer.gateway.context import GatewayContext
@@ -69,13 +70,6 @@ async def _wait(context: GatewayContext, accepted: AcceptedRequest, receive: Rec
 
 async def _gather(jobs: Sequence[AsyncJob]) -> list[Result]:
     return await asyncio.gather(*(job.result() for job in jobs))
-
-
-async def end_tasks(*tasks: "asyncio.Task[Any]") -> None:
-    """Cancelled, all of them at once, and waited for: what they hold open is closed, and no outcome is left unseen."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def wait_until_gone(receive: Receive) -> None:

@@ -12,9 +12,18 @@ from producer.gateway.acceptance import JOB_ID_HEADER
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import install_handlers
 from producer.gateway.request_context import RequestContext
-from producer.gateway.routes import chat, completions, console, figures, health, jobs, models, page, webhooks
+from producer.gateway.routes import batches, chat, completions, console, figures, health, jobs, models, page, webhooks
 
-ROUTERS = (models.router, completions.router, chat.router, jobs.router, health.router, figures.router, webhooks.router)
+ROUTERS = (
+    models.router,
+    completions.router,
+    chat.router,
+    jobs.router,
+    batches.router,
+    health.router,
+    figures.router,
+    webhooks.router,
+)
 CONSOLE_ROUTERS = (console.router, page.router)
 
 

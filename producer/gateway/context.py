@@ -7,6 +7,8 @@ from fastapi import Depends, Request
 
 from producer.async_client import AsyncClient
 from producer.async_transport import AsyncTransport
+from producer.gateway.batches.batch_records import BatchRecords
+from producer.gateway.batches.carrier_child import CarrierChild
 from producer.gateway.catalog import ModelCatalog
 from producer.gateway.console.results_follower import ResultsFollower
 from producer.gateway.drain import Drain
@@ -40,6 +42,8 @@ class GatewayContext:
     webhook_sender: WebhookSender
     webhooks: WebhookDispatcher
     follower: ResultsFollower
+    batches: BatchRecords
+    carriers: CarrierChild
 
     @classmethod
     def build(cls, settings: GatewaySettings) -> "GatewayContext":
@@ -49,6 +53,7 @@ class GatewayContext:
         redis = AsyncTransport(settings.redis_url)
         targets = TargetRules(allows_private=settings.webhook_private_targets)
         sender = WebhookSender(targets)
+        batches = BatchRecords(redis)
         return cls(
             settings=settings,
             client=AsyncClient(settings.redis_url, queue=settings.queue, s3_endpoint_url=settings.s3_endpoint_url),
@@ -65,15 +70,19 @@ class GatewayContext:
             webhook_sender=sender,
             webhooks=WebhookDispatcher(redis, sender),
             follower=ResultsFollower(redis, settings.queue),
+            batches=batches,
+            carriers=CarrierChild(settings, batches),
         )
 
     def start(self) -> None:
         """What goes on beside the requests."""
         self.webhooks.start()
+        self.carriers.start()
         if self.settings.console:
             self.follower.start()
 
     async def aclose(self) -> None:
+        await self.carriers.aclose()
         await self.webhooks.aclose()
         await self.follower.aclose()
         await self.client.aclose()

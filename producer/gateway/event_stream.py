@@ -16,8 +16,9 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from producer.contract import ErrorCode, Usage
+from producer.end_tasks import end_tasks
 from producer.errors import PromptmillError
-from producer.gateway.answer import cancel_jobs, end_tasks, wait_until_gone
+from producer.gateway.answer import cancel_jobs, wait_until_gone
 from producer.gateway.chunk_bodies import DONE, KEEP_ALIVE, error_event
 from producer.gateway.drain import Drain
 from producer.gateway.errors import ApiError, from_client_error, to_response, unexpected_error

@@ -1,6 +1,6 @@
 """The gateway's figures for Prometheus: its own counters and histograms, and what queues and workers say when asked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -57,9 +57,17 @@ class GatewayMetrics:
     def token_timer(self, model: str) -> TokenTimer:
         return TokenTimer(self._first_token.labels(model).observe, self._next_token.labels(model).observe)
 
-    def render(self, queues: Sequence[QueueStatus], workers: Sequence[WorkerInfo], *, is_redis_up: bool) -> bytes:
-        """Everything in Prometheus's text format."""
+    def render(
+        self,
+        queues: Sequence[QueueStatus],
+        workers: Sequence[WorkerInfo],
+        batches: Mapping[str, int],
+        *,
+        is_redis_up: bool,
+    ) -> bytes:
+        """Everything in Prometheus's text format. `batches`: how many, by status."""
         self._fleet.queues, self._fleet.workers, self._fleet.is_redis_up = queues, workers, is_redis_up
+        self._fleet.batches = batches
         return generate_latest(self._registry)
 
 
@@ -69,6 +77,7 @@ class _Fleet(Collector):
     def __init__(self) -> None:
         self.queues: Sequence[QueueStatus] = ()
         self.workers: Sequence[WorkerInfo] = ()
+        self.batches: Mapping[str, int] = {}
         self.is_redis_up = False
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -86,6 +95,12 @@ class _Fleet(Collector):
         for queue in self.queues:
             oldest.add_metric([queue.name], queue.oldest_seconds or 0.0)
         yield oldest
+        batches = GaugeMetricFamily(
+            "promptmill_batches", "Batches; ended ones are counted for good.", labels=["status"]
+        )
+        for status, count in self.batches.items():
+            batches.add_metric([status], count)
+        yield batches
         for name, annotation in _figures().items():
             text = f"A worker's {annotation}, as it says itself."
             family = GaugeMetricFamily(f"promptmill_worker_{name}", text, labels=["worker", "model"])

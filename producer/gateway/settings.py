@@ -34,6 +34,10 @@ class GatewaySettings(WebhookSettings):
     )
     max_file_bytes: int = Field(default=200_000_000, ge=1024, description="Larger files get 413.")
     max_queue_depth: int = Field(default=10_000, ge=1, description="Jobs waiting on a queue from which on it gets 429.")
+    batch_max_in_flight: int = Field(default=2000, ge=1, description="Jobs that a batch has on the queues at a time.")
+    batch_lease_seconds: float = Field(
+        default=15.0, ge=3.0, description="A gateway that is silent for so long loses its batches to another."
+    )
     request_timeout_seconds: float = Field(
         default=600.0, gt=0, description="A response that is not complete by then ends with 408, its job is cancelled."
     )

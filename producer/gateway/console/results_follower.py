@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from producer.async_transport import AsyncTransport
 from producer.contract import Result, keys
+from producer.end_tasks import end_tasks
 from producer.errors import RedisUnavailableError
 from producer.gateway.console.ended_jobs import EndedJob, EndedJobs
 from producer.gateway.console.result_series import WINDOW_SECONDS, ResultSeries
@@ -45,8 +46,7 @@ class ResultsFollower:
 
     async def aclose(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks(self._task)
 
     async def _run(self) -> None:
         names_at = 0.0

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 
 from producer.async_transport import AsyncTransport
+from producer.end_tasks import end_tasks
 from producer.errors import RedisUnavailableError
 from producer.gateway.webhooks.deliveries import (
     LEASE_SECONDS,
@@ -51,10 +52,10 @@ class WebhookDispatcher:
     async def aclose(self) -> None:
         """Claim no more; what is under way has a few seconds, then its lease runs out and another replica has it."""
         if self._loop is not None:
-            await _cancel({self._loop})
+            await end_tasks(self._loop)
         if self._under_way:
             _, late = await asyncio.wait(self._under_way, timeout=STOP_SECONDS)
-            await _cancel(late)
+            await end_tasks(*late)
 
     async def _run(self) -> None:
         while True:
@@ -114,9 +115,3 @@ class WebhookDispatcher:
             retry = settle_delivery(delivery, "retry", delay_seconds=delay, error=answer.problem)
             await self._redis.run(retry)
             _log.warning("action=webhook_retried %s delay=%.0f error=%s", what, delay, answer.problem)
-
-
-async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

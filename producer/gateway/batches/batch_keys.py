@@ -1,0 +1,47 @@
+"""What Redis keeps of batches: names, and how long.
+
+    promptmill:batch:ID              HASH: what `BatchRecord` has, and `fence`: who carried it last
+    promptmill:batch:ID:answered     bitmap: lines that are answered in the output or error file, by position from 0
+    promptmill:batches:open          ZSET: ids of batches that have not ended, scored by their lease's end
+    promptmill:batches:index:WHOSE   ZSET: ids, all scored 0, for lists
+    promptmill:batches:ended         HASH: how many have ended, by status
+
+Ids are made as files' are: they sort by age, so that a cursor outlives its batch.
+"""
+
+from secrets import token_hex
+
+from producer.gateway.files.file_keys import created_at as file_created_at
+
+BATCH_PREFIX = "promptmill:batch:"
+INDEX_PREFIX = "promptmill:batches:index:"
+OPEN_KEY = "promptmill:batches:open"
+ENDED_KEY = "promptmill:batches:ended"
+
+ID_PATTERN = r"batch_[0-9a-f]{14}[0-9a-f]{16}"
+RECORD_TTL_SECONDS = 30 * 24 * 3600  # from a batch's end; its files have a life of their own
+WINDOW_SECONDS = 24 * 3600  # completion_window
+_MICROSECONDS = 1_000_000
+
+
+def batch_key(batch_id: str) -> str:
+    return BATCH_PREFIX + batch_id
+
+
+def answered_key(batch_id: str) -> str:
+    return f"{BATCH_PREFIX}{batch_id}:answered"
+
+
+def index_key(whose: str) -> str:
+    """`whose`: a key's id, or one of `file_keys`' EVERYBODYS and NOBODYS."""
+    return INDEX_PREFIX + whose
+
+
+def make_batch_id(seconds: int, microseconds: int) -> str:
+    """`seconds` and `microseconds` are what TIME says; the rest is random."""
+    return f"batch_{seconds * _MICROSECONDS + microseconds:014x}{token_hex(8)}"
+
+
+def created_at(batch_id: str) -> int:
+    """Epoch seconds."""
+    return file_created_at(batch_id.replace("batch_", "file-"))

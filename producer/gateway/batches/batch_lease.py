@@ -1,0 +1,148 @@
+"""A batch as its carrier holds it: under a lease that others renew for it, and a fence that every write passes."""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from producer.async_transport import AsyncTransport
+from producer.gateway.batches.batch_keys import answered_key
+from producer.gateway.batches.batch_record import BatchProblem, BatchRecord, BatchStatus, BatchUsage
+from producer.gateway.batches.batch_scripts import BEGIN, CLAIM, FINALIZE, FINISH, RECORD, RELEASE, RENEW, UNREADABLE
+from producer.gateway.files.file_records import FileRecord, Part
+from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
+from producer.operations import Script, send
+
+
+class Wish(StrEnum):
+    """What a carrier is to do with its batch, as of the last renewal."""
+
+    GO_ON = "go_on"
+    CANCEL = "cancel"
+    EXPIRE = "expire"
+    LOST = "lost"  # another one has it
+    STOP = "stop"  # this process ends; another is to have it at once
+
+
+class LeaseLostError(Exception):
+    """Another carrier has the batch: nothing that this one writes counts any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewPart:
+    """Bytes for one of a batch's files, written and reserved; `file` is made if the batch has none there yet."""
+
+    field: str  # output_file_id or error_file_id
+    file: FileRecord
+    part: Part
+
+
+class BatchLease:
+    """Every method that writes raises LeaseLostError, or RedisUnavailableError after a few tries."""
+
+    def __init__(self, redis: AsyncTransport, record: BatchRecord, fence: int) -> None:
+        self._redis = redis
+        self._fence = fence
+        self.record = record
+        self.wish = Wish.GO_ON
+        self.is_wished = asyncio.Event()  # set once the wish is another than to go on
+
+    @classmethod
+    async def claim(cls, redis: AsyncTransport, lease_seconds: float) -> "BatchLease | None":
+        """A batch that nobody carries."""
+        [_, claimed] = await redis.run(send(CLAIM.load, CLAIM.call([], [lease_seconds])))
+        if not claimed:
+            return None
+        batch_id, fence, flat = claimed
+        values = dict(zip(flat[::2], flat[1::2], strict=True))
+        return cls(redis, BatchRecord.parse(batch_id.decode(), values), int(fence))
+
+    @staticmethod
+    async def renew(redis: AsyncTransport, leases: Sequence["BatchLease"], lease_seconds: float) -> None:
+        """All of them in one call; each learns what is wished of it."""
+        pairs = [part for lease in leases for part in (lease.record.id, lease._fence)]
+        [_, wishes] = await redis.run(send(RENEW.load, RENEW.call([], [lease_seconds, *pairs])))
+        for lease, wish in zip(leases, wishes, strict=True):
+            lease.wish_for(Wish(wish.decode()))
+
+    def wish_for(self, wish: Wish) -> None:
+        """To stop, once wished, stays; so does what was lost."""
+        if self.wish not in (Wish.STOP, Wish.LOST):
+            self.wish = wish
+        if self.wish is not Wish.GO_ON:
+            self.is_wished.set()
+
+    async def release(self, after_seconds: float = 0.0) -> None:
+        """Another carrier may have it by then."""
+        await self._redis.run(send(RELEASE.load, RELEASE.call([], [self.record.id, self._fence, after_seconds])))
+
+    async def begin(self, *, model: str, queue: str, num_lines: int) -> BatchStatus:
+        """The input is valid."""
+        status = BatchStatus(await self._call(BEGIN, model, queue, num_lines))
+        fields = {"model": model, "queue": queue, "num_lines": num_lines, "status": status}
+        self.record = self.record.model_copy(update=fields)
+        return status
+
+    async def note_unreadable(self) -> int:
+        """The input cannot be read. Returns for how many seconds that is so."""
+        return int(await self._call(UNREADABLE))
+
+    async def read_answered(self) -> "AnsweredLines":
+        [bits] = await self._redis.run(send(("GET", answered_key(self.record.id))))
+        return AnsweredLines(bytearray(bits or b""))
+
+    async def add_answers(
+        self, parts: Sequence[NewPart], positions: Sequence[int], *, num_failed: int, usage: BatchUsage
+    ) -> bool:
+        """The parts become the files', and their lines are answered: in one step. False: a part came too late, and is
+        being deleted; write it again under another name."""
+        counts = [len(positions) - num_failed, num_failed]
+        arguments: list[Any] = [*counts, usage.input_tokens, usage.cached_tokens, usage.output_tokens, len(parts)]
+        for new in parts:
+            fields = new.file.fields
+            arguments += [new.field, new.file.id, new.part.name, new.part.num_bytes, len(fields), *fields]
+        return await self._call(RECORD, *arguments, *positions) == "recorded"
+
+    async def finalize(self) -> BatchStatus:
+        """Every line is answered. Returns `cancelling` where a cancel came first."""
+        return BatchStatus(await self._call(FINALIZE))
+
+    async def finish(self, status: BatchStatus, problems: Sequence[BatchProblem] = ()) -> None:
+        """The batch's end, its files' too; who asked to be told will be."""
+        event = Event.of(
+            f"batch.{status.value}",  # type: ignore[arg-type]
+            self.record.id,
+            key_id=self.record.key_id,
+            created_at=int(time.time()),
+        )
+        listed = json.dumps([problem.model_dump() for problem in problems]) if problems else ""
+        await self._call(FINISH, status.value, listed, OUTBOX_KEY, event.to_wire())
+
+    async def _call(self, script: Script, *arguments: Any) -> str:
+        call = script.call([], [self.record.id, self._fence, *arguments])
+        [_, reply] = await self._redis.run(send(script.load, call))
+        word = str(reply.decode())
+        if word == "lost":
+            self.wish_for(Wish.LOST)
+            raise LeaseLostError(self.record.id)
+        return word
+
+
+class AnsweredLines:
+    """Which lines are answered, by position: a bit each, as Redis has them."""
+
+    def __init__(self, bits: bytearray) -> None:
+        self._bits = bits
+
+    def __contains__(self, position: int) -> bool:
+        byte = position // 8
+        return byte < len(self._bits) and bool(self._bits[byte] & (0x80 >> position % 8))
+
+    def add(self, positions: Sequence[int]) -> None:
+        for position in positions:
+            byte = position // 8
+            self._bits.extend(b"\0" * (byte + 1 - len(self._bits)))
+            self._bits[byte] |= 0x80 >> position % 8

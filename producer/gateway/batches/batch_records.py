@@ -1,0 +1,99 @@
+"""Batches as routes see them: made, read, listed, cancelled. What becomes of them is their carriers' affair."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from producer.async_transport import AsyncTransport
+from producer.gateway.batches.batch_keys import (
+    ENDED_KEY,
+    OPEN_KEY,
+    WINDOW_SECONDS,
+    batch_key,
+    created_at,
+    index_key,
+    make_batch_id,
+)
+from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
+from producer.gateway.batches.batch_scripts import CANCEL, CREATE
+from producer.gateway.files.file_keys import EVERYBODYS, NOBODYS
+from producer.operations import send
+
+PAGE_AT_ONCE = 200  # records read in one round trip
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPage:
+    records: list[BatchRecord]
+    has_more: bool
+
+
+class BatchRecords:
+    """Every method raises RedisUnavailableError where Redis cannot be reached, after a few tries."""
+
+    def __init__(self, redis: AsyncTransport) -> None:
+        self._redis = redis
+
+    async def create(self, *, key_id: str | None, **fields: Any) -> BatchRecord | None:
+        """`fields`: those of a `BatchRecord` that its maker knows. None: its input file is not there (any more)."""
+        [(seconds, microseconds)] = await self._redis.run(send(("TIME",)))
+        batch_id = make_batch_id(int(seconds), int(microseconds))
+        now = created_at(batch_id)
+        record = BatchRecord(
+            id=batch_id,
+            key_id=key_id,
+            created_at=now,
+            expires_at=now + WINDOW_SECONDS,
+            status=BatchStatus.VALIDATING,
+            **fields,
+        )
+        arguments = [record.id, record.input_file_id, key_id or NOBODYS, EVERYBODYS, *record.new_fields]
+        [_, is_created] = await self._redis.run(send(CREATE.load, CREATE.call([], arguments)))
+        return record if is_created else None
+
+    async def get(self, batch_id: str) -> BatchRecord | None:
+        [record] = await self._read([batch_id])
+        return record
+
+    async def cancel(self, batch_id: str) -> BatchStatus:
+        """Ask its carrier to end it; one that has ended, or is about to, stays as it is. Returns what it is now."""
+        [_, status] = await self._redis.run(send(CANCEL.load, CANCEL.call([], [batch_id])))
+        return BatchStatus(status.decode())
+
+    async def page(self, *, whose: str, after: str | None, limit: int) -> BatchPage:
+        """The newest first. `whose`: a key's id, EVERYBODYS or NOBODYS. `after`: an id, perhaps forgotten."""
+        found: list[BatchRecord] = []
+        index, behind = index_key(whose), f"({after}" if after is not None else "+"
+        while len(found) <= limit:
+            command = ("ZREVRANGEBYLEX", index, behind, "-", "LIMIT", 0, PAGE_AT_ONCE)
+            ids = [value.decode() for value in (await self._redis.run(send(command)))[0]]
+            records = await self._read(ids)
+            forgotten = [batch_id for batch_id, record in zip(ids, records, strict=True) if record is None]
+            if forgotten:
+                await self._redis.run(send(("ZREM", index, *forgotten)))
+            found += [record for record in records if record is not None]
+            if len(ids) < PAGE_AT_ONCE:
+                break
+            behind = f"({ids[-1]}"
+        return BatchPage(found[:limit], len(found) > limit)
+
+    async def count_by_status(self) -> dict[str, int]:
+        """How many are under way, and how many have ever ended, by status."""
+        ids, ended = await self._redis.run(send(("ZRANGE", OPEN_KEY, 0, -1), ("HGETALL", ENDED_KEY)))
+        counts = Counter({status.value: 0 for status in BatchStatus})
+        counts.update({name.decode(): int(value) for name, value in ended.items()})
+        if ids:
+            statuses = await self._redis.run(send(*(("HGET", batch_key(name.decode()), "status") for name in ids)))
+            counts.update(status.decode() for status in statuses if status is not None)
+        return dict(counts)
+
+    async def num_without_carrier(self) -> int:
+        [(seconds, _)] = await self._redis.run(send(("TIME",)))
+        [num_batches] = await self._redis.run(send(("ZCOUNT", OPEN_KEY, "-inf", int(seconds))))
+        return int(num_batches)
+
+    async def _read(self, ids: list[str]) -> list[BatchRecord | None]:
+        if not ids:
+            return []
+        hashes = await self._redis.run(send(*(("HGETALL", batch_key(batch_id)) for batch_id in ids)))
+        return [BatchRecord.parse(name, values) if values else None for name, values in zip(ids, hashes, strict=True)]

@@ -1,0 +1,209 @@
+"""All Lua that changes batches. Each script may be sent twice, because a reply was lost, without harm.
+
+Whoever carries a batch has a fence, a number that only `CLAIM` changes: a carrier that was taken for dead, and is not,
+changes nothing any more.
+"""
+
+from producer.gateway.batches.batch_keys import RECORD_TTL_SECONDS
+from producer.gateway.files.file_keys import FILE_FUNCTIONS
+from producer.operations import Script
+
+_FUNCTIONS = (
+    FILE_FUNCTIONS
+    + """
+local function batch_key(id) return 'promptmill:batch:' .. id end
+local open = 'promptmill:batches:open'
+
+local function holds_fence(id, fence) return redis.call('HGET', batch_key(id), 'fence') == fence end
+
+local function file_expire_at(id, seconds)
+  redis.call('HSET', 'promptmill:file:' .. id, 'expires_at', seconds)
+  redis.call('ZADD', 'promptmill:files:expiries', seconds, id)
+end
+
+local function enter(id, status)
+  redis.call('HSET', batch_key(id), 'status', status, status .. '_at', math.floor(file_time()))
+end
+"""
+)
+
+CREATE = Script(
+    _FUNCTIONS
+    + """
+-- ARGV: id, input file, whose, everybody's, fields… → 1, or 0 where there is no such file (any more)
+local id, input, whose, everybodys = unpack(ARGV, 1, 4)
+if redis.call('EXISTS', batch_key(id)) == 1 then return 1 end
+if not file_hold(input, id) then return 0 end
+redis.call('HSET', batch_key(id), 'fence', 0, unpack(ARGV, 5))
+redis.call('ZADD', 'promptmill:batches:index:' .. whose, 0, id)
+redis.call('ZADD', 'promptmill:batches:index:' .. everybodys, 0, id)
+redis.call('ZADD', open, 0, id)
+return 1
+"""
+)
+
+CANCEL = Script(
+    _FUNCTIONS
+    + """
+-- ARGV: id → the status it has now
+local id = ARGV[1]
+local status = redis.call('HGET', batch_key(id), 'status')
+if status == 'validating' or status == 'in_progress' then
+  enter(id, 'cancelling')
+  return 'cancelling'
+end
+return status
+"""
+)
+
+CLAIM = Script(
+    _FUNCTIONS
+    + """
+-- ARGV: lease seconds → nothing, or {id, fence, the hash}
+local now = file_time()
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', open, '-inf', now, 'LIMIT', 0, 100)) do
+  if redis.call('EXISTS', batch_key(id)) == 1 then
+    redis.call('ZADD', open, now + tonumber(ARGV[1]), id)
+    local fence = redis.call('HINCRBY', batch_key(id), 'fence', 1)
+    return {id, fence, redis.call('HGETALL', batch_key(id))}
+  end
+  redis.call('ZREM', open, id)
+end
+return false
+"""
+)
+
+RENEW = Script(
+    _FUNCTIONS
+    + """
+-- ARGV: lease seconds, then id, fence of each → for each: go_on, cancel, expire or lost
+local now, wishes = file_time(), {}
+for i = 2, #ARGV, 2 do
+  local id, wish = ARGV[i], 'lost'
+  if holds_fence(id, ARGV[i + 1]) and redis.call('ZSCORE', open, id) then
+    redis.call('ZADD', open, now + tonumber(ARGV[1]), id)
+    local status, expires_at = unpack(redis.call('HMGET', batch_key(id), 'status', 'expires_at'))
+    wish = status == 'cancelling' and 'cancel' or 'go_on'
+    local may_expire = status == 'validating' or status == 'in_progress'
+    if may_expire and tonumber(expires_at) <= now then wish = 'expire' end
+  end
+  wishes[#wishes + 1] = wish
+end
+return wishes
+"""
+)
+
+RELEASE = Script(
+    _FUNCTIONS
+    + """
+-- ARGV: id, fence, seconds until another carrier may have it
+if holds_fence(ARGV[1], ARGV[2]) and redis.call('ZSCORE', open, ARGV[1]) then
+  redis.call('ZADD', open, file_time() + tonumber(ARGV[3]), ARGV[1])
+end
+"""
+)
+
+BEGIN = Script(
+    _FUNCTIONS
+    + """
+-- ARGV: id, fence, model, queue, number of lines → the status it has now, or lost
+local id, fence, model, queue, num_lines = unpack(ARGV, 1, 5)
+if not holds_fence(id, fence) then return 'lost' end
+redis.call('HSET', batch_key(id), 'model', model, 'queue', queue, 'num_lines', num_lines)
+redis.call('HDEL', batch_key(id), 'unreadable_since')
+if redis.call('HGET', batch_key(id), 'status') == 'validating' then enter(id, 'in_progress') end
+return redis.call('HGET', batch_key(id), 'status')
+"""
+)
+
+UNREADABLE = Script(
+    _FUNCTIONS
+    + """
+-- ARGV: id, fence → for how many seconds the input could not be read, or lost
+local id, fence = ARGV[1], ARGV[2]
+if not holds_fence(id, fence) then return 'lost' end
+redis.call('HSETNX', batch_key(id), 'unreadable_since', math.floor(file_time()))
+return tostring(math.floor(file_time()) - tonumber(redis.call('HGET', batch_key(id), 'unreadable_since')))
+"""
+)
+
+RECORD = Script(
+    _FUNCTIONS
+    + """
+-- ARGV: id, fence, completed, failed, input, cached, output tokens, number of files, then of each: field, file id,
+-- part, bytes, number of its fields, fields…; then positions of lines → recorded, late or lost
+local id, fence = ARGV[1], ARGV[2]
+local key, answered = batch_key(id), batch_key(id) .. ':answered'
+if not holds_fence(id, fence) then return 'lost' end
+
+local files, at = {}, 9
+for _ = 1, tonumber(ARGV[8]) do
+  local file = {field = ARGV[at], id = ARGV[at + 1], part = ARGV[at + 2], bytes = ARGV[at + 3], fields = {}}
+  local num_fields = tonumber(ARGV[at + 4])
+  for i = 1, num_fields do file.fields[i] = ARGV[at + 4 + i] end
+  files[#files + 1] = file
+  at = at + 5 + num_fields
+end
+-- Lines are answered once: these are already, because the reply to this very call was lost.
+if redis.call('GETBIT', answered, ARGV[at]) == 1 then return 'recorded' end
+
+-- All or nothing: a part that is due may be gone from the store by now.
+for _, file in ipairs(files) do
+  local due_at = tonumber(redis.call('ZSCORE', 'promptmill:files:unrecorded', file.part) or 0)
+  if due_at <= file_time() then return 'late' end
+end
+for _, file in ipairs(files) do
+  if redis.call('HSETNX', key, file.field, file.id) == 1 then
+    file_create(file.id, file.fields)
+    file_hold(file.id, id)
+  end
+  file_append(redis.call('HGET', key, file.field), file.part, file.bytes)
+end
+for i = at, #ARGV do redis.call('SETBIT', answered, ARGV[i], 1) end
+for i, name in ipairs({'num_completed', 'num_failed', 'input_tokens', 'cached_tokens', 'output_tokens'}) do
+  redis.call('HINCRBY', key, name, ARGV[2 + i])
+end
+return 'recorded'
+"""
+)
+
+FINALIZE = Script(
+    _FUNCTIONS
+    + """
+-- ARGV: id, fence → the status it has now, or lost
+local id = ARGV[1]
+if not holds_fence(id, ARGV[2]) then return 'lost' end
+if redis.call('HGET', batch_key(id), 'status') == 'in_progress' then enter(id, 'finalizing') end
+return redis.call('HGET', batch_key(id), 'status')
+"""
+)
+
+FINISH = Script(
+    _FUNCTIONS
+    + f"""
+-- ARGV: id, fence, status, problems, outbox, event → ended, or lost
+local id, fence, status, problems, outbox, event = unpack(ARGV, 1, 6)
+local key = batch_key(id)
+if not holds_fence(id, fence) then return 'lost' end
+if not redis.call('ZSCORE', open, id) then return 'ended' end
+
+enter(id, status)
+if problems ~= '' then redis.call('HSET', key, 'problems', problems) end
+local input, output, errors, seconds = unpack(redis.call(
+  'HMGET', key, 'input_file_id', 'output_file_id', 'error_file_id', 'output_expires_after'))
+for _, file in ipairs({{output or '', errors or ''}}) do
+  if file ~= '' then
+    file_finish(file)
+    if seconds and seconds ~= '' then file_expire_at(file, math.floor(file_time()) + tonumber(seconds)) end
+    file_release(file, id)
+  end
+end
+file_release(input, id)
+redis.call('ZREM', open, id)
+redis.call('HINCRBY', 'promptmill:batches:ended', status, 1)
+redis.call('DEL', key .. ':answered')
+redis.call('EXPIRE', key, {RECORD_TTL_SECONDS})
+redis.call('RPUSH', outbox, event)
+return 'ended'
+"""
+)

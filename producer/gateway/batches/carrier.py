@@ -1,0 +1,201 @@
+"""Carries one batch from wherever it stands to its end. It may die at any point: another goes on from what is recorded.
+
+What it has of the batch in memory is an index of the input's lines, and those of its jobs that are on the queue.
+"""
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from producer.async_transport import AsyncTransport
+from producer.batch_protocol import BatchOptions, BatchProtocol, QueueLimit
+from producer.contract import JobRequest, keys
+from producer.errors import FileStoreError, InvalidJobError
+from producer.gateway.api_keys import read_key
+from producer.gateway.batches.answer_file import AnswerFile
+from producer.gateway.batches.batch_lease import AnsweredLines, BatchLease, Wish
+from producer.gateway.batches.batch_record import BatchProblem, BatchStatus
+from producer.gateway.batches.input_check import (
+    EndOfCheckError,
+    InputCheck,
+    choose_batch_queue,
+    model_problem,
+)
+from producer.gateway.batches.leftovers import Leftovers
+from producer.gateway.files.base import FileStore
+from producer.gateway.files.file_records import FileRecords
+from producer.line_index import IndexedLines, LineIndex
+from producer.operations import Protocol
+from producer.workers import read_workers
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CarrierOptions:
+    default_queue: str
+    max_in_flight: int
+    max_queue_depth: int
+    max_line_bytes: int
+    retry_seconds: float = 15.0  # before an input that cannot be read is read again
+    unreadable_seconds: float = 600.0  # until a batch fails whose input cannot be read
+
+
+class Carrier:
+    """Raises LeaseLostError, RedisUnavailableError, FileStoreError; then the batch is another's, or waits for one."""
+
+    def __init__(
+        self,
+        lease: BatchLease,
+        *,
+        redis: AsyncTransport,
+        files: FileRecords,
+        store: FileStore,
+        options: CarrierOptions,
+    ) -> None:
+        self._lease = lease
+        self._redis = redis
+        self._files = files
+        self._store = store
+        self._options = options
+
+    async def carry(self) -> None:
+        """Until the batch has ended, or another is to have it."""
+        record = self._lease.record
+        _log.info("action=batch_carried batch=%s status=%s", record.id, record.status)
+        with tempfile.TemporaryFile(prefix="promptmill-batch-") as file:
+            index = LineIndex(file, self._options.max_line_bytes)
+            check = InputCheck(record, lambda: self._lease.wish is not Wish.GO_ON and not self._has_begun)
+            try:
+                await asyncio.to_thread(self._read_input, await self._parts(), file, index, check)
+            except FileStoreError as error:
+                await self._give_up_later(error)
+                return
+            if self._lease.wish is Wish.STOP:
+                await self._lease.release()
+            elif self._has_begun or await self._begin(check, len(index)):
+                await self._answer(index)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the input is known to be valid."""
+        return self._lease.record.model is not None
+
+    async def _parts(self) -> list[str]:
+        return [part.name for part in await self._files.parts(self._lease.record.input_file_id)]
+
+    def _read_input(self, parts: list[str], file: BinaryIO, index: LineIndex, check: InputCheck) -> None:
+        """A copy of our own: lines are read in any order, and a store may be slow at that."""
+        if not parts:
+            raise FileStoreError("nothing is left of the input file")
+        for part in parts:
+            for chunk in self._store.read(part):
+                file.write(chunk)
+        file.seek(0)
+        try:
+            index.scan(None if self._has_begun else check.see)
+        except EndOfCheckError:
+            return
+
+    async def _begin(self, check: InputCheck, num_lines: int) -> bool:
+        """Whether the batch has lines to be answered: False where it has ended."""
+        if self._lease.wish in (Wish.CANCEL, Wish.EXPIRE):
+            await self._finish_early()
+            return False
+        problems = check.problems
+        queue = ""
+        if not problems:
+            assert check.model is not None
+            queue, problems = await self._find_queue(check.model)
+        if problems:
+            await self._finish(BatchStatus.FAILED, problems)
+            return False
+        await self._lease.begin(model=check.model or "", queue=queue, num_lines=num_lines)
+        return True
+
+    async def _find_queue(self, model: str) -> tuple[str, list[BatchProblem]]:
+        record = self._lease.record
+        if record.key_id is not None:
+            key = await self._redis.run(read_key(record.key_id))
+            if key is None:
+                return "", [BatchProblem(code="invalid_api_key", message="the batch's API key was revoked")]
+            if not key.allows(model):
+                rule = f"body.model: the API key may not use {model!r}"
+                return "", [BatchProblem(code="model_not_allowed", message=rule, param="body.model")]
+        workers = await self._redis.run(read_workers())
+        queue = choose_batch_queue(workers, model, self._options.default_queue, record.tenant)
+        return (queue, []) if queue is not None else ("", [model_problem(model, workers)])
+
+    async def _answer(self, index: LineIndex) -> None:
+        """Every line, or as many as there is time for."""
+        answers = AnswerFile(self._lease, self._files, self._store, index)
+        if self._lease.wish is Wish.GO_ON:
+            await self._run_lines(index, await self._lease.read_answered(), answers)
+            await answers.flush()
+        if self._lease.wish is Wish.STOP:
+            await self._lease.release()
+        elif self._lease.wish is Wish.GO_ON and await self._lease.finalize() is BatchStatus.FINALIZING:
+            await self._finish(BatchStatus.COMPLETED)
+        else:
+            await self._settle_the_rest(index, answers)
+            await self._finish_early()
+
+    async def _run_lines(self, index: LineIndex, answered: AnsweredLines, answers: AnswerFile) -> None:
+        record = self._lease.record
+        queue = record.queue or ""
+        options = BatchOptions(
+            max_in_flight=self._options.max_in_flight,
+            runs_failed_anew=False,
+            queue_limit=QueueLimit(queue, self._options.max_queue_depth),
+        )
+        unanswered = (number for number in index.numbers() if index.position(number) not in answered)
+        lines = IndexedLines(index, index.entries(unanswered))
+        protocol = BatchProtocol(lines, self._queue_for, batch_id=record.id, options=options)
+        async with aclosing(self._redis.iterate(protocol.run())) as rounds:
+            async for some in rounds:
+                await answers.add(some)
+                if self._lease.wish is not Wish.GO_ON:
+                    return
+
+    def _queue_for(self, request: JobRequest) -> Protocol[str]:
+        """The batch's own, whichever workers are alive at the moment. Raises InvalidJobError."""
+        queue = self._lease.record.queue or ""
+        if request.tenant not in (None, keys.split_tenant(queue)[1]):
+            raise InvalidJobError(f"tenant: the batch is not {request.tenant!r}'s; leave it out", param="tenant")
+        return queue
+        yield  # a protocol without operations
+
+    async def _settle_the_rest(self, index: LineIndex, answers: AnswerFile) -> None:
+        """The lines without an answer get the error that says why there is none."""
+        is_cancelled = self._lease.wish is not Wish.EXPIRE
+        code = "batch_cancelled" if is_cancelled else "batch_expired"
+        message = "the batch was cancelled" if is_cancelled else "the batch's completion window ended"
+        answered = await self._lease.read_answered()
+        unanswered: Iterator[int] = (number for number in index.numbers() if index.position(number) not in answered)
+        leftovers = Leftovers(self._lease.record.id, code, f"{message} before this request was answered")
+        async with aclosing(self._redis.iterate(leftovers.settle(index.entries(unanswered)))) as rounds:
+            async for some in rounds:
+                await answers.add(some)
+        await answers.flush()
+
+    async def _finish_early(self) -> None:
+        await self._finish(BatchStatus.EXPIRED if self._lease.wish is Wish.EXPIRE else BatchStatus.CANCELLED)
+
+    async def _give_up_later(self, error: FileStoreError) -> None:
+        """The store may only be away for a while: until then the batch waits."""
+        _log.warning("action=batch_input_unreadable batch=%s error=%s", self._lease.record.id, error)
+        if self._lease.wish in (Wish.CANCEL, Wish.EXPIRE):
+            await self._finish_early()
+        elif await self._lease.note_unreadable() >= self._options.unreadable_seconds:
+            problem = BatchProblem(code="input_file_unreadable", message=str(error), param="input_file_id")
+            await self._finish(BatchStatus.FAILED, [problem])
+        else:
+            await self._lease.release(self._options.retry_seconds)
+
+    async def _finish(self, status: BatchStatus, problems: list[BatchProblem] | None = None) -> None:
+        await self._lease.finish(status, problems or [])
+        _log.info("action=batch_ended batch=%s status=%s", self._lease.record.id, status)

@@ -1,0 +1,97 @@
+"""The gateway's side of its carrier process: started when a batch has no carrier, and again if it dies.
+
+Every replica looks for such batches; which of their carriers gets one is decided in Redis.
+"""
+
+import asyncio
+import logging
+import subprocess
+import sys
+
+from producer.end_tasks import end_tasks
+from producer.errors import RedisUnavailableError
+from producer.gateway.batches.batch_records import BatchRecords
+from producer.gateway.settings import GatewaySettings
+
+COMMAND = (sys.executable, "-m", "producer.gateway.batches.carrier_process")
+LOOK_SECONDS = 1.0
+MAX_RESTART_SECONDS = 30.0
+STOP_SECONDS = 10.0  # for what is under way to be written down
+
+_log = logging.getLogger(__name__)
+
+
+class CarrierChild:
+    def __init__(self, settings: GatewaySettings, records: BatchRecords) -> None:
+        self._settings = settings
+        self._records = records
+        self._process: subprocess.Popen[bytes] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_awake = asyncio.Event()
+        self._pause_seconds = LOOK_SECONDS
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._watch(), name="batches")
+
+    def wake(self) -> None:
+        """There is a new batch."""
+        self._is_awake.set()
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            await end_tasks(self._task)
+        if self._process is not None:
+            await asyncio.to_thread(_stop, self._process)
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._pause_seconds):
+                    await self._is_awake.wait()
+            except TimeoutError:
+                pass
+            self._is_awake.clear()
+            try:
+                await self._look()
+            except RedisUnavailableError as error:
+                _log.warning("action=batches_unwatched error=%s", error)
+
+    async def _look(self) -> None:
+        if not await self._records.num_without_carrier():
+            return
+        if self._process is not None and self._process.poll() is None:
+            self._tell("")
+            return
+        if self._process is not None:
+            self._note_end(self._process)
+        self._process = await asyncio.to_thread(subprocess.Popen, COMMAND, stdin=subprocess.PIPE)
+        self._tell(self._settings.model_dump_json())
+
+    def _tell(self, line: str) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return  # it has just ended, and is started anew
+
+    def _note_end(self, process: "subprocess.Popen[bytes]") -> None:
+        """One that died is started again, later each time."""
+        if process.stdin is not None:
+            process.stdin.close()
+        if process.returncode == 0:
+            self._pause_seconds = LOOK_SECONDS
+            return
+        _log.error("action=batch_carrier_died code=%s", process.returncode)
+        self._pause_seconds = min(self._pause_seconds * 2, MAX_RESTART_SECONDS)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Its input's end tells it to stop."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

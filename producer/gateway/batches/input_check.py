@@ -1,0 +1,96 @@
+"""Whether a batch's input can be run at all, and on which queue: what is wrong is named with its line's number.
+
+Only what makes a line a line of this batch is looked at here. What a request asks for is checked when its turn comes,
+and answered alone: a bad value among 50,000 good ones is one line of the error file.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from producer.batch_lines import BadLineError, BatchLine
+from producer.contract import ErrorCode, WorkerInfo, keys
+from producer.gateway.batches.batch_record import BatchProblem, BatchRecord
+from producer.line_index import ParsedLine
+from producer.workers import choose_queue
+
+MAX_LINES = 50_000
+MAX_PROBLEMS = 100  # listed; the file is not read further
+
+_PARAMS = {
+    "missing_custom_id": "custom_id",
+    "duplicate_custom_id": "custom_id",
+    "invalid_method": "method",
+    "invalid_url": "url",
+    "invalid_body": "body",
+}
+
+
+class EndOfCheckError(Exception):
+    """Enough is wrong, or the check is not wanted any more: the rest of the file need not be read."""
+
+
+class InputCheck:
+    """Shown each line in turn (`see`), then asked for its `problems`."""
+
+    def __init__(self, record: BatchRecord, is_unwanted: Callable[[], bool]) -> None:
+        self._endpoint = record.endpoint
+        self._is_unwanted = is_unwanted
+        self._num_lines = 0
+        self._problems: list[BatchProblem] = []
+        self._model_line = 0
+        self.model: str | None = None
+
+    @property
+    def problems(self) -> list[BatchProblem]:
+        if not self._num_lines:
+            return [BatchProblem(code="empty_file", message="the input file has no lines", param="input_file_id")]
+        return self._problems
+
+    def see(self, number: int, line: ParsedLine) -> None:
+        """Raises EndOfCheckError."""
+        self._num_lines += 1
+        if self._num_lines > MAX_LINES:
+            message = f"the input file has more than {MAX_LINES} lines; make several batches of it"
+            self._problems = [BatchProblem(code="too_many_lines", message=message, param="input_file_id")]
+            raise EndOfCheckError
+        if isinstance(line, BadLineError):
+            self._note(number, line.code, str(line), _PARAMS.get(line.code))
+        else:
+            self._see_line(number, line)
+        if len(self._problems) >= MAX_PROBLEMS or self._is_unwanted():
+            raise EndOfCheckError
+
+    def _see_line(self, number: int, line: BatchLine) -> None:
+        if line.url != self._endpoint:
+            rule = f"url: must be the batch's endpoint, {self._endpoint}; got {line.url}"
+            self._note(number, "url_mismatch", rule, "url")
+        model: Any = line.body.get("model")
+        if not isinstance(model, str) or not model:
+            self._note(number, "missing_model", f"body.model: must name a model; got {model!r:.80}", "body.model")
+        elif self.model is None:
+            self.model, self._model_line = model, number
+        elif model != self.model:
+            rule = f"body.model: one model a batch: line {self._model_line} has {self.model!r}; got {model!r:.80}"
+            self._note(number, "mismatched_model", rule, "body.model")
+
+    def _note(self, number: int, code: str, message: str, param: str | None) -> None:
+        self._problems.append(BatchProblem(code=code, message=message, line=number, param=param))
+
+
+def choose_batch_queue(workers: list[WorkerInfo], model: str, default_queue: str, tenant: str | None) -> str | None:
+    """Behind everybody who waits for an answer: the low class of the model's queue, if a worker serves that class.
+
+    None: workers are alive, and none serves the model. While none is alive at all, the default queue is taken.
+    """
+    queue = choose_queue(workers, model, default_queue) if workers else default_queue
+    if queue is None:
+        return None
+    low = keys.class_queue(queue, "low")
+    served = {name for worker in workers if model in worker.models for name in worker.queues}
+    return keys.tenant_queue(low if not workers or low in served else queue, tenant)
+
+
+def model_problem(model: str, workers: list[WorkerInfo]) -> BatchProblem:
+    served = ", ".join(sorted({name for worker in workers for name in worker.models})) or "none"
+    message = f"body.model: no live worker serves {model!r}; served are: {served}"
+    return BatchProblem(code=ErrorCode.MODEL_NOT_FOUND.value, message=message, param="body.model")

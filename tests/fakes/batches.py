@@ -1,0 +1,112 @@
+"""Batches on a real Redis, carried in the test's own event loop: with crashes wherever a test wants them."""
+
+import asyncio
+import json
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from producer.async_transport import AsyncTransport
+from producer.gateway.batches.batch_lease import BatchLease
+from producer.gateway.batches.batch_record import BatchRecord
+from producer.gateway.batches.batch_records import BatchRecords
+from producer.gateway.batches.carrier import Carrier, CarrierOptions
+from producer.gateway.files.base import FileStore
+from producer.gateway.files.file_records import FileRecord, FileRecords, Part
+from producer.gateway.files.local import LocalFileStore
+
+LEASE_SECONDS = 15.0
+URL = "/v1/completions"
+
+
+def line(custom_id: str, prompt: str = "one two", **changes: Any) -> dict[str, Any]:
+    body = {"model": "fake", "prompt": prompt, **changes.pop("body", {})}
+    return {"custom_id": custom_id, "method": "POST", "url": URL, "body": body, **changes}
+
+
+def jsonl(lines: Iterable[Any]) -> bytes:
+    return b"".join(json.dumps(entry).encode() + b"\n" for entry in lines)
+
+
+@dataclass
+class BatchBench:
+    """The gateway's parts that batches need, without a gateway."""
+
+    redis: AsyncTransport
+    store: FileStore
+    files: FileRecords
+    records: BatchRecords
+    options: CarrierOptions
+
+    async def put_file(self, data: bytes, *, key_id: str | None = None) -> str:
+        part = f"upload-{uuid4().hex}"
+        await self.files.reserve(part)
+        with self.store.writer(part) as writer:
+            writer.write(data)
+        file_id = await self.files.new_id()
+        record = FileRecord(id=file_id, filename="in.jsonl", purpose="batch", key_id=key_id)
+        assert await self.files.create(record, [Part(part, len(data))])
+        return file_id
+
+    async def read_lines(self, file_id: str | None) -> list[dict[str, Any]]:
+        if file_id is None:
+            return []
+        parts = await self.files.parts(file_id)
+        return [json.loads(text) for part in parts for text in b"".join(self.store.read(part.name)).splitlines()]
+
+    async def create(self, lines: Iterable[Any] | bytes, **fields: Any) -> BatchRecord:
+        data = lines if isinstance(lines, bytes) else jsonl(lines)
+        key_id = fields.pop("key_id", None)
+        given = {"tenant": None, "endpoint": URL, "metadata": None, "output_expires_after": None, **fields}
+        given.setdefault("input_file_id", await self.put_file(data, key_id=key_id))
+        record = await self.records.create(key_id=key_id, **given)
+        assert record is not None
+        return record
+
+    async def claim(self) -> BatchLease | None:
+        return await BatchLease.claim(self.redis, LEASE_SECONDS)
+
+    def carrier(self, lease: BatchLease) -> Carrier:
+        return Carrier(lease, redis=self.redis, files=self.files, store=self.store, options=self.options)
+
+    async def carry(self) -> None:
+        """The next batch that nobody carries, to its end."""
+        lease = await self.claim()
+        assert lease is not None
+        await self.carrier(lease).carry()
+
+    async def get(self, batch_id: str) -> BatchRecord:
+        record = await self.records.get(batch_id)
+        assert record is not None
+        return record
+
+
+@asynccontextmanager
+async def batch_bench(redis_url: str, folder: Path, **options: Any) -> AsyncIterator[BatchBench]:
+    store = LocalFileStore(folder)
+    store.check()
+    redis = AsyncTransport(redis_url)
+    given = {"default_queue": "promptmill", "max_in_flight": 100, "max_queue_depth": 1000, "max_line_bytes": 100_000}
+    bench = BatchBench(redis, store, FileRecords(redis, store), BatchRecords(redis), CarrierOptions(**given | options))
+    try:
+        yield bench
+    finally:
+        await redis.aclose()
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
+    """What the condition gives, once that is something."""
+    for _ in range(600):
+        if found := await condition():
+            return found
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not come to that")
+
+
+def job_arguments(data: bytes) -> dict[str, Any]:
+    arguments: dict[str, Any] = json.loads(zlib.decompress(data))[3]
+    return arguments

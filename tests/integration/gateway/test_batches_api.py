@@ -1,0 +1,211 @@
+"""/v1/batches through the official client, on a gateway with its own carrier process."""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+import redis as redis_py
+
+from producer.contract import keys
+from producer.gateway.api_keys import add_key, make_key
+from producer.transport import Transport
+from tests.fakes.batches import URL, batch_bench, jsonl, line
+from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.gateways import RunningGateway, open_client, wait_until
+
+LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
+ENDED = ("completed", "failed", "expired", "cancelled")
+
+Upload = Callable[..., str]
+
+
+@pytest.fixture
+def low(redis_url: str) -> Iterator[FakeWorker]:
+    worker = FakeWorker(redis_url, queue=LOW)
+    worker.announce("fake", queues=keys.class_queues(keys.DEFAULT_QUEUE))
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def upload(redis_url: str) -> Upload:
+    """The id of a new file, from its bytes or its lines."""
+
+    def put(lines: Any, **options: Any) -> str:
+        async def run() -> str:
+            async with batch_bench(redis_url, Path(os.environ["PROMPTMILL_FILES"])) as bench:
+                return await bench.put_file(lines if isinstance(lines, bytes) else jsonl(lines), **options)
+
+        return asyncio.run(run())
+
+    return put
+
+
+def start(client: openai.OpenAI, file_id: str, **fields: Any) -> Any:
+    return client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h", **fields)
+
+
+def wait(client: openai.OpenAI, batch_id: str, *statuses: str) -> Any:
+    wait_until(lambda: client.batches.retrieve(batch_id).status in (statuses or ENDED))
+    return client.batches.retrieve(batch_id)
+
+
+def test_a_batch_goes_through_every_status_to_its_end(
+    client: openai.OpenAI, low: FakeWorker, upload: Upload, redis_url: str
+) -> None:
+    file_id = upload([line("a", "one two"), line("b", "fail")])
+    created = start(client, file_id, metadata={"run": "7"}, extra_body={"output_expires_after": EXPIRY})
+    assert (created.object, created.status, created.input_file_id) == ("batch", "validating", file_id)
+    assert created.expires_at == created.created_at + 24 * 3600
+    assert (created.errors, created.output_file_id, created.model) == (None, None, None)
+    running = wait(client, created.id, "in_progress")
+    assert (running.model, running.request_counts.total, running.metadata) == ("fake", 2, {"run": "7"})
+    with low.serving(echo):
+        ended = wait(client, created.id)
+    assert ended.status == "completed" and ended.output_file_id and ended.error_file_id
+    assert (ended.request_counts.completed, ended.request_counts.failed) == (1, 1)
+    assert ended.usage.total_tokens == ended.usage.input_tokens + ended.usage.output_tokens > 0
+    assert ended.in_progress_at <= ended.finalizing_at <= ended.completed_at
+    stats = httpx.get(f"{client.base_url}".replace("/v1/", "/stats")).json()
+    assert stats["batches"]["completed"] == 1
+    metrics = httpx.get(f"{client.base_url}".replace("/v1/", "/metrics")).text
+    assert 'promptmill_batches{status="completed"} 1.0' in metrics
+
+
+EXPIRY = {"anchor": "created_at", "seconds": 3600}
+
+
+async def test_the_asynchronous_client_sees_the_same(gateway: RunningGateway, low: FakeWorker, redis_url: str) -> None:
+    async with (
+        batch_bench(redis_url, Path(os.environ["PROMPTMILL_FILES"])) as bench,
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        file_id = await bench.put_file(jsonl([line("a"), line("b")]))
+        created = await client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")
+        assert [batch.id async for batch in client.batches.list()] == [created.id]
+        cancelled = await client.batches.cancel(created.id)
+        assert cancelled.status in ("cancelling", "cancelled") and cancelled.cancelling_at
+        while (await client.batches.retrieve(created.id)).status != "cancelled":
+            await asyncio.sleep(0.05)
+
+
+def test_a_file_that_fails_validation_says_where(client: openai.OpenAI, low: FakeWorker, upload: Upload) -> None:
+    created = start(client, upload([line("a"), line("a"), line("b", url="/v1/chat/completions")]))
+    failed = wait(client, created.id)
+    assert failed.status == "failed" and failed.failed_at and failed.errors.object == "list"
+    assert [(entry.line, entry.code, entry.param) for entry in failed.errors.data] == [
+        (2, "duplicate_custom_id", "custom_id"),
+        (3, "url_mismatch", "url"),
+    ]
+    with pytest.raises(openai.ConflictError, match="is failed and cannot be cancelled"):
+        client.batches.cancel(created.id)
+
+
+def test_a_cancelled_batch_ends_with_an_error_for_every_line(
+    client: openai.OpenAI, low: FakeWorker, upload: Upload, redis_client: redis_py.Redis
+) -> None:
+    created = start(client, upload([line(str(number)) for number in range(20)]))
+    wait(client, created.id, "in_progress")
+    wait_until(lambda: redis_client.llen(f"rq:queue:{LOW}") == 20)
+    assert client.batches.cancel(created.id).status == "cancelling"
+    assert client.batches.cancel(created.id).status in ("cancelling", "cancelled")
+    ended = wait(client, created.id)
+    assert (ended.status, ended.request_counts.failed, ended.request_counts.total) == ("cancelled", 20, 20)
+    assert redis_client.llen(f"rq:queue:{LOW}") == 0
+
+
+def test_lists_go_from_the_newest_on_page_by_page(client: openai.OpenAI, low: FakeWorker, upload: Upload) -> None:
+    file_id = upload([line("a")])
+    ids = [start(client, file_id).id for _ in range(7)]
+    assert [batch.id for batch in client.batches.list(limit=3)] == ids[::-1]  # all pages
+    page = client.batches.list(limit=3)
+    assert (len(page.data), page.has_more) == (3, True)
+    second = client.batches.list(limit=3, after=page.data[-1].id)
+    assert [batch.id for batch in second.data] == ids[3:0:-1]
+    assert client.batches.list(limit=1, after=ids[0]).data == []
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        client.batches.list(limit=101)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"completion_window": "1h"}, "completion_window"),
+        ({"input_file_id": 7}, "input_file_id"),
+        ({"metadata": {str(number): "x" for number in range(17)}}, "metadata"),
+        ({"metadata": {"k" * 65: "x"}}, "metadata"),
+        ({"metadata": {"k": "x" * 513}}, "metadata.k"),
+        ({"metadata": {"k": 7}}, "metadata.k"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 60}}, "output_expires_after.seconds"),
+        ({"output_expires_after": {"anchor": "now", "seconds": 3600}}, "output_expires_after.anchor"),
+        ({"unheard_of": 1}, "unheard_of"),
+    ],
+)
+def test_a_bad_request_names_its_field(
+    gateway: RunningGateway, upload: Upload, fields: dict[str, Any], param: str
+) -> None:
+    good = {"input_file_id": "file-1", "endpoint": URL, "completion_window": "24h"}
+    response = httpx.post(f"{gateway.url}/v1/batches", json={**good, **fields})
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["message"].startswith(param), error
+    assert error["param"].startswith(param) and error["type"] == "invalid_request_error"
+
+
+def test_what_is_not_there_is_not_found(client: openai.OpenAI, upload: Upload) -> None:
+    for file_id in ("file-1", "file-" + "0" * 30, f"{upload(b'x')}:parts"):
+        with pytest.raises(openai.NotFoundError, match="input_file_id: no file"):
+            start(client, file_id)
+    for batch_id in ("batch_1", "batch_" + "0" * 30, "batch_" + "0" * 30 + ":answered"):
+        with pytest.raises(openai.NotFoundError, match="no batch"):
+            client.batches.retrieve(batch_id)
+        with pytest.raises(openai.NotFoundError, match="no batch"):
+            client.batches.cancel(batch_id)
+
+
+def test_a_key_sees_its_own_batches_and_files_alone(
+    gateway: RunningGateway, low: FakeWorker, upload: Upload, redis_url: str
+) -> None:
+    made = {name: make_key(name=name, is_operator=name == "operator") for name in ("ours", "theirs", "operator")}
+    transport = Transport(redis_url)
+    for key, _ in made.values():
+        transport.run(add_key(key))
+    transport.close()
+    clients = {name: open_client(gateway, api_key=text) for name, (_, text) in made.items()}
+    file_id = upload([line("a")], key_id=made["ours"][0].id)
+    wait_until(lambda: _is_refused(gateway))  # the first key counts once the gateway looks again
+    batch = start(clients["ours"], file_id)
+    assert clients["operator"].batches.retrieve(batch.id).id == batch.id
+    assert [found.id for found in clients["operator"].batches.list()] == [batch.id]
+    assert [found.id for found in clients["ours"].batches.list()] == [batch.id]
+    assert list(clients["theirs"].batches.list()) == []
+    with pytest.raises(openai.NotFoundError):
+        clients["theirs"].batches.retrieve(batch.id)
+    with pytest.raises(openai.NotFoundError):
+        clients["theirs"].batches.cancel(batch.id)
+    with pytest.raises(openai.NotFoundError):
+        start(clients["theirs"], file_id)
+    for client in clients.values():
+        client.close()
+
+
+def test_a_key_that_may_not_use_the_model_fails_its_batch(
+    gateway: RunningGateway, low: FakeWorker, upload: Upload, redis_url: str
+) -> None:
+    key, text = make_key(name="narrow", models=["other"], tenant="acme")
+    transport = Transport(redis_url)
+    transport.run(add_key(key))
+    transport.close()
+    wait_until(lambda: _is_refused(gateway))
+    with open_client(gateway, api_key=text) as client:
+        failed = wait(client, start(client, upload([line("a")], key_id=key.id)).id)
+    assert failed.status == "failed" and failed.errors.data[0].code == "model_not_allowed"
+
+
+def _is_refused(gateway: RunningGateway) -> bool:
+    return httpx.get(f"{gateway.url}/v1/batches").status_code == 401
