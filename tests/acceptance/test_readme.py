@@ -1,5 +1,6 @@
 """Every snippet of the README runs as it stands, against a worker with the real model."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -67,6 +68,22 @@ def test_the_curl_commands_are_answered(running_system: System) -> None:
         done = subprocess.run(["sh", "-ec", here], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         assert "Paris" in done.stdout and "[DONE]" in done.stdout
+
+
+def test_the_commands_that_answer_files_run(running_system: System, tmp_path: Path) -> None:
+    commands = [block for block in blocks("sh") if "promptmill run" in block]
+    assert len(commands) == 2
+    environment = running_system.environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    shown = ""
+    for command in commands:
+        arguments = ["sh", "-ec", command]
+        done = subprocess.run(
+            arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        shown += done.stdout
+    assert "Paris" in shown and "Nairobi" in shown
+    assert (tmp_path / "out.jsonl").read_text().count("\n") == 1
 
 
 def test_every_folder_and_file_that_the_readme_links_to_exists() -> None:

@@ -1,0 +1,69 @@
+"""Gateways as processes: one that is killed between a delivery and its record leaves it to another."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import openai
+import pytest
+import redis
+
+from producer.gateway.webhooks.deliveries import DUE_KEY
+from producer.gateway.webhooks.endpoints import WebhookEndpoint, add_endpoint
+from producer.gateway.webhooks.outbox import Event, append_event
+from producer.operations import send
+from producer.transport import Transport
+from tests.fakes.gateways import wait_until
+from tests.fakes.webhook_receiver import Reply, receiving
+
+Start = Callable[[], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> "subprocess.Popen[bytes]":
+        arguments = ["gateway", "--http-port", "0", "--redis-url", redis_url, "--webhook-private-targets"]
+        with (tmp_path / f"gateway-{len(started)}.log").open("wb") as log:
+            command = [sys.executable, "-m", "producer.cli", *arguments]
+            started.append(subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_what_a_killed_replica_had_delivered_unrecorded_is_delivered_again_under_the_same_id(
+    redis_url: str, redis_client: redis.Redis, start: Start
+) -> None:
+    release = threading.Event()
+    with receiving(lambda number: Reply(holds=release if number == 1 else None)) as receiver:
+        endpoint = WebhookEndpoint.create(name="test", url=receiver.url, key_id=None)
+        event = Event.of("batch.completed", "batch_1", key_id=None, created_at=1_700_000_000)
+        transport = Transport(redis_url)
+        transport.run(add_endpoint(endpoint))
+        transport.run(send(append_event(event)))
+        transport.close()
+        killed = start()
+        first = receiver.next(60)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(10)
+        [(delivery, leased_until)] = redis_client.zrange(DUE_KEY, 0, -1, withscores=True)
+        assert time.time() + 20 < leased_until < time.time() + 60  # nobody else has it before
+        redis_client.zadd(DUE_KEY, {delivery: time.time()})  # the lease's time has passed
+        start()
+        second = receiver.next(60)
+        wait_until(lambda: not redis_client.exists(DUE_KEY))
+        release.set()
+    assert first.headers["webhook-id"] == second.headers["webhook-id"] == event.id
+    assert first.body == second.body
+    unwrap = openai.OpenAI(api_key="none").webhooks.unwrap
+    assert unwrap(second.body, second.headers, secret=endpoint.secret).id == event.id
+    assert receiver.num_received == 2
