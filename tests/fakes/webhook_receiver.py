@@ -1,5 +1,6 @@
 """A real HTTP server that webhooks are sent to: it keeps what it gets, and answers as a test says."""
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,14 +24,17 @@ class Reply:
 
 
 class WebhookReceiver:
-    """`answer` is asked with the number of the request, from 1."""
+    """`answer` is asked with the number of the request, from 1. With `tls`, it speaks HTTPS."""
 
-    def __init__(self, answer: Callable[[int], Reply]) -> None:
+    def __init__(self, answer: Callable[[int], Reply], tls: ssl.SSLContext | None = None) -> None:
         self.received: Queue[Received] = Queue()
         self.num_received = 0
         self._answer = answer
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
+        self._server.handle_error = lambda request, address: None  # type: ignore[method-assign]  # who asked has gone
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 
     @property
@@ -79,8 +83,10 @@ class WebhookReceiver:
 
 
 @contextmanager
-def receiving(answer: Callable[[int], Reply] = lambda number: Reply()) -> Iterator[WebhookReceiver]:
-    receiver = WebhookReceiver(answer)
+def receiving(
+    answer: Callable[[int], Reply] = lambda number: Reply(), tls: ssl.SSLContext | None = None
+) -> Iterator[WebhookReceiver]:
+    receiver = WebhookReceiver(answer, tls)
     receiver.start()
     try:
         yield receiver

@@ -37,7 +37,7 @@ class Answer:
 class WebhookSender:
     def __init__(self, rules: TargetRules) -> None:
         self._rules = rules
-        self._ssl_context = httpx2.create_ssl_context(trust_env=False)
+        self._ssl_context = httpx2.create_ssl_context()  # SSL_CERT_FILE names a CA of one's own
         self._user_agent = f"promptmill/{version('promptmill')}"
 
     async def send(self, url: str, *, message_id: str, body: str, secrets: Sequence[str]) -> Answer:

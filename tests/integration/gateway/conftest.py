@@ -1,11 +1,12 @@
 """A gateway on a real Redis, a fake worker that answers, and the official client, unmodified."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 
 import openai
 import pytest
 
+from producer.async_transport import AsyncTransport
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway
 
@@ -42,3 +43,10 @@ def gateway(start_gateway: StartGateway) -> RunningGateway:
 def client(gateway: RunningGateway) -> Iterator[openai.OpenAI]:
     with open_client(gateway) as client:
         yield client
+
+
+@pytest.fixture
+async def transport(redis_url: str) -> AsyncIterator[AsyncTransport]:
+    transport = AsyncTransport(redis_url)
+    yield transport
+    await transport.aclose()

@@ -1,10 +1,7 @@
 """Webhooks from the outbox in a real Redis to a real receiver, checked by OpenAI's client, unmodified."""
 
-import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import openai
 import pytest
@@ -21,67 +18,14 @@ from producer.gateway.webhooks.deliveries import (
     list_deliveries,
     retry_delay,
     revive_deliveries,
+    settle_delivery,
 )
-from producer.gateway.webhooks.dispatcher import WebhookDispatcher
 from producer.gateway.webhooks.endpoints import DISABLED_KEY, WebhookEndpoint, add_endpoint, remove_endpoint
-from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event, append_event
-from producer.gateway.webhooks.sender import WebhookSender
-from producer.gateway.webhooks.targets import Resolver, TargetRules
-from producer.operations import send
-from tests.fakes.webhook_receiver import Received, Reply, WebhookReceiver, receiving
+from producer.gateway.webhooks.outbox import OUTBOX_KEY
+from tests.fakes.webhook_dispatching import add, dispatching, next_of, tell, wait_for
+from tests.fakes.webhook_receiver import Received, Reply, receiving
 
 Redis = redis.Redis
-
-
-@pytest.fixture
-async def transport(redis_url: str) -> AsyncIterator[AsyncTransport]:
-    transport = AsyncTransport(redis_url)
-    yield transport
-    await transport.aclose()
-
-
-@asynccontextmanager
-async def dispatching(
-    transport: AsyncTransport,
-    *,
-    allows_private: bool = True,
-    resolve: Resolver | None = None,
-    delay_after: Callable[[int, float | None], float | None] = lambda attempt, retry_after: 0.0,
-    lease_seconds: float = 30.0,
-) -> AsyncIterator[WebhookDispatcher]:
-    sender = WebhookSender(TargetRules(allows_private=allows_private, resolve=resolve))
-    dispatcher = WebhookDispatcher(transport, sender, delay_after=delay_after, lease_seconds=lease_seconds)
-    dispatcher.start()
-    try:
-        yield dispatcher
-    finally:
-        await dispatcher.aclose()
-
-
-async def add(transport: AsyncTransport, url: str, key_id: str | None = None, **fields: object) -> WebhookEndpoint:
-    endpoint = WebhookEndpoint.create(name="test", url=url, key_id=key_id).changed(**fields)
-    await transport.run(add_endpoint(endpoint))
-    return endpoint
-
-
-async def tell(
-    transport: AsyncTransport, batch_id: str, event_type: str = "batch.completed", key_id: str | None = "k"
-) -> Event:
-    event = Event.of(event_type, batch_id, key_id=key_id, created_at=1_700_000_000)  # type: ignore[arg-type]
-    await transport.run(send(append_event(event)))
-    return event
-
-
-async def next_of(receiver: WebhookReceiver) -> Received:
-    return await asyncio.to_thread(receiver.next)
-
-
-async def wait_for(condition: Callable[[], object]) -> None:
-    for _ in range(400):
-        if condition():
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("it did not come to that")
 
 
 def unwrap(got: Received, secret: str) -> BatchCompletedWebhookEvent:
@@ -236,8 +180,6 @@ async def test_many_replicas_deliver_each_event_once(transport: AsyncTransport, 
 
 
 async def test_an_attempt_that_was_overtaken_settles_nothing_but_a_success(transport: AsyncTransport) -> None:
-    from producer.gateway.webhooks.deliveries import settle_delivery
-
     await add(transport, "http://127.0.0.1:9/")
     await tell(transport, "batch_1")
     [first] = await transport.run(claim_deliveries(10, lease_seconds=0.0))
@@ -250,61 +192,3 @@ async def test_an_attempt_that_was_overtaken_settles_nothing_but_a_success(trans
     assert await transport.run(list_deliveries()) == []
     await transport.run(settle_delivery(second, "retry", error="late"))
     assert await transport.run(list_deliveries()) == []
-
-
-async def test_a_private_address_is_refused_when_it_is_called(transport: AsyncTransport, redis_client: Redis) -> None:
-    with receiving() as receiver:
-        await add(transport, receiver.url)  # registered while private targets were allowed
-        await tell(transport, "batch_1")
-        async with dispatching(transport, allows_private=False, delay_after=lambda attempt, _: None):
-            await wait_for(lambda: redis_client.zcard(DEAD_KEY))
-    [dead] = await transport.run(list_deliveries())
-    assert "no public address" in dead.error and receiver.num_received == 0
-
-
-async def test_a_name_that_turns_private_after_its_registration_is_refused(
-    transport: AsyncTransport, redis_client: Redis
-) -> None:
-    answers = [["93.184.216.34"], ["127.0.0.1"], ["93.184.216.34", "127.0.0.1"]]
-
-    async def rebind(host: str, port: int) -> list[str]:
-        return answers.pop(0)
-
-    rules = TargetRules(allows_private=False, resolve=rebind)
-    with receiving() as receiver:
-        url = f"http://rebinding.example:{receiver.port}/"
-        await rules.check(url)
-        await add(transport, url)
-        await tell(transport, "batch_1")
-        last = {1: 0.0}
-        async with dispatching(transport, allows_private=False, resolve=rebind, delay_after=lambda n, _: last.get(n)):
-            await wait_for(lambda: redis_client.zcard(DEAD_KEY))
-    assert answers == [] and receiver.num_received == 0
-
-
-async def test_a_request_goes_to_the_address_that_was_checked(transport: AsyncTransport) -> None:
-    asked: list[str] = []
-
-    async def resolve_once(host: str, port: int) -> list[str]:
-        asked.append(host)
-        return ["127.0.0.1"]  # the system itself has no address for this name
-
-    with receiving() as receiver:
-        await add(transport, f"http://receiver.invalid:{receiver.port}/deep/path?x=1")
-        await tell(transport, "batch_1")
-        async with dispatching(transport, resolve=resolve_once):
-            got = await next_of(receiver)
-    assert asked == ["receiver.invalid"]
-    assert got.headers["host"] == f"receiver.invalid:{receiver.port}"
-    assert got.path == "/deep/path?x=1"
-
-
-async def test_the_next_address_is_tried_where_one_does_not_answer(transport: AsyncTransport) -> None:
-    async def resolve(host: str, port: int) -> list[str]:
-        return ["127.0.0.99", "127.0.0.1"]  # nobody listens at the first
-
-    with receiving() as receiver:
-        await add(transport, f"http://receiver.invalid:{receiver.port}/")
-        await tell(transport, "batch_1")
-        async with dispatching(transport, resolve=resolve):
-            await next_of(receiver)
