@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
+from types import ModuleType
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -62,16 +63,21 @@ class _ParentGone(Exception):
     """The pipe is closed, or the parent sent `Shutdown`."""
 
 
-def serve(pipe: ChildPipe, on_parent_gone: Callable[[], None]) -> None:
+def serve(
+    pipe: ChildPipe,
+    on_parent_gone: Callable[[], None],
+    *,
+    import_core: Callable[[str], ModuleType] = import_module,
+) -> None:
     """Loads the core that the first message asks for and steps it until the parent is gone.
 
-    `on_parent_gone` is called the moment that is seen, on another thread. What goes wrong reaches the parent as
-    `StartFailed` or `CoreFailed`; what the core cannot handle is raised as well.
+    `on_parent_gone` is called the moment that is seen, on another thread; `import_core` imports the core's module. What
+    goes wrong reaches the parent as `StartFailed` or `CoreFailed`; what the core cannot handle is raised as well.
     """
     inbox: SimpleQueue[ParentMessage] = SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox, on_parent_gone), name="engine-inbox", daemon=True).start()
     try:
-        core = _load(pipe, inbox.get())
+        core = _load(pipe, inbox.get(), import_core)
         if core is not None:
             _Loop(pipe, inbox, core).run()
     except (_ParentGone, BrokenPipeError, ConnectionResetError):
@@ -82,13 +88,13 @@ def serve(pipe: ChildPipe, on_parent_gone: Callable[[], None]) -> None:
         raise
 
 
-def _load(pipe: ChildPipe, start: ParentMessage) -> Core | None:
+def _load(pipe: ChildPipe, start: ParentMessage, import_core: Callable[[str], ModuleType]) -> Core | None:
     """The core, announced to the parent; None where it says itself why it cannot start."""
     if not isinstance(start, StartCore):
         raise _ParentGone
     module_name, _, class_name = start.core_path.partition(":")
     try:
-        core: Core = getattr(import_module(module_name), class_name)(start.config)
+        core: Core = getattr(import_core(module_name), class_name)(start.config)
     except EngineError as error:
         pipe.send(StartFailed(str(error)))
         return None
@@ -166,7 +172,7 @@ def main() -> None:
     pipe: ChildPipe = Connection(fd)
     exit_code = 1
     try:
-        serve(pipe, on_parent_gone=lambda: os._exit(0))
+        serve(pipe, on_parent_gone=lambda: os._exit(0), import_core=_import_lightly)
         exit_code = 0
     except Exception:
         traceback.print_exc()
@@ -174,6 +180,13 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)  # a device's own threads must not hold up the end
+
+
+def _import_lightly(module_name: str) -> ModuleType:
+    """The engine's own core runs transformers' models and nothing else of it, in a process where nobody else does."""
+    if module_name == "engine.core":
+        import_module("engine.model.light_transformers").import_transformers()
+    return import_module(module_name)
 
 
 def _leave_signals_to_parent() -> None:

@@ -22,6 +22,7 @@ from engine.model.attention_hook import ATTENTION_NAME, attach_attention
 from engine.model.checkpoint import Checkpoint, open_checkpoint
 from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype
 from engine.model.fusion import fuse_model
+from engine.model.light_transformers import light_loading
 from engine.model.locate import default_cache_dir, prepare_model_dir
 from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer, pack_linears
 from engine.model.registry import Architecture, find_architecture, max_position
@@ -138,14 +139,15 @@ def _load_weights(architecture: Architecture, checkpoint: Checkpoint, dtype: tor
     transformers_logging.disable_progress_bar()
     model_class = getattr(importlib.import_module(architecture.module_name), architecture.class_name)
     try:
-        model, info = model_class.from_pretrained(
-            str(checkpoint.folder),
-            dtype=dtype,
-            attn_implementation=ATTENTION_NAME,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with light_loading():
+            model, info = model_class.from_pretrained(
+                str(checkpoint.folder),
+                dtype=dtype,
+                attn_implementation=ATTENTION_NAME,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # whatever transformers makes of a folder that it cannot load
         raise ModelLoadError(
             f"{checkpoint.folder} cannot be loaded as {architecture.class_name} "

@@ -1,11 +1,19 @@
-"""The race of CPU engines: what its table is made of, and what becomes of a contender that fails."""
+"""The race of CPU engines: what its table is made of, what is kept, and what becomes of a contender that fails."""
+
+import sys
+from pathlib import Path
 
 import pytest
 
-from benchmarks.cpu_peers import flops, race, table
+from benchmarks import cpu_peers, peer_environment
+from benchmarks.cpu_bound import LAYER_WEIGHTS, OUTPUT_WEIGHTS, Bound, flops
+from benchmarks.cpu_peers import race, table
+from benchmarks.peer_environment import PeerError, PeerProcess
 from benchmarks.peer_process import Measurement
+from benchmarks.race_journal import RaceJournal
 from benchmarks.workload import Workload
 
+LOAD = "8 prompts U(32,256) → U(32,128)"
 WORKLOAD = Workload([[1, 2, 3], [4]], [2, 3])
 
 
@@ -19,22 +27,66 @@ class FixedContender:
         return {"seconds": self._seconds, "counts": counts, "firsts": [0.5, 0.5], "lasts": [1.0, 1.5]}
 
 
+@pytest.fixture(autouse=True)
+def _short_workload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_peers, "workload_of", lambda title, number: WORKLOAD)
+
+
+def run_race(contenders: dict[str, FixedContender], journal: RaceJournal, *, rounds: int, until: float = 1e99) -> None:
+    for number in range(rounds):
+        race(contenders.__getitem__, list(contenders), LOAD, number, journal, until)
+
+
 def test_the_table_has_speeds_ratios_and_latencies_of_every_contender() -> None:
-    runs = race({"promptmill": FixedContender(2.0), "slow": FixedContender(5.0)}, [WORKLOAD, WORKLOAD], {})
-    rows = table("load", runs, [WORKLOAD, WORKLOAD], bound=flops(WORKLOAD))
+    journal = RaceJournal()
+    contenders = {
+        "promptmill": FixedContender(2.0),
+        "promptmill int8": FixedContender(1.0),
+        "slow": FixedContender(5.0),
+    }
+    run_race(contenders, journal, rounds=2)
+    rows = table("load", journal.of_load(LOAD, 2), [WORKLOAD, WORKLOAD], Bound(flops(WORKLOAD), 1e30, 4))
     assert rows == [
-        ["load", "promptmill", "2", "1.00", "50%", "0.50", "500.0"],
-        ["load", "slow", "1", "2.50", "20%", "0.50", "500.0"],
+        ["load", "promptmill", "2", "1.00", "2.00", "50%", "0.50", "500.0"],
+        ["load", "promptmill int8", "5", "0.50", "1.00", "100%", "0.50", "500.0"],
+        ["load", "slow", "1", "2.50", "5.00", "20%", "0.50", "500.0"],
     ]
 
 
-def test_a_contender_with_another_number_of_tokens_is_out_and_the_reason_is_kept() -> None:
-    reasons: dict[str, str] = {}
-    runs = race({"promptmill": FixedContender(2.0), "short": FixedContender(1.0, missing=1)}, [WORKLOAD], reasons)
-    assert list(runs) == ["promptmill"]
-    assert "instead of" in reasons["short"]
+def test_a_contender_with_another_number_of_tokens_is_out_and_the_reason_is_kept(tmp_path: Path) -> None:
+    journal = RaceJournal(tmp_path / "race.jsonl")
+    run_race({"promptmill": FixedContender(2.0), "short": FixedContender(1.0, missing=1)}, journal, rounds=1)
+    assert list(journal.of_load(LOAD, 1)) == ["promptmill"]
+    assert "instead of" in RaceJournal(tmp_path / "race.jsonl").reasons["short"]
+
+
+def test_a_race_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "race.jsonl"
+    run_race({"promptmill": FixedContender(2.0)}, RaceJournal(path), rounds=2)
+    run_race({"slow": FixedContender(5.0)}, RaceJournal(path), rounds=2, until=0.0)  # no time is left
+    assert list(RaceJournal(path).of_load(LOAD, 2)) == ["promptmill"]
+    run_race({"slow": FixedContender(5.0)}, RaceJournal(path), rounds=2)
+    journal = RaceJournal(path)
+    assert list(journal.of_load(LOAD, 2)) == ["promptmill", "slow"]
+    assert journal.of_load(LOAD, 3) == {}
+
+
+def test_a_peer_that_takes_too_long_is_killed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_environment, "RUN_SECONDS", 0.05)
+    peer = PeerProcess(peer_environment.spawn([sys.executable, "-c", "input()"], None))
+    with pytest.raises(PeerError, match=r"took more than 0\.05 s"):
+        peer.read()
+    peer.close()
 
 
 def test_a_second_output_token_costs_what_the_first_did() -> None:
     one = flops(Workload([[1]], [1]))
     assert flops(Workload([[1]], [2])) == pytest.approx(2 * one)
+
+
+def test_memory_bounds_a_single_sequence_and_products_bound_many() -> None:
+    bound = Bound(flops_per_second=1e11, bytes_per_second=1e10, bytes_per_weight=4)
+    weights = LAYER_WEIGHTS + OUTPUT_WEIGHTS
+    assert bound.seconds(Workload([[1]], [10])) == pytest.approx(10 * weights * 4 / 1e10)
+    many = Workload([[1] * 100] * 64, [10] * 64)
+    assert bound.seconds(many) == pytest.approx(flops(many) / 1e11)

