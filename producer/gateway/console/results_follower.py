@@ -22,7 +22,7 @@ from producer.workers import read_queue_names
 
 READ_SECONDS = 1.0  # between reads
 NAMES_SECONDS = 10.0  # between looks for new queues
-MAX_LINES_A_READ = 1_000  # of one stream
+MAX_LINES_A_READ = 200  # of one stream: a few milliseconds of work, between which requests are served
 MAX_STREAMS_A_READ = 200
 
 _log = logging.getLogger(__name__)

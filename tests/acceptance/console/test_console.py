@@ -5,13 +5,14 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 
 from producer import Client, Job
 from producer.contract import ErrorCode, ErrorInfo, Timings
 from tests.acceptance.console.conftest import OpenPage, see
 from tests.fakes.fake_worker import FakeWorker, HeldJob
 from tests.fakes.gateways import StartGateway, running_gateway, wait_until
-from worker.embedded_redis import EmbeddedRedis
+from tests.fakes.redis_proxy import CuttingProxy
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -175,18 +176,19 @@ def test_an_unknown_job_says_so(start_gateway: StartGateway, worker: FakeWorker,
     page.get_by_text("job nobody is not known here, or was forgotten").wait_for()
 
 
-def test_redis_away_is_said_and_what_was_seen_stays(open_page: OpenPage, tmp_path: object) -> None:
-    with EmbeddedRedis() as server, running_gateway(server.url) as gateway:
-        port = server.url.rpartition(":")[2]
-        worker = FakeWorker(server.url)
-        worker.announce("fake")
+def test_redis_away_is_said_what_was_seen_stays_and_it_goes_on_afterwards(
+    redis_client: redis.Redis, worker: FakeWorker, open_page: OpenPage
+) -> None:
+    port = redis_client.connection_pool.connection_kwargs["port"]
+    with CuttingProxy(port, seed=1) as proxy, running_gateway(proxy.url) as gateway:
         page = open_page(gateway.url)
-        panel(page, "Workers").get_by_role("row", name="fake").wait_for()
-        worker.close()
-        server.stop()
-        page.get_by_text("The gateway cannot reach Redis.").wait_for()
-        assert panel(page, "Workers").get_by_role("row", name="fake").is_visible()
-        assert port
+        row = panel(page, "Workers").get_by_role("row", name="fake")
+        row.wait_for()
+        with proxy.partition():
+            page.get_by_text("The gateway cannot reach Redis.").wait_for()
+            assert row.is_visible() and page.get_by_text("Not connected").is_visible()
+        page.get_by_text("The gateway cannot reach Redis.").wait_for(state="detached")
+        page.get_by_text("Live", exact=True).wait_for()
 
 
 def test_rows_and_focus_stay_while_figures_change(

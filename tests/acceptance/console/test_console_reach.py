@@ -58,7 +58,7 @@ def test_everything_is_reached_with_the_tab_key(
         "Batches",
         "Theme: auto",
         "API key",
-        "All jobs",
+        "All ended jobs",
         "All failed jobs",
     ):
         assert wanted in names

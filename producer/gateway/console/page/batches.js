@@ -6,7 +6,8 @@ import { actionButton, badge, bar, timeOf } from "./pieces.js";
 
 const PAGE = 20;
 const UNDER_WAY = new Set(["validating", "in_progress", "finalizing", "cancelling"]);
-const MAY_CANCEL = new Set(["validating", "in_progress", "finalizing"]);
+const BEFORE = { validating: "being validated", failed: "the file failed validation", cancelling: "being cancelled" };
+const MAY_CANCEL = new Set(["validating", "in_progress"]);
 
 /** The last batches; none from a gateway that has no batches. */
 export async function listBatches(limit = PAGE, after = null) {
@@ -93,23 +94,11 @@ function card(batch) {
         ? actionButton("cancel-batch", batch.id, "Cancel", `Cancel batch ${batch.id}`)
         : null,
     ),
-    h(
-      "div",
-      { class: "batch-progress" },
-      bar(
-        [
-          { value: completed, style: "fill" },
-          { value: failed, style: "bad" },
-        ],
-        total,
-        words,
-      ),
-      h("span", { class: "number" }, share(completed + failed, total)),
-    ),
+    total ? progress(total, completed, failed, words) : null,
     h(
       "p",
       { class: "batch-facts" },
-      h("span", {}, words),
+      h("span", {}, total ? words : (BEFORE[batch.status] ?? "nothing to answer")),
       h("span", {}, batch.model ?? batch.endpoint),
       h("span", {}, ...when(batch)),
       tokensOf(batch),
@@ -117,6 +106,19 @@ function card(batch) {
     batch.errors?.data?.length ? problems(batch.errors.data) : null,
     files(batch),
   ];
+}
+
+function progress(total, completed, failed, words) {
+  const parts = [
+    { value: completed, style: "fill" },
+    { value: failed, style: "bad" },
+  ];
+  return h(
+    "div",
+    { class: "batch-progress" },
+    bar(parts, total, words),
+    h("span", { class: "number" }, share(completed + failed, total)),
+  );
 }
 
 function when(batch) {
@@ -156,7 +158,7 @@ function problems(errors) {
 function files(batch) {
   const links = [
     ["Output", batch.output_file_id],
-    ["Errors", batch.error_file_id],
+    ["Error", batch.error_file_id],
   ].filter(([, id]) => id);
   if (!links.length) return null;
   return h(

@@ -23,6 +23,7 @@ export class Job {
     this._detail = null;
     this._problem = null;
     this._state = "connecting";
+    this._seemedBack = false;
     this._since = null; // when the first token was seen here, and how many had come by then
     poller.every(3_000, () => this._load());
     this._draw();
@@ -54,7 +55,10 @@ export class Job {
     this._problem = null;
     const hasEnded = ENDED.has(this._detail.job.status);
     if (!this._output) this._output = new JobOutput(numChoices(this._detail.request));
-    if (!this._stream || (this._state === "ended" && !hasEnded)) this._open();
+    // A stream ends a moment before its job is said to have ended: only a job that stays open has come back.
+    const seemsBack = this._state === "ended" && !hasEnded;
+    if (!this._stream || (seemsBack && this._seemedBack)) this._open();
+    this._seemedBack = seemsBack;
     return hasEnded;
   }
 

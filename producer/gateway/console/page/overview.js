@@ -73,7 +73,12 @@ export class Overview {
         ? panel("batches", "Batches", h("a", { href: "#/batches" }, "All batches"), batchList(batches))
         : null,
       ended
-        ? panel("ended", "Recent jobs", h("a", { href: "#/jobs" }, "All jobs"), jobsTable("ended", ended.jobs))
+        ? panel(
+            "ended",
+            "Recent jobs",
+            h("a", { href: "#/jobs?state=ended" }, "All ended jobs"),
+            jobsTable("ended", ended.jobs),
+          )
         : null,
       failed
         ? panel(
