@@ -39,6 +39,11 @@ class EngineConfig:
     `off`, or `auto`: on where a row's arithmetic does not depend on what is computed beside it."""
     attention: str = "auto"
     """`auto`, or a backend of `engine.attention.select`."""
+    deterministic: bool = False
+    """On a GPU: the same bits whatever the batch, by one tile and one order of additions for any number of rows, at a
+    cost in speed. On a CPU that is so by itself. An engine that cannot keep it does not start."""
+    cuda_graphs: bool = True
+    """On a GPU: steps of the same shape are launched at once, as a CUDA graph."""
     num_threads: int | None = None
     """Threads of a CPU step; None: torch's own choice."""
     step_timeout_seconds: float = 120.0

@@ -37,16 +37,20 @@ class LogitEditor:
             _write(logits, places, before + self.biases)
             saved.append((places, before))
         if len(self.owners):
-            places, before = _look_up(logits, self.penalized_rows.index_select(0, self.owners), self.token_ids)
-            _write(logits, places, self._penalize(before))
-            saved.append((places, before))
+            saved.append(self._penalize(logits))
         if len(self.end_rows):
             places, before = _look_up(logits, self.end_rows, self.end_ids)
             _write(logits, places, torch.full_like(before, float("-inf")))
             saved.append((places, before))
         return saved
 
-    def _penalize(self, logits: Tensor) -> Tensor:
+    def _penalize(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Mutates logits; returns where it did, and what was there."""
+        places, before = _look_up(logits, self.penalized_rows.index_select(0, self.owners), self.token_ids)
+        _write(logits, places, self._penalized(before))
+        return places, before
+
+    def _penalized(self, logits: Tensor) -> Tensor:
         repetition = self.repetition.index_select(0, self.owners)
         logits = torch.where(logits > 0, logits / repetition, logits * repetition)
         logits = logits - self.frequency.index_select(0, self.owners) * self.counts

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.build import KernelBuildError
+from engine.logit_editor import LogitEditor
 from engine.native_sampling import NativeSampling
 from engine.row_logprobs import RowLogprobs, normalized
 from engine.sampling_noise import gumbel_noise, row_keys
@@ -95,6 +96,8 @@ class VocabularyPasses(Protocol):
 class Sampler:
     """Temperature, then min-p, top-k, top-p, then the keyed Gumbel maximum."""
 
+    editor: type[LogitEditor] = LogitEditor  # what changes the logits before
+
     def __init__(self, passes: VocabularyPasses | None = None) -> None:
         """`passes`: torch's, on any device, if None."""
         self._passes = passes or TorchPasses()
@@ -150,8 +153,12 @@ class Sampler:
         return token_ids.gather(1, choice)[:, 0].to(torch.int64), is_settled
 
 
-def create_sampler(device: torch.device, cache_dir: Path) -> Sampler:
+def create_sampler(device: torch.device, cache_dir: Path, *, uses_triton: bool = False) -> Sampler:
     """The fastest sampler that works on the device; cache_dir: where compiled kernels are kept."""
+    if uses_triton:
+        from engine.triton_sampling import TritonSampler
+
+        return TritonSampler()
     if device.type == "cpu":
         try:
             return Sampler(NativeSampling(cache_dir / "kernels"))

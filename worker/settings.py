@@ -65,6 +65,11 @@ class WorkerSettings(ProducerSettings):
         default="none", description="Linear layers in 8 bits on a CPU: int8, or none. Faster, and not the same tokens."
     )
     attention: str = Field(default="auto", min_length=1, description="Attention backend: auto, or one by name.")
+    deterministic: bool = Field(
+        default=False,
+        description="On a GPU: the same bits in any batch, at a cost in speed. A CPU always gives them.",
+    )
+    cuda_graphs: bool = Field(default=True, description="On a GPU: launch a step's kernels at once, as a CUDA graph.")
     num_threads: int | None = Field(default=None, ge=1, description="Threads of a CPU step; default: torch's choice.")
     max_num_seqs: int = Field(default=256, ge=1, description="Sequences in one step, at most.")
     max_num_tokens: int = Field(
@@ -186,6 +191,8 @@ class WorkerSettings(ProducerSettings):
             prefix_caching=self.prefix_caching,
             prompt_lookup=self.prompt_lookup,
             attention=self.attention,
+            deterministic=self.deterministic,
+            cuda_graphs=self.cuda_graphs,
             num_threads=self.num_threads,
             step_timeout_seconds=self.step_timeout_seconds,
         )

@@ -5,8 +5,9 @@ scheduling, or of how any backend computes.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -22,16 +23,19 @@ class AttentionBatch:
     num_tokens: int
     max_query_len: int
     max_context_len: int
+    num_decodes: int = 0  # leading sequences that are known to have one query token each
 
 
 class AttentionBackend(Protocol):
     """Writes a step's keys and values into the pages, then attends over the pages.
 
     A row's result (one query token, one head) is a function of that query and of its keys and values in order of
-    position: never of its batch-mates, of how its prompt was cut into chunks, or of the number of threads.
+    position: never of its batch-mates, of how its prompt was cut into chunks, or of the number of threads. A backend
+    that is not `is_row_invariant` keeps that but for the last bits, which may differ between a prefill and a decode.
     """
 
     name: str
+    is_row_invariant: bool
     build: str  # names what the bits of a result depend on besides the inputs: equal builds, equal arithmetic
 
     def forward(
@@ -57,6 +61,40 @@ class AttentionBackend(Protocol):
         ...
 
 
+@runtime_checkable
+class PagedBackend(AttentionBackend, Protocol):
+    """A backend that also attends to pages into which another kernel wrote the step's keys and values."""
+
+    def attend(
+        self,
+        q: Tensor,
+        kv_cache_layer: Tensor,
+        batch: AttentionBatch,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """`forward` without the writing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PageSlots:
+    """Where a step's keys and values go: slots int64 `[num_tokens]`, negative for padding, in these pages."""
+
+    keys: Tensor  # [..., num_kv_heads, head_dim], all slots one after the other
+    values: Tensor
+    slots: Tensor
+
+    @classmethod
+    def beside(cls, rows: Tensor, num_kv_heads: int, head_dim: int) -> "PageSlots":
+        """Fresh slots, one for each of the rows."""
+        keys, values = rows.new_empty((2, len(rows), num_kv_heads, head_dim)).unbind(0)
+        return cls(keys, values, torch.arange(len(rows), device=rows.device))
+
+
 class AttentionContext:
     """The engine's object on every attention module of one model: its cache, its backend and the step in hand.
 
@@ -65,5 +103,6 @@ class AttentionContext:
 
     def __init__(self, backend: AttentionBackend) -> None:
         self.backend = backend
+        self.paged_backend = backend if isinstance(backend, PagedBackend) else None
         self.kv_cache: Tensor | None = None  # [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]
         self.batch: AttentionBatch | None = None

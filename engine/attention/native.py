@@ -24,6 +24,7 @@ class NativeAttention:
     """`AttentionBackend` for float32 and bfloat16 on a CPU. Raises `KernelBuildError` where it cannot be compiled."""
 
     name = "native"
+    is_row_invariant = True
 
     def __init__(self, kernels_dir: Path) -> None:
         path = build_library("attention", kernels_dir)

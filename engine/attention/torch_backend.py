@@ -40,6 +40,7 @@ class TorchAttention:
     """`AttentionBackend` for any device and dtype."""
 
     name = "torch"
+    is_row_invariant = True
     build = "torch 1"
 
     def forward(

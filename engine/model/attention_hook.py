@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from engine.attention.base import AttentionContext
+from engine.attention.base import AttentionBatch, AttentionContext, PageSlots
 from engine.errors import ModelLoadError
 from engine.kernels.threads import one_thread
 
@@ -51,6 +51,14 @@ class RowAttention(Protocol):
         """Returns `[T, num_heads, head_dim]` for q of that shape, and k and v likewise, any strides but the last."""
         ...
 
+    def pages(self) -> PageSlots | None:
+        """Where the step's keys and values may be written, for `attend_written`; None: that is not to be had."""
+        ...
+
+    def attend_written(self, q: Tensor, rules: AttentionRules) -> Tensor:
+        """`attend_rows` after the keys and values were written to `pages`."""
+        ...
+
 
 class AttentionLayer:
     """One attention module's place in the engine.
@@ -68,26 +76,59 @@ class AttentionLayer:
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, rules: AttentionRules) -> Tensor:
         """See `RowAttention.attend_rows`."""
-        context = self._context
-        batch = context.batch
-        assert batch is not None and context.kv_cache is not None, "the runner sets the step before each forward"
+        pages, batch = self._step()
         num_rows, num_tokens = len(q), batch.num_tokens
         if num_tokens < num_rows:
             q, k, v = q[:num_tokens], k[:num_tokens], v[:num_tokens]
-        output = context.backend.forward(
+        output = self._context.backend.forward(
             q,
             k,
             v,
-            context.kv_cache[self._index],
+            pages,
             batch,
             scaling=rules.scaling,
             sliding_window=rules.sliding_window,
             softcap=rules.softcap,
             sinks=rules.sinks,
         )
-        if num_tokens < num_rows:
-            output = nn.functional.pad(output, (0, 0, 0, 0, 0, num_rows - num_tokens))
-        return output
+        return _padded(output, num_rows)
+
+    def pages(self) -> PageSlots | None:
+        """See `RowAttention.pages`."""
+        if self._context.paged_backend is None:
+            return None
+        pages, batch = self._step()
+        return PageSlots(pages[0], pages[1], batch.slot_mapping)
+
+    def attend_written(self, q: Tensor, rules: AttentionRules) -> Tensor:
+        """See `RowAttention.attend_written`."""
+        backend = self._context.paged_backend
+        assert backend is not None, "pages are given by a backend that attends to them"
+        pages, batch = self._step()
+        output = backend.attend(
+            q[: batch.num_tokens],
+            pages,
+            batch,
+            scaling=rules.scaling,
+            sliding_window=rules.sliding_window,
+            softcap=rules.softcap,
+            sinks=rules.sinks,
+        )
+        return _padded(output, len(q))
+
+    def _step(self) -> tuple[Tensor, AttentionBatch]:
+        """The layer's pages and the step in hand."""
+        context = self._context
+        assert context.batch is not None and context.kv_cache is not None, (
+            "the runner sets the step before each forward"
+        )
+        return context.kv_cache[self._index], context.batch
+
+
+def _padded(output: Tensor, num_rows: int) -> Tensor:
+    """With rows of zeros behind `[num_tokens, num_heads, head_dim]`."""
+    missing = num_rows - len(output)
+    return nn.functional.pad(output, (0, 0, 0, 0, 0, missing)) if missing else output
 
 
 def paged_attention(

@@ -1,11 +1,11 @@
-"""What replaces a decoder's modules on a CPU: merged products, and one native pass where transformers has many.
+"""What replaces a decoder's modules: merged products, and one pass where transformers has many.
 
 Owns the forward of each, by the names that transformers' decoders share. Whether one computes what its original does is
 not known here: `engine.model.fusion` tries it.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,37 @@ from engine.model.native_rows import NativeRows
 from engine.model.packed_linear import plain_weight
 
 
+class RowKernels(Protocol):
+    """The passes over rows that every device has."""
+
+    @property
+    def build(self) -> str:
+        """Names their arithmetic: equal builds, equal bits."""
+        ...
+
+    def norm(
+        self, x: Tensor, out: Tensor, weight: Tensor, *, epsilon: float, adds_one: bool, rounds_first: bool
+    ) -> None:
+        """RMS norm of every `len(weight)` elements of x's rows into out, which may be x; both `[num_rows, size]`."""
+        ...
+
+    def glu(self, gate_up: Tensor, *, is_gelu: bool) -> Tensor:
+        """`activation(gate) * up` `[num_rows, size]` for gate_up `[num_rows, 2 * size]`: SiLU, or GELU with tanh."""
+        ...
+
+
 class FusedNorm(nn.Module):
     """An RMS norm in one pass."""
 
-    def __init__(self, rows: NativeRows, norm: nn.Module, *, adds_one: bool, rounds_first: bool) -> None:
+    def __init__(self, rows: RowKernels, norm: nn.Module, *, adds_one: bool, rounds_first: bool) -> None:
         """norm: has a `weight` and its epsilon. Raises `AttributeError` otherwise."""
         super().__init__()
         self._rows = rows
-        self._weight: Tensor = norm.weight.detach()  # type: ignore[operator]
+        self.weight: Tensor = norm.weight.detach()  # type: ignore[operator]
         epsilon = getattr(norm, "variance_epsilon", None)
-        self._epsilon = float(norm.eps if epsilon is None else epsilon)  # type: ignore[arg-type]
-        self._adds_one = adds_one
-        self._rounds_first = rounds_first
+        self.epsilon = float(norm.eps if epsilon is None else epsilon)  # type: ignore[arg-type]
+        self.adds_one = adds_one
+        self.rounds_first = rounds_first
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[..., size]`."""
@@ -44,19 +63,18 @@ class FusedNorm(nn.Module):
         self._rows.norm(
             x,
             out,
-            self._weight,
-            epsilon=self._epsilon,
-            adds_one=self._adds_one,
-            rounds_first=self._rounds_first,
+            self.weight,
+            epsilon=self.epsilon,
+            adds_one=self.adds_one,
+            rounds_first=self.rounds_first,
         )
 
 
 class FusedAttention(nn.Module):
-    """Merged q, k, v; norms and rotation in place; attention over views of the merged rows; the output product."""
+    """Merged q, k and v, and the output product. What lies between them is the device's."""
 
     def __init__(
         self,
-        rows: NativeRows,
         original: nn.Module,
         rules: AttentionRules,
         norms: tuple[FusedNorm | None, FusedNorm | None],
@@ -64,7 +82,6 @@ class FusedAttention(nn.Module):
     ) -> None:
         """original: with q_proj, k_proj and v_proj, or qkv_proj, and o_proj. Raises `AttributeError` otherwise."""
         super().__init__()
-        self._rows = rows
         self._rules = rules
         self._head_dim = head_dim
         self._q_norm, self._k_norm = norms
@@ -74,6 +91,15 @@ class FusedAttention(nn.Module):
         self._kv_size = (self.qkv.out_features - self._q_size) // 2
         self.attention: RowAttention | None = None
         self.rotates = True
+
+
+class NativeAttentionModule(FusedAttention):
+    """Norms and rotation in place, then attention over views of the merged rows."""
+
+    def __init__(self, rows: NativeRows, *args: Any) -> None:
+        """See `FusedAttention`."""
+        super().__init__(*args)
+        self._rows = rows
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None, **kwargs: Any
@@ -99,10 +125,31 @@ class FusedAttention(nn.Module):
         return self.o(output.view(1, num_rows, q_size)), None
 
 
+class NativeKit:
+    """`engine.model.fusion.FusionKit` of a CPU."""
+
+    def __init__(self, rows: NativeRows) -> None:
+        self.rows = rows
+
+    def attention(
+        self,
+        original: nn.Module,
+        rules: AttentionRules,
+        norms: tuple[FusedNorm | None, FusedNorm | None],
+        head_dim: int,
+    ) -> FusedAttention:
+        """See `FusionKit.attention`."""
+        return NativeAttentionModule(self.rows, original, rules, norms, head_dim)
+
+    def layer(self, original: nn.Module) -> nn.Module | None:
+        """See `FusionKit.layer`."""
+        return None
+
+
 class FusedMLP(nn.Module):
     """Merged gate and up, one pass of activation and product, then down."""
 
-    def __init__(self, rows: NativeRows, original: nn.Module, *, is_gelu: bool) -> None:
+    def __init__(self, rows: RowKernels, original: nn.Module, *, is_gelu: bool) -> None:
         """original: with gate_proj and up_proj, or gate_up_proj, and down_proj. Raises `AttributeError` otherwise."""
         super().__init__()
         self._rows = rows

@@ -1,7 +1,8 @@
-"""Fuses a CPU model's modules at load, each only if it computes what transformers' own does.
+"""Fuses a model's modules at load, each only if it computes what transformers' own does.
 
 One forward of the unchanged model notes what every module is given and gives; a fused module is tried on the same and
-replaces its original if it agrees. So no list of architectures is kept here: what does not match stays as it is.
+replaces its original if it agrees. So no list of architectures is kept here: what does not match stays as it is. What
+the fused modules are made of goes with the attention's backend: native passes on a CPU, Triton's kernels on a GPU.
 """
 
 import logging
@@ -9,37 +10,74 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from engine.attention.base import PageSlots
 from engine.kernels.build import KernelBuildError
 from engine.kernels.threads import one_thread
 from engine.model.attention_hook import AttentionRules, RowAttention, attention_of, attention_set_to
-from engine.model.fused_modules import FusedAttention, FusedMLP, FusedNorm
-from engine.model.native_rows import DTYPES, NativeRows
+from engine.model.fused_modules import FusedAttention, FusedMLP, FusedNorm, NativeKit, RowKernels
 
 logger = logging.getLogger(__name__)
 
 _NUM_TOKENS = 7
-# Relative to the largest value. float32: sums in another order; bfloat16: some roundings of values that differ so.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
+# Relative to the largest value. float32: sums in another order; else some roundings of values that differ so.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 
 
-def fuse_model(model: nn.Module, *, dtype: torch.dtype, kernels_dir: Path) -> str:
+class FusionKit(Protocol):
+    """Makes a device's fused modules; each raises `AttributeError` where a module is not made of what it needs."""
+
+    @property
+    def rows(self) -> RowKernels:
+        """What norms and activations are computed with."""
+        ...
+
+    def attention(
+        self,
+        original: nn.Module,
+        rules: AttentionRules,
+        norms: tuple[FusedNorm | None, FusedNorm | None],
+        head_dim: int,
+    ) -> FusedAttention:
+        """See `FusedAttention`."""
+        ...
+
+    def layer(self, original: nn.Module) -> nn.Module | None:
+        """A whole decoder layer of fused parts; None where nothing is gained."""
+        ...
+
+
+def fuse_model(
+    model: nn.Module, *, uses_triton: bool, device: torch.device, dtype: torch.dtype, kernels_dir: Path
+) -> str:
     """Replace what can be replaced; returns what names the fused arithmetic, or an empty string."""
-    if dtype not in DTYPES:
-        return ""
-    try:
-        rows = NativeRows(kernels_dir)
-    except KernelBuildError as error:
-        logger.warning("action=fusion_unavailable reason=%r", str(error))
+    kit = _choose_kit(uses_triton, device, dtype, kernels_dir)
+    if kit is None:
         return ""
     with torch.inference_mode(), one_thread():
-        counts = _Fusion(model, rows, dtype).run()
+        counts = Fusion(model, kit, device, dtype).run()
     logger.info("action=fused %s", counts)
-    return f"{rows.build} {counts}"
+    return f"{kit.rows.build} {counts}"
+
+
+def _choose_kit(uses_triton: bool, device: torch.device, dtype: torch.dtype, kernels_dir: Path) -> FusionKit | None:
+    if uses_triton:
+        from engine.model.paged_modules import PagedKit
+
+        return PagedKit()
+    from engine.model.native_rows import DTYPES, NativeRows
+
+    if device.type != "cpu" or dtype not in DTYPES:
+        return None
+    try:
+        return NativeKit(NativeRows(kernels_dir))
+    except KernelBuildError as error:
+        logger.warning("action=fusion_unavailable reason=%r", str(error))
+        return None
 
 
 @dataclass(slots=True)
@@ -53,6 +91,12 @@ class _Trial:
         self.rules, self.head_dim = rules, query.shape[-1]
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return self.attend_rows(q, k, v, rules)[None]
+
+    def pages(self) -> PageSlots | None:
+        return None
+
+    def attend_written(self, q: Tensor, rules: AttentionRules) -> Tensor:
+        raise AssertionError("a trial has no pages")
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, rules: AttentionRules) -> Tensor:
         group = q.shape[1] // k.shape[1]
@@ -69,19 +113,21 @@ class _Call:
 
 
 @dataclass(slots=True)
-class _Fusion:
+class Fusion:
     """The fusion of one model."""
 
     model: nn.Module
-    rows: NativeRows
+    kit: FusionKit
+    device: torch.device
     dtype: torch.dtype
     _calls: dict[nn.Module, _Call] = field(default_factory=dict)
     _trials: dict[nn.Module, _Trial] = field(default_factory=dict)
+    _on_trial: list[tuple[FusedAttention, RowAttention]] = field(default_factory=list)
 
     def run(self) -> str:
         attentions = {module: layer for module in self.model.modules() if (layer := attention_of(module)) is not None}
         self._observe(attentions)
-        num_attentions = num_mlps = num_norms = 0
+        num_attentions = num_mlps = num_norms = num_layers = 0
         for parent, name, module in list(_children(self.model)):
             if module in attentions:
                 num_attentions += self._replace(parent, name, self._attention(module, attentions[module]))
@@ -90,7 +136,13 @@ class _Fusion:
         for parent, name, module in list(_children(self.model)):
             if type(module).__name__.endswith("RMSNorm"):
                 num_norms += self._replace(parent, name, self._norm(module))
-        return f"{num_attentions} attentions, {num_mlps} mlps, {num_norms} norms"
+        for parent, name, module in list(_children(self.model)):
+            if hasattr(module, "self_attn"):
+                num_layers += self._replace(parent, name, self._layer(module))
+        for fused, layer in self._on_trial:
+            fused.attention = layer
+        counts = f"{num_attentions} attentions, {num_mlps} mlps, {num_norms} norms"
+        return f"{counts}, {num_layers} layers" if num_layers else counts
 
     def _observe(self, attentions: dict[nn.Module, RowAttention]) -> None:
         """Run the model once with trials for attention, and note the calls of what may be fused."""
@@ -98,13 +150,17 @@ class _Fusion:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._calls[module] = _Call(args, kwargs, output[0] if isinstance(output, tuple) else output)
 
-        watched = [module for module in self.model.modules() if module in attentions or hasattr(module, "down_proj")]
+        watched = [
+            module
+            for module in self.model.modules()
+            if module in attentions or hasattr(module, "down_proj") or hasattr(module, "self_attn")
+        ]
         hooks = [module.register_forward_hook(note, with_kwargs=True) for module in watched]
         self._trials = {module: _Trial() for module in attentions}
-        tokens = torch.arange(_NUM_TOKENS)[None] * 3 + 1
+        tokens = torch.arange(_NUM_TOKENS, device=self.device)[None]
         try:
             with attention_set_to(self._trials):
-                self.model(input_ids=tokens, position_ids=torch.arange(_NUM_TOKENS)[None] * 2, use_cache=False)
+                self.model(input_ids=tokens * 3 + 1, position_ids=tokens * 2, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -118,11 +174,11 @@ class _Fusion:
         if any(norm is not None and fused is None for norm, fused in zip(norms, fused_norms, strict=True)):
             return None
         with suppress(AttributeError):
-            fused = FusedAttention(self.rows, module, trial.rules, (fused_norms[0], fused_norms[1]), trial.head_dim)
+            fused = self.kit.attention(module, trial.rules, (fused_norms[0], fused_norms[1]), trial.head_dim)
             fused.attention = trial
             for fused.rotates in (True, False):
                 if self._agrees(module, fused):
-                    fused.attention = layer
+                    self._on_trial.append((fused, layer))
                     return fused
         return None
 
@@ -134,7 +190,7 @@ class _Fusion:
         for is_gelu, twin in ((False, nn.functional.silu(x)), (True, nn.functional.gelu(x, approximate="tanh"))):
             if torch.allclose(activation(x), twin, atol=1e-6):
                 with suppress(AttributeError):
-                    fused = FusedMLP(self.rows, module, is_gelu=is_gelu)
+                    fused = FusedMLP(self.kit.rows, module, is_gelu=is_gelu)
                     return fused if self._agrees(module, fused) else None
         return None
 
@@ -143,12 +199,22 @@ class _Fusion:
         with suppress(AttributeError):
             for adds_one in (False, True):
                 for rounds_first in (True, False):
-                    fused = FusedNorm(self.rows, module, adds_one=adds_one, rounds_first=rounds_first)
+                    fused = FusedNorm(self.kit.rows, module, adds_one=adds_one, rounds_first=rounds_first)
                     size = module.weight.shape[0]  # type: ignore[index]
-                    x = torch.randn((5, int(size)), generator=torch.Generator().manual_seed(0)).to(self.dtype)
-                    # One rounding of a bfloat16 at most, which a variant that rounds elsewhere passes often.
-                    if self._is_close(fused(x), module(x), scale=0.25 if self.dtype == torch.bfloat16 else 1):
+                    x = torch.randn((5, int(size)), generator=torch.Generator().manual_seed(0)).to(
+                        self.device, self.dtype
+                    )
+                    # One rounding of 16 bits at most, which a variant that rounds elsewhere passes often.
+                    if self._is_close(fused(x), module(x), scale=1 if self.dtype == torch.float32 else 0.25):
                         return fused
+        return None
+
+    def _layer(self, module: nn.Module) -> nn.Module | None:
+        if module not in self._calls:
+            return None
+        with suppress(AttributeError):
+            fused = self.kit.layer(module)
+            return fused if fused is not None and self._agrees(module, fused) else None
         return None
 
     def _agrees(self, module: nn.Module, fused: nn.Module) -> bool:

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from engine.attention.base import AttentionContext
+from engine.attention.base import AttentionBackend, AttentionContext
 from engine.attention.select import select_backend
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
@@ -52,6 +52,11 @@ class LoadedModel:
     is_batch_invariant: bool
 
     @property
+    def uses_triton(self) -> bool:
+        """Whether it runs on Triton's kernels throughout: attention, fused modules and what is done with its logits."""
+        return self.context.paged_backend is not None
+
+    @property
     def kv_block_bytes(self) -> int:
         """Bytes of one KV block over all layers."""
         return 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim * self.dtype.itemsize
@@ -70,11 +75,13 @@ class LoadedModel:
                 "lower num_kv_blocks or kv_memory_fraction"
             ) from error
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, logits_indices: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, logits_indices: Tensor, *, out: Tensor | None = None
+    ) -> Tensor:
         """Run one packed step; `context.batch` describes it.
 
         input_ids, position_ids: int64 `[num_tokens]`; logits_indices: int64 `[num_logits]`, the tokens whose logits are
-        wanted. Returns float32 `[num_logits, vocab_size]`. Mutates the KV cache.
+        wanted. Returns float32 `[num_logits, vocab_size]`, written to `out` if given. Mutates the KV cache.
         """
         num_logits = logits_indices.shape[0]
         with torch.inference_mode():
@@ -84,8 +91,8 @@ class LoadedModel:
                 use_cache=False,
                 logits_to_keep=_at_least_two(logits_indices),
             )
-            logits: Tensor = output.logits[0, :num_logits].float()
-        return logits
+            logits: Tensor = output.logits[0, :num_logits]
+            return logits.float() if out is None else out.copy_(logits)
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
@@ -103,15 +110,16 @@ def load_model(config: EngineConfig) -> LoadedModel:
     checkpoint = open_checkpoint(prepare_model_dir(config.model_path, cache_dir))
     architecture = find_architecture(checkpoint.config, source=config.model_path)
     dtype = resolve_dtype(config.dtype, device, checkpoint.dtype_name)
-    backend = select_backend(config.attention, device=device, dtype=dtype, cache_dir=cache_dir)
+    backend = select_backend(
+        config.attention, device=device, dtype=dtype, cache_dir=cache_dir, deterministic=config.deterministic
+    )
     model = _load_weights(architecture, checkpoint, dtype).to(device)
     context = AttentionContext(backend)
     shape = attach_attention(model, context, num_layers=model.config.num_hidden_layers)
     vocab_size = model.get_output_embeddings().weight.shape[0]
-    fused, packer = "", None
-    if device.type == "cpu":
-        fused = fuse_model(model, dtype=dtype, kernels_dir=kernels_dir)
-        packer = int8_packer(dtype, kernels_dir) if config.quantize == "int8" else choose_packer(dtype, kernels_dir)
+    uses_triton = context.paged_backend is not None
+    fused = fuse_model(model, uses_triton=uses_triton, device=device, dtype=dtype, kernels_dir=kernels_dir)
+    packer = _choose_packer(config, uses_triton, device, dtype, kernels_dir)
     if packer is not None:
         pack_linears(model, packer)
     return LoadedModel(
@@ -130,8 +138,45 @@ def load_model(config: EngineConfig) -> LoadedModel:
         block_size=config.block_size,
         fingerprint=_fingerprint(checkpoint, device, dtype, backend.build, packer, fused),
         backend_name=backend.name,
-        is_batch_invariant=packer is not None and not (dtype == torch.float32 and _has_experts(model.config)),
+        is_batch_invariant=_is_batch_invariant(config, model.config, backend, packer, device, dtype),
     )
+
+
+def _choose_packer(
+    config: EngineConfig, uses_triton: bool, device: torch.device, dtype: torch.dtype, kernels_dir: Path
+) -> LinearPacker | None:
+    """What linear layers are exchanged for; None: for nothing."""
+    if config.quantize == "int8":
+        return int8_packer(dtype, kernels_dir)
+    if not uses_triton:
+        return choose_packer(dtype, kernels_dir) if device.type == "cpu" else None
+    if not config.deterministic:
+        return None
+    from engine.model.triton_linear import invariant_packer
+
+    return invariant_packer(dtype, device)
+
+
+def _is_batch_invariant(
+    config: EngineConfig,
+    model_config: Any,
+    backend: AttentionBackend,
+    packer: LinearPacker | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> bool:
+    """Raises `ModelLoadError` where it was asked for and is not."""
+    is_float32_on_cpu = device.type == "cpu" and dtype == torch.float32
+    has_free_experts = _has_experts(model_config) and (device.type != "cpu" or is_float32_on_cpu)
+    is_invariant = packer is not None and backend.is_row_invariant and not has_free_experts
+    if config.deterministic and not is_invariant:
+        reason = (
+            "a mixture of experts multiplies through a library that chooses its order of additions by the rows"
+            if has_free_experts
+            else f"attention {backend.name!r} or the linear layers in {dtype} do not keep it on {device}"
+        )
+        raise ModelLoadError(f"deterministic cannot be kept: {reason}; set it to false")
+    return is_invariant
 
 
 def _load_weights(architecture: Architecture, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:

@@ -39,6 +39,7 @@ class BatchInputs:
     sampling: SlotRows  # num_sampled rows; the same object for as long as the same slots decode
     max_query_len: int
     max_context_len: int
+    num_decodes: int = 0  # leading sequences with one token each
     edits: LogitEdits | None = None  # None: no sampled row asks for any
     scored: ScoredTokens | None = None
     masks: TokenMasks | None = None  # of the sampled rows that have a grammar
@@ -83,6 +84,7 @@ class BatchBuilder:
             sampling=rows,
             max_query_len=1,
             max_context_len=max_context_len,
+            num_decodes=num_rows,
             edits=self._edits(rows, context_lens),
         )
 
@@ -114,6 +116,7 @@ class BatchBuilder:
             sampling=plan.sampled,
             max_query_len=int(plan.num_new.max()),
             max_context_len=max_context_len,
+            num_decodes=int(np.append(plan.num_new != 1, True).argmax()),
             edits=self._edits(plan.sampled, sampled_positions),
             scored=self._scored(plan, query_start) if slots.is_scoring else None,
         )

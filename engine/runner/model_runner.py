@@ -20,6 +20,7 @@ from engine.messages import EngineInfo
 from engine.model.loader import LoadedModel, load_model
 from engine.row_logprobs import RowLogprobs
 from engine.runner.batch_inputs import BatchInputs
+from engine.runner.cuda_graphs import CudaCapture, GraphedSteps
 from engine.runner.logit_edits import EditRows, LogitEdits
 from engine.runner.memory import choose_num_blocks, largest_step
 from engine.runner.slots import SlotRows
@@ -47,11 +48,12 @@ class ModelRunner:
         """Load the model and allocate its cache. Raises `ModelLoadError` with the remedy."""
         self._model: LoadedModel = load_model(config)
         self._to_device = HostToDevice(self._model.device)
-        self._sampler = create_sampler(self._model.device, self._model.cache_dir)
+        self._sampler = create_sampler(self._model.device, self._model.cache_dir, uses_triton=self._model.uses_triton)
         self._sampling_rows: SlotRows | None = None
         self._sampling_tensors: list[Tensor] = []
         self._edit_rows: EditRows | None = None
         self._edit_tensors: list[Tensor] = []
+        self._graphs = _graphed_steps(config, self._model)
         num_blocks = choose_num_blocks(config, self._model, lambda: self._run_largest_step(config))
         self._model.allocate_kv_cache(num_blocks)
         self.info = self._describe(num_blocks)
@@ -73,6 +75,14 @@ class ModelRunner:
         return SampledTokens(token_ids, logprobs, prompt_logprobs)
 
     def _forward(self, inputs: BatchInputs) -> "_DeviceTokens":
+        if self._graphs is not None and (graphed := self._graphs.run(inputs)) is not None:
+            logits, positions = graphed
+            tokens = _DeviceTokens(positions[:0])
+            self._sample(logits, inputs, positions, tokens)
+            return tokens
+        return self._forward_eagerly(inputs)
+
+    def _forward_eagerly(self, inputs: BatchInputs) -> "_DeviceTokens":
         scored = inputs.scored
         num_sampled = len(inputs.logits_indices)
         logits_indices = inputs.logits_indices
@@ -110,6 +120,7 @@ class ModelRunner:
             num_tokens=inputs.num_tokens,
             max_query_len=inputs.max_query_len,
             max_context_len=inputs.max_context_len,
+            num_decodes=inputs.num_decodes,
         )
         logits = self._model.forward(input_ids, position_ids, logits_rows)  # [num_sampled + num_scored, vocab]
         tokens = _DeviceTokens(logits_rows[:0])
@@ -186,12 +197,12 @@ class ModelRunner:
                 rows.presence,
             )
         entries = self._to_device.send(edits.owners, edits.token_ids, edits.counts, edits.end_rows, edits.end_ids)
-        return LogitEditor(*self._edit_tensors, *entries)
+        return self._sampler.editor(*self._edit_tensors, *entries)
 
     @torch.inference_mode()
     def _run_largest_step(self, config: EngineConfig) -> None:
         """Prefill `max_num_tokens` tokens and sample `max_num_seqs`, all of it in the cache's first block."""
-        self._forward(largest_step(config, self._model.max_model_len))
+        self._forward_eagerly(largest_step(config, self._model.max_model_len))
         torch.cuda.synchronize(self._model.device)
 
     def _describe(self, num_blocks: int) -> EngineInfo:
@@ -209,6 +220,13 @@ class ModelRunner:
             model_dir=str(model.model_dir),
             is_batch_invariant=model.is_batch_invariant,
         )
+
+
+def _graphed_steps(config: EngineConfig, model: LoadedModel) -> GraphedSteps | None:
+    """None where kernels are launched one by one: the host's time counts on CUDA alone, and torch's attention waits."""
+    if not config.cuda_graphs or model.device.type != "cuda" or not model.uses_triton:
+        return None
+    return GraphedSteps(model, max_num_seqs=config.max_num_seqs, capture=CudaCapture())
 
 
 def _token_logprobs(rows: NDArray[np.int64], logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor) -> TokenLogprobs:

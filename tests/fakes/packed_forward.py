@@ -8,6 +8,7 @@ from engine.model.loader import LoadedModel
 
 BLOCK_SIZE = 8
 LENGTHS = [1, 5, 33, 70]
+_CPU = torch.device("cpu")
 Part = tuple[int, int, int]  # sequence, first token, last token + 1
 
 
@@ -21,18 +22,19 @@ def run(model: LoadedModel, sequences: list[Tensor], steps: list[list[Part]]) ->
     counts = [-(-len(tokens) // BLOCK_SIZE) for tokens in sequences]
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)).split(counts)
     model.allocate_kv_cache(sum(counts))
+    device = model.device
     logits = [torch.full((len(tokens), model.vocab_size), float("nan")) for tokens in sequences]
     for parts in steps:
-        model.context.batch = batch_of(parts, order)
+        model.context.batch = batch_of(parts, order, device)
         tokens = torch.cat([sequences[i][first:last] for i, first, last in parts])
         positions = torch.cat([torch.arange(first, last) for _, first, last in parts])
-        output = model.forward(tokens, positions, torch.arange(len(tokens)))
+        output = model.forward(tokens.to(device), positions.to(device), torch.arange(len(tokens), device=device)).cpu()
         for (i, first, last), rows in zip(parts, output.split([p[2] - p[1] for p in parts]), strict=True):
             logits[i][first:last] = rows
     return logits
 
 
-def batch_of(parts: list[Part], blocks: tuple[Tensor, ...]) -> AttentionBatch:
+def batch_of(parts: list[Part], blocks: tuple[Tensor, ...], device: torch.device = _CPU) -> AttentionBatch:
     lengths = [last - first for _, first, last in parts]
     positions = [torch.arange(first, last) for _, first, last in parts]
     slots = [
@@ -40,10 +42,10 @@ def batch_of(parts: list[Part], blocks: tuple[Tensor, ...]) -> AttentionBatch:
     ]
     tables = torch.nn.utils.rnn.pad_sequence([blocks[i] for i, _, _ in parts], batch_first=True)
     return AttentionBatch(
-        query_start=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
-        context_lens=torch.tensor([last for _, _, last in parts], dtype=torch.int32),
-        block_tables=tables.to(torch.int32),
-        slot_mapping=torch.cat(slots),
+        query_start=torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32),
+        context_lens=torch.tensor([last for _, _, last in parts], dtype=torch.int32, device=device),
+        block_tables=tables.to(device, torch.int32),
+        slot_mapping=torch.cat(slots).to(device),
         num_seqs=len(parts),
         num_tokens=sum(lengths),
         max_query_len=max(lengths),

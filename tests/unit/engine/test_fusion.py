@@ -138,7 +138,7 @@ def test_a_fused_norm_takes_its_epsilon_from_either_name(rows: NativeRows) -> No
 
 
 def count(model: LoadedModel, kind: type[nn.Module]) -> int:
-    return sum(type(module) is kind for module in model.model.modules())
+    return sum(isinstance(module, kind) for module in model.model.modules())
 
 
 def random(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -199,7 +199,7 @@ def test_a_device_that_is_not_there_is_refused_by_name(folder: Path, device: str
 
 
 def test_an_unknown_attention_backend_is_refused_with_the_list(folder: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="attention must be one of auto, native, torch; got 'flash'"):
+    with pytest.raises(InvalidRequestError, match="attention must be one of auto, native, torch, triton; got 'flash'"):
         load(folder, attention="flash")
 
 

@@ -1,0 +1,214 @@
+"""Paged attention on a GPU through engine/kernels/triton: checks shapes, chooses tiles and grids, launches.
+
+A step's leading sequences with one query token are decodes: their keys are split over programs. All others go through
+the prefill kernel. Both have one arithmetic, and with `deterministic` one tile as well, so that a row has the same bits
+in either; else a prefill takes a larger tile and all keys as one split, which is faster and gives other last bits.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from engine.attention.base import AttentionBatch
+from engine.kernels.triton.attention import decode_kernel, merge_kernel, prefill_kernel
+from engine.kernels.triton.kv_write import write_kernel
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SPLIT = 512  # keys; part of the arithmetic: another size gives other bits
+_TILE_KEYS = 64  # likewise, at most; a split is a whole number of tiles
+_TILE_BYTES = 16_384  # of a tile's keys, at most: several such tiles are on their way into a GPU's shared memory
+_MIN_ROWS = 16  # the fewest rows of a tensor core's product
+_PREFILL_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What a layer asks of its scores."""
+
+    scaling: float
+    sliding_window: int | None
+    softcap: float | None
+    sinks: Tensor | None  # float32 [num_heads]
+
+
+class TritonAttention:
+    """`AttentionBackend` for float32, bfloat16 and float16 on CUDA; on a CPU under Triton's interpreter."""
+
+    name = "triton"
+
+    def __init__(self, *, deterministic: bool = False) -> None:
+        self.is_row_invariant = deterministic
+        self.build = f"triton {triton.__version__} split {SPLIT}" + (" one tile" if deterministic else "")
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv_cache_layer: Tensor,
+        batch: AttentionBatch,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """See `AttentionBackend.forward`."""
+        self.write(k, v, kv_cache_layer, batch)
+        return self.attend(
+            q, kv_cache_layer, batch, scaling=scaling, sliding_window=sliding_window, softcap=softcap, sinks=sinks
+        )
+
+    def write(self, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch) -> None:
+        """Put keys and values `[num_tokens, num_kv_heads, head_dim]` into their slots; negative ones are padding."""
+        keys, values = kv_cache_layer.unbind(0)
+        _check_pages(keys)
+        k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (k, v))
+        size = keys.shape[2] * keys.shape[3]
+        write_kernel[(len(k),)](
+            k,
+            v,
+            keys,
+            values,
+            batch.slot_mapping,
+            *k.stride()[:2],
+            *v.stride()[:2],
+            keys.stride(1),
+            SIZE=size,
+            HEAD_DIM=keys.shape[3],
+            BLOCK=triton.next_power_of_2(size),
+        )
+
+    def attend(
+        self,
+        q: Tensor,
+        kv_cache_layer: Tensor,
+        batch: AttentionBatch,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """`forward` over pages that hold the step's keys and values already."""
+        keys = kv_cache_layer[0]
+        _check_pages(keys)
+        if q.dtype != keys.dtype:
+            q = q.to(keys.dtype)
+        if q.stride(2) != 1:
+            q = q.contiguous()
+        assert q.shape[1] % keys.shape[2] == 0 and q.shape[2] == keys.shape[3], "q fits the cache"
+        rules = _Rules(scaling, sliding_window, softcap, None if sinks is None else sinks.detach().float().contiguous())
+        output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        num_decodes = batch.num_seqs if batch.max_query_len == 1 else batch.num_decodes
+        if num_decodes:
+            _decode(q, kv_cache_layer, output, batch, num_decodes, rules)
+        if num_decodes < batch.num_seqs:
+            self._prefill(q, kv_cache_layer, output, batch, num_decodes, rules)
+        return output
+
+    def _prefill(
+        self, q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, first_sequence: int, rules: _Rules
+    ) -> None:
+        group = q.shape[1] // layer.shape[3]
+        num_rows = _num_rows(group) if self.is_row_invariant else max(_num_rows(group), _PREFILL_ROWS)
+        num_tokens = num_rows // group
+        # As many tiles as there can be: every sequence may end in the middle of one.
+        num_tiles = (batch.num_tokens - first_sequence) // num_tokens + batch.num_seqs - first_sequence
+        prefill_kernel[(num_tiles, layer.shape[3])](
+            q,
+            layer[0],
+            layer[1],
+            output,
+            rules.sinks,
+            batch.block_tables,
+            batch.query_start,
+            batch.context_lens,
+            first_sequence,
+            batch.num_seqs,
+            *q.stride()[:2],
+            batch.block_tables.stride(0),
+            *layer.stride()[1:4],
+            rules.scaling,
+            rules.softcap or 0.0,
+            **_constants(q, layer, rules, num_rows),
+            IS_SPLIT=self.is_row_invariant,
+            TOKENS=num_tokens,
+            # A thread holds so many of the output's values that two warpgroups share a wide head's tile.
+            num_warps=8 if num_rows * q.shape[2] > _PREFILL_ROWS * 128 else 4,
+        )
+
+
+def _decode(q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, num_decodes: int, rules: _Rules) -> None:
+    num_heads, head_dim = q.shape[1:]
+    num_kv_heads = layer.shape[3]
+    num_splits = triton.cdiv(batch.max_context_len, SPLIT)
+    is_split = num_splits > 1
+    parts = output
+    if is_split:
+        shape = (num_decodes, num_heads, num_splits, head_dim + 2)
+        parts = torch.empty(shape, dtype=torch.float32, device=q.device)
+    constants = _constants(q, layer, rules, _num_rows(num_heads // num_kv_heads))
+    decode_kernel[(num_decodes, num_kv_heads, num_splits)](
+        q,
+        layer[0],
+        layer[1],
+        output,
+        parts,
+        rules.sinks,
+        batch.block_tables,
+        batch.context_lens,
+        *q.stride()[:2],
+        batch.block_tables.stride(0),
+        *layer.stride()[1:4],
+        rules.scaling,
+        rules.softcap or 0.0,
+        **constants,
+        IS_SPLIT=is_split,
+        num_warps=4,
+    )
+    if is_split:
+        merge_kernel[(num_decodes, num_heads)](
+            parts,
+            output,
+            rules.sinks,
+            batch.context_lens,
+            num_splits,
+            num_heads,
+            WINDOW=constants["WINDOW"],
+            HAS_SINKS=constants["HAS_SINKS"],
+            HEAD_DIM=head_dim,
+            SPLIT=SPLIT,
+            BLOCK_D=constants["BLOCK_D"],
+            num_warps=1,
+        )
+
+
+def _constants(q: Tensor, layer: Tensor, rules: _Rules, num_rows: int) -> dict[str, Any]:
+    _, _, block_size, num_kv_heads, head_dim = layer.shape
+    padded_dim = max(16, int(triton.next_power_of_2(head_dim)))
+    return {
+        "WINDOW": rules.sliding_window or 0,
+        "HAS_SOFTCAP": bool(rules.softcap),
+        "HAS_SINKS": rules.sinks is not None,
+        "GROUP": q.shape[1] // num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "BLOCK_SIZE": block_size,
+        "SPLIT": SPLIT,
+        "BLOCK_M": num_rows,
+        "BLOCK_N": min(_TILE_KEYS, _TILE_BYTES // (padded_dim * layer.element_size())),
+        "BLOCK_D": padded_dim,
+    }
+
+
+def _num_rows(group: int) -> int:
+    """Rows of a tile that holds one query token's heads of one kv head."""
+    return max(_MIN_ROWS, int(triton.next_power_of_2(group)))
+
+
+def _check_pages(pages: Tensor) -> None:
+    assert pages.dtype in DTYPES and pages.stride(3) == 1, "pages of a float dtype, dense in their heads"
+    assert pages.stride(0) == pages.shape[1] * pages.stride(1), "the slots of all blocks follow each other"

@@ -1,0 +1,115 @@
+"""Runs padded steps as CUDA graphs, each captured when its shape is seen for the second time.
+
+A launch costs the host some microseconds, and a step has hundreds: a replay costs one. The first step of a shape runs
+kernel by kernel, which also compiles what was not compiled yet. All graphs share one memory pool and one buffer of
+logits. A shape that cannot be captured stays uncaptured. Knows nothing of sampling.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from engine.model.loader import LoadedModel
+from engine.runner.batch_inputs import BatchInputs
+from engine.runner.step_shapes import MAX_MIXED_TOKENS, StepBuffers, StepShape, choose_shape, decode_bucket
+
+logger = logging.getLogger(__name__)
+
+
+class Graph(Protocol):
+    def replay(self) -> None:
+        """Run what was captured, on the inputs that lie in its memory now."""
+        ...
+
+
+Capture = Callable[[Callable[[], Any]], Graph]
+
+
+class CudaCapture:
+    """Captures into graphs that share a pool."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], Any]) -> Graph:
+        """Capture what `run` launches, without running it."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            run()
+        return graph
+
+
+class GraphedSteps:
+    """The padded steps of one model."""
+
+    def __init__(self, model: LoadedModel, *, max_num_seqs: int, capture: Capture) -> None:
+        self._model = model
+        self._capture = capture
+        self._max_num_seqs = max_num_seqs
+        self._max_blocks = -(-model.max_model_len // model.block_size)
+        num_seqs = decode_bucket(max_num_seqs)
+        self._buffers = StepBuffers(
+            [
+                StepShape(num_seqs, num_seqs, self._max_blocks, num_seqs, is_decode=True),
+                StepShape(MAX_MIXED_TOKENS, num_seqs, self._max_blocks, num_seqs, is_decode=False),
+            ],
+            model.device,
+        )
+        self._logits = torch.empty((num_seqs, model.vocab_size), dtype=torch.float32, device=model.device)
+        self._graphs: dict[StepShape, Graph | None] = {}  # None: seen once
+
+    @property
+    def num_graphs(self) -> int:
+        return sum(graph is not None for graph in self._graphs.values())
+
+    def run(self, inputs: BatchInputs) -> tuple[Tensor, Tensor] | None:
+        """Logits float32 `[num_sampled, vocab_size]` and the sampled positions; None if the step is not one for graphs.
+
+        Both lie in memory that the next step overwrites. Mutates the KV cache.
+        """
+        shape = choose_shape(inputs, max_num_seqs=self._max_num_seqs, max_blocks=self._max_blocks)
+        if shape is None:
+            return None
+        self._buffers.fill(shape, inputs)
+        graph = self._graph(shape)
+        if graph is None:
+            self._forward(shape)
+        else:
+            graph.replay()
+        num_sampled = len(inputs.logits_indices)
+        return self._logits[:num_sampled], self._buffers.tensors(shape).sampled_positions[:num_sampled]
+
+    def _graph(self, shape: StepShape) -> Graph | None:
+        if shape not in self._graphs:
+            self._graphs[shape] = None
+        elif self._graphs[shape] is None:
+            try:
+                self._graphs[shape] = self._capture(lambda: self._forward(shape))
+            except RuntimeError as error:  # out of memory, or something in the model that waits for the device
+                logger.warning("action=capture_failed shape=%s reason=%r", shape, str(error).partition("\n")[0])
+                self._graphs[shape] = _Uncapturable(self, shape)
+        return self._graphs[shape]
+
+    def _forward(self, shape: StepShape) -> None:
+        tensors = self._buffers.tensors(shape)
+        self._model.context.batch = tensors.batch(shape, self._model.block_size)
+        self._model.forward(
+            tensors.input_ids,
+            tensors.position_ids,
+            tensors.logits_indices,
+            out=self._logits[: shape.num_logits],
+        )
+
+
+class _Uncapturable:
+    """Stands in for the graph of a shape that cannot be captured."""
+
+    def __init__(self, steps: GraphedSteps, shape: StepShape) -> None:
+        self._steps = steps
+        self._shape = shape
+
+    def replay(self) -> None:
+        self._steps._forward(self._shape)

@@ -1,0 +1,164 @@
+"""Compiles Triton's kernels for GPUs that are not there: launchers run on CPU tensors, and nothing is launched.
+
+What a launch would run is compiled down to machine code with the very types, constants and options of the launch, and
+its shared memory and registers are held against the GPU's.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+# Bytes of shared memory that one program may have, by compute capability.
+SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448}
+_TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledKernel:
+    """One launch's kernel."""
+
+    name: str
+    shared_bytes: int
+    assembly: str
+
+
+@contextmanager
+def compiled_launches(capability: int) -> Iterator[list[CompiledKernel]]:
+    """The kernels that are launched meanwhile, each compiled; equal launches once. Raises what the compiler raises."""
+    kernels: dict[tuple[Any, ...], CompiledKernel] = {}
+    compiled: list[CompiledKernel] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        bound = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        assert set(bound) == set(self.arg_names), "every argument is given"
+        constants = {p.name for p in self.params if p.is_constexpr} | {n for n, v in bound.items() if v is None}
+        signature = {name: "constexpr" if name in constants else _type(bound[name]) for name in self.arg_names}
+        values = {(self.arg_names.index(name),): bound[name] for name in constants}
+        key = (self.__name__, tuple(signature.items()), tuple(values.items()), tuple(options.items()))
+        if key not in kernels:
+            source = ASTSource(
+                fn=self, signature=signature, constexprs=values, attrs=_attributes(self, bound, constants)
+            )
+            kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+            kernels[key] = CompiledKernel(self.__name__, kernel.metadata.shared, kernel.asm["ptx"])
+            compiled.append(kernels[key])
+
+    JITFunction.run = compile_only
+    try:
+        yield compiled
+    finally:
+        JITFunction.run = run
+
+
+def _attributes(function: Any, bound: dict[str, Any], constants: set[str]) -> dict[Any, Any]:
+    """What a launch would promise the compiler: pointers and integers that are multiples of 16."""
+    unspecialized = {p.name for p in function.params if p.do_not_specialize}
+    return {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(function.arg_names)
+        if name not in constants
+        and name not in unspecialized
+        and (torch.is_tensor(bound[name]) or (isinstance(bound[name], int) and bound[name] % 16 == 0))
+    }
+
+
+def _type(value: Any) -> str:
+    if torch.is_tensor(value):
+        return _TYPES[value.dtype]
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    assert isinstance(value, float), f"no type for {value!r}"
+    return "fp32"
+
+
+def launch_every_kernel() -> None:
+    """Launch all kernels as models of common shapes do."""
+    from engine.attention.triton_backend import TritonAttention
+    from tests.fakes.paged_batches import PagedWorld
+
+    for num_heads, num_kv_heads, head_dim, dtype in _ATTENTIONS:
+        world = PagedWorld.build(
+            [600, 40], num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype
+        )
+        rules: dict[str, Any] = {"scaling": 0.1, "sliding_window": None, "softcap": None, "sinks": None}
+        if head_dim != 128:
+            rules |= {"sliding_window": 100, "softcap": 20.0, "sinks": torch.zeros(num_heads)}
+        for parts in ([(0, 0, 599), (1, 0, 39)], [(0, 599, 600), (1, 39, 40)]):
+            q, k, v, batch = world.step(parts)
+            for is_deterministic in (False, True):
+                TritonAttention(deterministic=is_deterministic).forward(q, k, v, world.kv_cache, batch, **rules)
+    for dtype in (torch.bfloat16, torch.float32):
+        _launch_rows(dtype)
+    _launch_sampler()
+
+
+_ATTENTIONS = [
+    # num_heads, num_kv_heads, head_dim, dtype
+    (32, 8, 128, torch.bfloat16),
+    (9, 3, 64, torch.float16),
+    (8, 4, 256, torch.bfloat16),
+]
+
+
+def _launch_rows(dtype: torch.dtype) -> None:
+    from engine.attention.base import PageSlots
+    from engine.model.triton_linear import TritonLinear
+    from engine.model.triton_rows import HeadNorms, NormRule, TritonRows
+
+    rows, rule = TritonRows(), NormRule(1e-6, False, True)
+    x, weight = torch.zeros(4, 1024, dtype=dtype), torch.zeros(1024, dtype=dtype)
+    rows.norm(x, x, weight, epsilon=1e-6, adds_one=True, rounds_first=False)
+    rows.add_norm(x, x, weight, rule)
+    rows.glu(x, is_gelu=False)
+    rows.glu(x, is_gelu=True)
+    merged, angles = torch.zeros(4, 48 * 128, dtype=dtype), torch.zeros(4, 128, dtype=dtype)
+    norms, pages = HeadNorms(weight[:128], weight[:128], rule), PageSlots.beside(merged, 8, 128)
+    rows.rotate_and_write(merged, (angles, angles), norms, pages, num_heads=32)
+    rows.rotate_and_write(merged, None, None, pages, num_heads=32)
+    TritonLinear(torch.zeros(64, 128, dtype=dtype), weight[:64])(torch.zeros(3, 128, dtype=dtype))
+
+
+def _launch_sampler() -> None:
+    from engine.triton_sampling import TritonLogitEditor, TritonSampler
+    from tests.fakes.sampling_batches import random_batch
+
+    logits, rows, floats = torch.zeros(8, 151_936), torch.zeros(5, dtype=torch.int64), torch.zeros(5)
+    TritonSampler().sample(logits, random_batch(8, seed=0))
+    TritonSampler().mask(logits, rows, torch.zeros(5, 4748, dtype=torch.int32))
+    nothing, no_floats = rows[:0], floats[:0]
+    edits = [nothing, nothing, no_floats, rows, floats, floats, floats, rows, rows, floats, nothing, nothing]
+    TritonLogitEditor(*edits).apply(logits)
+
+
+def main() -> None:
+    """Compile all for the GPU named by its compute capability; a line for each kernel, an error if one does not fit."""
+    capability = int(sys.argv[1])
+    with compiled_launches(capability) as compiled:
+        launch_every_kernel()
+    for kernel in compiled:
+        print(kernel.name, kernel.shared_bytes)
+    too_large = [kernel for kernel in compiled if kernel.shared_bytes > SHARED_BYTES[capability]]
+    if too_large:
+        raise SystemExit(f"too much shared memory: {[(kernel.name, kernel.shared_bytes) for kernel in too_large]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Compiled kernels, graphs and `deterministic` on a real device; the kernels' twin tests run there as well.
+
+`pytest -m gpu tests/gpu` runs these; `pytest tests/unit/engine/test_triton_*.py` runs the twins on the GPU if there is
+one, without Triton's interpreter.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.messages import AddSequence
+from engine.model.loader import load_model
+from engine.model.paged_modules import PagedLayer
+from engine.runner.model_runner import ModelRunner
+from engine.sampling_params import SamplingParams
+from tests.fakes.packed_forward import BLOCK_SIZE, LENGTHS, prompts, run, steps_of
+from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture
+def tiny_qwen(tmp_path: Path) -> Iterator[Path]:
+    yield make_tiny_model("qwen3", tmp_path)
+
+
+def generate(folder: Path, **options: Any) -> tuple[list[list[int]], ModelRunner]:
+    """Greedy and sampled tokens of sequences that come and go, so that steps of many shapes occur, and the runner."""
+    config = EngineConfig(
+        model_path=str(folder), max_num_seqs=8, max_num_tokens=64, num_kv_blocks=64, dtype="float32", **options
+    )
+    runner = ModelRunner(config)
+    core = EngineCore(config, runner=runner)
+    for i in range(12):
+        params = SamplingParams(max_tokens=6 + 3 * i, temperature=0.8 * (i % 2), seed=i, top_p=0.9, ignore_eos=True)
+        core.add(AddSequence(sequence_id=i, prompt_token_ids=[20 + i] * (1 + 9 * i), params=params))
+    outputs: list[list[int]] = [[] for _ in range(12)]
+    while core.has_work():
+        step = core.step()
+        core.check_integrity()
+        assert not step.errors
+        for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
+            outputs[sequence_id].append(token_id)
+    return outputs, runner
+
+
+def test_graphs_are_captured_and_change_no_token(tiny_qwen: Path) -> None:
+    expected, _ = generate(tiny_qwen, device="cpu")
+    plain, without = generate(tiny_qwen, device="cuda", cuda_graphs=False)
+    graphed, runner = generate(tiny_qwen, device="cuda")
+    assert without._graphs is None and runner._graphs is not None and runner._graphs.num_graphs > 0
+    assert plain == expected and graphed == expected
+
+
+def test_the_modules_are_fused_on_a_gpu_too(tiny_qwen: Path) -> None:
+    model = load_model(EngineConfig(model_path=str(tiny_qwen), device="cuda", dtype="bfloat16"))
+    assert model.backend_name == "triton"
+    assert sum(isinstance(module, PagedLayer) for module in model.model.modules()) == 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_deterministic_models_logits_do_not_depend_on_chunks_or_batch_mates(tiny_qwen: Path, dtype: str) -> None:
+    config = EngineConfig(
+        model_path=str(tiny_qwen), device="cuda", dtype=dtype, block_size=BLOCK_SIZE, deterministic=True
+    )
+    model = load_model(config)
+    sequences = prompts(VOCAB_SIZE)
+    together = run(model, sequences, steps_of(1000))
+    for size in (13, 1):
+        for output, same in zip(run(model, sequences, steps_of(size)), together, strict=True):
+            assert torch.equal(output, same), f"in chunks of {size}"
+    for i, same in enumerate(together):
+        assert torch.equal(run(model, [sequences[i]], [[(0, 0, LENGTHS[i])]])[0], same), f"sequence {i} alone"

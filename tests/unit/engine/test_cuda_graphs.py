@@ -1,0 +1,151 @@
+"""Steps padded to shapes and replayed: the host's half, with a graph that runs what it captured once more."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton
+
+from engine.attention import self_check, triton_backend
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.messages import AddSequence
+from engine.runner import model_runner, step_shapes
+from engine.runner.batch_inputs import BatchInputs
+from engine.runner.cuda_graphs import GraphedSteps
+from engine.runner.memory import largest_step
+from engine.runner.model_runner import ModelRunner
+from engine.runner.step_shapes import StepBuffers, StepShape, choose_shape, decode_bucket
+from engine.sampling_params import SamplingParams
+from tests.fakes.fast_interpreter import speed_up_interpreter
+from tests.fakes.tiny_models import make_tiny_model
+
+speed_up_interpreter()
+# NumPy warns where exponentials are infinite, as they are meant to be.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+
+
+class ReplayedCall:
+    """A graph that calls what it captured."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self.replay = run
+
+
+def inputs_of(query_lens: list[int], contexts: list[int], *, block_size: int = 16) -> BatchInputs:
+    """A step whose every array tells its places apart."""
+    num_tokens, num_seqs = sum(query_lens), len(contexts)
+    inputs = largest_step(EngineConfig(model_path="", max_num_seqs=num_seqs, max_num_tokens=num_tokens), num_tokens)
+    width = -(-max(contexts) // block_size)
+    inputs.input_ids = np.arange(num_tokens) + 100
+    inputs.position_ids = np.arange(num_tokens) + 200
+    inputs.slot_mapping = np.arange(num_tokens) + 300
+    inputs.query_start = np.cumsum([0, *query_lens]).astype(np.int32)
+    inputs.context_lens = np.array(contexts, np.int32)
+    inputs.block_tables = np.arange(num_seqs * width, dtype=np.int32).reshape(num_seqs, width)
+    inputs.logits_indices = inputs.query_start[1:].astype(np.int64) - 1
+    inputs.sampled_positions = np.array(contexts)
+    inputs.max_query_len = max(query_lens)
+    inputs.scored = None
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("num_seqs", "bucket"), [(1, 2), (2, 2), (3, 4), (5, 8), (9, 16), (249, 256), (257, 272), (512, 512)]
+)
+def test_decodes_are_padded_to_few_numbers_of_sequences(num_seqs: int, bucket: int) -> None:
+    assert decode_bucket(num_seqs) == bucket
+
+
+def test_a_steps_shape_depends_on_what_a_graph_bakes_in_alone() -> None:
+    limits = {"max_num_seqs": 8, "max_blocks": 100}
+    decode = choose_shape(inputs_of([1] * 5, [3, 9, 300, 7, 1]), **limits)
+    assert decode == StepShape(8, 8, 32, 8, is_decode=True)
+    assert choose_shape(inputs_of([1] * 7, [300] * 7), **limits) == decode
+    assert choose_shape(inputs_of([1], [1600]), **limits) == StepShape(2, 2, 100, 2, is_decode=True)
+    assert choose_shape(inputs_of([1, 130], [3, 130]), **limits) == StepShape(256, 8, 16, 8, is_decode=False)
+    assert choose_shape(inputs_of([3000], [3000]), **limits) is None
+    scoring = inputs_of([4], [4])
+    scoring.scored = largest_step(EngineConfig(model_path="", max_num_seqs=1, max_num_tokens=4), 4).scored
+    assert choose_shape(scoring, **limits) is None
+
+
+def test_a_step_is_laid_out_anew_and_its_padding_has_no_keys_no_slots_and_no_queries() -> None:
+    decode = StepShape(8, 8, 16, 8, is_decode=True)
+    mixed = StepShape(128, 8, 16, 8, is_decode=False)
+    buffers = StepBuffers([decode, mixed], torch.device("cpu"))
+    buffers.fill(decode, inputs_of([1] * 8, [9] * 8))
+    buffers.fill(mixed, inputs_of([1, 20, 3], [40, 20, 90]))
+    tensors = buffers.tensors(mixed)
+    assert tensors.input_ids[:25].tolist() == [*range(100, 124), 0]
+    assert tensors.position_ids[23] == 223 and tensors.slot_mapping[22:26].tolist() == [322, 323, -1, -1]
+    assert tensors.query_start.tolist() == [0, 1, 21, 24, 24, 24, 24, 24, 24]
+    assert tensors.context_lens.tolist() == [40, 20, 90, 0, 0, 0, 0, 0]
+    assert tensors.logits_indices.tolist() == [0, 20, 23, 0, 0, 0, 0, 0]
+    assert tensors.block_tables[:4, :7].tolist() == [[*range(6), 0], [*range(6, 12), 0], [*range(12, 18), 0], [0] * 7]
+    buffers.fill(decode, inputs_of([1] * 3, [40, 20, 90]))
+    tensors = buffers.tensors(decode)
+    assert tensors.slot_mapping.tolist() == [300, 301, 302, -1, -1, -1, -1, -1]
+    assert tensors.query_start.tolist() == list(range(9)) and tensors.context_lens.tolist()[2:4] == [90, 0]
+    assert not tensors.block_tables[3:].any(), "nothing is left of the step before"
+
+
+@pytest.fixture
+def graphed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[GraphedSteps]]:
+    """A tiny model's folder, and the graphs of the runners that are made meanwhile."""
+    monkeypatch.setattr(triton_backend, "SPLIT", 16)
+    monkeypatch.setattr(triton_backend, "_TILE_KEYS", 16)
+    monkeypatch.setattr(self_check, "_LENGTHS", {"cpu": [40, 17]})
+    monkeypatch.setattr(step_shapes, "_MIXED_STEP", 8)
+    monkeypatch.setattr(step_shapes, "_MIN_BLOCKS", 1)
+    made: list[GraphedSteps] = []
+
+    def make(config: EngineConfig, model: Any) -> GraphedSteps | None:
+        made.append(GraphedSteps(model, max_num_seqs=config.max_num_seqs, capture=ReplayedCall))
+        return made[-1] if config.cuda_graphs else None
+
+    monkeypatch.setattr(model_runner, "_graphed_steps", make)
+    return make_tiny_model("llama", tmp_path), made
+
+
+def generate(folder: Path, **overrides: Any) -> list[list[int]]:
+    options: dict[str, Any] = {"dtype": "float32", "attention": "triton", "device": "cpu", "block_size": 4} | overrides
+    config = EngineConfig(model_path=str(folder), max_num_seqs=3, max_num_tokens=12, num_kv_blocks=24, **options)
+    core = EngineCore(config, runner=ModelRunner(config))
+    prompts = [[20, 21, 22, 23, 24], [99], list(range(30, 47))]
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(max_tokens=5, temperature=0.0 if i else 0.9, seed=i, ignore_eos=True)
+        core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=params))
+    outputs: list[list[int]] = [[] for _ in prompts]
+    while core.has_work():
+        step = core.step()
+        core.check_integrity()
+        assert not step.errors
+        for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
+            outputs[sequence_id].append(token_id)
+    return outputs
+
+
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
+def test_padded_and_replayed_steps_give_the_tokens_of_plain_ones(graphed: tuple[Path, list[GraphedSteps]]) -> None:
+    folder, made = graphed
+    expected = generate(folder, attention="torch", cuda_graphs=False)
+    assert generate(folder) == expected
+    assert made[-1].num_graphs > 0
+
+
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
+def test_a_shape_that_cannot_be_captured_runs_as_it_is(
+    graphed: tuple[Path, list[GraphedSteps]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(run: Callable[[], Any]) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    folder, _ = graphed
+    expected = generate(folder, attention="torch", cuda_graphs=False)
+    monkeypatch.setitem(globals(), "ReplayedCall", fail)
+    assert generate(folder) == expected
+    assert "action=capture_failed" in caplog.text

@@ -1,0 +1,195 @@
+"""The Triton kernels against attention's definition, the torch twin, and themselves under other batches and chunks.
+
+Splits and tiles are made small, so that short sequences have many: the interpreter takes milliseconds for each tile.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.attention import triton_backend
+from engine.attention.select import select_backend
+from engine.attention.self_check import find_fault
+from engine.attention.torch_backend import TorchAttention
+from engine.attention.triton_backend import TritonAttention
+from engine.errors import InvalidRequestError
+from tests.fakes.fast_interpreter import speed_up_interpreter
+from tests.fakes.kernel_device import KERNEL_DEVICE, OnKernelDevice, poisoned_memory
+from tests.fakes.paged_batches import PagedWorld, dense_attention
+
+speed_up_interpreter()
+# NumPy warns where integers wrap and exponentials are infinite, as they are meant to.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# float32: sums of some terms of size 1. Else the weights' and the output's rounding, of values of size up to 4.
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+SHAPES = [
+    # num_heads, num_kv_heads, head_dim, block_size
+    (9, 3, 64, 16),
+    (8, 1, 80, 16),
+    (6, 2, 20, 3),
+    (2, 1, 256, 32),
+    (20, 1, 96, 5),  # more heads than the smallest tile has rows
+    (1, 1, 128, 1),
+]
+SINKS = torch.linspace(-1, 3, 20)
+LENGTHS = [1, 16, 33, 70]
+
+
+@pytest.fixture(autouse=True)
+def _small_splits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(triton_backend, "SPLIT", 32)
+    monkeypatch.setattr(triton_backend, "_TILE_KEYS", 16)
+    with poisoned_memory():
+        yield
+
+
+def rules_of(name: str, num_heads: int) -> dict[str, object]:
+    return {
+        "plain": {},
+        "window": {"sliding_window": 21},
+        "softcap": {"softcap": 5.0},
+        "sinks": {"sinks": SINKS[:num_heads]},
+        "all": {"sliding_window": 40, "softcap": 20.0, "sinks": SINKS[:num_heads], "scaling": 0.3},
+    }[name]
+
+
+def build(shape: tuple[int, int, int, int], dtype: torch.dtype, lengths: list[int] = LENGTHS) -> PagedWorld:
+    num_heads, num_kv_heads, head_dim, block_size = shape
+    return PagedWorld.build(
+        lengths, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype
+    )
+
+
+def whole(world: PagedWorld) -> list[list[tuple[int, int, int]]]:
+    """One step that prefills every sequence."""
+    return [[(i, 0, len(sequence.q)) for i, sequence in enumerate(world.sequences)]]
+
+
+def decoded(world: PagedWorld) -> list[list[tuple[int, int, int]]]:
+    """All tokens but the last in one step, then a decode of each sequence."""
+    lengths = [len(sequence.q) for sequence in world.sequences]
+    first = [(i, 0, length - 1) for i, length in enumerate(lengths) if length > 1]
+    return [first, [(i, length - 1, length) for i, length in enumerate(lengths)]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "rules"),
+    [*((shape, "all") for shape in SHAPES), *((SHAPES[2], rules) for rules in ("plain", "window", "softcap", "sinks"))],
+)
+def test_prefill_and_decode_equal_attentions_definition(
+    shape: tuple[int, int, int, int], rules: str, dtype: torch.dtype
+) -> None:
+    world = build(shape, dtype)
+    options = {"scaling": shape[2] ** -0.5} | rules_of(rules, shape[0])
+    outputs = world.run(OnKernelDevice(TritonAttention()), decoded(world), **options)
+    for sequence, output in zip(world.sequences, outputs, strict=True):
+        assert output.dtype == dtype
+        expected = dense_attention(sequence, **options)  # type: ignore[arg-type]
+        torch.testing.assert_close(output.double(), expected, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_mixed_step_equals_the_torch_twin(dtype: torch.dtype) -> None:
+    world = build((6, 2, 48, 4), dtype, [40, 5, 70, 23])
+    options = rules_of("all", 6)
+    steps = [[(0, 0, 39), (2, 0, 30)], [(0, 39, 40), (2, 30, 70), (1, 0, 5), (3, 0, 23)]]
+    expected = world.run(TorchAttention(), steps, **options)
+    for a, b in zip(expected, world.run(OnKernelDevice(TritonAttention()), steps, **options), strict=True):
+        torch.testing.assert_close(a, b, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rules", ["plain", "all"])
+def test_a_row_has_the_same_bits_alone_packed_chunked_and_decoded_where_it_is_promised(
+    rules: str, dtype: torch.dtype
+) -> None:
+    world = build(SHAPES[2], dtype, [1, 40, 70])
+    backend, options = OnKernelDevice(TritonAttention(deterministic=True)), rules_of(rules, 6)
+    expected = world.run(backend, whole(world), **options)
+    alone = [[(i, 0, len(sequence.q))] for i, sequence in enumerate(world.sequences)]
+    chunks = [[(1, 0, 7), (2, 0, 33)], [(1, 7, 40), (0, 0, 1)], [(2, 33, 69)], [(2, 69, 70)]]
+    for steps in (alone, chunks, decoded(world)):
+        for a, b in zip(expected, world.run(backend, steps, **options), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_step_that_says_how_many_decodes_lead_computes_the_same() -> None:
+    world = build(SHAPES[2], torch.float32, [40, 9, 30])
+    first, second = [(0, 0, 39), (1, 0, 8)], [(0, 39, 40), (1, 8, 9), (2, 0, 30)]
+    backend = TritonAttention()
+    outputs = []
+    for num_decodes in (0, 1, 2):
+        cache = world.kv_cache.to(KERNEL_DEVICE)
+        for parts in (first, second):
+            q, k, v, batch = world.step(parts)
+            batch.num_decodes = num_decodes if parts is second else 0
+            for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
+                setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
+            q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
+            rules = {"scaling": 0.2, "sliding_window": None, "softcap": None, "sinks": None}
+            output = backend.forward(q, k, v, cache, batch, **rules)  # type: ignore[arg-type]
+        outputs.append(output.cpu())
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0], atol=2e-5, rtol=2e-5)
+
+
+def test_a_sequence_that_went_bad_harms_only_itself() -> None:
+    world = build((4, 2, 32, 8), torch.float32, [40, 60])
+    backend = OnKernelDevice(TritonAttention())
+    expected = world.run(backend, decoded(world))
+    world.sequences[1].k[7] = float("nan")
+    outputs = world.run(backend, decoded(world))
+    assert torch.equal(outputs[0], expected[0])
+    assert torch.equal(outputs[1][:7], expected[1][:7])
+    assert outputs[1][7:].isnan().all(), "a bad key shows, it is not passed over"
+
+
+def test_padding_is_not_written_and_comes_out_as_zeros() -> None:
+    world = build((4, 2, 32, 8), torch.float32, [5, 6])
+    q, k, v, batch = world.step([(0, 4, 5), (1, 5, 6)])
+    batch.context_lens[1] = 0
+    batch.slot_mapping[1] = -1
+    for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
+        setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
+    cache = torch.zeros_like(world.kv_cache, device=KERNEL_DEVICE)
+    q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
+    rules = {"scaling": 1.0, "sliding_window": None, "softcap": None, "sinks": None}
+    output = TritonAttention().forward(q, k, v, cache, batch, **rules)  # type: ignore[arg-type]
+    assert output[0].any() and not output[1].any()
+    assert int(cache.ne(0).any(-1).sum()) == 2 * 2, "one token's keys and values in two heads"
+
+
+def test_queries_of_any_strides_are_read_right() -> None:
+    world = build((4, 2, 16, 4), torch.float32, [30, 9])
+
+    def strided(x: Tensor) -> Tensor:
+        return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+    backend = OnKernelDevice(TritonAttention())
+    expected = world.run(backend, whole(world))
+    for sequence in world.sequences:
+        sequence.q, sequence.k, sequence.v = map(strided, (sequence.q, sequence.k, sequence.v))
+    for a, b in zip(expected, world.run(backend, whole(world)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_self_check_finds_no_fault_in_it_and_one_in_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = TritonAttention()
+    assert find_fault(backend, torch.bfloat16, device=KERNEL_DEVICE) is None
+    right = TritonAttention.attend
+    monkeypatch.setattr(TritonAttention, "attend", lambda self, *args, **rules: right(self, *args, **rules) * 1.1)
+    fault = find_fault(backend, torch.bfloat16, device=KERNEL_DEVICE)
+    assert fault is not None and "differs from its torch twin" in fault
+
+
+def test_it_is_taken_by_name_where_it_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    options = {"device": KERNEL_DEVICE, "dtype": torch.bfloat16, "cache_dir": tmp_path}
+    assert select_backend("triton", **options).name == "triton"  # type: ignore[arg-type]
+    monkeypatch.setattr("engine.attention.select._runs_triton", lambda device: "there is no CUDA device")
+    with pytest.raises(InvalidRequestError, match="'triton' does not work here: there is no CUDA device"):
+        select_backend("triton", **options)  # type: ignore[arg-type]

@@ -1,0 +1,46 @@
+"""Every kernel compiles to machine code for GPUs that are not there, and fits their shared memory.
+
+In a process of its own: where Triton's interpreter is on, there is nothing to compile.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+KERNELS = {
+    "add_norm_kernel",
+    "choose_kernel",
+    "decode_kernel",
+    "draw_kernel",
+    "filter_kernel",
+    "glu_kernel",
+    "linear_kernel",
+    "mask_kernel",
+    "max_kernel",
+    "merge_kernel",
+    "norm_kernel",
+    "penalize_kernel",
+    "prefill_kernel",
+    "qkv_kernel",
+    "write_kernel",
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("capability", [90, 89])
+def test_every_kernel_compiles_and_fits_the_gpus_shared_memory(capability: int, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.fakes.triton_compiler", str(capability)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert {line.split()[0] for line in result.stdout.splitlines()} == KERNELS

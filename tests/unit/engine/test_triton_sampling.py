@@ -1,0 +1,114 @@
+"""The Triton sampler draws the torch sampler's tokens; masks and penalties change the logits to the same bits."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine import triton_sampling
+from engine.logit_editor import LogitEditor, undo
+from engine.sampler import Sampler, SamplingBatch
+from engine.triton_sampling import TritonLogitEditor, TritonSampler
+from tests.fakes.fast_interpreter import speed_up_interpreter
+from tests.fakes.kernel_device import KERNEL_DEVICE, poisoned_memory
+from tests.fakes.sampling_batches import random_batch
+
+speed_up_interpreter()
+# NumPy warns where integers wrap, and of NaN.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(triton_sampling, "_CHUNK", 512)
+    monkeypatch.setattr(triton_sampling, "_BLOCK", 256)
+    with poisoned_memory():
+        yield
+
+
+def random_logits(num_rows: int, vocab_size: int, *, scale: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(vocab_size)
+    return torch.randn(num_rows, vocab_size, generator=generator) * scale
+
+
+def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    moved = SamplingBatch(*(getattr(batch, name).to(KERNEL_DEVICE) for name in SamplingBatch.__slots__))
+    return TritonSampler().sample(logits.to(KERNEL_DEVICE), moved).cpu()
+
+
+@pytest.mark.parametrize("vocab_size", [1, 15, 257, 1400])
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+def test_the_tokens_are_those_that_torch_draws(vocab_size: int, scale: float) -> None:
+    logits, batch = random_logits(32, vocab_size, scale=scale), random_batch(32, seed=9)
+    expected = Sampler().sample(logits.clone(), batch)
+    copy = logits.clone()
+    assert torch.equal(sample(logits, batch), expected)
+    assert torch.equal(logits, copy), "the logits are left as they were"
+
+
+def test_ties_with_the_last_one_kept_are_kept_and_greedy_rows_take_the_lowest_id() -> None:
+    logits = random_logits(32, 700).round()
+    logits[8, 50:] = 1.5
+    batch = random_batch(32, seed=9)
+    assert torch.equal(sample(logits, batch), Sampler().sample(logits.clone(), batch))
+
+
+def test_a_row_draws_the_same_token_alone_and_out_of_wider_rows() -> None:
+    logits, batch = random_logits(9, 600), random_batch(9, seed=9)
+    expected = sample(logits, batch)
+    wide = torch.full((9, 700), float("nan"))
+    wide[:, :600] = logits
+    assert torch.equal(sample(wide[:, :600], batch), expected)
+    for row in (0, 3, 5, 8):
+        one = torch.tensor([row])
+        assert sample(logits[one], batch.select(one)) == expected[row]
+
+
+def test_minus_infinity_is_never_drawn_and_a_row_of_nan_gives_some_token() -> None:
+    logits = torch.full((16, 300), float("-inf"))
+    logits[:, [7, 9]] = 0.0
+    logits[3] = float("nan")
+    tokens = sample(logits, random_batch(16, seed=9)).tolist()
+    assert set(tokens[:3] + tokens[4:]) <= {7, 9} and 0 <= tokens[3] < 300
+
+
+@pytest.mark.parametrize("vocab_size", [31, 320, 1000])
+def test_a_mask_hides_the_tokens_whose_bit_is_not_set(vocab_size: int) -> None:
+    logits = random_logits(6, vocab_size)
+    allowed = torch.rand(3, -(-vocab_size // 32) * 32, generator=torch.Generator().manual_seed(1)) < 0.3
+    bits = torch.from_numpy(np.packbits(allowed.numpy(), axis=1, bitorder="little").view(np.int32))
+    rows = torch.tensor([4, 1, 2])
+    expected = logits.clone()
+    Sampler().mask(expected, rows, bits)
+    masked = logits.clone().to(KERNEL_DEVICE)
+    TritonSampler().mask(masked, rows.to(KERNEL_DEVICE), bits.to(KERNEL_DEVICE))
+    assert torch.equal(masked.cpu(), expected)
+
+
+def test_penalties_change_the_logits_to_torchs_bits_and_back() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = random_logits(5, 900)
+    owners = torch.arange(3).repeat_interleave(300)
+    entries = [
+        torch.tensor([4, 0, 2]),
+        1 + torch.rand(3, generator=generator),
+        torch.rand(3, generator=generator) - 0.5,
+        torch.rand(3, generator=generator),
+        owners,
+        torch.cat([torch.randperm(900, generator=generator)[:300] for _ in range(3)]),
+        torch.randint(0, 9, (900,), generator=generator).float(),
+    ]
+    nothing = torch.zeros(0, dtype=torch.int64)
+    edits = [nothing, nothing, torch.zeros(0), *entries, nothing, nothing]
+    expected = logits.clone()
+    LogitEditor(*edits).apply(expected)
+    changed = logits.clone().to(KERNEL_DEVICE)
+    saved = TritonLogitEditor(*(edit.to(KERNEL_DEVICE) for edit in edits)).apply(changed)
+    assert torch.equal(changed.cpu(), expected) and not torch.equal(expected, logits)
+    undo(changed, saved)
+    assert torch.equal(changed.cpu(), logits)
