@@ -13,11 +13,6 @@ RESULTS = Path(__file__).parent / "results"
 
 def print_and_keep(name: str, columns: list[str], rows: list[list[str]], notes: list[str]) -> None:
     """Print a Markdown table headed by command, hardware and commit, and write it to `results/NAME.md`."""
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
     text = "\n".join(
         [
             f"# {name}",
@@ -26,9 +21,7 @@ def print_and_keep(name: str, columns: list[str], rows: list[list[str]], notes: 
             "",
             f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {hardware()}",
             "",
-            line(columns),
-            line(["-" * width for width in widths]),
-            *(line(row) for row in rows),
+            *_lines(columns, rows),
             "",
             *(f"- {note}" for note in notes),
             "",
@@ -37,6 +30,19 @@ def print_and_keep(name: str, columns: list[str], rows: list[list[str]], notes: 
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Print a Markdown table."""
+    print("\n".join(_lines(columns, rows)), end="\n\n")
+
+
+def _lines(columns: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+        for cells in (columns, ["-" * width for width in widths], *rows)
+    ]
 
 
 def command() -> str:

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 from benchmarks.transformers_peer import run as run_workload
 
 
-def main(model_dir: str, dtype: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype), local_files_only=True).eval()
+def main(model_dir: str, dtype: str, device: str = "cpu") -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype), local_files_only=True)
+    model = model.to(device).eval()
 
     def run(prompts: list[list[int]], max_tokens: list[int]) -> Measurement:
         num_blocks = (sum(map(len, prompts)) + sum(max_tokens)) // 16 + 2 * len(prompts)

@@ -21,10 +21,10 @@ class Workload:
 
 
 def uniform_workload(
-    num_prompts: int, prompt_range: tuple[int, int], output_range: tuple[int, int], *, seed: int
+    num_prompts: int, prompt_range: tuple[int, int], output_range: tuple[int, int], *, seed: int, end_id: int = 40_000
 ) -> Workload:
     """`num_prompts` prompts of U(prompt_range) tokens, each asking for U(output_range) tokens."""
     rng = random.Random(seed)
     # Ids 100 to 40,000 are ordinary tokens of SmolLM2's vocabulary of 49,152.
-    prompts = [[rng.randrange(100, 40_000) for _ in range(rng.randint(*prompt_range))] for _ in range(num_prompts)]
+    prompts = [[rng.randrange(100, end_id) for _ in range(rng.randint(*prompt_range))] for _ in range(num_prompts)]
     return Workload(prompts, [rng.randint(*output_range) for _ in range(num_prompts)])
