@@ -199,7 +199,7 @@ def _constants(q: Tensor, layer: Tensor, rules: _Rules, num_rows: int) -> dict[s
         "BLOCK_SIZE": block_size,
         "SPLIT": SPLIT,
         "BLOCK_M": num_rows,
-        "BLOCK_N": min(_TILE_KEYS, _TILE_BYTES // (padded_dim * layer.element_size())),
+        "BLOCK_N": max(16, min(_TILE_KEYS, _TILE_BYTES // (padded_dim * layer.element_size()))),
         "BLOCK_D": padded_dim,
     }
 
