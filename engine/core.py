@@ -44,7 +44,9 @@ class EngineCore:
         )
         self._slots = slots
         self._kv = KVCacheManager(slots, self.info.num_kv_blocks, prefix_caching=config.prefix_caching)
-        self._scheduler = Scheduler(slots, self._kv, max_num_tokens=config.max_num_tokens)
+        self._scheduler = Scheduler(
+            slots, self._kv, max_num_tokens=config.max_num_tokens, looks_ahead=self.info.runs_ahead
+        )
         self._executor = StepExecutor(self._runner, slots)
         self._recorder = StepRecorder(slots, self._kv, self._scheduler)
         has_lookup = config.prompt_lookup == "on" or (config.prompt_lookup == "auto" and self.info.is_batch_invariant)

@@ -20,6 +20,7 @@ The rules
 from operator import attrgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.kv_cache.manager import KVCacheManager
 from engine.runner.slots import SequenceSlots, SlotRows
@@ -34,7 +35,11 @@ STEPS_TO_RECOVER = 64  # steps without a memory shortage after which a reduced t
 class Scheduler:
     """Continuous batching under a budget of tokens, slots and blocks."""
 
-    def __init__(self, slots: SequenceSlots, kv: KVCacheManager, *, max_num_tokens: int) -> None:
+    def __init__(
+        self, slots: SequenceSlots, kv: KVCacheManager, *, max_num_tokens: int, looks_ahead: bool = False
+    ) -> None:
+        """`looks_ahead`: give decodes the block of their next step, too, where one is free."""
+        self._looks_ahead = looks_ahead
         self._slots = slots
         self._kv = kv
         self._max_num_tokens = max_num_tokens
@@ -164,7 +169,17 @@ class Scheduler:
             kv.grow(decoding[is_full])
         for slot in self._prefilling:
             kv.extend(slot)
+        if self._looks_ahead:
+            self._reserve_next(decoding)
         return ran_short
+
+    def _reserve_next(self, decoding: NDArray[np.int64]) -> None:
+        slots = self._slots
+        num_blocks = slots.num_blocks[decoding]
+        is_last = slots.num_computed[decoding] + 1 >= num_blocks * slots.block_size
+        growing = decoding[is_last & (num_blocks < slots.max_blocks)]
+        if 0 < len(growing) <= self._kv.num_available:
+            self._kv.grow(growing)
 
     def preempt(self, slot: int) -> None:
         """Back to the waiting, at its old place, with all its tokens and none of its blocks."""

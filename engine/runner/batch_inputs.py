@@ -40,6 +40,7 @@ class BatchInputs:
     max_query_len: int
     max_context_len: int
     num_decodes: int = 0  # leading sequences with one token each
+    next_slots: NDArray[np.int64] | None = None  # of a step of decodes: each row's slot in the next one, -1 if none yet
     edits: LogitEdits | None = None  # None: no sampled row asks for any
     scored: ScoredTokens | None = None
     masks: TokenMasks | None = None  # of the sampled rows that have a grammar
@@ -56,8 +57,10 @@ class BatchInputs:
 class BatchBuilder:
     """Builds `BatchInputs` from the slots' arrays."""
 
-    def __init__(self, slots: SequenceSlots) -> None:
+    def __init__(self, slots: SequenceSlots, *, looks_ahead: bool = False) -> None:
+        """`looks_ahead`: say where the next tokens of decodes will go."""
         self._slots = slots
+        self._looks_ahead = looks_ahead
         self._block_size = slots.block_size
         # query_start and logits_indices of any decode batch
         self._counting_32 = np.arange(slots.max_num_seqs + 1, dtype=np.int32)
@@ -78,7 +81,8 @@ class BatchBuilder:
             slot_mapping=self._pages(rows.block_offsets, positions),
             query_start=self._counting_32[: num_rows + 1],
             context_lens=context_lens.astype(np.int32),
-            block_tables=self._block_tables(plan.slots, max_context_len),
+            block_tables=self._block_tables(plan.slots, max_context_len + self._looks_ahead),
+            next_slots=self._next_pages(rows, context_lens) if self._looks_ahead else None,
             logits_indices=self._counting_64[:num_rows],
             sampled_positions=context_lens,
             sampling=rows,
@@ -147,6 +151,11 @@ class BatchBuilder:
         index, offset = np.divmod(positions, self._block_size)
         blocks: NDArray[np.int64] = self._slots.flat_block_tables[block_offsets + index].astype(np.int64)
         return blocks * self._block_size + offset
+
+    def _next_pages(self, rows: SlotRows, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As `_pages`; -1 where the block is not there yet."""
+        is_there = positions < self._slots.num_blocks[rows.slots] * self._block_size
+        return np.where(is_there, self._pages(rows.block_offsets, positions - ~is_there), -1)
 
     def _block_tables(self, slots: NDArray[np.int64], max_context_len: int) -> NDArray[np.int32]:
         max_blocks = -(-max_context_len // self._block_size)

@@ -65,22 +65,26 @@ class GraphedSteps:
     def num_graphs(self) -> int:
         return sum(graph is not None for graph in self._graphs.values())
 
-    def run(self, inputs: BatchInputs) -> tuple[Tensor, Tensor] | None:
+    def run(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Logits float32 `[num_sampled, vocab_size]` and the sampled positions; None if the step is not one for graphs.
 
-        Both lie in memory that the next step overwrites. Mutates the KV cache.
+        token_ids: int64 `[num_tokens]` on the device, in place of the inputs'. What is returned lies in memory that the
+        next step overwrites. Mutates the KV cache.
         """
         shape = choose_shape(inputs, max_num_seqs=self._max_num_seqs, max_blocks=self._max_blocks)
         if shape is None:
             return None
         self._buffers.fill(shape, inputs)
+        tensors = self._buffers.tensors(shape)
+        if token_ids is not None:
+            tensors.input_ids[: len(token_ids)].copy_(token_ids)
         graph = self._graph(shape)
         if graph is None:
             self._forward(shape)
         else:
             graph.replay()
         num_sampled = len(inputs.logits_indices)
-        return self._logits[:num_sampled], self._buffers.tensors(shape).sampled_positions[:num_sampled]
+        return self._logits[:num_sampled], tensors.sampled_positions[:num_sampled]
 
     def _graph(self, shape: StepShape) -> Graph | None:
         if shape not in self._graphs:

@@ -3,7 +3,7 @@
 Owns the loaded model, the cache's size, and the only host-device sync of a step. Knows nothing of sequences.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,7 +24,8 @@ from engine.runner.cuda_graphs import CudaCapture, GraphedSteps
 from engine.runner.logit_edits import EditRows, LogitEdits
 from engine.runner.memory import choose_num_blocks, largest_step
 from engine.runner.slots import SlotRows
-from engine.runner.transfer import HostToDevice
+from engine.runner.step_ahead import StepAhead
+from engine.runner.transfer import HostToDevice, start_reading
 from engine.sampler import SamplingBatch, create_sampler
 from engine.step_plan import BAD_LOGITS, SampledTokens
 from engine.token_logprobs import TokenLogprobs
@@ -54,6 +55,7 @@ class ModelRunner:
         self._edit_rows: EditRows | None = None
         self._edit_tensors: list[Tensor] = []
         self._graphs = _graphed_steps(config, self._model)
+        self._ahead = StepAhead(self._sample_ahead) if self._runs_ahead() else None
         num_blocks = choose_num_blocks(config, self._model, lambda: self._run_largest_step(config))
         self._model.allocate_kv_cache(num_blocks)
         self.info = self._describe(num_blocks)
@@ -62,11 +64,24 @@ class ModelRunner:
     def execute(self, inputs: BatchInputs) -> SampledTokens:
         """See `Runner.execute`."""
         with _device_errors():
-            return self._to_host(inputs, self._forward(inputs))
+            computed = self._ahead.take(inputs) if self._ahead is not None else None
+            tokens = self._forward(inputs) if computed is None else _DeviceTokens(computed)
+            reading = start_reading(tokens.token_ids)
+            if self._ahead is not None:
+                self._ahead.launch(inputs, tokens.token_ids)
+            sampled = self._to_host(inputs, tokens, reading)
+            if self._ahead is not None:
+                self._ahead.expect(sampled.token_ids)
+            return sampled
 
-    def _to_host(self, inputs: BatchInputs, tokens: "_DeviceTokens") -> SampledTokens:
+    def _sample_ahead(self, inputs: BatchInputs, token_ids: Tensor) -> Tensor:
+        return self._forward(inputs, token_ids).token_ids
+
+    def _to_host(
+        self, inputs: BatchInputs, tokens: "_DeviceTokens", reading: Callable[[], NDArray[np.int64]]
+    ) -> SampledTokens:
         """The step's only host-device sync."""
-        token_ids = tokens.token_ids.cpu().numpy()
+        token_ids = reading()
         logprobs = prompt_logprobs = None
         if tokens.logprobs is not None and inputs.sampling.logprob_rows is not None:
             logprobs = _token_logprobs(inputs.sampling.logprob_rows, *tokens.logprobs)
@@ -74,15 +89,16 @@ class ModelRunner:
             prompt_logprobs = _token_logprobs(inputs.scored.slots, *tokens.prompt_logprobs)
         return SampledTokens(token_ids, logprobs, prompt_logprobs)
 
-    def _forward(self, inputs: BatchInputs) -> "_DeviceTokens":
-        if self._graphs is not None and (graphed := self._graphs.run(inputs)) is not None:
+    def _forward(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> "_DeviceTokens":
+        """token_ids: int64 `[num_tokens]` on the device, in place of the inputs'."""
+        if self._graphs is not None and (graphed := self._graphs.run(inputs, token_ids)) is not None:
             logits, positions = graphed
             tokens = _DeviceTokens(positions[:0])
             self._sample(logits, inputs, positions, tokens)
             return tokens
-        return self._forward_eagerly(inputs)
+        return self._forward_eagerly(inputs, token_ids)
 
-    def _forward_eagerly(self, inputs: BatchInputs) -> "_DeviceTokens":
+    def _forward_eagerly(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> "_DeviceTokens":
         scored = inputs.scored
         num_sampled = len(inputs.logits_indices)
         logits_indices = inputs.logits_indices
@@ -122,6 +138,7 @@ class ModelRunner:
             max_context_len=inputs.max_context_len,
             num_decodes=inputs.num_decodes,
         )
+        input_ids = input_ids if token_ids is None else token_ids
         logits = self._model.forward(input_ids, position_ids, logits_rows)  # [num_sampled + num_scored, vocab]
         tokens = _DeviceTokens(logits_rows[:0])
         if scored is not None:
@@ -219,7 +236,12 @@ class ModelRunner:
             fingerprint=model.fingerprint,
             model_dir=str(model.model_dir),
             is_batch_invariant=model.is_batch_invariant,
+            runs_ahead=self._ahead is not None,
         )
+
+    def _runs_ahead(self) -> bool:
+        """Where launching is apart from computing, and nothing in a step waits for the device."""
+        return self._model.device.type == "cuda" and self._model.uses_triton
 
 
 def _graphed_steps(config: EngineConfig, model: LoadedModel) -> GraphedSteps | None:

@@ -1,5 +1,8 @@
-"""Brings a step's arrays to the device: on CUDA packed into one pinned buffer and one copy that nobody waits for."""
+"""Brings a step's arrays to the device and its tokens back: on CUDA through pinned memory, in copies to be waited for
+only where the values are needed.
+"""
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -40,6 +43,22 @@ class HostToDevice:
         if self._buffers[self._turn].numel() < num_bytes:
             self._buffers[self._turn] = torch.empty(2 * num_bytes, dtype=torch.uint8, pin_memory=self._is_cuda)
         return self._buffers[self._turn]
+
+
+def start_reading(tensor: Tensor) -> Callable[[], NDArray[Any]]:
+    """Begin to bring a tensor to the host; call the result to wait for it. What is launched later is not waited for."""
+    if tensor.device.type != "cuda":
+        return tensor.numpy
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def wait() -> NDArray[Any]:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait
 
 
 def _aligned(num_bytes: int) -> int:

@@ -1,5 +1,6 @@
 """The GPU benchmark: its limits by hand, and one run of the whole in small under Triton's interpreter."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ def test_the_limit_is_the_prefill_and_every_step_of_all_sequences() -> None:
     assert least_seconds(SIZE, Workload([[1] * 3, [1] * 2], [2, 3]), limits) == pytest.approx(prefill + sum(steps))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton")
 @pytest.mark.timeout(600)
 def test_the_whole_benchmark_runs_in_small_on_a_cpu() -> None:
     result = subprocess.run(
