@@ -23,11 +23,12 @@ if "--smoke" in sys.argv:
 
 import torch
 
-from benchmarks.cpu_peers import PeerError, latencies
+from benchmarks.cpu_peers import latencies
 from benchmarks.gpu_checks import check_engine, check_kernels
 from benchmarks.gpu_kernels import Timer, measure_limits, time_kernels
 from benchmarks.gpu_models import MODELS, SIZES, SMOKE_SIZE, DeviceLimits, ModelSize, least_seconds, random_model
 from benchmarks.gpu_race import PEERS, RaceSettings, first_job_seconds, idle_share, measure, ours, peer, queued
+from benchmarks.peer_environment import PeerError
 from benchmarks.report import print_and_keep, print_table
 from benchmarks.workload import Workload, uniform_workload
 from tests.fakes.fast_interpreter import speed_up_interpreter

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cpu_peers import Contender, Ours, PeerError, PeerProcess, check
+from benchmarks.cpu_peers import Contender, Ours, check
+from benchmarks.peer_environment import PeerError, PeerProcess, spawn
 from benchmarks.peer_process import Measurement
 from benchmarks.queue_cost import WholePath
 from benchmarks.worker_fixture import worker_process
@@ -72,15 +72,8 @@ def peer(name: str, settings: RaceSettings) -> Iterator[Contender]:
     if importlib.util.find_spec(name) is None:
         raise PeerError("not installed in this environment")
     arguments = [str(settings.folder), *(["bfloat16", str(settings.device)] if name == "transformers" else [])]
-    process = PeerProcess(
-        subprocess.Popen(
-            [sys.executable, str(HERE / PEERS[name]), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(HERE.parent)},
-        )
-    )
+    command = [sys.executable, str(HERE / PEERS[name]), *arguments]
+    process = PeerProcess(spawn(command, os.environ | {"PYTHONPATH": str(HERE.parent)}))
     try:
         process.read()
         yield process
