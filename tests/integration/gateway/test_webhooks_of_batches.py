@@ -1,0 +1,57 @@
+"""From a batch's end to its receiver: real gateway, carrier and Redis; OpenAI's client at both ends."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from producer.contract import keys
+from tests.fakes.batches import URL, batch_bench, jsonl, line
+from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.gateways import StartGateway, open_client
+from tests.fakes.webhook_receiver import receiving
+
+
+@pytest.fixture
+def low(redis_url: str) -> Iterator[FakeWorker]:
+    worker = FakeWorker(redis_url, queue=keys.class_queue(keys.DEFAULT_QUEUE, "low"))
+    worker.announce("fake", queues=keys.class_queues(keys.DEFAULT_QUEUE))
+    yield worker
+    worker.close()
+
+
+def start_batch(client: openai.OpenAI, redis_url: str, lines: list[dict[str, Any]]) -> str:
+    async def upload() -> str:
+        async with batch_bench(redis_url, Path(os.environ["PROMPTMILL_FILES"])) as bench:
+            return await bench.put_file(jsonl(lines))
+
+    file_id = asyncio.run(upload())
+    return client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h").id  # type: ignore[arg-type]
+
+
+def test_the_end_of_each_batch_is_told_once(redis_url: str, start_gateway: StartGateway, low: FakeWorker) -> None:
+    gateway = start_gateway(webhook_private_targets=True)
+    with open_client(gateway) as client, receiving() as receiver:
+        endpoint = client.webhooks.create(
+            name="mine",
+            url=receiver.url,
+            event_types=["batch.completed", "batch.failed", "batch.cancelled", "batch.expired"],
+        )
+        cancelled = start_batch(client, redis_url, [line("a"), line("b")])
+        client.batches.cancel(cancelled)
+        told = {}
+        expected = {"batch.cancelled": cancelled}
+        got = [receiver.next(60)]
+        with low.serving(echo):
+            expected["batch.completed"] = start_batch(client, redis_url, [line("a"), line("b", "fail")])
+            expected["batch.failed"] = start_batch(client, redis_url, [line("a"), line("a")])
+            got += [receiver.next(60), receiver.next(60)]
+        for one in got:
+            event: Any = client.webhooks.unwrap(one.body, one.headers, secret=endpoint.signing_secret)
+            told[event.type] = event.data.id
+            assert client.batches.retrieve(event.data.id).status == event.type.removeprefix("batch.")
+    assert told == expected and receiver.num_received == 3
