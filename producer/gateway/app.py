@@ -11,8 +11,22 @@ from starlette.types import ASGIApp
 from producer.gateway.acceptance import JOB_ID_HEADER
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import install_handlers
+from producer.gateway.files.form import MAX_FORM_BYTES
+from producer.gateway.request_body import BodyLimit
 from producer.gateway.request_context import RequestContext
-from producer.gateway.routes import batches, chat, completions, console, figures, health, jobs, models, page, webhooks
+from producer.gateway.routes import (
+    batches,
+    chat,
+    completions,
+    console,
+    figures,
+    files,
+    health,
+    jobs,
+    models,
+    page,
+    webhooks,
+)
 
 ROUTERS = (
     models.router,
@@ -20,6 +34,7 @@ ROUTERS = (
     chat.router,
     jobs.router,
     batches.router,
+    files.router,
     health.router,
     figures.router,
     webhooks.router,
@@ -50,4 +65,10 @@ def create_app(context: GatewayContext) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", JOB_ID_HEADER],
         )
-    return RequestContext(app, max_body_bytes=settings.max_body_bytes, observe=context.metrics.observe_request)
+    limits = {files.FILES_URL: BodyLimit(settings.max_file_bytes + MAX_FORM_BYTES, "--max-file-bytes")}
+    return RequestContext(
+        app,
+        limit=BodyLimit(settings.max_body_bytes, "--max-body-bytes"),
+        limits=limits,
+        observe=context.metrics.observe_request,
+    )

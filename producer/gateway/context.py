@@ -14,7 +14,10 @@ from producer.gateway.console.results_follower import ResultsFollower
 from producer.gateway.drain import Drain
 from producer.gateway.files.base import FileStore
 from producer.gateway.files.file_records import FileRecords
+from producer.gateway.files.housekeeping import FileHousekeeping
 from producer.gateway.files.select import select_file_store
+from producer.gateway.files.threads import FileThreads
+from producer.gateway.files.uploads import Uploads
 from producer.gateway.job_records import JobRecords
 from producer.gateway.key_ring import KeyRing
 from producer.gateway.metrics import GatewayMetrics
@@ -37,6 +40,7 @@ class GatewayContext:
     drain: Drain
     metrics: GatewayMetrics
     file_store: FileStore
+    file_threads: FileThreads
     files: FileRecords
     webhook_targets: TargetRules
     webhook_sender: WebhookSender
@@ -44,16 +48,20 @@ class GatewayContext:
     follower: ResultsFollower
     batches: BatchRecords
     carriers: CarrierChild
+    uploads: Uploads
+    file_housekeeping: FileHousekeeping
 
     @classmethod
     def build(cls, settings: GatewaySettings) -> "GatewayContext":
         """Raises SettingsError, also where files cannot be kept."""
-        file_store = select_file_store(settings.files)
+        file_store = select_file_store(settings.files, s3_endpoint_url=settings.s3_endpoint_url)
         file_store.check()
         redis = AsyncTransport(settings.redis_url)
         targets = TargetRules(allows_private=settings.webhook_private_targets)
         sender = WebhookSender(targets)
         batches = BatchRecords(redis)
+        files, file_threads = FileRecords(redis, file_store), FileThreads()
+        housekeeping = FileHousekeeping(files, file_store, file_threads)
         return cls(
             settings=settings,
             client=AsyncClient(settings.redis_url, queue=settings.queue, s3_endpoint_url=settings.s3_endpoint_url),
@@ -65,25 +73,30 @@ class GatewayContext:
             drain=Drain(settings.http_drain_seconds),
             metrics=GatewayMetrics(),
             file_store=file_store,
-            files=FileRecords(redis, file_store),
             webhook_targets=targets,
             webhook_sender=sender,
             webhooks=WebhookDispatcher(redis, sender),
             follower=ResultsFollower(redis, settings.queue),
             batches=batches,
             carriers=CarrierChild(settings, batches),
+            file_threads=file_threads,
+            files=files,
+            uploads=Uploads(files, file_store, file_threads, housekeeping, max_file_bytes=settings.max_file_bytes),
+            file_housekeeping=housekeeping,
         )
 
     def start(self) -> None:
         """What goes on beside the requests."""
         self.webhooks.start()
         self.carriers.start()
+        self.file_housekeeping.start()
         if self.settings.console:
             self.follower.start()
 
     async def aclose(self) -> None:
         await self.carriers.aclose()
         await self.webhooks.aclose()
+        await self.file_housekeeping.aclose()
         await self.follower.aclose()
         await self.client.aclose()
         await self.redis.aclose()

@@ -1,5 +1,7 @@
 """What surrounds every request: its id, the limit of its body, its line in the log and its place in the metrics.
 
+The limit itself is `request_body`'s.
+
 Plain ASGI around the whole application, so that it sees what the client sees. Logs no header, no query and no body; of
 an exception it logs where it came from, not its words, which may quote a prompt.
 """
@@ -8,13 +10,13 @@ import logging
 import re
 import time
 import traceback
-from collections.abc import Callable
-from http import HTTPStatus
+from collections.abc import Callable, Mapping
 from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from producer.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, to_response, unexpected_error
+from producer.gateway.errors import CLIENT_CLOSED_REQUEST, to_response, unexpected_error
+from producer.gateway.request_body import BodyLimit, RequestBody
 
 REQUEST_ID_HEADER = b"x-request-id"
 _CLIENTS_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
@@ -26,9 +28,11 @@ _log = logging.getLogger(__name__)
 
 
 class RequestContext:
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, observe: Observe) -> None:
+    def __init__(self, app: ASGIApp, *, limit: BodyLimit, limits: Mapping[str, BodyLimit], observe: Observe) -> None:
+        """`limits`: by path, where another than `limit` holds."""
         self._app = app
-        self._max_body_bytes = max_body_bytes
+        self._limit = limit
+        self._limits = limits
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,6 +44,7 @@ class RequestContext:
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         status = CLIENT_CLOSED_REQUEST
         has_started = False
+        body = RequestBody(scope, receive, self._limits.get(scope["path"], self._limit))
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, has_started
@@ -47,10 +52,10 @@ class RequestContext:
                 status, has_started = message["status"], True
                 headers = [*message.get("headers", []), (REQUEST_ID_HEADER, request_id)]
                 message = {**message, "headers": headers}
-            await send(message)
+            await body.send_response(message, send)
 
         try:
-            await self._app(scope, _limit_body(scope, receive, self._max_body_bytes), send_with_id)
+            await self._app(scope, body.receive, send_with_id)
         except Exception as error:
             _log_fault(request_id.decode(), error)
             if not has_started:
@@ -76,30 +81,6 @@ def _request_id(scope: Scope) -> bytes:
     """The client's own, if it is one that may stand in a log; else a new one."""
     given = next((value for name, value in scope["headers"] if name == REQUEST_ID_HEADER), b"")
     return given if _CLIENTS_REQUEST_ID.fullmatch(given) else b"req_" + uuid4().hex.encode()
-
-
-def _limit_body(scope: Scope, receive: Receive, max_bytes: int) -> Receive:
-    """Raises ApiError to whoever reads the body, as soon as it is known to be too large: a chunked one on its way."""
-    length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    num_bytes = 0
-
-    async def limited() -> Message:
-        nonlocal num_bytes
-        if length.isdigit() and int(length) > max_bytes:
-            raise _too_large(max_bytes)
-        message = await receive()
-        if message["type"] == "http.request":
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > max_bytes:
-                raise _too_large(max_bytes)
-        return message
-
-    return limited
-
-
-def _too_large(max_bytes: int) -> ApiError:
-    message = f"the body is larger than {max_bytes} bytes; send less, or raise --max-body-bytes"
-    return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request_too_large", message, headers={"connection": "close"})
 
 
 def _log_fault(request_id: str, error: Exception) -> None:

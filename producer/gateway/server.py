@@ -3,10 +3,12 @@
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
 
+from producer.errors import RedisUnavailableError
 from producer.gateway.app import create_app
 from producer.gateway.context import GatewayContext
 from producer.gateway.drain import Drain
@@ -50,7 +52,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(settings: GatewaySettings) -> None:
-    await build_server(settings, GatewayContext.build(settings)).serve()
+    context = GatewayContext.build(settings)
+    with suppress(RedisUnavailableError):  # it is asked again before each upload
+        await context.files.claim_store()
+    await build_server(settings, context).serve()
 
 
 def build_server(settings: GatewaySettings, context: GatewayContext) -> GatewayServer:

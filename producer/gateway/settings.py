@@ -30,7 +30,7 @@ class GatewaySettings(WebhookSettings):
     files: str = Field(
         default="~/.local/share/promptmill/files",
         min_length=1,
-        description="Where /v1/files are kept: a folder that all gateways see.",
+        description="Where /v1/files are kept: a folder that all gateways see, or s3://BUCKET/PREFIX.",
     )
     max_file_bytes: int = Field(default=200_000_000, ge=1024, description="Larger files get 413.")
     max_queue_depth: int = Field(default=10_000, ge=1, description="Jobs waiting on a queue from which on it gets 429.")

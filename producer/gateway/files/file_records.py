@@ -98,12 +98,16 @@ class FileRecords:
         """For another RESERVED_SECONDS. A part that is recorded, forgotten or due stays so."""
         await self._redis.run(send(_RENEW.load, _RENEW.call([], [part, RESERVED_SECONDS])))
 
+    async def discard(self, part: str) -> None:
+        """A part that was written and that a record has refused: it is due at once."""
+        await self._redis.run(send(("ZADD", file_keys.UNRECORDED_KEY, 0, part)))
+
     async def forget(self, part: str) -> None:
         """A part of which nothing is left in the store."""
         await self._redis.run(send(("ZREM", file_keys.UNRECORDED_KEY, part)))
 
     async def create(self, record: FileRecord, parts: list[Part]) -> bool:
-        """All at once, or nothing. False: a part was not reserved any more, and is being deleted."""
+        """All at once, or nothing. False: a part was not reserved any more, so that it may be gone; `discard` it."""
         arguments = [record.id, len(record.fields), *record.fields]
         for part in parts:
             arguments += [part.name, part.num_bytes]
@@ -124,7 +128,7 @@ class FileRecords:
         self,
         *,
         whose: str,
-        purpose: Purpose | None = None,
+        purpose: str | None = None,
         after: str | None = None,
         limit: int = 10_000,
         is_ascending: bool = False,

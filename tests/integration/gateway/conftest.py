@@ -2,12 +2,15 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
 
 import openai
 import pytest
 
 from producer.async_transport import AsyncTransport
 from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.file_stores import BucketOfFiles, FolderOfFiles, PlaceOfFiles
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway
 
 
@@ -50,3 +53,18 @@ async def transport(redis_url: str) -> AsyncIterator[AsyncTransport]:
     transport = AsyncTransport(redis_url)
     yield transport
     await transport.aclose()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> PlaceOfFiles:
+    """An empty folder, and an empty prefix of a bucket: what a gateway's files lie in."""
+    if request.param == "folder":
+        (tmp_path / "files").mkdir()
+        return FolderOfFiles(tmp_path / "files")
+    return BucketOfFiles(request.getfixturevalue("s3_endpoint"), uuid4().hex)
+
+
+@pytest.fixture
+def files_client(start_gateway: StartGateway, place: PlaceOfFiles) -> Iterator[openai.OpenAI]:
+    with open_client(start_gateway(**place.settings)) as client:
+        yield client

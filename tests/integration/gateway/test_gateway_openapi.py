@@ -22,6 +22,11 @@ ROUTES = [
     ("GET", "/console/jobs/{job_id}/stream"),
     ("POST", "/console/jobs/retry"),
     ("POST", "/console/jobs/cancel"),
+    ("POST", "/v1/files"),
+    ("GET", "/v1/files"),
+    ("GET", "/v1/files/{file_id}"),
+    ("GET", "/v1/files/{file_id}/content"),
+    ("DELETE", "/v1/files/{file_id}"),
 ]
 
 

@@ -62,6 +62,24 @@ def test_a_key_sees_its_own_jobs_and_models_alone(redis_url: str, gateway: Runni
     assert httpx.get(f"{gateway.url}/health").status_code == 200
 
 
+def test_a_key_sees_its_own_files_alone_and_an_operator_everybodys(redis_url: str, gateway: RunningGateway) -> None:
+    names = ("mine", "other", "ops")
+    keys = [promptmill(redis_url, "keys", "add", name, *["--operator"] * (name == "ops")) for name in names]
+    clients = [open_client(gateway, api_key=key) for key in keys]
+    mine, other, operator = clients
+    kept = mine.files.create(file=("a.jsonl", b"{}\n"), purpose="batch")
+    assert [len(list(client.files.list())) for client in clients] == [1, 0, 1]
+    for call in (other.files.retrieve, other.files.content, other.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(kept.id)
+    assert operator.files.content(kept.id).content == b"{}\n"
+    assert httpx.get(f"{gateway.url}/v1/files").status_code == 401
+    assert httpx.post(f"{gateway.url}/v1/files", files={"file": ("a", b"{}")}).status_code == 401
+    assert mine.files.delete(kept.id).deleted and list(operator.files.list()) == []
+    for client in clients:
+        client.close()
+
+
 def test_a_keys_tenant_is_its_jobs_tenant(redis_url: str, gateway: RunningGateway, worker: FakeWorker) -> None:
     key = promptmill(redis_url, "keys", "add", "acme", "--tenant", "acme")
     with open_client(gateway, api_key=key) as client:

@@ -1,0 +1,55 @@
+"""The fields beside an upload's file: which there are, what they may say, and how long the file is to live."""
+
+from http import HTTPStatus
+
+from producer.contract import ErrorCode
+from producer.gateway.errors import ApiError
+
+PURPOSE = "purpose"
+ANCHOR = "expires_after[anchor]"
+SECONDS = "expires_after[seconds]"
+FIELDS = (PURPOSE, ANCHOR, SECONDS)
+
+MIN_LIFETIME_SECONDS, MAX_LIFETIME_SECONDS = (
+    3600,
+    2_592_000,
+)  # OpenAI's: an hour, thirty days, which is the default, too
+
+UPLOAD_SCHEMA = {
+    "type": "object",
+    "required": ["file", PURPOSE],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        PURPOSE: {"type": "string", "enum": ["batch"]},
+        ANCHOR: {"type": "string", "enum": ["created_at"]},
+        SECONDS: {"type": "integer", "minimum": MIN_LIFETIME_SECONDS, "maximum": MAX_LIFETIME_SECONDS},
+    },
+}
+
+
+def check_field(name: str, value: str) -> None:
+    """One field, as soon as it has come. Raises ApiError (400)."""
+    if name == PURPOSE and value != "batch":
+        why = "batches write those themselves" if value == "batch_output" else f"got {value[:60]!r}"
+        raise invalid_form(f"purpose: must be 'batch'; {why}", name)
+    if name == ANCHOR and value != "created_at":
+        raise invalid_form(f"{name}: must be 'created_at'; got {value[:60]!r}", name)
+    if name == SECONDS:
+        is_number = value.isascii() and value.isdigit() and len(value) < 10
+        if not is_number or not MIN_LIFETIME_SECONDS <= int(value) <= MAX_LIFETIME_SECONDS:
+            limits = f"from {MIN_LIFETIME_SECONDS} to {MAX_LIFETIME_SECONDS}"
+            raise invalid_form(f"{name}: must be a whole number {limits}; got {value[:60]!r}", name)
+
+
+def lifetime_seconds(fields: dict[str, str]) -> int:
+    """Of a file with these fields. Raises ApiError (400) for what is missing."""
+    if PURPOSE not in fields:
+        raise invalid_form("purpose: is needed, and must be 'batch'", PURPOSE)
+    for name, other in ((ANCHOR, SECONDS), (SECONDS, ANCHOR)):
+        if name in fields and other not in fields:
+            raise invalid_form(f"{other}: is needed beside {name}", other)
+    return int(fields.get(SECONDS, MAX_LIFETIME_SECONDS))
+
+
+def invalid_form(message: str, param: str | None = None) -> ApiError:
+    return ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param=param)

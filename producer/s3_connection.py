@@ -1,0 +1,58 @@
+"""How we speak to S3, at AWS or any endpoint of its protocol, and what its refusals mean. Needs boto3.
+
+Credentials come from boto3's own chain.
+"""
+
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_TIMEOUT_SECONDS = 5
+READ_TIMEOUT_SECONDS = 30
+MAX_ATTEMPTS = 4  # of one request, boto3's own backoff between them
+MAX_CONNECTIONS = 16
+
+S3_ERRORS = (BotoCoreError, ClientError)
+_DENIED = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "ExpiredToken")
+
+
+def connect(endpoint_url: str | None) -> "S3Client":
+    """Opens no connection yet. A client may be used by several threads. Raises BotoCoreError or ValueError."""
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        read_timeout=READ_TIMEOUT_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
+        max_pool_connections=MAX_CONNECTIONS,
+        request_checksum_calculation="when_required",  # not every S3-compatible store knows the newer checksums
+        response_checksum_validation="when_required",
+    )
+    return boto3.client("s3", endpoint_url=endpoint_url, config=config)
+
+
+def describe(bucket: str, endpoint_url: str | None) -> str:
+    return f"bucket {bucket!r} at {endpoint_url or 'AWS'}"
+
+
+def error_code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "unknown"))
+
+
+def explain(error: BotoCoreError | ClientError, where: str, *, flag: str, rights: str) -> str:
+    """Why the bucket `where` cannot be used, and the remedy. `flag` names it; `rights` is what its user needs."""
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return (
+            f"no credentials for {where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile ({error})"
+        )
+    if not isinstance(error, ClientError):
+        return f"cannot reach {where}: check --s3-endpoint-url and the network ({error})"
+    code = error_code(error)
+    if code in ("NoSuchBucket", "404"):
+        return f"{where} does not exist: create it, or name another one in {flag} s3://BUCKET/PREFIX"
+    if code in _DENIED:
+        return f"{where} refuses to be written ({code}): grant {rights} to these credentials, or fix them"
+    return f"{where} cannot be written: {error}"
