@@ -8,8 +8,11 @@ COPY producer producer
 COPY worker worker
 RUN pip install --no-cache-dir -c constraints.txt ".[gateway,s3]"
 
-RUN useradd --system --uid 10001 --no-create-home promptmill
+RUN useradd --system --uid 10001 --no-create-home promptmill \
+    && mkdir -p /var/lib/promptmill/files && chown promptmill /var/lib/promptmill/files
 USER promptmill
+ENV PROMPTMILL_FILES=/var/lib/promptmill/files
+VOLUME /var/lib/promptmill/files
 ENV PYTHONUNBUFFERED=1
 EXPOSE 8000
 

@@ -36,7 +36,7 @@ def run_demo(settings: WorkerSettings) -> int:
             )
         with ExitStack() as stack:
             stack.enter_context(ending(worker))
-            http_port = _start_gateway(stack, environment)
+            http_port = _start_gateway(stack, environment, Path(folder) / "files")
             viewer = stack.enter_context(ending(subprocess.Popen(VIEWER, env=environment)))
             while (code := viewer.poll()) is None:
                 if worker.poll() is not None:
@@ -49,14 +49,14 @@ def run_demo(settings: WorkerSettings) -> int:
         return code
 
 
-def _start_gateway(stack: ExitStack, environment: dict[str, str]) -> int | None:
+def _start_gateway(stack: ExitStack, environment: dict[str, str], files: Path) -> int | None:
     """Its port; None where the demo goes without, for want of its packages or of curl."""
     if not gateway_process.is_installed() or shutil.which("curl") is None:
         return None
     port = free_port()
     gateway = subprocess.Popen(
         gateway_process.COMMAND,
-        env=gateway_process.environment_for(environment, port),
+        env=gateway_process.environment_for(environment, port, files=files),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -46,6 +46,12 @@ class EmbeddedRedis:
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
+    def data_dir(self) -> Path:
+        """Gone when the server is stopped, unless it was given."""
+        assert self._data_dir is not None
+        return self._data_dir
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from pathlib import Path
 
 from producer.settings import ENV_PREFIX
 
@@ -15,7 +16,10 @@ def is_installed() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("fastapi", "uvicorn", "prometheus_client"))
 
 
-def environment_for(worker_environment: dict[str, str], port: int) -> dict[str, str]:
-    """The worker's, with the gateway's port; what else it needs was set by its own variables."""
-    given = {"http_port": port, "http_drain_seconds": DRAIN_SECONDS}
+def environment_for(worker_environment: dict[str, str], port: int, *, files: Path | None) -> dict[str, str]:
+    """The worker's, with the gateway's port; what else it needs was set by its own variables. `files`: the folder of
+    its files where no variable names another, for a Redis that is ours: they are to live as long as what it knows."""
+    given: dict[str, object] = {"http_port": port, "http_drain_seconds": DRAIN_SECONDS}
+    if files is not None and f"{ENV_PREFIX}FILES" not in worker_environment:
+        given["files"] = files
     return {**worker_environment, **{f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in given.items()}}

@@ -47,16 +47,17 @@ class ServeSettings(WorkerSettings):
 def serve(settings: ServeSettings) -> int:
     """The exit code of whatever ended first; 0 if a signal ended it. Raises WorkerError where Redis cannot start."""
     with ExitStack() as stack:
-        url, kept = settings.redis_url, ""
+        url, kept, files = settings.redis_url, "", None
         if not settings.is_redis_given:
-            url = stack.enter_context(_embedded_redis(settings)).url
+            server = stack.enter_context(_embedded_redis(settings))
+            url, files = server.url, server.data_dir / "files"
             kept = f"  (embedded; {_fate_of_data(settings.data_dir)})"
         http_port = _choose_port(settings.http_port, gateway_process.DEFAULT_PORT, "--http-port")
         click.echo(_greeting(settings, url, kept, http_port if gateway_process.is_installed() else None))
         environment = worker_process.environment_for(settings, url)
         processes = [_start(stack, worker_process.COMMAND, environment)]
         if gateway_process.is_installed():
-            gateway_environment = gateway_process.environment_for(environment, http_port)
+            gateway_environment = gateway_process.environment_for(environment, http_port, files=files)
             processes.append(_start(stack, gateway_process.COMMAND, gateway_environment))
         return _wait(processes)
 

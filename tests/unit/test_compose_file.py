@@ -54,6 +54,13 @@ def test_the_gateway_needs_redis_alone_and_has_time_to_drain() -> None:
     assert gateway["ports"][0].endswith(f":{GatewaySettings.model_fields['http_port'].default}")
 
 
+def test_the_gateways_files_lie_in_a_volume_at_the_place_that_its_image_names() -> None:
+    [volume] = SERVICES["gateway"]["volumes"]
+    dockerfile = (ROOT / SERVICES["gateway"]["build"]["dockerfile"]).read_text()
+    folder = volume.removeprefix("files:")
+    assert f"ENV PROMPTMILL_FILES={folder}\n" in dockerfile and f"chown promptmill {folder}\n" in dockerfile
+
+
 def test_ports_are_published_on_loopback_alone() -> None:
     for service in SERVICES.values():
         for port in service.get("ports", []):

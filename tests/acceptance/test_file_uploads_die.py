@@ -1,0 +1,108 @@
+"""A gateway process that is killed in mid-upload: no file, and what it had written is removed by another one."""
+
+import http.client
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import httpx2 as httpx
+import openai
+import pytest
+import redis
+
+from producer.gateway.files import file_keys
+from tests.fakes.file_stores import BucketOfFiles, FolderOfFiles, PlaceOfFiles
+from tests.fakes.gateways import wait_until
+from worker.embedded_redis import free_port
+
+START_SECONDS = 60.0
+NUM_SENT = 20_000_000  # two pieces of a multipart upload, and more
+HEAD = (
+    b'--xyz\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+)
+
+Start = Callable[[], tuple[int, "subprocess.Popen[bytes]"]]
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> PlaceOfFiles:
+    if request.param == "folder":
+        (tmp_path / "files").mkdir()
+        return FolderOfFiles(tmp_path / "files")
+    return BucketOfFiles(request.getfixturevalue("s3_endpoint"), uuid4().hex)
+
+
+@pytest.fixture
+def start(redis_url: str, place: PlaceOfFiles, tmp_path: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> tuple[int, "subprocess.Popen[bytes]"]:
+        port = free_port()
+        command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(port), "--redis-url", redis_url]
+        command += ["--http-drain-seconds", "0"]
+        for name, value in place.settings.items():
+            command += [f"--{name.replace('_', '-')}", value]
+        with (tmp_path / f"gateway-{port}.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        started.append(process)
+        end = time.monotonic() + START_SECONDS
+        while not _answers(port):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        return port, process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health/live", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_gateway_killed_in_mid_upload_leaves_no_file_and_another_removes_its_bytes(
+    start: Start, place: PlaceOfFiles, redis_client: redis.Redis
+) -> None:
+    port, killed = start()
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        connection.putrequest("POST", "/v1/files")
+        connection.putheader("content-type", "multipart/form-data; boundary=xyz")
+        connection.putheader("content-length", str(10 * NUM_SENT))
+        connection.endheaders(HEAD + b"x" * NUM_SENT)
+        wait_until(place.names)  # bytes have reached the store
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(10)
+    other, _ = start()
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{other}/v1", api_key="none", max_retries=0) as client:
+        assert list(client.files.list()) == []
+        [part] = redis_client.zrange(file_keys.UNRECORDED_KEY, 0, -1)
+        assert len(place.names()) == 1, "it is not removed before its writer is taken for dead"
+        redis_client.zadd(file_keys.UNRECORDED_KEY, {part: 1})  # as time does
+        kept = client.files.create(file=("b.jsonl", b"{}\n"), purpose="batch")
+        client.files.delete(kept.id)  # cleaning up follows at once
+    wait_until(lambda: not place.names() and not redis_client.exists(file_keys.UNRECORDED_KEY))
+
+
+def test_a_gateway_told_to_stop_ends_its_uploads_and_leaves_nothing(
+    start: Start, place: PlaceOfFiles, redis_client: redis.Redis
+) -> None:
+    port, stopped = start()
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        connection.putrequest("POST", "/v1/files")
+        connection.putheader("content-type", "multipart/form-data; boundary=xyz")
+        connection.putheader("content-length", str(10 * NUM_SENT))
+        connection.endheaders(HEAD + b"x" * NUM_SENT)
+        wait_until(place.names)
+        stopped.send_signal(signal.SIGTERM)
+        stopped.wait(60)
+    assert not place.names() and not redis_client.exists(file_keys.index_key("*", None))

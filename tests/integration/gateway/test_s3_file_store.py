@@ -1,0 +1,145 @@
+"""Files' bytes in a bucket, against a server of its protocol: whole or not there, and read on where a stream broke."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError, ResponseStreamingError
+
+from producer.errors import FileStoreError, SettingsError
+from producer.gateway.files import s3
+from producer.gateway.files.s3 import UPLOAD_BYTES, S3FileStore
+from producer.gateway.files.select import select_file_store
+from tests.fakes.file_stores import BucketOfFiles
+from worker.embedded_redis import free_port
+
+DATA = bytes(range(251)) * (2 * UPLOAD_BYTES // 251 + 1000)  # three pieces, the last a small one
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> BucketOfFiles:
+    return BucketOfFiles(s3_endpoint, uuid4().hex)
+
+
+@pytest.fixture
+def store(bucket: BucketOfFiles) -> S3FileStore:
+    store = select_file_store(bucket.settings["files"], s3_endpoint_url=bucket.endpoint)
+    store.check()
+    assert isinstance(store, S3FileStore) and not bucket.names(), "the check leaves nothing"
+    return store
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, store: S3FileStore, name: str, *, after: bool) -> None:
+    """The reply to the next call of this name is lost; `after`: what was asked for has been done."""
+    call = getattr(store._client, name)
+
+    def lost(**arguments: Any) -> None:
+        monkeypatch.setattr(store._client, name, call)
+        if after:
+            call(**arguments)
+        raise ReadTimeoutError(endpoint_url="s3")
+
+    monkeypatch.setattr(store._client, name, lost)
+
+
+@pytest.mark.parametrize("size", [0, 1, UPLOAD_BYTES, UPLOAD_BYTES + 1, len(DATA)])
+def test_a_part_of_any_size_is_there_once_it_is_committed(store: S3FileStore, bucket: BucketOfFiles, size: int) -> None:
+    data = DATA[:size]
+    with store.writer("part") as writer:
+        for start in range(0, size, 3_000_001):
+            writer.write(data[start : start + 3_000_001])
+        with pytest.raises(FileStoreError):
+            next(store.read("part"))
+    assert writer.num_bytes == size and bucket.names() == {"part"}
+    assert b"".join(store.read("part")) == data
+    for offset in {0, size // 2, size}:
+        assert b"".join(store.read("part", offset)) == data[offset:]
+
+
+@pytest.mark.parametrize("size", [3, len(DATA)])
+def test_a_writer_that_fails_leaves_nothing(store: S3FileStore, bucket: BucketOfFiles, size: int) -> None:
+    with pytest.raises(KeyError), store.writer("part") as writer:
+        writer.write(DATA[:size])
+        raise KeyError
+    assert not bucket.names()
+
+
+def test_what_was_deleted_under_a_living_writer_is_not_committed(store: S3FileStore, bucket: BucketOfFiles) -> None:
+    with pytest.raises(FileStoreError, match="part cannot be written"), store.writer("part") as writer:
+        writer.write(DATA)
+        store.delete("part")
+    assert not bucket.names()
+
+
+def test_deleting_takes_what_there_is_and_may_be_repeated(store: S3FileStore, bucket: BucketOfFiles) -> None:
+    for name in ("begun", "begun-too"):
+        store.writer(name).write(DATA)  # as one leaves it that was killed
+    for part in ("begun", "begun", "never"):
+        store.delete(part)
+    assert bucket.names() == {"begun-too"}, "a name that begins alike is another part's"
+
+
+@pytest.mark.parametrize("name", ["put_object", "complete_multipart_upload"])
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_commit_whose_reply_is_lost_counts_if_it_was_done(
+    store: S3FileStore, bucket: BucketOfFiles, monkeypatch: pytest.MonkeyPatch, name: str, is_done: bool
+) -> None:
+    data = DATA if name.startswith("complete") else DATA[:100]
+    fail_once(monkeypatch, store, name, after=is_done)
+    if is_done:
+        with store.writer("part") as writer:
+            writer.write(data)
+        assert b"".join(store.read("part")) == data
+    else:
+        with pytest.raises(FileStoreError), store.writer("part") as writer:
+            writer.write(data)
+        assert not bucket.names()
+
+
+def test_a_stream_that_breaks_off_goes_on_where_it_broke(store: S3FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "READ_RETRY_SECONDS", (0.0,))
+    with store.writer("part") as writer:
+        writer.write(DATA)
+    stream, num_breaks = store._stream, 0
+
+    def breaking(key: str, offset: int) -> Iterator[bytes]:
+        nonlocal num_breaks
+        for number, chunk in enumerate(stream(key, offset)):
+            if number == 3 and num_breaks < 5:
+                num_breaks += 1
+                raise ResponseStreamingError(error="reset")
+            yield chunk
+
+    monkeypatch.setattr(store, "_stream", breaking)
+    assert b"".join(store.read("part")) == DATA and num_breaks == 5
+    num_breaks = -1_000_000  # for ever, from the fourth chunk on
+    monkeypatch.setattr(s3, "READ_RETRY_SECONDS", ())
+    chunks = store.read("part")
+    assert sum(len(next(chunks)) for _ in range(3)) < len(DATA)
+    with pytest.raises(FileStoreError, match="part part cannot be read"):
+        next(chunks)
+
+
+def test_a_bucket_that_cannot_be_used_is_refused_with_the_remedy(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match=r"--files \(PROMPTMILL_FILES\): bucket 'nowhere' .* does not exist"):
+        select_file_store("s3://nowhere/x", s3_endpoint_url=s3_endpoint).check()
+    monkeypatch.setattr("producer.s3_connection.MAX_ATTEMPTS", 1)
+    with pytest.raises(SettingsError, match=r"cannot reach bucket 'results'.*--s3-endpoint-url"):
+        select_file_store("s3://results", s3_endpoint_url=f"http://127.0.0.1:{free_port()}").check()
+    store = select_file_store("s3://results", s3_endpoint_url=s3_endpoint)
+    assert isinstance(store, S3FileStore)
+    denied = ClientError({"Error": {"Code": "AccessDenied"}}, "CreateMultipartUpload")
+    monkeypatch.setattr(store._client, "create_multipart_upload", lambda **_: (_ for _ in ()).throw(denied))
+    with pytest.raises(SettingsError, match=r"grant s3:PutObject, .* s3:ListBucketMultipartUploads"):
+        store.check()
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with pytest.raises(SettingsError, match="no credentials for bucket 'results'"):
+        select_file_store("s3://results", s3_endpoint_url=s3_endpoint).check()
