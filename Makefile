@@ -24,15 +24,18 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Integration and acceptance tests wait more than they compute: two runs of them side by side, file by file.
+NUM_RUNS ?= 2
 test: $(STAMP)
 	$(BIN)/pytest -m "not gpu" -n auto tests/unit
-	$(BIN)/pytest -m "not gpu" tests/integration tests/acceptance
+	$(BIN)/pytest -m "not gpu" -n $(NUM_RUNS) --dist loadfile tests/integration tests/acceptance
 
 # Three workers under kill -9, SIGTERM, SIGSTOP, cut connections and Redis restarts; then every job is checked.
 SEED ?= 1
 MINUTES ?= 1
+MODEL ?= tiny
 chaos: $(STAMP)
-	$(BIN)/python -m tests.acceptance.chaos.run --seed $(SEED) --minutes $(MINUTES)
+	$(BIN)/python -m tests.acceptance.chaos.run --seed $(SEED) --minutes $(MINUTES) --model $(MODEL)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.queue_cost

@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import sys
 from typing import Any
 
 import click
 
-from producer.cli_jobs import open_client
+from producer.cli_jobs import change_each, open_client
 from producer.dead_letters import FailedJob
-from producer.errors import JobNotFoundError
 from producer.settings import ProducerSettings, settings_options
 
 
@@ -40,16 +38,6 @@ def retry(job_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:
     """Put failed jobs back onto their queues; they start over. Exit code 1 if one had not failed, or is not known."""
     if bool(job_ids) == is_all:
         raise click.UsageError("give JOB_IDs, or --all")
-    num_missed = 0
     with open_client(flags) as client:
-        for job_id in [job.job_id for job in client.failed()] if is_all else job_ids:
-            try:
-                is_back = client.retry(job_id)
-            except JobNotFoundError as error:
-                click.echo(f"Error: {error}", err=True)
-                num_missed += 1
-                continue
-            num_missed += not is_back
-            click.echo(f"{job_id} {'queued again' if is_back else 'has not failed'}")
-    if num_missed:
-        sys.exit(1)
+        chosen = [job.job_id for job in client.failed()] if is_all else job_ids
+        change_each(chosen, client.retry, done="queued again", missed="has not failed")

@@ -3,7 +3,7 @@
 import json
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -142,16 +142,21 @@ def result(job_id: str, is_json: bool, timeout: float | None, **flags: Any) -> N
 @settings_options(ProducerSettings)
 def cancel(job_ids: tuple[str, ...], **flags: Any) -> None:
     """Cancel jobs, queued or running. Exit code 1 if one had ended before, or is not known."""
-    num_missed = 0
     with open_client(flags) as client:
-        for job_id in job_ids:
-            try:
-                is_cancelled = client.cancel(job_id)
-            except JobNotFoundError as error:
-                click.echo(f"Error: {error}", err=True)
-                num_missed += 1
-                continue
-            num_missed += not is_cancelled
-            click.echo(f"{job_id} {'cancelled' if is_cancelled else 'had ended before'}")
+        change_each(job_ids, client.cancel, done="cancelled", missed="had ended before")
+
+
+def change_each(job_ids: Iterable[str], change: Callable[[str], bool], *, done: str, missed: str) -> None:
+    """Say of each job what came of it; then leave with exit code 1 if one was missed, or is not known."""
+    num_missed = 0
+    for job_id in job_ids:
+        try:
+            is_done = change(job_id)
+        except JobNotFoundError as error:
+            click.echo(f"Error: {error}", err=True)
+            num_missed += 1
+            continue
+        num_missed += not is_done
+        click.echo(f"{job_id} {done if is_done else missed}")
     if num_missed:
         sys.exit(1)

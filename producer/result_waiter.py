@@ -69,7 +69,7 @@ class _QueueWaiter:
 
     async def _run(self) -> None:
         try:
-            async for job_id, outcome in self._transport.iterate(self._collector.emit_all()):
+            async for job_id, outcome in self._transport.iterate(self._collector.emit_all(_with_id)):
                 for future in self._waiting.pop(job_id, ()):
                     if not future.done():
                         future.set_result(outcome)
@@ -79,3 +79,7 @@ class _QueueWaiter:
             for future in (future for futures in waiting.values() for future in futures):
                 if not future.done():
                     future.set_exception(error)
+
+
+def _with_id(outcome: Outcome) -> tuple[str, Outcome]:
+    return outcome.job_id, outcome

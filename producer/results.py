@@ -7,7 +7,7 @@ number of jobs. Lines can be lost (a reconnect, a clean-up that publishes nothin
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
@@ -47,10 +47,9 @@ def as_completed(jobs: Mapping[str, str | None], timeout: float | None) -> Proto
 
     A job of which nothing is left gives a failed result with the code `job_not_found`: the others go on.
     """
-    collector = ResultCollector(jobs, timeout)
-    while collector.num_pending:
-        for outcome in (yield from collector.next_ended()):
-            yield Emit(outcome if isinstance(outcome, Result) else _not_found_result(outcome))
+    yield from ResultCollector(jobs, timeout).emit_all(
+        lambda outcome: outcome if isinstance(outcome, Result) else _not_found_result(outcome)
+    )
 
 
 class ResultCollector:
@@ -93,12 +92,12 @@ class ResultCollector:
         yield from self._look()
         return self._ended.pop() if self._ended else None
 
-    def emit_all(self) -> Protocol[None]:
-        """Emit (job id, outcome) as jobs end, until none is pending; begins with a subscription of its own."""
+    def emit_all(self, form: Callable[[Outcome], object]) -> Protocol[None]:
+        """Emit `form` of each outcome as jobs end, until none is pending; begins with a subscription of its own."""
         self._is_listening = False
         while self.num_pending:
             for outcome in (yield from self.next_ended()):
-                yield Emit((outcome.job_id, outcome))
+                yield Emit(form(outcome))
 
     def next_ended(self, within: float | None = None) -> Protocol[list[Outcome]]:
         """Wait until at least one more job has ended, or for `within` seconds. Raises ResultTimeoutError."""

@@ -10,15 +10,13 @@ its own and nobody else's.
 import time
 from collections.abc import Callable
 
-from engine.engine import InferenceEngine
 from engine.errors import ContextLengthError, EngineDiedError, EngineNotRunningError, InvalidRequestError
 from engine.outputs import RequestOutput
 from producer.contract import ErrorCode, ErrorInfo
 from worker.claim import Claim
 from worker.finishing import Finisher
 from worker.held_jobs import HeldJobs
-from worker.intake import Intake
-from worker.outlet.stream import StreamOutlet
+from worker.job_parts import JobParts
 from worker.running_job import RunningJob, Stage
 
 MAX_ADMISSION_SECONDS = 0.005  # of one turn, so that tokenising does not hold up the streams
@@ -29,17 +27,15 @@ class Admission:
 
     def __init__(
         self,
-        engine: InferenceEngine,
-        intake: Intake,
-        outlet: StreamOutlet,
+        parts: JobParts,
         finisher: Finisher,
         held: HeldJobs,
         *,
         on_output: Callable[[RunningJob, RequestOutput], None],
     ) -> None:
-        self._engine = engine
-        self._intake = intake
-        self._outlet = outlet
+        self._engine = parts.engine
+        self._intake = parts.intake
+        self._outlet = parts.outlet
         self._finisher = finisher
         self._held = held
         self._on_output = on_output

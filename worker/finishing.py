@@ -7,14 +7,10 @@ uploads and commits go on beside it.
 import logging
 from collections.abc import Callable
 
-import redis
-
 from producer.contract import ErrorCode, ErrorInfo, keys
 from worker.commit import MAX_BATCH, Committer
-from worker.intake import Intake
-from worker.outlet.base import ResultStore
+from worker.job_parts import JobParts
 from worker.outlet.redis_results import RedisResultStore
-from worker.outlet.stream import StreamOutlet
 from worker.rq_bridge import dependents_key, job_key, will_retry
 from worker.running_job import RunningJob, Stage
 from worker.uploads import Uploads
@@ -27,19 +23,16 @@ class Finisher:
 
     def __init__(
         self,
-        client: redis.Redis,
-        outlet: StreamOutlet,
-        intake: Intake,
-        store: ResultStore,
+        parts: JobParts,
         committer: Committer,
         *,
         post: Callable[[Callable[[], None]], None],
         on_lost: Callable[[RunningJob], None],
     ) -> None:
-        self._client = client
-        self._outlet = outlet
-        self._intake = intake
-        self._uploads = None if isinstance(store, RedisResultStore) else Uploads(store)
+        self._client = parts.client
+        self._outlet = parts.outlet
+        self._intake = parts.intake
+        self._uploads = None if isinstance(parts.store, RedisResultStore) else Uploads(parts.store)
         self._committer = committer
         self._post = post
         self._on_lost = on_lost

@@ -8,9 +8,6 @@ import logging
 import time
 from functools import partial
 
-import redis
-
-from engine.engine import InferenceEngine
 from engine.errors import EngineDiedError, EngineNotRunningError
 from engine.outputs import RequestOutput
 from producer.contract import ErrorCode, ErrorInfo
@@ -21,15 +18,11 @@ from worker.errors import ReplayMismatchError
 from worker.event_queue import EventQueue
 from worker.finishing import Finisher
 from worker.held_jobs import HeldJobs
-from worker.intake import Intake
+from worker.job_parts import JobParts
 from worker.metrics import TokenRate
-from worker.outlet.base import ResultStore
-from worker.outlet.stream import StreamOutlet
 from worker.recovery import give_back
 from worker.redis_client import REDIS_AWAY
-from worker.rq_bridge import Outcomes
 from worker.running_job import RunningJob, Stage, StopCause
-from worker.scripts import Scripts
 
 IDLE_CLAIM_SECONDS = 0.02  # between looks at queues that were empty
 BUSY_CLAIM_SECONDS = 0.05  # the same, while there is something to do
@@ -48,13 +41,7 @@ class JobLoop:
 
     def __init__(
         self,
-        client: redis.Redis,
-        engine: InferenceEngine,
-        scripts: Scripts,
-        intake: Intake,
-        outlet: StreamOutlet,
-        store: ResultStore,
-        outcomes: Outcomes,
+        parts: JobParts,
         *,
         max_num_seqs: int,
         max_num_jobs: int,
@@ -62,25 +49,23 @@ class JobLoop:
         drain_seconds: float | None = None,
     ) -> None:
         """`max_num_seqs`: sequences given to the engine. `max_num_jobs`: jobs held, until their commits."""
-        self._client = client
-        self._engine = engine
-        self._scripts = scripts
-        self._intake = intake
-        self._outlet = outlet
+        self._client = parts.client
+        self._engine = parts.engine
+        self._scripts = parts.scripts
+        self._intake = parts.intake
+        self._outlet = parts.outlet
         self._max_num_seqs = max_num_seqs
         self._max_num_jobs = max_num_jobs
         self._finishes_on_stop = finishes_on_stop
         self._drain_seconds = drain_seconds
         self._events = EventQueue()
         self._held = HeldJobs()
-        self._committer = Committer(client, outcomes, lambda job: self._events.post(partial(self._release, job)))
-        self._finisher = Finisher(
-            client, outlet, intake, store, self._committer, post=self._events.post, on_lost=self._drop
+        self._committer = Committer(
+            parts.client, parts.outcomes, lambda job: self._events.post(partial(self._release, job))
         )
+        self._finisher = Finisher(parts, self._committer, post=self._events.post, on_lost=self._drop)
         self._admission = Admission(
-            engine,
-            intake,
-            outlet,
+            parts,
             self._finisher,
             self._held,
             on_output=lambda job, output: self._events.post(partial(self._on_output, job, output)),

@@ -22,6 +22,7 @@ from worker.errors import HandOverError
 from worker.housekeeping import Chore, Housekeeper
 from worker.intake import Intake
 from worker.job_loop import JobLoop
+from worker.job_parts import JobParts
 from worker.leases import LeaseKeeper
 from worker.outlet.base import ResultStore
 from worker.outlet.select import select_result_store
@@ -146,14 +147,17 @@ class WorkerService:
         settings = self._settings
         num_prefetched = max(MIN_PREFETCHED_SEQS, settings.max_num_seqs // 8)  # a step must not wait for a claim
         max_num_seqs = settings.max_num_seqs + num_prefetched
+        parts = JobParts(
+            client=self._client,
+            engine=self._engine,
+            scripts=self._scripts,
+            intake=self._intake,
+            outlet=StreamOutlet(self._client, self._scripts),
+            store=store,
+            outcomes=self._outcomes,
+        )
         return JobLoop(
-            self._client,
-            self._engine,
-            self._scripts,
-            self._intake,
-            StreamOutlet(self._client, self._scripts),
-            store,
-            self._outcomes,
+            parts,
             max_num_seqs=max_num_seqs,
             max_num_jobs=settings.max_num_jobs or 2 * max_num_seqs,
             finishes_on_stop=settings.drain == "finish",

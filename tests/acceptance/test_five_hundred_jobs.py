@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import redis
@@ -14,8 +15,9 @@ from rq.serializers import JSONSerializer
 
 from producer import Client
 from tests.acceptance.system import System, remaining_keys
+from tests.fakes.tiny_models import make_tiny_model
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 PRODUCER = """
 import json, sys
@@ -31,8 +33,9 @@ print(json.dumps([job.id for job in jobs]))
 """
 
 
-def test_five_hundred_jobs_all_finish_once_and_leave_nothing_behind(system: System) -> None:
-    workers = [system.start_worker("--num-threads", "1") for _ in range(2)]
+def test_five_hundred_jobs_all_finish_once_and_leave_nothing_behind(system: System, tmp_path: Path) -> None:
+    model = str(make_tiny_model("llama", tmp_path / "model"))
+    workers = [system.start_worker("--model", model, "--num-threads", "1") for _ in range(2)]
 
     with ThreadPoolExecutor(5) as pool:
         job_ids = [job_id for ids in pool.map(lambda number: produce(system, number), range(5)) for job_id in ids]

@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from producer import Client
+from tests.fakes.tiny_models import make_tiny_model
 from worker.embedded_redis import free_port
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
@@ -147,9 +148,10 @@ def test_the_demo_answers_every_prompt_and_leaves_nothing_behind(start: type[Com
     assert command.has_left_nothing()
 
 
-def test_the_demo_draws_panels_in_a_terminal(start: type[Command]) -> None:
+def test_the_demo_draws_panels_in_a_terminal(start: type[Command], tmp_path: Path) -> None:
+    model = str(make_tiny_model("llama", tmp_path))
     terminal, end = pty.openpty()
-    command = start("demo", *ONE_THREAD, stdin=end, stdout=end, stderr=end)
+    command = start("demo", *ONE_THREAD, "--model", model, stdin=end, stdout=end, stderr=end)
     os.close(end)
     shown = b""
     with os.fdopen(terminal, "rb", buffering=0) as screen:

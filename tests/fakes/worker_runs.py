@@ -23,6 +23,7 @@ from worker.settings import WorkerSettings
 WAIT_SECONDS = 60.0
 FUNCTION = keys.JOB_FUNCTION
 STARTING_KEY = "test:starting"
+SHORT_LEASE_SECONDS = 2.0  # the shortest that a worker takes
 
 
 def wait_until(condition: Callable[[], Any], what: str = "the condition") -> Any:

@@ -1,4 +1,4 @@
-"""A worker with a fake engine on a real Redis, and its queue as RQ sees it."""
+"""A client and a worker with a fake engine on a real Redis, and its queue as RQ sees it."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,7 @@ import pytest
 import redis
 from rq import Queue
 
+from producer import Client
 from tests.fakes.worker_runs import WorkerThread, rq_queue
 
 
@@ -18,3 +19,9 @@ def queue(redis_client: redis.Redis) -> Queue:
 def worker(redis_url: str) -> Iterator[WorkerThread]:
     with WorkerThread(redis_url) as worker:
         yield worker
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client

@@ -1,20 +1,12 @@
 """Nobody takes more than there is room for, and nobody who reads slowly holds up anybody else."""
 
 import socket
-from collections.abc import Iterator
 
-import pytest
 import redis
 
 from producer import Client
 from producer.contract import keys
 from tests.fakes.worker_runs import WorkerThread, enqueue_many, rq_queue, wait_for_no_leftovers, wait_until
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
 
 
 def num_leases(connection: redis.Redis) -> int:

@@ -1,7 +1,6 @@
 """Jobs that failed: listed with their reasons, and put back to start over."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import redis
@@ -13,12 +12,6 @@ from producer.cli import main
 from producer.contract import keys
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import WorkerThread, leftovers, rq_queue, wait_for_no_leftovers, wait_until
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
 
 
 def promptmill(redis_url: str, *arguments: str) -> Result:

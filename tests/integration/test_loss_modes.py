@@ -20,6 +20,7 @@ from producer.contract import keys
 from tests.fakes.flaky_redis import FlakyRedis
 from tests.fakes.worker_runs import (
     FUNCTION,
+    SHORT_LEASE_SECONDS,
     WorkerProcess,
     WorkerThread,
     enqueue_many,
@@ -32,13 +33,11 @@ from tests.fakes.worker_runs import (
 from worker.rq_bridge import RQ_PREFIX
 from worker.scripts import Scripts
 
-LEASE_SECONDS = 2.0
-
 
 def claim_and_die(client: redis.Redis, queues: list[str]) -> None:
     """All that a worker does before it is killed between the claim and everything else."""
     Scripts(RQ_PREFIX).claim(
-        client, request_id="last", worker="dead", queues=queues, max_jobs=100, lease_seconds=LEASE_SECONDS
+        client, request_id="last", worker="dead", queues=queues, max_jobs=100, lease_seconds=SHORT_LEASE_SECONDS
     )
 
 
@@ -49,7 +48,7 @@ def test_a_a_worker_that_dies_right_after_taking_jobs_off_several_queues_loses_n
     ids = [job_id for name in queues for job_id in enqueue_many(rq_queue(redis_client, name), 3, max_tokens=3)]
     claim_and_die(redis_client, queues)
     assert all(rq_queue(redis_client, name).count == 0 for name in queues)
-    with WorkerThread(redis_url, lease_seconds=LEASE_SECONDS) as heir:
+    with WorkerThread(redis_url, lease_seconds=SHORT_LEASE_SECONDS) as heir:
         results = [wait_for_result(redis_client, job_id) for job_id in ids]
         assert {(result.status, result.attempts) for result in results} == {("finished", 2)}
         assert heir.engine.submitted == [f"{job_id}:2" for job_id in ids]  # in their order
@@ -66,7 +65,7 @@ def test_b_no_intermediate_queue_is_used_that_a_maintenance_pass_could_fail_jobs
     for _ in range(2):  # the first pass of stock RQ notes what is stuck, the second one fails it
         queue.intermediate_queue.cleanup(stock, queue)
     assert queue.failed_job_registry.count == 0
-    with WorkerThread(redis_url, lease_seconds=LEASE_SECONDS):
+    with WorkerThread(redis_url, lease_seconds=SHORT_LEASE_SECONDS):
         assert {wait_for_result(redis_client, job_id).status for job_id in ids} == {"finished"}
 
 
@@ -97,7 +96,7 @@ def test_c_polling_the_registries_while_workers_die_and_recover_changes_nothing(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
     with polling(redis_url) as rounds:
-        with WorkerProcess(redis_url, step_seconds=0.02, lease_seconds=LEASE_SECONDS) as doomed:
+        with WorkerProcess(redis_url, step_seconds=0.02, lease_seconds=SHORT_LEASE_SECONDS) as doomed:
             doomed.wait_until_serving()
             ids = enqueue_many(queue, 10, max_tokens=40)
             wait_until(lambda: all(redis_client.xlen(keys.stream_key(job_id)) > 2 for job_id in ids))
@@ -107,7 +106,7 @@ def test_c_polling_the_registries_while_workers_die_and_recover_changes_nothing(
         shown = subprocess.run(info, capture_output=True, text=True, check=True, timeout=60)
         assert queue.name in shown.stdout
         queue.started_job_registry.cleanup(timestamp=int(time.time()) + 3600)
-        with WorkerThread(redis_url, lease_seconds=LEASE_SECONDS):
+        with WorkerThread(redis_url, lease_seconds=SHORT_LEASE_SECONDS):
             results = [wait_for_result(redis_client, job_id) for job_id in ids]
             wait_for_no_leftovers(redis_client)
         assert rounds[0] > 0

@@ -11,6 +11,7 @@ from tests.fakes.fake_engine import FakeEngine, expected_tokens
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import (
     FUNCTION,
+    SHORT_LEASE_SECONDS,
     WorkerThread,
     enqueue_many,
     stream_text,
@@ -21,7 +22,6 @@ from tests.fakes.worker_runs import (
 from worker.outlet.stream import StreamOutlet
 from worker.scripts import BLAMED_FIELD, CRASHES_FIELD
 
-LEASE_SECONDS = 2.0
 MAX_UNSENT_BYTES = 4000  # a few hundred tokens
 
 
@@ -33,7 +33,7 @@ def test_a_job_whose_output_no_longer_fits_in_memory_is_given_up_and_goes_on_fro
     redis_client: redis.Redis, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.service.StreamOutlet", partial(StreamOutlet, max_unsent_bytes=MAX_UNSENT_BYTES))
-    with proxy_to(redis_client) as proxy, WorkerThread(proxy.url, lease_seconds=LEASE_SECONDS) as worker:
+    with proxy_to(redis_client) as proxy, WorkerThread(proxy.url, lease_seconds=SHORT_LEASE_SECONDS) as worker:
         long = queue.enqueue(FUNCTION, prompt=[1, 2], max_tokens=3000, seed=5).id
         wait_until(lambda: redis_client.xlen(keys.stream_key(long)) > 2)
         with proxy.partition():
@@ -59,10 +59,10 @@ def test_a_job_whose_worker_was_only_cut_off_is_no_suspect(
     engines = [FakeEngine() for _ in range(2)]
     for engine in engines:
         engine.pause()
-    with proxy_to(redis_client) as proxy, WorkerThread(proxy.url, engines[0], lease_seconds=LEASE_SECONDS):
+    with proxy_to(redis_client) as proxy, WorkerThread(proxy.url, engines[0], lease_seconds=SHORT_LEASE_SECONDS):
         job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5).id
         wait_until(lambda: engines[0].running)
-        with WorkerThread(redis_url, engines[1], lease_seconds=LEASE_SECONDS):
+        with WorkerThread(redis_url, engines[1], lease_seconds=SHORT_LEASE_SECONDS):
             with proxy.partition():
                 wait_until(lambda: engines[1].running)
                 assert redis_client.hmget(f"rq:job:{job}", CRASHES_FIELD, BLAMED_FIELD) == [b"1:1", b"1 "]

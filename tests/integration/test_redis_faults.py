@@ -14,6 +14,7 @@ from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.sentinel_trio import SentinelTrio
 from tests.fakes.worker_runs import (
     FUNCTION,
+    SHORT_LEASE_SECONDS,
     WorkerThread,
     enqueue_many,
     rq_queue,
@@ -24,8 +25,6 @@ from tests.fakes.worker_runs import (
 )
 from worker.embedded_redis import EmbeddedRedis
 from worker.scripts import CRASHES_FIELD
-
-LEASE_SECONDS = 2.0
 
 
 def check_undisturbed(client: redis.Redis, ids: list[str]) -> None:
@@ -44,7 +43,7 @@ def wait_for_first_tokens(client: redis.Redis, ids: list[str]) -> None:
 
 
 def sleep_longer_than_a_lease() -> None:
-    time.sleep(2 * LEASE_SECONDS)  # the one thing that is waited for here is time itself
+    time.sleep(2 * SHORT_LEASE_SECONDS)  # the one thing that is waited for here is time itself
 
 
 def test_a_redis_that_stands_still_for_longer_than_a_lease_costs_no_attempt(tmp_path: Path) -> None:
@@ -52,8 +51,8 @@ def test_a_redis_that_stands_still_for_longer_than_a_lease_costs_no_attempt(tmp_
     with EmbeddedRedis(data_dir=tmp_path) as server, redis.Redis.from_url(server.url) as client:
         engines = [FakeEngine(step_seconds=0.05) for _ in range(2)]
         with (
-            WorkerThread(server.url, engines[0], lease_seconds=LEASE_SECONDS, max_num_seqs=8),
-            WorkerThread(server.url, engines[1], lease_seconds=LEASE_SECONDS, max_num_seqs=8),
+            WorkerThread(server.url, engines[0], lease_seconds=SHORT_LEASE_SECONDS, max_num_seqs=8),
+            WorkerThread(server.url, engines[1], lease_seconds=SHORT_LEASE_SECONDS, max_num_seqs=8),
         ):
             ids = enqueue_many(rq_queue(client), 16, max_tokens=60)
             wait_for_first_tokens(client, ids)
@@ -72,8 +71,8 @@ def test_a_redis_that_is_down_for_longer_than_a_lease_and_restarts_from_its_file
     with EmbeddedRedis(data_dir=tmp_path) as server, redis.Redis.from_url(server.url) as client:
         engines = [FakeEngine(step_seconds=0.05) for _ in range(2)]
         with (
-            WorkerThread(server.url, engines[0], lease_seconds=LEASE_SECONDS, max_num_seqs=8),
-            WorkerThread(server.url, engines[1], lease_seconds=LEASE_SECONDS, max_num_seqs=8),
+            WorkerThread(server.url, engines[0], lease_seconds=SHORT_LEASE_SECONDS, max_num_seqs=8),
+            WorkerThread(server.url, engines[1], lease_seconds=SHORT_LEASE_SECONDS, max_num_seqs=8),
         ):
             ids = enqueue_many(rq_queue(client), 16, max_tokens=100)
             wait_for_first_tokens(client, ids)
@@ -109,7 +108,7 @@ def test_a_fail_over_by_sentinel_costs_no_job_and_no_token(tmp_path: Path) -> No
     with (
         SentinelTrio(tmp_path) as trio,
         Client(trio.url) as client,
-        WorkerThread(trio.url, FakeEngine(step_seconds=0.05), lease_seconds=LEASE_SECONDS),
+        WorkerThread(trio.url, FakeEngine(step_seconds=0.05), lease_seconds=SHORT_LEASE_SECONDS),
     ):
         jobs = client.submit_many([{"prompt": f"Job {at}", "max_tokens": 100} for at in range(8)])
         watched = jobs[0].stream(timeout=60)
@@ -140,7 +139,7 @@ def test_jobs_that_wait_for_their_first_token_when_redis_goes_away_are_not_suspe
     with EmbeddedRedis(data_dir=tmp_path) as server, redis.Redis.from_url(server.url) as client:
         engine = FakeEngine(step_seconds=0.001)
         engine.pause()
-        with WorkerThread(server.url, engine, lease_seconds=LEASE_SECONDS):
+        with WorkerThread(server.url, engine, lease_seconds=SHORT_LEASE_SECONDS):
             job = rq_queue(client).enqueue(FUNCTION, prompt="Hello", max_tokens=5)
             wait_until(lambda: engine.running)
             for _ in range(2):

@@ -14,6 +14,7 @@ from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegis
 from producer.contract import Choice, Chunk, Done, Marker, Result, keys
 from tests.fakes.worker_runs import (
     FUNCTION,
+    SHORT_LEASE_SECONDS,
     WorkerProcess,
     WorkerThread,
     enqueue_many,
@@ -25,8 +26,6 @@ from tests.fakes.worker_runs import (
     wait_until,
 )
 
-LEASE_SECONDS = 2.0
-
 
 def held_without_attempts(client: redis.Redis) -> list[str]:
     return [key for key in leftovers(client) if not key.startswith("promptmill:attempt:")]
@@ -35,11 +34,11 @@ def held_without_attempts(client: redis.Redis) -> list[str]:
 def test_jobs_of_a_killed_worker_are_swept_and_finished_elsewhere(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    with WorkerProcess(redis_url, step_seconds=3600, lease_seconds=LEASE_SECONDS) as doomed:
+    with WorkerProcess(redis_url, step_seconds=3600, lease_seconds=SHORT_LEASE_SECONDS) as doomed:
         doomed.wait_until_serving()
         ids = enqueue_many(queue, 40, max_tokens=3)
         wait_until(lambda: queue.count == 0)
-        with WorkerThread(redis_url, lease_seconds=LEASE_SECONDS) as heir:
+        with WorkerThread(redis_url, lease_seconds=SHORT_LEASE_SECONDS) as heir:
             doomed.signal(signal.SIGKILL)
             doomed.wait()
             results = [wait_for_result(redis_client, job_id) for job_id in ids]
@@ -53,7 +52,7 @@ def test_polling_the_registries_beside_it_fails_no_running_job(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
     """Stock RQ fails jobs of the started registry when it counts them (loss mode C)."""
-    with WorkerProcess(redis_url, step_seconds=3600, lease_seconds=LEASE_SECONDS) as doomed:
+    with WorkerProcess(redis_url, step_seconds=3600, lease_seconds=SHORT_LEASE_SECONDS) as doomed:
         doomed.wait_until_serving()
         ids = enqueue_many(queue, 5, max_tokens=3)
         wait_until(lambda: queue.count == 0)
@@ -61,7 +60,7 @@ def test_polling_the_registries_beside_it_fails_no_running_job(
         doomed.wait()
     queue.started_job_registry.cleanup(timestamp=int(time.time()) + 3600)
     assert queue.started_job_registry.count == 5 and queue.failed_job_registry.count == 0
-    with WorkerThread(redis_url, lease_seconds=LEASE_SECONDS):
+    with WorkerThread(redis_url, lease_seconds=SHORT_LEASE_SECONDS):
         assert {wait_for_result(redis_client, job_id).status for job_id in ids} == {"finished"}
 
 
@@ -106,14 +105,14 @@ def test_a_job_that_rq_requeues_starts_over_after_its_done_entry(
 def test_a_job_cancelled_while_its_worker_was_dead_gets_its_outcome(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    with WorkerProcess(redis_url, step_seconds=0.05, lease_seconds=LEASE_SECONDS) as doomed:
+    with WorkerProcess(redis_url, step_seconds=0.05, lease_seconds=SHORT_LEASE_SECONDS) as doomed:
         doomed.wait_until_serving()
         job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000)
         wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 2)
         doomed.signal(signal.SIGKILL)
         doomed.wait()
     job.cancel()
-    with WorkerThread(redis_url, lease_seconds=LEASE_SECONDS) as worker:
+    with WorkerThread(redis_url, lease_seconds=SHORT_LEASE_SECONDS) as worker:
         result = wait_for_result(redis_client, job.id)
         assert worker.engine.submitted == []
         assert result.status == "cancelled" and result.text
@@ -125,12 +124,12 @@ def test_a_worker_that_was_stopped_and_woken_writes_nothing_of_its_lost_jobs(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
     """A zombie: its lease ended while it slept, and another worker has finished its job."""
-    with WorkerProcess(redis_url, step_seconds=0.05, lease_seconds=LEASE_SECONDS) as zombie:
+    with WorkerProcess(redis_url, step_seconds=0.05, lease_seconds=SHORT_LEASE_SECONDS) as zombie:
         zombie.wait_until_serving()
         job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=100)
         wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 2)
         zombie.signal(signal.SIGSTOP)
-        with WorkerThread(redis_url, lease_seconds=LEASE_SECONDS):
+        with WorkerThread(redis_url, lease_seconds=SHORT_LEASE_SECONDS):
             result = wait_for_result(redis_client, job.id)
             wait_for_no_leftovers(redis_client)
             stored = redis_client.xrange(keys.stream_key(job.id))

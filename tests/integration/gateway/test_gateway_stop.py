@@ -58,7 +58,7 @@ class Readers:
         text = ""
         async with http.stream("POST", self._url, json=BODY) as response:
             async for line in response.aiter_lines():
-                if not text and line.startswith("data:"):
+                if "data:" not in text and line.startswith("data:"):  # before it there may be signs of life
                     self._num_open += 1
                     if self._num_open == NUM_STREAMS:
                         self._are_open.set()

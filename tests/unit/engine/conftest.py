@@ -1,4 +1,6 @@
-"""One thread of arithmetic for every test of the engine: with more, threads wait for each other on a busy machine."""
+"""One thread of arithmetic for every test of the engine: with more, threads wait for each other on a busy machine.
+
+And an engine and a request table that several files ask."""
 
 import importlib.util
 import os
@@ -7,6 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from engine import InferenceEngine
+from tests.fakes.echo_engines import echo_engine
+from tests.fakes.request_tables import Table
 
 # Where there is no Triton (it is for Linux alone) there is nothing of it to test.
 if importlib.util.find_spec("triton") is None:
@@ -26,3 +32,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[InferenceEngine]:
+    """With an echoing core on a thread of this process."""
+    with echo_engine(tmp_path, max_model_len=5000, step_seconds=0.0005) as engine:
+        yield engine
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()

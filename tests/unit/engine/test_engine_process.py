@@ -4,8 +4,6 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,73 +13,31 @@ from typing import Any
 
 import pytest
 
-from engine import EngineDiedError, InferenceEngine, ModelLoadError, SamplingParams
+from engine import EngineDiedError, InferenceEngine, SamplingParams
 from engine.outputs import RequestOutput
-from engine.process import ChildProcess
-from tests.fakes.fake_core import CORE_PATH, write_fake_model
+from tests.fakes.echo_engines import (
+    ENDLESS,
+    POISON,
+    SOUND,
+    DeathWatch,
+    child_pid,
+    echo,
+    process_engine,
+    wait_for_restarts,
+)
 from tests.fakes.modelless_core import MODELLESS_CORE_PATH, RAISING_PROMPT
 from tests.fakes.output_recorder import OutputRecorder
 from tests.fakes.tiny_tokenizers import write_tokenizer
 
-POISON, SOUND = 7, 9  # first tokens of prompts
 NUM_KILLS = 10
-ENDLESS = SamplingParams(max_tokens=None)
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-
-
-def process_engine(folder: Path, fields: dict[str, Any] | None = None, **script: object) -> InferenceEngine:
-    return InferenceEngine(write_fake_model(folder, **script), _core_path=CORE_PATH, **fields or {})
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[InferenceEngine]:
     with process_engine(tmp_path, step_seconds=0.001) as engine:
         yield engine
-
-
-def child_pid(engine: InferenceEngine) -> int:
-    assert engine._supervisor is not None
-    child = engine._supervisor._child
-    assert isinstance(child, ChildProcess)
-    return child.pid
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 60
-    while is_alive(pid):
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-
-
-def wait_for_restarts(engine: InferenceEngine, num_restarts: int) -> None:
-    deadline = time.monotonic() + 60
-    while engine.get_stats()["num_restarts"] < num_restarts:
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-
-
-class DeathWatch(logging.Handler):
-    """Notes when the supervisor reports a death, and why."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = threading.Event()
-        self.seen_at = 0.0
-        self.report = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if not self.seen.is_set():
-            self.seen_at, self.report = time.monotonic(), record.getMessage()
-            self.seen.set()
 
 
 @pytest.fixture
@@ -91,10 +47,6 @@ def death_watch() -> Iterator[DeathWatch]:
     log.addHandler(watch)
     yield watch
     log.removeHandler(watch)
-
-
-def echo(prompt: list[int], num_tokens: int) -> list[int]:
-    return [prompt[i % len(prompt)] for i in range(num_tokens)]
 
 
 def test_the_core_runs_in_a_process_of_its_own(engine: InferenceEngine) -> None:
@@ -258,129 +210,3 @@ def test_a_stopped_process_is_killed_as_hung(tmp_path: Path) -> None:
         outputs = engine.generate_batch(prompts, SamplingParams(max_tokens=3))
         assert [output.token_ids for output in outputs] == [[SOUND] * 3] * 20
         assert engine.get_stats()["num_restarts"] == 1
-
-
-# failing starts ------------------------------------------------------------------------------------------------------
-
-
-def test_a_child_that_dies_while_loading_is_reported_with_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"exit code 3; its last words:\ncannot open the device"):
-        process_engine(tmp_path, crashed_start=1).start()
-
-
-def test_a_core_that_cannot_be_imported_is_reported(tmp_path: Path) -> None:
-    engine = InferenceEngine(write_fake_model(tmp_path), _core_path="tests.fakes.no_core:Core")
-    with pytest.raises(ModelLoadError, match="ModuleNotFoundError"):
-        engine.start()
-
-
-def test_a_process_that_cannot_be_started_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-    with pytest.raises(ModelLoadError, match="its process cannot be started"):
-        process_engine(tmp_path).start()
-
-
-def test_an_engine_whose_process_cannot_be_started_again_gives_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorder = OutputRecorder()
-    with process_engine(tmp_path, step_seconds=0.001) as engine:
-        engine.submit("job-1", [SOUND], ENDLESS, on_output=recorder)
-        recorder.wait_for_tokens(1)
-        monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-        os.kill(child_pid(engine), signal.SIGKILL)
-        assert "its process cannot be started" in str(recorder.wait_for_end().error)
-
-
-def test_a_start_that_hangs_is_given_up(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"start_timeout_seconds \(1 s\)"):
-        process_engine(tmp_path, {"start_timeout_seconds": 1.0}, hung_start=1).start()
-
-
-@pytest.mark.parametrize(
-    ("script", "reason"),
-    [
-        ({"refused_start": 2}, "holds no weights: fetch the model again"),
-        ({"crashed_start": 2}, "cannot open the device"),
-        ({"fingerprint_by_start": True}, "came back as fake 2, it was fake 1"),
-    ],
-)
-def test_an_engine_that_cannot_start_again_fails_its_requests_with_the_reason(
-    tmp_path: Path, script: dict[str, Any], reason: str
-) -> None:
-    recorder = OutputRecorder()
-    with process_engine(tmp_path, step_seconds=0.001, **script) as engine:
-        engine.submit("job-1", [SOUND], ENDLESS, on_output=recorder)
-        recorder.wait_for_tokens(1)
-        os.kill(child_pid(engine), signal.SIGKILL)
-        last = recorder.wait_for_end()
-        assert (last.finish_reason, last.error_kind) == ("error", "died")
-        assert last.error is not None
-        assert reason in last.error
-        assert not engine.is_healthy
-        with pytest.raises(EngineDiedError, match=reason):
-            engine.generate([SOUND])
-        engine.abort("job-1")
-        assert engine.get_stats()["num_requests"] == 0
-
-
-# the end -------------------------------------------------------------------------------------------------------------
-
-
-def test_stop_ends_a_child_whatever_it_does(tmp_path: Path) -> None:
-    engine = process_engine(tmp_path, hung_by=POISON)
-    recorder = OutputRecorder()
-    with engine:
-        pid = child_pid(engine)
-        engine.submit("job-1", [POISON], ENDLESS, on_output=recorder)
-        os.kill(pid, signal.SIGSTOP)
-    assert recorder.wait_for_end().error_kind == "stopped"
-    wait_until_gone(pid)
-
-
-def test_stop_while_the_model_is_loading_ends_the_start(tmp_path: Path) -> None:
-    engine = process_engine(tmp_path, hung_start=1)
-    errors: list[Exception] = []
-
-    def start() -> None:
-        try:
-            engine.start()
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=start)
-    thread.start()
-    while engine._supervisor is None or engine._supervisor._child is None:
-        threading.Event().wait(0.01)
-    engine.stop()
-    thread.join(60)
-    assert [str(error) for error in errors] == ["the engine was stopped"]
-
-
-def test_the_child_leaves_interrupts_to_its_parent(engine: InferenceEngine) -> None:
-    recorder = OutputRecorder()
-    engine.submit("job-1", [SOUND], SamplingParams(max_tokens=300), on_output=recorder)
-    recorder.wait_for_tokens(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        os.kill(child_pid(engine), number)
-    assert recorder.wait_for_end().finish_reason == "length"
-    assert engine.get_stats()["num_restarts"] == 0
-
-
-def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
-    model = write_fake_model(tmp_path)
-    code = (
-        "import sys, signal\n"
-        "from engine import InferenceEngine\n"
-        f"engine = InferenceEngine({model!r}, _core_path={CORE_PATH!r})\n"
-        "engine.start()\n"
-        "print(engine._supervisor._child.pid, flush=True)\n"
-        "signal.pause()\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
-    assert is_alive(pid)
-    parent.kill()
-    parent.communicate()
-    wait_until_gone(pid)

@@ -4,7 +4,6 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,36 +11,20 @@ from typing import Any
 import pytest
 
 from engine import (
-    ContextLengthError,
-    EngineConfig,
     EngineNotRunningError,
     InferenceEngine,
     InvalidRequestError,
     ModelLoadError,
     SamplingParams,
 )
-from tests.fakes.fake_core import CORE_PATH, VOCAB_SIZE, write_fake_model
+from tests.fakes.echo_engines import ENDLESS, echo_engine
+from tests.fakes.fake_core import VOCAB_SIZE
 from tests.fakes.output_recorder import OutputRecorder
-
-ENDLESS = SamplingParams(max_tokens=None)
-
-
-def echo_engine(folder: Path, **script: object) -> InferenceEngine:
-    return InferenceEngine(write_fake_model(folder, **script), in_process=True, _core_path=CORE_PATH)
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[InferenceEngine]:
-    with echo_engine(tmp_path, max_model_len=5000, step_seconds=0.0005) as engine:
-        yield engine
 
 
 def echo(engine: InferenceEngine, prompt: str, num_tokens: int, choice: int = 0) -> str:
     ids = engine.tokenizer.encode(prompt)
     return engine.tokenizer.decode([ids[(i + choice) % len(ids)] for i in range(num_tokens)])
-
-
-# answers -------------------------------------------------------------------------------------------------------------
 
 
 def test_generate_returns_the_answers_text(engine: InferenceEngine) -> None:
@@ -93,9 +76,6 @@ def engine_text_ends(token_ids: list[int], folder: Path) -> bool:
 
     tokenizer = Tokenizer.from_folder(folder)
     return "brown" in tokenizer.decode(token_ids) and "brown" not in tokenizer.decode(token_ids[:-1])
-
-
-# asynchronous use ----------------------------------------------------------------------------------------------------
 
 
 async def test_generate_async_equals_generate(engine: InferenceEngine) -> None:
@@ -153,9 +133,6 @@ def test_several_threads_and_event_loops_share_one_engine(engine: InferenceEngin
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(16)))
-
-
-# requests by id ------------------------------------------------------------------------------------------------------
 
 
 def test_submitted_requests_call_back_in_order_from_one_thread(engine: InferenceEngine) -> None:
@@ -218,121 +195,6 @@ def test_a_prompt_that_the_core_refuses_fails_alone(tmp_path: Path) -> None:
         refused, sound = engine.generate_batch([[7, 8], [8, 7]], SamplingParams(max_tokens=2))
     assert (refused.finish_reason, refused.error_kind, refused.error) == ("error", "refused", "this prompt is refused")
     assert sound.finish_reason == "length"
-
-
-# bad input -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("prompt", "reason"),
-    [
-        ("", "empty"),
-        ([], "empty"),
-        (7, "text or a list of token ids"),
-        (None, "text or a list of token ids"),
-        (["hello"], "text or a list of token ids"),
-        ([1, 2.0], "text or a list of token ids"),
-        ([True], "text or a list of token ids"),
-        ([5, VOCAB_SIZE], f"token id {VOCAB_SIZE}"),
-        ([-1], "token id -1"),
-        ("lone \ud83d", "surrogate"),
-    ],
-)
-def test_a_bad_prompt_is_refused_by_name(engine: InferenceEngine, prompt: Any, reason: str) -> None:
-    with pytest.raises(InvalidRequestError, match=reason) as caught:
-        engine.generate(prompt)
-    assert caught.value.param == "prompt"
-    with pytest.raises(InvalidRequestError, match=reason):
-        engine.generate_batch(["fine", prompt])
-
-
-def test_the_prompt_at_fault_in_a_batch_is_named_by_its_place_and_nothing_runs(engine: InferenceEngine) -> None:
-    with pytest.raises(InvalidRequestError, match=r"prompts\[1\]: prompt is empty"):
-        engine.generate_batch(["fine", ""])
-    with pytest.raises(InvalidRequestError, match="prompts must be a list"):
-        engine.generate_batch("one text")  # type: ignore[arg-type]
-    assert engine.get_stats()["num_steps"] == 0
-
-
-def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(engine: InferenceEngine) -> None:
-    with pytest.raises(ContextLengthError, match="5000 tokens, but the context holds 5000") as caught:
-        engine.submit("job-1", [5] * 5000, ENDLESS, on_output=OutputRecorder())
-    assert caught.value.param == "prompt"
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"max_tokens": -1}, "max_tokens"),
-        ({"min_tokens": -1}, "min_tokens"),
-        ({"min_tokens": 3, "max_tokens": 2}, "min_tokens"),
-        ({"presence_penalty": 2.1}, "presence_penalty"),
-        ({"frequency_penalty": float("nan")}, "frequency_penalty"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty"),
-        ({"logit_bias": ((1, 2.0), (1, 3.0))}, "logit_bias"),
-        ({"logit_bias": ((-1, 2.0),)}, "logit_bias"),
-        ({"logit_bias": ((1, 101.0),)}, "logit_bias"),
-        ({"logit_bias": ((1,),)}, "logit_bias"),
-        ({"logprobs": 21}, "logprobs"),
-        ({"logprobs": True}, "logprobs"),
-        ({"prompt_logprobs": -1}, "prompt_logprobs"),
-        ({"max_tokens": "5"}, "max_tokens"),
-        ({"max_tokens": True}, "max_tokens"),
-        ({"temperature": -0.1}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"min_p": 1.5}, "min_p"),
-        ({"n": 0}, "n"),
-        ({"seed": None}, "seed"),
-        ({"stop": "text"}, "stop"),
-        ({"stop": ["list"]}, "stop"),
-        ({"stop": ("",)}, "stop"),
-        ({"stop_token_ids": (1.5,)}, "stop_token_ids"),
-        ({"ignore_eos": 1}, "ignore_eos"),
-    ],
-)
-def test_bad_sampling_params_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        SamplingParams(**fields)
-    assert caught.value.param == param
-
-
-def test_params_of_a_wrong_type_or_number_are_refused(engine: InferenceEngine) -> None:
-    for params in ({"max_tokens": 3}, [SamplingParams()], 5):
-        with pytest.raises(InvalidRequestError) as caught:
-            engine.generate_batch(["a", "b"], params)  # type: ignore[arg-type]
-        assert caught.value.param == "params"
-    with pytest.raises(InvalidRequestError, match="generate_batch") as caught:
-        engine.generate("a", SamplingParams(n=2))
-    assert caught.value.param == "n"
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"max_num_seq": 4}, "max_num_seq"),
-        ({"max_num_seqs": "4"}, "max_num_seqs"),
-        ({"max_num_seqs": 0}, "max_num_seqs"),
-        ({"max_num_tokens": 8}, "max_num_tokens"),
-        ({"dtype": "int3"}, "dtype"),
-        ({"in_process": "yes"}, "in_process"),
-        ({"config": EngineConfig(model_path="x")}, "config"),
-    ],
-)
-def test_bad_engine_fields_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        InferenceEngine("folder", **fields)
-    assert caught.value.param == param
-
-
-def test_an_engine_needs_a_model() -> None:
-    with pytest.raises(InvalidRequestError, match="model_path must be str"):
-        InferenceEngine()
-
-
-# life ----------------------------------------------------------------------------------------------------------------
 
 
 def test_an_engine_that_does_not_run_says_so(tmp_path: Path) -> None:

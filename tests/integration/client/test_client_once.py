@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import redis
@@ -22,12 +21,6 @@ with Client(sys.argv[1]) as client:
     for number in range(50):
         print(client.submit("Hello", max_tokens=3, idempotency_key=f"order {number}").id)
 """
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
 
 
 def queued(connection: redis.Redis, queue: str = keys.DEFAULT_QUEUE) -> list[str]:

@@ -2,7 +2,6 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 
 import boto3
 import pytest
@@ -14,19 +13,6 @@ from rq.serializers import JSONSerializer
 from producer import Client, JobFailedError, JobNotFoundError, JobStatus, Result, ResultStoreError, ResultTimeoutError
 from producer.contract import ErrorCode, keys
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url)
-    yield worker
-    worker.close()
 
 
 def test_a_result_is_waited_for_and_can_be_asked_for_again(client: Client, worker: FakeWorker) -> None:

@@ -1,7 +1,6 @@
 """Following a job's stream on a real Redis: late joins, lost messages, resets, ends that publish nothing."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 import redis
@@ -13,19 +12,6 @@ from rq.serializers import JSONSerializer
 from producer import Chunk, Client, InvalidJobError, JobFailedError, JobNotFoundError, ResultTimeoutError
 from producer.contract import ErrorCode, ErrorInfo, keys
 from tests.fakes.fake_worker import FakeWorker, HeldJob
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url)
-    yield worker
-    worker.close()
 
 
 def texts(chunks: list[Chunk]) -> list[str]:

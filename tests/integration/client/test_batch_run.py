@@ -1,7 +1,6 @@
 """`BatchRun` on real files and a real Redis: broken lines, resuming, backpressure, jobs that came to nothing."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,6 @@ from producer.batch_protocol import BatchOptions
 from producer.contract import keys
 from producer.settings import ProducerSettings
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url)
-    yield worker
-    worker.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Many coroutines wait for results at once, on a real Redis: one subscription, every outcome to whom it belongs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -10,19 +9,6 @@ from producer.channel_hub import Mailbox
 from tests.fakes.fake_worker import FakeWorker, echo
 
 NUM_JOBS = 60
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url)
-    yield worker
-    worker.close()
 
 
 @pytest.fixture
@@ -40,9 +26,9 @@ def deliveries(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 async def test_a_line_is_heard_once_however_many_wait(
-    client: AsyncClient, worker: FakeWorker, deliveries: list[bytes]
+    async_client: AsyncClient, worker: FakeWorker, deliveries: list[bytes]
 ) -> None:
-    jobs = await client.submit_many([{"prompt": f"job {i}"} for i in range(NUM_JOBS)])
+    jobs = await async_client.submit_many([{"prompt": f"job {i}"} for i in range(NUM_JOBS)])
     waiting = [asyncio.create_task(job.result(timeout=60)) for job in jobs]
     await asyncio.sleep(0)  # all of them wait before the first job ends
     with worker.serving(echo):
@@ -51,8 +37,8 @@ async def test_a_line_is_heard_once_however_many_wait(
     assert len(deliveries) <= NUM_JOBS
 
 
-async def test_jobs_that_ended_before_are_not_waited_for(client: AsyncClient, worker: FakeWorker) -> None:
-    first, second = await client.submit_many([{"prompt": "one"}, {"prompt": "two"}])
+async def test_jobs_that_ended_before_are_not_waited_for(async_client: AsyncClient, worker: FakeWorker) -> None:
+    first, second = await async_client.submit_many([{"prompt": "one"}, {"prompt": "two"}])
     with worker.serving(echo):
         await first.result(timeout=30)
         await second.result(timeout=30)
@@ -60,11 +46,13 @@ async def test_jobs_that_ended_before_are_not_waited_for(client: AsyncClient, wo
     assert [result.text for result in again] == ["one ", "two "]
 
 
-async def test_a_new_queue_is_listened_to_while_others_are_waited_for(client: AsyncClient, redis_url: str) -> None:
-    slow = await client.submit("never", queue="promptmill")
+async def test_a_new_queue_is_listened_to_while_others_are_waited_for(
+    async_client: AsyncClient, redis_url: str
+) -> None:
+    slow = await async_client.submit("never", queue="promptmill")
     waits = asyncio.create_task(slow.result(timeout=30))
     await asyncio.sleep(0)
-    other = await client.submit("x", queue="other")
+    other = await async_client.submit("x", queue="other")
     worker = FakeWorker(redis_url, queue="other")
     with worker.serving(echo):
         assert (await other.result(timeout=30)).text == "x "
@@ -74,9 +62,9 @@ async def test_a_new_queue_is_listened_to_while_others_are_waited_for(client: As
 
 
 async def test_each_waits_for_its_own_time_and_hears_of_its_own_failure(
-    client: AsyncClient, worker: FakeWorker
+    async_client: AsyncClient, worker: FakeWorker
 ) -> None:
-    slow, doomed = await client.submit_many([{"prompt": "slow"}, {"prompt": "doomed"}])
+    slow, doomed = await async_client.submit_many([{"prompt": "slow"}, {"prompt": "doomed"}])
     waits = asyncio.create_task(doomed.result(timeout=30))
     with pytest.raises(ResultTimeoutError, match=slow.id):
         await slow.result(timeout=0.05)
@@ -88,8 +76,8 @@ async def test_each_waits_for_its_own_time_and_hears_of_its_own_failure(
         await waits
 
 
-async def test_a_lost_connection_loses_no_outcome(client: AsyncClient, worker: FakeWorker) -> None:
-    jobs = await client.submit_many([{"prompt": f"job {i}"} for i in range(4)])
+async def test_a_lost_connection_loses_no_outcome(async_client: AsyncClient, worker: FakeWorker) -> None:
+    jobs = await async_client.submit_many([{"prompt": f"job {i}"} for i in range(4)])
     waiting = [asyncio.create_task(job.result(timeout=60)) for job in jobs]
     await asyncio.sleep(0)
     with worker.serving(echo):

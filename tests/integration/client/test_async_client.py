@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 
 import pytest
@@ -20,21 +19,8 @@ from producer import (
 from tests.fakes.fake_worker import FakeWorker, echo
 
 
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url)
-    yield worker
-    worker.close()
-
-
-async def test_a_job_is_submitted_streamed_and_read(client: AsyncClient, worker: FakeWorker) -> None:
-    job = await client.submit("one two three")
+async def test_a_job_is_submitted_streamed_and_read(async_client: AsyncClient, worker: FakeWorker) -> None:
+    job = await async_client.submit("one two three")
     with worker.serving(echo):
         texts = [chunk.text async for chunk in job.stream(timeout=30)]
         result = await job.result(timeout=30)
@@ -43,15 +29,15 @@ async def test_a_job_is_submitted_streamed_and_read(client: AsyncClient, worker:
     assert await job.status() is JobStatus.FINISHED
 
 
-async def test_a_thousand_jobs_are_submitted_and_collected(client: AsyncClient, worker: FakeWorker) -> None:
-    jobs = await client.submit_many([{"prompt": f"job {i}"} for i in range(600)])
+async def test_a_thousand_jobs_are_submitted_and_collected(async_client: AsyncClient, worker: FakeWorker) -> None:
+    jobs = await async_client.submit_many([{"prompt": f"job {i}"} for i in range(600)])
     with worker.serving(echo):
-        results = {result.job_id: result.text async for result in client.as_completed(jobs, timeout=120)}
+        results = {result.job_id: result.text async for result in async_client.as_completed(jobs, timeout=120)}
     assert results == {job.id: f"job {i} " for i, job in enumerate(jobs)}
 
 
-async def test_many_streams_share_one_loop(client: AsyncClient, worker: FakeWorker) -> None:
-    jobs = await client.submit_many([{"prompt": f"a b c {i}"} for i in range(20)])
+async def test_many_streams_share_one_loop(async_client: AsyncClient, worker: FakeWorker) -> None:
+    jobs = await async_client.submit_many([{"prompt": f"a b c {i}"} for i in range(20)])
 
     async def read(number: int) -> str:
         return "".join([chunk.text async for chunk in jobs[number].stream(timeout=60)])
@@ -62,9 +48,9 @@ async def test_many_streams_share_one_loop(client: AsyncClient, worker: FakeWork
 
 
 async def test_a_cut_connection_loses_and_repeats_nothing(
-    client: AsyncClient, worker: FakeWorker, redis_client: redis.Redis
+    async_client: AsyncClient, worker: FakeWorker, redis_client: redis.Redis
 ) -> None:
-    job = await client.submit("a")
+    job = await async_client.submit("a")
     held = worker.claim().begin()
     stream = job.stream(timeout=30)
     seen = []
@@ -77,8 +63,8 @@ async def test_a_cut_connection_loses_and_repeats_nothing(
     assert seen == [f"{number} " for number in range(10)]
 
 
-async def test_a_stream_can_be_left_and_taken_up_again(client: AsyncClient, worker: FakeWorker) -> None:
-    job = await client.submit("a")
+async def test_a_stream_can_be_left_and_taken_up_again(async_client: AsyncClient, worker: FakeWorker) -> None:
+    job = await async_client.submit("a")
     held = worker.claim().begin()
     held.write("one ")
     held.write("two ")
@@ -91,9 +77,9 @@ async def test_a_stream_can_be_left_and_taken_up_again(client: AsyncClient, work
 
 
 async def test_a_stream_that_is_dropped_cleans_up_after_itself(
-    client: AsyncClient, worker: FakeWorker, redis_client: redis.Redis
+    async_client: AsyncClient, worker: FakeWorker, redis_client: redis.Redis
 ) -> None:
-    job = await client.submit("a")
+    job = await async_client.submit("a")
     worker.claim().begin().write("one ")
     async for _ in job.stream(timeout=30):
         break
@@ -105,12 +91,12 @@ async def test_a_stream_that_is_dropped_cleans_up_after_itself(
     assert redis_client.pubsub_channels() == []
 
 
-async def test_errors_are_the_same(client: AsyncClient, worker: FakeWorker) -> None:
+async def test_errors_are_the_same(async_client: AsyncClient, worker: FakeWorker) -> None:
     with pytest.raises(InvalidJobError, match="temperature: must be at most 2; got 3"):
-        await client.submit("a", temperature=3)
+        await async_client.submit("a", temperature=3)
     with pytest.raises(SettingsError, match="--redis-url"):
         AsyncClient("redis://localhost:port")
-    job = await client.submit("fail")
+    job = await async_client.submit("fail")
     with pytest.raises(ResultTimeoutError):
         await job.result(timeout=0.05)
     with worker.serving(echo), pytest.raises(JobFailedError, match="told to fail"):
@@ -120,17 +106,17 @@ async def test_errors_are_the_same(client: AsyncClient, worker: FakeWorker) -> N
             await lost.submit("a")
 
 
-async def test_cancel_and_workers(client: AsyncClient, worker: FakeWorker) -> None:
-    job = await client.submit("a")
+async def test_cancel_and_workers(async_client: AsyncClient, worker: FakeWorker) -> None:
+    job = await async_client.submit("a")
     assert await job.cancel() is True
-    assert [chunk.finish_reason async for chunk in client.job(job.id).stream(timeout=10)] == ["cancelled"]
+    assert [chunk.finish_reason async for chunk in async_client.job(job.id).stream(timeout=10)] == ["cancelled"]
     worker.announce("m")
-    assert [info.models for info in await client.workers()] == [["m"]]
-    assert [status.name for status in await client.queues()] == ["promptmill"]
+    assert [info.models for info in await async_client.workers()] == [["m"]]
+    assert [status.name for status in await async_client.queues()] == ["promptmill"]
 
 
-async def test_waiting_can_be_cancelled_by_the_event_loop(client: AsyncClient, worker: FakeWorker) -> None:
-    job = await client.submit("a")
+async def test_waiting_can_be_cancelled_by_the_event_loop(async_client: AsyncClient, worker: FakeWorker) -> None:
+    job = await async_client.submit("a")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await job.result()
@@ -139,7 +125,7 @@ async def test_waiting_can_be_cancelled_by_the_event_loop(client: AsyncClient, w
 
 
 async def test_a_cancellation_that_a_connection_swallows_still_ends_the_call(
-    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+    async_client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`asyncio.wait_for`, under which redis-py sends, does so before Python 3.12 if the reply has just arrived."""
     is_sending = asyncio.Event()
@@ -150,7 +136,7 @@ async def test_a_cancellation_that_a_connection_swallows_still_ends_the_call(
             await asyncio.Event().wait()
         return [None] * 10
 
-    job = await client.submit("one")
+    job = await async_client.submit("one")
     monkeypatch.setattr("producer.async_transport._AsyncSession._send", swallow)
     task = asyncio.create_task(job.result(timeout=30))
     await is_sending.wait()
@@ -159,8 +145,8 @@ async def test_a_cancellation_that_a_connection_swallows_still_ends_the_call(
         await task
 
 
-async def test_who_is_cancelled_can_still_cancel_the_job(client: AsyncClient, worker: FakeWorker) -> None:
-    job = await client.submit("one")
+async def test_who_is_cancelled_can_still_cancel_the_job(async_client: AsyncClient, worker: FakeWorker) -> None:
+    job = await async_client.submit("one")
 
     async def wait() -> None:
         try:

@@ -1,7 +1,5 @@
 """Cancelling through the client on a real Redis: queued, running, ended, abandoned, and by plain RQ."""
 
-from collections.abc import Iterator
-
 import pytest
 import redis
 from rq import Queue
@@ -12,19 +10,6 @@ from rq.serializers import JSONSerializer
 from producer import Client, JobNotFoundError, JobStatus
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
 from tests.fakes.fake_worker import FakeWorker, echo
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url)
-    yield worker
-    worker.close()
 
 
 def test_a_queued_job_ends_at_once_with_an_outcome_for_everybody(client: Client, redis_client: redis.Redis) -> None:

@@ -1,0 +1,70 @@
+"""Engines whose core echoes, on a thread or in a real process, and what tests ask of such a process."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from engine import InferenceEngine, SamplingParams
+from engine.process import ChildProcess
+from tests.fakes.fake_core import CORE_PATH, write_fake_model
+
+POISON, SOUND = 7, 9  # first tokens of prompts
+ENDLESS = SamplingParams(max_tokens=None)
+
+
+def echo_engine(folder: Path, **script: object) -> InferenceEngine:
+    return InferenceEngine(write_fake_model(folder, **script), in_process=True, _core_path=CORE_PATH)
+
+
+def process_engine(folder: Path, fields: dict[str, Any] | None = None, **script: object) -> InferenceEngine:
+    return InferenceEngine(write_fake_model(folder, **script), _core_path=CORE_PATH, **fields or {})
+
+
+def child_pid(engine: InferenceEngine) -> int:
+    assert engine._supervisor is not None
+    child = engine._supervisor._child
+    assert isinstance(child, ChildProcess)
+    return child.pid
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while is_alive(pid):
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
+def wait_for_restarts(engine: InferenceEngine, num_restarts: int) -> None:
+    deadline = time.monotonic() + 60
+    while engine.get_stats()["num_restarts"] < num_restarts:
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
+class DeathWatch(logging.Handler):
+    """Notes when the supervisor reports a death, and why."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = threading.Event()
+        self.seen_at = 0.0
+        self.report = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.seen.is_set():
+            self.seen_at, self.report = time.monotonic(), record.getMessage()
+            self.seen.set()
+
+
+def echo(prompt: list[int], num_tokens: int) -> list[int]:
+    return [prompt[i % len(prompt)] for i in range(num_tokens)]

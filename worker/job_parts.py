@@ -1,0 +1,25 @@
+"""What a worker's jobs go through: the parts that its loop, admission and finisher share. Values only."""
+
+from dataclasses import dataclass
+
+import redis
+
+from engine.engine import InferenceEngine
+from worker.intake import Intake
+from worker.outlet.base import ResultStore
+from worker.outlet.stream import StreamOutlet
+from worker.rq_bridge import Outcomes
+from worker.scripts import Scripts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobParts:
+    """Made once, by the service."""
+
+    client: redis.Redis
+    engine: InferenceEngine
+    scripts: Scripts
+    intake: Intake
+    outlet: StreamOutlet
+    store: ResultStore
+    outcomes: Outcomes
