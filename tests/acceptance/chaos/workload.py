@@ -35,8 +35,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 TOOLS = [
-    {"type": "function", "function": {"name": "weigh", "description": "Weighs grain", "parameters": SCHEMA}},
-    {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}},
+    {"type": "function", "function": {"name": name, "parameters": parameters, "strict": True}}
+    for name, parameters in (("weigh", SCHEMA), ("now", {"type": "object", "properties": {}}))
 ]
 CALL_TOKENS = 160  # a call spelt in bytes: cut off by some limits, whole under others
 
@@ -84,7 +84,7 @@ def _make_job(rng: random.Random, job_id: str, max_tokens: tuple[int, int], has_
 def _add_form(rng: random.Random, fields: dict[str, Any]) -> None:
     if "messages" in fields and rng.random() < 0.5:
         fields["tools"] = TOOLS
-        fields["tool_choice"] = rng.choice(("required", {"type": "function", "function": {"name": "weigh"}}))
+        fields["tool_choice"] = rng.choice(("auto", "required", {"type": "function", "function": {"name": "weigh"}}))
         fields["parallel_tool_calls"] = False
         fields["max_tokens"] += rng.randint(0, CALL_TOKENS)
         return
