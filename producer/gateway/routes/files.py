@@ -88,6 +88,7 @@ async def read_file(context: Context, caller: Authenticated, file_id: str) -> Re
     headers = {
         "content-length": str(sum(part.num_bytes for part in parts)),
         "content-disposition": f"attachment; filename*=UTF-8''{quote(record.filename, safe='')}",
+        "x-content-type-options": "nosniff",  # a stranger's bytes come from the console's own origin
     }
     return StreamingResponse(_joined(first, chunks), media_type="application/octet-stream", headers=headers)
 

@@ -33,6 +33,7 @@ def test_a_file_is_kept_and_read_back_to_the_byte(files_client: openai.OpenAI, p
         assert files_client.files.wait_for_processing(kept.id) == kept
         read = files_client.files.content(kept.id)
         assert read.content == content and read.response.headers["content-length"] == str(len(content))
+        assert read.response.headers["x-content-type-options"] == "nosniff"
         assert "filename*=UTF-8''Gr%C3%B6%C3%9Fe%20%26%20co.jsonl" in read.response.headers["content-disposition"]
     assert len(place.names()) == 2
 

@@ -1,4 +1,4 @@
-"""A gateway process that is killed in mid-upload: no file, and what it had written is removed by another one."""
+"""Gateways as processes and their files: killed or stopped in mid-upload, or told to keep them where they cannot be."""
 
 import http.client
 import signal
@@ -106,3 +106,18 @@ def test_a_gateway_told_to_stop_ends_its_uploads_and_leaves_nothing(
         stopped.send_signal(signal.SIGTERM)
         stopped.wait(60)
     assert not place.names() and not redis_client.exists(file_keys.index_key("*", None))
+
+
+def test_a_gateway_that_would_keep_files_elsewhere_or_cannot_keep_any_does_not_start(
+    start: Start, redis_url: str, tmp_path: Path
+) -> None:
+    port, _ = start()
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+        client.files.create(file=("a.jsonl", b"{}\n"), purpose="batch")
+    (tmp_path / "file").write_text("")
+    for files, words in ((tmp_path / "elsewhere", "give all gateways the same one"), (tmp_path / "file", "--files")):
+        command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", "0", "--redis-url", redis_url]
+        done = subprocess.run(
+            [*command, "--files", str(files)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr
