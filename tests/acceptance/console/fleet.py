@@ -4,17 +4,20 @@ It writes to a real Redis what workers and producers write: results lines, strea
 say of themselves.
 """
 
+import asyncio
 import math
 import random
 import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import redis
 
 from producer import Client
 from producer.contract import ErrorCode, ErrorInfo, Result, Timings, Usage, WorkerInfo, keys
+from tests.fakes.batches import batch_bench, line
 from tests.fakes.fake_worker import FakeWorker, HeldJob
 
 HISTORY_SECONDS = 3590
@@ -77,7 +80,7 @@ class Fleet:
         self._stop = threading.Event()
         self._members = [
             Member(url, "gpu-a-0", "cuda:0", "qwen3-8b", ["promptmill", "promptmill@acme"], 9, 41_200, 0.71),
-            Member(url, "gpu-a-1", "cuda:1", "qwen3-8b", ["promptmill:low"], 12, 41_200, 0.88),
+            Member(url, "gpu-a-1", "cuda:1", "qwen3-8b", ["promptmill:low"], 24, 41_200, 0.88),
             Member(url, "cpu-b", "cpu", "smollm2-135m", ["extraction"], 4, 2_048, 0.23),
         ]
 
@@ -121,19 +124,27 @@ class Fleet:
         if failed or at > now - 20:
             _add_record(pipe, load.queue, result, at, self._random.choice(PROMPTS))
 
-    def start(self) -> None:
-        """Jobs on every queue, and workers at work on them."""
+    def start(self, files: Path) -> None:
+        """Jobs on every queue, batches whose files lie in `files`, and workers at work on them."""
         with Client(self._url) as client:
-            for load, number in zip(LOADS, (60, 420, 24, 40), strict=True):
+            for load, number in zip(LOADS, (60, 0, 24, 40), strict=True):
                 queue, tenant = keys.split_tenant(load.queue)
-                for at in range(number):
+                for _ in range(number):
                     prompt = self._random.choice(PROMPTS)
-                    job = client.submit(prompt, queue=queue, tenant=tenant, max_tokens=load.num_tokens)
-                    if load.queue.endswith(":low"):  # a backlog
-                        since = time.time() - 1_400 + 3 * at
-                        self._redis.hset(f"rq:job:{job.id}", "enqueued_at", _utc(since))
+                    client.submit(prompt, queue=queue, tenant=tenant, max_tokens=load.num_tokens)
+        asyncio.run(self._make_batches(files))
         for member in self._members:
             member.start(self._stop)
+
+    async def _make_batches(self, files: Path) -> None:
+        """One whose file is wrong, one that ends soon, and one that is under way for long."""
+        async with batch_bench(self._url, files) as bench:
+            broken = [line("a", PROMPTS[0], body={"model": "qwen3-8b"}), line("a", PROMPTS[1], url="/v1/embeddings")]
+            await bench.create(broken)
+            for number in (24, 400):
+                body = {"model": "qwen3-8b", "max_tokens": 300}
+                lines = [line(f"review-{at}", self._random.choice(PROMPTS), body=body) for at in range(number)]
+                await bench.create(lines, metadata={"project": "reviews"})
 
     def stop(self) -> None:
         self._stop.set()

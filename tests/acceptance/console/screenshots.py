@@ -8,6 +8,7 @@ Needs Playwright, and a Chromium: pip install "promptmill[browser]".
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tests.acceptance.console.chromium import CHROMIUM_FLAGS, find_chromium
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 DOCS = Path(__file__).parents[3] / "docs"
-LIVE_SECONDS = 12.0
+LIVE_SECONDS = 30.0
 MAX_BYTES = 300_000
-TALL = {"width": 1280, "height": 1330}
+TALL = {"width": 1280, "height": 1500}
 DESKTOP = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
 
@@ -33,19 +34,19 @@ def main() -> None:
     if chromium is None:
         sys.exit("no Chromium is installed")
     DOCS.mkdir(exist_ok=True)
-    with EmbeddedRedis() as server:
+    with EmbeddedRedis() as server, TemporaryDirectory() as files:
         fleet = Fleet(server.url)
         fleet.write_history()
-        fleet.start()
+        fleet.start(Path(files))
         try:
-            with running_gateway(server.url) as gateway, sync_playwright() as driver:
+            with running_gateway(server.url, files=files) as gateway, sync_playwright() as driver:
                 time.sleep(LIVE_SECONDS)
-                take_all(gateway, driver.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS), fleet)
+                take_all(gateway, driver.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS))
         finally:
             fleet.stop()
 
 
-def take_all(gateway: RunningGateway, browser: "Browser", fleet: Fleet) -> None:
+def take_all(gateway: RunningGateway, browser: "Browser") -> None:
     for theme in ("light", "dark"):
         page = open_page(browser, gateway.url, theme, TALL)
         page.locator(".plot .line").first.wait_for(state="attached")
@@ -57,6 +58,9 @@ def take_all(gateway: RunningGateway, browser: "Browser", fleet: Fleet) -> None:
     page.locator("tbody a").nth(1).click()
     page.locator(".answer:not(:empty)").wait_for()
     shoot(page, "console-job")
+    page = open_page(browser, f"{gateway.url}/#/batches", "light", DESKTOP)
+    page.locator(".batches li").first.wait_for()
+    shoot(page, "console-batches")
     page = open_page(browser, gateway.url, "light", PHONE)
     page.locator(".plot .line").first.wait_for(state="attached")
     shoot(page, "console-phone")

@@ -1,12 +1,19 @@
 """Batches in the console, against the shapes of `/v1/batches` and `/v1/files` on the wire."""
 
+import asyncio
 import json
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from producer.contract import keys
 from tests.acceptance.console.conftest import OpenPage, see
+from tests.fakes.batches import batch_bench, line
+from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.gateways import StartGateway
 
 if TYPE_CHECKING:
@@ -126,3 +133,22 @@ def test_more_batches_than_a_page_are_shown_on_demand(open_batches: Any) -> None
 def test_the_overview_shows_the_last_batches(open_batches: Any) -> None:
     page, _ = open_batches([batch(number) for number in range(8)], path="")
     see(page, "document.querySelectorAll('.batches li').length === 5")
+
+
+def test_a_batch_runs_to_its_end_before_the_readers_eyes(
+    start_gateway: StartGateway, open_page: OpenPage, worker: FakeWorker, redis_url: str
+) -> None:
+    async def make() -> str:
+        async with batch_bench(redis_url, Path(os.environ["PROMPTMILL_FILES"])) as bench:
+            return (await bench.create([line(f"r{at}") for at in range(5)])).id
+
+    page = open_page(f"{start_gateway().url}/#/batches")
+    page.get_by_text("There is no batch.").wait_for()
+    with ThreadPoolExecutor() as thread:  # Playwright has a loop on this one
+        batch_id = thread.submit(lambda: asyncio.run(make())).result()
+    page.get_by_text(batch_id).wait_for()
+    page.get_by_text("0 of 5 requests answered").wait_for()
+    with FakeWorker(redis_url, keys.class_queue("promptmill", "low"), "low").serving(echo):
+        page.get_by_text("5 of 5 requests answered, 0 failed").wait_for()
+        page.get_by_text("completed", exact=True).wait_for()
+    assert page.get_by_role("button", name="Save the output file").is_visible()

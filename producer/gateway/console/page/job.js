@@ -23,7 +23,7 @@ export class Job {
     this._detail = null;
     this._problem = null;
     this._state = "connecting";
-    this._seemedBack = false;
+    this._run = null; // told by when the job was enqueued
     this._since = null; // when the first token was seen here, and how many had come by then
     poller.every(3_000, () => this._load());
     this._draw();
@@ -55,10 +55,10 @@ export class Job {
     this._problem = null;
     const hasEnded = ENDED.has(this._detail.job.status);
     if (!this._output) this._output = new JobOutput(numChoices(this._detail.request));
-    // A stream ends a moment before its job is said to have ended: only a job that stays open has come back.
-    const seemsBack = this._state === "ended" && !hasEnded;
-    if (!this._stream || (seemsBack && this._seemedBack)) this._open();
-    this._seemedBack = seemsBack;
+    // What was enqueued again is another run; the status alone does not tell: it lags behind the stream's end.
+    const run = this._detail.job.enqueued_at;
+    if (!this._stream || (this._state === "ended" && run !== this._run)) this._open();
+    this._run = run;
     return hasEnded;
   }
 
