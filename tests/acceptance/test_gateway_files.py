@@ -121,3 +121,28 @@ def test_a_gateway_that_would_keep_files_elsewhere_or_cannot_keep_any_does_not_s
             [*command, "--files", str(files)], capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_a_large_file_never_sits_in_memory(start: Start, place: PlaceOfFiles, tmp_path: Path) -> None:
+    num_bytes = 200_000_000 if isinstance(place, FolderOfFiles) else 80_000_000  # the bucket is in the test's memory
+    source = tmp_path / "large.jsonl"
+    with source.open("wb") as file:
+        while file.tell() < num_bytes:
+            file.write(b'{"custom_id": "1"}\n' * 100_000)
+        file.truncate(num_bytes)
+    port, process = start()
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+        client.files.create(file=("small", b"{}\n"), purpose="batch")
+        before = _peak_bytes(process.pid)
+        with source.open("rb") as file:
+            kept = client.files.create(file=file, purpose="batch")
+        assert kept.bytes == num_bytes
+        with client.files.with_streaming_response.content(kept.id) as response:
+            assert sum(len(chunk) for chunk in response.iter_bytes(1 << 20)) == num_bytes
+        assert _peak_bytes(process.pid) - before < 48 << 20
+
+
+def _peak_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
