@@ -1,6 +1,8 @@
 """`BatchRun` on real files and a real Redis: broken lines, resuming, backpressure, jobs that came to nothing."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +242,39 @@ def test_priority_classes_go_to_their_queue(
     with low.serving(echo):
         assert run(redis_url, files, priority_class="low").num_done == 1
     low.close()
+
+
+def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(
+    redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
+) -> None:
+    files[0].write_text("".join(chat(f"r{i}", f"word {i}") + "\n" for i in range(120)))
+    command = [sys.executable, "-m", "producer.cli", "run", *map(str, files), "--redis-url", redis_url]
+    asked: list[str] = []
+    running: list[subprocess.Popen[bytes]] = []
+
+    def strike(held: HeldJob) -> None:
+        asked.append(held.job_id)
+        echo(held)
+        if len(asked) in (40, 80):
+            running[-1].kill()
+            running[-1].wait(60)
+
+    with worker.serving(strike):
+        for exit_code in (-9, -9, 0):
+            running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            assert running[-1].wait(120) == exit_code
+    assert len(asked) == len(set(asked)) == len(answers(files[1])) == len(by_id(files[1])) == 120
+
+
+def test_two_runs_into_one_output_are_refused(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:
+    files[0].write_text(chat("a", "word") + "\n")
+
+    def run_again(progress: BatchProgress) -> None:
+        with pytest.raises(BatchFileError, match="another `promptmill run` writes"):
+            run(redis_url, files)
+
+    with worker.serving(echo):
+        assert run(redis_url, files, on_progress=run_again).num_done == len(answers(files[1])) == 1
 
 
 def test_files_that_cannot_be_used_are_named(redis_url: str, tmp_path: Path) -> None:
