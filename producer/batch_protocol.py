@@ -136,6 +136,7 @@ class BatchProtocol:
             if not (yield from self._has_room(slice_size)):
                 return
             yield from self._enqueue((yield from self._check_all(self._take(slice_size))))
+            yield Emit([])  # whoever carries the batch may want to look up
 
     def _has_room(self, num_jobs: int) -> Protocol[bool]:
         limit = self._options.queue_limit

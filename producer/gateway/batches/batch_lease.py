@@ -52,13 +52,15 @@ class BatchLease:
 
     @classmethod
     async def claim(cls, redis: AsyncTransport, lease_seconds: float) -> "BatchLease | None":
-        """A batch that nobody carries."""
+        """A batch that nobody carries, and what is wished of it."""
         [_, claimed] = await redis.run(send(CLAIM.load, CLAIM.call([], [lease_seconds])))
         if not claimed:
             return None
         batch_id, fence, flat = claimed
         values = dict(zip(flat[::2], flat[1::2], strict=True))
-        return cls(redis, BatchRecord.parse(batch_id.decode(), values), int(fence))
+        lease = cls(redis, BatchRecord.parse(batch_id.decode(), values), int(fence))
+        await cls.renew(redis, [lease], lease_seconds)
+        return lease
 
     @staticmethod
     async def renew(redis: AsyncTransport, leases: Sequence["BatchLease"], lease_seconds: float) -> None:

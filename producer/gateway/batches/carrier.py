@@ -67,6 +67,15 @@ class Carrier:
         """Until the batch has ended, or another is to have it."""
         record = self._lease.record
         _log.info("action=batch_carried batch=%s status=%s", record.id, record.status)
+        if record.status is BatchStatus.FINALIZING:
+            await self._finish(BatchStatus.COMPLETED)
+        elif self._lease.wish in (Wish.CANCEL, Wish.EXPIRE) and not self._has_begun:
+            await self._finish_early()
+        else:
+            await self._carry_lines()
+
+    async def _carry_lines(self) -> None:
+        record = self._lease.record
         with tempfile.TemporaryFile(prefix="promptmill-batch-") as file:
             index = LineIndex(file, self._options.max_line_bytes)
             check = InputCheck(record, lambda: self._lease.wish is not Wish.GO_ON and not self._has_begun)

@@ -5,8 +5,10 @@ Every replica looks for such batches; which of their carriers gets one is decide
 
 import asyncio
 import logging
+import os
 import subprocess
 import sys
+from contextlib import suppress
 
 from producer.end_tasks import end_tasks
 from producer.errors import RedisUnavailableError
@@ -64,16 +66,13 @@ class CarrierChild:
             return
         if self._process is not None:
             self._note_end(self._process)
-        self._process = await asyncio.to_thread(subprocess.Popen, COMMAND, stdin=subprocess.PIPE)
+        self._process = await asyncio.to_thread(_start)
         self._tell(self._settings.model_dump_json())
 
     def _tell(self, line: str) -> None:
         assert self._process is not None and self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it has just ended, and is started anew
             self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            return  # it has just ended, and is started anew
 
     def _note_end(self, process: "subprocess.Popen[bytes]") -> None:
         """One that died is started again, later each time."""
@@ -84,6 +83,13 @@ class CarrierChild:
             return
         _log.error("action=batch_carrier_died code=%s", process.returncode)
         self._pause_seconds = min(self._pause_seconds * 2, MAX_RESTART_SECONDS)
+
+
+def _start() -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, bufsize=0)
+    assert process.stdin is not None
+    os.set_blocking(process.stdin.fileno(), False)  # one that hangs does not hang us
+    return process
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

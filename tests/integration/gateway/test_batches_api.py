@@ -1,9 +1,8 @@
 """/v1/batches through the official client, on a gateway with its own carrier process."""
 
 import asyncio
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2 as httpx
@@ -14,14 +13,12 @@ import redis as redis_py
 from producer.contract import keys
 from producer.gateway.api_keys import add_key, make_key
 from producer.transport import Transport
-from tests.fakes.batches import URL, batch_bench, jsonl, line
+from tests.fakes.batches import URL, jsonl, line
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.gateways import RunningGateway, open_client, wait_until
 
 LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
 ENDED = ("completed", "failed", "expired", "cancelled")
-
-Upload = Callable[..., str]
 
 
 @pytest.fixture
@@ -32,18 +29,18 @@ def low(redis_url: str) -> Iterator[FakeWorker]:
     worker.close()
 
 
-@pytest.fixture
-def upload(redis_url: str) -> Upload:
-    """The id of a new file, from its bytes or its lines."""
+def upload(client: openai.OpenAI, lines: Any) -> str:
+    """The id of a new file."""
+    return client.files.create(file=("in.jsonl", jsonl(lines)), purpose="batch").id
 
-    def put(lines: Any, **options: Any) -> str:
-        async def run() -> str:
-            async with batch_bench(redis_url, Path(os.environ["PROMPTMILL_FILES"])) as bench:
-                return await bench.put_file(lines if isinstance(lines, bytes) else jsonl(lines), **options)
 
-        return asyncio.run(run())
-
-    return put
+def read(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
+    """A file's lines by custom_id; each is there once."""
+    assert file_id is not None
+    lines = [json.loads(text) for text in client.files.content(file_id).read().splitlines()]
+    by_id = {entry["custom_id"]: entry for entry in lines}
+    assert len(by_id) == len(lines)
+    return by_id
 
 
 def start(client: openai.OpenAI, file_id: str, **fields: Any) -> Any:
@@ -55,10 +52,8 @@ def wait(client: openai.OpenAI, batch_id: str, *statuses: str) -> Any:
     return client.batches.retrieve(batch_id)
 
 
-def test_a_batch_goes_through_every_status_to_its_end(
-    client: openai.OpenAI, low: FakeWorker, upload: Upload, redis_url: str
-) -> None:
-    file_id = upload([line("a", "one two"), line("b", "fail")])
+def test_a_batch_goes_through_every_status_to_its_end(client: openai.OpenAI, low: FakeWorker, redis_url: str) -> None:
+    file_id = upload(client, [line("a", "one two"), line("b", "fail")])
     created = start(client, file_id, metadata={"run": "7"}, extra_body={"output_expires_after": EXPIRY})
     assert (created.object, created.status, created.input_file_id) == ("batch", "validating", file_id)
     assert created.expires_at == created.created_at + 24 * 3600
@@ -67,7 +62,12 @@ def test_a_batch_goes_through_every_status_to_its_end(
     assert (running.model, running.request_counts.total, running.metadata) == ("fake", 2, {"run": "7"})
     with low.serving(echo):
         ended = wait(client, created.id)
-    assert ended.status == "completed" and ended.output_file_id and ended.error_file_id
+    assert ended.status == "completed"
+    answered, failed = read(client, ended.output_file_id)["a"], read(client, ended.error_file_id)["b"]
+    assert answered["response"]["body"]["choices"][0]["text"] == "one two " and answered["error"] is None
+    assert failed["response"]["status_code"] == 500
+    purposes = {file.id: (file.purpose, file.status) for file in client.files.list()}
+    assert purposes[ended.output_file_id] == purposes[ended.error_file_id] == ("batch_output", "processed")
     assert (ended.request_counts.completed, ended.request_counts.failed) == (1, 1)
     assert ended.usage.total_tokens == ended.usage.input_tokens + ended.usage.output_tokens > 0
     assert ended.in_progress_at <= ended.finalizing_at <= ended.completed_at
@@ -82,20 +82,23 @@ EXPIRY = {"anchor": "created_at", "seconds": 3600}
 
 async def test_the_asynchronous_client_sees_the_same(gateway: RunningGateway, low: FakeWorker, redis_url: str) -> None:
     async with (
-        batch_bench(redis_url, Path(os.environ["PROMPTMILL_FILES"])) as bench,
         openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client,
     ):
-        file_id = await bench.put_file(jsonl([line("a"), line("b")]))
-        created = await client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")
+        file = await client.files.create(file=("in.jsonl", jsonl([line("a"), line("b")])), purpose="batch")
+        created = await client.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h")
         assert [batch.id async for batch in client.batches.list()] == [created.id]
+        while (await client.batches.retrieve(created.id)).status != "in_progress":
+            await asyncio.sleep(0.05)
         cancelled = await client.batches.cancel(created.id)
         assert cancelled.status in ("cancelling", "cancelled") and cancelled.cancelling_at
-        while (await client.batches.retrieve(created.id)).status != "cancelled":
+        while (ended := await client.batches.retrieve(created.id)).status != "cancelled":
             await asyncio.sleep(0.05)
+        content = await client.files.content(str(ended.error_file_id))
+        assert {json.loads(text)["error"]["code"] for text in content.read().splitlines()} == {"batch_cancelled"}
 
 
-def test_a_file_that_fails_validation_says_where(client: openai.OpenAI, low: FakeWorker, upload: Upload) -> None:
-    created = start(client, upload([line("a"), line("a"), line("b", url="/v1/chat/completions")]))
+def test_a_file_that_fails_validation_says_where(client: openai.OpenAI, low: FakeWorker) -> None:
+    created = start(client, upload(client, [line("a"), line("a"), line("b", url="/v1/chat/completions")]))
     failed = wait(client, created.id)
     assert failed.status == "failed" and failed.failed_at and failed.errors.object == "list"
     assert [(entry.line, entry.code, entry.param) for entry in failed.errors.data] == [
@@ -107,9 +110,9 @@ def test_a_file_that_fails_validation_says_where(client: openai.OpenAI, low: Fak
 
 
 def test_a_cancelled_batch_ends_with_an_error_for_every_line(
-    client: openai.OpenAI, low: FakeWorker, upload: Upload, redis_client: redis_py.Redis
+    client: openai.OpenAI, low: FakeWorker, redis_client: redis_py.Redis
 ) -> None:
-    created = start(client, upload([line(str(number)) for number in range(20)]))
+    created = start(client, upload(client, [line(str(number)) for number in range(20)]))
     wait(client, created.id, "in_progress")
     wait_until(lambda: redis_client.llen(f"rq:queue:{LOW}") == 20)
     assert client.batches.cancel(created.id).status == "cancelling"
@@ -119,8 +122,27 @@ def test_a_cancelled_batch_ends_with_an_error_for_every_line(
     assert redis_client.llen(f"rq:queue:{LOW}") == 0
 
 
-def test_lists_go_from_the_newest_on_page_by_page(client: openai.OpenAI, low: FakeWorker, upload: Upload) -> None:
-    file_id = upload([line("a")])
+def test_output_can_be_read_while_the_batch_runs_and_its_files_cannot_be_deleted(
+    client: openai.OpenAI, low: FakeWorker
+) -> None:
+    file_id = upload(client, [line("a", "one"), line("b", "two")])
+    created = start(client, file_id)
+    echo(low.claim())
+    wait_until(lambda: client.batches.retrieve(created.id).request_counts.completed == 1)
+    running = client.batches.retrieve(created.id)
+    assert running.status == "in_progress" and list(read(client, running.output_file_id)) == ["a"]
+    for held in (file_id, running.output_file_id):
+        with pytest.raises(openai.ConflictError):
+            client.files.delete(held)
+    with low.serving(echo):
+        ended = wait(client, created.id)
+    assert (ended.status, ended.output_file_id) == ("completed", running.output_file_id)
+    assert set(read(client, ended.output_file_id)) == {"a", "b"}
+    assert client.files.delete(file_id).deleted
+
+
+def test_lists_go_from_the_newest_on_page_by_page(client: openai.OpenAI, low: FakeWorker) -> None:
+    file_id = upload(client, [line("a")])
     ids = [start(client, file_id).id for _ in range(7)]
     assert [batch.id for batch in client.batches.list(limit=3)] == ids[::-1]  # all pages
     page = client.batches.list(limit=3)
@@ -147,9 +169,7 @@ def test_lists_go_from_the_newest_on_page_by_page(client: openai.OpenAI, low: Fa
         ({"unheard_of": 1}, "unheard_of"),
     ],
 )
-def test_a_bad_request_names_its_field(
-    gateway: RunningGateway, upload: Upload, fields: dict[str, Any], param: str
-) -> None:
+def test_a_bad_request_names_its_field(gateway: RunningGateway, fields: dict[str, Any], param: str) -> None:
     good = {"input_file_id": "file-1", "endpoint": URL, "completion_window": "24h"}
     response = httpx.post(f"{gateway.url}/v1/batches", json={**good, **fields})
     error = response.json()["error"]
@@ -157,8 +177,8 @@ def test_a_bad_request_names_its_field(
     assert error["param"].startswith(param) and error["type"] == "invalid_request_error"
 
 
-def test_what_is_not_there_is_not_found(client: openai.OpenAI, upload: Upload) -> None:
-    for file_id in ("file-1", "file-" + "0" * 30, f"{upload(b'x')}:parts"):
+def test_what_is_not_there_is_not_found(client: openai.OpenAI) -> None:
+    for file_id in ("file-1", "file-" + "0" * 30, f"{upload(client, [1])}:parts"):
         with pytest.raises(openai.NotFoundError, match="input_file_id: no file"):
             start(client, file_id)
     for batch_id in ("batch_1", "batch_" + "0" * 30, "batch_" + "0" * 30 + ":answered"):
@@ -168,17 +188,15 @@ def test_what_is_not_there_is_not_found(client: openai.OpenAI, upload: Upload) -
             client.batches.cancel(batch_id)
 
 
-def test_a_key_sees_its_own_batches_and_files_alone(
-    gateway: RunningGateway, low: FakeWorker, upload: Upload, redis_url: str
-) -> None:
+def test_a_key_sees_its_own_batches_and_files_alone(gateway: RunningGateway, low: FakeWorker, redis_url: str) -> None:
     made = {name: make_key(name=name, is_operator=name == "operator") for name in ("ours", "theirs", "operator")}
     transport = Transport(redis_url)
     for key, _ in made.values():
         transport.run(add_key(key))
     transport.close()
     clients = {name: open_client(gateway, api_key=text) for name, (_, text) in made.items()}
-    file_id = upload([line("a")], key_id=made["ours"][0].id)
     wait_until(lambda: _is_refused(gateway))  # the first key counts once the gateway looks again
+    file_id = upload(clients["ours"], [line("a")])
     batch = start(clients["ours"], file_id)
     assert clients["operator"].batches.retrieve(batch.id).id == batch.id
     assert [found.id for found in clients["operator"].batches.list()] == [batch.id]
@@ -195,7 +213,7 @@ def test_a_key_sees_its_own_batches_and_files_alone(
 
 
 def test_a_key_that_may_not_use_the_model_fails_its_batch(
-    gateway: RunningGateway, low: FakeWorker, upload: Upload, redis_url: str
+    gateway: RunningGateway, low: FakeWorker, redis_url: str
 ) -> None:
     key, text = make_key(name="narrow", models=["other"], tenant="acme")
     transport = Transport(redis_url)
@@ -203,7 +221,7 @@ def test_a_key_that_may_not_use_the_model_fails_its_batch(
     transport.close()
     wait_until(lambda: _is_refused(gateway))
     with open_client(gateway, api_key=text) as client:
-        failed = wait(client, start(client, upload([line("a")], key_id=key.id)).id)
+        failed = wait(client, start(client, upload(client, [line("a")])).id)
     assert failed.status == "failed" and failed.errors.data[0].code == "model_not_allowed"
 
 

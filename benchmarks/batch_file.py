@@ -1,0 +1,235 @@
+"""How long a gateway takes to validate and enqueue a file of 50,000 requests, in how much memory, and who notices.
+
+A gateway process is given the file through the API. First nobody works, so that all of it must be enqueued; then a sink
+answers the jobs as fast as it can be written. Meanwhile a client asks /health/live again and again. Run with `python -m
+benchmarks.batch_file`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2 as httpx
+import openai
+import redis
+
+from benchmarks.report import print_and_keep
+from producer.contract import Choice, Result, Usage, WorkerInfo, keys
+from worker.embedded_redis import EmbeddedRedis, free_port
+
+MODEL = "none"
+URL = "/v1/chat/completions"
+QUEUE = keys.class_queue(keys.DEFAULT_QUEUE, "low")
+NUM_SYSTEM_PROMPTS = 8
+SAMPLE_SECONDS = 0.02
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num-lines", type=int, default=50_000)
+    parser.add_argument("--system-chars", type=int, default=600)
+    parser.add_argument("--user-chars", type=int, default=300)
+    options = parser.parse_args()
+    with EmbeddedRedis() as server, tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "in.jsonl"
+        _write_file(source, options)
+        _announce(server.url)
+        with _gateway(server.url, folder) as (process, port):
+            rows = _measure(server.url, process.pid, port, source, options.num_lines)
+    columns = ["phase", "seconds", "lines/s", "gateway, peak", "carrier, peak", "/health/live p50", "p99", "max"]
+    notes = [
+        f"{options.num_lines} lines, {source_megabytes(options)} MB; Redis, gateway, carrier, client on the same cores",
+        "validated: from POST /v1/batches to in_progress; enqueued: to the last job on its queue, none of them running",
+        "answered: a sink takes all jobs and writes their results; to `completed`, both files readable",
+    ]
+    print_and_keep("batch_file", columns, rows, notes)
+
+
+def source_megabytes(options: argparse.Namespace) -> int:
+    return round(options.num_lines * (options.system_chars + options.user_chars + 150) / 1e6)
+
+
+def _write_file(path: Path, options: argparse.Namespace) -> None:
+    rng = random.Random(7)
+
+    def text(num_chars: int) -> str:
+        return "".join(rng.choices("etaoin shrdlu", k=num_chars))
+
+    systems = [text(options.system_chars) for _ in range(NUM_SYSTEM_PROMPTS)]
+    with path.open("w") as file:
+        for number in range(options.num_lines):
+            messages = [
+                {"role": "system", "content": rng.choice(systems)},
+                {"role": "user", "content": text(options.user_chars)},
+            ]
+            body = {"model": MODEL, "messages": messages, "max_tokens": 100, "temperature": 0}
+            line = {"custom_id": f"request-{number}", "method": "POST", "url": URL, "body": body}
+            file.write(json.dumps(line) + "\n")
+
+
+def _measure(url: str, pid: int, port: int, source: Path, num_lines: int) -> list[list[str]]:
+    with (
+        openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600) as client,
+        redis.Redis.from_url(url) as connection,
+    ):
+        rows = []
+        watch = _Watch(pid, port)
+        with watch:
+            time.sleep(3.0)
+        rows.append(watch.row("idle", None, num_lines))
+
+        with source.open("rb") as file:
+            file_id = client.files.create(file=file, purpose="batch").id
+        watch = _Watch(pid, port)
+        with watch:
+            began = time.monotonic()
+            batch = client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")
+            _wait(lambda: client.batches.retrieve(batch.id).status != "validating")
+            validated = time.monotonic() - began
+            assert client.batches.retrieve(batch.id).status == "in_progress"
+            _wait(lambda: connection.llen(f"rq:queue:{QUEUE}") >= num_lines)
+            enqueued = time.monotonic() - began
+        rows.append(watch.row("validated", validated, num_lines, is_part=True))
+        rows.append(watch.row("validated and enqueued", enqueued, num_lines))
+
+        watch = _Watch(pid, port)
+        sink = multiprocessing.Process(target=_answer_all, args=(url, num_lines))
+        with watch:
+            began = time.monotonic()
+            sink.start()
+            _wait(lambda: client.batches.retrieve(batch.id).status == "completed")
+            answered = time.monotonic() - began
+        sink.join()
+        ended = client.batches.retrieve(batch.id)
+        assert ended.request_counts is not None and ended.request_counts.completed == num_lines
+        assert ended.output_file_id is not None
+        lines = client.files.content(ended.output_file_id).read().splitlines()
+        assert len({json.loads(line)["custom_id"] for line in lines}) == len(lines) == num_lines
+        rows.append(watch.row("answered", answered, num_lines))
+    return rows
+
+
+def _wait(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.1)
+
+
+@dataclass
+class _Watch:
+    """How long /health/live takes while the block runs, and how much memory the gateway and its carrier."""
+
+    pid: int
+    port: int
+    latencies: list[float] = field(default_factory=list)
+    peaks: dict[str, int] = field(default_factory=lambda: {"gateway": 0, "carrier": 0})
+
+    def __enter__(self) -> "_Watch":
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60) as client:
+            while not self._is_over.wait(SAMPLE_SECONDS):
+                began = time.perf_counter()
+                client.get("/health/live")
+                self.latencies.append(time.perf_counter() - began)
+                children = sum(_resident_bytes(child) for child in _children(self.pid))
+                self.peaks["carrier"] = max(self.peaks["carrier"], children)
+                self.peaks["gateway"] = max(self.peaks["gateway"], _resident_bytes(self.pid))
+
+    def row(self, phase: str, seconds: float | None, num_lines: int, *, is_part: bool = False) -> list[str]:
+        """`is_part`: of a phase whose figures stand in the next row."""
+        ordered = sorted(self.latencies)
+        figures = [
+            *(f"{peak / 2**20:.0f} MiB" for peak in (self.peaks["gateway"], self.peaks["carrier"])),
+            *(f"{1000 * ordered[int(share * (len(ordered) - 1))]:.1f} ms" for share in (0.5, 0.99, 1.0)),
+        ]
+        speed = ["", ""] if seconds is None else [f"{seconds:.1f}", f"{num_lines / seconds:.0f}"]
+        return [phase, *speed, *(figures if not is_part else [""] * len(figures))]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in fields.splitlines() if line.startswith("VmRSS")), 0)
+
+
+@contextmanager
+def _gateway(url: str, folder: str) -> "Iterator[tuple[subprocess.Popen[bytes], int]]":
+    """With room for the whole file on the queue."""
+    port = free_port()
+    options = ["--files", f"{folder}/files", "--batch-max-in-flight", "1000000", "--max-queue-depth", "1000000"]
+    command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(port), "--redis-url", url, *options]
+    process = subprocess.Popen([*command, "--log-level", "warning"])
+    try:
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health/live")
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield process, port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _announce(url: str) -> None:
+    info = WorkerInfo(
+        name="sink",
+        queues=keys.class_queues(keys.DEFAULT_QUEUE),
+        models=[MODEL],
+        context_length=8192,
+        device="none",
+        hostname="none",
+        pid=0,
+        started_at=time.time(),
+    )
+    with redis.Redis.from_url(url) as connection:
+        connection.set(keys.worker_key(info.name), info.model_dump_json())
+        connection.zadd(keys.WORKERS_KEY, {info.name: time.time() + 3600})
+
+
+def _answer_all(url: str, num_jobs: int) -> None:
+    """A worker without an engine: each job's result, its line and its status, hundreds in one round trip."""
+    usage = Usage(prompt_tokens=250, completion_tokens=100, total_tokens=350)
+    choice = Choice(index=0, text="an answer " * 30, token_ids=list(range(100)), finish_reason="length")
+    num_left = num_jobs
+    with redis.Redis.from_url(url) as connection:
+        while num_left:
+            ids = connection.lpop(f"rq:queue:{QUEUE}", 200) or []
+            with connection.pipeline(transaction=False) as pipeline:
+                for job_id in ids:
+                    name = job_id.decode()
+                    whole = Result(job_id=name, model=MODEL, status="finished", choices=[choice], usage=usage)
+                    pipeline.set(keys.result_key(name), whole.to_wire(), ex=keys.RESULT_TTL_SECONDS)
+                    pipeline.hset(f"rq:job:{name}", "status", "finished")
+                    pipeline.publish(keys.results_channel(QUEUE), json.dumps({"job_id": name}))
+                pipeline.execute()
+            num_left -= len(ids)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""Batches on gateways as processes: whichever is killed, and when, each line is answered once, and run once."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2 as httpx
+import openai
+import pytest
+import redis
+
+from producer.contract import keys
+from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
+from producer.gateway.batches.batch_scripts import BEGIN, FINISH, RECORD
+from producer.operations import Script
+from tests.fakes.batches import URL, batch_bench, jsonl, line
+from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from tests.fakes.gateways import wait_until
+from tests.fakes.holding_proxy import HoldingProxy
+from worker.embedded_redis import free_port
+
+LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
+NUM_LINES = 60
+MAX_IN_FLIGHT = 20
+START_SECONDS = 60.0
+
+Gateway = tuple[str, "subprocess.Popen[bytes]"]
+Start = Callable[..., Gateway]
+
+
+@pytest.fixture
+def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
+    """Start a gateway, which leads a process group of its own: its carrier is in it."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(url: str = redis_url) -> Gateway:
+        port = free_port()
+        options = (
+            "--batch-lease-seconds",
+            "3",
+            "--batch-max-in-flight",
+            str(MAX_IN_FLIGHT),
+            "--http-drain-seconds",
+            "0",
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "producer.cli",
+            "gateway",
+            "--http-port",
+            str(port),
+            "--redis-url",
+            url,
+            *options,
+        ]
+        with (tmp_path / f"gateway-{port}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*command, "--files", str(tmp_path / "files")], stdout=log, stderr=log, start_new_session=True
+            )
+        started.append(process)
+        end = time.monotonic() + START_SECONDS
+        while not _answers(f"http://127.0.0.1:{port}"):
+            assert process.poll() is None and time.monotonic() < end, (tmp_path / f"gateway-{port}.log").read_text()
+            time.sleep(0.05)
+        return f"http://127.0.0.1:{port}", process
+
+    yield start
+    for process in started:
+        _kill_group(process)
+
+
+@pytest.fixture
+def low(redis_url: str) -> Iterator[FakeWorker]:
+    worker = FakeWorker(redis_url, queue=LOW)
+    worker.announce("fake", queues=keys.class_queues(keys.DEFAULT_QUEUE), seconds=600)
+    yield worker
+    worker.close()
+
+
+class Files:
+    """The files' store, as the gateways share it."""
+
+    def __init__(self, redis_url: str, folder: Path) -> None:
+        self._redis_url = redis_url
+        self._folder = folder
+
+    def put(self, data: bytes) -> str:
+        async def run() -> str:
+            async with batch_bench(self._redis_url, self._folder) as bench:
+                return await bench.put_file(data)
+
+        return asyncio.run(run())
+
+    def read(self, batch_id: str) -> tuple[BatchRecord, list[str]]:
+        """The batch, and the custom_ids in its files."""
+
+        async def run() -> tuple[BatchRecord, list[str]]:
+            async with batch_bench(self._redis_url, self._folder) as bench:
+                record = await bench.get(batch_id)
+                lines = await bench.read_lines(record.output_file_id) + await bench.read_lines(record.error_file_id)
+                return record, [entry["custom_id"] for entry in lines]
+
+        return asyncio.run(run())
+
+
+@pytest.fixture
+def files(redis_url: str, tmp_path: Path) -> Files:
+    return Files(redis_url, tmp_path / "files")
+
+
+@pytest.fixture
+def runs() -> Counter[str]:
+    return Counter()
+
+
+def test_a_replica_killed_while_it_validates_loses_nothing(
+    start: Start, low: FakeWorker, files: Files, redis_url: str, runs: Counter[str]
+) -> None:
+    with _held_at(BEGIN, redis_url) as proxy:
+        batch_id, killed = _create(start(proxy.url), files)
+        assert proxy.has_held.wait(60)
+        assert files.read(batch_id)[0].status is BatchStatus.VALIDATING
+        _end_elsewhere(start(), killed, low, files, batch_id, runs)
+
+
+def test_a_replica_killed_while_it_enqueues_loses_nothing_and_enqueues_nothing_twice(
+    start: Start, low: FakeWorker, files: Files, redis_client: redis.Redis, runs: Counter[str]
+) -> None:
+    batch_id, killed = _create(start(), files)
+    wait_until(lambda: redis_client.llen(f"rq:queue:{LOW}") >= MAX_IN_FLIGHT // 2)
+    _end_elsewhere(start(), killed, low, files, batch_id, runs)
+
+
+def test_a_replica_killed_while_answers_come_in_loses_none_and_writes_none_twice(
+    start: Start, low: FakeWorker, files: Files, redis_url: str, runs: Counter[str]
+) -> None:
+    batch_id, killed = _create(start(), files)
+    for _ in range(NUM_LINES // 2):
+        _count(runs)(low.claim(60))
+    wait_until(lambda: files.read(batch_id)[0].num_completed > 0)
+    _end_elsewhere(start(), killed, low, files, batch_id, runs)
+
+
+def test_a_replica_killed_between_a_written_part_and_its_record_leaves_no_line_out(
+    start: Start, low: FakeWorker, files: Files, redis_url: str, runs: Counter[str]
+) -> None:
+    with _held_at(RECORD, redis_url) as proxy:
+        batch_id, killed = _create(start(proxy.url), files)
+        for _ in range(5):
+            _count(runs)(low.claim(60))
+        assert proxy.has_held.wait(60)
+        _end_elsewhere(start(), killed, low, files, batch_id, runs)
+
+
+def test_a_replica_killed_while_it_finalizes_leaves_the_end_to_another(
+    start: Start, low: FakeWorker, files: Files, redis_url: str, runs: Counter[str]
+) -> None:
+    with _held_at(FINISH, redis_url) as proxy:
+        batch_id, killed = _create(start(proxy.url), files)
+        with low.serving(_count(runs)):
+            assert proxy.has_held.wait(60)
+        record, answered = files.read(batch_id)
+        assert record.status is BatchStatus.FINALIZING and len(answered) == NUM_LINES
+        _end_elsewhere(start(), killed, low, files, batch_id, runs)
+
+
+def test_a_restart_carries_on_what_the_only_gateway_left(
+    start: Start, low: FakeWorker, files: Files, redis_client: redis.Redis, runs: Counter[str]
+) -> None:
+    batch_id, killed = _create(start(), files)
+    wait_until(lambda: redis_client.llen(f"rq:queue:{LOW}") >= MAX_IN_FLIGHT // 2)
+    _kill_group(killed)
+    _end_elsewhere(start(), killed, low, files, batch_id, runs)
+
+
+def test_a_gateway_that_is_told_to_stop_hands_its_batches_over_at_once(
+    start: Start, low: FakeWorker, files: Files, redis_client: redis.Redis, runs: Counter[str]
+) -> None:
+    batch_id, leaving = _create(start(), files)
+    wait_until(lambda: redis_client.llen(f"rq:queue:{LOW}") >= MAX_IN_FLIGHT // 2)
+    [carrier] = _children(leaving.pid)
+    leaving.send_signal(signal.SIGTERM)
+    assert leaving.wait(30) == 0
+    assert not Path(f"/proc/{carrier}").exists()
+    assert redis_client.zscore("promptmill:batches:open", batch_id) < time.time()
+    _end_elsewhere(start(), leaving, low, files, batch_id, runs)
+
+
+def test_a_carrier_does_not_outlive_its_gateway(
+    start: Start, low: FakeWorker, files: Files, redis_client: redis.Redis
+) -> None:
+    batch_id, killed = _create(start(), files)
+    wait_until(lambda: redis_client.llen(f"rq:queue:{LOW}") >= MAX_IN_FLIGHT // 2)
+    [carrier] = _children(killed.pid)
+    killed.kill()
+    killed.wait()
+    wait_until(lambda: not _is_running(carrier))
+    assert files.read(batch_id)[0].status is BatchStatus.IN_PROGRESS
+
+
+def _create(gateway: Gateway, files: Files) -> tuple[str, "subprocess.Popen[bytes]"]:
+    url, process = gateway
+    file_id = files.put(jsonl([line(f"r{number}", f"word {number}") for number in range(NUM_LINES)]))
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60) as client:
+        return client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h").id, process
+
+
+def _end_elsewhere(
+    other: Gateway,
+    killed: "subprocess.Popen[bytes]",
+    low: FakeWorker,
+    files: Files,
+    batch_id: str,
+    runs: Counter[str],
+) -> None:
+    """Kill the one, and see the other bring the batch to its end."""
+    _kill_group(killed)
+    with ExitStack() as stack:
+        client = stack.enter_context(openai.OpenAI(base_url=f"{other[0]}/v1", api_key="none", timeout=60))
+        stack.enter_context(low.serving(_count(runs)))
+        wait_until(lambda: client.batches.retrieve(batch_id).status == "completed")
+        ended = client.batches.retrieve(batch_id)
+    _, answered = files.read(batch_id)
+    assert sorted(answered) == sorted(f"r{number}" for number in range(NUM_LINES))
+    assert (ended.request_counts.completed, ended.request_counts.failed) == (NUM_LINES, 0)
+    assert sorted(runs.values()) == [1] * NUM_LINES
+
+
+def _count(runs: Counter[str]) -> Callable[[HeldJob], None]:
+    def behave(job: HeldJob) -> None:
+        runs[job.job_id] += 1
+        echo(job)
+
+    return behave
+
+
+@contextmanager
+def _held_at(script: Script, redis_url: str) -> Iterator[HoldingProxy]:
+    """A proxy that lets everything happen up to that script."""
+    sha = str(script.call([], [])[1]).encode()
+    port = urlsplit(redis_url).port
+    assert port is not None
+    with HoldingProxy(port, sha) as proxy:
+        yield proxy
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+def _is_running(pid: int) -> bool:
+    """Not gone, and not a zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/live", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
