@@ -45,7 +45,7 @@ class EngineConfig:
     cuda_graphs: bool = True
     """On a GPU: steps of the same shape are launched at once, as a CUDA graph."""
     num_threads: int | None = None
-    """Threads of a CPU step; None: torch's own choice."""
+    """Threads of a CPU step; None: torch's own choice, and fewer while others hold cores and fewer are faster."""
     step_timeout_seconds: float = 120.0
     """A step that takes longer is a hung device: the child is killed and started again."""
     start_timeout_seconds: float = 600.0

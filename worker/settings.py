@@ -70,7 +70,9 @@ class WorkerSettings(ProducerSettings):
         description="On a GPU: the same bits in any batch, at a cost in speed. A CPU always gives them.",
     )
     cuda_graphs: bool = Field(default=True, description="On a GPU: launch a step's kernels at once, as a CUDA graph.")
-    num_threads: int | None = Field(default=None, ge=1, description="Threads of a CPU step; default: torch's choice.")
+    num_threads: int | None = Field(
+        default=None, ge=1, description="Threads of a CPU step; default: torch's choice, fewer while others hold cores."
+    )
     max_num_seqs: int = Field(default=256, ge=1, description="Sequences in one step, at most.")
     max_num_tokens: int = Field(
         default=8192,

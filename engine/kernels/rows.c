@@ -6,7 +6,7 @@
 #include "lanes.h"
 
 #define MIN_WORK (1 << 15) /* elements below which a second thread costs more than it brings */
-#define EACH_ROW _Pragma("omp parallel for schedule(static) num_threads(a->num_threads) if (work > MIN_WORK)")
+#define EACH_ROW _Pragma("omp parallel for schedule(dynamic, 8) num_threads(a->num_threads) if (work > MIN_WORK)")
 
 typedef struct {
   const void *x;      /* [num_rows, num_groups, size], rows x_stride apart */

@@ -25,6 +25,7 @@ from engine.runner.logit_edits import EditRows, LogitEdits
 from engine.runner.memory import choose_num_blocks, largest_step
 from engine.runner.slots import SlotRows
 from engine.runner.step_ahead import StepAhead
+from engine.runner.thread_governor import ThreadGovernor
 from engine.runner.transfer import HostToDevice, start_reading
 from engine.sampler import SamplingBatch, create_sampler
 from engine.step_plan import BAD_LOGITS, SampledTokens
@@ -59,10 +60,19 @@ class ModelRunner:
         num_blocks = choose_num_blocks(config, self._model, lambda: self._run_largest_step(config))
         self._model.allocate_kv_cache(num_blocks)
         self.info = self._describe(num_blocks)
+        self._governor = _thread_governor(config, self._model.device)
 
     @torch.inference_mode()
     def execute(self, inputs: BatchInputs) -> SampledTokens:
         """See `Runner.execute`."""
+        if self._governor is None:
+            return self._execute(inputs)
+        self._governor.begin(inputs.num_tokens)
+        tokens = self._execute(inputs)
+        self._governor.end()
+        return tokens
+
+    def _execute(self, inputs: BatchInputs) -> SampledTokens:
         with _device_errors():
             computed = self._ahead.take(inputs) if self._ahead is not None else None
             tokens = self._forward(inputs) if computed is None else _DeviceTokens(computed)
@@ -255,6 +265,14 @@ def _token_logprobs(rows: NDArray[np.int64], logprobs: Tensor, top_ids: Tensor, 
     return TokenLogprobs(
         rows, logprobs.cpu().numpy(), top_ids.to(torch.int32).cpu().numpy(), top_logprobs.cpu().numpy()
     )
+
+
+def _thread_governor(config: EngineConfig, device: torch.device) -> ThreadGovernor | None:
+    """For the threads of a CPU's steps, unless their number is asked for, or they are somebody else's too."""
+    num_threads = torch.get_num_threads()
+    if device.type != "cpu" or config.num_threads is not None or config.in_process or num_threads == 1:
+        return None
+    return ThreadGovernor(num_threads, torch.set_num_threads)
 
 
 @contextmanager
