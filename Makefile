@@ -24,11 +24,13 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Integration and acceptance tests wait more than they compute: two runs of them side by side, file by file.
+# Integration tests wait more than they compute: two runs of them side by side, file by file. Acceptance tests hold real
+# processes to promises in seconds, and have the machine for themselves.
 NUM_RUNS ?= 2
 test: $(STAMP)
 	$(BIN)/pytest -m "not gpu" -n auto tests/unit
-	$(BIN)/pytest -m "not gpu" -n $(NUM_RUNS) --dist loadfile tests/integration tests/acceptance
+	$(BIN)/pytest -m "not gpu" -n $(NUM_RUNS) --dist loadfile tests/integration
+	$(BIN)/pytest -m "not gpu" tests/acceptance
 
 # Three workers under kill -9, SIGTERM, SIGSTOP, cut connections and Redis restarts; then every job is checked.
 SEED ?= 1
