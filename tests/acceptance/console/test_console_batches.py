@@ -151,4 +151,7 @@ def test_a_batch_runs_to_its_end_before_the_readers_eyes(
     with FakeWorker(redis_url, keys.class_queue("promptmill", "low"), "low").serving(echo):
         page.get_by_text("5 of 5 requests answered, 0 failed").wait_for()
         page.get_by_text("completed", exact=True).wait_for()
-    assert page.get_by_role("button", name="Save the output file").is_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save the output file").click()
+    answers = [json.loads(text) for text in download.value.path().read_text().splitlines()]
+    assert {answer["custom_id"] for answer in answers} == {f"r{at}" for at in range(5)}
