@@ -19,6 +19,7 @@ LOOK_SECONDS = 2.0  # of silence, before the jobs are looked at; thousands of th
 LOOKS_A_SECOND = 2000  # at most, so that waiting for very many jobs does not burden Redis
 MAX_LOOKS_A_SEND = 500
 MAX_RESULTS_A_SEND = 100
+MAX_ENDED_A_LOOK = 500
 MAX_LINES_A_READ = 1000  # of other jobs too, before the clock is looked at
 
 Item = TypeVar("Item")
@@ -152,6 +153,9 @@ class ResultCollector:
             for look in closed:
                 if look.job_id in self._pending:
                     yield from self._conclude(look)
+            if self._knows_queues and len(self._ended) >= MAX_ENDED_A_LOOK:
+                self._next_look_at = 0.0  # at the others once these are handed out: results can be large
+                return
         self._next_look_at = time.monotonic() + max(LOOK_SECONDS, len(self._pending) / LOOKS_A_SECOND)
 
     def _look_at(self, job_ids: Sequence[str]) -> Protocol[list[Look]]:

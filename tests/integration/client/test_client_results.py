@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from contextlib import closing
 
 import boto3
 import pytest
@@ -12,6 +13,9 @@ from rq.serializers import JSONSerializer
 
 from producer import Client, JobFailedError, JobNotFoundError, JobStatus, Result, ResultStoreError, ResultTimeoutError
 from producer.contract import ErrorCode, keys
+from producer.operations import Protocol
+from producer.results import MAX_ENDED_A_LOOK, ResultCollector
+from producer.transport import Transport
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
 
 
@@ -115,6 +119,29 @@ def test_results_come_as_jobs_end_failed_and_forgotten_ones_too(
         results = list(outcomes)
     assert Counter(result.status for result in results) == {"finished": 299, "failed": 1}
     assert {result.job_id for result in results} | early == {job.id for job in jobs} | {"nobody"}
+
+
+def test_very_many_that_ended_before_are_handed_out_some_at_a_time_and_each_once(
+    client: Client, redis_url: str, redis_client: redis.Redis
+) -> None:
+    ids = [f"job-{number}" for number in range(3 * MAX_ENDED_A_LOOK + 7)]
+    with redis_client.pipeline() as pipeline:
+        for job_id in ids:
+            pipeline.hset(f"rq:job:{job_id}", mapping={"status": "finished", "origin": "promptmill"})
+            pipeline.set(keys.result_key(job_id), Result(job_id=job_id, status="finished").to_wire())
+        pipeline.execute()
+    collector = ResultCollector(dict.fromkeys(ids, "promptmill"), 30)
+
+    def collect() -> Protocol[list[list[str]]]:
+        taken = []
+        while collector.num_pending:
+            taken.append([outcome.job_id for outcome in (yield from collector.next_ended())])
+        return taken
+
+    with closing(Transport(redis_url)) as transport:
+        taken = transport.run(collect())
+    assert sorted(job_id for some in taken for job_id in some) == sorted(ids)
+    assert max(map(len, taken)) <= MAX_ENDED_A_LOOK
 
 
 def test_a_forgotten_job_has_a_code_of_its_own(client: Client) -> None:
