@@ -1,8 +1,10 @@
 """How many threads a CPU's steps compute with: fewer while other processes hold cores, where fewer are faster.
 
-Threads of one product wait for the one that another process keeps off its core. Measured with both of two cores busy,
-a step's products in int8 took 126 ms with two threads and 50 ms with one (8 rows of SmolLM2-135M). No result depends on
-the number of threads, so it may change between two steps. Knows nothing of what a step computes.
+Threads of one product wait for the one that another process keeps off its core. Which number is faster depends on the
+load: on two shared cores a step's int8 products took 126 ms with two threads and 50 ms with one (8 rows of
+SmolLM2-135M), and beside one more busy process 272 ms with two and 407 ms with one (64 rows). So it is tried, not
+assumed. No result depends on the number of threads, which may change between two steps. Knows nothing of what a step
+computes.
 """
 
 import resource
