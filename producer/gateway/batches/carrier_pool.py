@@ -58,6 +58,8 @@ class CarrierPool:
             lease = await BatchLease.claim(self._redis, self._lease_seconds)
             if lease is None:
                 return
+            if self._is_stopping:  # told so while the claim was under way
+                lease.wish_for(Wish.STOP)
             task = asyncio.create_task(self._carry(lease))
             self._carried[task] = lease
             task.add_done_callback(self._forget)
