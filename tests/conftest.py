@@ -1,4 +1,4 @@
-"""Servers that every tier shares: a real Redis and a real S3-protocol server, on free ports."""
+"""What tiers share: a real Redis, a real S3-protocol server, gateways and places for their files, on free ports."""
 
 import atexit
 import os
@@ -6,6 +6,9 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import redis
@@ -19,7 +22,9 @@ for variable in [name for name in os.environ if name.startswith("PROMPTMILL_")]:
 os.environ["PROMPTMILL_FILES"] = tempfile.mkdtemp(prefix="promptmill-files-")  # of every gateway that names no other
 atexit.register(shutil.rmtree, os.environ["PROMPTMILL_FILES"], ignore_errors=True)
 
-from worker.embedded_redis import EmbeddedRedis  # noqa: E402  (reads the environment set above)
+from tests.fakes.file_stores import BucketOfFiles, FolderOfFiles, PlaceOfFiles  # noqa: E402  (reads the environment set above)
+from tests.fakes.gateways import StartGateway, running_gateway  # noqa: E402
+from worker.embedded_redis import EmbeddedRedis  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +74,19 @@ _S3_ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+
+
+@pytest.fixture
+def start_gateway(redis_url: str) -> Iterator[StartGateway]:
+    """Start gateways with settings of one's own."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running_gateway(redis_url, **settings))
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> PlaceOfFiles:
+    """An empty folder, and an empty prefix of a bucket: what a gateway's files lie in."""
+    if request.param == "folder":
+        (tmp_path / "files").mkdir()
+        return FolderOfFiles(tmp_path / "files")
+    return BucketOfFiles(request.getfixturevalue("s3_endpoint"), uuid4().hex)

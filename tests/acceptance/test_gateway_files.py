@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from uuid import uuid4
 
 import httpx2 as httpx
 import openai
@@ -16,7 +15,7 @@ import pytest
 import redis
 
 from producer.gateway.files import file_keys
-from tests.fakes.file_stores import BucketOfFiles, FolderOfFiles, PlaceOfFiles
+from tests.fakes.file_stores import FolderOfFiles, PlaceOfFiles
 from tests.fakes.gateways import wait_until
 from worker.embedded_redis import free_port
 
@@ -28,14 +27,6 @@ HEAD = (
 )
 
 Start = Callable[[], tuple[int, "subprocess.Popen[bytes]"]]
-
-
-@pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> PlaceOfFiles:
-    if request.param == "folder":
-        (tmp_path / "files").mkdir()
-        return FolderOfFiles(tmp_path / "files")
-    return BucketOfFiles(request.getfixturevalue("s3_endpoint"), uuid4().hex)
 
 
 @pytest.fixture

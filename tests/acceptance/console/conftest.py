@@ -8,7 +8,6 @@ import pytest
 
 from tests.acceptance.console.chromium import CHROMIUM_FLAGS, find_chromium
 from tests.fakes.fake_worker import FakeWorker
-from tests.fakes.gateways import StartGateway, running_gateway
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -74,12 +73,6 @@ def see(page: "Page", expression: str, argument: Any = None) -> None:
             return
         page.wait_for_timeout(POLL_MS)
     raise AssertionError(f"it did not come to that: {expression}")
-
-
-@pytest.fixture
-def start_gateway(redis_url: str) -> Iterator[StartGateway]:
-    with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(running_gateway(redis_url, **settings))
 
 
 @pytest.fixture

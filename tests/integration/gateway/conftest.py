@@ -1,24 +1,14 @@
 """A gateway on a real Redis, a fake worker that answers, and the official client, unmodified."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from uuid import uuid4
 
 import openai
 import pytest
 
 from producer.async_transport import AsyncTransport
 from tests.fakes.fake_worker import FakeWorker, echo
-from tests.fakes.file_stores import BucketOfFiles, FolderOfFiles, PlaceOfFiles
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway
-
-
-@pytest.fixture
-def start_gateway(redis_url: str) -> Iterator[StartGateway]:
-    """Start gateways with settings of one's own."""
-    with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(running_gateway(redis_url, **settings))
+from tests.fakes.file_stores import PlaceOfFiles
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client
 
 
 @pytest.fixture
@@ -53,15 +43,6 @@ async def transport(redis_url: str) -> AsyncIterator[AsyncTransport]:
     transport = AsyncTransport(redis_url)
     yield transport
     await transport.aclose()
-
-
-@pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> PlaceOfFiles:
-    """An empty folder, and an empty prefix of a bucket: what a gateway's files lie in."""
-    if request.param == "folder":
-        (tmp_path / "files").mkdir()
-        return FolderOfFiles(tmp_path / "files")
-    return BucketOfFiles(request.getfixturevalue("s3_endpoint"), uuid4().hex)
 
 
 @pytest.fixture
