@@ -48,6 +48,7 @@ _SPECIFIC: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0]},
     "starcoder2": {"sliding_window": 24},
 }
+MIXTURES_OF_EXPERTS = sorted(name for name, fields in _SPECIFIC.items() if _MIXTURE.items() <= fields.items())
 _GPT2_NAMES = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
 _GPT2_NAMES |= {"head_dim", "max_position_embeddings"}
 
