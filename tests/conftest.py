@@ -1,4 +1,6 @@
-"""What tiers share: a real Redis, a real S3-protocol server, gateways and places for their files, on free ports."""
+"""What tiers share, on free ports: a real Redis, a real S3-protocol server, gateways and places for their files.
+
+And fake workers."""
 
 import atexit
 import os
@@ -22,9 +24,13 @@ for variable in [name for name in os.environ if name.startswith("PROMPTMILL_")]:
 os.environ["PROMPTMILL_FILES"] = tempfile.mkdtemp(prefix="promptmill-files-")  # of every gateway that names no other
 atexit.register(shutil.rmtree, os.environ["PROMPTMILL_FILES"], ignore_errors=True)
 
-from tests.fakes.file_stores import BucketOfFiles, FolderOfFiles, PlaceOfFiles  # noqa: E402  (reads the environment set above)
+from producer.contract import keys  # noqa: E402  (reads the environment set above)
+from tests.fakes.fake_worker import FakeWorker  # noqa: E402
+from tests.fakes.file_stores import BucketOfFiles, FolderOfFiles, PlaceOfFiles  # noqa: E402
 from tests.fakes.gateways import StartGateway, running_gateway  # noqa: E402
 from worker.embedded_redis import EmbeddedRedis  # noqa: E402
+
+ANNOUNCED_SECONDS = 600.0  # longer than any test takes: what a worker says of itself does not lapse meanwhile
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +51,22 @@ def redis_url(_redis_server: EmbeddedRedis) -> str:
 def redis_client(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[FakeWorker]:
+    """Serves the model `fake`, as far as anybody can see."""
+    with FakeWorker(redis_url) as worker:
+        worker.announce("fake", seconds=ANNOUNCED_SECONDS)
+        yield worker
+
+
+@pytest.fixture
+def low(redis_url: str) -> Iterator[FakeWorker]:
+    """Takes the jobs of the class `low`, which batches are made of."""
+    with FakeWorker(redis_url, queue=keys.class_queue(keys.DEFAULT_QUEUE, "low")) as worker:
+        worker.announce("fake", queues=keys.class_queues(keys.DEFAULT_QUEUE), seconds=ANNOUNCED_SECONDS)
+        yield worker
 
 
 @pytest.fixture(scope="session")

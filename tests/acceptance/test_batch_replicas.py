@@ -78,14 +78,6 @@ def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
         _kill_group(process)
 
 
-@pytest.fixture
-def low(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url, queue=LOW)
-    worker.announce("fake", queues=keys.class_queues(keys.DEFAULT_QUEUE), seconds=600)
-    yield worker
-    worker.close()
-
-
 class Files:
     """The files' store, as the gateways share it."""
 

@@ -44,14 +44,6 @@ def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
         process.wait()
 
 
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url)
-    worker.announce("fake")
-    yield worker
-    worker.close()
-
-
 class Reader(threading.Thread):
     """Streams one completion; when the connection breaks it goes on at the other replica, behind its last cursor."""
 

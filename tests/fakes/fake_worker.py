@@ -193,6 +193,12 @@ class FakeWorker:
     def close(self) -> None:
         self.connection.close()
 
+    def __enter__(self) -> "FakeWorker":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
     def claim(self, timeout: float = 20.0) -> HeldJob:
         """The next queued job. Jobs that were cancelled while they lay there are passed over, as a worker does."""
         while True:

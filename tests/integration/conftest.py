@@ -16,9 +16,9 @@ def queue(redis_client: redis.Redis) -> Queue:
 
 
 @pytest.fixture
-def worker(redis_url: str) -> Iterator[WorkerThread]:
-    with WorkerThread(redis_url) as worker:
-        yield worker
+def worker_thread(redis_url: str) -> Iterator[WorkerThread]:
+    with WorkerThread(redis_url) as worker_thread:
+        yield worker_thread
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,14 +16,6 @@ from producer.cli import main
 from tests.fakes.fake_worker import FakeWorker, echo
 
 Invoke = Callable[..., Result]
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url)
-    worker.announce("m")
-    yield worker
-    worker.close()
 
 
 @pytest.fixture
@@ -44,7 +36,7 @@ def test_submit_prints_the_answer_and_nothing_else(promptmill: Invoke, worker: F
 
 
 def test_submit_sends_a_chat_with_every_option(promptmill: Invoke, worker: FakeWorker) -> None:
-    arguments = ["--system", "Be brief.", "--model", "m", "--top-p", "0.5", "--top-k", "4", "--min-p", "0.1"]
+    arguments = ["--system", "Be brief.", "--model", "fake", "--top-p", "0.5", "--top-k", "4", "--min-p", "0.1"]
     arguments += ["--seed", "7", "--stop", "a", "--stop", "b", "--ignore-eos", "--n", "2", "--priority-class", "high"]
     detached = promptmill("submit", "-", "--detach", *arguments, input="from standard input")
     assert detached.exit_code == 0
@@ -53,7 +45,7 @@ def test_submit_sends_a_chat_with_every_option(promptmill: Invoke, worker: FakeW
     assert held.job_id == detached.stdout.strip()
     assert held.arguments == {
         "v": 1,
-        "model": "m",
+        "model": "fake",
         "messages": [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": "from standard input"},
@@ -133,7 +125,7 @@ def test_a_failed_result_as_json_is_printed_all_the_same(
     ("arguments", "code", "words"),
     [
         (["submit", "x", "--temperature", "9"], 2, "temperature: must be at most 2; got 9.0"),
-        (["submit", "x", "--model", "other"], 2, "no live worker serves 'other'; served are: m"),
+        (["submit", "x", "--model", "other"], 2, "no live worker serves 'other'; served are: fake"),
         (["submit", "x", "--max-tokens", "many"], 2, "--max-tokens"),
         (["submit", "x", "--redis-url", "http://x"], 2, "--redis-url (PROMPTMILL_REDIS_URL)"),
         (["submit", "x", "--redis-url", "redis://:secret@127.0.0.1:1/0"], 3, "redis://:***@127.0.0.1:1/0 cannot be"),
@@ -178,7 +170,7 @@ def test_status_shows_queues_and_workers(promptmill: Invoke, worker: FakeWorker,
     shown = json.loads(promptmill("status", "--json").stdout)
     [queue] = shown["queues"]
     assert (queue["name"], queue["depth"], queue["registries"]["finished"]) == ("promptmill", 1, 0)
-    assert [found["models"] for found in shown["workers"]] == [["m"]]
+    assert [found["models"] for found in shown["workers"]] == [["fake"]]
     table = promptmill("status")
     assert table.exit_code == 0 and "fake" in table.stdout and "promptmill" in table.stdout
 

@@ -21,24 +21,24 @@ from tests.fakes.worker_runs import (
 )
 
 
-def start_long_job(worker: WorkerThread, queue: Queue, client: redis.Redis, **options: object) -> object:
+def start_long_job(worker_thread: WorkerThread, queue: Queue, client: redis.Redis, **options: object) -> object:
     """A job that has put out something and goes on for long."""
-    worker.engine.step_seconds = 0.01
+    worker_thread.engine.step_seconds = 0.01
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, **options)
     wait_until(lambda: client.xlen(keys.stream_key(job.id)) > 2)
     return job
 
 
 def test_a_running_job_that_rq_cancels_keeps_its_partial_output(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    job = start_long_job(worker, queue, redis_client)
+    job = start_long_job(worker_thread, queue, redis_client)
     job.cancel()
     result = wait_for_result(redis_client, job.id)
     assert result.status == "cancelled" and result.choices[0].finish_reason == "cancelled"
     assert result.text and stream_text(redis_client, job.id) == result.text
     assert result.usage.completion_tokens == len(result.choices[0].token_ids) > 0
-    assert not worker.engine.running
+    assert not worker_thread.engine.running
     wait_for_no_leftovers(redis_client)
     assert job.get_status() is JobStatus.CANCELED
     assert queue.canceled_job_registry.get_job_ids() == [job.id]
@@ -46,17 +46,17 @@ def test_a_running_job_that_rq_cancels_keeps_its_partial_output(
 
 
 def test_a_client_that_cancels_ends_a_running_job_within_a_step(
-    redis_url: str, worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    redis_url: str, worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    job = start_long_job(worker, queue, redis_client)
-    worker.engine.step_seconds = 0.3  # far longer than a cancel takes
+    job = start_long_job(worker_thread, queue, redis_client)
+    worker_thread.engine.step_seconds = 0.3  # far longer than a cancel takes
     with Client(redis_url) as client:
         tokens_before = sum(len(chunk.token_ids) for chunk in stored_chunks(redis_client, job.id))
         assert client.job(job.id).cancel()
         result = client.job(job.id).result(timeout=30)
     assert result.status == "cancelled" and len(result.choices[0].token_ids) - tokens_before <= 4
     assert result.usage.completion_tokens == len(result.choices[0].token_ids)
-    assert not worker.engine.running
+    assert not worker_thread.engine.running
     wait_for_no_leftovers(redis_client)
     for key in (job.key, keys.stream_key(job.id), keys.result_key(job.id)):
         assert redis_client.ttl(key) > 0, key
@@ -65,9 +65,9 @@ def test_a_client_that_cancels_ends_a_running_job_within_a_step(
 
 
 def test_a_cancel_on_the_channel_reaches_the_holder(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    job = start_long_job(worker, queue, redis_client)
+    job = start_long_job(worker_thread, queue, redis_client)
     redis_client.hset(job.key, "status", "canceled")
     redis_client.publish(keys.CANCEL_CHANNEL, job.id)
     assert wait_for_result(redis_client, job.id).status == "cancelled"
@@ -75,7 +75,7 @@ def test_a_cancel_on_the_channel_reaches_the_holder(
 
 
 def test_a_queued_job_that_rq_cancels_is_never_run(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
     suspend(redis_client)
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
@@ -83,24 +83,26 @@ def test_a_queued_job_that_rq_cancels_is_never_run(
     resume(redis_client)
     other = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
     wait_for_result(redis_client, other.id)
-    assert worker.engine.submitted == [f"{other.id}:1"]
+    assert worker_thread.engine.submitted == [f"{other.id}:1"]
     assert job.get_status() is JobStatus.CANCELED
 
 
 def test_a_running_job_that_is_deleted_ends_as_cancelled(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    job = start_long_job(worker, queue, redis_client)
+    job = start_long_job(worker_thread, queue, redis_client)
     job.delete()
     assert wait_for_result(redis_client, job.id).status == "cancelled"
     wait_for_no_leftovers(redis_client)
     assert not redis_client.exists(job.key)
 
 
-def test_two_of_many_jobs_are_stopped_by_command(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
-    worker.engine.step_seconds = 0.01
+def test_two_of_many_jobs_are_stopped_by_command(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    worker_thread.engine.step_seconds = 0.01
     jobs = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=200) for _ in range(8)]
-    wait_until(lambda: len(worker.engine.running) == 8)
+    wait_until(lambda: len(worker_thread.engine.running) == 8)
     for job in jobs[2:4]:
         send_stop_job_command(redis_client, job.id, serializer=queue.serializer)
     results = [wait_for_result(redis_client, job.id) for job in jobs]
@@ -112,7 +114,7 @@ def test_two_of_many_jobs_are_stopped_by_command(worker: WorkerThread, queue: Qu
 
 
 def test_a_suspended_worker_claims_nothing_and_says_so(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
     suspend(redis_client)
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
@@ -122,32 +124,34 @@ def test_a_suspended_worker_claims_nothing_and_says_so(
     assert wait_for_result(redis_client, job.id).status == "finished"
 
 
-def test_rq_sees_the_worker_and_what_it_runs(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+def test_rq_sees_the_worker_and_what_it_runs(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
     (seen,) = BaseWorker.all(connection=redis_client)
-    assert seen.name == worker.name and seen.queue_names() == keys.class_queues(queue.name)
-    worker.engine.pause()
+    assert seen.name == worker_thread.name and seen.queue_names() == keys.class_queues(queue.name)
+    worker_thread.engine.pause()
     jobs = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2) for _ in range(3)]
-    wait_until(lambda: len(worker.engine.running) == 3)
+    wait_until(lambda: len(worker_thread.engine.running) == 3)
     assert sorted(execution.job_id for execution in seen.get_current_executions(refresh=True)) == sorted(
         job.id for job in jobs
     )
     assert queue.started_job_registry.count == 3
     jobs[0].refresh()
-    assert jobs[0].worker_name == worker.name and jobs[0].started_at is not None
+    assert jobs[0].worker_name == worker_thread.name and jobs[0].started_at is not None
     wait_until(lambda: BaseWorker.all(connection=redis_client)[0].get_state() == "busy")
-    worker.engine.go_on()
+    worker_thread.engine.go_on()
     wait_until(lambda: BaseWorker.all(connection=redis_client)[0].get_state() == "idle")
     wait_until(lambda: BaseWorker.all(connection=redis_client)[0].successful_job_count == 3)
 
 
 def test_rqs_shutdown_command_hands_the_jobs_over(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker.engine.pause()
+    worker_thread.engine.pause()
     jobs = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2) for _ in range(3)]
-    wait_until(lambda: len(worker.engine.running) == 3)
-    send_shutdown_command(redis_client, worker.name)
-    worker.join()
+    wait_until(lambda: len(worker_thread.engine.running) == 3)
+    send_shutdown_command(redis_client, worker_thread.name)
+    worker_thread.join()
     assert queue.get_job_ids() == [job.id for job in jobs]
     assert [job.get_status() for job in jobs] == [JobStatus.QUEUED] * 3
     assert [key for key in leftovers(redis_client) if "attempt" not in key] == []

@@ -22,7 +22,7 @@ from tests.fakes.worker_runs import (
 )
 
 
-def test_a_job_enqueued_by_plain_rq_runs(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+def test_a_job_enqueued_by_plain_rq_runs(worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
     job = queue.enqueue(FUNCTION, prompt="Name three rivers", max_tokens=5, metadata={"row": 7})
     result = wait_for_result(redis_client, job.id)
     assert result.status == "finished" and result.metadata == {"row": 7} and result.attempts == 1
@@ -37,7 +37,7 @@ def test_a_job_enqueued_by_plain_rq_runs(worker: WorkerThread, queue: Queue, red
         assert redis_client.ttl(key) > 0, key
 
 
-def test_a_job_written_by_redis_commands_runs(worker: WorkerThread, redis_client: redis.Redis) -> None:
+def test_a_job_written_by_redis_commands_runs(worker_thread: WorkerThread, redis_client: redis.Redis) -> None:
     data = json.dumps([FUNCTION, None, [], {"prompt": "Hello", "max_tokens": 3}])
     with redis_client.pipeline() as pipe:
         pipe.hset(
@@ -57,7 +57,9 @@ def test_a_job_written_by_redis_commands_runs(worker: WorkerThread, redis_client
     wait_for_no_leftovers(redis_client)
 
 
-def test_several_choices_are_streamed_and_kept(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+def test_several_choices_are_streamed_and_kept(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4, n=3)
     result = wait_for_result(redis_client, job.id)
     assert [choice.index for choice in result.choices] == [0, 1, 2]
@@ -90,7 +92,7 @@ BAD_CALLS: dict[str, tuple[Callable[[Queue], Job], str]] = {
 
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_a_bad_job_fails_with_a_reason_and_the_next_one_runs(
-    name: str, worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    name: str, worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
     enqueue, reason = BAD_CALLS[name]
     bad = enqueue(queue)
@@ -121,7 +123,7 @@ def test_a_bad_job_fails_with_a_reason_and_the_next_one_runs(
     ],
 )
 def test_a_malformed_record_fails_alone(
-    fields: dict[str, Any], worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    fields: dict[str, Any], worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
     redis_client.hset("rq:job:broken", mapping={"status": "queued", "origin": "promptmill", **fields})
     redis_client.rpush(queue.key, "broken")
@@ -133,7 +135,7 @@ def test_a_malformed_record_fails_alone(
     wait_for_no_leftovers(redis_client)
 
 
-def test_ids_without_a_job_are_dropped(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+def test_ids_without_a_job_are_dropped(worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
     redis_client.set("rq:job:text", "no hash")
     redis_client.rpush(queue.key, "gone", "text", "bad id!", "rq:job:x")
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
@@ -157,11 +159,11 @@ def test_jobs_finish_out_of_order(redis_url: str, queue: Queue, redis_client: re
 
 
 def test_an_engine_error_fails_the_job_with_its_partial_output(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000)
     wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 2)
-    worker.engine.fail(job.id)
+    worker_thread.engine.fail(job.id)
     result = wait_for_result(redis_client, job.id)
     assert result.status == "failed" and result.choices[0].finish_reason == "error"
     assert result.text and stream_text(redis_client, job.id) == result.text
@@ -171,9 +173,9 @@ def test_an_engine_error_fails_the_job_with_its_partial_output(
 
 
 def test_a_job_past_its_rq_timeout_fails_with_its_partial_output(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker.engine.step_seconds = 0.05
+    worker_thread.engine.step_seconds = 0.05
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, job_timeout=1)
     result = wait_for_result(redis_client, job.id)
     assert result.error is not None and result.error.code is ErrorCode.TIMEOUT
@@ -181,7 +183,9 @@ def test_a_job_past_its_rq_timeout_fails_with_its_partial_output(
     wait_until(lambda: job.get_status() is JobStatus.FAILED)
 
 
-def test_a_result_ttl_of_zero_leaves_no_rq_job(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+def test_a_result_ttl_of_zero_leaves_no_rq_job(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, result_ttl=0)
     assert wait_for_result(redis_client, job.id).status == "finished"
     wait_until(lambda: not redis_client.exists(job.key))
@@ -189,23 +193,23 @@ def test_a_result_ttl_of_zero_leaves_no_rq_job(worker: WorkerThread, queue: Queu
 
 
 def test_a_job_enqueued_again_while_it_runs_runs_once(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker.engine.pause()
+    worker_thread.engine.pause()
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, job_id="twice")
-    wait_until(lambda: worker.engine.running)
+    wait_until(lambda: worker_thread.engine.running)
     queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, job_id="twice")
     wait_until(lambda: queue.count == 0)
     wait_until(lambda: job.get_status() is JobStatus.STARTED)
-    worker.engine.go_on()
+    worker_thread.engine.go_on()
     assert wait_for_result(redis_client, job.id).attempts == 1
     wait_until(lambda: job.get_status() is JobStatus.FINISHED)
-    assert worker.engine.submitted == ["twice:1"]
+    assert worker_thread.engine.submitted == ["twice:1"]
     wait_for_no_leftovers(redis_client)
 
 
 def test_the_results_line_tells_of_every_job_that_ends(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
     good = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
     bad = queue.enqueue(FUNCTION, prompt="")

@@ -18,9 +18,9 @@ from tests.fakes.worker_runs import (
 
 
 def test_a_running_job_ends_at_its_deadline_with_what_it_has(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker.engine.step_seconds = 0.01
+    worker_thread.engine.step_seconds = 0.01
     deadline = time.time() + 0.5
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, deadline=deadline)
     result = wait_for_result(redis_client, job.id)
@@ -29,31 +29,31 @@ def test_a_running_job_ends_at_its_deadline_with_what_it_has(
     assert result.text and stream_text(redis_client, job.id) == result.text
     assert result.usage.completion_tokens == sum(len(choice.token_ids) for choice in result.choices)
     wait_until(lambda: job.get_status() is JobStatus.FINISHED)
-    assert not worker.engine.running
+    assert not worker_thread.engine.running
     wait_for_no_leftovers(redis_client)
 
 
 def test_a_job_past_its_deadline_is_never_started_and_never_tried_again(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, deadline=time.time() - 1, retry=Retry(max=3))
     result = wait_for_result(redis_client, job.id)
     assert result.status == "failed" and result.attempts == 1
     assert result.error is not None and result.error.code is ErrorCode.DEADLINE_EXCEEDED
-    assert worker.engine.submitted == []
+    assert worker_thread.engine.submitted == []
     wait_until(lambda: job.get_status() is JobStatus.FAILED)
     wait_for_no_leftovers(redis_client)
 
 
 def test_a_job_without_a_token_at_its_deadline_has_failed(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker.engine.pause()
+    worker_thread.engine.pause()
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, deadline=time.time() + 0.3)
     result = wait_for_result(redis_client, job.id)
     assert result.status == "failed" and result.error is not None
     assert result.error.code is ErrorCode.DEADLINE_EXCEEDED and result.usage.completion_tokens == 0
-    worker.engine.go_on()
+    worker_thread.engine.go_on()
 
 
 def test_a_job_that_comes_back_after_its_deadline_keeps_what_it_had(
@@ -87,10 +87,12 @@ def test_a_job_whose_ttl_passed_in_the_queue_is_taken_off_it(
     assert not redis_client.exists(expired.key)
 
 
-def test_a_job_that_is_claimed_outlives_its_ttl(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
-    worker.engine.pause()
+def test_a_job_that_is_claimed_outlives_its_ttl(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    worker_thread.engine.pause()
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, ttl=1)
-    wait_until(lambda: worker.engine.running)
+    wait_until(lambda: worker_thread.engine.running)
     assert redis_client.ttl(job.key) == -1
-    worker.engine.go_on()
+    worker_thread.engine.go_on()
     assert wait_for_result(redis_client, job.id).status == "finished"

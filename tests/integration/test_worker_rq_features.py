@@ -19,15 +19,15 @@ from tests.fakes.worker_runs import (
 
 
 def test_retry_runs_a_failed_job_again_from_the_start(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker.engine.pause()
+    worker_thread.engine.pause()
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, retry=Retry(max=2))
-    wait_until(lambda: worker.engine.running)
-    worker.engine.fail(job.id)
-    wait_until(lambda: worker.engine.running == [f"{job.id}:2"])
+    wait_until(lambda: worker_thread.engine.running)
+    worker_thread.engine.fail(job.id)
+    wait_until(lambda: worker_thread.engine.running == [f"{job.id}:2"])
     assert redis_client.exists(keys.result_key(job.id)) == 0
-    worker.engine.go_on()
+    worker_thread.engine.go_on()
     result = wait_for_result(redis_client, job.id)
     assert result.status == "finished" and result.attempts == 2
     wait_until(lambda: job.get_status() is JobStatus.FINISHED)
@@ -35,39 +35,39 @@ def test_retry_runs_a_failed_job_again_from_the_start(
 
 
 def test_retry_with_an_interval_comes_back_through_the_scheduler(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker.engine.pause()
+    worker_thread.engine.pause()
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, retry=Retry(max=1, interval=1))
-    wait_until(lambda: worker.engine.running)
-    worker.engine.fail(job.id)
-    wait_until(lambda: worker.engine.running == [f"{job.id}:2"])
-    worker.engine.go_on()
+    wait_until(lambda: worker_thread.engine.running)
+    worker_thread.engine.fail(job.id)
+    wait_until(lambda: worker_thread.engine.running == [f"{job.id}:2"])
+    worker_thread.engine.go_on()
     assert wait_for_result(redis_client, job.id).attempts == 2
 
 
 def test_a_job_that_fails_once_more_than_its_retries_is_failed(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker.engine.pause()
+    worker_thread.engine.pause()
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, retry=Retry(max=1))
     for attempt in (1, 2):
-        wait_until(lambda: worker.engine.running == [f"{job.id}:{attempt}"])  # noqa: B023
-        worker.engine.fail(job.id)
+        wait_until(lambda: worker_thread.engine.running == [f"{job.id}:{attempt}"])  # noqa: B023
+        worker_thread.engine.fail(job.id)
     assert wait_for_result(redis_client, job.id).attempts == 2
     wait_until(lambda: job.get_status() is JobStatus.FAILED)
     wait_for_no_leftovers(redis_client)
 
 
 def test_a_dependent_job_runs_after_the_one_it_waits_for(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker.engine.pause()
+    worker_thread.engine.pause()
     first = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
     second = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, depends_on=first)
-    wait_until(lambda: worker.engine.running == [f"{first.id}:1"])
+    wait_until(lambda: worker_thread.engine.running == [f"{first.id}:1"])
     assert second.get_status() is JobStatus.DEFERRED
-    worker.engine.go_on()
+    worker_thread.engine.go_on()
     assert wait_for_result(redis_client, second.id).status == "finished"
     wait_until(lambda: second.get_status() is JobStatus.FINISHED)
     assert first.get_status() is JobStatus.FINISHED
@@ -75,7 +75,7 @@ def test_a_dependent_job_runs_after_the_one_it_waits_for(
 
 
 def test_a_callback_that_is_not_allowed_is_refused_and_never_called(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
     job = queue.enqueue(FUNCTION, prompt="Hello", on_success=Callback("os.abort"), on_failure=Callback("os.abort"))
     result = wait_for_result(redis_client, job.id)
@@ -83,7 +83,7 @@ def test_a_callback_that_is_not_allowed_is_refused_and_never_called(
 
 
 def test_a_webhook_that_is_not_allowed_is_refused(
-    worker: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
     job = queue.enqueue(FUNCTION, prompt="Hello", webhooks=[Webhook("http://10.0.0.1/x", "finished")])
     result = wait_for_result(redis_client, job.id)
@@ -106,12 +106,16 @@ def test_an_allowed_callback_is_called(redis_url: str, queue: Queue, redis_clien
     assert called_back == ["finished"]
 
 
-def test_a_scheduled_job_runs_when_it_is_due(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+def test_a_scheduled_job_runs_when_it_is_due(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
     job = queue.enqueue_in(timedelta(seconds=1), FUNCTION, prompt="Hello", max_tokens=2)
     assert wait_for_result(redis_client, job.id).status == "finished"
 
 
-def test_a_repeated_job_runs_as_often_as_asked(worker: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+def test_a_repeated_job_runs_as_often_as_asked(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, repeat=Repeat(times=2))
     wait_until(lambda: len(job.results()) == 3)
     wait_for_no_leftovers(redis_client)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.acceptance.console.chromium import CHROMIUM_FLAGS, find_chromium
-from tests.fakes.fake_worker import FakeWorker
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -73,11 +72,3 @@ def see(page: "Page", expression: str, argument: Any = None) -> None:
             return
         page.wait_for_timeout(POLL_MS)
     raise AssertionError(f"it did not come to that: {expression}")
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url)
-    worker.announce("fake")
-    yield worker
-    worker.close()

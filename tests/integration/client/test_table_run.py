@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,6 @@ from producer.tables.select import open_table
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
 
 Invoke = Callable[..., Result]
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url)
-    worker.announce("m")
-    yield worker
-    worker.close()
 
 
 @pytest.fixture
@@ -70,7 +62,8 @@ def test_each_row_of_csv_is_answered_in_its_place(promptmill: Invoke, worker: Fa
         echo(held)
 
     with worker.serving(remember):
-        options = ("--max-tokens", 2, "--temperature", 0, "--system", "Be {custom_id}.", "--stop", "x", "--model", "m")
+        options = ("--max-tokens", 2, "--temperature", 0, "--system", "Be {custom_id}.", "--stop", "x")
+        options += ("--model", "fake")
         done = promptmill("run", source, target, "--prompt", "{text}", *options)
     assert done.exit_code == 1 and "2 answered, 1 failed" in done.stderr
     found = rows(target)
@@ -81,7 +74,7 @@ def test_each_row_of_csv_is_answered_in_its_place(promptmill: Invoke, worker: Fa
     by_prompt = {arguments["messages"][-1]["content"]: arguments for arguments in asked}
     messages = by_prompt["one two"].pop("messages")
     assert messages == [{"role": "system", "content": "Be a."}, {"role": "user", "content": "one two"}]
-    assert by_prompt["one two"] == {"v": 1, "model": "m", "max_tokens": 2, "temperature": 0, "stop": ["x"]}
+    assert by_prompt["one two"] == {"v": 1, "model": "fake", "max_tokens": 2, "temperature": 0, "stop": ["x"]}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
 
 

@@ -12,15 +12,6 @@ from tests.fakes.gateways import RunningGateway, StartGateway, open_client
 
 
 @pytest.fixture
-def worker(redis_url: str) -> Iterator[FakeWorker]:
-    """Serves the model `fake`, as far as anybody can see: each test says what becomes of the jobs."""
-    worker = FakeWorker(redis_url)
-    worker.announce("fake")
-    yield worker
-    worker.close()
-
-
-@pytest.fixture
 def echoing(worker: FakeWorker) -> Iterator[FakeWorker]:
     """Answers every job with its prompt, a word a chunk."""
     with worker.serving(echo):

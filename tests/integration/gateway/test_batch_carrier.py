@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,6 @@ LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
 async def bench(redis_url: str, tmp_path: Path) -> AsyncIterator[BatchBench]:
     async with batch_bench(redis_url, tmp_path) as bench:
         yield bench
-
-
-@pytest.fixture
-def low(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url, queue=LOW)
-    worker.announce("fake", queues=keys.class_queues(keys.DEFAULT_QUEUE))
-    yield worker
-    worker.close()
 
 
 async def answers(bench: BatchBench, record: BatchRecord) -> dict[str, dict[str, Any]]:

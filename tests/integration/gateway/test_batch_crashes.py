@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,14 +53,6 @@ class CrashingTransport(AsyncTransport):
             return made
 
         self._redis.pipeline = crashing_pipeline  # type: ignore[method-assign]
-
-
-@pytest.fixture
-def low(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url, queue=LOW)
-    worker.announce("fake", queues=keys.class_queues(keys.DEFAULT_QUEUE))
-    yield worker
-    worker.close()
 
 
 async def carry_and_crash(bench: BatchBench, url: str, num_sends: int, wish: Wish = Wish.GO_ON) -> bool:

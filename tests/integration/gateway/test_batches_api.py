@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2 as httpx
@@ -19,14 +18,6 @@ from tests.fakes.gateways import RunningGateway, open_client, wait_until
 
 LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
 ENDED = ("completed", "failed", "expired", "cancelled")
-
-
-@pytest.fixture
-def low(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url, queue=LOW)
-    worker.announce("fake", queues=keys.class_queues(keys.DEFAULT_QUEUE))
-    yield worker
-    worker.close()
 
 
 def upload(client: openai.OpenAI, lines: Any) -> str:

@@ -2,26 +2,15 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
-import pytest
 
-from producer.contract import keys
 from tests.fakes.batches import URL, batch_bench, jsonl, line
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.gateways import StartGateway, open_client
 from tests.fakes.webhook_receiver import receiving
-
-
-@pytest.fixture
-def low(redis_url: str) -> Iterator[FakeWorker]:
-    worker = FakeWorker(redis_url, queue=keys.class_queue(keys.DEFAULT_QUEUE, "low"))
-    worker.announce("fake", queues=keys.class_queues(keys.DEFAULT_QUEUE))
-    yield worker
-    worker.close()
 
 
 def start_batch(client: openai.OpenAI, redis_url: str, lines: list[dict[str, Any]]) -> str:
