@@ -1,6 +1,6 @@
 """One thread of arithmetic for every test of the engine: with more, threads wait for each other on a busy machine.
 
-And an engine and a request table that several files ask."""
+And what several files ask: an engine, a request table, compiled kernels."""
 
 import importlib.util
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine import InferenceEngine
+from engine.model.locate import default_cache_dir
 from tests.fakes.echo_engines import echo_engine
 from tests.fakes.request_tables import Table
 
@@ -32,6 +33,28 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def kernels_dir() -> Path:
+    """Where engines keep compiled kernels: each is compiled once, whoever needs it first."""
+    return default_cache_dir() / "kernels"
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest tiles of the GPU's kernels, and trials at a model's start that need few of them.
+
+    The interpreter takes milliseconds for each."""
+    from engine.attention import self_check, triton_backend
+    from engine.model import triton_linear
+
+    for name, size in (("_BLOCK_M", 16), ("_BLOCK_N", 16), ("_BLOCK_K", 32), ("_TRIAL_ROWS", (1, 2, 17, 20))):
+        monkeypatch.setattr(triton_linear, name, size)
+    monkeypatch.setattr(triton_linear, "_TRIAL_SHAPE", (33, 50))
+    monkeypatch.setattr(triton_backend, "SPLIT", 16)
+    monkeypatch.setattr(triton_backend, "_TILE_KEYS", 16)
+    monkeypatch.setattr(self_check, "_LENGTHS", {"cpu": [33, 17], "cuda": [600, 17]})
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 import torch
 import triton
 
-from engine.attention import self_check, triton_backend
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
@@ -94,11 +93,8 @@ def test_a_step_is_laid_out_anew_and_its_padding_has_no_keys_no_slots_and_no_que
 
 
 @pytest.fixture
-def graphed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[GraphedSteps]]:
+def graphed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> tuple[Path, list[GraphedSteps]]:
     """A tiny model's folder, and the graphs of the runners that are made meanwhile."""
-    monkeypatch.setattr(triton_backend, "SPLIT", 16)
-    monkeypatch.setattr(triton_backend, "_TILE_KEYS", 16)
-    monkeypatch.setattr(self_check, "_LENGTHS", {"cpu": [40, 17]})
     monkeypatch.setattr(step_shapes, "_MIXED_STEP", 8)
     monkeypatch.setattr(step_shapes, "_MIN_BLOCKS", 1)
     made: list[GraphedSteps] = []
@@ -115,9 +111,9 @@ def generate(folder: Path, **overrides: Any) -> list[list[int]]:
     options: dict[str, Any] = {"dtype": "float32", "attention": "triton", "device": "cpu", "block_size": 4} | overrides
     config = EngineConfig(model_path=str(folder), max_num_seqs=3, max_num_tokens=12, num_kv_blocks=24, **options)
     core = EngineCore(config, runner=ModelRunner(config))
-    prompts = [[20, 21, 22, 23, 24], [99], list(range(30, 47))]
+    prompts = [[20, 21, 22, 23, 24], [99], list(range(30, 41))]
     for i, prompt in enumerate(prompts):
-        params = SamplingParams(max_tokens=5, temperature=0.0 if i else 0.9, seed=i, ignore_eos=True)
+        params = SamplingParams(max_tokens=4, temperature=0.0 if i else 0.9, seed=i, ignore_eos=True)
         core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=params))
     outputs: list[list[int]] = [[] for _ in prompts]
     while core.has_work():

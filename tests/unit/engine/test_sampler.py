@@ -1,6 +1,7 @@
 """The sampler against its definition, transformers' own filters, and itself under other batches."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ VOCAB_SIZE = 1000
 
 
 @pytest.fixture(scope="session")
-def native_passes(tmp_path_factory: pytest.TempPathFactory) -> NativeSampling:
+def native_passes(kernels_dir: Path) -> NativeSampling:
     try:
-        return NativeSampling(tmp_path_factory.mktemp("kernels"))
+        return NativeSampling(kernels_dir)
     except KernelBuildError as error:
         pytest.skip(str(error))
 
@@ -83,7 +84,7 @@ FILTERS = [
 def test_drawn_frequencies_match_the_exact_distribution(sampler: Sampler, params: dict[str, float]) -> None:
     logits = random_logits(1, 600, scale=2.0)
     expected = filtered_by_transformers(logits, **params)[0].double()  # type: ignore[arg-type]
-    num_draws = 20_000
+    num_draws = 10_000
     tokens = draw(sampler, logits.expand(num_draws, -1), **params)
     counts = torch.bincount(tokens, minlength=600)
     assert counts[expected == 0].sum() == 0, "a token that the filters remove was drawn"

@@ -11,7 +11,6 @@ import torch
 import triton
 from torch import Tensor
 
-from engine.attention import self_check, triton_backend
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
@@ -120,11 +119,9 @@ def test_a_sequence_that_goes_bad_or_raises_ahead_of_its_turn_fails_alone() -> N
 
 
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_a_model_gives_the_same_tokens_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "SPLIT", 16)
-    monkeypatch.setattr(triton_backend, "_TILE_KEYS", 16)
-    monkeypatch.setattr(self_check, "_LENGTHS", {"cpu": [40, 17]})
     folder = make_tiny_model("llama", tmp_path)
     outputs = []
     for attention in ("torch", "triton"):

@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from engine.attention import self_check, triton_backend
 from engine.config import EngineConfig
 from engine.model.fused_modules import FusedAttention, FusedMLP
 from engine.model.loader import LoadedModel, load_model
@@ -23,6 +22,7 @@ from tests.fakes.tiny_models import make_tiny_model
 
 speed_up_interpreter()
 pytestmark = [
+    pytest.mark.usefixtures("small_tiles"),
     pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter"),
     # NumPy warns where exponentials are infinite, as they are meant to be.
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
@@ -40,13 +40,6 @@ FUSED = {
     "smollm3": (2, 2, 2),
 }
 TOKENS = torch.tensor([5, 99, 7, 31, 250, 8, 64, 12, 200, 77, 3])
-
-
-@pytest.fixture(autouse=True)
-def _small_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "SPLIT", 16)
-    monkeypatch.setattr(triton_backend, "_TILE_KEYS", 16)
-    monkeypatch.setattr(self_check, "_LENGTHS", {"cpu": [40, 17]})
 
 
 def load(folder: Path, **overrides: Any) -> LoadedModel:

@@ -7,10 +7,8 @@ import pytest
 import torch
 import triton
 
-from engine.attention import self_check, triton_backend
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
-from engine.model import triton_linear
 from engine.model.loader import LoadedModel, load_model
 from engine.model.triton_linear import TritonLinear, invariant_packer
 from tests.fakes.fast_interpreter import speed_up_interpreter
@@ -19,18 +17,12 @@ from tests.fakes.packed_forward import BLOCK_SIZE, run
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
 
 speed_up_interpreter()
-# NumPy warns where exponentials are infinite, as they are meant to be.
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+pytestmark = [
+    pytest.mark.usefixtures("small_tiles"),
+    # NumPy warns where exponentials are infinite, as they are meant to be.
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+]
 LENGTHS = [1, 4, 10]
-
-
-@pytest.fixture(autouse=True)
-def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in (("_BLOCK_M", 16), ("_BLOCK_N", 16), ("_BLOCK_K", 32), ("_TRIAL_ROWS", (1, 2, 17, 40))):
-        monkeypatch.setattr(triton_linear, name, size)
-    monkeypatch.setattr(triton_backend, "SPLIT", 16)  # a tile is the least there is
-    monkeypatch.setattr(triton_backend, "_TILE_KEYS", 16)
-    monkeypatch.setattr(self_check, "_LENGTHS", {"cpu": [40, 17], "cuda": [600, 17]})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
