@@ -34,7 +34,7 @@ class RequestTable:
         self._sequence_ids = count()
         self._forgotten: list[int] = []
         self._suspects: deque[Request] = deque()
-        self._others: deque[Request] = deque()  # that wait for the suspects
+        self._others: deque[Request] = deque()  # that wait for a child, and for the suspects
         self._lone_suspect: Request | None = None
 
     def __len__(self) -> int:
@@ -53,7 +53,8 @@ class RequestTable:
         return True
 
     def add(self, request: Request) -> None:
-        """Takes a request in and replays what its choices came with; those that are complete end here."""
+        """Takes a request in and replays what its choices came with; those that are complete end here. The others wait
+        for `start_more`."""
         self._requests[request.request_id] = request
         for choice in request.open_choices:
             choice.sequence_id = next(self._sequence_ids)
@@ -62,22 +63,11 @@ class RequestTable:
             if choice in request.open_choices:  # else the callback of a choice before it failed
                 self._replay(choice)
         request.lead = request.open_choices[0] if request.open_choices else None
-
-    def start(self, request: Request) -> Iterator[AddSequence]:
-        """What the child must be told; from here on the request is at risk with it."""
-        request.is_running = True
-        yield from request.messages()
-
-    def start_new(self, request: Request) -> Iterator[AddSequence]:
-        """The same for a request that has just come: it waits while suspects are on trial."""
-        if self._is_on_trial or self._suspects:
-            self._others.append(request)
-        else:
-            yield from self.start(request)
+        self._others.append(request)
 
     def start_more(self) -> Iterator[AddSequence]:
-        """What a child may be given now: the next suspect, once the one before has proved harmless or has ended; after
-        the last one everything that waits, in order of arrival."""
+        """What a child that is ready may be given now, and is at risk with from here on: the next suspect, once the one
+        before has proved harmless or has ended; after the last one everything that waits, in order of arrival."""
         if self._is_on_trial:
             return
         self._lone_suspect = None
@@ -85,12 +75,12 @@ class RequestTable:
             request = self._suspects.popleft()
             if request.open_choices:
                 self._lone_suspect = request
-                yield from self.start(request)
+                yield from _start(request)
                 return
         while self._others:
             request = self._others.popleft()
             if request.open_choices:
-                yield from self.start(request)
+                yield from _start(request)
 
     @property
     def _is_on_trial(self) -> bool:
@@ -215,3 +205,8 @@ class RequestTable:
             _log.exception("request %s is dropped: its output callback failed", request.request_id)
             while request.open_choices:
                 self._close(request.open_choices[0], is_known_to_child=request.is_running)
+
+
+def _start(request: Request) -> Iterator[AddSequence]:
+    request.is_running = True
+    yield from request.messages()

@@ -9,7 +9,6 @@ import selectors
 import signal
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -20,7 +19,6 @@ from engine.errors import EngineDiedError, EngineError, EngineNotRunningError, I
 from engine.mailbox import Command, Mailbox
 from engine.messages import (
     AbortSequences,
-    AddSequence,
     Begun,
     ChildMessage,
     CoreFailed,
@@ -89,7 +87,7 @@ class Supervisor:
                 raise type(self._end)(str(self._end))
             if not self._table.reserve(request.request_id):
                 raise InvalidRequestError(f"request_id {request.request_id!r} is in use", param="request_id")
-            self._mailbox.put(partial(self._add, request))
+            self._mailbox.put(partial(self._table.add, request))
 
     def abort(self, request_id: str) -> None:
         self._post(partial(self._table.abort, request_id))
@@ -132,17 +130,25 @@ class Supervisor:
             if key.fileobj is self._mailbox:
                 for command in self._mailbox.take_all():
                     command()
-                    self._send_forgotten()  # before what a later command sends: figures asked for then count it
+                    self._feed()  # before what a later command sends: figures asked for then count it
             else:
                 self._receive()
-                self._send_forgotten()
+                self._feed()
         if not events and due is not None and time.monotonic() >= due:
             self._give_up_waiting()
 
-    def _send_forgotten(self) -> None:
-        forgotten = self._table.take_forgotten()
-        if forgotten and self._child is not None:
+    def _feed(self) -> None:
+        """Tells the child what has ended here and what it may begin. One that is not ready yet is told once it is."""
+        if not self._is_ready:
+            return
+        assert self._child is not None
+        if forgotten := self._table.take_forgotten():
             self._child.send(AbortSequences(forgotten))
+        was_busy = self._table.is_child_busy
+        for message in self._table.start_more():
+            self._child.send(message)
+        if not was_busy:
+            self._waiting_since = time.monotonic()
 
     def _max_wait_seconds(self) -> float | None:
         if self._child is None:
@@ -189,7 +195,6 @@ class Supervisor:
                 if len(message.sequence_ids):
                     self._restarts.note_token()
                 self._table.apply(message)
-                self._send(self._table.start_more())
             case Begun(sequence_ids):
                 self._table.note_begun(sequence_ids)
             case EngineStats():
@@ -213,20 +218,6 @@ class Supervisor:
         self._stats = _idle_stats(info)
         if not self._started.done():
             self._started.set_result(info)
-        self._send(self._table.start_more())
-
-    def _add(self, request: Request) -> None:
-        self._table.add(request)
-        if self._is_ready:
-            self._send(self._table.start_new(request))
-
-    def _send(self, messages: Iterable[AddSequence]) -> None:
-        was_busy = self._table.is_child_busy
-        for message in messages:
-            assert self._child is not None
-            self._child.send(message)
-        if not was_busy:
-            self._waiting_since = time.monotonic()
 
     def _on_child_end(self, child: Child) -> None:
         self._selector.unregister(child.pipe)

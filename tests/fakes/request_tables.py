@@ -1,6 +1,6 @@
 """A request table whose child is played by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,6 +22,28 @@ RAW = byte_level_tokenizer()
 TOKEN_BYTES = TokenBytes(RAW)
 
 
+def make_request(
+    request_id: str,
+    prompt: str = "hello",
+    output_token_ids: Sequence[list[int]] = (),
+    *,
+    on_output: Callable[[RequestOutput], None],
+    **params: object,
+) -> Request:
+    """`params` are fields of `SamplingParams`."""
+    sampling = SamplingParams(**params)  # type: ignore[arg-type]
+    return Request(
+        request_id,
+        ids(prompt),
+        sampling,
+        priority=0,
+        finish_rule=FinishRule.of(sampling, len(ids(prompt)), max_len=1000, eos_token_ids=(EOS,)),
+        output_token_ids=output_token_ids,
+        on_output=on_output,
+        token_bytes=TOKEN_BYTES,
+    )
+
+
 class Table:
     """A request table whose outputs are kept, by request id."""
 
@@ -32,22 +54,21 @@ class Table:
     def add(
         self, request_id: str, prompt: str = "hello", output_token_ids: Sequence[list[int]] = (), **params: object
     ) -> list[int]:
-        """Adds and starts a request; its sequence ids."""
+        """Adds a request beside a child that is ready; the ids of the sequences that are started."""
+        self.wait(request_id, prompt, output_token_ids, **params)
+        return self.started()
+
+    def wait(
+        self, request_id: str, prompt: str = "hello", output_token_ids: Sequence[list[int]] = (), **params: object
+    ) -> None:
+        """Adds a request while no child is ready."""
         assert self.table.reserve(request_id)
         outputs = self.outputs.setdefault(request_id, [])
-        sampling = SamplingParams(**params)  # type: ignore[arg-type]
-        request = Request(
-            request_id,
-            ids(prompt),
-            sampling,
-            priority=0,
-            finish_rule=FinishRule.of(sampling, len(ids(prompt)), max_len=1000, eos_token_ids=(EOS,)),
-            output_token_ids=output_token_ids,
-            on_output=outputs.append,
-            token_bytes=TOKEN_BYTES,
-        )
-        self.table.add(request)
-        return [message.sequence_id for message in self.table.start_new(request)]
+        self.table.add(make_request(request_id, prompt, output_token_ids, on_output=outputs.append, **params))
+
+    def started(self) -> list[int]:
+        """The sequences that the child may be told of now."""
+        return [message.sequence_id for message in self.table.start_more()]
 
     def tokens(self, *entries: tuple[int, int, FinishCode], **fields: object) -> None:
         """One step's message: (sequence id, token id, code)."""

@@ -148,8 +148,13 @@ def test_a_request_that_makes_the_model_raise_fails_alone_and_the_child_lives(tm
         assert child_pid(engine) == pid and engine.get_stats()["num_restarts"] == 0
 
 
-def test_a_request_submitted_while_the_child_is_away_runs_when_it_is_back(engine: InferenceEngine) -> None:
+@pytest.mark.parametrize("is_seen", [False, True], ids=["as it dies", "while another starts"])
+def test_a_request_submitted_while_the_child_is_away_runs_when_it_is_back(
+    engine: InferenceEngine, is_seen: bool
+) -> None:
     os.kill(child_pid(engine), signal.SIGKILL)
+    if is_seen:
+        wait_for_restarts(engine, 1)
     assert engine.generate([SOUND, 20], SamplingParams(max_tokens=2)) == engine.tokenizer.decode([SOUND, 20])
 
 

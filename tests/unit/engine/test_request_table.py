@@ -125,13 +125,22 @@ def test_after_a_death_each_sequence_goes_on_with_its_tokens(table: Table) -> No
     assert table.text("one") == "the quick brown"
 
 
+def test_a_request_that_comes_while_no_child_is_ready_starts_after_those_before_it(table: Table) -> None:
+    (first,) = table.add("one")
+    table.table.note_death("killed")
+    table.wait("two", n=2)
+    started = table.started()
+    assert len(started) == 3 and started[0] == first
+    assert table.started() == []
+
+
 def test_a_poisonous_request_fails_after_three_deaths_and_its_batch_mates_go_on(table: Table) -> None:
     sequences = {name: table.add(name)[0] for name in ("one", "poison", "three")}
     assert table.die() == list(sequences.values())
     assert table.die() == [sequences["one"]]  # two deaths without a token: one suspect at a time
     table.say(sequences["one"], "a")
-    assert [message.sequence_id for message in table.table.start_more()] == [sequences["poison"]]
-    assert list(table.table.start_more()) == []
+    assert table.started() == [sequences["poison"]]
+    assert table.started() == []
     assert table.die() == [sequences["three"]]  # "one" has proved harmless, and waits for the last suspect
     failed = table.outputs["poison"][-1]
     assert (failed.finish_reason, failed.error_kind, failed.finished) == ("error", "poison", True)
@@ -140,7 +149,7 @@ def test_a_poisonous_request_fails_after_three_deaths_and_its_batch_mates_go_on(
     assert [output.finish_reason for output in table.outputs["one"]] == [None]
     assert table.outputs["three"] == []
     table.say(sequences["three"], "a")
-    assert [message.sequence_id for message in table.table.start_more()] == [sequences["one"]]
+    assert table.started() == [sequences["one"]]
 
 
 def test_nothing_new_runs_beside_a_suspect(table: Table) -> None:
@@ -151,7 +160,7 @@ def test_nothing_new_runs_beside_a_suspect(table: Table) -> None:
     newcomer = table.add("newcomer")
     assert newcomer == []
     table.say(suspect, "a")
-    assert len(list(table.table.start_more())) == 1
+    assert len(table.started()) == 1
 
 
 def test_a_request_that_only_waits_in_the_child_is_not_to_blame_for_its_deaths(table: Table) -> None:
@@ -170,7 +179,7 @@ def test_a_suspect_that_is_aborted_makes_room_for_the_next(table: Table) -> None
     table.die()
     assert table.die() == [first]
     table.table.abort("one")
-    assert [message.sequence_id for message in table.table.start_more()] == [second]
+    assert table.started() == [second]
 
 
 def test_a_token_between_two_deaths_clears_a_request_of_suspicion(table: Table) -> None:

@@ -1,0 +1,71 @@
+"""An engine's child played by hand: what it is told is looked at, what it says and when it dies is the test's."""
+
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import Queue
+from typing import Any
+
+from engine.messages import ChildMessage, EngineInfo, GetStats, ParentMessage
+
+_PATIENCE_SECONDS = 60.0
+INFO = EngineInfo(
+    model_dir="",
+    device="none",
+    dtype="none",
+    attention="none",
+    max_model_len=1000,
+    vocab_size=300,
+    eos_token_ids=(1,),
+    block_size=16,
+    num_kv_blocks=100,
+    fingerprint="played",
+)
+
+
+class PlayedChild:
+    """Has the interface of `engine.process.Child`."""
+
+    def __init__(self) -> None:
+        self.pipe: Connection[Any, Any]
+        self.pipe, self._far_end = Pipe()
+        self._told: Queue[ParentMessage] = Queue()
+
+    def send(self, message: ParentMessage) -> None:
+        if not isinstance(message, GetStats):
+            self._told.put(message)
+
+    def kill(self) -> None:
+        self.die()
+
+    def close(self) -> str:
+        self.pipe.close()
+        return "killed by hand"
+
+    def is_told(self) -> ParentMessage:
+        """The next message."""
+        return self._told.get(timeout=_PATIENCE_SECONDS)
+
+    def say(self, message: ChildMessage) -> None:
+        self._far_end.send(message)
+
+    def die(self) -> None:
+        self._far_end.close()
+
+
+class Children:
+    """Stands in for `engine.supervisor.start_child`. The first child is ready at once, later ones on `say(INFO)`."""
+
+    def __init__(self) -> None:
+        self._started: Queue[PlayedChild] = Queue()
+        self._is_first = True
+
+    def __call__(self, *args: object) -> PlayedChild:
+        child = PlayedChild()
+        if self._is_first:
+            child.say(INFO)
+        self._is_first = False
+        self._started.put(child)
+        return child
+
+    def next(self) -> PlayedChild:
+        return self._started.get(timeout=_PATIENCE_SECONDS)
