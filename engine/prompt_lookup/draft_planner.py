@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engine.kv_cache.manager import KVCacheManager
 from engine.messages import FinishCode, StepOutput
+from engine.prompt_lookup.draft_budget import DraftBudget
 from engine.prompt_lookup.drafter import MAX_DRAFT_TOKENS, Drafter
 from engine.runner.slots import SequenceSlots
 from engine.sampling_params import SamplingParams
@@ -43,6 +44,7 @@ class DraftPlanner:
         self._slots = slots
         self._kv = kv
         self._max_num_tokens = min(max_num_tokens, _MAX_TOKENS)
+        self._budget = DraftBudget()
         self.num_drafted = 0
         self.num_accepted = 0
 
@@ -50,10 +52,15 @@ class DraftPlanner:
         """The plan with drafts in its rows; the same plan if there are none. Allocates blocks for them."""
         if not plan.is_decode or plan.num_rows > _MAX_ROWS:
             return plan
+        self._budget.earn()
         max_length = min(self._max_num_tokens // plan.num_rows - 1, MAX_DRAFT_TOKENS)
-        lengths = np.array([self._draft_row(slot, max_length) for slot in plan.slots.tolist()], np.int64)
-        if not lengths.any():
+        ends = (plan.starts + 1).tolist()
+        row_lengths = [
+            self._draft_row(slot, end, max_length) for slot, end in zip(plan.slots.tolist(), ends, strict=True)
+        ]
+        if not any(row_lengths):
             return plan
+        lengths = np.array(row_lengths, np.int64)
         sampled_index = np.repeat(np.arange(plan.num_rows), lengths + 1)
         return StepPlan(
             slots=plan.slots,
@@ -62,7 +69,7 @@ class DraftPlanner:
             num_tokens=plan.num_tokens + int(lengths.sum()),
             sampled=self._slots.rows(plan.slots[sampled_index]),
             sampled_index=sampled_index,
-            num_behind=np.concatenate([np.arange(length, -1, -1) for length in lengths.tolist()]),
+            num_behind=np.concatenate([np.arange(length, -1, -1) for length in row_lengths]),
             num_decodes=plan.num_decodes,
             undrafted=plan,
         )
@@ -88,18 +95,18 @@ class DraftPlanner:
         )
         return settled, result, self._report(undrafted, num_accepted)
 
-    def _draft_row(self, slot: int, max_length: int) -> int:
+    def _draft_row(self, slot: int, num_tokens: int, max_length: int) -> int:
         """Write a draft behind the slot's tokens and return its length."""
         slots = self._slots
         sequence = slots.sequences[slot]
-        if sequence.drafter is None:
+        if sequence.drafter is None or not (num_left := self._budget.num_left):
             return 0
-        num_tokens = int(slots.num_tokens[slot])
-        max_length = min(max_length, sequence.finish_rule.max_total_tokens - num_tokens - 1)
+        max_length = min(max_length, sequence.finish_rule.max_total_tokens - num_tokens - 1, num_left)
         draft = sequence.drafter.draft(slots.token_ids[slot, :num_tokens], max_length)
         num_drafted = num_tokens + len(draft)
         if not len(draft) or self._kv.num_missing(slot, num_drafted) > self._kv.num_available:
             return 0
+        self._budget.spend(len(draft))
         self._kv.extend(slot, num_drafted)
         slots.token_ids[slot, num_tokens:num_drafted] = draft
         return len(draft)
@@ -125,7 +132,8 @@ class DraftPlanner:
             num_accepted += 1
         self._kv.shrink(slot, start + num_accepted + 2)
         assert sequence.drafter is not None
-        sequence.drafter.note(length, num_accepted)
+        has_paid = self._budget.pay(length, num_accepted, num_rows=plan.num_rows)
+        sequence.drafter.note(length, num_accepted, has_paid=has_paid)
         self.num_drafted += length
         self.num_accepted += num_accepted
         return num_accepted

@@ -8,8 +8,9 @@ import pytest
 from engine.errors import DeviceMemoryError
 from engine.messages import FinishCode
 from engine.prompt_lookup import drafter
+from engine.prompt_lookup.draft_budget import DraftBudget
 from engine.prompt_lookup.draft_planner import create_drafter
-from engine.prompt_lookup.drafter import MAX_DRAFT_TOKENS, Drafter
+from engine.prompt_lookup.drafter import FIRST_LENGTH, MAX_DRAFT_TOKENS, Drafter
 from engine.runner.batch_inputs import BatchInputs
 from engine.sampling_params import SamplingParams
 from tests.fakes.core_driver import CoreDriver
@@ -40,20 +41,75 @@ def test_the_index_follows_a_sequence_that_grew_while_nobody_asked() -> None:
     assert guess.draft(tokens_of(1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 1, 2, 3), 2).tolist() == [4, 5]
 
 
+def test_the_index_is_the_same_however_much_of_a_sequence_is_read_at_once() -> None:
+    rng = random.Random(8)
+    whole = tokens_of(*[rng.randrange(3) for _ in range(600)])
+    for _ in range(20):
+        in_parts, num_tokens = Drafter(), 0
+        while num_tokens < len(whole):
+            num_tokens = min(num_tokens + rng.choice([1, 1, 2, 31, 32, 33, 34, 90]), len(whole))
+            known = whole[:num_tokens]
+            assert in_parts.draft(known, 3).tolist() == Drafter().draft(known, 3).tolist() == expected_draft(known)
+
+
+def expected_draft(token_ids: np.ndarray[tuple[int], np.dtype[np.int32]]) -> list[int]:
+    """Of the three tokens behind the last earlier occurrence of the last three; from the end on it repeats itself."""
+    known = token_ids.tolist()
+    for start in range(len(known) - 1, 2, -1):
+        if known[start - 3 : start] == known[-3:]:
+            return (known[start:] * 3)[:3]
+    return []
+
+
 def test_guesses_grow_while_they_come_true_and_become_rare_while_they_do_not() -> None:
     tokens = tokens_of(*[1, 2, 3] * 10)
     guess = Drafter()
     lengths = []
     for _ in range(4):
         lengths.append(len(guess.draft(tokens, 99)))
-        guess.note(lengths[-1], lengths[-1])
+        guess.note(lengths[-1], lengths[-1], has_paid=True)
     assert lengths == [3, 6, 12, MAX_DRAFT_TOKENS]
     drafted = 0
     for _ in range(1000):
         if num_drafted := len(guess.draft(tokens, 99)):
             drafted += 1
-            guess.note(num_drafted, 0)
+            guess.note(num_drafted, 0, has_paid=False)
     assert drafted < 25
+
+
+@pytest.mark.parametrize("num_at_once", [1, 3, 8])
+@pytest.mark.parametrize("length", [16, 200])
+def test_what_is_guessed_in_vain_is_bounded_by_the_steps_however_many_sequences_try(
+    num_at_once: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draft_wrongly(drafter: Drafter, token_ids: np.ndarray, max_tokens: int) -> np.ndarray:  # type: ignore[type-arg]
+        return np.full(max(0, min(max_tokens, MAX_DRAFT_TOKENS)), 1, np.int32)
+
+    monkeypatch.setattr(Drafter, "draft", draft_wrongly)
+    driver = CoreDriver(FakeRunner(vocab_size=1, num_blocks=200), prompt_lookup="on")  # every token is 0
+    for _ in range(1600 // length):
+        driver.add([0] * 5, max_tokens=length)
+        if driver.num_added % num_at_once == 0:
+            driver.run()
+    driver.run()
+    stats = driver.core.get_stats()
+    assert stats.num_accepted_draft_tokens == 0
+    assert stats.num_steps / 8 - FIRST_LENGTH < stats.num_draft_tokens <= 2 * MAX_DRAFT_TOKENS + stats.num_steps / 8
+
+
+def test_guesses_that_come_true_pay_for_others() -> None:
+    budget = DraftBudget()
+    budget.spend(budget.num_left)
+    assert budget.num_left == 0
+    assert not budget.pay(15, 1, num_rows=1)  # nine tokens' worth: a step without its row
+    assert budget.num_left == 9
+    assert budget.pay(15, 2, num_rows=1)
+    assert budget.num_left == 27
+    budget.spend(27)
+    assert not budget.pay(3, 1, num_rows=8)  # an eighth of a step
+    assert budget.num_left == 0, "less than a first draft needs"
+    assert budget.pay(3, 2, num_rows=8)
+    assert budget.num_left == 6
 
 
 @pytest.mark.parametrize(
@@ -75,6 +131,8 @@ def test_a_sequence_whose_next_token_depends_on_more_is_not_guessed(params: dict
 def tireless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses go on however often they fail."""
     monkeypatch.setattr(drafter, "_MAX_PAUSE", 0)
+    monkeypatch.setattr(DraftBudget, "num_left", MAX_DRAFT_TOKENS)
+    monkeypatch.setattr(DraftBudget, "spend", lambda budget, num_drafted: None)
 
 
 @pytest.mark.usefixtures("tireless")
