@@ -23,6 +23,7 @@ import httpx2 as httpx
 import openai
 import redis
 
+from benchmarks.process_figures import children
 from benchmarks.report import print_and_keep
 from producer.contract import Choice, Result, Usage, WorkerInfo, keys
 from worker.embedded_redis import EmbeddedRedis, free_port
@@ -149,8 +150,8 @@ class _Watch:
                 began = time.perf_counter()
                 client.get("/health/live")
                 self.latencies.append(time.perf_counter() - began)
-                children = sum(_resident_bytes(child) for child in _children(self.pid))
-                self.peaks["carrier"] = max(self.peaks["carrier"], children)
+                carriers = sum(_resident_bytes(child) for child in children(self.pid))
+                self.peaks["carrier"] = max(self.peaks["carrier"], carriers)
                 self.peaks["gateway"] = max(self.peaks["gateway"], _resident_bytes(self.pid))
 
     def row(self, phase: str, seconds: float | None, num_lines: int, *, is_part: bool = False) -> list[str]:
@@ -162,10 +163,6 @@ class _Watch:
         ]
         speed = ["", ""] if seconds is None else [f"{seconds:.1f}", f"{num_lines / seconds:.0f}"]
         return [phase, *speed, *(figures if not is_part else [""] * len(figures))]
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
 def _resident_bytes(pid: int) -> int:

@@ -26,6 +26,7 @@ from typing import Any
 import redis
 import redis.asyncio
 
+from benchmarks.process_figures import cpu_seconds
 from benchmarks.report import print_and_keep
 from producer.contract import Chunk, Done, Marker, Usage, WorkerInfo, keys
 from worker.embedded_redis import EmbeddedRedis, free_port
@@ -192,11 +193,11 @@ def _run_gateway(url: str, options: argparse.Namespace) -> Measured:
         reader = context.Process(target=_read_http, args=(port, options.num_streams, theirs))
         reader.start()
         job_ids = ours.recv()
-        cpu, memory = _cpu_seconds(gateway.pid), _memory(gateway.pid)
+        cpu, memory = cpu_seconds(gateway.pid), _memory(gateway.pid)
         _write(url, job_ids, options.num_tokens, options.tokens_per_second)
         delays = ours.recv()
         reader.join()
-        spent = _cpu_seconds(gateway.pid) - cpu
+        spent = cpu_seconds(gateway.pid) - cpu
         return _measured(delays, spent, memory, memory - before, options.num_streams)
     finally:
         gateway.terminate()
@@ -254,11 +255,6 @@ def _measured(delays: list[float], cpu: float, memory: int, growth: int, num_str
 def _memory(pid: int) -> int:
     """Resident bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

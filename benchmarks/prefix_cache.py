@@ -1,88 +1,72 @@
 """What the prefix cache gains where prompts share a prefix, and what it costs where nothing repeats.
 
-- shared: 64 prompts with one prefix of 512 tokens and tails of their own, caching on against off: time to finish;
-- distinct: 16 prompts of the same lengths that share nothing, on against off: the cost of hashing and looking up.
+- a shared prefix: 64 prompts with one prefix of 512 tokens and tails of their own, all at once: time to finish;
+- nothing repeats: a prompt of the same length at a time, none of which shares anything: the cost of hashing, of looking
+  up, and of blocks that are kept for nobody.
 
-On and off take turns on engines that are both warm, so that what else the machine does falls on both. Every round has
-new prompts, and its own ratio. Run with `python -m benchmarks.prefix_cache`.
+With the cache and without take turns, and every prompt is new. Run with `python -m benchmarks.prefix_cache`.
 """
 
 import argparse
 import random
-import statistics
-import time
 
+from benchmarks.paired_engines import COLUMNS, Work, paired_engines
 from benchmarks.report import print_and_keep
-from engine import InferenceEngine, SamplingParams
+from engine import SamplingParams
 
 NUM_PROMPTS = 64
-NUM_WARM_UP = 4
 PREFIX_TOKENS = 512
 TARGET_SPEEDUP = 3.0
-TARGET_COST = 0.02
+MAX_COST = 0.02
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--quantize", default="none")
     parser.add_argument("--num-prompts", type=int, default=NUM_PROMPTS)
-    parser.add_argument("--num-distinct", type=int, default=16)
     parser.add_argument("--prefix-tokens", type=int, default=PREFIX_TOKENS)
     parser.add_argument("--tail-tokens", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1, help="of all the prompts that share a prefix")
+    parser.add_argument("--pairs", type=int, default=40, help="of prompts that share nothing")
     arguments = parser.parse_args()
-    params = SamplingParams(max_tokens=arguments.max_tokens, temperature=0.0, ignore_eos=True)
+    target_cost = f"at least {1 - MAX_COST:.2f}"
+    plans = [
+        ("nothing repeats", 1, arguments.pairs, target_cost),
+        ("a shared prefix", arguments.num_prompts, arguments.rounds, f"at least {TARGET_SPEEDUP:.0f}"),
+    ]
     rows: list[list[str]] = []
-    with InferenceEngine(arguments.model) as on, InferenceEngine(arguments.model, prefix_caching=False) as off:
-        for engine in (on, off):
-            engine.generate_batch(make_prompts(arguments, "warm-up", NUM_WARM_UP, is_shared=False), params)
-        for is_shared in (True, False):
-            num_prompts = arguments.num_prompts if is_shared else arguments.num_distinct
-            seconds: dict[bool, list[float]] = {True: [], False: []}
-            for round_number in range(arguments.rounds):
-                prompts = make_prompts(arguments, f"round {round_number}", num_prompts, is_shared=is_shared)
-                outputs = {}
-                for caches in (True, False) if round_number % 2 else (False, True):
-                    started = time.perf_counter()
-                    outputs[caches] = (on if caches else off).generate_batch(prompts, params)
-                    seconds[caches].append(time.perf_counter() - started)
-                answers = [[output.token_ids for output in outputs[caches]] for caches in (True, False)]
-                assert answers[0] == answers[1], "the prefix cache changed an output"
-            ratios = [off_time / on_time for off_time, on_time in zip(seconds[False], seconds[True], strict=True)]
-            rows.append(
-                [
-                    "a shared prefix" if is_shared else "nothing repeats",
-                    str(num_prompts),
-                    f"{statistics.median(seconds[True]):.2f}",
-                    f"{statistics.median(seconds[False]):.2f}",
-                    f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
-                ]
-            )
+    with paired_engines(arguments.model, "prefix_caching", off=False, on=True, quantize=arguments.quantize) as engines:
+        engines.race([make_work(arguments, f"warm-up {number}", 1) for number in range(2)], name="warm-up")
+        for name, num_prompts, num_pairs, target in plans:
+            works = [make_work(arguments, f"{name} {number}", num_prompts) for number in range(num_pairs)]
+            rows.append([name, str(num_prompts), str(num_pairs), *engines.race(works, name=name), target])
+            print(" | ".join(rows[-1]), flush=True)
     print_and_keep(
         "prefix_cache",
-        ["prompts with", "number", "caching on, s", "caching off, s", "off / on, by round"],
+        ["prompts", "at once", "pairs", *COLUMNS, "target"],
         rows,
         [
-            f"Prompts of {arguments.prefix_tokens} + {arguments.tail_tokens} tokens, "
-            f"{arguments.max_tokens} output tokens each, {arguments.model}; medians of {arguments.rounds} rounds.",
-            f"Targets: at least {TARGET_SPEEDUP:.0f} where a prefix is shared, at least {1 - TARGET_COST:.2f} where "
-            "nothing repeats. Both engines gave the same tokens.",
+            "Medians of the pairs, in brackets the middle half of them; CPU seconds are those of the engine's child; "
+            "tok/s are prompt and output tokens.",
+            f"Prompts of {arguments.prefix_tokens} + {arguments.tail_tokens} tokens, {arguments.max_tokens} output "
+            f"tokens each, {arguments.model}, quantize {arguments.quantize}. Both engines gave the same tokens.",
         ],
     )
 
 
-def make_prompts(arguments: argparse.Namespace, name: str, num_prompts: int, *, is_shared: bool) -> list[list[int]]:
-    rng = random.Random(f"{name} {is_shared}")
+def make_work(arguments: argparse.Namespace, name: str, num_prompts: int) -> Work:
+    """Prompts that begin alike, and like no others."""
+    rng = random.Random(name)
 
     def draw(count: int) -> list[int]:
         return [rng.randrange(1000, 40_000) for _ in range(count)]
 
     prefix = draw(arguments.prefix_tokens)
-    return [
-        (prefix if is_shared else draw(arguments.prefix_tokens)) + draw(arguments.tail_tokens)
-        for _ in range(num_prompts)
-    ]
+    prompts = [prefix + draw(arguments.tail_tokens) for _ in range(num_prompts)]
+    params = SamplingParams(max_tokens=arguments.max_tokens, temperature=0.0, ignore_eos=True)
+    return Work(prompts, params, num_counted=num_prompts * (len(prompts[0]) + arguments.max_tokens))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from typing import Any
 import click
 import redis
 
+from benchmarks.process_figures import cpu_seconds
 from benchmarks.report import print_and_keep
-from benchmarks.worker_fixture import cpu_seconds, worker_process
+from benchmarks.worker_fixture import worker_process
 from producer import Client
 from producer.contract import keys
 from worker.embedded_redis import EmbeddedRedis

@@ -36,12 +36,12 @@ TARGET_MICROSECONDS = 5.0
 class InstantRunner:
     """Makes a step's tensors, as a model would need them, and answers with the same token everywhere."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, *, max_model_len: int = MAX_MODEL_LEN) -> None:
         self.info = EngineInfo(
             device="cpu",
             dtype="none",
             attention="none",
-            max_model_len=MAX_MODEL_LEN,
+            max_model_len=max_model_len,
             vocab_size=50_000,
             eos_token_ids=(2,),
             block_size=BLOCK_SIZE,

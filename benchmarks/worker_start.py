@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks.process_figures import children
 from benchmarks.report import print_and_keep
 from producer import Client
 from worker.embedded_redis import EmbeddedRedis
@@ -58,12 +59,6 @@ def measure(redis_url: str, client: Client) -> tuple[float, float, float]:
     finally:
         worker.terminate()
         worker.wait()
-
-
-def children(pid: int) -> list[int]:
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
 
 
 def peak_mebibytes(pid: int) -> float:

@@ -1,0 +1,110 @@
+"""Two engines that differ in one setting, in turns: what the setting changes, whatever else the machine does meanwhile.
+
+Both are warm and compute the same slices of work, a second or two each, one directly after the other and in an order
+that changes from slice to slice. Each pair has its own ratio, of seconds and of the CPU seconds of the engine's child,
+which neighbours hardly change; what is reported is the median of the pairs, and where the middle half of them lies.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.process_figures import children, cpu_seconds
+from engine import EngineConfig, InferenceEngine, SamplingParams
+
+COLUMNS = ["off, tok/s", "on, tok/s", "off / on, seconds", "off / on, CPU seconds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One slice; `num_counted` tokens make its speed."""
+
+    prompts: list[list[int]]
+    params: SamplingParams
+    num_counted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What one engine took for some work."""
+
+    seconds: float
+    cpu_seconds: float
+    token_ids: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class TimedEngine:
+    """An engine, and the child of ours that computes for it."""
+
+    engine: InferenceEngine
+    child_pid: int
+
+    def measure(self, work: Work) -> Slice:
+        started, cpu_started = time.perf_counter(), cpu_seconds(self.child_pid)
+        outputs = self.engine.generate_batch(work.prompts, work.params)
+        seconds, cpu = time.perf_counter() - started, cpu_seconds(self.child_pid) - cpu_started
+        if failed := [output.error for output in outputs if output.error]:
+            raise SystemExit(f"a request failed: {failed[0]}")
+        return Slice(seconds, cpu, [output.token_ids for output in outputs])
+
+
+@dataclass(frozen=True, slots=True)
+class PairedEngines:
+    """Two engines whose outputs are to be the same."""
+
+    off: TimedEngine
+    on: TimedEngine
+
+    @property
+    def engine(self) -> InferenceEngine:
+        """The one that has the setting."""
+        return self.on.engine
+
+    def race(self, works: Sequence[Work], *, name: str) -> list[str]:
+        """A table's cells, as `COLUMNS` has them. Ends the run if the setting changes a token."""
+        pairs: list[tuple[Slice, Slice]] = []
+        for number, work in enumerate(works):
+            first, second = (self.off, self.on) if number % 2 else (self.on, self.off)
+            taken = {id(first): first.measure(work), id(second): second.measure(work)}
+            off, on = taken[id(self.off)], taken[id(self.on)]
+            if self.engine.info.is_batch_invariant and off.token_ids != on.token_ids:
+                raise SystemExit(f"{name}: the setting changed an output")
+            pairs.append((off, on))
+        counts = [work.num_counted for work in works]
+        speeds = [
+            statistics.median(count / pair[side].seconds for count, pair in zip(counts, pairs, strict=True))
+            for side in (0, 1)
+        ]
+        return [
+            *(f"{speed:.0f}" for speed in speeds),
+            describe([off.seconds / on.seconds for off, on in pairs]),
+            describe([off.cpu_seconds / on.cpu_seconds for off, on in pairs]),
+        ]
+
+
+@contextmanager
+def paired_engines(model: str, setting: str, *, off: Any, on: Any, **fields: Any) -> Iterator[PairedEngines]:
+    """Start both. On a CPU all its cores compute: how many threads do is not to depend on the neighbours."""
+    num_threads = len(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        engines = []
+        for value in (off, on):
+            before = set(children(os.getpid()))
+            settings = {"num_threads": num_threads, setting: value} | fields
+            engine = stack.enter_context(InferenceEngine(config=EngineConfig(model_path=model, **settings)))
+            (child_pid,) = set(children(os.getpid())) - before
+            engines.append(TimedEngine(engine, child_pid))
+        yield PairedEngines(*engines)
+
+
+def describe(ratios: Sequence[float]) -> str:
+    """Their median, and the middle half of them."""
+    if len(ratios) < 4:
+        return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{median:.3f} ({low:.3f} to {high:.3f})"
