@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine import InferenceEngine, InvalidRequestError, ModelLoadError, SamplingParams
-from engine.process import ChildProcess
+from tests.fakes.echo_engines import child_pid
 from tests.fakes.output_recorder import OutputRecorder
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -35,13 +35,6 @@ def demo() -> Iterator[InferenceEngine]:
         yield engine
 
 
-def kill_child(engine: InferenceEngine) -> None:
-    assert engine._supervisor is not None
-    child = engine._supervisor._child
-    assert isinstance(child, ChildProcess)
-    os.kill(child.pid, signal.SIGKILL)
-
-
 def run_and_kill(
     engine: InferenceEngine, prompts: list[list[int]], params: SamplingParams, after: int
 ) -> list[list[int]]:
@@ -52,7 +45,7 @@ def run_and_kill(
         engine.submit(f"killed-{i}", prompt, params, on_output=recorders[i])
     for recorder in recorders:
         recorder.wait_for_tokens(after)
-    kill_child(engine)
+    os.kill(child_pid(engine), signal.SIGKILL)
     for recorder in recorders:
         assert recorder.wait_for_end().finish_reason in ("length", "stop")
     assert engine.get_stats()["num_restarts"] == num_restarts + 1
@@ -105,7 +98,7 @@ def test_a_child_killed_in_mid_generation_changes_no_logprob_and_reports_the_pro
         engine.submit(f"asking-{prompt}", engine.tokenizer.encode(prompt), ASKING, on_output=recorder)
     for recorder in recorders:
         recorder.wait_for_tokens(40)
-    kill_child(engine)
+    os.kill(child_pid(engine), signal.SIGKILL)
     for number, recorder in enumerate(recorders):
         recorder.wait_for_end()
         for index in (0, 1):
@@ -204,18 +197,6 @@ def test_the_demo_model_knows_the_capital_of_france(demo: InferenceEngine) -> No
     assert "Paris" in output.text
     assert output.finish_reason == "stop"
     assert "<|im_end|>" not in output.text
-
-
-@pytest.mark.model
-def test_the_demo_models_child_killed_in_mid_generation_changes_no_answer(demo: InferenceEngine) -> None:
-    params = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
-    prompts = [
-        rendered(demo, QUESTION),
-        demo.tokenizer.encode("Once upon a time"),
-        demo.tokenizer.encode("def main():"),
-    ]
-    undisturbed = [output.token_ids for output in demo.generate_batch(prompts, params)]
-    assert run_and_kill(demo, prompts, params, after=10) == undisturbed
 
 
 @pytest.mark.model
