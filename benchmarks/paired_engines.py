@@ -2,9 +2,11 @@
 
 Both are warm and compute the same slices of work, a second or two each, one directly after the other and in an order
 that changes from slice to slice. Each pair has its own ratio, of seconds and of the CPU seconds of the engine's child,
-which neighbours hardly change; what is reported is the median of the pairs, and where the middle half of them lies.
+which neighbours change less; what is reported is the median of the pairs, how sure it is, and where their middle half
+lies.
 """
 
+import math
 import os
 import statistics
 import time
@@ -103,8 +105,10 @@ def paired_engines(model: str, setting: str, *, off: Any, on: Any, **fields: Any
 
 
 def describe(ratios: Sequence[float]) -> str:
-    """Their median, and the middle half of them."""
+    """Their median with its standard error, and the middle half of them; of a few their range."""
+    median = statistics.median(ratios)
     if len(ratios) < 4:
-        return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return f"{median:.3f} ({low:.3f} to {high:.3f})"
+        return f"{median:.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    error = 0.93 * (high - low) / math.sqrt(len(ratios))  # 1.25 sigma / sqrt(n), sigma by the middle half
+    return f"{median:.3f} ± {error:.3f} ({low:.3f} to {high:.3f})"

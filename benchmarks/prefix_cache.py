@@ -48,7 +48,7 @@ def main() -> None:
         ["prompts", "at once", "pairs", *COLUMNS, "target"],
         rows,
         [
-            "Medians of the pairs, in brackets the middle half of them; CPU seconds are those of the engine's child; "
+            "Medians of the pairs with their standard error, in brackets the middle half of the pairs; CPU seconds are those of the engine's child; "
             "tok/s are prompt and output tokens.",
             f"Prompts of {arguments.prefix_tokens} + {arguments.tail_tokens} tokens, {arguments.max_tokens} output "
             f"tokens each, {arguments.model}, quantize {arguments.quantize}. Both engines gave the same tokens.",

@@ -45,8 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--quantize", default="none")
-    parser.add_argument("--pairs", type=int, default=24, help="of one sequence; half as many of eight")
-    parser.add_argument("--max-tokens", type=int, default=32, help="of a slice, where nothing is gained")
+    parser.add_argument("--pairs", type=int, default=40, help="of one sequence; half as many of eight")
+    parser.add_argument("--max-tokens", type=int, default=16, help="of a slice, where nothing is gained")
     arguments = parser.parse_args()
     rows = []
     with paired_engines(
@@ -60,7 +60,7 @@ def main() -> None:
         ["task", "at once", "pairs", *COLUMNS, "accepted of drafted", "steps", "target"],
         rows,
         [
-            "Medians of the pairs, in brackets the middle half of them; CPU seconds are those of the engine's child. "
+            "Medians of the pairs with their standard error, in brackets the middle half of the pairs; CPU seconds are those of the engine's child. "
             f"Prompts lie in the prefix cache, so that decodes are timed. {arguments.model}, quantize "
             f"{arguments.quantize}.",
             f"Target where it does not help: to cost at most {MAX_COST:.0%}. Both engines gave the same tokens.",
