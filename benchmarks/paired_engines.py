@@ -19,6 +19,10 @@ from benchmarks.process_figures import children, cpu_seconds
 from engine import EngineConfig, InferenceEngine, SamplingParams
 
 COLUMNS = ["off, tok/s", "on, tok/s", "off / on, seconds", "off / on, CPU seconds"]
+PAIRED_NOTE = (
+    "Medians of the pairs with their standard error, in brackets the middle half of the pairs (of few their range). "
+    "CPU seconds are those of the engine's child."
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ With the cache and without take turns, and every prompt is new. Run with `python
 import argparse
 import random
 
-from benchmarks.paired_engines import COLUMNS, Work, paired_engines
+from benchmarks.paired_engines import COLUMNS, PAIRED_NOTE, Work, paired_engines
 from benchmarks.report import print_and_keep
 from engine import SamplingParams
 
@@ -48,8 +48,7 @@ def main() -> None:
         ["prompts", "at once", "pairs", *COLUMNS, "target"],
         rows,
         [
-            "Medians of the pairs with their standard error, in brackets the middle half of the pairs; CPU seconds are those of the engine's child; "
-            "tok/s are prompt and output tokens.",
+            f"{PAIRED_NOTE} Tokens are those of prompts and outputs.",
             f"Prompts of {arguments.prefix_tokens} + {arguments.tail_tokens} tokens, {arguments.max_tokens} output "
             f"tokens each, {arguments.model}, quantize {arguments.quantize}. Both engines gave the same tokens.",
         ],

@@ -14,7 +14,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.paired_engines import COLUMNS, PairedEngines, Work, paired_engines
+from benchmarks.paired_engines import COLUMNS, PAIRED_NOTE, PairedEngines, Work, paired_engines
 from benchmarks.report import print_and_keep
 from benchmarks.workload import uniform_workload
 from engine import InferenceEngine, SamplingParams
@@ -60,9 +60,8 @@ def main() -> None:
         ["task", "at once", "pairs", *COLUMNS, "accepted of drafted", "steps", "target"],
         rows,
         [
-            "Medians of the pairs with their standard error, in brackets the middle half of the pairs; CPU seconds are those of the engine's child. "
-            f"Prompts lie in the prefix cache, so that decodes are timed. {arguments.model}, quantize "
-            f"{arguments.quantize}.",
+            f"{PAIRED_NOTE} Prompts lie in the prefix cache, so that decodes are timed. {arguments.model}, "
+            f"quantize {arguments.quantize}.",
             f"Target where it does not help: to cost at most {MAX_COST:.0%}. Both engines gave the same tokens.",
         ],
     )
