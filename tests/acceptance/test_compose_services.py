@@ -42,7 +42,7 @@ def worker(system: System, environment: dict[str, str]) -> Iterator["subprocess.
     yield system.start_worker(*arguments[1:], **environment)
 
 
-def test_a_job_runs_through_the_cpu_worker_and_its_result_lands_in_the_object_store(
+def test_the_cpu_worker_puts_a_result_into_the_object_store_and_its_health_check_sees_it_live_and_gone(
     system: System,
     worker: "subprocess.Popen[bytes]",
     environment: dict[str, str],
@@ -57,21 +57,18 @@ def test_a_job_runs_through_the_cpu_worker_and_its_result_lands_in_the_object_st
     stored = boto3.client("s3", endpoint_url=s3_endpoint).get_object(Bucket="results", Key=f"promptmill/{job.id}.json")
     assert Result.model_validate_json(stored["Body"].read()).text == result.text
 
+    assert health(environment) == 0
+    worker.terminate()
+    worker.wait(20)
+    assert health(environment) != 0
 
-def test_the_health_check_is_green_beside_a_live_worker_and_red_without_one(
-    system: System, worker: "subprocess.Popen[bytes]", environment: dict[str, str]
-) -> None:
+
+def health(environment: dict[str, str]) -> int:
+    """What the service's health check says."""
     check = SERVICE["healthcheck"]["test"]
     assert check[0] == "CMD-SHELL"
     script = check[1].replace("$$", "$")
     # The container's PATH has our console script, and its shell sets HOSTNAME.
     run_environment = {**os.environ, **environment, "HOSTNAME": os.uname().nodename}
     run_environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-
-    def health() -> int:
-        return subprocess.run(["sh", "-c", script], env=run_environment, timeout=30, check=False).returncode
-
-    assert health() == 0
-    worker.terminate()
-    worker.wait(20)
-    assert health() != 0
+    return subprocess.run(["sh", "-c", script], env=run_environment, timeout=30, check=False).returncode

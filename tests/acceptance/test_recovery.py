@@ -10,7 +10,7 @@ from producer import Client
 from producer.contract import Marker, keys
 from tests.acceptance.system import System
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.alone, pytest.mark.model, pytest.mark.timeout(600)]
 
 MAX_SECONDS = 20.0  # promised, with the default lease of 15 s
 FIELDS = {"max_tokens": 80, "ignore_eos": True}

@@ -24,14 +24,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceEngine
     """A tiny random llama under a budget and a pool that force chunks and preemptions."""
     folder = make_tiny_model("llama", tmp_path_factory.mktemp("llama"))
     with InferenceEngine(
-        str(folder), max_num_seqs=8, max_num_tokens=48, num_kv_blocks=64, device="cpu", dtype="float32"
+        str(folder), max_num_seqs=8, max_num_tokens=48, num_kv_blocks=64, num_threads=1, device="cpu", dtype="float32"
     ) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[InferenceEngine]:
-    with InferenceEngine("smollm2-135m", device="cpu") as engine:
+    with InferenceEngine("smollm2-135m", num_threads=1, device="cpu") as engine:
         yield engine
 
 

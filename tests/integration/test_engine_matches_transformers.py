@@ -21,6 +21,8 @@ pytestmark = pytest.mark.timeout(900)
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2"]
 NUM_PROMPTS = 64
 LONGEST = 1500
+LONG = 300  # the longest but one may be so long
+MAX_TOKENS = [20] * 8 + [3] * (NUM_PROMPTS - 8)  # the longest and some short prompts go on while the others come and go
 BLOCK_SIZE = 16
 
 
@@ -29,8 +31,7 @@ def test_greedy_tokens_equal_generate_for_64_mixed_prompts_in_one_batch(architec
     folder = make_tiny_model(architecture, tmp_path)
     model = load_reference(str(folder))
     prompts = mixed_prompts(vocab_size=model.config.vocab_size)
-    expected = [reference_tokens(model, prompt, max_tokens=12) for prompt in prompts]
-    assert expected == engine_tokens(str(folder), prompts, max_tokens=12)
+    assert reference_tokens(model, prompts) == engine_tokens(str(folder), prompts, in_process=True)
 
 
 @pytest.mark.model
@@ -38,15 +39,14 @@ def test_the_demo_model_equals_generate_for_64_mixed_prompts_in_one_batch() -> N
     folder = str(prepare_model_dir("smollm2-135m", default_cache_dir()))
     model = load_reference(folder)
     prompts = mixed_prompts(vocab_size=40_000)
-    expected = [reference_tokens(model, prompt, max_tokens=8) for prompt in prompts]
-    assert expected == engine_tokens(folder, prompts, max_tokens=8)
+    assert reference_tokens(model, prompts) == engine_tokens(folder, prompts)
 
 
 @pytest.mark.model
 def test_a_seeded_prompt_gives_the_same_output_alone_and_among_63_others() -> None:
     prompts = mixed_prompts(vocab_size=40_000, longest=200)
-    params = [SamplingParams(max_tokens=16, temperature=0.9, top_p=0.95, top_k=50, seed=i) for i in range(NUM_PROMPTS)]
-    with InferenceEngine("smollm2-135m", num_kv_blocks=1024, prefix_caching=False) as engine:
+    params = [SamplingParams(max_tokens=10, temperature=0.9, top_p=0.95, top_k=50, seed=i) for i in range(NUM_PROMPTS)]
+    with InferenceEngine("smollm2-135m", num_threads=1, num_kv_blocks=1024, prefix_caching=False) as engine:
         together = engine.generate_batch(prompts, params)
         for i in (0, 13, 40, 63):
             alone = engine.generate_batch([prompts[i]], [params[i]])
@@ -56,8 +56,8 @@ def test_a_seeded_prompt_gives_the_same_output_alone_and_among_63_others() -> No
 def mixed_prompts(*, vocab_size: int, longest: int = LONGEST) -> list[list[int]]:
     """Lengths 1 and `longest`, and between them mostly short ones, as traffic is."""
     rng = random.Random(7)
-    lengths = [1, 2, BLOCK_SIZE, BLOCK_SIZE + 1, longest]
-    lengths += [max(1, int(longest ** rng.random())) for _ in range(NUM_PROMPTS - len(lengths))]
+    lengths = [longest, 1, 2, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE, BLOCK_SIZE, BLOCK_SIZE + 1]
+    lengths += [max(1, int(min(longest, LONG) ** rng.random())) for _ in range(NUM_PROMPTS - len(lengths))]
     return [[rng.randrange(10, vocab_size) for _ in range(length)] for length in lengths]
 
 
@@ -68,31 +68,35 @@ def load_reference(folder: str) -> Any:
     return model
 
 
-def reference_tokens(model: Any, prompt: list[int], *, max_tokens: int) -> list[int]:
-    output = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=max_tokens,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    tokens: list[int] = output[0, len(prompt) :].tolist()
+def reference_tokens(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    tokens = []
+    for prompt, max_tokens in zip(prompts, MAX_TOKENS, strict=True):
+        output = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        tokens.append(output[0, len(prompt) :].tolist())
     return tokens
 
 
-def engine_tokens(folder: str, prompts: list[list[int]], *, max_tokens: int) -> list[list[int]]:
+def engine_tokens(folder: str, prompts: list[list[int]], *, in_process: bool = False) -> list[list[int]]:
     """All prompts at once, with room for little more than the longest of them."""
     config = EngineConfig(
         model_path=folder,
         dtype="float32",
         max_num_seqs=64,
         max_num_tokens=128,
-        max_model_len=LONGEST + max_tokens + 1,
+        max_model_len=LONGEST + MAX_TOKENS[0] + 1,
         block_size=BLOCK_SIZE,
-        num_kv_blocks=(LONGEST + max_tokens) // BLOCK_SIZE + 20,
+        num_kv_blocks=(LONGEST + MAX_TOKENS[0]) // BLOCK_SIZE + 5,
+        num_threads=1,
+        in_process=in_process,
     )
     with InferenceEngine(config=config) as engine:
-        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        params = [SamplingParams(max_tokens=number, temperature=0.0, ignore_eos=True) for number in MAX_TOKENS]
         outputs = engine.generate_batch(prompts, params)
         stats = engine.get_stats()
     assert stats["num_preemptions"] > 0, "the block pool was to force preemption"

@@ -40,6 +40,7 @@ def test_tokens_are_guessed_in_a_chaos_run(tmp_path: Path) -> None:
     assert 0 < stats["num_accepted_draft_tokens"] < stats["num_draft_tokens"]
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_300_jobs_on_three_workers_survive_everything(tmp_path: Path) -> None:
     report = run_chaos(worker_command("tiny", tmp_path, CONFIG.lease_seconds), CONFIG, tmp_path)
