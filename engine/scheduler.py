@@ -79,14 +79,15 @@ class Scheduler:
         ran_short = self._reserve_blocks()
         decodes = self._slots.decoding()
         draft = StepDraft(budget=self._budget - len(decodes))
-        for sequence in sorted(self._prefilling.values(), key=attrgetter("urgency")):
-            self._plan_chunk(draft, sequence)
+        if self._prefilling:
+            for sequence in sorted(self._prefilling.values(), key=attrgetter("urgency")):
+                self._plan_chunk(draft, sequence)
         if not ran_short:
             self._admit_waiting(draft)
-        assert len(decodes) or draft.slots or not len(self._waiting), "sequences wait and none can run"
-        if not draft.slots:
-            return self._decode_plan(decodes) if len(decodes) else None
-        return draft.mixed_plan(self._slots, decodes)
+        if draft.slots:
+            return draft.mixed_plan(self._slots, decodes)
+        assert len(decodes) or not len(self._waiting), "sequences wait and none can run"
+        return self._decode_plan(decodes) if len(decodes) else None
 
     # who runs --------------------------------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class Scheduler:
         """Preempt less urgent sequences until the head fits; return its hits, or None if it would not fit even then."""
         less_urgent = [slot for slot, sequence in self._slots.sequences.items() if head.is_before(sequence)]
         hits = self._kv.match(head)
-        releasable = int(self._slots.num_blocks[less_urgent].sum())
+        releasable = int(self._slots.capacity[less_urgent].sum()) // self._slots.block_size
         reserve = _reserve(len(self._running) - len(less_urgent))
         if self._kv.num_wanted(head, hits) + reserve > self._kv.num_available + releasable:
             return None
@@ -159,25 +160,27 @@ class Scheduler:
         ran_short = False
         while True:
             decoding = slots.decoding().slots
-            is_full = slots.num_computed[decoding] >= slots.num_blocks[decoding] * slots.block_size
-            num_full = np.count_nonzero(is_full)
-            if num_full + sum(map(kv.num_missing, self._prefilling)) <= kv.num_available:
+            full = decoding[slots.num_computed[decoding] >= slots.capacity[decoding]]
+            num_wanted = len(full)
+            if self._prefilling:
+                num_wanted += sum(map(kv.num_missing, self._prefilling))
+            if num_wanted <= kv.num_available:
                 break
             self.preempt(self._slot_of(self._slots.least_urgent()))
             ran_short = True
-        if num_full:
-            kv.grow(decoding[is_full])
-        for slot in self._prefilling:
-            kv.extend(slot)
+        if num_wanted:
+            kv.grow(full)
+            for slot in self._prefilling:
+                kv.extend(slot)
         if self._looks_ahead:
             self._reserve_next(decoding)
         return ran_short
 
     def _reserve_next(self, decoding: NDArray[np.int64]) -> None:
         slots = self._slots
-        num_blocks = slots.num_blocks[decoding]
-        is_last = slots.num_computed[decoding] + 1 >= num_blocks * slots.block_size
-        growing = decoding[is_last & (num_blocks < slots.max_blocks)]
+        capacity = slots.capacity[decoding]
+        is_last = slots.num_computed[decoding] + 1 >= capacity
+        growing = decoding[is_last & (capacity < slots.max_blocks * slots.block_size)]
         if 0 < len(growing) <= self._kv.num_available:
             self._kv.grow(growing)
 
@@ -230,11 +233,11 @@ class Scheduler:
 
     # after the step --------------------------------------------------------------------------------------------------
 
-    def prefilled(self, slots: list[int]) -> None:
-        """The prompts of these slots are computed and their first tokens sampled: they decode from now on."""
-        for slot in slots:
+    def prefilled(self, rows: SlotRows, num_decodes: int) -> None:
+        """The prompts of the rows behind the decodes are computed, and a token of each sampled: all rows decode."""
+        for slot in rows.slots[num_decodes:].tolist():
             del self._prefilling[slot]
-        self._slots.start_decoding(np.array(slots, np.int64))
+        self._slots.start_decoding(rows)
 
     def extended(self, slots: list[int]) -> None:
         """These slots decoded and were given tokens beyond the sampled one: they are to be computed first."""

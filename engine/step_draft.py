@@ -30,7 +30,7 @@ class StepDraft:
         start = int(table.num_computed[slot])
         num_left = int(table.num_tokens[slot]) - start
         num_new = min(self.budget, num_left)
-        if table.score_starts[slot] < table.score_ends[slot]:
+        if table.is_scoring:
             num_new = self._limit_scores(table, slot, start, num_new)
         if num_new:
             if num_new == num_left:
@@ -52,15 +52,21 @@ class StepDraft:
 
     def mixed_plan(self, table: SequenceSlots, decodes: SlotRows) -> StepPlan:
         """The decodes' rows, then the chunks'."""
-        num_decodes = len(decodes)
-        slots = np.concatenate((decodes.slots, np.array(self.slots, np.int64)))
-        sampled_index = np.concatenate((np.arange(num_decodes), np.array(self.completing, np.int64) + num_decodes))
+        num_decodes, num_completing = len(decodes), len(self.completing)
+        rows = np.empty((3, num_decodes + len(self.slots)), np.int64)
+        slots, starts, num_new = rows
+        slots[:num_decodes] = decodes.slots
+        starts[:num_decodes] = table.num_computed[decodes.slots]
+        num_new[:num_decodes] = 1
+        rows[:, num_decodes:] = self.slots, self.starts, self.num_new
+        sampled_index = np.arange(num_decodes + num_completing)
+        sampled_index[num_decodes:] = [num_decodes + row for row in self.completing]
         return StepPlan(
             slots=slots,
-            starts=np.concatenate((table.num_computed[decodes.slots], np.array(self.starts, np.int64))),
-            num_new=np.concatenate((np.ones(num_decodes, np.int64), np.array(self.num_new, np.int64))),
+            starts=starts,
+            num_new=num_new,
             num_tokens=num_decodes + sum(self.num_new),
-            sampled=table.rows(slots[sampled_index]) if self.completing else decodes,
+            sampled=table.rows(slots[sampled_index]) if num_completing else decodes,
             sampled_index=sampled_index,
             num_decodes=num_decodes,
             newcomers=self.newcomers,

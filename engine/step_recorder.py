@@ -43,7 +43,8 @@ class StepRecorder:
         totals = plan.starts + plan.num_new  # tokens computed of each row; where it samples: the new token's index
         self._slots.num_computed[plan.slots] = totals
         if plan.sampled_index is not None:
-            self._scheduler.prefilled(plan.slots[plan.sampled_index[plan.sampled_index >= plan.num_decodes]].tolist())
+            if len(rows) > plan.num_decodes:
+                self._scheduler.prefilled(rows, plan.num_decodes)
             totals = totals[plan.sampled_index]
         self._slots.flat_token_ids[rows.token_offsets + totals] = token_ids
         num_tokens = totals + 1
@@ -142,9 +143,10 @@ def _rest_of(result: StepResult, keep_sampled: NDArray[np.bool_], gone: NDArray[
 def _finish_codes(rows: SlotRows, token_ids: NDArray[np.int32], num_tokens: NDArray[np.int64]) -> NDArray[np.int8]:
     """`FinishCode` of each row whose new token makes it `num_tokens` long."""
     codes = np.zeros(len(rows), np.int8)
-    codes[(num_tokens >= rows.max_totals).nonzero()[0]] = FinishCode.LENGTH
-    codes[(rows.stop_ids == token_ids[:, None]).nonzero()[0]] = FinishCode.STOP
-    for row, stop_ids in rows.long_stops:
-        if int(token_ids[row]) in stop_ids:
+    codes[num_tokens >= rows.max_totals] = FinishCode.LENGTH
+    for stop_ids in rows.stop_ids:  # a few at most; all at once would take numpy longer than each by itself
+        codes[stop_ids == token_ids] = FinishCode.STOP
+    for row, stop_set in rows.long_stops:
+        if int(token_ids[row]) in stop_set:
             codes[row] = FinishCode.STOP
     return codes

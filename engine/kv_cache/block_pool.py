@@ -2,6 +2,8 @@
 
 A block is in one of three states: *used* (one reference or more), *idle* (none, but the prefix index knows its content;
 evicted least recently used first) or *free* (nothing in it matters). Knows nothing of tokens, sequences or memory.
+
+Plain lists and dictionaries: a sequence comes and goes with a few blocks, for which numpy costs several times as much.
 """
 
 from collections import OrderedDict
@@ -12,21 +14,20 @@ from numpy.typing import NDArray
 
 
 class BlockPool:
-    """`num_blocks` blocks with reference counts. `on_evict(block)` is called when an idle block's content goes."""
+    """`num_blocks` blocks with reference counts. `on_evict(blocks)` is called when the content of idle blocks goes."""
 
-    def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:
+    def __init__(self, num_blocks: int, on_evict: Callable[[list[int]], None]) -> None:
         self.num_blocks = num_blocks
         self._on_evict = on_evict
-        self._references = np.zeros(num_blocks, np.int32)
-        self._is_kept = np.zeros(num_blocks, np.bool_)
-        self._free = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)  # a stack; low ids first
-        self._num_free = num_blocks
+        self._references: dict[int, int] = {}  # of used blocks
+        self._kept: set[int] = set()  # used or idle
+        self._free = list(range(num_blocks - 1, -1, -1))  # a stack; low ids first
         self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
 
     @property
     def num_available(self) -> int:
         """Blocks that `allocate` can give: free and idle ones."""
-        return self._num_free + len(self._idle)
+        return len(self._free) + len(self._idle)
 
     @property
     def num_idle(self) -> int:
@@ -34,53 +35,58 @@ class BlockPool:
 
     @property
     def num_used(self) -> int:
-        return self.num_blocks - self.num_available
+        return len(self._references)
 
     def is_idle(self, block: int) -> bool:
         return block in self._idle
 
-    def allocate(self, num_blocks: int) -> NDArray[np.int32]:
+    def allocate(self, num_blocks: int) -> list[int]:
         """Take blocks with one reference each, evicting idle ones as needed. Needs `num_available >= num_blocks`."""
         assert num_blocks <= self.num_available, f"{num_blocks} blocks wanted, {self.num_available} available"
-        if self._num_free < num_blocks:
-            self._evict_oldest(num_blocks - self._num_free)
-        self._num_free -= num_blocks
-        blocks = self._free[self._num_free : self._num_free + num_blocks][::-1].copy()
-        self._references[blocks] = 1
+        free = self._free
+        if len(free) < num_blocks:
+            self._evict_oldest(num_blocks - len(free))
+        num_left = len(free) - num_blocks
+        blocks = free[num_left:]
+        blocks.reverse()
+        del free[num_left:]
+        self._references.update(dict.fromkeys(blocks, 1))
         return blocks
 
     def share(self, blocks: list[int]) -> None:
-        """Add a reference to used or idle blocks (each at most once in the list)."""
+        """Add a reference to used or idle blocks."""
+        references = self._references
         for block in blocks:
             self._idle.pop(block, None)
-        self._references[blocks] += 1
+            references[block] = references.get(block, 0) + 1
 
-    def free(self, blocks: NDArray[np.int32]) -> None:
+    def free(self, blocks: list[int]) -> None:
         """Drop a reference to each.
 
         Blocks are given in order of position. Of those that stay idle the last is evicted first, because a prefix is
         of use without its continuation and not the other way round.
         """
-        self._references[blocks] -= 1
-        references = self._references[blocks]
-        assert (references >= 0).all(), "a block was freed twice"
-        unused = blocks[references == 0]
-        is_kept = self._is_kept[unused]
-        for block in unused[is_kept][::-1].tolist():
-            self._idle[block] = None
-        self._push_free(unused[~is_kept])
+        references, kept, idle = self._references, self._kept, self._idle
+        for block in reversed(blocks):
+            num_references = references.pop(block, 0)
+            assert num_references, f"block {block} was freed twice"
+            if num_references > 1:
+                references[block] = num_references - 1
+            elif block in kept:
+                idle[block] = None
+            else:
+                self._free.append(block)
 
     def keep(self, blocks: list[int]) -> None:
         """The blocks' content is in the prefix index: they turn idle, not free, when their last reference goes."""
-        for block in blocks:  # mostly one: an index array costs ten times as much
-            self._is_kept[block] = True
+        self._kept.update(blocks)
 
     def forget(self, block: int) -> None:
         """The block's content is in the prefix index no more."""
-        self._is_kept[block] = False
+        self._kept.discard(block)
         if block in self._idle:
             del self._idle[block]
-            self._push_free(np.array([block], np.int32))
+            self._free.append(block)
 
     def evict_idle(self) -> None:
         """Give up the content of every idle block."""
@@ -89,22 +95,16 @@ class BlockPool:
 
     def _evict_oldest(self, num_blocks: int) -> None:
         evicted = [self._idle.popitem(last=False)[0] for _ in range(num_blocks)]
-        for block in evicted:
-            self._is_kept[block] = False
-            self._on_evict(block)
-        self._push_free(np.array(evicted, np.int32))
-
-    def _push_free(self, blocks: NDArray[np.int32]) -> None:
-        self._free[self._num_free : self._num_free + len(blocks)] = blocks
-        self._num_free += len(blocks)
+        self._kept.difference_update(evicted)
+        self._on_evict(evicted)
+        self._free += evicted
 
     def check_integrity(self, references: NDArray[np.int64]) -> None:
         """Raise `AssertionError` unless each block is in one state and used as often as `references` `[num_blocks]`."""
-        assert (self._references == references).all(), "reference counts differ from the block tables"
-        free = self._free[: self._num_free]
-        states = self._references > 0
-        occurrences = states.astype(np.int64) + np.bincount(free, minlength=self.num_blocks)
-        occurrences[list(self._idle)] += 1
+        used = np.flatnonzero(references)
+        expected = dict(zip(used.tolist(), references[used].tolist(), strict=True))
+        assert self._references == expected, "reference counts differ from the block tables"
+        occurrences = np.bincount([*self._references, *self._free, *self._idle], minlength=self.num_blocks)
         assert (occurrences == 1).all(), f"blocks in no state or in two: {np.flatnonzero(occurrences != 1).tolist()}"
-        assert not self._is_kept[free].any(), "a free block is kept"
-        assert self._is_kept[list(self._idle)].all(), "an idle block is not kept"
+        assert self._kept.isdisjoint(self._free), "a free block is kept"
+        assert self._kept.issuperset(self._idle), "an idle block is not kept"

@@ -59,7 +59,7 @@ class KVCacheManager:
 
     def num_wanted(self, sequence: Sequence, hits: list[int]) -> int:
         """Available blocks that admitting the sequence would take: new ones, and hits that are idle now."""
-        num_idle = sum(self.pool.is_idle(block) for block in hits)
+        num_idle = sum(map(self.pool.is_idle, hits))
         return self.num_blocks_for(sequence.num_tokens) - len(hits) + num_idle
 
     def admit(self, sequence: Sequence, hits: list[int]) -> None:
@@ -75,33 +75,36 @@ class KVCacheManager:
             self.pool.share(hits)
             table[: len(hits)] = hits
         table[len(hits) : num_blocks] = self.pool.allocate(num_blocks - len(hits))
-        self._slots.num_blocks[slot] = num_blocks
+        self._slots.capacity[slot] = num_blocks * self._block_size
         self._slots.num_computed[slot] = len(hits) * self._block_size
         sequence.num_indexed_blocks = len(hits)
 
     def grow(self, slots: NDArray[np.int64]) -> None:
         """Append one new block to the table of each slot. Needs that many available."""
-        num_blocks = self._slots.num_blocks[slots]
-        self._slots.block_tables[slots, num_blocks] = self.pool.allocate(len(slots))
-        self._slots.num_blocks[slots] = num_blocks + 1
+        tables, capacity = self._slots.block_tables, self._slots.capacity
+        for slot, block in zip(slots.tolist(), self.pool.allocate(len(slots)), strict=True):  # a few in most steps
+            tables[slot, self._num_blocks(slot)] = block
+            capacity[slot] += self._block_size
 
     def num_missing(self, slot: int, num_tokens: int | None = None) -> int:
         """Blocks that the slot needs for so many tokens (None: for those it has) beyond the ones it has."""
-        wanted = self._slots.num_tokens[slot] if num_tokens is None else num_tokens
-        return max(0, self.num_blocks_for(int(wanted)) - int(self._slots.num_blocks[slot]))
+        wanted = self._slots.num_tokens.item(slot) if num_tokens is None else num_tokens
+        return max(0, self.num_blocks_for(wanted) - self._num_blocks(slot))
 
     def shrink(self, slot: int, num_tokens: int) -> None:
         """Drop the blocks behind those that so many tokens need; nothing in them is in the index."""
-        num_blocks, num_kept = int(self._slots.num_blocks[slot]), self.num_blocks_for(num_tokens)
+        num_blocks, num_kept = self._num_blocks(slot), self.num_blocks_for(num_tokens)
         if num_kept < num_blocks:
-            self.pool.free(self._slots.block_tables[slot, num_kept:num_blocks])
-            self._slots.num_blocks[slot] = num_kept
+            self.pool.free(self._slots.block_tables[slot, num_kept:num_blocks].tolist())
+            self._slots.capacity[slot] = num_kept * self._block_size
 
     def extend(self, slot: int, num_tokens: int | None = None) -> None:
         """Append the blocks that are missing to the slot's table (see `num_missing`). Needs them to be available."""
-        num_blocks, num_missing = int(self._slots.num_blocks[slot]), self.num_missing(slot, num_tokens)
+        num_blocks, num_missing = self._num_blocks(slot), self.num_missing(slot, num_tokens)
+        if not num_missing:
+            return
         self._slots.block_tables[slot, num_blocks : num_blocks + num_missing] = self.pool.allocate(num_missing)
-        self._slots.num_blocks[slot] = num_blocks + num_missing
+        self._slots.capacity[slot] += num_missing * self._block_size
 
     def release(self, slot: int) -> None:
         """Drop the slot's blocks; with prefix caching the full ones stay findable until their room is needed."""
@@ -112,11 +115,11 @@ class KVCacheManager:
         self.pool.free(self._table(slot))
         if not self._prefix_caching:
             self.pool.evict_idle()
-        self._slots.num_blocks[slot] = 0
+        self._slots.capacity[slot] = 0
 
     def discard(self, slot: int) -> None:
         """Drop the slot's blocks, and nobody is to find them again: their content may be damaged."""
-        self.forget(self._table(slot).tolist())
+        self.forget(self._table(slot))
         self._drop(slot)
 
     def index_blocks(self, slot: int, num_tokens: int) -> list[int]:
@@ -131,7 +134,7 @@ class KVCacheManager:
             return []
         digests = self._digests(sequence, self._slots.token_ids[slot], num_full)[first:num_full]
         blocks = self._slots.block_tables[slot, first:num_full].tolist()
-        added = [block for digest, block in zip(digests, blocks, strict=True) if self.index.add(digest, block)]
+        added = self.index.add(digests, blocks)
         self.pool.keep(added)
         sequence.num_indexed_blocks = num_full
         return added
@@ -140,7 +143,7 @@ class KVCacheManager:
         """Take blocks out of the index, if they are in it; whoever uses them goes on."""
         for block in blocks:
             if block in self.index:
-                self.index.remove(block)
+                self.index.remove([block])
                 self.pool.forget(block)
 
     def _digests(self, sequence: Sequence, token_ids: NDArray[np.int32], num_full: int) -> list[bytes]:
@@ -158,16 +161,20 @@ class KVCacheManager:
     def _cache_key(self, sequence: Sequence) -> str:
         return sequence.cache_key if self._prefix_caching else f"group {sequence.group_id}"
 
-    def _table(self, slot: int) -> NDArray[np.int32]:
-        return self._slots.block_tables[slot, : self._slots.num_blocks[slot]]
+    def _table(self, slot: int) -> list[int]:
+        table: list[int] = self._slots.block_tables[slot, : self._num_blocks(slot)].tolist()
+        return table
+
+    def _num_blocks(self, slot: int) -> int:
+        return self._slots.capacity.item(slot) // self._block_size
 
     def check_integrity(self) -> None:
         """Raise `AssertionError` unless the tables of the taken slots account for every reference and size."""
         references = np.zeros(self.pool.num_blocks, np.int64)
         for slot in self._slots.sequences:
             table = self._table(slot)
-            assert len(set(table.tolist())) == len(table), f"slot {slot} holds a block twice"
-            references += np.bincount(table, minlength=self.pool.num_blocks)
+            assert len(set(table)) == len(table), f"slot {slot} holds a block twice"
+            references += np.bincount(np.array(table, np.int64), minlength=self.pool.num_blocks)
             assert self._slots.num_computed[slot] <= len(table) * self._block_size, f"slot {slot} outgrew its blocks"
         self.pool.check_integrity(references)
         self.index.check_integrity()

@@ -5,6 +5,7 @@ whole prefix; the first parent is a root made of whatever else is to keep prefix
 Knows nothing of references or eviction.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -21,6 +22,7 @@ class PrefixIndex:
         self._digest_of: dict[int, bytes] = {}
 
     @staticmethod
+    @lru_cache(maxsize=1024)
     def root(cache_key: str) -> bytes:
         """The parent of a sequence's first block; equal keys share."""
         return blake2b(
@@ -48,17 +50,19 @@ class PrefixIndex:
             blocks.append(block)
         return blocks
 
-    def add(self, digest: bytes, block: int) -> bool:
-        """Remember the block; False if another block holds the same prefix already (the older one stays)."""
-        if digest in self._block_of:
-            return False
-        self._block_of[digest] = block
-        self._digest_of[block] = digest
-        return True
+    def add(self, digests: list[bytes], blocks: list[int]) -> list[int]:
+        """Remember the blocks, but for those whose prefix another block holds already; return the remembered ones."""
+        added: list[int] = []
+        for digest, block in zip(digests, blocks, strict=True):
+            if self._block_of.setdefault(digest, block) == block:
+                self._digest_of[block] = digest
+                added.append(block)
+        return added
 
-    def remove(self, block: int) -> None:
-        """Forget a block that is in the index."""
-        del self._block_of[self._digest_of.pop(block)]
+    def remove(self, blocks: list[int]) -> None:
+        """Forget blocks that are in the index."""
+        for block in blocks:
+            del self._block_of[self._digest_of.pop(block)]
 
     def __contains__(self, block: int) -> bool:
         return block in self._digest_of

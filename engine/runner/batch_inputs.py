@@ -4,6 +4,7 @@ Owns the layout: tokens of all rows one after the other, in plan order. Knows no
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,9 @@ class BatchInputs:
         return len(self.input_ids)
 
 
+_NO_TABLES = np.zeros((0, 0), np.int32)
+
+
 class BatchBuilder:
     """Builds `BatchInputs` from the slots' arrays."""
 
@@ -62,68 +66,126 @@ class BatchBuilder:
         self._slots = slots
         self._looks_ahead = looks_ahead
         self._block_size = slots.block_size
-        # query_start and logits_indices of any decode batch
+        self._width = np.array(slots.block_size)  # an array: numpy takes twice as long to convert a number
+        self._in_block = np.arange(slots.block_size)
         self._counting_32 = np.arange(slots.max_num_seqs + 1, dtype=np.int32)
-        self._counting_64 = np.arange(slots.max_num_seqs, dtype=np.int64)
+        self._counting_64 = np.arange(max(slots.max_num_seqs, slots.max_len))
+        self._decode: BatchInputs | None = None  # the last step of decodes
+        self._block_ends = np.zeros(0, np.int64)  # of its rows, the position at which the next block begins
+        self._page_shifts = np.zeros(0, np.int64)  # of its rows, see `_shifts`
 
     def build(self, plan: StepPlan) -> BatchInputs:
-        """Gather a plan's tokens, positions, pages and sampling rows."""
+        """Gather a plan's tokens, positions, pages and sampling rows.
+
+        While the same rows decode, the arrays of one step are those of the one before, written anew.
+        """
         return self._build_decode(plan) if plan.is_decode else self._build_mixed(plan)
 
     def _build_decode(self, plan: StepPlan) -> BatchInputs:
         rows, positions = plan.sampled, plan.starts
-        num_rows = len(positions)
-        context_lens = positions + 1
-        max_context_len = int(context_lens[context_lens.argmax()])
+        if self._decode is None or self._decode.sampling is not rows:
+            self._decode = self._decode_inputs(rows)
+            self._block_ends = positions
+        inputs = self._decode
+        ends = inputs.sampled_positions
+        np.add(positions, plan.num_new, out=ends)
+        inputs.context_lens[:] = ends
+        inputs.max_context_len = int(ends[ends.argmax()])
+        if self._looks_ahead or np.count_nonzero(positions >= self._block_ends):
+            self._enter_blocks(inputs, positions)
+        inputs.input_ids[:] = self._slots.flat_token_ids[rows.token_offsets + positions]
+        inputs.position_ids[:] = positions
+        np.add(self._page_shifts, positions, out=inputs.slot_mapping)
+        inputs.next_slots = self._next_pages(rows, ends) if self._looks_ahead else None
+        inputs.edits = self._edits(rows, ends)
+        return inputs
+
+    def _decode_inputs(self, rows: SlotRows) -> BatchInputs:
+        """With room for what changes from step to step."""
+        num_rows = len(rows)
+        input_ids, position_ids, slot_mapping, sampled_positions = np.empty((4, num_rows), np.int64)
         return BatchInputs(
-            input_ids=self._slots.flat_token_ids[rows.token_offsets + positions].astype(np.int64),
-            position_ids=positions,
-            slot_mapping=self._pages(rows.block_offsets, positions),
+            input_ids=input_ids,
+            position_ids=position_ids,
+            slot_mapping=slot_mapping,
             query_start=self._counting_32[: num_rows + 1],
-            context_lens=context_lens.astype(np.int32),
-            block_tables=self._block_tables(plan.slots, max_context_len + self._looks_ahead),
-            next_slots=self._next_pages(rows, context_lens) if self._looks_ahead else None,
+            context_lens=np.empty(num_rows, np.int32),
+            block_tables=_NO_TABLES,
             logits_indices=self._counting_64[:num_rows],
-            sampled_positions=context_lens,
+            sampled_positions=sampled_positions,
             sampling=rows,
             max_query_len=1,
-            max_context_len=max_context_len,
+            max_context_len=0,
             num_decodes=num_rows,
-            edits=self._edits(rows, context_lens),
         )
+
+    def _enter_blocks(self, inputs: BatchInputs, positions: NDArray[np.int64]) -> None:
+        """Some of the decodes begin a block: until the next one does, places follow positions, and tables stay."""
+        self._page_shifts = self._shifts(inputs.sampling.block_offsets, positions)
+        self._block_ends = positions - positions % self._width + self._width
+        inputs.block_tables = self._block_tables(inputs.sampling.slots, inputs.max_context_len + self._looks_ahead)
 
     def _build_mixed(self, plan: StepPlan) -> BatchInputs:
         assert plan.sampled_index is not None
         ends = plan.starts + plan.num_new
-        query_start = np.zeros(plan.num_rows + 1, np.int32)
-        np.cumsum(plan.num_new, out=query_start[1:])
-        # Row i's packed tokens begin at query_start[i] and are positions starts[i], starts[i] + 1, ...
-        shift = np.repeat(plan.starts - query_start[:-1], plan.num_new)
-        positions = np.arange(plan.num_tokens) + shift  # [num_tokens]
-        slot_of_token = np.repeat(plan.slots, plan.num_new)  # [num_tokens]
+        # Decodes with drafts are chunks. The others are the first of the sampled rows, too.
+        num_decodes = plan.num_decodes if plan.num_behind is None else 0
+        lengths = plan.num_new[num_decodes:].tolist()
+        query_start = np.empty(plan.num_rows + 1, np.int32)
+        query_start[:num_decodes] = self._counting_32[:num_decodes]
+        query_start[num_decodes:] = list(accumulate(lengths, initial=num_decodes))
         sampled_positions = ends[plan.sampled_index]
         logits_indices = query_start[1:][plan.sampled_index].astype(np.int64) - 1
         if plan.num_behind is not None:
-            sampled_positions = sampled_positions - plan.num_behind
+            sampled_positions -= plan.num_behind
             logits_indices -= plan.num_behind
         max_context_len = int(ends[ends.argmax()])
-        slots = self._slots
+        input_ids, position_ids, slot_mapping = self._mixed_tokens(plan, num_decodes, lengths)
         return BatchInputs(
-            input_ids=slots.flat_token_ids[slot_of_token * slots.max_len + positions].astype(np.int64),
-            position_ids=positions,
-            slot_mapping=self._pages(slot_of_token * slots.max_blocks, positions),
+            input_ids=input_ids,
+            position_ids=position_ids,
+            slot_mapping=slot_mapping,
             query_start=query_start,
             context_lens=ends.astype(np.int32),
             block_tables=self._block_tables(plan.slots, max_context_len),
             logits_indices=logits_indices,
             sampled_positions=sampled_positions,
             sampling=plan.sampled,
-            max_query_len=int(plan.num_new.max()),
+            max_query_len=max(lengths, default=1),
             max_context_len=max_context_len,
-            num_decodes=int(np.append(plan.num_new != 1, True).argmax()),
+            num_decodes=num_decodes + _num_leading_ones(lengths),
             edits=self._edits(plan.sampled, sampled_positions),
-            scored=self._scored(plan, query_start) if slots.is_scoring else None,
+            scored=self._scored(plan, query_start) if self._slots.is_scoring else None,
         )
+
+    def _mixed_tokens(self, plan: StepPlan, num_decodes: int, lengths: list[int]) -> NDArray[np.int64]:
+        """`[3, num_tokens]`: ids, positions and places of the decodes' tokens and of the chunks with these lengths."""
+        tokens = np.empty((3, plan.num_tokens), np.int64)
+        if num_decodes:
+            self._write_decodes(tokens[:, :num_decodes], plan.sampled, plan.starts[:num_decodes])
+        first = num_decodes
+        slots, starts = plan.slots[num_decodes:].tolist(), plan.starts[num_decodes:].tolist()
+        for slot, start, length in zip(slots, starts, lengths, strict=True):
+            self._write_chunk(tokens[:, first : first + length], slot, start)
+            first += length
+        return tokens
+
+    def _write_decodes(self, tokens: NDArray[np.int64], rows: SlotRows, starts: NDArray[np.int64]) -> None:
+        """Into `[3, num_rows]`: id, position and place of the token at `starts[i]` of row i; there may be more rows."""
+        num_rows = len(starts)
+        tokens[0] = self._slots.flat_token_ids[rows.token_offsets[:num_rows] + starts]
+        tokens[1] = starts
+        tokens[2] = self._pages(rows.block_offsets[:num_rows], starts)
+
+    def _write_chunk(self, tokens: NDArray[np.int64], slot: int, start: int) -> None:
+        """Into `[3, num_tokens]`: ids, positions and places of a slot's tokens from `start` on."""
+        end = start + tokens.shape[1]
+        first_block = start // self._block_size
+        blocks = self._slots.block_tables[slot, first_block : -(-end // self._block_size)].astype(np.int64)
+        places = (blocks[:, None] * self._width + self._in_block).reshape(-1)
+        tokens[0] = self._slots.token_ids[slot, start:end]
+        tokens[1] = self._counting_64[start:end]
+        tokens[2] = places[start - first_block * self._block_size :][: end - start]
 
     def _edits(self, rows: SlotRows, positions: NDArray[np.int64]) -> LogitEdits | None:
         return None if rows.edits is None else self._slots.edits.edits(rows.edits, positions)
@@ -148,15 +210,27 @@ class BatchBuilder:
 
     def _pages(self, block_offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the keys and values of each token lie in the cache."""
-        index, offset = np.divmod(positions, self._block_size)
+        places = self._shifts(block_offsets, positions)
+        places += positions
+        return places
+
+    def _shifts(self, block_offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How far the place of each token in the cache is from its position: the same for all tokens of its block."""
+        index = positions // self._width
         blocks: NDArray[np.int64] = self._slots.flat_block_tables[block_offsets + index].astype(np.int64)
-        return blocks * self._block_size + offset
+        blocks -= index
+        blocks *= self._width
+        return blocks
 
     def _next_pages(self, rows: SlotRows, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """As `_pages`; -1 where the block is not there yet."""
-        is_there = positions < self._slots.num_blocks[rows.slots] * self._block_size
+        is_there = positions < self._slots.capacity[rows.slots]
         return np.where(is_there, self._pages(rows.block_offsets, positions - ~is_there), -1)
 
     def _block_tables(self, slots: NDArray[np.int64], max_context_len: int) -> NDArray[np.int32]:
         max_blocks = -(-max_context_len // self._block_size)
         return self._slots.block_tables[slots, :max_blocks]
+
+
+def _num_leading_ones(lengths: list[int]) -> int:
+    return next((i for i, length in enumerate(lengths) if length != 1), len(lengths))

@@ -86,7 +86,7 @@ def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
             slots=zeros,
             sequence_ids=zeros,
             max_totals=zeros,
-            stop_ids=np.zeros((num_sampled, 0), np.int32),
+            stop_ids=np.zeros((0, num_sampled), np.int32),
             long_stops=[],
             constrained=zeros[:0],
             token_offsets=zeros,

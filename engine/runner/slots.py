@@ -19,14 +19,14 @@ STOP_TABLE_WIDTH = 8  # stop tokens compared at once; a sequence with more is lo
 NO_TOKEN = -2  # pads the stop table; no sampler gives it
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)  # not frozen: that alone would cost a quarter of gathering them
 class SlotRows:
     """What does not change from step to step about some slots, gathered once; arrays are `[num_rows]`."""
 
     slots: NDArray[np.int64]
     sequence_ids: NDArray[np.int64]
     max_totals: NDArray[np.int64]
-    stop_ids: NDArray[np.int32]  # [num_rows, STOP_TABLE_WIDTH]
+    stop_ids: NDArray[np.int32]  # [num_stops, num_rows], padded with NO_TOKEN
     long_stops: list[tuple[int, frozenset[int]]]  # (row, stop tokens) where the table was too narrow
     constrained: NDArray[np.int64]  # [num_constrained], rows with a grammar
     token_offsets: NDArray[np.int64]  # of the slot's row in the flat token table
@@ -59,7 +59,7 @@ class SequenceSlots:
         self.flat_block_tables = self.block_tables.reshape(-1)
         self.num_tokens = np.zeros(max_num_seqs, np.int64)
         self.num_computed = np.zeros(max_num_seqs, np.int64)  # tokens whose keys and values lie in the cache
-        self.num_blocks = np.zeros(max_num_seqs, np.int64)
+        self.capacity = np.zeros(max_num_seqs, np.int64)  # tokens that its blocks hold
         self.is_decoding = np.zeros(max_num_seqs, np.bool_)  # everything but the last token is computed
         # Constants of a slot's sequence, a row a noun, so that `rows` gathers all of a kind at once.
         self._integers = np.zeros((7, max_num_seqs), np.int64)
@@ -68,17 +68,20 @@ class SequenceSlots:
         self._integers[6] = np.arange(max_num_seqs) * self.max_blocks
         self._fractions = np.zeros((3, max_num_seqs), np.float32)
         self._temperature, self._top_p, self._min_p = self._fractions
-        self._stop_ids = np.full((max_num_seqs, STOP_TABLE_WIDTH), NO_TOKEN, np.int32)
+        self._stop_ids = np.full((STOP_TABLE_WIDTH, max_num_seqs), NO_TOKEN, np.int32)
+        self._num_stops = 0  # rows of the stop table that were ever written
         self._long_stops: dict[int, frozenset[int]] = {}
         self._constrained: set[int] = set()  # slots whose sequence has a grammar
         self.edits = EditTable(self.token_ids)
         self._num_top: dict[int, int] = {}  # by slot, where log-probabilities are wanted
         # Prompt positions from which the next token is still to be scored lie in [score_starts, score_ends).
+        self._scored: set[int] = set()  # slots with such positions when they were acquired
         self.score_starts = np.zeros(max_num_seqs, np.int64)
         self.score_ends = np.zeros(max_num_seqs, np.int64)
         self.sequences: dict[int, Sequence] = {}  # taken slots
         self._free = list(range(max_num_seqs - 1, -1, -1))
-        self._decoding: SlotRows | None = None
+        self._decoding = self.rows(np.zeros(0, np.int64))
+        self._has_stopped = False  # some of these decode no more
         self._least_urgent: Sequence | None = None
 
     @property
@@ -87,8 +90,8 @@ class SequenceSlots:
 
     @property
     def is_scoring(self) -> bool:
-        """Whether prompt tokens of some slot are still to be scored."""
-        return bool((self.score_starts < self.score_ends).any())
+        """Whether prompt tokens of some slot may be still to be scored."""
+        return bool(self._scored)
 
     def acquire(self, sequence: Sequence) -> int:
         """Give the sequence a slot and write its row; no blocks, nothing computed. Needs a free slot."""
@@ -99,7 +102,7 @@ class SequenceSlots:
         self.token_ids[slot, :num_tokens] = sequence.token_ids
         self.num_tokens[slot] = num_tokens
         self.num_computed[slot] = 0
-        self.num_blocks[slot] = 0
+        self.capacity[slot] = 0
         if sequence.grammar is not None:
             self._constrained.add(slot)
         self.sequence_id[slot] = sequence.sequence_id
@@ -120,15 +123,13 @@ class SequenceSlots:
         sequence.slot = None
         if sequence is self._least_urgent:
             self._least_urgent = None
-        self.score_ends[slot] = 0
+        self._scored.discard(slot)
         self._num_top.pop(slot, None)
         self.edits.close(slot)
         self._constrained.discard(slot)
         self._long_stops.pop(slot, None)
         self._free.append(slot)
-        if self.is_decoding[slot]:
-            self.is_decoding[slot] = False
-            self._decoding = None
+        self.stop_decoding(slot)
         return sequence
 
     def extend(self, slot: int, token_ids: list[int]) -> StepOutput:
@@ -140,19 +141,21 @@ class SequenceSlots:
         return taken
 
     def stop_decoding(self, slot: int) -> None:
-        """More than the slot's last token is to be computed."""
-        self.is_decoding[slot] = False
-        self._decoding = None
+        """More than the slot's last token is to be computed, or its sequence is gone."""
+        if self.is_decoding[slot]:
+            self.is_decoding[slot] = False
+            self._has_stopped = True
 
-    def start_decoding(self, slots: NDArray[np.int64]) -> None:
-        """The prompts of these slots are computed."""
-        self.is_decoding[slots] = True
-        self._decoding = None
+    def start_decoding(self, rows: SlotRows) -> None:
+        """These are all that decode now: those that did, and slots whose prompt is computed."""
+        self.is_decoding[rows.slots] = True
+        self._decoding, self._has_stopped = rows, False
 
     def decoding(self) -> SlotRows:
-        """The slots that decode; the same object for as long as they are the same."""
-        if self._decoding is None:
-            self._decoding = self.rows(np.flatnonzero(self.is_decoding))
+        """The slots that decode, in the order in which they began to; the same object while they are the same."""
+        if self._has_stopped:
+            slots = self._decoding.slots
+            self._decoding, self._has_stopped = self.rows(slots[self.is_decoding[slots]]), False
         return self._decoding
 
     def least_urgent(self) -> Sequence:
@@ -170,7 +173,7 @@ class SequenceSlots:
             slots=slots,
             sequence_ids=sequence_ids,
             max_totals=max_totals,
-            stop_ids=self._stop_ids.take(slots, axis=0),
+            stop_ids=self._stop_ids[: self._num_stops].take(slots, axis=1),
             long_stops=[(row, self._long_stops[slot]) for row, slot in self._rows_of(slots, self._long_stops)],
             constrained=np.array([row for row, _ in self._rows_of(slots, self._constrained)], np.int64),
             token_offsets=token_offsets,
@@ -192,11 +195,13 @@ class SequenceSlots:
         return [(row, slot) for row, slot in enumerate(slots.tolist()) if slot in wanted] if wanted else []
 
     def _write_stops(self, slot: int, stop_token_ids: tuple[int, ...]) -> None:
-        self._stop_ids[slot] = NO_TOKEN
         if len(stop_token_ids) > STOP_TABLE_WIDTH:
             self._long_stops[slot] = frozenset(stop_token_ids)
-        else:
-            self._stop_ids[slot, : len(stop_token_ids)] = stop_token_ids
+            stop_token_ids = ()
+        self._num_stops = max(self._num_stops, len(stop_token_ids))
+        self._stop_ids[: self._num_stops, slot] = NO_TOKEN
+        for i, token_id in enumerate(stop_token_ids):
+            self._stop_ids[i, slot] = token_id
 
     def _write_sampling(self, slot: int, sequence: Sequence) -> None:
         params = sequence.params
@@ -212,6 +217,8 @@ class SequenceSlots:
             self._num_top[slot] = sequence.params.logprobs
         self.score_starts[slot] = sequence.num_scored
         self.score_ends[slot] = sequence.num_to_score
+        if sequence.num_scored < sequence.num_to_score:
+            self._scored.add(slot)
 
     def check_integrity(self) -> None:
         """Raise `AssertionError` unless every slot is either free or held by one sequence that knows it."""
@@ -220,7 +227,11 @@ class SequenceSlots:
         assert taken.isdisjoint(self._free), "a slot is free and taken"
         assert len(taken) + len(self._free) == self.max_num_seqs, "a slot is lost"
         assert all(sequence.slot == slot for slot, sequence in self.sequences.items())
-        assert set(np.flatnonzero(self.is_decoding).tolist()) <= taken, "a free slot decodes"
+        decoding = self.decoding().slots.tolist()
+        assert set(decoding) <= taken, "a free slot decodes"
+        assert sorted(decoding) == np.flatnonzero(self.is_decoding).tolist(), (
+            "the decoding rows are not those marked so"
+        )
 
 
 def _as_int64(seed: int) -> int:

@@ -92,12 +92,14 @@ def _following(inputs: BatchInputs) -> BatchInputs:
 
 
 def _find_rows(guess: BatchInputs, inputs: BatchInputs) -> NDArray[np.int64] | None:
-    """For each row of the inputs its row in the guess; None if one is not there. Rows lie in order of their slots."""
+    """For each row of the inputs its row in the guess; None if one is not there."""
     slots, wanted = guess.sampling.slots, inputs.sampling.slots
-    rows = np.searchsorted(slots, wanted)
-    if len(rows) and (rows[-1] >= len(slots) or not np.array_equal(slots[rows], wanted)):
+    order = slots.argsort()
+    places = np.searchsorted(slots, wanted, sorter=order)
+    if (places >= len(slots)).any():
         return None
-    return rows
+    rows: NDArray[np.int64] = order[places]
+    return rows if np.array_equal(slots[rows], wanted) else None
 
 
 def _is_same(guess: _Guess, inputs: BatchInputs, rows: NDArray[np.int64]) -> bool:

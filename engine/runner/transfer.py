@@ -25,11 +25,12 @@ class HostToDevice:
         self._packs = self._is_cuda if packs is None else packs
         self._buffers = [torch.empty(0, dtype=torch.uint8)] * _NUM_BUFFERS
         self._turn = 0
+        self._shared: list[tuple[NDArray[Any], Tensor]] = []  # what was sent last, unpacked
 
     def send(self, *arrays: NDArray[Any]) -> list[Tensor]:
         """Return the arrays as tensors on the device, in order; unpacked ones share the arrays' memory."""
         if not self._packs:
-            return [torch.from_numpy(array) for array in arrays]
+            return self._share(arrays)
         offsets = np.cumsum([0, *(_aligned(array.nbytes) for array in arrays)])
         buffer = self._next_buffer(int(offsets[-1]))
         host = buffer.numpy()
@@ -37,6 +38,15 @@ class HostToDevice:
             host[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         packed = buffer[: int(offsets[-1])].to(self._device, non_blocking=True)
         return [_view(packed, int(offset), array) for array, offset in zip(arrays, offsets, strict=False)]
+
+    def _share(self, arrays: tuple[NDArray[Any], ...]) -> list[Tensor]:
+        """An array that was at the same place the last time, with whatever it holds now, is the same tensor."""
+        if len(self._shared) != len(arrays):
+            self._shared = [(array, torch.from_numpy(array)) for array in arrays]
+        for i, array in enumerate(arrays):
+            if self._shared[i][0] is not array:
+                self._shared[i] = array, torch.from_numpy(array)
+        return [tensor for _, tensor in self._shared]
 
     def _next_buffer(self, num_bytes: int) -> Tensor:
         self._turn = (self._turn + 1) % _NUM_BUFFERS

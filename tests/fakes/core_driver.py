@@ -1,11 +1,17 @@
 """Drives an `EngineCore` by hand: adds sequences, steps, and keeps what came out of each."""
 
+import random
+
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.grammar_spec import GrammarSpec
 from engine.messages import AddSequence, FinishCode, StepOutput
 from engine.runner.base import Runner
 from engine.sampling_params import SamplingParams
+
+
+def random_prompt(rng: random.Random, length: int) -> list[int]:
+    return [rng.randrange(50) for _ in range(length)]
 
 
 class CoreDriver:

@@ -11,10 +11,10 @@ def evicted() -> list[int]:
 
 @pytest.fixture
 def pool(evicted: list[int]) -> BlockPool:
-    return BlockPool(6, on_evict=evicted.append)
+    return BlockPool(6, on_evict=evicted.extend)
 
 
-def references(pool: BlockPool, *tables: "np.ndarray | list[int]") -> "np.ndarray":
+def references(pool: BlockPool, *tables: list[int]) -> "np.ndarray":
     counts = np.zeros(pool.num_blocks, np.int64)
     for table in tables:
         counts += np.bincount(np.array(table, np.int64), minlength=pool.num_blocks)
@@ -23,7 +23,7 @@ def references(pool: BlockPool, *tables: "np.ndarray | list[int]") -> "np.ndarra
 
 def test_a_block_is_free_again_when_its_last_reference_goes(pool: BlockPool) -> None:
     blocks = pool.allocate(2)
-    pool.share(blocks.tolist())
+    pool.share(blocks)
     pool.free(blocks)
     assert pool.num_used == 2
     pool.check_integrity(references(pool, blocks))
@@ -34,10 +34,10 @@ def test_a_block_is_free_again_when_its_last_reference_goes(pool: BlockPool) -> 
 
 def test_kept_blocks_turn_idle_and_can_be_shared_again(pool: BlockPool, evicted: list[int]) -> None:
     blocks = pool.allocate(2)
-    pool.keep(blocks.tolist())
+    pool.keep(blocks)
     pool.free(blocks)
     assert pool.num_idle == 2 and pool.num_available == 6
-    pool.share(blocks.tolist())
+    pool.share(blocks)
     assert pool.num_idle == 0 and pool.num_used == 2 and not evicted
     pool.check_integrity(references(pool, blocks))
 
@@ -46,7 +46,7 @@ def test_idle_blocks_are_evicted_least_recently_used_first_and_tails_before_head
     pool: BlockPool, evicted: list[int]
 ) -> None:
     older, newer = pool.allocate(2), pool.allocate(2)
-    pool.keep([*older.tolist(), *newer.tolist()])
+    pool.keep(older + newer)
     pool.free(older)
     pool.free(newer)
     pool.allocate(2)
@@ -57,10 +57,10 @@ def test_idle_blocks_are_evicted_least_recently_used_first_and_tails_before_head
 
 def test_a_forgotten_block_is_free_at_once_if_idle_and_later_if_used(pool: BlockPool) -> None:
     idle, used = pool.allocate(1), pool.allocate(1)
-    pool.keep([int(idle[0]), int(used[0])])
+    pool.keep(idle + used)
     pool.free(idle)
-    pool.forget(int(idle[0]))
-    pool.forget(int(used[0]))
+    pool.forget(idle[0])
+    pool.forget(used[0])
     pool.check_integrity(references(pool, used))
     pool.free(used)
     assert pool.num_idle == 0 and pool.num_available == 6

@@ -26,12 +26,12 @@ def test_an_incomplete_block_has_no_digest() -> None:
 def test_the_longest_known_run_is_found_and_the_first_block_of_a_prefix_stays() -> None:
     index = PrefixIndex()
     first, second, third = digests([1, 2, 3, 4, 5, 6])
-    assert index.add(first, 10) and index.add(third, 12)
-    assert not index.add(first, 20)
+    assert index.add([first, third], [10, 12]) == [10, 12]
+    assert index.add([first], [20]) == []
     assert index.find_all([first, second, third]) == [10]
-    assert index.add(second, 11)
+    assert index.add([first, second], [20, 11]) == [11]
     assert index.find_all([first, second, third]) == [10, 11, 12]
     assert 11 in index and 20 not in index
-    index.remove(11)
+    index.remove([11])
     assert index.find_all([first, second, third]) == [10] and len(index) == 2
     index.check_integrity()
