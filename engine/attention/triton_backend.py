@@ -30,7 +30,7 @@ class _Rules:
 
     scaling: float
     sliding_window: int | None
-    softcap: float | None
+    softcap: float | None  # None, or positive
     sinks: Tensor | None  # float32 [num_heads]
 
 
@@ -101,7 +101,9 @@ class TritonAttention:
         if q.stride(2) != 1:
             q = q.contiguous()
         assert q.shape[1] % keys.shape[2] == 0 and q.shape[2] == keys.shape[3], "q fits the cache"
-        rules = _Rules(scaling, sliding_window, softcap, None if sinks is None else sinks.detach().float().contiguous())
+        rules = _Rules(
+            scaling, sliding_window, softcap or None, None if sinks is None else sinks.detach().float().contiguous()
+        )
         output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         num_decodes = batch.num_seqs if batch.max_query_len == 1 else batch.num_decodes
         if num_decodes:
@@ -131,12 +133,10 @@ class TritonAttention:
             batch.num_seqs,
             *q.stride()[:2],
             batch.block_tables.stride(0),
-            *layer.stride()[1:4],
+            layer.stride(2),
             rules.scaling,
-            rules.softcap or 0.0,
-            **_constants(q, layer, rules, num_rows),
-            IS_SPLIT=self.is_row_invariant,
-            TOKENS=num_tokens,
+            rules.softcap,
+            **_constants(q, layer, rules, num_rows, split=SPLIT if self.is_row_invariant else 0),
             # A thread holds so many of the output's values that two warpgroups share a wide head's tile.
             num_warps=8 if num_rows * q.shape[2] > _PREFILL_ROWS * 128 else 4,
         )
@@ -147,39 +147,37 @@ def _decode(q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, num
     num_kv_heads = layer.shape[3]
     num_splits = triton.cdiv(batch.max_context_len, SPLIT)
     is_split = num_splits > 1
-    parts = output
+    target = output
     if is_split:
         shape = (num_decodes, num_heads, num_splits, head_dim + 2)
-        parts = torch.empty(shape, dtype=torch.float32, device=q.device)
-    constants = _constants(q, layer, rules, _num_rows(num_heads // num_kv_heads))
+        target = torch.empty(shape, dtype=torch.float32, device=q.device)
+    constants = _constants(q, layer, rules, _num_rows(num_heads // num_kv_heads), split=SPLIT)
     decode_kernel[(num_decodes, num_kv_heads, num_splits)](
         q,
         layer[0],
         layer[1],
-        output,
-        parts,
+        target,
         rules.sinks,
         batch.block_tables,
         batch.context_lens,
         *q.stride()[:2],
         batch.block_tables.stride(0),
-        *layer.stride()[1:4],
+        layer.stride(2),
         rules.scaling,
-        rules.softcap or 0.0,
+        rules.softcap,
         **constants,
         IS_SPLIT=is_split,
         num_warps=4,
     )
     if is_split:
         merge_kernel[(num_decodes, num_heads)](
-            parts,
+            target,
             output,
             rules.sinks,
             batch.context_lens,
             num_splits,
             num_heads,
             WINDOW=constants["WINDOW"],
-            HAS_SINKS=constants["HAS_SINKS"],
             HEAD_DIM=head_dim,
             SPLIT=SPLIT,
             BLOCK_D=constants["BLOCK_D"],
@@ -187,17 +185,15 @@ def _decode(q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, num
         )
 
 
-def _constants(q: Tensor, layer: Tensor, rules: _Rules, num_rows: int) -> dict[str, Any]:
+def _constants(q: Tensor, layer: Tensor, rules: _Rules, num_rows: int, *, split: int) -> dict[str, Any]:
     _, _, block_size, num_kv_heads, head_dim = layer.shape
     padded_dim = max(16, int(triton.next_power_of_2(head_dim)))
     return {
         "WINDOW": rules.sliding_window or 0,
-        "HAS_SOFTCAP": bool(rules.softcap),
-        "HAS_SINKS": rules.sinks is not None,
         "GROUP": q.shape[1] // num_kv_heads,
         "HEAD_DIM": head_dim,
         "BLOCK_SIZE": block_size,
-        "SPLIT": SPLIT,
+        "SPLIT": split,
         "BLOCK_M": num_rows,
         "BLOCK_N": max(16, min(_TILE_KEYS, _TILE_BYTES // (padded_dim * layer.element_size()))),
         "BLOCK_D": padded_dim,
@@ -210,5 +206,6 @@ def _num_rows(group: int) -> int:
 
 
 def _check_pages(pages: Tensor) -> None:
-    assert pages.dtype in DTYPES and pages.stride(3) == 1, "pages of a float dtype, dense in their heads"
+    assert pages.dtype in DTYPES, "pages of a float dtype"
+    assert pages.stride(3) == 1 and pages.stride(2) == pages.shape[3], "the heads of a slot follow each other"
     assert pages.stride(0) == pages.shape[1] * pages.stride(1), "the slots of all blocks follow each other"

@@ -8,7 +8,16 @@ for as many query tokens of one sequence as it has room for.
 import triton
 import triton.language as tl
 
-from engine.kernels.triton.attention_rows import attend_split, merge_split, start_rows, store_rows
+from engine.kernels.triton.attention_rows import (
+    attend_keys,
+    attend_split,
+    first_tile,
+    load_rows,
+    merge_split,
+    start_rows,
+    store_part,
+    store_rows,
+)
 
 
 @triton.jit
@@ -17,21 +26,16 @@ def decode_kernel(
     k_ptr,
     v_ptr,
     out_ptr,
-    parts_ptr,
     sinks_ptr,
     tables_ptr,
     context_lens_ptr,
     q_token_stride,
     q_head_stride,
     table_stride,
-    block_stride,
     slot_stride,
-    head_stride,
     scaling,
     softcap,
     WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -41,50 +45,28 @@ def decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One (sequence, kv head, split), to the output or to parts `[num_seqs, num_heads, num_splits, HEAD_DIM + 2]`."""
-    sequence = tl.program_id(0)
-    kv_head = tl.program_id(1)
+    """One (sequence, kv head, split), to the output, or to parts `[num_seqs, num_heads, num_splits, HEAD_DIM + 2]`."""
+    sequence = tl.program_id(0).to(tl.int64)
     split = tl.program_id(2)
     end = tl.load(context_lens_ptr + sequence)
-    first_key = split * SPLIT
-    if WINDOW > 0:
-        first_key = tl.maximum(first_key, tl.maximum(end - WINDOW, 0) // BLOCK_N * BLOCK_N)
     rows = tl.arange(0, BLOCK_M)
-    dims = tl.arange(0, BLOCK_D)
-    heads = kv_head * GROUP + rows
-    mask = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    q_offsets = sequence.to(tl.int64) * q_token_stride + heads * q_head_stride
-    q = tl.load(q_ptr + q_offsets[:, None] + dims[None, :], mask=mask, other=0.0)
+    is_row = rows < GROUP
+    mask = is_row[:, None] & (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
+    heads = tl.program_id(1) * GROUP + rows
+    q = load_rows(q_ptr, sequence, heads, q_token_stride, q_head_stride, mask)
     positions = tl.zeros((BLOCK_M,), tl.int32) + (end - 1)
-    m, s, o = attend_split(
-        q,
-        positions,
-        first_key,
-        tl.minimum(end, (split + 1) * SPLIT),
-        k_ptr + kv_head * head_stride,
-        v_ptr + kv_head * head_stride,
-        tables_ptr + sequence.to(tl.int64) * table_stride,
-        block_stride,
-        slot_stride,
-        scaling,
-        softcap,
-        WINDOW,
-        HAS_SOFTCAP,
-        BLOCK_SIZE,
-        HEAD_DIM,
-        BLOCK_N,
-    )
-    num_heads = tl.num_programs(1) * GROUP
-    places = sequence.to(tl.int64) * num_heads + heads
+    first_key = tl.maximum(split * SPLIT, first_tile(end - 1, WINDOW, BLOCK_N))
+    shift = tl.program_id(1) * HEAD_DIM
+    pages = (k_ptr + shift, v_ptr + shift, tables_ptr + sequence * table_stride, slot_stride)
+    end = tl.minimum(end, (split + 1) * SPLIT)
+    m, s, o = attend_split(q, positions, first_key, end, pages, scaling, softcap, WINDOW, BLOCK_SIZE, HEAD_DIM, BLOCK_N)
+    places = sequence * (tl.num_programs(1) * GROUP) + heads
     if IS_SPLIT:
-        parts = (places * tl.num_programs(2) + split) * (HEAD_DIM + 2)
-        tl.store(parts_ptr + parts[:, None] + dims[None, :], o, mask=mask)
-        tl.store(parts_ptr + parts + HEAD_DIM, m, mask=rows < GROUP)
-        tl.store(parts_ptr + parts + HEAD_DIM + 1, s, mask=rows < GROUP)
+        store_part(out_ptr, places * tl.num_programs(2) + split, is_row, mask, m, s, o, HEAD_DIM)
     else:
-        start_m, start_s, start_o = start_rows(sinks_ptr, heads, rows < GROUP, HAS_SINKS, BLOCK_M, BLOCK_D)
+        start_m, start_s, start_o = start_rows(sinks_ptr, heads, is_row, BLOCK_M, BLOCK_D)
         m, s, o = merge_split(start_m, start_s, start_o, m, s, o)
-        store_rows(out_ptr, places[:, None] * HEAD_DIM + dims[None, :], mask, s, o)
+        store_rows(out_ptr, places, mask, s, o, HEAD_DIM)
 
 
 @triton.jit
@@ -96,7 +78,6 @@ def merge_kernel(
     num_splits,
     num_heads,
     WINDOW: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -109,33 +90,35 @@ def merge_kernel(
     is_row = heads < num_heads
     mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
     places = sequence.to(tl.int64) * num_heads + heads
-    m, s, o = start_rows(sinks_ptr, heads, is_row, HAS_SINKS, 1, BLOCK_D)
-    first = 0
-    if WINDOW > 0:
-        first = tl.maximum(end - WINDOW, 0) // SPLIT
-    for split in range(first, tl.cdiv(end, SPLIT)):
+    m, s, o = start_rows(sinks_ptr, heads, is_row, 1, BLOCK_D)
+    for split in range(first_tile(end - 1, WINDOW, SPLIT) // SPLIT, tl.cdiv(end, SPLIT)):
         part = (places * num_splits + split) * (HEAD_DIM + 2)
         split_o = tl.load(parts_ptr + part[:, None] + dims[None, :], mask=mask, other=0.0)
         split_m = tl.load(parts_ptr + part + HEAD_DIM)
         split_s = tl.load(parts_ptr + part + HEAD_DIM + 1)
         m, s, o = merge_split(m, s, o, split_m, split_s, split_o)
-    store_rows(out_ptr, places[:, None] * HEAD_DIM + dims[None, :], mask, s, o)
+    store_rows(out_ptr, places, mask, s, o, HEAD_DIM)
 
 
 @triton.jit
-def find_sequence(query_start_ptr, tile, first_sequence, num_seqs, TOKENS: tl.constexpr):
-    """The sequence whose query a tile belongs to: sequence i's first tile is query_start[i] // TOKENS + i."""
+def find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS: tl.constexpr):
+    """The sequence that this program has a tile of, its first row of the step, how many it has, and the first of the
+    tile, which may lie behind them: sequence i's first tile is query_start[i] // TOKENS + i."""
+    tile = tl.program_id(0)
     origin = tl.load(query_start_ptr + first_sequence)
     low = first_sequence
     high = num_seqs
     while low < high:
         middle = (low + high) // 2
-        first_tile = (tl.load(query_start_ptr + middle) - origin) // TOKENS + middle - first_sequence
-        if first_tile <= tile:
+        its_first = (tl.load(query_start_ptr + middle) - origin) // TOKENS + middle - first_sequence
+        if its_first <= tile:
             low = middle + 1
         else:
             high = middle
-    return low - 1, origin
+    sequence = low - 1
+    start = tl.load(query_start_ptr + sequence)
+    num_queries = tl.load(query_start_ptr + sequence + 1) - start
+    return sequence, start, num_queries, (tile - (start - origin) // TOKENS - (sequence - first_sequence)) * TOKENS
 
 
 @triton.jit(do_not_specialize=["first_sequence", "num_seqs"])
@@ -153,91 +136,38 @@ def prefill_kernel(
     q_token_stride,
     q_head_stride,
     table_stride,
-    block_stride,
     slot_stride,
-    head_stride,
     scaling,
     softcap,
     WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-    IS_SPLIT: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     SPLIT: tl.constexpr,
-    TOKENS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One (tile of query tokens of one sequence, kv head): splits are merged on the way, or all keys are one."""
-    tile = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    sequence, origin = find_sequence(query_start_ptr, tile, first_sequence, num_seqs, TOKENS)
-    start = tl.load(query_start_ptr + sequence)
-    num_queries = tl.load(query_start_ptr + sequence + 1) - start
-    first = (tile - (start - origin) // TOKENS - (sequence - first_sequence)) * TOKENS  # query of the sequence
+    """One (tile of query tokens of one sequence, kv head): splits are merged on the way; SPLIT 0: all keys are one."""
+    TOKENS: tl.constexpr = BLOCK_M // GROUP
+    sequence, start, num_queries, first = find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS)
     if first >= num_queries:
         return
     rows = tl.arange(0, BLOCK_M)
-    dims = tl.arange(0, BLOCK_D)
     queries = first + rows // GROUP
-    heads = kv_head * GROUP + rows % GROUP
     is_row = (rows < TOKENS * GROUP) & (queries < num_queries)
-    mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
+    mask = is_row[:, None] & (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
+    heads = tl.program_id(1) * GROUP + rows % GROUP
     tokens = (start + queries).to(tl.int64)
-    q_offsets = tokens * q_token_stride + heads * q_head_stride
-    q = tl.load(q_ptr + q_offsets[:, None] + dims[None, :], mask=mask, other=0.0)
-    shift = tl.load(context_lens_ptr + sequence) - num_queries  # keys before the step's
-    end = shift + tl.minimum(first + TOKENS, num_queries)
-    first_key = 0
-    if WINDOW > 0:
-        first_key = tl.maximum(shift + first - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
-    k_ptr += kv_head * head_stride
-    v_ptr += kv_head * head_stride
-    table_ptr = tables_ptr + sequence.to(tl.int64) * table_stride
-    m, s, o = start_rows(sinks_ptr, heads, is_row, HAS_SINKS, BLOCK_M, BLOCK_D)
-    if IS_SPLIT:
-        for split in range(first_key // SPLIT, tl.cdiv(end, SPLIT)):
-            split_m, split_s, split_o = attend_split(
-                q,
-                shift + queries,
-                tl.maximum(first_key, split * SPLIT),
-                tl.minimum(end, (split + 1) * SPLIT),
-                k_ptr,
-                v_ptr,
-                table_ptr,
-                block_stride,
-                slot_stride,
-                scaling,
-                softcap,
-                WINDOW,
-                HAS_SOFTCAP,
-                BLOCK_SIZE,
-                HEAD_DIM,
-                BLOCK_N,
-            )
-            m, s, o = merge_split(m, s, o, split_m, split_s, split_o)
-    else:
-        split_m, split_s, split_o = attend_split(
-            q,
-            shift + queries,
-            first_key,
-            end,
-            k_ptr,
-            v_ptr,
-            table_ptr,
-            block_stride,
-            slot_stride,
-            scaling,
-            softcap,
-            WINDOW,
-            HAS_SOFTCAP,
-            BLOCK_SIZE,
-            HEAD_DIM,
-            BLOCK_N,
-        )
-        m, s, o = merge_split(m, s, o, split_m, split_s, split_o)
-    places = (tokens * (tl.num_programs(1) * GROUP) + heads)[:, None] * HEAD_DIM + dims[None, :]
-    store_rows(out_ptr, places, mask, s, o)
+    q = load_rows(q_ptr, tokens, heads, q_token_stride, q_head_stride, mask)
+    before = tl.load(context_lens_ptr + sequence) - num_queries  # keys before the step's
+    positions = before + queries
+    first_key = first_tile(before + first, WINDOW, BLOCK_N)
+    end = before + tl.minimum(first + TOKENS, num_queries)
+    shift = tl.program_id(1) * HEAD_DIM
+    pages = (k_ptr + shift, v_ptr + shift, tables_ptr + sequence.to(tl.int64) * table_stride, slot_stride)
+    m, s, o = start_rows(sinks_ptr, heads, is_row, BLOCK_M, BLOCK_D)
+    m, s, o = attend_keys(
+        m, s, o, q, positions, first_key, end, pages, scaling, softcap, WINDOW, BLOCK_SIZE, HEAD_DIM, SPLIT, BLOCK_N
+    )
+    store_rows(out_ptr, tokens * (tl.num_programs(1) * GROUP) + heads, mask, s, o, HEAD_DIM)
