@@ -77,7 +77,7 @@ class Scheduler:
         self._recover_budget()
         self._admit_urgent()
         ran_short = self._reserve_blocks()
-        decodes = self._slots.decoding()
+        decodes = self._slots.decoding_slots()
         draft = StepDraft(budget=self._budget - len(decodes))
         if self._prefilling:
             for sequence in sorted(self._prefilling.values(), key=attrgetter("urgency")):
@@ -85,9 +85,9 @@ class Scheduler:
         if not ran_short:
             self._admit_waiting(draft)
         if draft.slots:
-            return draft.mixed_plan(self._slots, decodes)
+            return draft.mixed_plan(self._slots)
         assert len(decodes) or not len(self._waiting), "sequences wait and none can run"
-        return self._decode_plan(decodes) if len(decodes) else None
+        return self._decode_plan() if len(decodes) else None
 
     # who runs --------------------------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class Scheduler:
         slots, kv = self._slots, self._kv
         ran_short = False
         while True:
-            decoding = slots.decoding().slots
+            decoding = slots.decoding_slots()
             full = decoding[slots.num_computed[decoding] >= slots.capacity[decoding]]
             num_wanted = len(full)
             if self._prefilling:
@@ -219,7 +219,8 @@ class Scheduler:
             num_computed = int(self._slots.num_computed[slot]) + num_new
             draft.indexed_blocks += self._kv.index_blocks(slot, num_computed)
 
-    def _decode_plan(self, decodes: SlotRows) -> StepPlan:
+    def _decode_plan(self) -> StepPlan:
+        decodes = self._slots.decoding()
         num_rows = len(decodes)
         return StepPlan(
             slots=decodes.slots,
@@ -273,7 +274,7 @@ class Scheduler:
         self._kv.check_integrity()
         assert {s.sequence_id for s in slots.sequences.values()} == set(self._running), "slots and sequences differ"
         assert not any(sequence_id in self._waiting for sequence_id in self._running), "a sequence waits and runs"
-        decoding = slots.decoding().slots
+        decoding = slots.decoding_slots()
         assert set(decoding.tolist()) | set(self._prefilling) == set(slots.sequences), "a sequence does nothing"
         assert (slots.num_computed[decoding] == slots.num_tokens[decoding] - 1).all(), "a decode is out of step"
 

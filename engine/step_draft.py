@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.runner.slots import SequenceSlots, SlotRows
+from engine.runner.slots import SequenceSlots
 from engine.step_plan import MAX_SCORED_TOKENS, StepPlan
 
 
@@ -50,13 +50,14 @@ class StepDraft:
         self.num_scores_left -= num_scored
         return num_new
 
-    def mixed_plan(self, table: SequenceSlots, decodes: SlotRows) -> StepPlan:
+    def mixed_plan(self, table: SequenceSlots) -> StepPlan:
         """The decodes' rows, then the chunks'."""
+        decodes = table.decoding_slots()
         num_decodes, num_completing = len(decodes), len(self.completing)
         rows = np.empty((3, num_decodes + len(self.slots)), np.int64)
         slots, starts, num_new = rows
-        slots[:num_decodes] = decodes.slots
-        starts[:num_decodes] = table.num_computed[decodes.slots]
+        slots[:num_decodes] = decodes
+        starts[:num_decodes] = table.num_computed[decodes]
         num_new[:num_decodes] = 1
         rows[:, num_decodes:] = self.slots, self.starts, self.num_new
         sampled_index = np.arange(num_decodes + num_completing)
@@ -66,7 +67,7 @@ class StepDraft:
             starts=starts,
             num_new=num_new,
             num_tokens=num_decodes + sum(self.num_new),
-            sampled=table.rows(slots[sampled_index]) if num_completing else decodes,
+            sampled=table.rows(slots[sampled_index]) if num_completing else table.decoding(),
             sampled_index=sampled_index,
             num_decodes=num_decodes,
             newcomers=self.newcomers,

@@ -80,8 +80,9 @@ class SequenceSlots:
         self.score_ends = np.zeros(max_num_seqs, np.int64)
         self.sequences: dict[int, Sequence] = {}  # taken slots
         self._free = list(range(max_num_seqs - 1, -1, -1))
-        self._decoding = self.rows(np.zeros(0, np.int64))
-        self._has_stopped = False  # some of these decode no more
+        self._decoding_slots = np.zeros(0, np.int64)
+        self._decoding: SlotRows | None = None  # theirs; None: not gathered yet
+        self._has_stopped = False  # some of them decode no more
         self._least_urgent: Sequence | None = None
 
     @property
@@ -149,13 +150,20 @@ class SequenceSlots:
     def start_decoding(self, rows: SlotRows) -> None:
         """These are all that decode now: those that did, and slots whose prompt is computed."""
         self.is_decoding[rows.slots] = True
-        self._decoding, self._has_stopped = rows, False
+        self._decoding_slots, self._decoding, self._has_stopped = rows.slots, rows, False
+
+    def decoding_slots(self) -> NDArray[np.int64]:
+        """The slots that decode, in the order in which they began to."""
+        if self._has_stopped:
+            self._decoding_slots = self._decoding_slots[self.is_decoding[self._decoding_slots]]
+            self._decoding, self._has_stopped = None, False
+        return self._decoding_slots
 
     def decoding(self) -> SlotRows:
-        """The slots that decode, in the order in which they began to; the same object while they are the same."""
-        if self._has_stopped:
-            slots = self._decoding.slots
-            self._decoding, self._has_stopped = self.rows(slots[self.is_decoding[slots]]), False
+        """Their rows; the same object for as long as they are the same."""
+        slots = self.decoding_slots()
+        if self._decoding is None:
+            self._decoding = self.rows(slots)
         return self._decoding
 
     def least_urgent(self) -> Sequence:
@@ -227,7 +235,7 @@ class SequenceSlots:
         assert taken.isdisjoint(self._free), "a slot is free and taken"
         assert len(taken) + len(self._free) == self.max_num_seqs, "a slot is lost"
         assert all(sequence.slot == slot for slot, sequence in self.sequences.items())
-        decoding = self.decoding().slots.tolist()
+        decoding = self.decoding_slots().tolist()
         assert set(decoding) <= taken, "a free slot decodes"
         assert sorted(decoding) == np.flatnonzero(self.is_decoding).tolist(), (
             "the decoding rows are not those marked so"
