@@ -3,6 +3,8 @@
 The same tokens as `engine.sampler.Sampler` draws for the same logits. Log-probabilities are torch's.
 """
 
+from functools import partial
+
 import torch
 import triton
 from torch import Tensor
@@ -51,15 +53,13 @@ class TritonSampler(Sampler):
         """See `Sampler.sample`."""
         assert logits.dtype == torch.float32 and logits.stride(1) == 1, "logits are float32 rows"
         num_rows, vocab_size = logits.shape
-        num_chunks = triton.cdiv(vocab_size, _CHUNK)
-        device = logits.device
-        largest, row_max = (torch.empty(size, device=device) for size in (num_rows * num_chunks, num_rows))
-        scores = torch.empty(num_rows * num_chunks, dtype=torch.float64, device=device)
-        ids = torch.empty(num_rows * num_chunks, dtype=torch.int32, device=device)
-        thresholds = torch.empty(num_rows, dtype=torch.int32, device=device)
-        greedy, tokens = (torch.empty(num_rows, dtype=torch.int64, device=device) for _ in range(2))
+        num_chunks, stride = triton.cdiv(vocab_size, _CHUNK), logits.stride(0)
+        new = partial(torch.empty, device=logits.device)
+        largest, row_max = new((num_rows, num_chunks)), new(num_rows)
+        scores, ids = (new((num_rows, num_chunks), dtype=dtype) for dtype in (torch.float64, torch.int32))
+        thresholds = new(num_rows, dtype=torch.int32)
+        greedy, tokens = (new(num_rows, dtype=torch.int64) for _ in range(2))
         padded_chunks = triton.next_power_of_2(num_chunks)
-        stride = logits.stride(0)
         max_kernel[(num_rows, num_chunks)](logits, largest, ids, stride, vocab_size, CHUNK=_CHUNK, BLOCK=_BLOCK)
         filter_kernel[(num_rows,)](
             logits,

@@ -54,7 +54,6 @@ class NativeAttention:
         output = torch.empty(q.shape, dtype=dtype)
         if sinks is not None:
             sinks = sinks.detach().float().contiguous()
-        _check(batch)
         _, _, block_size, num_kv_heads, head_dim = kv_cache_layer.shape
         keys = kv_cache_layer.data_ptr()
         arguments = _ARGUMENTS.pack(
@@ -64,10 +63,7 @@ class NativeAttention:
             output.data_ptr(),
             keys,
             keys + kv_cache_layer.stride(0) * dtype.itemsize,
-            batch.query_start.data_ptr(),
-            batch.context_lens.data_ptr(),
-            batch.block_tables.data_ptr(),
-            batch.slot_mapping.data_ptr(),
+            *_pointers(batch),
             0 if sinks is None else sinks.data_ptr(),
             *q.stride()[:2],
             *k.stride()[:2],
@@ -89,12 +85,19 @@ class NativeAttention:
         return output
 
 
-def _check(batch: AttentionBatch) -> None:
+def _pointers(batch: AttentionBatch) -> tuple[int, int, int, int]:
+    """Query starts, context lengths, block tables and slots, of the types that the kernel reads."""
     for x in (batch.query_start, batch.context_lens):
         assert x.dtype == torch.int32 and x.is_contiguous(), "query_start and context_lens are int32 and contiguous"
     assert batch.slot_mapping.dtype == torch.int64 and batch.slot_mapping.is_contiguous(), "slot_mapping is int64"
     tables = batch.block_tables
     assert tables.dtype == torch.int32 and (tables.stride(1) == 1 or tables.shape[1] == 1), "block_tables is int32"
+    return (
+        batch.query_start.data_ptr(),
+        batch.context_lens.data_ptr(),
+        tables.data_ptr(),
+        batch.slot_mapping.data_ptr(),
+    )
 
 
 def _with_dense_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
