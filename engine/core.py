@@ -44,13 +44,12 @@ class EngineCore:
         )
         self._slots = slots
         self._kv = KVCacheManager(slots, self.info.num_kv_blocks, prefix_caching=config.prefix_caching)
-        self._scheduler = Scheduler(
-            slots, self._kv, max_num_tokens=config.max_num_tokens, looks_ahead=self.info.runs_ahead
-        )
+        max_num_tokens = config.step_tokens(self.info.device)
+        self._scheduler = Scheduler(slots, self._kv, max_num_tokens=max_num_tokens, looks_ahead=self.info.runs_ahead)
         self._executor = StepExecutor(self._runner, slots)
         self._recorder = StepRecorder(slots, self._kv, self._scheduler)
         has_lookup = config.prompt_lookup == "on" or (config.prompt_lookup == "auto" and self.info.is_batch_invariant)
-        self._drafts = DraftPlanner(slots, self._kv, max_num_tokens=config.max_num_tokens) if has_lookup else None
+        self._drafts = DraftPlanner(slots, self._kv, max_num_tokens=max_num_tokens) if has_lookup else None
         eos = self.info.eos_token_ids
         compiler = GrammarCompiler(self.info.model_dir, vocab_size=self.info.vocab_size, eos_token_ids=eos)
         self._grammars = PendingGrammars(compiler, eos)

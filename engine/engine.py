@@ -36,7 +36,7 @@ class InferenceEngine:
         self,
         model_path: str | None = None,
         max_num_seqs: int = 256,
-        max_num_tokens: int = 8192,
+        max_num_tokens: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
         *,

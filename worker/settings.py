@@ -74,11 +74,11 @@ class WorkerSettings(ProducerSettings):
         default=None, ge=1, description="Threads of a CPU step; default: torch's choice, fewer while others hold cores."
     )
     max_num_seqs: int = Field(default=256, ge=1, description="Sequences in one step, at most.")
-    max_num_tokens: int = Field(
-        default=8192,
+    max_num_tokens: int | None = Field(
+        default=None,
         ge=1,
-        validate_default=True,
-        description="Tokens in one step, at most: decodes first, then chunks of prompts.",
+        description="Tokens in one step, at most: decodes first, then chunks of prompts; default: 512 on a CPU, 8192 "
+        "on a GPU, and no fewer than --max-num-seqs.",
     )
     max_model_len: int | None = Field(
         default=None, ge=1, description="Tokens of prompt and output together; default: the model's own."
@@ -149,8 +149,8 @@ class WorkerSettings(ProducerSettings):
 
     @field_validator("max_num_tokens")
     @classmethod
-    def _step_fits_every_sequence(cls, value: int, info: ValidationInfo) -> int:
-        if value < (max_num_seqs := info.data.get("max_num_seqs", 0)):
+    def _step_fits_every_sequence(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value < (max_num_seqs := info.data.get("max_num_seqs", 0)):
             raise ValueError(f"must be at least --max-num-seqs ({max_num_seqs})")
         return value
 

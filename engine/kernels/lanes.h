@@ -193,4 +193,48 @@ INLINE float from_bf16(uint16_t x) {
   return r;
 }
 
+/* Element i of a row, and what follows it. */
+INLINE const void *at(const void *row, int64_t i, int is_bf16) { return (const char *)row + i * (is_bf16 ? 2 : 4); }
+
+INLINE float get(const void *row, int64_t i, int is_bf16) {
+  return is_bf16 ? from_bf16(((const uint16_t *)row)[i]) : ((const float *)row)[i];
+}
+
+INLINE void put(void *row, int64_t i, float x, int is_bf16) {
+  if (is_bf16)
+    ((uint16_t *)row)[i] = to_bf16(x);
+  else
+    ((float *)row)[i] = x;
+}
+
+/* The elements [i, i + LANES) of a row of `size`; zeros for those beyond. */
+INLINE lanes load_part(const void *row, int i, int size, int is_bf16) {
+  if (i + LANES <= size) return load(at(row, i, is_bf16), 0, is_bf16);
+  float values[LANES] = {0};
+  for (int l = i; l < size; l++) values[l - i] = get(row, l, is_bf16);
+  return load_f32(values);
+}
+
+INLINE void store_part(void *row, int i, int size, lanes x, int is_bf16) {
+  float values[LANES];
+  if (!is_bf16 && i + LANES <= size) {
+    store((float *)row + i, x);
+    return;
+  }
+  store(values, x);
+  if (i + LANES <= size)
+    for (int l = 0; l < LANES; l++) put(row, i + l, values[l], is_bf16);
+  else
+    for (int l = i; l < size; l++) put(row, l, values[l - i], is_bf16);
+}
+
+/* As a number of the row's format. */
+INLINE lanes rounded(lanes x, int is_bf16) {
+  float values[LANES];
+  if (!is_bf16) return x;
+  store(values, x);
+  for (int l = 0; l < LANES; l++) values[l] = from_bf16(to_bf16(values[l]));
+  return load_f32(values);
+}
+
 #endif

@@ -50,12 +50,6 @@ typedef uint8_t bytes __attribute__((vector_size(WIDTH)));
 
 INLINE int depth_of(int in_features) { return (in_features + DEPTH - 1) / DEPTH * DEPTH; }
 
-INLINE float get(const void *row, int64_t i, int is_bf16) {
-  return is_bf16 ? from_bf16(((const uint16_t *)row)[i]) : ((const float *)row)[i];
-}
-
-INLINE const void *at(const void *p, int64_t i, int is_bf16) { return (const char *)p + i * (is_bf16 ? 2 : 4); }
-
 /* Write what LANES exact sums stand for; taking off what the zero point brought is exact too. A function of its own, for
  * the compiler's sake: a tile has up to 24 of them. */
 static __attribute__((noinline)) void finish(const product_args *a, int row, int column, const int_lanes *sum) {
@@ -113,13 +107,6 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
 }
 
 #include "panels.h"
-
-INLINE lanes load_part(const void *row, int i, int size, int is_bf16) {
-  float values[LANES] = {0};
-  if (i + LANES <= size) return load(at(row, i, is_bf16), 0, is_bf16);
-  for (int l = i; l < size; l++) values[l - i] = get(row, l, is_bf16);
-  return load_f32(values);
-}
 
 /* How far a row reaches below and above 0; returns 0 if one of its values is not finite. */
 INLINE int reach_of(const void *row, int size, int is_bf16, float *below, float *above) {

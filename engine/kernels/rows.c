@@ -30,39 +30,32 @@ typedef struct {
   int32_t num_rows, size, is_gelu, is_bf16, num_threads;
 } glu_args;
 
-INLINE float get(const void *row, int64_t i, int is_bf16) {
-  return is_bf16 ? from_bf16(((const uint16_t *)row)[i]) : ((const float *)row)[i];
+INLINE lanes product_of(lanes a, lanes b) {
+  EACH_VEC a.v[i] *= b.v[i];
+  return a;
 }
-
-INLINE void put(void *row, int64_t i, float x, int is_bf16) {
-  if (is_bf16)
-    ((uint16_t *)row)[i] = to_bf16(x);
-  else
-    ((float *)row)[i] = x;
-}
-
-INLINE float rounded(float x, int is_bf16) { return is_bf16 ? from_bf16(to_bf16(x)) : x; }
-
-INLINE const void *at(const void *p, int64_t i, int is_bf16) { return (const char *)p + i * (is_bf16 ? 2 : 4); }
 
 /* out = x / sqrt(mean(x^2) + epsilon) * weight, or * (1 + weight). */
 INLINE void norm_group(const norm_args *a, const void *x, void *out, int is_bf16) {
   lanes squares = splat(0);
-  int i = 0;
-  for (; i + LANES <= a->size; i += LANES) {
-    lanes value = load(at(x, i, is_bf16), 0, is_bf16);
+  int first = 0, size = a->size, rounds_first = a->rounds_first;
+  for (; first + LANES <= size; first += LANES) {
+    lanes value = load(at(x, first, is_bf16), 0, is_bf16);
     squares = mul_add(value, value, squares);
   }
   float total = sum_of_lanes(squares);
-  for (; i < a->size; i++) {
-    float value = get(x, i, is_bf16);
+  for (; first < size; first++) {
+    float value = get(x, first, is_bf16);
     total += value * value;
   }
-  float factor = 1.0f / sqrtf(total / (float)a->size + a->epsilon), one = a->adds_one ? 1.0f : 0.0f;
-  for (i = 0; i < a->size; i++) {
-    float value = get(x, i, is_bf16) * factor;
-    if (a->rounds_first) value = rounded(value, is_bf16);
-    put(out, i, value * (one + get(a->weight, i, is_bf16)), is_bf16);
+  float factor = 1.0f / sqrtf(total / (float)size + a->epsilon), one = a->adds_one ? 1.0f : 0.0f;
+  const void *weights = a->weight;
+  for (first = 0; first < size; first += LANES) {
+    lanes value = load_part(x, first, size, is_bf16), weight = load_part(weights, first, size, is_bf16);
+    EACH_VEC value.v[i] *= factor;
+    if (rounds_first) value = rounded(value, is_bf16);
+    EACH_VEC value.v[i] *= one + weight.v[i];
+    store_part(out, first, size, value, is_bf16);
   }
 }
 
@@ -79,14 +72,18 @@ INLINE void norm(const norm_args *a, int is_bf16) {
 
 /* x = x * cos + rotate_half(x) * sin over the first `size` of each head, in place. */
 INLINE void rope_head(void *x, const void *cos, const void *sin, int half, int is_bf16) {
-  for (int i = 0; i < half; i++) {
-    float low = get(x, i, is_bf16), high = get(x, half + i, is_bf16);
-    float low_cos = rounded(low * get(cos, i, is_bf16), is_bf16);
-    float high_cos = rounded(high * get(cos, half + i, is_bf16), is_bf16);
-    float high_sin = rounded(high * get(sin, i, is_bf16), is_bf16);
-    float low_sin = rounded(low * get(sin, half + i, is_bf16), is_bf16);
-    put(x, i, low_cos - high_sin, is_bf16);
-    put(x, half + i, high_cos + low_sin, is_bf16);
+  void *x_high = (void *)at(x, half, is_bf16);
+  const void *cos_high = at(cos, half, is_bf16), *sin_high = at(sin, half, is_bf16);
+  for (int first = 0; first < half; first += LANES) {
+    lanes low = load_part(x, first, half, is_bf16), high = load_part(x_high, first, half, is_bf16);
+    lanes low_cos = rounded(product_of(low, load_part(cos, first, half, is_bf16)), is_bf16);
+    lanes high_cos = rounded(product_of(high, load_part(cos_high, first, half, is_bf16)), is_bf16);
+    lanes high_sin = rounded(product_of(high, load_part(sin, first, half, is_bf16)), is_bf16);
+    lanes low_sin = rounded(product_of(low, load_part(sin_high, first, half, is_bf16)), is_bf16);
+    EACH_VEC low.v[i] = low_cos.v[i] - high_sin.v[i];
+    EACH_VEC high.v[i] = high_cos.v[i] + low_sin.v[i];
+    store_part(x, first, half, low, is_bf16);
+    store_part(x_high, first, half, high, is_bf16);
   }
 }
 
@@ -123,14 +120,11 @@ INLINE lanes gelu_tanh(lanes x) {
 
 /* out = activation(gate) * up */
 INLINE void glu_row(const glu_args *a, const void *gate, const void *up, void *out, int is_bf16) {
-  for (int i = 0; i < a->size; i += LANES) {
-    int count = a->size - i < LANES ? a->size - i : LANES;
-    float active[LANES] = {0};
-    for (int l = 0; l < count; l++) active[l] = get(gate, i + l, is_bf16);
-    lanes x = load_f32(active);
-    store(active, a->is_gelu ? gelu_tanh(x) : silu(x));
-    for (int l = 0; l < count; l++)
-      put(out, i + l, rounded(active[l], is_bf16) * get(up, i + l, is_bf16), is_bf16);
+  int size = a->size, is_gelu = a->is_gelu;
+  for (int first = 0; first < size; first += LANES) {
+    lanes x = load_part(gate, first, size, is_bf16);
+    lanes active = rounded(is_gelu ? gelu_tanh(x) : silu(x), is_bf16);
+    store_part(out, first, size, product_of(active, load_part(up, first, size, is_bf16)), is_bf16);
   }
 }
 

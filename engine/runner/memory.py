@@ -34,12 +34,13 @@ def choose_num_blocks(config: EngineConfig, model: LoadedModel, run_largest_step
     else:
         num_bytes = min(int(config.kv_memory_fraction * free_host_bytes()), config.max_cpu_kv_bytes)
     num_blocks = max(0, num_bytes) // model.kv_block_bytes
-    num_needed = -(-min(config.max_num_tokens, model.max_model_len) // model.block_size)
+    max_num_tokens = config.step_tokens(str(model.device))
+    num_needed = -(-min(max_num_tokens, model.max_model_len) // model.block_size)
     if num_blocks < num_needed:
         raise ModelLoadError(
             f"the KV cache would have {num_blocks} blocks of {model.block_size} tokens "
             f"({num_bytes / _MEBIBYTE:.0f} MiB at {model.kv_block_bytes} bytes each); at least {num_needed} are needed "
-            f"for max_num_tokens {config.max_num_tokens} or max_model_len {model.max_model_len}: lower one of these, "
+            f"for max_num_tokens {max_num_tokens} or max_model_len {model.max_model_len}: lower one of these, "
             "raise kv_memory_fraction or max_cpu_kv_bytes, or set num_kv_blocks"
         )
     return num_blocks
@@ -55,7 +56,7 @@ def _free_on_cuda(config: EngineConfig, model: LoadedModel, run_largest_step: Ca
         run_largest_step()
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(
-            f"a step of max_num_tokens {config.max_num_tokens} does not fit beside the weights: lower it ({error})"
+            f"a step of max_num_tokens {config.step_tokens(str(device))} does not fit beside the weights: lower it ({error})"
         ) from error
     peak = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
@@ -65,7 +66,7 @@ def _free_on_cuda(config: EngineConfig, model: LoadedModel, run_largest_step: Ca
 
 def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
     """The inputs that take the most memory: a full token budget, and as many rows of logits as there can be."""
-    num_tokens = config.max_num_tokens
+    num_tokens = config.step_tokens("cuda")
     num_sampled = min(config.max_num_seqs, num_tokens)
     lengths = np.full(-(-num_tokens // max_model_len), max_model_len, np.int64)
     lengths[-1] = num_tokens - int(lengths[:-1].sum())
