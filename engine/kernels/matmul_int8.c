@@ -7,6 +7,9 @@
  * Compiled without fused multiply-adds, so that every CPU rounds alike. A panel of the weight is
  * [depth / DEPTH, 2, LANES, 4] codes, with missing columns and rows as zeros; depth is in_features, rounded up.
  */
+#include <stddef.h>
+#include <stdlib.h>
+
 #include "dot_int8.h"
 
 #if WIDTH == 16
@@ -31,11 +34,11 @@ typedef struct {
   const int32_t *totals;  /* [num_panels * LANES], sums of columns' codes */
   const float *bias;      /* [out_features], or NULL */
   void *out;              /* [num_rows, out_features], contiguous */
-  uint8_t *codes;         /* [num_rows, depth], set within */
-  float *row_scales;      /* [num_rows], set within */
-  int32_t *zeros;         /* [num_rows], set within */
   int64_t x_stride;
   int32_t num_rows, in_features, out_features, is_bf16, num_threads;
+  uint8_t *codes;         /* [num_rows, depth]: these three are set here */
+  float *row_scales;      /* [num_rows] */
+  int32_t *zeros;         /* [num_rows] */
 } product_args;
 
 typedef struct {
@@ -161,14 +164,36 @@ static void quantise_rows(const product_args *a, int task) {
   for (int row = first; row < last; row++) a->is_bf16 ? quantise_row(a, row, 1) : quantise_row(a, row, 0);
 }
 
-/* codes, row_scales and zeros: as many elements as they say, of whatever content. */
-void promptmill_matmul_int8(const product_args *a) {
+/* Room for the rows in 8 bits, grown when needed and kept for this thread's next call. Returns 1 if there is no memory. */
+static int take_room(product_args *a) {
+  static _Thread_local char *room;
+  static _Thread_local size_t room_size;
+  size_t num_rows = a->num_rows, codes_size = num_rows * depth_of(a->in_features);
+  size_t size = codes_size + num_rows * (sizeof(float) + sizeof(int32_t)); /* depths are multiples of 8 */
+  if (size > room_size) {
+    free(room);
+    room = malloc(size);
+    room_size = room ? size : 0;
+  }
+  if (!room) return 1;
+  a->codes = (uint8_t *)room;
+  a->row_scales = (float *)(room + codes_size);
+  a->zeros = (int32_t *)(a->row_scales + num_rows);
+  return 0;
+}
+
+/* given: all but what is set here. Returns 0, or 1 if there is no memory. */
+int promptmill_matmul_int8(const void *given) {
+  product_args args = {0}, *a = &args;
+  memcpy(a, given, offsetof(product_args, codes));
+  if (take_room(a)) return 1;
 #pragma omp parallel num_threads(a->num_threads) if (has_work_for_threads(a))
   {
 #pragma omp for schedule(dynamic, 1)
     for (int task = 0; task < (a->num_rows + QUANTISE_TASK - 1) / QUANTISE_TASK; task++) quantise_rows(a, task);
     product(a);
   }
+  return 0;
 }
 
 /* The least scale with which a column's codes stay within 127, and each four that `dot` adds in 16 bits within

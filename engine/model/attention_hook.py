@@ -77,7 +77,7 @@ class AttentionLayer:
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, rules: AttentionRules) -> Tensor:
         """See `RowAttention.attend_rows`."""
         pages, batch = self._step()
-        num_rows, num_tokens = len(q), batch.num_tokens
+        num_rows, num_tokens = q.shape[0], batch.num_tokens
         if num_tokens < num_rows:
             q, k, v = q[:num_tokens], k[:num_tokens], v[:num_tokens]
         output = self._context.backend.forward(
@@ -127,7 +127,7 @@ class AttentionLayer:
 
 def _padded(output: Tensor, num_rows: int) -> Tensor:
     """With rows of zeros behind `[num_tokens, num_heads, head_dim]`."""
-    missing = num_rows - len(output)
+    missing = num_rows - output.shape[0]
     return nn.functional.pad(output, (0, 0, 0, 0, 0, missing)) if missing else output
 
 

@@ -49,10 +49,12 @@ class FusedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[..., size]`."""
-        x = x.contiguous()
+        return self.of_rows(x.contiguous().view(-1, x.shape[-1])).view(x.shape)
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """x: `[num_rows, size]`, elements of a row side by side."""
         out = torch.empty_like(x)
-        size = x.shape[-1]
-        self._into(x.view(-1, size), out.view(-1, size))
+        self._into(x, out)
         return out
 
     def in_place(self, x: Tensor) -> None:
@@ -105,10 +107,14 @@ class NativeAttentionModule(FusedAttention):
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         """hidden_states: `[1, T, hidden_size]`."""
+        return self.of_rows(hidden_states[0], position_embeddings)[None], None
+
+    def of_rows(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
+        """x: `[T, hidden_size]`; a new tensor of its shape."""
         assert self.attention is not None, "fusion gives every module its attention"
         q_size, k_end, head_dim = self._q_size, self._q_size + self._kv_size, self._head_dim
-        qkv: Tensor = self.qkv(hidden_states[0])  # [T, q_size + 2 * kv_size]
-        num_rows = len(qkv)
+        qkv = self.qkv.forward(x)  # [T, q_size + 2 * kv_size]
+        num_rows = qkv.shape[0]
         if self._q_norm is not None and self._k_norm is not None:
             self._q_norm.in_place(qkv[:, :q_size])
             self._k_norm.in_place(qkv[:, q_size:k_end])
@@ -122,7 +128,36 @@ class NativeAttentionModule(FusedAttention):
             qkv[:, k_end:].view(num_rows, -1, head_dim),
             self._rules,
         )
-        return self.o(output.view(1, num_rows, q_size)), None
+        return self.o.forward(output.view(num_rows, q_size))
+
+
+class NativeLayer(nn.Module):
+    """Norm, attention, addition, norm, MLP, addition, over plain rows: the layer that most decoders have.
+
+    A step of few rows spends as long between the products as within them, most of it on the way through modules.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        """original: with fused parts by transformers' names. Raises `AttributeError` otherwise."""
+        super().__init__()
+        norm, attention = original.input_layernorm, original.self_attn
+        next_norm, mlp = original.post_attention_layernorm, original.mlp
+        if not (
+            isinstance(norm, FusedNorm)
+            and isinstance(attention, NativeAttentionModule)
+            and isinstance(next_norm, FusedNorm)
+            and isinstance(mlp, FusedMLP)
+        ):
+            raise AttributeError("the layer's norms, attention or MLP are not fused")
+        self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp = norm, attention, next_norm, mlp
+
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """hidden_states: `[1, T, hidden_size]`."""
+        x = hidden_states[0]
+        x = self.self_attn.of_rows(self.input_layernorm.of_rows(x), position_embeddings).add_(x)
+        return self.mlp.of_rows(self.post_attention_layernorm.of_rows(x)).add_(x)[None]
 
 
 class NativeKit:
@@ -141,9 +176,9 @@ class NativeKit:
         """See `FusionKit.attention`."""
         return NativeAttentionModule(self.rows, original, rules, norms, head_dim)
 
-    def layer(self, original: nn.Module) -> nn.Module | None:
+    def layer(self, original: nn.Module) -> nn.Module:
         """See `FusionKit.layer`."""
-        return None
+        return NativeLayer(original)
 
 
 class FusedMLP(nn.Module):
@@ -159,8 +194,11 @@ class FusedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[1, T, hidden_size]`."""
-        output: Tensor = self.down(self._rows.glu(self.gate_up(x[0]), is_gelu=self._is_gelu)[None])
-        return output
+        return self.of_rows(x[0])[None]
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """x: `[T, hidden_size]`; a new tensor of its shape."""
+        return self.down.forward(self._rows.glu(self.gate_up.forward(x), is_gelu=self._is_gelu))
 
 
 def merge(original: nn.Module, names: Iterable[str], merged_name: str) -> nn.Linear:

@@ -46,8 +46,8 @@ class FusionKit(Protocol):
         """See `FusedAttention`."""
         ...
 
-    def layer(self, original: nn.Module) -> nn.Module | None:
-        """A whole decoder layer of fused parts; None where nothing is gained."""
+    def layer(self, original: nn.Module) -> nn.Module:
+        """A whole decoder layer of fused parts."""
         ...
 
 
@@ -110,6 +110,7 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Tensor
+    is_first_of_several: bool  # a module that gives a tuple is followed by one that gives a tuple
 
 
 @dataclass(slots=True)
@@ -148,7 +149,8 @@ class Fusion:
         """Run the model once with trials for attention, and note the calls of what may be fused."""
 
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self._calls[module] = _Call(args, kwargs, output[0] if isinstance(output, tuple) else output)
+            has_more = isinstance(output, tuple)
+            self._calls[module] = _Call(args, kwargs, output[0] if has_more else output, has_more)
 
         watched = [
             module
@@ -214,7 +216,7 @@ class Fusion:
             return None
         with suppress(AttributeError):
             fused = self.kit.layer(module)
-            return fused if fused is not None and self._agrees(module, fused) else None
+            return fused if self._agrees(module, fused) else None
         return None
 
     def _agrees(self, module: nn.Module, fused: nn.Module) -> bool:
@@ -223,7 +225,8 @@ class Fusion:
             output = fused(*call.args, **call.kwargs)
         except (AssertionError, RuntimeError, TypeError):  # made for other shapes or calls than this one's
             return False
-        return self._is_close(output[0] if isinstance(output, tuple) else output, call.output)
+        has_more = isinstance(output, tuple)
+        return has_more == call.is_first_of_several and self._is_close(output[0] if has_more else output, call.output)
 
     def _is_close(self, output: Tensor, expected: Tensor, *, scale: float = 1) -> bool:
         if output.shape != expected.shape:

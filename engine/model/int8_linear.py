@@ -21,7 +21,7 @@ _DEPTH = 8  # DEPTH of dot_int8.h
 # Every CPU must round alike, also those that fuse a multiplication with an addition.
 _FLAGS = ("-ffp-contract=off",)
 # `product_args` and `pack_args` of matmul_int8.c.
-_PRODUCT = struct.Struct("@9P1q5i")
+_PRODUCT = struct.Struct("@6P1q5i4x")
 _PACK = struct.Struct("@4P4i")
 
 
@@ -50,7 +50,6 @@ class Int8Kernels:
             codes=torch.zeros(num_columns * depth, dtype=torch.int8),
             scales=torch.zeros(num_columns),
             totals=torch.zeros(num_columns, dtype=torch.int32),
-            depth=depth,
         )
         self._pack(
             _PACK.pack(
@@ -74,7 +73,6 @@ class PackedWeight:
     codes: Tensor  # int8 [num_panels * depth * _PANEL]
     scales: Tensor  # float32 [num_panels * _PANEL]
     totals: Tensor  # int32 [num_panels * _PANEL]
-    depth: int  # in_features, rounded up
 
 
 class Int8Linear(nn.Module):
@@ -93,12 +91,9 @@ class Int8Linear(nn.Module):
         rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         if rows.stride(1) != 1:
             rows = rows.contiguous()
-        num_rows, weight = len(rows), self._weight
+        num_rows, weight = rows.shape[0], self._weight
         output = torch.empty((num_rows, self.out_features), dtype=x.dtype)
-        scratch = torch.empty((num_rows, weight.depth + 8), dtype=torch.uint8)  # codes, then scales and zero points
-        codes = scratch.data_ptr()
-        row_scales = codes + num_rows * weight.depth
-        self._matmul(
+        failed = self._matmul(
             _PRODUCT.pack(
                 rows.data_ptr(),
                 weight.codes.data_ptr(),
@@ -106,9 +101,6 @@ class Int8Linear(nn.Module):
                 weight.totals.data_ptr(),
                 0 if self._bias is None else self._bias.data_ptr(),
                 output.data_ptr(),
-                codes,
-                row_scales,
-                row_scales + num_rows * 4,
                 rows.stride(0),
                 num_rows,
                 self.in_features,
@@ -117,4 +109,6 @@ class Int8Linear(nn.Module):
                 torch.get_num_threads(),
             )
         )
-        return output.view(*x.shape[:-1], self.out_features)
+        if failed:
+            raise MemoryError("the 8-bit product could not allocate room for its rows")
+        return output if rows is x else output.view(*x.shape[:-1], self.out_features)

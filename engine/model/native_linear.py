@@ -41,7 +41,8 @@ class NativeLinear(nn.Module):
         if rows.stride(1) != 1:
             rows = rows.contiguous()
         assert rows.dtype == torch.float32, "a NativeLinear computes in float32"
-        output = torch.empty((len(rows), self.out_features))
+        num_rows = rows.shape[0]
+        output = torch.empty((num_rows, self.out_features))
         self._matmul(
             _ARGUMENTS.pack(
                 rows.data_ptr(),
@@ -51,13 +52,13 @@ class NativeLinear(nn.Module):
                 output.data_ptr(),
                 rows.stride(0),
                 self.out_features,
-                len(rows),
+                num_rows,
                 self.in_features,
                 self.out_features,
                 torch.get_num_threads(),
             )
         )
-        return output.view(*x.shape[:-1], self.out_features)
+        return output if rows is x else output.view(*x.shape[:-1], self.out_features)
 
 
 def pack_panels(weight: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class NativeRows:
         self, x: Tensor, out: Tensor, weight: Tensor, *, epsilon: float, adds_one: bool, rounds_first: bool
     ) -> None:
         """RMS norm of every `len(weight)` elements of x's rows into out, which may be x; both `[num_rows, size]`."""
-        size = len(weight)
+        size = weight.shape[0]
         assert x.stride(1) == out.stride(1) == 1 and x.shape[1] % size == 0, "rows of whole groups"
         self._norm(
             _NORM.pack(
@@ -42,7 +42,7 @@ class NativeRows:
                 out.data_ptr(),
                 x.stride(0),
                 out.stride(0),
-                len(x),
+                x.shape[0],
                 x.shape[1] // size,
                 size,
                 adds_one,
@@ -64,7 +64,7 @@ class NativeRows:
                 sin.data_ptr(),
                 x.stride(0),
                 cos.stride(0),
-                len(x),
+                x.shape[0],
                 x.shape[1] // head_dim,
                 head_dim,
                 cos.shape[1],

@@ -88,7 +88,7 @@ class PagedKit:
         """See `FusionKit.attention`."""
         return PagedAttentionModule(self.rows, original, rules, norms, head_dim)
 
-    def layer(self, original: nn.Module) -> nn.Module | None:
+    def layer(self, original: nn.Module) -> nn.Module:
         """See `FusionKit.layer`."""
         return PagedLayer(self.rows, original)
 

@@ -56,7 +56,8 @@ def _free_on_cuda(config: EngineConfig, model: LoadedModel, run_largest_step: Ca
         run_largest_step()
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(
-            f"a step of max_num_tokens {config.step_tokens(str(device))} does not fit beside the weights: lower it ({error})"
+            f"a step of max_num_tokens {config.step_tokens(str(device))} does not fit beside the weights: lower it "
+            f"({error})"
         ) from error
     peak = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()

@@ -123,3 +123,20 @@ def test_bad_engine_fields_are_refused_by_name(fields: dict[str, Any], param: st
 def test_an_engine_needs_a_model() -> None:
     with pytest.raises(InvalidRequestError, match="model_path must be str"):
         InferenceEngine()
+
+
+@pytest.mark.parametrize(
+    ("device", "fields", "num_tokens"),
+    [
+        ("cpu", {}, 512),
+        ("cuda:0", {}, 8192),
+        ("cpu", {"max_num_seqs": 700}, 700),
+        ("cuda:1", {"max_num_seqs": 9000}, 9000),
+        ("cpu", {"max_num_tokens": 300}, 300),
+        ("cuda:0", {"max_num_tokens": 300}, 300),
+    ],
+)
+def test_a_step_is_as_long_as_its_device_likes_and_has_room_for_every_sequence(
+    device: str, fields: dict[str, int], num_tokens: int
+) -> None:
+    assert EngineConfig(model_path="", **fields).step_tokens(device) == num_tokens  # type: ignore[arg-type]

@@ -6,34 +6,35 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 from engine.config import EngineConfig
-from engine.model.fused_modules import FusedAttention, FusedMLP, FusedNorm
+from engine.model.fused_modules import FusedAttention, FusedMLP, FusedNorm, NativeLayer
 from engine.model.loader import LoadedModel, load_model
 from engine.model.locate import default_cache_dir
 from engine.model.native_rows import DTYPES, NativeRows
 from tests.fakes.tiny_models import make_tiny_model
 
-# Of the two layers of each: attentions, mlps; a mixture of experts has no mlp to fuse.
+# Of the two layers of each: attentions, mlps, whole layers; a mixture of experts has no mlp to fuse, and a layer with
+# more norms or other additions than most keeps transformers' own order.
 FUSED = {
-    "gemma": (2, 2),
-    "gemma2": (2, 2),
-    "gemma3_text": (2, 2),
-    "gpt2": (0, 0),
-    "gpt_neox": (0, 0),
-    "gpt_oss": (0, 0),
-    "granite": (2, 2),
-    "llama": (2, 2),
-    "mistral": (2, 2),
-    "mixtral": (2, 0),
-    "olmo2": (2, 2),
-    "phi3": (2, 2),
-    "qwen2": (2, 2),
-    "qwen3": (2, 2),
-    "qwen3_moe": (2, 0),
-    "smollm3": (2, 2),
-    "starcoder2": (2, 0),
+    "gemma": (2, 2, 2),
+    "gemma2": (2, 2, 0),
+    "gemma3_text": (2, 2, 0),
+    "gpt2": (0, 0, 0),
+    "gpt_neox": (0, 0, 0),
+    "gpt_oss": (0, 0, 0),
+    "granite": (2, 2, 0),
+    "llama": (2, 2, 2),
+    "mistral": (2, 2, 2),
+    "mixtral": (2, 0, 0),
+    "olmo2": (2, 2, 0),
+    "phi3": (2, 2, 2),
+    "qwen2": (2, 2, 2),
+    "qwen3": (2, 2, 2),
+    "qwen3_moe": (2, 0, 0),
+    "smollm3": (2, 2, 2),
+    "starcoder2": (2, 0, 0),
 }
 
 
@@ -53,7 +54,7 @@ def torch_threads() -> Iterator[None]:
 @pytest.mark.parametrize("architecture", sorted(FUSED))
 def test_an_architectures_modules_are_fused(architecture: str, tmp_path: Path) -> None:
     model = load_model(EngineConfig(model_path=str(make_tiny_model(architecture, tmp_path)), dtype="float32"))
-    assert (count(model, FusedAttention), count(model, FusedMLP)) == FUSED[architecture]
+    assert (count(model, FusedAttention), count(model, FusedMLP), count(model, NativeLayer)) == FUSED[architecture]
 
 
 def test_a_module_that_computes_something_else_keeps_its_own_and_the_fingerprint_tells(
@@ -64,8 +65,15 @@ def test_a_module_that_computes_something_else_keeps_its_own_and_the_fingerprint
     forward = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x) * 1.01)
     model = load_model(config)
-    assert (count(model, FusedAttention), count(model, FusedMLP)) == (2, 0)
+    assert (count(model, FusedAttention), count(model, FusedMLP), count(model, NativeLayer)) == (2, 0, 0)
     assert model.fingerprint != usual.fingerprint
+
+
+def test_a_layer_that_adds_something_else_keeps_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = LlamaDecoderLayer.forward
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", lambda self, x, **rest: forward(self, x, **rest) * 1.01)
+    model = load_model(EngineConfig(model_path=str(make_tiny_model("llama", tmp_path)), dtype="float32"))
+    assert (count(model, FusedAttention), count(model, FusedMLP), count(model, NativeLayer)) == (2, 2, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
