@@ -35,7 +35,7 @@ test: $(STAMP)
 	$(BIN)/pytest -m "not gpu" -n auto tests/unit
 	$(BIN)/pytest -m "not gpu and not alone" -n $(NUM_RUNS) --dist loadfile --no-loadscope-reorder \
 		tests/acceptance tests/integration
-	$(BIN)/pytest -m "alone and not gpu" tests/acceptance
+	$(BIN)/pytest -m "alone and not gpu" tests/acceptance tests/integration
 
 # Three workers under kill -9, SIGTERM, SIGSTOP, cut connections and Redis restarts; then every job is checked.
 SEED ?= 1

@@ -215,10 +215,10 @@ def test_tokens_that_tie_with_the_last_one_kept_are_kept_too(sampler: Sampler) -
 
 
 def test_a_nucleus_of_the_whole_vocabulary_is_drawn_from_whole(sampler: Sampler) -> None:
-    logits = torch.linspace(0, 1e-3, 5000).expand(3000, -1)
+    logits = torch.linspace(0, 1e-3, 5000).expand(1500, -1)
     tokens = draw(sampler, logits, top_p=0.9)
     assert tokens.min() >= 490, "the least probable tenth is cut"
-    assert len(tokens.unique()) > 2000
+    assert len(tokens.unique()) > 1000
 
 
 def test_tokens_ruled_out_by_minus_infinity_are_never_drawn(sampler: Sampler) -> None:
