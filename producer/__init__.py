@@ -1,25 +1,32 @@
-"""The light client of promptmill: submit prompt jobs, follow their streams, read their results."""
+"""The light client of promptmill: submit prompt jobs, follow their streams, read their results.
 
-from producer.async_client import AsyncClient
-from producer.client import Client
-from producer.contract import Choice, Chunk, ErrorCode, ErrorInfo, JobRequest, Message, Result, Usage, WorkerInfo
-from producer.dead_letters import FailedJob
-from producer.errors import (
-    BatchFileError,
-    DurabilityError,
-    InvalidJobError,
-    JobFailedError,
-    JobNotFoundError,
-    PromptmillError,
-    RedisUnavailableError,
-    ResultStoreError,
-    ResultTimeoutError,
-    SettingsError,
-)
-from producer.job import AsyncJob, Job
-from producer.outcome import JobStatus
-from producer.subscription import AsyncSubscription, Subscription
-from producer.workers import QueueStatus
+A name is imported when it is first used: a worker, which uses the contract alone, starts without the clients.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from producer.async_client import AsyncClient
+    from producer.client import Client
+    from producer.contract import Choice, Chunk, ErrorCode, ErrorInfo, JobRequest, Message, Result, Usage, WorkerInfo
+    from producer.dead_letters import FailedJob
+    from producer.errors import (
+        BatchFileError,
+        DurabilityError,
+        InvalidJobError,
+        JobFailedError,
+        JobNotFoundError,
+        PromptmillError,
+        RedisUnavailableError,
+        ResultStoreError,
+        ResultTimeoutError,
+        SettingsError,
+    )
+    from producer.job import AsyncJob, Job
+    from producer.outcome import JobStatus
+    from producer.subscription import AsyncSubscription, Subscription
+    from producer.workers import QueueStatus
 
 __all__ = [
     "AsyncClient",
@@ -51,3 +58,43 @@ __all__ = [
     "Usage",
     "WorkerInfo",
 ]
+
+_MODULES = {
+    "AsyncClient": "producer.async_client",
+    "Client": "producer.client",
+    "Choice": "producer.contract",
+    "Chunk": "producer.contract",
+    "ErrorCode": "producer.contract",
+    "ErrorInfo": "producer.contract",
+    "JobRequest": "producer.contract",
+    "Message": "producer.contract",
+    "Result": "producer.contract",
+    "Usage": "producer.contract",
+    "WorkerInfo": "producer.contract",
+    "FailedJob": "producer.dead_letters",
+    "BatchFileError": "producer.errors",
+    "DurabilityError": "producer.errors",
+    "InvalidJobError": "producer.errors",
+    "JobFailedError": "producer.errors",
+    "JobNotFoundError": "producer.errors",
+    "PromptmillError": "producer.errors",
+    "RedisUnavailableError": "producer.errors",
+    "ResultStoreError": "producer.errors",
+    "ResultTimeoutError": "producer.errors",
+    "SettingsError": "producer.errors",
+    "AsyncJob": "producer.job",
+    "Job": "producer.job",
+    "JobStatus": "producer.outcome",
+    "AsyncSubscription": "producer.subscription",
+    "Subscription": "producer.subscription",
+    "QueueStatus": "producer.workers",
+}
+
+
+if not TYPE_CHECKING:  # a type checker knows the names, and that there are no others
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value

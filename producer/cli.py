@@ -6,22 +6,29 @@
 3  Redis cannot be reached
 130  interrupted
 
-Every failure is one line on stderr. Commands of other packages are found by entry point and loaded when they are used.
+Every failure is one line on stderr. Commands are loaded when they are used; those of other packages are found by entry
+point. So a worker's start pays for no client.
 """
 
 import importlib.metadata
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import click
 
-from producer.cli_batch import run
-from producer.cli_failed import failed, retry
-from producer.cli_jobs import cancel, result, submit
-from producer.cli_status import status
 from producer.errors import BatchFileError, InvalidJobError, PromptmillError, RedisUnavailableError, SettingsError
 
+OWN_COMMANDS = {
+    "submit": "producer.cli_jobs",
+    "run": "producer.cli_batch",
+    "result": "producer.cli_jobs",
+    "cancel": "producer.cli_jobs",
+    "status": "producer.cli_status",
+    "failed": "producer.cli_failed",
+    "retry": "producer.cli_failed",
+}
 COMMANDS_GROUP = "promptmill.commands"
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -35,11 +42,14 @@ class CommandGroup(click.Group):
     """Our own commands, and those that other packages of the distribution register."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted({*super().list_commands(context), *_registered()})
+        return sorted({*OWN_COMMANDS, *_registered()})
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        own = super().get_command(context, name)
-        return own or _load(name)
+        if name not in OWN_COMMANDS:
+            return _load(name)
+        command = getattr(import_module(OWN_COMMANDS[name]), name)
+        assert isinstance(command, click.Command)
+        return command
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -100,9 +110,6 @@ def main() -> None:
     3 Redis cannot be reached.
     """
 
-
-for _command in (submit, run, result, cancel, status, failed, retry):
-    main.add_command(_command)
 
 if __name__ == "__main__":
     main()
