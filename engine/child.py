@@ -6,6 +6,7 @@ imports this module for `in_process`, never imports torch.
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -63,11 +64,16 @@ class _ParentGone(Exception):
     """The pipe is closed, or the parent sent `Shutdown`."""
 
 
+def import_named(start: StartCore) -> ModuleType:
+    """The module of the core that is asked for."""
+    return import_module(start.core_path.partition(":")[0])
+
+
 def serve(
     pipe: ChildPipe,
     on_parent_gone: Callable[[], None],
     *,
-    import_core: Callable[[str], ModuleType] = import_module,
+    import_core: Callable[[StartCore], ModuleType] = import_named,
 ) -> None:
     """Loads the core that the first message asks for and steps it until the parent is gone.
 
@@ -88,13 +94,12 @@ def serve(
         raise
 
 
-def _load(pipe: ChildPipe, start: ParentMessage, import_core: Callable[[str], ModuleType]) -> Core | None:
+def _load(pipe: ChildPipe, start: ParentMessage, import_core: Callable[[StartCore], ModuleType]) -> Core | None:
     """The core, announced to the parent; None where it says itself why it cannot start."""
     if not isinstance(start, StartCore):
         raise _ParentGone
-    module_name, _, class_name = start.core_path.partition(":")
     try:
-        core: Core = getattr(import_core(module_name), class_name)(start.config)
+        core: Core = getattr(import_core(start), start.core_path.partition(":")[2])(start.config)
     except EngineError as error:
         pipe.send(StartFailed(str(error)))
         return None
@@ -182,11 +187,16 @@ def main() -> None:
         os._exit(exit_code)  # a device's own threads must not hold up the end
 
 
-def _import_lightly(module_name: str) -> ModuleType:
+def _import_lightly(start: StartCore) -> ModuleType:
     """The engine's own core runs transformers' models and nothing else of it, in a process where nobody else does."""
-    if module_name == "engine.core":
-        import_module("engine.model.light_transformers").import_transformers()
-    return import_module(module_name)
+    gc.disable()  # nearly all that an import makes stays
+    if start.core_path.startswith("engine.core:"):
+        import_module("engine.model.light_transformers").import_transformers(start.config)
+        import_module("engine.runner.model_runner")
+    module = import_named(start)
+    gc.freeze()
+    gc.enable()
+    return module
 
 
 def _leave_signals_to_parent() -> None:

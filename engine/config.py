@@ -52,7 +52,7 @@ class EngineConfig:
     start_timeout_seconds: float = 600.0
     """Loading the model and allocating its cache may take this long."""
     cache_dir: str | None = None
-    """Where converted models and compiled kernels are kept; None: `~/.cache/promptmill`."""
+    """Where converted and prepared models and compiled kernels are kept; None: `~/.cache/promptmill`."""
     in_process: bool = False
     """Run the core on a thread of this process: for tests."""
 

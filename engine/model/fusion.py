@@ -51,20 +51,16 @@ class FusionKit(Protocol):
         ...
 
 
-def fuse_model(
-    model: nn.Module, *, uses_triton: bool, device: torch.device, dtype: torch.dtype, kernels_dir: Path
-) -> str:
-    """Replace what can be replaced; returns what names the fused arithmetic, or an empty string."""
-    kit = _choose_kit(uses_triton, device, dtype, kernels_dir)
-    if kit is None:
-        return ""
+def fuse_model(model: nn.Module, kit: FusionKit, device: torch.device, dtype: torch.dtype) -> str:
+    """Replace what can be replaced; returns what names the fused arithmetic."""
     with torch.inference_mode(), one_thread():
         counts = Fusion(model, kit, device, dtype).run()
     logger.info("action=fused %s", counts)
     return f"{kit.rows.build} {counts}"
 
 
-def _choose_kit(uses_triton: bool, device: torch.device, dtype: torch.dtype, kernels_dir: Path) -> FusionKit | None:
+def choose_kit(uses_triton: bool, device: torch.device, dtype: torch.dtype, kernels_dir: Path) -> FusionKit | None:
+    """What modules are fused with; None: with nothing."""
     if uses_triton:
         from engine.model.paged_modules import PagedKit
 

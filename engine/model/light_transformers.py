@@ -2,7 +2,8 @@
 
 Its modelling code imports torch's compiler, for decorators of kernels that are not called and for masks of another
 attention; its sharding over processes; and its own continuous batching. While it is imported, stand-ins lie in their
-place. For a process that is the engine's alone: elsewhere somebody may want them.
+place. Its table of contents is taken from a file. For a process that is the engine's alone: elsewhere somebody may want
+them.
 """
 
 import logging
@@ -15,6 +16,10 @@ from typing import Any
 
 import torch
 import torch.distributed
+
+from engine.config import EngineConfig
+from engine.model.locate import cache_dir_of
+from engine.model.table_of_contents import keep_table_of_contents
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +36,13 @@ _STAND_INS: dict[str, dict[str, Any]] = {
 }
 
 
-def import_transformers() -> None:
-    """Import its modelling code, lightly where that works; a second call, or one after a plain import, does nothing."""
+def import_transformers(config: EngineConfig) -> None:
+    """Import its modelling code, lightly where that works; nothing after a first call or a plain import."""
     if "transformers" in sys.modules:
         return
     try:
         with _stand_ins():
+            keep_table_of_contents(cache_dir_of(config) / "transformers")
             for name in _COMMON:
                 import_module(name)
     except (ImportError, AttributeError) as error:

@@ -3,7 +3,6 @@
 Owns the model, its KV cache tensor and the attention context between them. Knows nothing of sequences or scheduling.
 """
 
-import importlib
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -12,20 +11,19 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from engine.attention.base import AttentionBackend, AttentionContext
 from engine.attention.select import select_backend
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
-from engine.model.attention_hook import ATTENTION_NAME, attach_attention
 from engine.model.checkpoint import Checkpoint, open_checkpoint
 from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype
-from engine.model.fusion import fuse_model
-from engine.model.light_transformers import light_loading
-from engine.model.locate import default_cache_dir, prepare_model_dir
-from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer, pack_linears
-from engine.model.registry import Architecture, find_architecture, max_position
+from engine.model.fusion import choose_kit
+from engine.model.locate import cache_dir_of, prepare_model_dir
+from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer
+from engine.model.preparation import Preparation
+from engine.model.prepared_models import PreparedModels
+from engine.model.registry import find_architecture, max_position
 
 _MIN_ROWS = 2  # matrix libraries take another path, with other bits, for a single row
 
@@ -100,7 +98,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
 
     `config.num_threads` is set for the whole process; the KV cache is allocated later, by `allocate_kv_cache`.
     """
-    cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+    cache_dir = cache_dir_of(config)
     kernels_dir = cache_dir / "kernels"
     device = resolve_device(config.device)
     if config.quantize != "none" and device.type != "cpu":
@@ -113,15 +111,13 @@ def load_model(config: EngineConfig) -> LoadedModel:
     backend = select_backend(
         config.attention, device=device, dtype=dtype, cache_dir=cache_dir, deterministic=config.deterministic
     )
-    model = _load_weights(architecture, checkpoint, dtype).to(device)
     context = AttentionContext(backend)
-    shape = attach_attention(model, context, num_layers=model.config.num_hidden_layers)
-    vocab_size = model.get_output_embeddings().weight.shape[0]
     uses_triton = context.paged_backend is not None
-    fused = fuse_model(model, uses_triton=uses_triton, device=device, dtype=dtype, kernels_dir=kernels_dir)
+    kit = choose_kit(uses_triton, device, dtype, kernels_dir)
     packer = _choose_packer(config, uses_triton, device, dtype, kernels_dir)
-    if packer is not None:
-        pack_linears(model, packer)
+    preparation = Preparation(checkpoint, architecture, device, dtype, context, kit, packer)
+    prepared = preparation.run(PreparedModels(cache_dir / "prepared"))
+    model, shape = prepared.model, prepared.shape
     return LoadedModel(
         model=model,
         context=context,
@@ -130,13 +126,13 @@ def load_model(config: EngineConfig) -> LoadedModel:
         model_dir=checkpoint.folder,
         cache_dir=cache_dir,
         max_model_len=_max_model_len(model.config, config.max_model_len),
-        vocab_size=vocab_size,
+        vocab_size=prepared.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
         num_layers=shape.num_layers,
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         block_size=config.block_size,
-        fingerprint=_fingerprint(checkpoint, device, dtype, backend.build, packer, fused),
+        fingerprint=_fingerprint(checkpoint, device, dtype, backend.build, packer, prepared.fused),
         backend_name=backend.name,
         is_batch_invariant=_is_batch_invariant(config, model.config, backend, packer, device, dtype),
     )
@@ -177,34 +173,6 @@ def _is_batch_invariant(
         )
         raise ModelLoadError(f"deterministic cannot be kept: {reason}; set it to false")
     return is_invariant
-
-
-def _load_weights(architecture: Architecture, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """The transformers model, in eval mode on the CPU, every weight of it from the checkpoint."""
-    transformers_logging.disable_progress_bar()
-    model_class = getattr(importlib.import_module(architecture.module_name), architecture.class_name)
-    try:
-        with light_loading():
-            model, info = model_class.from_pretrained(
-                str(checkpoint.folder),
-                dtype=dtype,
-                attn_implementation=ATTENTION_NAME,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except Exception as error:  # whatever transformers makes of a folder that it cannot load
-        raise ModelLoadError(
-            f"{checkpoint.folder} cannot be loaded as {architecture.class_name} "
-            f"({type(error).__name__}: {error}); compare config.json with the weights, or fetch the model again"
-        ) from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelLoadError(
-            f"{checkpoint.folder} lacks {len(missing)} weights of {architecture.class_name}, {missing[0]} among them; "
-            "fetch the model again"
-        )
-    return model.eval()
 
 
 def _max_model_len(model_config: Any, asked: int | None) -> int:

@@ -8,6 +8,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 
 DEMO_MODEL = "smollm2-135m"
@@ -20,6 +21,11 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
 def default_cache_dir() -> Path:
     """Where converted models and compiled kernels are kept unless the configuration says otherwise."""
     return Path.home() / ".cache" / "promptmill"
+
+
+def cache_dir_of(config: EngineConfig) -> Path:
+    """Where this engine keeps them."""
+    return Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
 
 
 def prepare_model_dir(model_path: str, cache_dir: Path) -> Path:

@@ -23,6 +23,10 @@ class OneDnnLinear(nn.Module):
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACKED_FOR_ROWS)
         self._bias = None if bias is None else bias.detach()
 
+    def __reduce__(self) -> tuple[type["OneDnnLinear"], tuple[Tensor, Tensor | None]]:
+        """How oneDNN packs is this machine's affair: it is written as a plain weight, and packed where it is read."""
+        return OneDnnLinear, (self._packed.to_dense(), self._bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """x: `[..., in_features]`; returns `[..., out_features]`."""
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")

@@ -35,6 +35,7 @@ class LinearPacker:
     build: str  # names its arithmetic: equal builds, equal bits
     pack: Callable[[Tensor, Tensor | None], nn.Module]  # weight [out_features, in_features], bias
     tolerance: float  # of outputs of about 1
+    kernel: object = None  # what its layers hold of the process they run in: the compiled product; None: nothing
 
 
 def choose_packer(dtype: torch.dtype, kernels_dir: Path) -> LinearPacker | None:
@@ -52,7 +53,8 @@ def int8_packer(dtype: torch.dtype, kernels_dir: Path) -> LinearPacker:
         except KernelBuildError as error:
             reason = str(error)
         else:
-            packer = LinearPacker(kernels.build, partial(int8_linear.Int8Linear, kernels=kernels), tolerance=0.1)
+            pack = partial(int8_linear.Int8Linear, kernels=kernels)
+            packer = LinearPacker(kernels.build, pack, tolerance=0.1, kernel=kernels.matmul)
             with one_thread():
                 if _works(packer, dtype):
                     return packer
@@ -83,7 +85,8 @@ def _packers(dtype: torch.dtype, kernels_dir: Path) -> Iterator[LinearPacker]:
     if dtype == torch.float32:
         try:
             build, matmul = native_linear.load_matmul(kernels_dir)
-            yield LinearPacker(build, partial(native_linear.NativeLinear, matmul=matmul), _tolerance(dtype))
+            pack = partial(native_linear.NativeLinear, matmul=matmul)
+            yield LinearPacker(build, pack, _tolerance(dtype), kernel=matmul)
         except KernelBuildError as error:
             logger.warning("action=native_linear_unavailable reason=%r", str(error))
     if dtype in onednn_linear.DTYPES:

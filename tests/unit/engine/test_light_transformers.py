@@ -1,24 +1,54 @@
 """transformers imported without what a child never uses: each in a process of its own, as a child is."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from engine import InferenceEngine, SamplingParams
-from tests.fakes.tiny_models import make_tiny_model
+from engine.model.registry import ARCHITECTURES
+from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
+from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
 
-LIGHT = "from engine.model.light_transformers import import_transformers; import_transformers(); import sys, torch; "
+LIGHT = (
+    "from engine.config import EngineConfig; from engine.model.light_transformers import import_transformers; "
+    "import_transformers(EngineConfig(model_path='x', cache_dir={!r})); import sys, torch; "
+)
+LOGITS = (
+    "from tests.unit.engine.test_light_transformers import logits; open(sys.argv[1], 'wb').write(logits(sys.argv[2:]))"
+)
 
 
-def run(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return LIGHT.format(str(tmp_path_factory.mktemp("cache")))
+
+
+def output_of(code: str, *arguments: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def test_every_tested_architecture_is_imported_without_the_compiler_which_works_once_it_is_asked_for() -> None:
-    output = run(
-        LIGHT + "from importlib import import_module; from engine.model.registry import ARCHITECTURES; "
+def logits(folders: list[str]) -> bytes:
+    """What some models compute in this process, on one thread."""
+    from engine.config import EngineConfig
+    from engine.kernels.threads import one_thread
+    from engine.model.loader import load_model
+
+    rows = []
+    with one_thread():
+        for folder in folders:
+            model = load_model(EngineConfig(model_path=folder, dtype="float32", block_size=BLOCK_SIZE))
+            rows += run(model, prompts(VOCAB_SIZE), steps_of(1000))
+    return b"".join(row.numpy().tobytes() for row in rows)
+
+
+def test_all_architectures_are_imported_without_the_compiler_which_works_once_it_is_asked_for(light: str) -> None:
+    output = output_of(
+        light + "from importlib import import_module; from engine.model.registry import ARCHITECTURES; "
         "[import_module(a.module_name) for a in ARCHITECTURES.values()]; import engine.runner.model_runner; "
         "print([name for name in ('torch._dynamo', 'sympy', 'torch.distributed.tensor') if name in sys.modules]); "
         "print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item())"
@@ -26,28 +56,57 @@ def test_every_tested_architecture_is_imported_without_the_compiler_which_works_
     assert output.splitlines() == ["[]", "2.0"]
 
 
-def test_a_model_imported_lightly_computes_what_it_does_otherwise(tmp_path: Path) -> None:
+def test_models_of_all_architectures_compute_to_the_bit_what_they_do_after_a_plain_import(
+    light: str, tmp_path: Path
+) -> None:
     import transformers  # noqa: F401  (all of it, before anybody imports it lightly here)
 
+    folders = [str(make_tiny_model(name, tmp_path / name)) for name in sorted(ARCHITECTURES)]
+    output_of(light + LOGITS, str(tmp_path / "light"), *folders)
+    assert (tmp_path / "light").read_bytes() == logits(folders)
+
+
+def test_an_engines_child_computes_what_a_thread_with_all_of_transformers_does(tmp_path: Path) -> None:
     folder, outputs = make_tiny_model("llama", tmp_path), []
-    for is_whole in (False, True):  # a child, and a thread of this process
+    for is_whole in (False, True):
         with InferenceEngine(str(folder), dtype="float32", in_process=is_whole) as engine:
             outputs += engine.generate_batch([[5, 6, 7]], SamplingParams(max_tokens=9, temperature=0.0))
     assert outputs[0].token_ids == outputs[1].token_ids
 
 
-def test_an_import_that_fails_lightly_is_done_wholly() -> None:
-    output = run(
+def test_an_import_that_fails_lightly_is_done_wholly(light: str) -> None:
+    output = output_of(
         "import engine.model.light_transformers as light, sys; light._STAND_INS[light._BATCHING].clear(); "
-        "light.import_transformers(); import transformers.generation.utils as utils; "
+        + light
+        + "import transformers.generation.utils as utils; "
         "print(utils.ContinuousMixin.__module__, 'torch._dynamo' in sys.modules)"
     )
     assert output.split() == ["transformers.generation.continuous_batching.continuous_api", "True"]
 
 
-def test_a_process_that_has_transformers_keeps_it_as_it_is() -> None:
-    output = run(
-        "import transformers; " + LIGHT + "import transformers.generation.utils as utils; "
+def test_a_process_that_has_transformers_keeps_it_as_it_is(light: str) -> None:
+    output = output_of(
+        "import transformers; " + light + "import transformers.generation.utils as utils; "
         "print(utils.ContinuousMixin.__module__)"
     )
     assert output.strip().startswith("transformers.generation.continuous_batching")
+
+
+def test_the_table_of_contents_is_read_from_its_file_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
+    light = LIGHT.format(str(tmp_path)) + "import transformers; print(len(dir(transformers)))"
+    num_names = output_of(light)
+    (table,) = (tmp_path / "transformers").iterdir()
+    whole = table.read_text()
+    entries = json.loads(whole)
+    del entries[0][1][next(iter(entries[0][1]))]
+    table.write_text(json.dumps(entries))
+    assert output_of(light) != num_names  # what the file says is taken
+    table.write_text(whole[:1000])
+    assert output_of(light) == num_names
+    assert table.read_text() == whole
+
+
+def test_a_cache_that_cannot_be_written_hinders_no_import(tmp_path: Path) -> None:
+    (tmp_path / "transformers").write_text("a file in the folder's place")
+    light = LIGHT.format(str(tmp_path)) + "import transformers; print(transformers.AutoConfig.__name__)"
+    assert output_of(light).strip() == "AutoConfig"

@@ -1,0 +1,81 @@
+"""transformers' table of contents, kept in a file: which module defines which name.
+
+At every import transformers reads some thousand files to find that out, which takes longer than everything else of it
+that the engine needs. The file is named by transformers' version and by when its folder of models last changed; without
+a file that can be read the table is made anew.
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec, module_from_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TypeAlias
+
+logger = logging.getLogger(__name__)
+
+Contents: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
+"""Names by module, by the packages that they need; as transformers' `define_import_structure` has it."""
+
+
+def keep_table_of_contents(tables_dir: Path) -> None:
+    """Have transformers, which must not be imported yet, take its table from a file under `tables_dir`."""
+    spec = find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return
+    models = Path(spec.submodule_search_locations[0]) / "models"
+    table = tables_dir / f"{version('transformers')}-{models.stat().st_mtime_ns}.json"
+    package = module_from_spec(spec)  # what makes the table is a module of the package that wants it
+    package.__dict__["__version__"] = version("transformers")
+    sys.modules["transformers"] = package
+    try:
+        import_utils: ModuleType = import_module("transformers.utils.import_utils")
+    finally:
+        del sys.modules["transformers"]
+    import_utils.__dict__["define_import_structure"] = _kept(import_utils.define_import_structure, models, table)
+
+
+def _kept(define: Callable[..., Contents], models: Path, table: Path) -> Callable[..., Contents]:
+    """`define`, which takes the table of `models` from the file `table`, or makes both."""
+
+    def define_import_structure(module_path: str | Path, prefix: str | None = None) -> Contents:
+        path = Path(module_path)
+        if path != models and path != models / "__init__.py":
+            return define(module_path, prefix)
+        contents = _read(table)
+        if contents is None:
+            contents = define(module_path)
+            _write(table, contents)
+        if prefix is None:
+            return contents
+        return {needs: {f"{prefix}.{name}": found for name, found in by.items()} for needs, by in contents.items()}
+
+    return define_import_structure
+
+
+def _read(table: Path) -> Contents | None:
+    try:
+        entries = json.loads(table.read_bytes())
+        return {frozenset(needs): {name: set(found) for name, found in by.items()} for needs, by in entries}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _write(table: Path, contents: Contents) -> None:
+    entries = [[sorted(needs), {name: sorted(found) for name, found in by.items()}] for needs, by in contents.items()]
+    try:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        for old in table.parent.glob("*.json"):
+            old.unlink(missing_ok=True)
+        handle, staging = tempfile.mkstemp(suffix=".partial", dir=table.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(entries, file)
+        os.replace(staging, table)
+    except OSError as error:
+        logger.warning("action=table_not_kept reason=%r", str(error))
