@@ -1,7 +1,8 @@
 """How soon a worker serves, and how much memory it takes: the cached demo model, several starts.
 
-A start is counted from the process's creation to its entry among the live workers, and to the first job's result. The
-memory is the peak resident size of parent and child together, after 64 concurrent jobs.
+A start is counted from the process's creation to its entry among the live workers, and to the first job's result. What
+no worker can go below stands beside it: a Python that imports torch and ends, in turn with the starts. The memory is
+the peak resident size of parent and child together, after 64 concurrent jobs, a mapped model's file included.
 
     python -m benchmarks.worker_start [--rounds 5]
 """
@@ -27,18 +28,27 @@ MODEL = "smollm2-135m"
 def main(rounds: int) -> None:
     with EmbeddedRedis() as server, Client(server.url) as client:
         measure(server.url, client)  # fills the model's cache, compiles the kernels
-        starts = [measure(server.url, client) for _ in range(rounds)]
+        starts, floors = [], []
+        for _ in range(rounds):
+            floors.append((seconds_to_import_torch(),))
+            starts.append(measure(server.url, client))
+    names = [("seconds to serving", 1), ("seconds to the first result", 1), ("peak MiB, parent and child", 0)]
     rows = [
         [name, f"{statistics.median(values):.{digits}f}", f"{min(values):.{digits}f} to {max(values):.{digits}f}"]
-        for name, digits, values in zip(
-            ["seconds to serving", "seconds to the first result", "peak MiB, parent and child"],
-            [1, 1, 0],
-            zip(*starts, strict=True),
+        for (name, digits), values in zip(
+            [("seconds of a bare `import torch`", 1), *names],
+            [*zip(*floors, strict=True), *zip(*starts, strict=True)],
             strict=True,
         )
     ]
     notes = [f"SmolLM2-135M-Instruct from the cache, {rounds} starts, medians; the first job asks for one token."]
     print_and_keep("worker_start", ["what", "median", "min to max"], rows, notes)
+
+
+def seconds_to_import_torch() -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return time.perf_counter() - start
 
 
 def measure(redis_url: str, client: Client) -> tuple[float, float, float]:

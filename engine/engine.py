@@ -58,19 +58,29 @@ class InferenceEngine:
 
     # life ------------------------------------------------------------------------------------------------------------
 
+    def launch(self) -> None:
+        """Begins to load the model and returns; `start()` waits for it. A second call does nothing."""
+        self._launched()
+
     def start(self) -> None:
         """Returns once the model is loaded; an engine that runs is left as it is. Raises `ModelLoadError`."""
-        with self._lock:
-            if self._supervisor is not None:
-                return
-            self._reader = None
-            supervisor = self._supervisor = Supervisor(self._config, self._core_path)
+        supervisor = self._launched()
+        if self._reader is not None:
+            return
         try:
-            info = supervisor.start()
+            info = supervisor.wait_until_ready()
             self._reader = PromptReader(Tokenizer.from_folder(info.model_dir), info)
         except BaseException:
             self.stop()
             raise
+
+    def _launched(self) -> Supervisor:
+        with self._lock:
+            if self._supervisor is None:
+                self._reader = None
+                self._supervisor = Supervisor(self._config, self._core_path)
+                self._supervisor.launch()
+            return self._supervisor
 
     def stop(self) -> None:
         """Ends the child within a second or two and every request with an error. May be called at any time, twice."""

@@ -69,9 +69,12 @@ class Supervisor:
         """Whether requests are served, if only after a restart that is under way."""
         return self._end is None and self._started.done()
 
-    def start(self) -> EngineInfo:
-        """Returns once the child is ready. Raises `ModelLoadError` with the child's reason."""
+    def launch(self) -> None:
+        """Starts the child and returns."""
         self._thread.start()
+
+    def wait_until_ready(self) -> EngineInfo:
+        """Returns once the child is ready. Raises `ModelLoadError` with the child's reason."""
         return self._started.result()
 
     def stop(self) -> None:

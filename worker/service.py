@@ -62,12 +62,13 @@ def run_worker(settings: WorkerSettings) -> None:
         StopSignals(num_polite=2 if settings.drain == "finish" else 1, drain_seconds=settings.drain_seconds) as signals,
         connect(settings.redis_url) as client,
     ):
-        check_server(client, settings.redis_url)
-        store = select_result_store(settings.results, s3_endpoint_url=settings.s3_endpoint_url)
-        store.check()
         engine = InferenceEngine(config=settings.engine_config)
-        engine.start()
+        engine.launch()  # its child imports for a second or two, in which this process looks at everything else
         try:
+            check_server(client, settings.redis_url)
+            store = select_result_store(settings.results, s3_endpoint_url=settings.s3_endpoint_url)
+            store.check()
+            engine.start()
             service = WorkerService(settings, client, engine, store)
             service.run(on_serving=lambda: signals.serve(service.request_stop))
             signals.is_handed_over = True

@@ -162,6 +162,9 @@ class FakeEngine:
         self._is_stopped = False
         self._thread: threading.Thread | None = None
 
+    def launch(self) -> None:
+        """Nothing to load."""
+
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="fake-engine", daemon=True)
         self._thread.start()
