@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from redis.client import Pipeline
@@ -30,6 +30,20 @@ to live, and to have been cut off from Redis, is taken out again."""
 
 CLAIM_TTL_SECONDS = 60  # how long a claim can be replayed by its request id
 RECORD_TTL_SECONDS = 30 * 24 * 3600  # executions and wip: no stock clean-up may fail a job that can be resumed
+
+
+class Append(NamedTuple):
+    """What one job's stream gets."""
+
+    key: str
+    expected_id: str
+    """The stream's last entry as the writer knows it; empty only for a marker, which must be newer than everything
+    stored, and makes the stream live again (no TTL)."""
+    entries: Sequence[str]
+    """Flat: id, field, JSON, and so on."""
+    publish: bool
+    ttl_seconds: int | None = None
+    """Starts the stream's expiry, for the `done` entry."""
 
 
 class Scripts:
@@ -118,26 +132,17 @@ class Scripts:
         """Those of the tenants' `queues` that have jobs waiting take turns from now on, if they did not before."""
         self._join_turns(args=list(queues), client=client)
 
-    def append(
-        self,
-        client: redis.Redis | Pipeline,
-        *,
-        key: str,
-        expected_id: str,
-        entries: Sequence[str],
-        publish: bool,
-        ttl_seconds: int | None = None,
-    ) -> Any:
-        """Append to a job's stream and publish what was stored. `entries` is flat: id, field, JSON, and so on.
+    def append(self, client: redis.Redis | Pipeline, appends: Sequence[Append]) -> Any:
+        """Append to jobs' streams and publish what was stored. One reply an append, in order.
 
-        `expected_id` is the stream's last entry as the writer knows it; empty only for a marker, which must be newer
-        than everything stored, and makes the stream live again (no TTL). Nothing is written, and the stored last id
-        (or empty) is returned, if the stream ends elsewhere. Returns `OK` otherwise. `ttl_seconds` starts the stream's
-        expiry, for the `done` entry.
+        Nothing is written to a stream that does not end as its writer expects; the reply is the stored last id (or
+        empty). It is `OK` where all was written, and an exception of redis-py's where Redis refused.
         """
-        return self._append(
-            keys=[key], args=[expected_id, "1" if publish else "0", ttl_seconds or 0, *entries], client=client
-        )
+        arguments: list[str | int] = []
+        for append in appends:
+            arguments += (append.expected_id, "1" if append.publish else "0", append.ttl_seconds or 0)
+            arguments += (len(append.entries) // 3, *append.entries)
+        return self._append(keys=[append.key for append in appends], args=arguments, client=client)
 
 
 def claim_key(worker: str) -> str:

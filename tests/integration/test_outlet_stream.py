@@ -229,6 +229,41 @@ def test_all_streams_share_one_pipeline(client: FlakyRedis, outlet: StreamOutlet
     assert client.num_pipelines == 1
 
 
+def test_a_key_that_is_no_stream_costs_its_own_job_alone(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    client.set(stream_key("job-1"), "somebody else's")
+    streams = [open_stream(outlet, job_id=f"job-{number}") for number in range(3)]
+    for stream in streams:
+        put(stream, "a", 1)
+    assert outlet.flush(0.0) == ["job-1"]
+    assert streams[1].refusal is not None and "WRONGTYPE" in streams[1].refusal
+    assert all(len(stored(client, stream_key(f"job-{number}"))) == 2 for number in (0, 2))
+    assert client.get(stream_key("job-1")) == b"somebody else's"
+
+
+def test_a_job_that_was_fenced_out_costs_the_others_nothing(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    streams = [open_stream(outlet, job_id=f"job-{number}") for number in range(3)]
+    outlet.flush(0.0)
+    client.xadd(stream_key("job-1"), {"m": "{}"}, id="2-0")
+    for stream in streams:
+        put(stream, "a", 1)
+    assert outlet.flush(1.0) == ["job-1"]
+    assert [len(stored(client, stream_key(f"job-{number}"))) for number in range(3)] == [2, 2, 2]
+    assert all(stream.has_stored_output for stream in (streams[0], streams[2]))
+
+
+def test_many_long_streams_are_sent_in_script_runs_of_bounded_length(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    streams = [open_stream(outlet, job_id=f"job-{number}") for number in range(5)]
+    for stream in streams:
+        for offset in range(MAX_ENTRIES_PER_APPEND // 2):
+            put(stream, "a", offset, offset=offset)
+            stream.encode_pending()
+    client.config_resetstat()
+    outlet.flush(0.0)
+    runs = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert (client.num_pipelines, runs) == (1, 5)
+    assert all(len(stored(client, stream_key(f"job-{number}"))) == 501 for number in range(5))
+
+
 def test_a_stream_longer_than_one_append_is_sent_again_whole(client: FlakyRedis, outlet: StreamOutlet) -> None:
     stream = open_stream(outlet)
     num_tokens = 2 * MAX_ENTRIES_PER_APPEND + 5

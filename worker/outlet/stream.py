@@ -1,21 +1,21 @@
-"""The streams of all running jobs: appends them to Redis, one pipeline a flush. Knows nothing of RQ or results.
+"""The streams of all running jobs: appends them to Redis, one script a flush. Knows nothing of RQ or results.
 
 Every append carries the ids of its entries and the id it expects to follow (`Scripts.append`), so that a repeated send
 stores nothing twice, a gap is sent again from what is stored, and an attempt that a newer one has fenced out learns it.
 """
 
 import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import redis
-from redis.client import Pipeline
 from redis.exceptions import NoScriptError, ResponseError
 
 from producer.contract import Done, EntryId, Marker
 from producer.contract.keys import STREAM_TTL_SECONDS, stream_key
-from worker.outlet.job_stream import JobStream
+from worker.outlet.job_stream import MAX_ENTRIES_PER_APPEND, JobStream
 from worker.redis_client import REDIS_AWAY
-from worker.scripts import Scripts
+from worker.scripts import Append, Scripts
 
 COALESCE_SECONDS = 0.03  # what a job puts out within this time shares one append
 MIN_BACKOFF_SECONDS = 0.1
@@ -93,11 +93,15 @@ class StreamOutlet:
         return given_up
 
     def _append(self, batch: list[JobStream], given_up: list[str]) -> None:
-        """One pipeline for all; adds to `given_up`. Raises one of `_AWAY_ERRORS` if some of it was not written."""
+        """One round trip for all; adds to `given_up`. Raises one of `_AWAY_ERRORS` if some of it was not written."""
+        runs = list(_bounded(map(_next_append, batch)))
         with self._client.pipeline(transaction=False) as pipe:
-            for stream in batch:
-                self._queue_append(pipe, stream)
-            replies = pipe.execute(raise_on_error=False)
+            for run in runs:
+                self._scripts.append(pipe, run)
+            outcomes = pipe.execute(raise_on_error=False)
+        replies: list[Any] = []
+        for run, outcome in zip(runs, outcomes, strict=True):
+            replies += [outcome] * len(run) if isinstance(outcome, Exception) else outcome
         away: Exception | None = None
         for stream, reply in zip(batch, replies, strict=True):
             if isinstance(reply, _AWAY_ERRORS):
@@ -106,18 +110,6 @@ class StreamOutlet:
                 given_up.append(self._give_up(stream))
         if away is not None:
             raise away
-
-    def _queue_append(self, pipe: Pipeline, stream: JobStream) -> None:
-        stream.encode_pending()
-        expected, entries, is_last = stream.unsent()
-        self._scripts.append(
-            pipe,
-            key=stream_key(stream.job_id),
-            expected_id=str(expected) if expected is not None else "",
-            entries=entries,
-            publish=stream.publish,
-            ttl_seconds=STREAM_TTL_SECONDS if is_last else None,
-        )
 
     def _settle(self, stream: JobStream, reply: Any) -> bool:
         """Take note of what is stored now. False: this attempt can store nothing more."""
@@ -166,3 +158,29 @@ class StreamOutlet:
 
 
 _AWAY_ERRORS = (*REDIS_AWAY, NoScriptError)  # a Redis that came back has forgotten its scripts
+
+
+def _next_append(stream: JobStream) -> Append:
+    stream.encode_pending()
+    expected, entries, is_last = stream.unsent()
+    return Append(
+        key=stream_key(stream.job_id),
+        expected_id=str(expected) if expected is not None else "",
+        entries=entries,
+        publish=stream.publish,
+        ttl_seconds=STREAM_TTL_SECONDS if is_last else None,
+    )
+
+
+def _bounded(appends: Iterable[Append]) -> Iterator[list[Append]]:
+    """So many at a time that a script run stays short; Redis serves nobody else meanwhile."""
+    some: list[Append] = []
+    num_parts = 0
+    for append in appends:
+        if some and num_parts + len(append.entries) > 3 * MAX_ENTRIES_PER_APPEND:
+            yield some
+            some, num_parts = [], 0
+        some.append(append)
+        num_parts += len(append.entries)
+    if some:
+        yield some
