@@ -1,35 +1,59 @@
 """What the queue costs, and what continuous batching of transformers reaches, on the same prompts in one run.
 
 Three contenders take turns: our engine alone (in its child process), the whole path (client → Redis → worker → stream
-and result), and transformers' continuous batching. A round runs each once, on prompts that no round before it had, so
-that no prefix cache helps; the medians are over rounds. A contender that produced another number of tokens than asked
-for ends the run.
+and result), and transformers' continuous batching. A round runs each once, in the reverse order every other time, on
+prompts that no round before it had, so that no prefix cache helps; the medians are over rounds. A contender that
+produced another number of tokens than asked for ends the run.
+
+A clock measures the machine, too. So the CPU time of each process is told beside it: what is neither the engine's
+child's nor the clients' is the queue's, and on a small machine it is taken from the child.
 
     python -m benchmarks.queue_cost [--rounds 3] [--num-prompts 64]
 """
 
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import click
+import redis
 
+from benchmarks.process_figures import children, cpu_seconds
 from benchmarks.report import print_and_keep
+from benchmarks.worker_fixture import worker_process
 from benchmarks.workload import Workload, uniform_workload
 from engine import InferenceEngine, SamplingParams
-from producer import AsyncClient, AsyncJob, Client
-from worker.embedded_redis import EmbeddedRedis
+from producer import AsyncClient, AsyncJob
 
 MODEL = "smollm2-135m"
 
 
+ROLES = ("engine child", "parent", "Redis", "clients")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    num_tokens: int
+    seconds: float
+    cpu: dict[str, float]  # seconds by process
+
+    def cpu_per_1000(self, role: str) -> float:
+        """Seconds for 1,000 output tokens."""
+        return 1000 * self.cpu.get(role, 0.0) / self.num_tokens
+
+
 class Contender(Protocol):
+    processes: dict[str, int]
+    """Ids by what they are, for CPU times."""
+
     def run(self, workload: Workload) -> tuple[float, int]:
         """Seconds from the first prompt in to the last token out, and the number of tokens."""
         ...
@@ -38,6 +62,8 @@ class Contender(Protocol):
 class EngineAlone:
     def __init__(self, engine: InferenceEngine) -> None:
         self._engine = engine
+        (child,) = children(os.getpid())
+        self.processes = {"parent": os.getpid(), "engine child": child}
 
     def run(self, workload: Workload) -> tuple[float, int]:
         params = [SamplingParams(max_tokens=n, temperature=0.0, ignore_eos=True) for n in workload.max_tokens]
@@ -49,8 +75,9 @@ class EngineAlone:
 class WholePath:
     """Every job is watched by a subscriber of its own, as a service would watch it."""
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self, redis_url: str, processes: dict[str, int] | None = None) -> None:
         self._redis_url = redis_url
+        self.processes = processes or {}
 
     def run(self, workload: Workload) -> tuple[float, int]:
         fields = {"temperature": 0.0, "ignore_eos": True}
@@ -79,6 +106,7 @@ async def count_streamed_tokens(job: AsyncJob) -> int:
 class TransformersPeer:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
+        self.processes = {"engine child": process.pid}
 
     def run(self, workload: Workload) -> tuple[float, int]:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -90,19 +118,10 @@ class TransformersPeer:
 
 @contextmanager
 def whole_path() -> Iterator[WholePath]:
-    with EmbeddedRedis() as server:
-        command = [sys.executable, "-m", "producer.cli", "worker", "--redis-url", server.url, "--model", MODEL]
-        worker = subprocess.Popen(command)
-        try:
-            with Client(server.url) as client:
-                while not client.workers():
-                    if worker.poll() is not None:
-                        raise SystemExit("the worker did not start")
-                    time.sleep(0.1)
-                yield WholePath(server.url)
-        finally:
-            worker.terminate()
-            worker.wait()
+    with worker_process("--model", MODEL) as (url, worker), redis.Redis.from_url(url) as connection:
+        (child,) = children(worker.pid)
+        redis_pid = int(connection.info("server")["process_id"])
+        yield WholePath(url, {"clients": os.getpid(), "parent": worker.pid, "engine child": child, "Redis": redis_pid})
 
 
 @contextmanager
@@ -140,37 +159,45 @@ def main(rounds: int, num_prompts: int, peer: bool) -> None:
             )
         for contender in contenders.values():
             contender.run(warmup)
-        speeds = race(contenders, workloads)
-    report(speeds, num_prompts, f"{info.dtype}, attention {info.attention}")
+        runs = race(contenders, workloads)
+    report(runs, num_prompts, f"{info.dtype}, attention {info.attention}")
 
 
-def race(contenders: dict[str, Contender], workloads: list[Workload]) -> dict[str, list[float]]:
-    """Output tokens a second of each contender in each round."""
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    for workload in workloads:
-        for name, contender in contenders.items():
+def race(contenders: dict[str, Contender], workloads: list[Workload]) -> dict[str, list[Run]]:
+    """The runs of each contender, one a round."""
+    runs: dict[str, list[Run]] = {name: [] for name in contenders}
+    for number, workload in enumerate(workloads):
+        for name in list(contenders)[:: 1 if number % 2 == 0 else -1]:
+            contender = contenders[name]
+            before = {role: cpu_seconds(pid) for role, pid in contender.processes.items()}
             seconds, num_tokens = contender.run(workload)
+            cpu = {role: cpu_seconds(pid) - before[role] for role, pid in contender.processes.items()}
             if num_tokens != workload.num_output_tokens:
                 raise SystemExit(f"{name} produced {num_tokens} tokens instead of {workload.num_output_tokens}")
-            speeds[name].append(num_tokens / seconds)
+            runs[name].append(Run(num_tokens, seconds, cpu))
             print(f"{name}: {num_tokens} tokens in {seconds:.1f} s", file=sys.stderr)
-    return speeds
+    return runs
 
 
-def report(speeds: dict[str, list[float]], num_prompts: int, setting: str) -> None:
+def report(runs: dict[str, list[Run]], num_prompts: int, setting: str) -> None:
+    alone = runs["engine alone"]
     rows = []
-    for name, values in speeds.items():
+    for name, own in runs.items():
+        speeds = [run.num_tokens / run.seconds for run in own]
         # Ratios round by round: the machine's speed drifts, and a round's contenders drift together.
-        ratio = statistics.median(a / b for a, b in zip(values, speeds["engine alone"], strict=True))
-        rows.append(
-            [name, f"{statistics.median(values):.0f}", f"{min(values):.0f} to {max(values):.0f}", f"{ratio:.2f}"]
-        )
+        ratio = statistics.median(other.seconds / run.seconds for run, other in zip(own, alone, strict=True))
+        cells = [f"{statistics.median(run.cpu_per_1000(role) for run in own):.2f}" for role in ROLES]
+        spread = f"{min(speeds):.0f} to {max(speeds):.0f}"
+        rows.append([name, f"{statistics.median(speeds):.0f}", spread, f"{ratio:.2f}", *cells])
     notes = [
         f"SmolLM2-135M-Instruct, {setting}, {num_prompts} prompts U(32,256) → U(32,128) tokens, greedy, from the first "
-        f"prompt in to the last token out, {len(speeds['engine alone'])} rounds, medians.",
-        "The last column is the speed relative to the engine alone, the median over the rounds.",
+        f"prompt in to the last token out, {len(alone)} rounds, medians.",
+        "Ratio: the speed relative to the engine alone, the median over the rounds.",
+        "The last columns are seconds of CPU for 1,000 output tokens. The clients are one process, in which every job "
+        "has a subscriber of its own; the engine's parent is that process where the engine runs alone.",
     ]
-    print_and_keep("queue_cost", ["contender", "output tokens/s", "min to max", "ratio"], rows, notes)
+    columns = ["contender", "output tokens/s", "min to max", "ratio", *ROLES]
+    print_and_keep("queue_cost", columns, rows, notes)
 
 
 if __name__ == "__main__":
