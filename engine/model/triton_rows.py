@@ -124,7 +124,6 @@ class TritonRows:
             NUM_KV_HEADS=num_kv_heads,
             HEAD_DIM=head_dim,
             ROTARY=0 if cos is None else cos.shape[1],
-            HAS_NORMS=norms is not None,
             ADDS_ONE=norms is not None and norms.rule.adds_one,
             ROUNDS_FIRST=norms is not None and norms.rule.rounds_first,
             BLOCK_H=_HEADS_A_PROGRAM,

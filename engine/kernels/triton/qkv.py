@@ -15,11 +15,36 @@ from engine.kernels.triton.numerics import narrow, widen
 
 
 @triton.jit
-def _head_weights(q_weight_ptr, k_weight_ptr, is_query, dims, mask):
-    """Norm weights of queries' and of keys' heads, float32 `[BLOCK_H, BLOCK_D]`."""
+def _head_normed(x, scale, norms, dims, mask, dtype: tl.constexpr, ADDS_ONE: tl.constexpr, ROUNDS_FIRST: tl.constexpr):
+    """Heads x · scale · weight at `dims`; norms: weights of queries' and of keys' heads, and which are queries'."""
+    q_weight_ptr, k_weight_ptr, is_query = norms
     q_weight = widen(tl.load(q_weight_ptr + dims, mask=mask, other=0.0))
     k_weight = widen(tl.load(k_weight_ptr + dims, mask=mask, other=0.0))
-    return tl.where(is_query[:, None], q_weight[None, :], k_weight[None, :])
+    weight = tl.where(is_query[:, None], q_weight[None, :], k_weight[None, :])
+    return widen(normed(x, scale, weight, dtype, ADDS_ONE, ROUNDS_FIRST))
+
+
+@triton.jit
+def _rotated(x, y, cos_ptr, sin_ptr, dims, ROTARY: tl.constexpr):
+    """Heads x turned by their token's angles; y: the partner of each dim."""
+    is_rotated = dims < ROTARY
+    cos = widen(tl.load(cos_ptr + dims, mask=is_rotated, other=1.0))
+    sin = widen(tl.load(sin_ptr + dims, mask=is_rotated, other=0.0))
+    sin = tl.where(dims < ROTARY // 2, -sin, sin)
+    return x * cos[None, :] + y * sin[None, :]
+
+
+@triton.jit
+def _write(pages, slot_ptr, kv_heads, keys, values, dims, mask, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Keys are those of `kv_heads` from 0 to NUM_KV_HEADS, values those behind; pages: both, and a slot's stride."""
+    k_pages_ptr, v_pages_ptr, slot_stride = pages
+    slot = tl.load(slot_ptr)
+    if slot >= 0:
+        places = slot * slot_stride + (kv_heads % NUM_KV_HEADS)[:, None] * HEAD_DIM + dims[None, :]
+        is_key = (kv_heads >= 0) & (kv_heads < NUM_KV_HEADS)
+        is_value = kv_heads >= NUM_KV_HEADS
+        tl.store(k_pages_ptr + places, keys, mask=mask & is_key[:, None])
+        tl.store(v_pages_ptr + places, values, mask=mask & is_value[:, None])
 
 
 @triton.jit
@@ -42,7 +67,6 @@ def qkv_kernel(
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROTARY: tl.constexpr,
-    HAS_NORMS: tl.constexpr,
     ADDS_ONE: tl.constexpr,
     ROUNDS_FIRST: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -52,38 +76,25 @@ def qkv_kernel(
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     dims = tl.arange(0, BLOCK_D)
-    is_query = heads < NUM_HEADS
-    is_value = heads >= NUM_HEADS + NUM_KV_HEADS
     is_dim = dims < HEAD_DIM
     mask = (heads < NUM_HEADS + 2 * NUM_KV_HEADS)[:, None] & is_dim[None, :]
     row_ptr = qkv_ptr + token * qkv_stride + (heads * HEAD_DIM)[:, None]
     raw = tl.load(row_ptr + dims[None, :], mask=mask, other=0.0)
     dtype = q_out_ptr.dtype.element_ty
+    norms = (q_weight_ptr, k_weight_ptr, heads < NUM_HEADS)
     x = widen(raw)
-    scale = tl.full((BLOCK_H, 1), 1.0, tl.float32)
-    if HAS_NORMS:
+    if q_weight_ptr is not None:
         scale = 1 / tl.sqrt_rn(tl.sum(x * x, 1) / HEAD_DIM + epsilon)[:, None]
-        weight = _head_weights(q_weight_ptr, k_weight_ptr, is_query, dims, is_dim)
-        x = widen(normed(x, scale, weight, dtype, ADDS_ONE, ROUNDS_FIRST))
+        x = _head_normed(x, scale, norms, dims, is_dim, dtype, ADDS_ONE, ROUNDS_FIRST)
     if ROTARY > 0:
         partners = tl.where(dims < ROTARY // 2, dims + ROTARY // 2, dims - ROTARY // 2)
-        is_rotated = dims < ROTARY
-        y = widen(tl.load(row_ptr + partners[None, :], mask=mask & is_rotated[None, :], other=0.0))
-        if HAS_NORMS:
-            weight = _head_weights(q_weight_ptr, k_weight_ptr, is_query, partners, is_rotated)
-            y = widen(normed(y, scale, weight, dtype, ADDS_ONE, ROUNDS_FIRST))
-        cos = widen(tl.load(cos_ptr + token * angle_stride + dims, mask=is_rotated, other=1.0))
-        sin = widen(tl.load(sin_ptr + token * angle_stride + dims, mask=is_rotated, other=0.0))
-        sin = tl.where(dims < ROTARY // 2, -sin, sin)
-        x = x * cos[None, :] + y * sin[None, :]
-    rotated = narrow(x, dtype)
+        y = widen(tl.load(row_ptr + partners[None, :], mask=mask & (dims < ROTARY)[None, :], other=0.0))
+        if q_weight_ptr is not None:
+            y = _head_normed(y, scale, norms, partners, dims < ROTARY, dtype, ADDS_ONE, ROUNDS_FIRST)
+        x = _rotated(x, y, cos_ptr + token * angle_stride, sin_ptr + token * angle_stride, dims, ROTARY)
+    x = narrow(x, dtype)
     q_places = (token * NUM_HEADS + heads) * HEAD_DIM
-    tl.store(q_out_ptr + q_places[:, None] + dims[None, :], rotated, mask=mask & is_query[:, None])
+    tl.store(q_out_ptr + q_places[:, None] + dims[None, :], x, mask=mask & (heads < NUM_HEADS)[:, None])
     if token < num_written:
-        slot = tl.load(slots_ptr + token)
-        if slot >= 0:
-            kv_heads = (heads - NUM_HEADS) % NUM_KV_HEADS
-            places = slot * slot_stride + kv_heads[:, None] * HEAD_DIM + dims[None, :]
-            is_key = (heads >= NUM_HEADS) & (heads < NUM_HEADS + NUM_KV_HEADS)
-            tl.store(k_pages_ptr + places, rotated, mask=mask & is_key[:, None])
-            tl.store(v_pages_ptr + places, raw, mask=mask & is_value[:, None])
+        pages = (k_pages_ptr, v_pages_ptr, slot_stride)
+        _write(pages, slots_ptr + token, heads - NUM_HEADS, x, raw, dims, mask, NUM_KV_HEADS, HEAD_DIM)
