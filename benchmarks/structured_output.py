@@ -2,7 +2,8 @@
 
 Two grammars: `records`, an array of objects as an extraction would ask for, whose keys are forced; and `free string`,
 one JSON string without an end, in which nothing is forced and every token needs its mask. Free text asks for as many
-tokens as the grammar's answers had, on the same prompts, in the same round.
+tokens as the grammar's answers had, on the same prompts, in the same round. Prefix caching is off: whichever run comes
+second would find its prompts computed.
 
     python -m benchmarks.structured_output
 """
@@ -43,7 +44,9 @@ def main() -> None:
     parser.add_argument("--num-prompts", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=128)
     arguments = parser.parse_args()
-    config = EngineConfig(model_path=arguments.model, max_num_seqs=CONCURRENT, prompt_lookup="off")
+    config = EngineConfig(
+        model_path=arguments.model, max_num_seqs=CONCURRENT, prompt_lookup="off", prefix_caching=False
+    )
     rates: dict[tuple[str, str], list[float]] = {}
     with InferenceEngine(config=config) as engine:
         for round_ in range(arguments.rounds + 1):  # the first one warms up

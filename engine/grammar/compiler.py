@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # imported with the first grammar: most workers never see one
 
 _MAX_CACHED = 64  # grammars; a compiled one takes kilobytes, one at the limits tens of megabytes
 _MAX_LEXER_STATES = 50_000  # at 1 to 2 kB each
+# Tokens that any string takes that still has room for 16 characters: their mask is known at once. llguidance's own such
+# slices are of 10 and 30 characters, and 99.7% of SmolLM2's tokens have at most 16: with 16 to 29 left under a
+# `maxLength`, a mask takes 25 µs in place of 280.
+_STRING_SLICE = r'[^"\\\x00-\x1F\x7F]{1,16}'
 
 
 class GrammarCompiler:
@@ -75,6 +79,7 @@ class GrammarCompiler:
                 self._tokenizer_path.read_text(encoding="utf-8"),
                 n_vocab=self._vocab_size,
                 eos_token=list(self._eos_token_ids),
+                slices=[*LLTokenizer.general_slices(), _STRING_SLICE],
             )
         except (OSError, ValueError) as error:
             raise InvalidRequestError(

@@ -44,6 +44,15 @@ class GrammarMatcher:
         self._step(token_id)
         return self._take_forced()
 
+    def admits(self, token_id: int) -> bool:
+        """Whether this token may come next, if it is the model's own choice. Nothing changes.
+
+        False for a special token that ends the sequence and stands in the grammar at once, though its mask holds it.
+        """
+        if self._forced:
+            return token_id == self._forced[0]
+        return self.llguidance.validate_tokens([token_id]) == 1
+
     @property
     def next_forced(self) -> int | None:
         """The only token that may be sampled next, if it is known."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from engine.attention.base import AttentionBatch
 from engine.config import EngineConfig
 from engine.errors import DeviceLostError, DeviceMemoryError
+from engine.grammar.masks import TokenMasks
 from engine.logit_editor import LogitEditor, undo
 from engine.messages import EngineInfo
 from engine.model.loader import LoadedModel, load_model
@@ -90,7 +91,7 @@ class ModelRunner:
     def _to_host(
         self, inputs: BatchInputs, tokens: "_DeviceTokens", reading: Callable[[], NDArray[np.int64]]
     ) -> SampledTokens:
-        """The step's only host-device sync."""
+        """The step's only host-device sync, but for the tokens that grammars judge."""
         token_ids = reading()
         logprobs = prompt_logprobs = None
         if tokens.logprobs is not None and inputs.sampling.logprob_rows is not None:
@@ -168,16 +169,25 @@ class ModelRunner:
         batch = self._sampling_batch(inputs.sampling, positions)
         wanted = self._wanted_logprobs(logits, inputs.sampling)
         saved = self._logit_editor(inputs.edits).apply(logits) if inputs.edits is not None else []
-        if (masks := inputs.masks) is not None:
-            rows, bits = self._to_device.send(masks.rows, masks.bits.result())
-            self._sampler.mask(logits, rows, bits)
-        token_ids = self._sampler.sample(logits, batch)
+        token_ids = self._draw(logits, batch, inputs.masks)
         is_sound &= logits.gather(1, token_ids[:, None])[:, 0].isfinite()
         if wanted is not None:
             undo(logits, saved)  # no mask hides a token that was drawn
             logprobs = wanted.of(logits, token_ids[wanted.rows])
             tokens.logprobs = logprobs, wanted.top_ids, wanted.top_logprobs
         tokens.token_ids = torch.where(is_sound, token_ids, BAD_LOGITS)
+
+    def _draw(self, logits: Tensor, batch: SamplingBatch, masks: TokenMasks | None) -> Tensor:
+        """A token a row, one that its grammar, if any, admits: the host reads them to find out. Mutates logits."""
+        if masks is not None and (filtered := masks.before_sampling()) is not None:
+            self._sampler.mask(logits, *self._to_device.send(filtered.rows, filtered.bits))
+        token_ids = self._sampler.sample(logits, batch)
+        if masks is not None and (refused := masks.after_sampling(start_reading(token_ids)())) is not None:
+            rows, bits = self._to_device.send(refused.rows, refused.bits)
+            left = logits[rows]  # [num_refused, vocab]
+            self._sampler.mask(left, torch.arange(len(left), device=left.device), bits)
+            token_ids[rows] = self._sampler.sample(left, batch.select(rows))
+        return token_ids
 
     def _wanted_logprobs(self, logits: Tensor, rows: SlotRows) -> RowLogprobs | None:
         """The model's own distribution in the rows that report it: before anything changes the logits."""

@@ -44,6 +44,11 @@ class SlotRows:
     def __len__(self) -> int:
         return len(self.slots)
 
+    @property
+    def has_filter(self) -> NDArray[np.bool_]:
+        """`[num_rows]`: whether the token is drawn, and from fewer than all: see `engine.sampler`."""
+        return (self.temperature > 0) & ((self.top_p < 1) | (self.top_k > 0) | (self.min_p > 0))
+
 
 class SequenceSlots:
     """`max_num_seqs` rows of at most `max_len` tokens. The big tables cost memory only where they are touched."""

@@ -51,13 +51,15 @@ class StepExecutor:
         return self._run_parts(plan, failure)
 
     def _start_masks(self, plan: StepPlan) -> TokenMasks | None:
-        """Have the masks filled while the device computes the logits."""
-        constrained = plan.sampled.constrained
+        """What the grammars say of the step; masks that are needed in any case are filled while the device computes."""
+        rows = plan.sampled
+        constrained = rows.constrained
         if not len(constrained):
             return None
         sequences = self._slots.sequences
-        matchers = [sequences[slot].grammar for slot in plan.sampled.slots[constrained].tolist()]
-        return self._masks.start(constrained, [matcher for matcher in matchers if matcher is not None])
+        grammars = [sequences[slot].grammar for slot in rows.slots[constrained].tolist()]
+        matchers = [matcher for matcher in grammars if matcher is not None]
+        return TokenMasks(self._masks, constrained, matchers, rows.has_filter[constrained])
 
     def _run_parts(self, plan: StepPlan, failure: "_Failure") -> StepResult:
         if plan.undrafted is not None:

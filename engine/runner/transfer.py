@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ALIGNMENT = 16  # bytes; any dtype may view the packed buffer at such an offset
-_NUM_BUFFERS = 8  # a step sends five times at most: a buffer is written again only when its copy is long done
+_NUM_BUFFERS = 8  # a step sends six times at most: a buffer is written again only when its copy is long done
 
 
 class HostToDevice:

@@ -7,7 +7,9 @@ the last page, the seed, the choice and the position, so that sharing, preemptio
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
+from engine.grammar.masks import RowMasks
 from engine.messages import EngineInfo
 from engine.runner.batch_inputs import BatchInputs
 from engine.step_plan import BAD_LOGITS, SampledTokens
@@ -58,8 +60,12 @@ class FakeRunner:
             raise ValueError(f"token {self._raising_token} makes the model raise")
         for row in range(inputs.num_seqs):
             self._compute_row(inputs, row)
-        tokens = [self._sample(inputs, i) for i in range(len(inputs.logits_indices))]
-        return SampledTokens(np.array(tokens, np.int64))
+        tokens = np.array([self._sample(inputs, i) for i in range(len(inputs.logits_indices))], np.int64)
+        if inputs.masks is not None:
+            for masks in (inputs.masks.before_sampling(), inputs.masks.after_sampling(tokens.clip(0))):
+                if masks is not None:
+                    self._sample_admitted(tokens, masks)
+        return SampledTokens(tokens)
 
     def _compute_row(self, inputs: BatchInputs, row: int) -> None:
         first, end = int(inputs.query_start[row]), int(inputs.query_start[row + 1])
@@ -79,13 +85,13 @@ class FakeRunner:
     def _sample(self, inputs: BatchInputs, i: int) -> int:
         state = int(self._pages[inputs.slot_mapping[inputs.logits_indices[i]]])
         rows = inputs.sampling
-        token = sample(state, int(rows.seed[i]), int(rows.choice[i]), int(inputs.sampled_positions[i]), self.info)
-        if inputs.masks is None or i not in inputs.masks.rows or token == BAD_LOGITS:
-            return token
-        row = inputs.masks.rows.tolist().index(i)
-        bits = inputs.masks.bits.result()[row].view(np.uint8)
-        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little")[: self.info.vocab_size])
-        return int(allowed[token % len(allowed)])
+        return sample(state, int(rows.seed[i]), int(rows.choice[i]), int(inputs.sampled_positions[i]), self.info)
+
+    def _sample_admitted(self, tokens: NDArray[np.int64], masks: RowMasks) -> None:
+        for row, bits in zip(masks.rows.tolist(), masks.bits, strict=True):
+            admitted = np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")[: self.info.vocab_size])
+            if tokens[row] != BAD_LOGITS:
+                tokens[row] = admitted[tokens[row] % len(admitted)]
 
 
 def prefix_hash(before: int, token: int, poison_token: int | None = None) -> int:

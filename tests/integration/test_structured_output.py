@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from engine import EngineConfig, GrammarSpec, InferenceEngine, InvalidRequestError, SamplingParams
+from engine.grammar.matcher import GrammarMatcher
+from engine.runner.slots import SlotRows
 from tests.fakes.random_schemas import random_schema
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -67,6 +70,26 @@ def test_every_finished_answer_matches_the_whole_expression(folder: Path, regex:
         )
     for output in outputs:
         assert output.finish_reason == "stop" and re.fullmatch(regex, output.text), output
+
+
+@pytest.mark.parametrize(
+    "extras", [{}, {"logprobs": 2}, {"frequency_penalty": 0.5, "logit_bias": ((97, 2.0),)}], ids=str
+)
+def test_tokens_that_are_judged_first_are_those_of_a_mask_that_comes_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, extras: dict[str, Any]
+) -> None:
+    specs = [GrammarSpec("json_schema", json.dumps(random_schema(seed))) for seed in range(20)]
+    specs += [GrammarSpec("regex", regex) for regex in REGEXES]
+    params = [sampling(spec, seed, max_tokens=60, top_p=1.0, **extras) for seed, spec in enumerate(specs)]
+    with make_engine(folder) as engine:
+        judged = engine.generate_batch([[1, 2, 3]] * len(params), params)
+        monkeypatch.setattr(SlotRows, "has_filter", property(lambda rows: np.ones(len(rows), np.bool_)))
+        monkeypatch.setattr(GrammarMatcher, "admits", None)  # nobody asks
+        masked = engine.generate_batch([[1, 2, 3]] * len(params), params)
+    assert [(output.token_ids, output.logprobs) for output in judged] == [
+        (output.token_ids, output.logprobs) for output in masked
+    ]
+    assert sum(len(output.token_ids) for output in judged) > 500
 
 
 def test_the_engine_refuses_a_grammar_by_its_parameter_and_serves_the_rest(folder: Path) -> None:
