@@ -95,17 +95,20 @@ class PairedEngines:
 
 @contextmanager
 def paired_engines(model: str, setting: str, *, off: Any, on: Any, **fields: Any) -> Iterator[PairedEngines]:
-    """Start both. On a CPU all its cores compute: how many threads do is not to depend on the neighbours."""
-    num_threads = len(os.sched_getaffinity(0))
+    """Start both."""
     with ExitStack() as stack:
-        engines = []
-        for value in (off, on):
-            before = set(children(os.getpid()))
-            settings = {"num_threads": num_threads, setting: value} | fields
-            engine = stack.enter_context(InferenceEngine(config=EngineConfig(model_path=model, **settings)))
-            (child_pid,) = set(children(os.getpid())) - before
-            engines.append(TimedEngine(engine, child_pid))
+        engines = [stack.enter_context(timed_engine(model, **{setting: value}, **fields)) for value in (off, on)]
         yield PairedEngines(*engines)
+
+
+@contextmanager
+def timed_engine(model: str, **fields: Any) -> Iterator[TimedEngine]:
+    """Start one. On a CPU all its cores compute: how many threads do is not to depend on the neighbours."""
+    before = set(children(os.getpid()))
+    settings = {"num_threads": len(os.sched_getaffinity(0))} | fields
+    with InferenceEngine(config=EngineConfig(model_path=model, **settings)) as engine:
+        (child_pid,) = set(children(os.getpid())) - before
+        yield TimedEngine(engine, child_pid)
 
 
 def describe(ratios: Sequence[float]) -> str:

@@ -87,12 +87,3 @@ def test_tokens_that_are_all_admitted_need_no_mask_at_all(compiler: GrammarCompi
     masks = TokenMasks(MaskFiller(VOCAB_SIZE), np.array([1]), [matcher], np.array([False]))
     assert masks.before_sampling() is None
     assert masks.after_sampling(np.array([0, ord("q")])) is None
-
-
-def test_a_refused_token_where_the_grammar_has_a_dead_end_fails_with_its_reason(compiler: GrammarCompiler) -> None:
-    matcher = begin(compiler, GrammarSpec("lark", "start: /[ab]/ /[^\\s\\S]/"))
-    if matcher.error is None:
-        masks = TokenMasks(MaskFiller(VOCAB_SIZE), np.array([0]), [matcher], np.array([False]))
-        refused = masks.after_sampling(np.array([ord("z")]))
-        assert refused is not None and (refused.bits == -1).all()
-    assert matcher.error is not None
