@@ -160,27 +160,6 @@ class NativeLayer(nn.Module):
         return self.mlp.of_rows(self.post_attention_layernorm.of_rows(x)).add_(x)[None]
 
 
-class NativeKit:
-    """`engine.model.fusion.FusionKit` of a CPU."""
-
-    def __init__(self, rows: NativeRows) -> None:
-        self.rows = rows
-
-    def attention(
-        self,
-        original: nn.Module,
-        rules: AttentionRules,
-        norms: tuple[FusedNorm | None, FusedNorm | None],
-        head_dim: int,
-    ) -> FusedAttention:
-        """See `FusionKit.attention`."""
-        return NativeAttentionModule(self.rows, original, rules, norms, head_dim)
-
-    def layer(self, original: nn.Module) -> nn.Module:
-        """See `FusionKit.layer`."""
-        return NativeLayer(original)
-
-
 class FusedMLP(nn.Module):
     """Merged gate and up, one pass of activation and product, then down."""
 

@@ -6,11 +6,12 @@ the fused modules are made of goes with the attention's backend: native passes o
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,14 @@ from engine.attention.base import PageSlots
 from engine.kernels.build import KernelBuildError
 from engine.kernels.threads import one_thread
 from engine.model.attention_hook import AttentionRules, RowAttention, attention_of, attention_set_to
-from engine.model.fused_modules import FusedAttention, FusedMLP, FusedNorm, NativeKit, RowKernels
+from engine.model.fused_modules import (
+    FusedAttention,
+    FusedMLP,
+    FusedNorm,
+    NativeAttentionModule,
+    NativeLayer,
+    RowKernels,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,27 +36,13 @@ _NUM_TOKENS = 7
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 
 
-class FusionKit(Protocol):
+@dataclass(frozen=True, slots=True)
+class FusionKit:
     """Makes a device's fused modules; each raises `AttributeError` where a module is not made of what it needs."""
 
-    @property
-    def rows(self) -> RowKernels:
-        """What norms and activations are computed with."""
-        ...
-
-    def attention(
-        self,
-        original: nn.Module,
-        rules: AttentionRules,
-        norms: tuple[FusedNorm | None, FusedNorm | None],
-        head_dim: int,
-    ) -> FusedAttention:
-        """See `FusedAttention`."""
-        ...
-
-    def layer(self, original: nn.Module) -> nn.Module:
-        """A whole decoder layer of fused parts."""
-        ...
+    rows: RowKernels  # what norms and activations are computed with
+    attention: Callable[..., FusedAttention]  # of the arguments of `FusedAttention`
+    layer: Callable[[nn.Module], nn.Module]  # a whole decoder layer of fused parts
 
 
 def fuse_model(model: nn.Module, kit: FusionKit, device: torch.device, dtype: torch.dtype) -> str:
@@ -62,18 +56,21 @@ def fuse_model(model: nn.Module, kit: FusionKit, device: torch.device, dtype: to
 def choose_kit(uses_triton: bool, device: torch.device, dtype: torch.dtype, kernels_dir: Path) -> FusionKit | None:
     """What modules are fused with; None: with nothing."""
     if uses_triton:
-        from engine.model.paged_modules import PagedKit
+        from engine.model.paged_modules import PagedAttentionModule, PagedLayer
+        from engine.model.triton_rows import TritonRows
 
-        return PagedKit()
+        triton_rows = TritonRows()
+        return FusionKit(triton_rows, partial(PagedAttentionModule, triton_rows), partial(PagedLayer, triton_rows))
     from engine.model.native_rows import DTYPES, NativeRows
 
     if device.type != "cpu" or dtype not in DTYPES:
         return None
     try:
-        return NativeKit(NativeRows(kernels_dir))
+        native_rows = NativeRows(kernels_dir)
     except KernelBuildError as error:
         logger.warning("action=fusion_unavailable reason=%r", str(error))
         return None
+    return FusionKit(native_rows, partial(NativeAttentionModule, native_rows), NativeLayer)
 
 
 @dataclass(slots=True)

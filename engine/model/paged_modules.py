@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from engine.attention.base import PageSlots
-from engine.model.attention_hook import AttentionRules
 from engine.model.fused_modules import FusedAttention, FusedNorm
 from engine.model.triton_rows import HeadNorms, NormRule, TritonRows
 
@@ -70,27 +69,6 @@ class PagedLayer(nn.Module):
         total, normed = self._rows.add_norm(attended[0], hidden_states[0], self._weight, self._rule)
         output: Tensor = total[None] + self.mlp(normed[None])
         return output
-
-
-class PagedKit:
-    """`engine.model.fusion.FusionKit` of a GPU."""
-
-    def __init__(self) -> None:
-        self.rows = TritonRows()
-
-    def attention(
-        self,
-        original: nn.Module,
-        rules: AttentionRules,
-        norms: tuple[FusedNorm | None, FusedNorm | None],
-        head_dim: int,
-    ) -> FusedAttention:
-        """See `FusionKit.attention`."""
-        return PagedAttentionModule(self.rows, original, rules, norms, head_dim)
-
-    def layer(self, original: nn.Module) -> nn.Module:
-        """See `FusionKit.layer`."""
-        return PagedLayer(self.rows, original)
 
 
 def _head_norms(q_norm: FusedNorm | None, k_norm: FusedNorm | None, head_dim: int) -> HeadNorms | None:
