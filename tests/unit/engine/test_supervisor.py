@@ -22,7 +22,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Children:
 @pytest.fixture
 def supervisor(children: Children) -> Iterator[Supervisor]:
     supervisor = Supervisor(EngineConfig(model_path=""), "")
-    supervisor.start()
+    supervisor.launch()
+    supervisor.wait_until_ready()
     yield supervisor
     supervisor.stop()
 
