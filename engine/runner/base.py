@@ -15,8 +15,8 @@ class Runner(Protocol):
     def execute(self, inputs: BatchInputs) -> SampledTokens:
         """Run one step and return the sampled tokens, `BAD_LOGITS` where logits were not finite.
 
-        Mutates the KV cache only; running a step twice, or in parts in plan order, gives the same. Raises
-        `DeviceMemoryError` if the step does not fit, `DeviceLostError` if no step ever will again, and whatever model
-        or sampler raise.
+        Keeps none of the inputs' arrays past the step: the next one is written into them. Mutates the KV cache only;
+        running a step twice, or in parts in plan order, gives the same. Raises `DeviceMemoryError` if the step does not
+        fit, `DeviceLostError` if no step ever will again, and whatever model or sampler raise.
         """
         ...

@@ -36,7 +36,7 @@ def test_python_snippet_runs(request: pytest.FixtureRequest, snippet: str, tmp_p
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout  # of few sampled tokens, all may be white space
+    assert done.stdout.strip()
 
 
 def test_redis_commands_run_a_job_that_is_read_back_as_described(running_system: System, client: Client) -> None:

@@ -1,0 +1,20 @@
+"""A stream outlet and its connection to a real Redis, which can be told to lose requests and replies."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes.flaky_redis import FlakyRedis
+from worker.outlet.stream import StreamOutlet
+from worker.scripts import Scripts
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[FlakyRedis]:
+    with FlakyRedis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def outlet(client: FlakyRedis) -> StreamOutlet:
+    return StreamOutlet(client, Scripts("rq"))
