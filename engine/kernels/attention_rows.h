@@ -12,15 +12,17 @@
 #define KEY_BLOCK 32  /* keys that stay in L1 while all rows pass over them */
 #if WIDTH == 16
 #define SCORE_ROWS 3 /* rows times NUM_SUMS accumulators, of 32 vector registers */
+#define VALUE_ROWS 3
 #define VALUE_LANES 4
 #elif WIDTH == 8
 #define SCORE_ROWS 1
+#define VALUE_ROWS 2 /* 8 accumulators of 16 registers; with 12 one lies in memory, and every key waits for it */
 #define VALUE_LANES 2
 #else
 #define SCORE_ROWS 3
+#define VALUE_ROWS 3
 #define VALUE_LANES 2
 #endif
-#define VALUE_ROWS 3
 #define MAX_ROWS_AT_ONCE 3
 
 typedef struct {
