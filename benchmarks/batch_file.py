@@ -23,7 +23,7 @@ import httpx2 as httpx
 import openai
 import redis
 
-from benchmarks.process_figures import children
+from benchmarks.process_figures import children, memory_bytes
 from benchmarks.report import print_and_keep
 from producer.contract import Choice, Result, Usage, WorkerInfo, keys
 from worker.embedded_redis import EmbeddedRedis, free_port
@@ -167,10 +167,9 @@ class _Watch:
 
 def _resident_bytes(pid: int) -> int:
     try:
-        fields = Path(f"/proc/{pid}/status").read_text()
+        return memory_bytes(pid, "VmRSS")
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in fields.splitlines() if line.startswith("VmRSS")), 0)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import boto3
 import httpx2 as httpx
 import openai
 
+from benchmarks.process_figures import memory_bytes
 from benchmarks.report import print_and_keep
 from worker.embedded_redis import EmbeddedRedis, free_port
 
@@ -88,12 +89,12 @@ def _measure_all(url: str, pid: int, source: Path, num_runs: int) -> list[Figure
 
 def _measure(client: openai.OpenAI, pid: int, source: Path) -> Figures:
     Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak is counted from now on
-    idle_bytes, written_before = _status(pid, "VmRSS"), _written_bytes(pid)
+    idle_bytes, written_before = memory_bytes(pid, "VmRSS"), _written_bytes(pid)
     started = time.perf_counter()
     with source.open("rb") as file:
         kept = client.files.create(file=file, purpose="batch")
     upload_seconds = time.perf_counter() - started
-    peak_bytes, written_bytes = _status(pid, "VmHWM") - idle_bytes, _written_bytes(pid) - written_before
+    peak_bytes, written_bytes = memory_bytes(pid, "VmHWM") - idle_bytes, _written_bytes(pid) - written_before
     started, num_read = time.perf_counter(), 0
     with client.files.with_streaming_response.content(kept.id) as response:
         for chunk in response.iter_bytes(1 << 20):
@@ -107,12 +108,6 @@ def _measure(client: openai.OpenAI, pid: int, source: Path) -> Figures:
         "written_bytes": written_bytes,
         "read_seconds": read_seconds,
     }
-
-
-def _status(pid: int, name: str) -> int:
-    """Bytes."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _written_bytes(pid: int) -> int:

@@ -20,13 +20,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import redis
 import redis.asyncio
 
-from benchmarks.process_figures import cpu_seconds
+from benchmarks.process_figures import cpu_seconds, memory_bytes
 from benchmarks.report import print_and_keep
 from producer.contract import Chunk, Done, Marker, Usage, WorkerInfo, keys
 from worker.embedded_redis import EmbeddedRedis, free_port
@@ -155,12 +154,12 @@ def _run_plain(url: str, options: argparse.Namespace) -> Measured:
 
 def _read_plain(url: str, job_ids: Sequence[str], pipe: Any) -> None:
     async def read() -> Measured:
-        before = _memory(os.getpid())
+        before = memory_bytes(os.getpid(), "VmRSS")
         async with redis.asyncio.Redis.from_url(url) as connection, connection.pubsub() as pubsub:
             await pubsub.subscribe(*(keys.stream_key(job_id) for job_id in job_ids))
             pipe.send("subscribed")
             delays, num_open = [], len(job_ids)
-            memory = _memory(os.getpid())
+            memory = memory_bytes(os.getpid(), "VmRSS")
             started = time.process_time()
             async for message in pubsub.listen():
                 if message["type"] != "message":
@@ -187,13 +186,13 @@ def _run_gateway(url: str, options: argparse.Namespace) -> Measured:
     gateway = subprocess.Popen([*command, "--redis-url", url])
     try:
         _wait_until_up(port)
-        before = _memory(gateway.pid)
+        before = memory_bytes(gateway.pid, "VmRSS")
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         reader = context.Process(target=_read_http, args=(port, options.num_streams, theirs))
         reader.start()
         job_ids = ours.recv()
-        cpu, memory = cpu_seconds(gateway.pid), _memory(gateway.pid)
+        cpu, memory = cpu_seconds(gateway.pid), memory_bytes(gateway.pid, "VmRSS")
         _write(url, job_ids, options.num_tokens, options.tokens_per_second)
         delays = ours.recv()
         reader.join()
@@ -250,11 +249,6 @@ def _measured(delays: list[float], cpu: float, memory: int, growth: int, num_str
     return Measured(
         delays=sorted(delays), cpu_seconds=cpu, memory_bytes=memory, growth_bytes=growth, num_streams=num_streams
     )
-
-
-def _memory(pid: int) -> int:
-    """Resident bytes."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

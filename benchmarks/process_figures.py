@@ -1,4 +1,4 @@
-"""What Linux says of a process: its children, and the CPU time that it took."""
+"""What Linux says of a process: its children, its memory, and the CPU time that it took."""
 
 import time
 from pathlib import Path
@@ -12,3 +12,9 @@ def children(pid: int) -> list[int]:
 def cpu_seconds(pid: int) -> float:
     """User and system time of all its threads so far, to the nanosecond (`/proc` counts hundredths of a second)."""
     return time.clock_gettime((~pid << 3) | 2)  # as clock_getcpuclockid(3) has it
+
+
+def memory_bytes(pid: int, name: str) -> int:
+    """`VmRSS`, what is resident now, or `VmHWM`, the most that ever was. Raises `OSError` if the process is gone."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)

@@ -11,11 +11,10 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import click
 
-from benchmarks.process_figures import children
+from benchmarks.process_figures import children, memory_bytes
 from benchmarks.report import print_and_keep
 from producer import Client
 from worker.embedded_redis import EmbeddedRedis
@@ -65,15 +64,11 @@ def measure(redis_url: str, client: Client) -> tuple[float, float, float]:
         first_result = time.perf_counter() - start
         jobs = client.submit_many([{"prompt": f"Count from {i}:", "max_tokens": 16} for i in range(64)])
         assert len(list(client.as_completed(jobs, timeout=120))) == len(jobs)
-        return serving, first_result, sum(peak_mebibytes(pid) for pid in [worker.pid, *children(worker.pid)])
+        peak_bytes = sum(memory_bytes(pid, "VmHWM") for pid in [worker.pid, *children(worker.pid)])
+        return serving, first_result, peak_bytes / 2**20
     finally:
         worker.terminate()
         worker.wait()
-
-
-def peak_mebibytes(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 if __name__ == "__main__":
