@@ -28,6 +28,7 @@ from engine.logit_editor import LogitEditor
 from engine.native_sampling import NativeSampling
 from engine.row_logprobs import RowLogprobs, normalized
 from engine.sampling_noise import gumbel_noise, row_keys
+from engine.sampling_params import has_filter
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ class SamplingBatch:
 
     def has_filter(self) -> Tensor:
         """bool `[num_rows]`: whether any filter is on."""
-        return (self.top_p < 1) | (self.top_k > 0) | (self.min_p > 0)
+        result: Tensor = has_filter(self.top_p, self.top_k, self.min_p)
+        return result
 
 
 class VocabularyPasses(Protocol):

@@ -2,11 +2,17 @@
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 from engine.field_types import check_field_types, require
 from engine.grammar_spec import GrammarSpec
 
 MAX_LOGPROBS = 20  # alternatives a token
+
+
+def has_filter(top_p: Any, top_k: Any, min_p: Any) -> Any:
+    """Whether a token is drawn from fewer than all: elementwise, of arrays or tensors. A top_k that is off is 0."""
+    return (top_p < 1) | (top_k > 0) | (min_p > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

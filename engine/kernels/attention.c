@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 #include "attention_rows.h"
+#include "room.h"
 
 #define TILE_ROWS 64  /* query tokens times heads of their group: 64 rows of 64 floats fill a third of a 48 KiB L1 */
 #define MIN_WORK (1 << 16) /* multiply-adds below which a second thread costs more than it brings */
@@ -191,20 +192,13 @@ static int64_t max_tasks(const attention_args *a) {
   return count * a->num_kv_heads;
 }
 
-/* This thread's scratch, grown when needed and kept for the next call; NULL if there is no memory. */
+/* This thread's scratch; NULL if there is no memory. */
 static scratch *get_scratch(const attention_args *a) {
-  static _Thread_local char *memory;
-  static _Thread_local size_t memory_size;
   int64_t rows = at_least(tile_tokens(a) * (a->num_heads / a->num_kv_heads), a->num_heads);
   int64_t padded = (a->head_dim + LANES - 1) / LANES * LANES, packed = a->num_kv_heads * CHUNK * padded;
   size_t size = sizeof(scratch) + sizeof(float) * (rows * (3 * padded + CHUNK + 3) + 2 * packed);
-  if (size > memory_size) {
-    free(memory);
-    memory = malloc(size);
-    memory_size = memory ? size : 0;
-  }
-  if (!memory) return NULL;
-  scratch *s = (scratch *)memory;
+  scratch *s = take_room(size);
+  if (!s) return NULL;
   s->q = (float *)(s + 1);
   s->part = s->q + rows * padded;
   s->sum = s->part + rows * padded;

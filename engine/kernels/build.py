@@ -10,11 +10,11 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from hashlib import blake2b
 from pathlib import Path
 
 from engine.kernels.cpu_features import cpu_flags, cpu_name
+from engine.staged_file import staged_file
 
 logger = logging.getLogger(__name__)
 
@@ -54,24 +54,23 @@ def load_library(path: Path) -> ctypes.CDLL:
 
 def _compile(compiler: str, source: Path, flags: tuple[str, ...], library: Path) -> None:
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        handle, staging = tempfile.mkstemp(suffix=".so", dir=library.parent)
+        with staged_file(library) as staging:
+            _run_compiler(compiler, source, flags, staging)
+            staging.chmod(0o755)
     except OSError as error:
         raise KernelBuildError(f"{library.parent} cannot be written ({error}); set another cache_dir") from error
-    os.close(handle)
+    logger.info("compiled %s with %s", library.name, compiler)
+
+
+def _run_compiler(compiler: str, source: Path, flags: tuple[str, ...], target: Path) -> None:
+    # Libraries stand behind the sources that need them, or some linkers drop them.
+    command = [compiler, *flags[:-1], "-o", str(target), str(source), flags[-1]]
     try:
-        # Libraries stand behind the sources that need them, or some linkers drop them.
-        command = [compiler, *flags[:-1], "-o", staging, str(source), flags[-1]]
         result = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_SECONDS, check=False)
-        if result.returncode != 0:
-            raise KernelBuildError(f"{compiler} cannot compile {source.name}: {result.stderr.strip()[-500:]}")
-        os.chmod(staging, 0o755)
-        os.replace(staging, library)
-        logger.info("compiled %s with %s", library.name, compiler)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelBuildError(f"{compiler} cannot compile {source.name}: {error}") from error
-    finally:
-        Path(staging).unlink(missing_ok=True)
+    if result.returncode != 0:
+        raise KernelBuildError(f"{compiler} cannot compile {source.name}: {result.stderr.strip()[-500:]}")
 
 
 def _architecture_flag() -> str:

@@ -8,9 +8,9 @@
  * [depth / DEPTH, 2, LANES, 4] codes, with missing columns and rows as zeros; depth is in_features, rounded up.
  */
 #include <stddef.h>
-#include <stdlib.h>
 
 #include "dot_int8.h"
+#include "room.h"
 
 #if WIDTH == 16
 #define ROWS 12
@@ -164,17 +164,10 @@ static void quantise_rows(const product_args *a, int task) {
   for (int row = first; row < last; row++) a->is_bf16 ? quantise_row(a, row, 1) : quantise_row(a, row, 0);
 }
 
-/* Room for the rows in 8 bits, grown when needed and kept for this thread's next call. Returns 1 if there is no memory. */
-static int take_room(product_args *a) {
-  static _Thread_local char *room;
-  static _Thread_local size_t room_size;
+/* Room for the rows in 8 bits. Returns 1 if there is no memory. */
+static int place_rows(product_args *a) {
   size_t num_rows = a->num_rows, codes_size = num_rows * depth_of(a->in_features);
-  size_t size = codes_size + num_rows * (sizeof(float) + sizeof(int32_t)); /* depths are multiples of 8 */
-  if (size > room_size) {
-    free(room);
-    room = malloc(size);
-    room_size = room ? size : 0;
-  }
+  char *room = take_room(codes_size + num_rows * (sizeof(float) + sizeof(int32_t))); /* depths are multiples of 8 */
   if (!room) return 1;
   a->codes = (uint8_t *)room;
   a->row_scales = (float *)(room + codes_size);
@@ -186,7 +179,7 @@ static int take_room(product_args *a) {
 int promptmill_matmul_int8(const void *given) {
   product_args args = {0}, *a = &args;
   memcpy(a, given, offsetof(product_args, codes));
-  if (take_room(a)) return 1;
+  if (place_rows(a)) return 1;
 #pragma omp parallel num_threads(a->num_threads) if (has_work_for_threads(a))
   {
 #pragma omp for schedule(dynamic, 1)

@@ -7,9 +7,7 @@ a file that can be read the table is made anew.
 
 import json
 import logging
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
@@ -17,6 +15,8 @@ from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TypeAlias
+
+from engine.staged_file import staged_file
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +70,9 @@ def _read(table: Path) -> Contents | None:
 def _write(table: Path, contents: Contents) -> None:
     entries = [[sorted(needs), {name: sorted(found) for name, found in by.items()}] for needs, by in contents.items()]
     try:
-        table.parent.mkdir(parents=True, exist_ok=True)
         for old in table.parent.glob("*.json"):
             old.unlink(missing_ok=True)
-        handle, staging = tempfile.mkstemp(suffix=".partial", dir=table.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(entries, file)
-        os.replace(staging, table)
+        with staged_file(table) as staging:
+            staging.write_text(json.dumps(entries))
     except OSError as error:
         logger.warning("action=table_not_kept reason=%r", str(error))

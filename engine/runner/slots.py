@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engine.messages import StepOutput
 from engine.runner.logit_edits import EditRows, EditTable
+from engine.sampling_params import has_filter
 from engine.sequence import Sequence
 
 STOP_TABLE_WIDTH = 8  # stop tokens compared at once; a sequence with more is looked at by itself
@@ -46,8 +47,9 @@ class SlotRows:
 
     @property
     def has_filter(self) -> NDArray[np.bool_]:
-        """`[num_rows]`: whether the token is drawn, and from fewer than all: see `engine.sampler`."""
-        return (self.temperature > 0) & ((self.top_p < 1) | (self.top_k > 0) | (self.min_p > 0))
+        """`[num_rows]`: whether the token is drawn, and from fewer than all."""
+        result: NDArray[np.bool_] = (self.temperature > 0) & has_filter(self.top_p, self.top_k, self.min_p)
+        return result
 
 
 class SequenceSlots:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from engine import EngineConfig, InferenceEngine, SamplingParams
 from engine.model.locate import default_cache_dir, prepare_model_dir
+from tests.fakes.reference import generate
 from tests.fakes.tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.timeout(900)
@@ -69,17 +70,7 @@ def load_reference(folder: str) -> Any:
 
 
 def reference_tokens(model: Any, prompts: list[list[int]]) -> list[list[int]]:
-    tokens = []
-    for prompt, max_tokens in zip(prompts, MAX_TOKENS, strict=True):
-        output = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        tokens.append(output[0, len(prompt) :].tolist())
-    return tokens
+    return [generate(model, prompt, max_tokens) for prompt, max_tokens in zip(prompts, MAX_TOKENS, strict=True)]
 
 
 def engine_tokens(folder: str, prompts: list[list[int]], *, in_process: bool = False) -> list[list[int]]:

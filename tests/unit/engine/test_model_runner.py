@@ -1,6 +1,5 @@
 """The core on torch with tiny random models: the same tokens as transformers' own `generate`."""
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from engine.runner.model_runner import ModelRunner
 from engine.runner.transfer import HostToDevice
 from engine.sampler import SamplingBatch
 from engine.sampling_params import SamplingParams
+from tests.fakes.reference import generate, random_prompts
 from tests.fakes.tiny_models import make_tiny_model
 
 LENGTHS = [1, 2, 16, 17, 100, 5, 33, 64, 3, 48]
@@ -58,30 +58,16 @@ def run(core: EngineCore, prompts: list[list[int]], **params: Any) -> list[list[
     return outputs
 
 
-def random_prompts(lengths: list[int]) -> list[list[int]]:
-    rng = random.Random(0)
-    return [[rng.randrange(10, 250) for _ in range(length)] for length in lengths]
-
-
-def generate(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
+def reference(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None  # the engine ignores it here; min_new_tokens would forbid it instead
-    return [
-        model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=20,
-            do_sample=False,
-            pad_token_id=0,
-        )[0, len(prompt) :].tolist()
-        for prompt in prompts
-    ]
+    return [generate(model, prompt, 20) for prompt in prompts]
 
 
 def test_greedy_tokens_equal_generate_with_chunked_prefill_and_preemption(tiny_llama: Path) -> None:
     prompts = random_prompts(LENGTHS)
     core = EngineCore(config(tiny_llama))
-    assert run(core, prompts) == generate(tiny_llama, prompts)
+    assert run(core, prompts) == reference(tiny_llama, prompts)
     stats = core.get_stats()
     assert stats.num_preemptions > 0 and stats.num_prompt_tokens > sum(LENGTHS) and stats.num_kv_blocks_used == 0
 
@@ -90,7 +76,7 @@ def test_prefix_hits_of_one_step_change_no_token(tiny_llama: Path) -> None:
     prefix, *tails = random_prompts([40, 3, 9, 1, 20])
     prompts = [prefix + tail for tail in tails]
     core = EngineCore(config(tiny_llama, max_num_tokens=256, num_kv_blocks=64))
-    assert run(core, prompts) == generate(tiny_llama, prompts)
+    assert run(core, prompts) == reference(tiny_llama, prompts)
     assert core.get_stats().num_cached_tokens == 3 * 32
 
 

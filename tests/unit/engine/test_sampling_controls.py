@@ -2,7 +2,6 @@
 request's own tokens decides.
 """
 
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence, StepOutput
 from engine.sampling_params import SamplingParams
+from tests.fakes.reference import generate, random_prompts
 from tests.fakes.tiny_models import make_tiny_model
 
 BLOCK_SIZE = 16
@@ -108,32 +108,15 @@ def run(core: EngineCore, prompts: list[list[int]], params: SamplingParams) -> l
     return list(outputs.values())
 
 
-def random_prompts(lengths: list[int] = LENGTHS) -> list[list[int]]:
-    rng = random.Random(0)
-    return [[rng.randrange(10, 250) for _ in range(length)] for length in lengths]
-
-
 def greedy(**fields: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": NUM_TOKENS, "temperature": 0.0, "ignore_eos": True} | fields)
-
-
-def generate(model: Any, prompt: list[int], **options: Any) -> list[int]:
-    tokens = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=NUM_TOKENS,
-        do_sample=False,
-        pad_token_id=0,
-        **options,
-    )
-    return tokens[0, len(prompt) :].tolist()
 
 
 # the judge -----------------------------------------------------------------------------------------------------------
 
 
 def test_greedy_tokens_under_penalty_bias_and_min_tokens_equal_generate(folder: Path, reference: Any) -> None:
-    prompts = random_prompts()
+    prompts = random_prompts(LENGTHS)
     plain = [output.token_ids for output in run(tight_core(folder), prompts, greedy())]
     bias = {plain[0][0]: -100.0, plain[1][0]: -1.5, 77: 1.0}
     stops = sorted({tokens[3] for tokens in plain})
@@ -143,6 +126,7 @@ def test_greedy_tokens_under_penalty_bias_and_min_tokens_equal_generate(folder: 
         generate(
             reference,
             prompt,
+            NUM_TOKENS,
             repetition_penalty=1.4,
             sequence_bias={(token_id,): value for token_id, value in bias.items()},
             min_new_tokens=10,
@@ -158,7 +142,7 @@ def test_greedy_tokens_under_penalty_bias_and_min_tokens_equal_generate(folder: 
 def test_greedy_tokens_under_presence_and_frequency_penalties_equal_openais_formula(
     folder: Path, reference: Any
 ) -> None:
-    prompts = random_prompts()
+    prompts = random_prompts(LENGTHS)
     outputs = run(tight_core(folder), prompts, greedy(presence_penalty=0.7, frequency_penalty=1.1))
     plain = run(tight_core(folder), prompts, greedy())
     assert [output.token_ids for output in outputs] != [output.token_ids for output in plain]
@@ -177,7 +161,7 @@ def teacher_forced(model: Any, tokens: list[int]) -> torch.Tensor:
 
 
 def test_logprobs_of_output_and_prompt_are_the_models_own_whatever_else_is_asked(folder: Path, reference: Any) -> None:
-    prompts = random_prompts()
+    prompts = random_prompts(LENGTHS)
     params = SamplingParams(
         max_tokens=NUM_TOKENS,
         temperature=1.3,
@@ -227,13 +211,13 @@ EVERYTHING = SamplingParams(
 def alone(folder: Path) -> list[Output]:
     """Each prompt in a core of its own, in one go."""
     core = core_of(folder, prefix_caching=False)
-    return [run(core, [prompt], EVERYTHING)[0] for prompt in random_prompts()]
+    return [run(core, [prompt], EVERYTHING)[0] for prompt in random_prompts(LENGTHS)]
 
 
 def test_together_in_chunks_and_preempted_each_answer_is_the_same_to_the_bit(folder: Path, alone: list[Output]) -> None:
-    assert run(core_of(folder), random_prompts(), EVERYTHING) == alone
+    assert run(core_of(folder), random_prompts(LENGTHS), EVERYTHING) == alone
     core = tight_core(folder)
-    assert run(core, random_prompts(), EVERYTHING) == alone
+    assert run(core, random_prompts(LENGTHS), EVERYTHING) == alone
     assert core.get_stats().num_preemptions > 0
 
 
@@ -241,7 +225,7 @@ def test_a_cached_prefix_changes_nothing_and_is_not_used_for_a_prompt_to_be_scor
     folder: Path, alone: list[Output]
 ) -> None:
     core = core_of(folder)
-    prompts = random_prompts()
+    prompts = random_prompts(LENGTHS)
     for _ in range(2):
         assert run(core, prompts, EVERYTHING) == alone
     assert core.get_stats().num_cached_tokens == 0
@@ -254,7 +238,7 @@ def test_a_cached_prefix_changes_nothing_and_is_not_used_for_a_prompt_to_be_scor
 
 
 def test_a_resumed_answer_goes_on_to_the_bit_and_scores_no_prompt_again(folder: Path, alone: list[Output]) -> None:
-    prompts = random_prompts()
+    prompts = random_prompts(LENGTHS)
     core = core_of(folder)
     for num_done in (1, 5, 9):
         outputs: dict[int, Output] = {}
@@ -282,7 +266,7 @@ def test_prompts_longer_than_a_steps_scores_are_scored_in_order(folder: Path) ->
 
 
 def test_rows_that_ask_for_nothing_are_the_same_beside_rows_that_ask(folder: Path) -> None:
-    prompts = random_prompts()
+    prompts = random_prompts(LENGTHS)
     expected = run(core_of(folder), prompts, greedy())
     core = core_of(folder)
     outputs = {number: Output() for number in range(len(prompts))}

@@ -1,6 +1,8 @@
 """Who goes first: priority, deadline, arrival; who makes room for whom, and that nobody starves."""
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 from engine.messages import FinishCode
 from engine.waiting_queue import MAX_OVERTAKINGS
@@ -93,17 +95,22 @@ def test_priority_goes_before_any_deadline() -> None:
     assert next(iter(driver.finished)) == urgent and driver.core.get_stats().num_preemptions == 0
 
 
-def test_no_deadline_finishes_under_an_endless_stream_of_nearer_ones() -> None:
-    driver = CoreDriver(FakeRunner(), max_num_seqs=2)
-    patient = driver.add([1, 2, 3], max_tokens=10)
+def finishes_under_an_endless_stream(driver: CoreDriver, patient: int, rivals: Callable[[int], dict[str, Any]]) -> None:
+    """Two more come in every step, with `rivals(num_steps)`."""
     for num_steps in range(1000):
-        driver.add([num_steps % 50], max_tokens=2, deadline=2000.0 - num_steps)
-        driver.add([num_steps % 50, 1], max_tokens=2, deadline=2000.0 - num_steps)
+        driver.add([num_steps % 50], max_tokens=2, **rivals(num_steps))
+        driver.add([num_steps % 50, 1], max_tokens=2, **rivals(num_steps))
         driver.step()
         if patient in driver.finished:
             break
     assert patient in driver.finished
     assert num_steps <= 2 * MAX_OVERTAKINGS + 20
+
+
+def test_no_deadline_finishes_under_an_endless_stream_of_nearer_ones() -> None:
+    driver = CoreDriver(FakeRunner(), max_num_seqs=2)
+    patient = driver.add([1, 2, 3], max_tokens=10)
+    finishes_under_an_endless_stream(driver, patient, lambda num_steps: {"deadline": 2000.0 - num_steps})
 
 
 def test_an_urgent_sequence_takes_the_budget_before_a_running_prefill_of_less_urgency() -> None:
@@ -119,14 +126,7 @@ def test_an_urgent_sequence_takes_the_budget_before_a_running_prefill_of_less_ur
 def test_a_low_priority_finishes_under_an_endless_stream_of_urgent_ones() -> None:
     driver = CoreDriver(FakeRunner(), max_num_seqs=2)
     casual = driver.add([1, 2, 3], max_tokens=10, priority=100)
-    for num_steps in range(1000):
-        driver.add([num_steps % 50], max_tokens=2, priority=0)
-        driver.add([num_steps % 50, 1], max_tokens=2, priority=0)
-        driver.step()
-        if casual in driver.finished:
-            break
-    assert casual in driver.finished
-    assert num_steps <= 2 * MAX_OVERTAKINGS + 20
+    finishes_under_an_endless_stream(driver, casual, lambda num_steps: {"priority": 0})
 
 
 def test_a_large_sequence_is_not_passed_over_by_small_ones_that_would_fit() -> None:
