@@ -30,6 +30,7 @@ OWN_COMMANDS = {
     "retry": "producer.cli_failed",
 }
 COMMANDS_GROUP = "promptmill.commands"
+OWN_PACKAGES = ("engine", "producer", "worker")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
@@ -57,6 +58,12 @@ class CommandGroup(click.Group):
         except PromptmillError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(exit_code(error))
+        except ModuleNotFoundError as error:  # of a command that imports what it needs when it runs
+            entry_point = _registered().get(context.invoked_subcommand or "")
+            if entry_point is None or (error.name or "").partition(".")[0] in OWN_PACKAGES:
+                raise
+            click.echo(f"Error: {_needs(entry_point, error)}", err=True)
+            sys.exit(EXIT_USAGE)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(EXIT_INTERRUPTED)
@@ -86,19 +93,28 @@ def _load(name: str) -> click.Command | None:
 
 def _missing(name: str, entry_point: importlib.metadata.EntryPoint, error: ImportError) -> click.Command:
     """A command whose packages are not installed: it is listed, and says what it needs."""
-    extra = entry_point.module.split(".")[-2:][0]  # the package that the command lies in is named as its extra
-    remedy = f"needs: pip install promptmill[{extra}]"
 
     def refuse(arguments: Sequence[str]) -> None:
-        raise SettingsError(f"`promptmill {name}` {remedy} ({error})")
+        raise SettingsError(_needs(entry_point, error))
 
     return click.Command(
         name,
         callback=refuse,
         params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
         context_settings={"ignore_unknown_options": True},
-        short_help=f"({remedy})",
+        add_help_option=False,  # its help lies with its packages: whoever asks for it is told what is missing
+        short_help=f"(needs: {_remedy(entry_point)})",
     )
+
+
+def _needs(entry_point: importlib.metadata.EntryPoint, error: ImportError) -> str:
+    return f"`promptmill {entry_point.name}` needs: {_remedy(entry_point)} ({error})"
+
+
+def _remedy(entry_point: importlib.metadata.EntryPoint) -> str:
+    folders = entry_point.module.split(".")[:-1]
+    extra = "gateway" if "gateway" in folders else folders[0]  # each is named as the package that needs it
+    return f"pip install promptmill[{extra}]"
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -30,9 +30,30 @@ def test_a_command_whose_packages_are_missing_is_listed_and_names_the_remedy(mon
     listed = CliRunner().invoke(cli.main, ["--help"])
     assert listed.exit_code == 0
     assert "fly" in listed.stdout and "pip install promptmill[gateway_that_is_not_there]" in listed.stdout
-    used = CliRunner().invoke(cli.main, ["fly", "--high", "now"])
-    assert used.exit_code == 2
-    assert "`promptmill fly` needs: pip install promptmill[gateway_that_is_not_there]" in used.stderr
+    for arguments in (["--high", "now"], ["--help"]):
+        used = CliRunner().invoke(cli.main, ["fly", *arguments])
+        assert used.exit_code == 2
+        assert "`promptmill fly` needs: pip install promptmill[gateway_that_is_not_there]" in used.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [("uvicorn", ["gateway"]), ("httpx2", ["webhooks", "add", "https://example.com/hook"])],
+)
+def test_a_command_that_finds_out_while_it_runs_what_is_missing_names_the_remedy(
+    missing: str, arguments: list[str]
+) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; from producer.cli import main; main({arguments!r})"
+    used = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (used.returncode, used.stdout) == (2, "")
+    assert f"`promptmill {arguments[0]}` needs: pip install promptmill[gateway] (" in used.stderr
+    assert missing in used.stderr and "Traceback" not in used.stderr
+
+
+def test_a_module_of_ours_that_is_missing_is_no_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "producer.gateway.server", None)
+    used = CliRunner().invoke(cli.main, ["gateway"])
+    assert isinstance(used.exception, ModuleNotFoundError)
 
 
 def test_the_version_is_the_distributions() -> None:
