@@ -1,6 +1,8 @@
 """The light client stays light: what `import producer` and the command line load, and what they do without."""
 
 import importlib.metadata
+import importlib.resources
+import re
 import subprocess
 import sys
 
@@ -54,6 +56,19 @@ def test_a_module_of_ours_that_is_missing_is_no_missing_package(monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "producer.gateway.server", None)
     used = CliRunner().invoke(cli.main, ["gateway"])
     assert isinstance(used.exception, ModuleNotFoundError)
+
+
+@pytest.mark.parametrize("name", sorted(cli._registered()))
+def test_every_command_of_another_package_names_an_extra_that_there_is(name: str) -> None:
+    extras = importlib.metadata.metadata("promptmill").get_all("Provides-Extra") or []
+    command = cli._missing(name, cli._registered()[name], ImportError("fastapi"))
+    named = re.search(r"promptmill\[(\w+)\]", command.short_help or "")
+    assert named is not None and named[1] in extras
+
+
+@pytest.mark.parametrize("package", ["engine", "producer", "worker"])
+def test_type_checkers_of_others_are_told_that_a_package_is_typed(package: str) -> None:
+    assert importlib.resources.files(package).joinpath("py.typed").is_file()
 
 
 def test_the_version_is_the_distributions() -> None:
