@@ -1,28 +1,42 @@
 """Reads results that a worker wrote to an S3-compatible store. Loads boto3 only when there is one to read."""
 
-from typing import Any
+import threading
+from functools import cache
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from producer.errors import ResultStoreError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_connecting = threading.Lock()  # boto3's default session makes clients for one thread at a time
 
 
 def read_object(url: str, endpoint_url: str | None) -> bytes:
     """The bytes behind `s3://bucket/key`. Credentials come from boto3's own chain. Raises ResultStoreError."""
     try:
-        import boto3
-        from botocore.exceptions import BotoCoreError, ClientError
+        from producer.s3_connection import S3_ERRORS
     except ImportError as error:
         raise ResultStoreError(f"the result lies at {url}; reading it needs: pip install promptmill[s3]") from error
     parts = urlsplit(url)
     if parts.scheme != "s3" or not parts.netloc:
         raise ResultStoreError(f"the result lies at {url}, which is no s3://bucket/key; read it by other means")
     try:
-        client = boto3.client("s3", endpoint_url=endpoint_url)
-        found: Any = client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))
-        body: bytes = found["Body"].read()
-    except (BotoCoreError, ClientError, ValueError) as error:
+        with _connecting:
+            client = _client(endpoint_url)
+        with client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"] as body:
+            return body.read()
+    except (*S3_ERRORS, ValueError) as error:
         raise ResultStoreError(
             f"the result at {url} cannot be read from {endpoint_url or 'AWS S3'}: {error}; check the credentials and "
             "PROMPTMILL_S3_ENDPOINT_URL"
         ) from error
-    return body
+
+
+@cache
+def _client(endpoint_url: str | None) -> "S3Client":
+    """One for all results: making it takes 10 ms, and it keeps its connections."""
+    from producer.s3_connection import connect
+
+    return connect(endpoint_url)

@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import boto3
@@ -11,10 +12,21 @@ from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
 from rq.serializers import JSONSerializer
 
-from producer import Client, JobFailedError, JobNotFoundError, JobStatus, Result, ResultStoreError, ResultTimeoutError
+from producer import (
+    Client,
+    JobFailedError,
+    JobNotFoundError,
+    JobStatus,
+    Result,
+    ResultStoreError,
+    ResultTimeoutError,
+    s3_connection,
+    stored_results,
+)
 from producer.contract import ErrorCode, keys
 from producer.operations import Protocol
 from producer.results import MAX_ENDED_A_LOOK, ResultCollector
+from producer.stored_results import read_object
 from producer.transport import Transport
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
 
@@ -181,6 +193,19 @@ def test_a_cut_connection_loses_no_result(client: Client, worker: FakeWorker, re
         results += list(outcomes)
     assert {result.job_id for result in results} == {job.id for job in jobs}
     assert len(results) == 40
+
+
+def test_all_threads_read_results_in_a_store_through_one_client(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boto3.client("s3", endpoint_url=s3_endpoint).put_object(Bucket="results", Key="jobs/shared.json", Body=b"whole")
+    made: list[str | None] = []
+    real_connect = s3_connection.connect
+    monkeypatch.setattr(s3_connection, "connect", lambda url: made.append(url) or real_connect(url))
+    stored_results._client.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        bodies = list(pool.map(lambda _: read_object("s3://results/jobs/shared.json", s3_endpoint), range(40)))
+    assert bodies == [b"whole"] * 40 and made == [s3_endpoint]
 
 
 def test_a_result_in_a_store_is_followed(redis_url: str, worker: FakeWorker, s3_endpoint: str) -> None:

@@ -1,5 +1,6 @@
 """Protocols without a connection: when they try again, and when they give up."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -99,6 +100,7 @@ def test_redis_errors_are_said_with_their_remedy(error: Exception, is_worth_a_re
 
 
 def test_a_result_in_s3_without_boto3_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "boto3", None)
+    monkeypatch.delitem(sys.modules, "producer.s3_connection", raising=False)
+    monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(Exception, match=r"pip install promptmill\[s3\]"):
         read_object("s3://bucket/key", None)
