@@ -6,7 +6,7 @@ Owns the exit codes: 0 done, 2 a setting is wrong, 3 something cannot start. Eac
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -16,6 +16,7 @@ from producer.errors import SettingsError
 from producer.logs import configure_logging
 from producer.settings import load_settings, settings_options
 from worker.errors import WorkerError
+from worker.held_signals import ending_signals
 from worker.serve import ServeSettings
 from worker.serve import serve as serve_until_stopped
 from worker.settings import WorkerSettings
@@ -88,14 +89,17 @@ def _one_line(error: Exception) -> str:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind like Ctrl-C, so that every process started is ended; then the block is left."""
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, _interrupt)
-    try:
+    """The first signal unwinds, so that every process started is ended; then the block is left. More do not disturb
+    that: it takes seconds at most."""
+    is_ending = False
+
+    def interrupt(signum: int, frame: object) -> None:
+        nonlocal is_ending
+        if not is_ending:
+            is_ending = True
+            raise KeyboardInterrupt
+
+    for number in ending_signals():
+        signal.signal(number, interrupt)
+    with suppress(KeyboardInterrupt):
         yield
-    except KeyboardInterrupt:
-        return
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -17,7 +17,7 @@ from worker import gateway_process, worker_process
 from worker.embedded_redis import EmbeddedRedis, free_port
 from worker.errors import StartRefusedError
 from worker.settings import WorkerSettings
-from worker.worker_process import ending
+from worker.worker_process import running
 
 VIEWER = [sys.executable, "-m", "producer.demo_view"]
 POLL_SECONDS = 0.1
@@ -29,15 +29,14 @@ def run_demo(settings: WorkerSettings) -> int:
     with TemporaryDirectory(prefix="promptmill-demo-") as folder, EmbeddedRedis() as server:
         environment = worker_process.environment_for(settings, server.url)
         log = Path(folder) / "worker.log"
-        with log.open("wb") as sink:
-            # In a session of its own: Ctrl-C ends the viewer, then we end the worker.
-            worker = subprocess.Popen(
-                worker_process.COMMAND, env=environment, stdout=sink, stderr=sink, start_new_session=True
-            )
         with ExitStack() as stack:
-            stack.enter_context(ending(worker))
+            sink = stack.enter_context(log.open("wb"))
+            # In a session of its own: Ctrl-C ends the viewer, then we end the worker.
+            worker = stack.enter_context(
+                running(worker_process.COMMAND, env=environment, stdout=sink, stderr=sink, start_new_session=True)
+            )
             http_port = _start_gateway(stack, environment, Path(folder) / "files")
-            viewer = stack.enter_context(ending(subprocess.Popen(VIEWER, env=environment)))
+            viewer = stack.enter_context(running(VIEWER, env=environment))
             while (code := viewer.poll()) is None:
                 if worker.poll() is not None:
                     break
@@ -54,14 +53,15 @@ def _start_gateway(stack: ExitStack, environment: dict[str, str], files: Path) -
     if not gateway_process.is_installed() or shutil.which("curl") is None:
         return None
     port = free_port()
-    gateway = subprocess.Popen(
-        gateway_process.COMMAND,
-        env=gateway_process.environment_for(environment, port, files=files),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    stack.enter_context(
+        running(
+            gateway_process.COMMAND,
+            env=gateway_process.environment_for(environment, port, files=files),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     )
-    stack.enter_context(ending(gateway))
     return port
 
 

@@ -18,6 +18,7 @@ from typing import Literal, Self
 import redis
 
 from worker.errors import EmbeddedRedisError
+from worker.held_signals import held_signals
 
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
@@ -76,11 +77,16 @@ class EmbeddedRedis:
             "--daemonize",
             "no",
         ]
-        # A session of its own: Ctrl-C in a terminal is for us, and the server must outlive what is still written to it.
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-        )
-        self._wait_until_up(log)
+        try:
+            with held_signals():
+                # A session of its own: Ctrl-C is for us, and the server must outlive what is still written to it.
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+                )
+            self._wait_until_up(log)
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def stop(self) -> None:
@@ -123,7 +129,6 @@ class EmbeddedRedis:
                     pass
                 time.sleep(0.02)
         words = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
-        self.stop()
         raise EmbeddedRedisError(f"redis-server on port {self.port} did not start: {' | '.join(words) or 'no log'}")
 
 

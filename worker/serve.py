@@ -17,8 +17,9 @@ from producer.contract.keys import DEFAULT_QUEUE
 from worker import gateway_process, worker_process
 from worker.embedded_redis import EmbeddedRedis, free_port
 from worker.errors import StartRefusedError
+from worker.held_signals import ending_signals
 from worker.settings import WorkerSettings
-from worker.worker_process import ending
+from worker.worker_process import running
 
 DEFAULT_PORT = 6379  # where clients look when they are told nothing
 POLL_SECONDS = 0.1
@@ -64,7 +65,7 @@ def serve(settings: ServeSettings) -> int:
 
 def _start(stack: ExitStack, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     """In a session of its own: Ctrl-C reaches it through us, and Redis outlives it in any case."""
-    return stack.enter_context(ending(subprocess.Popen(command, env=environment, start_new_session=True)))
+    return stack.enter_context(running(command, env=environment, start_new_session=True))
 
 
 def _wait(processes: list["subprocess.Popen[bytes]"]) -> int:
@@ -77,7 +78,7 @@ def _wait(processes: list["subprocess.Popen[bytes]"]) -> int:
         for process in processes:
             process.terminate()
 
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for signum in ending_signals():
         signal.signal(signum, pass_on)
     while all(process.poll() is None for process in processes):
         time.sleep(POLL_SECONDS)

@@ -19,6 +19,7 @@ from producer.contract import WorkerInfo, keys
 from worker.chat import ChatRenderer, read_template
 from worker.control import ControlListener
 from worker.errors import HandOverError
+from worker.held_signals import held_signals
 from worker.housekeeping import Chore, Housekeeper
 from worker.intake import Intake
 from worker.job_loop import JobLoop
@@ -63,8 +64,9 @@ def run_worker(settings: WorkerSettings) -> None:
         connect(settings.redis_url) as client,
     ):
         engine = InferenceEngine(config=settings.engine_config)
-        engine.launch()  # its child imports for a second or two, in which this process looks at everything else
         try:
+            with held_signals():
+                engine.launch()  # its child imports for a second or two; this process looks at all else meanwhile
             check_server(client, settings.redis_url)
             store = select_result_store(settings.results, s3_endpoint_url=settings.s3_endpoint_url)
             store.check()

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from producer.settings import ENV_PREFIX
+from worker.held_signals import held_signals
 from worker.settings import WorkerSettings
 
 COMMAND = [sys.executable, "-m", "producer.cli", "worker"]
@@ -20,14 +22,22 @@ def environment_for(settings: WorkerSettings, redis_url: str) -> dict[str, str]:
 
 
 @contextmanager
-def ending(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
-    """End the process where the block ends."""
+def running(command: list[str], **options: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that ends with the block, whenever a signal comes. `options`: those of `Popen`."""
+    process: subprocess.Popen[bytes] | None = None
     try:
+        with held_signals():
+            process = subprocess.Popen(command, **options)
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
