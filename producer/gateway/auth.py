@@ -1,14 +1,19 @@
 """Who calls: an API key, or nobody in particular where that is allowed."""
 
+import ipaddress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 
 from producer.gateway.api_keys import ApiKey
 from producer.gateway.context import Context
 from producer.gateway.errors import ApiError
+from producer.gateway.settings import GatewaySettings
+
+LOCAL_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +47,37 @@ async def _authenticate(request: Request, context: Context) -> Caller:
         return Caller(None, is_operator=await context.keys.is_empty())
     # Clients send some key in any case: where none was ever made, any will do.
     if (settings.allow_anonymous or settings.is_loopback) and await context.keys.is_empty():
+        if not settings.allow_anonymous:
+            _refuse_websites(request, settings)
         return Caller(None, is_operator=True)
     message = "the API key is not valid, or was revoked" if text else "an API key is needed: Authorization: Bearer KEY"
     code = "invalid_api_key" if text else "missing_api_key"
     raise ApiError(HTTPStatus.UNAUTHORIZED, code, message, headers={"www-authenticate": "Bearer"})
+
+
+def _refuse_websites(request: Request, settings: GatewaySettings) -> None:
+    """No key is asked for where nobody else can reach us. But a website reaches us by its visitor's browser, under a
+    name that it makes resolve to this machine, or by a form that it posts. Raises ApiError (403)."""
+    if not _is_local(f"//{request.headers.get('host', 'localhost')}"):
+        message = "without a key this gateway is for localhost; make a key (promptmill keys add), or --allow-anonymous"
+        raise ApiError(HTTPStatus.FORBIDDEN, "foreign_host", message)
+    origin = request.headers.get("origin")
+    if origin is not None and not _is_local(origin) and {origin, "*"}.isdisjoint(settings.allowed_origins):
+        message = f"without a key no other site's page is served; got {origin[:60]!r}: make a key, or --cors-origins"
+        raise ApiError(HTTPStatus.FORBIDDEN, "foreign_origin", message)
+
+
+def _is_local(url: str) -> bool:
+    """Whether no website can have its host: an address, a name without a dot, or one kept for local networks."""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        return False
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return bool(host) and ("." not in host or host.endswith(LOCAL_DOMAINS))
+    return True
 
 
 Authenticated = Annotated[Caller, Depends(_authenticate)]

@@ -1,7 +1,6 @@
 """/console/…: what the console's page asks for beside the public API. Bodies and rules are those of its own version."""
 
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated
 
@@ -27,10 +26,8 @@ from producer.gateway.console.chunk_events import ChunkEvents
 from producer.gateway.console.job_lists import JobLists, scope_of
 from producer.gateway.console.result_series import BUCKET_SECONDS, Bucket, merged, percentile
 from producer.gateway.context import Context, GatewayContext
-from producer.gateway.errors import ApiError
 from producer.gateway.event_stream import EventStream
 from producer.gateway.job_stream import CURSOR_PATTERN, JobStream
-from producer.gateway.settings import is_loopback
 
 MAX_JOBS = 200
 _IDS_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": JobIds.model_json_schema()}}}}
@@ -38,15 +35,7 @@ _IDS_BODY = {"requestBody": {"required": True, "content": {"application/json": {
 Step = Annotated[int, Query(ge=BUCKET_SECONDS, le=600, multiple_of=BUCKET_SECONDS)]  # seconds
 
 
-async def _refuse_foreign_names(context: Context, caller: Authenticated, request: Request) -> None:
-    """Where no key is asked for since nobody else can reach us, a website whose name was made to resolve to this
-    machine must not read along in its visitor's browser. Raises ApiError (403)."""
-    if caller.key is None and not context.settings.allow_anonymous and not is_loopback(request.url.hostname or ""):
-        message = "without a key the console is for localhost; make a key (promptmill keys add), or --allow-anonymous"
-        raise ApiError(HTTPStatus.FORBIDDEN, "foreign_host", message)
-
-
-router = APIRouter(prefix="/console", tags=["console"], dependencies=[Depends(_refuse_foreign_names)])
+router = APIRouter(prefix="/console", tags=["console"])
 
 
 def _get_lists(context: Context) -> JobLists:

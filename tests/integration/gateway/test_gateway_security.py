@@ -217,6 +217,35 @@ def test_a_client_that_waits_no_longer_gets_its_timeout_and_its_job_ends(
     wait_until(lambda: worker.connection.hget(job, "status") == b"canceled")
 
 
+def test_a_website_reaches_nothing_by_its_visitors_browser_where_no_key_is_asked_for(
+    redis_url: str, start_gateway: StartGateway, echoing: FakeWorker
+) -> None:
+    gateway, open_to_all = start_gateway(), start_gateway(allow_anonymous=True)
+    sites = [{"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"}, {"origin": "http://[x"}]
+    for site in sites:
+        for path in ("/v1/models", "/v1/files", "/stats", "/console/jobs"):
+            refused = httpx.get(gateway.url + path, headers=site)
+            assert refused.status_code == 403, path
+            assert refused.json()["error"]["code"] == f"foreign_{next(iter(site))}"
+        form = {"file": ("a.jsonl", b"{}")}
+        assert httpx.post(f"{gateway.url}/v1/files", files=form, headers=site).status_code == 403
+        assert httpx.get(f"{open_to_all.url}/v1/models", headers=site).status_code == 200
+    key = {"authorization": f"Bearer {promptmill(redis_url, 'keys', 'add', 'mine')}"}
+    with_keys = start_gateway()
+    assert [httpx.get(f"{with_keys.url}/v1/models", headers=site | key).status_code for site in sites] == [200] * 4
+
+
+def test_names_that_no_website_can_have_and_allowed_origins_are_served_without_a_key(
+    start_gateway: StartGateway, echoing: FakeWorker
+) -> None:
+    gateway = start_gateway(cors_origins="https://ours.example")
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000", "gateway", "host.docker.internal"):
+        headers = {"host": host, "origin": f"http://{host}"}
+        assert httpx.get(f"{gateway.url}/console/jobs", headers=headers).status_code == 200, host
+    allowed = httpx.get(f"{gateway.url}/v1/models", headers={"origin": "https://ours.example"})
+    assert allowed.status_code == 200
+
+
 def test_other_addresses_than_loopback_need_a_key_or_a_flag(redis_url: str) -> None:
     done = CliRunner().invoke(main, ["gateway", "--http-host", "0.0.0.0", "--redis-url", redis_url])
     assert done.exit_code == 2 and "--allow-anonymous" in done.output
