@@ -8,11 +8,12 @@ everybody: subscribers find both by themselves, by the gap in the entries' ids o
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import redis
 import redis.asyncio
+
+from producer.end_tasks import end_tasks
 
 MAX_WAITING_MESSAGES = 1024  # of one subscriber; older ones go first
 SILENCE_SECONDS = 30.0  # then the connection is asked whether it still lives
@@ -110,9 +111,7 @@ class ChannelHub:
 
     async def aclose(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end_tasks(self._task)
             self._task = None
 
     def _join(self, name: bytes, mailbox: Mailbox) -> _Channel:

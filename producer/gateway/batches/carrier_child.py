@@ -57,6 +57,8 @@ class CarrierChild:
                 await self._look()
             except RedisUnavailableError as error:
                 _log.warning("action=batches_unwatched error=%s", error)
+            except Exception:  # of any type, such as a process that cannot be started now: batches are looked after yet
+                _log.exception("action=batches_unwatched")
 
     async def _look(self) -> None:
         if not await self._records.num_without_carrier():

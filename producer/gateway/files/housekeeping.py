@@ -7,6 +7,7 @@ import asyncio
 import logging
 from contextlib import suppress
 
+from producer.end_tasks import end_tasks
 from producer.errors import PromptmillError
 from producer.gateway.files.base import FileStore
 from producer.gateway.files.file_records import FileRecords
@@ -35,9 +36,7 @@ class FileHousekeeping:
 
     async def aclose(self) -> None:
         if self._loop is not None:
-            self._loop.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._loop
+            await end_tasks(self._loop)
 
     async def _run(self) -> None:
         while True:
@@ -46,6 +45,8 @@ class FileHousekeeping:
                 await self.clean_up()
             except PromptmillError as error:
                 _log.warning("action=file_housekeeping_delayed error=%s", error)
+            except Exception:  # of any type: what expires must go on expiring
+                _log.exception("action=file_housekeeping_delayed")
             with suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL_SECONDS):
                     await self._is_wanted.wait()

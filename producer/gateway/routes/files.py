@@ -1,5 +1,6 @@
 """/v1/files: what batches read and write, uploaded, listed, read back and deleted."""
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from http import HTTPStatus
@@ -95,7 +96,7 @@ async def read_file(context: Context, caller: Authenticated, file_id: str) -> Re
 
 async def find_file(context: GatewayContext, caller: Caller, file_id: str) -> FileRecord:
     """Raises ApiError (404), also for a file of somebody else."""
-    record = await context.files.get(file_id)
+    record = await context.files.get(file_id) if re.fullmatch(ID_PATTERN, file_id) else None
     if record is None or not caller.may_see(record.key_id):
         raise file_not_found(file_id)
     return record

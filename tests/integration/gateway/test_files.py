@@ -52,6 +52,15 @@ def test_a_deleted_file_is_gone_with_its_bytes(
     wait_until(lambda: not place.names() and not redis_client.exists(file_keys.UNRECORDED_KEY))
 
 
+def test_an_id_that_is_none_is_not_found_whatever_redis_has_under_it(files_client: openai.OpenAI) -> None:
+    kept = upload(files_client)
+    for file_id in (f"{kept.id}:parts", kept.id[:-1], "file-x", "*"):
+        for call in (files_client.files.retrieve, files_client.files.content, files_client.files.delete):
+            with pytest.raises(openai.NotFoundError) as error:
+                call(file_id)
+            assert error.value.code == "file_not_found"
+
+
 def test_lists_have_cursors_orders_and_purposes(files_client: openai.OpenAI) -> None:
     kept = [upload(files_client, name=f"{number}.jsonl") for number in range(5)]
     pages = files_client.files.list(limit=2)
