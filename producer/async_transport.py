@@ -14,7 +14,7 @@ from producer.channel_hub import ChannelHub, Mailbox, num_cancels
 from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObject, Receive, Send, Sleep, Subscribe, T
-from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, bad_url, translate
+from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, translate
 from producer.stored_results import read_object
 
 MAX_CONNECTIONS = 32  # of one client; its subscriptions share one of them
@@ -26,10 +26,7 @@ class AsyncTransport:
     def __init__(self, url: str, s3_endpoint_url: str | None = None) -> None:
         self.url = url
         self._s3_endpoint_url = s3_endpoint_url
-        try:
-            pool = _make_pool(url, {"retry": Retry(NoBackoff(), 0), **CONNECTION_OPTIONS})
-        except ValueError as error:
-            raise bad_url(url, error) from error
+        pool = _make_pool(url, {"retry": Retry(NoBackoff(), 0), **CONNECTION_OPTIONS})
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._hub = ChannelHub(pool, reply_timeout_seconds=REPLY_TIMEOUT_SECONDS)
 
@@ -128,7 +125,6 @@ class _AsyncSession:
 
 
 def _make_pool(url: str, options: dict[str, Any]) -> redis.asyncio.ConnectionPool:
-    """Raises ValueError for a URL that is none."""
     behind = SentinelUrl.parse(url)
     if behind is None:
         return redis.asyncio.BlockingConnectionPool.from_url(

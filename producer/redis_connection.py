@@ -4,12 +4,12 @@ redis-py's own retries are off: it would repeat blindly what the protocols repea
 """
 
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 
-from producer.errors import PromptmillError, RedisUnavailableError, SettingsError
+from producer.errors import PromptmillError, RedisUnavailableError
 from producer.operations import ConnectionLost
+from producer.settings import redact_url
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 REPLY_TIMEOUT_SECONDS = 15.0
@@ -25,29 +25,16 @@ _LOST = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyErr
 _REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
 
 
-def redact(url: str) -> str:
-    """The URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = parts.username or ""
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{parts.netloc.rpartition('@')[2]}"))
-
-
-def bad_url(url: str, error: ValueError) -> SettingsError:
-    return SettingsError(f"--redis-url (PROMPTMILL_REDIS_URL): {error}; got {redact(url)!r}")
-
-
 def translate(error: Exception, url: str) -> PromptmillError:
     """ConnectionLost where trying again may help, RedisUnavailableError where it will not; both name the remedy."""
-    where = redact(url)
+    where, cause = redact_url(url), str(error).rstrip(".")
     if isinstance(error, _REFUSED):
-        return RedisUnavailableError(f"Redis at {where} refuses us: {error}; check user and password in --redis-url")
+        return RedisUnavailableError(f"Redis at {where} refuses us: {cause}; check user and password in --redis-url")
     if isinstance(error, redis.exceptions.OutOfMemoryError):
-        return RedisUnavailableError(f"Redis at {where} is full: {error}; raise maxmemory or drain the queues")
+        return RedisUnavailableError(f"Redis at {where} is full: {cause}; raise maxmemory or drain the queues")
     if isinstance(error, _LOST):
         return ConnectionLost(
-            f"Redis at {where} cannot be reached: {error}; start it, or name another one with --redis-url or "
+            f"Redis at {where} cannot be reached: {cause}; start it, or name another one with --redis-url or "
             "PROMPTMILL_REDIS_URL"
         )
-    return RedisUnavailableError(f"Redis at {where} answers with an error: {error}")
+    return RedisUnavailableError(f"Redis at {where} answers with an error: {cause}")

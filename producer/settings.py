@@ -4,16 +4,20 @@ import re
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
 import click
-from pydantic import Field, ValidationError
+import redis
+from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from producer.contract.keys import DEFAULT_QUEUE
+from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import SettingsError
 
 ENV_PREFIX = "PROMPTMILL_"
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
 
 
 class ProducerSettings(BaseSettings):
@@ -23,7 +27,6 @@ class ProducerSettings(BaseSettings):
 
     redis_url: str = Field(
         default="redis://localhost:6379",
-        pattern=r"^(rediss?(\+sentinel)?|unix)://",
         description="Redis, as redis://, rediss:// or unix:// URL, or redis+sentinel://HOST,HOST/SERVICE.",
     )
     queue: str = Field(
@@ -34,6 +37,25 @@ class ProducerSettings(BaseSettings):
         pattern=r"^https?://",
         description="Endpoint of the S3-compatible store that results lie in; none for AWS itself.",
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_is_whole(cls, value: str) -> str:
+        """redis-py would stumble over some of it when it connects, and read the rest as something else, in silence."""
+        if not value.startswith(REDIS_SCHEMES):
+            raise ValueError(f"must begin with {', '.join(REDIS_SCHEMES)}")
+        if SentinelUrl.parse(value) is not None:
+            return value
+        parts = urlsplit(value)
+        if "#" in value or (parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path)):
+            raise ValueError("behind the host comes the database's number alone (/0); in a password # is %23, / is %2F")
+        if parts.scheme == "unix" and not parts.path:
+            raise ValueError("must name the socket, as unix:///PATH")
+        try:
+            redis.ConnectionPool.from_url(value).make_connection()  # opens none
+        except (TypeError, redis.RedisError) as error:
+            raise ValueError(f"has an option that a connection does not take ({error})") from None
+        return value
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
@@ -79,11 +101,16 @@ def _plain_type(annotation: Any) -> Any:
     return annotation
 
 
+def redact_url(url: str) -> str:
+    """The URL without its password, which may hold an @ that nobody has escaped."""
+    return _PASSWORD.sub(r"\1***@", url)
+
+
+_PASSWORD = re.compile(r"(://[^:/@]*:).*@")
+
+
 def _explain(problem: Any) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else "settings"
     flag = "--" + name.replace("_", "-")
-    given = _PASSWORD.sub(r"\1***@", repr(problem["input"]))
-    return f"{flag} ({ENV_PREFIX}{name.upper()}): {problem['msg']}; got {given}"
-
-
-_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@")
+    rule = problem["msg"].removeprefix("Value error, ")
+    return f"{flag} ({ENV_PREFIX}{name.upper()}): {rule}; got {redact_url(repr(problem['input']))}"

@@ -12,7 +12,7 @@ from redis.sentinel import Sentinel
 from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObject, Receive, Send, Sleep, Subscribe, T
-from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, bad_url, translate
+from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, translate
 from producer.stored_results import read_object
 
 
@@ -22,10 +22,7 @@ class Transport:
     def __init__(self, url: str, s3_endpoint_url: str | None = None) -> None:
         self.url = url
         self._s3_endpoint_url = s3_endpoint_url
-        try:
-            self._redis = _connect(url, {"retry": Retry(NoBackoff(), 0), **CONNECTION_OPTIONS})
-        except ValueError as error:
-            raise bad_url(url, error) from error
+        self._redis = _connect(url, {"retry": Retry(NoBackoff(), 0), **CONNECTION_OPTIONS})
 
     def close(self) -> None:
         self._redis.close()
@@ -126,7 +123,6 @@ class _Session:
 
 
 def _connect(url: str, options: dict[str, Any]) -> redis.Redis:
-    """Raises ValueError for a URL that is none."""
     behind = SentinelUrl.parse(url)
     if behind is None:
         return redis.Redis.from_url(url, **options)

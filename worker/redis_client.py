@@ -12,6 +12,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from producer.contract.sentinel_url import SentinelUrl
+from producer.settings import redact_url
 from worker.errors import StartRefusedError
 
 SOCKET_TIMEOUT_SECONDS = 5.0
@@ -31,12 +32,9 @@ def connect(url: str) -> redis.Redis:
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "health_check_interval": HEALTH_CHECK_SECONDS,
     }
-    try:
-        behind = SentinelUrl.parse(url)
-        if behind is None:
-            return redis.Redis.from_url(url, **options)
-    except ValueError as error:
-        raise StartRefusedError(f"--redis-url (PROMPTMILL_REDIS_URL): {error}") from error
+    behind = SentinelUrl.parse(url)
+    if behind is None:
+        return redis.Redis.from_url(url, **options)
     sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
     master: redis.Redis = sentinel.master_for(behind.service, **behind.options)
     return master
@@ -47,12 +45,10 @@ def check_server(client: redis.Redis, url: str) -> None:
     try:
         server, memory = client.info("server"), client.info("memory")
     except AuthenticationError as error:
-        raise StartRefusedError(
-            f"Redis at {_without_password(url)} refuses the login ({error}): see --redis-url"
-        ) from error
+        raise StartRefusedError(f"Redis at {redact_url(url)} refuses the login ({error}): see --redis-url") from error
     except redis.RedisError as error:
         raise StartRefusedError(
-            f"Redis at {_without_password(url)} cannot be reached ({error}): start it, or set --redis-url "
+            f"Redis at {redact_url(url)} cannot be reached ({error}): start it, or set --redis-url "
             "(PROMPTMILL_REDIS_URL)"
         ) from error
     version = str(server["redis_version"])
@@ -65,8 +61,3 @@ def check_server(client: redis.Redis, url: str) -> None:
             f"Redis evicts keys when its memory is full (maxmemory-policy {policy}), which loses jobs: "
             "run CONFIG SET maxmemory-policy noeviction, and set it in redis.conf"
         )
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"

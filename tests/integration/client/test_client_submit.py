@@ -11,7 +11,6 @@ from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
 from producer import Client, InvalidJobError, JobRequest, RedisUnavailableError, SettingsError
-from producer.transport import Transport
 from tests.fakes.fake_worker import FakeWorker
 
 
@@ -158,7 +157,7 @@ def test_a_redis_url_that_is_none_is_a_settings_error() -> None:
     with pytest.raises(SettingsError, match=r"--redis-url \(PROMPTMILL_REDIS_URL\)"):
         Client("http://localhost")
     with pytest.raises(SettingsError, match="--redis-url"):
-        Transport("redis://localhost:no-port")
+        Client("redis://localhost:no-port")
 
 
 def test_a_wrong_password_names_the_remedy(redis_url: str, redis_client: redis.Redis) -> None:

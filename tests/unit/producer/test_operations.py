@@ -8,7 +8,7 @@ import redis
 
 from producer import RedisUnavailableError
 from producer.operations import RECONNECT_MAX_DELAY_SECONDS, ConnectionLost, Protocol, Reconnect, Send, Sleep, send
-from producer.redis_connection import redact, translate
+from producer.redis_connection import translate
 from producer.stored_results import read_object
 
 
@@ -64,19 +64,6 @@ def test_a_waiting_client_is_more_patient_once_it_was_connected(monkeypatch: pyt
     total, longest = outlast()
     assert 60 <= total < 65
     assert longest == RECONNECT_MAX_DELAY_SECONDS
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("redis://localhost:6379", "redis://localhost:6379"),
-        ("redis://:secret@host:1/0", "redis://:***@host:1/0"),
-        ("rediss://me:s%40cret@host", "rediss://me:***@host"),
-        ("unix:///tmp/redis.sock", "unix:///tmp/redis.sock"),
-    ],
-)
-def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert redact(url) == shown
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""The settings of everything that talks to the queues: a Redis URL is wrong before anything connects."""
+
+import pytest
+
+from producer.errors import SettingsError
+from producer.settings import ProducerSettings, load_settings, redact_url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://localhost:6380/",
+        "rediss://me:s%40cret%2F%23@[::1]:6379/15?ssl_cert_reqs=none",
+        "unix://:secret@/run/redis.sock?db=4",
+        "redis+sentinel://one,two:1234/mill/2",
+    ],
+)
+def test_a_redis_url_that_can_be_used_is_taken(url: str) -> None:
+    assert load_settings(ProducerSettings, {"redis_url": url}).redis_url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("localhost:6379", "must begin with redis://"),
+        ("redis://localhost:port", "Port could not be cast"),
+        ("redis://localhost/queue", "the database's number alone"),
+        ("redis://localhost/1/2", "the database's number alone"),
+        ("redis://localhost?db=one", "db"),
+        ("redis://localhost?fast=1", "option that a connection does not take"),
+        ("redis://:a#secret@localhost", "# is %23"),
+        ("redis://:a/secret@localhost", "/ is %2F"),
+        ("redis://:p@ss/w@secret@localhost", "/ is %2F"),
+        ("unix://", "must name the socket"),
+        ("redis+sentinel://one", "SERVICE"),
+    ],
+)
+def test_a_redis_url_that_redis_py_would_misread_is_refused_without_its_password(url: str, words: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(ProducerSettings, {"redis_url": url})
+    assert words in str(refused.value) and str(refused.value).startswith("--redis-url (PROMPTMILL_REDIS_URL): ")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379", "redis://localhost:6379"),
+        ("redis://:secret@host:1/0", "redis://:***@host:1/0"),
+        ("rediss://me:s%40cret@host", "rediss://me:***@host"),
+        ("redis://:s@cret/1@host", "redis://:***@host"),
+        ("unix:///tmp/redis.sock", "unix:///tmp/redis.sock"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert redact_url(url) == shown
