@@ -31,6 +31,25 @@ typedef struct {
 #define CODE_OFFSET 0
 #endif
 
+/* A row's codes, kept within [0, 255] and stored CODE_OFFSET lower. */
+INLINE void store_codes(uint8_t *p, const int_lanes *codes) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  __m256i shorts = _mm256_packs_epi32((__m256i)codes->v[0], (__m256i)codes->v[1]); /* in halves of each */
+  shorts = _mm256_permute4x64_epi64(shorts, 0xD8);
+  __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1));
+  _mm_storeu_si128((__m128i *)p, bytes);
+#else
+  typedef uint8_t bytes __attribute__((vector_size(WIDTH)));
+  EACH_VEC {
+    ints code = codes->v[i], is_above = code > 255;
+    code &= ~(code < 0);
+    code = (code & ~is_above) | (255 & is_above);
+    bytes part = __builtin_convertvector(code - CODE_OFFSET, bytes);
+    memcpy(p + i * WIDTH, &part, sizeof part);
+  }
+#endif
+}
+
 /* acc[column] += sum of codes[k] * weight[k][column] over DEPTH k, for LANES columns.
  * weight: [2, LANES, 4]: k is 4 * first + last index. */
 INLINE void dot(int_lanes *acc, const uint8_t *codes, const int8_t *weight) {

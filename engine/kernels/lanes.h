@@ -11,6 +11,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #define LANES 16
 #if defined(__AVX512F__)
 #define WIDTH 16
@@ -75,9 +79,16 @@ INLINE lanes mul_add(lanes a, lanes b, lanes acc) {
   return acc;
 }
 
+/* a where it is greater, else b. */
 INLINE vec vec_max(vec a, vec b) {
+#if WIDTH == 8
+  return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif WIDTH == 16
+  return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
   ints greater = (ints)(a > b);
   return (vec)(((ints)a & greater) | ((ints)b & ~greater));
+#endif
 }
 
 /* The last steps of the tree for several sums at once. Before: each sum's partial sums lie side by side in a and in b,

@@ -53,7 +53,7 @@ static __attribute__((noinline)) void finish(const product_args *a, int row, int
 }
 
 /* num_rows rows times num_panels panels; both are constants where it is inlined. */
-INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels) {
+INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead) {
   lanes acc[ROWS][PANELS];
   const float *x = a->x + row * a->x_stride, *weight = a->weight + (int64_t)panel * a->in_features * LANES;
   int64_t panel_size = (int64_t)a->in_features * LANES;
@@ -67,7 +67,11 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
   for (int64_t k = 0; k < a->in_features; k++) {
     lanes column[PANELS];
 #pragma GCC unroll 2
-    for (int p = 0; p < num_panels; p++) column[p] = load_f32(weight + p * panel_size + k * LANES);
+    for (int p = 0; p < num_panels; p++) {
+      const float *elements = weight + p * panel_size + k * LANES;
+      __builtin_prefetch((const char *)elements + ahead);
+      column[p] = load_f32(elements);
+    }
 #pragma GCC unroll 12
     for (int r = 0; r < num_rows; r++) {
       lanes value = splat(rows[r][k]);

@@ -49,43 +49,47 @@ typedef struct {
   int32_t in_features, out_features, is_bf16, num_threads;
 } pack_args;
 
-typedef uint8_t bytes __attribute__((vector_size(WIDTH)));
+
+/* The nearest integer, in the low bits of a float's. */
+INLINE int32_t rounded_bits(float x) {
+  float shifted = x + ROUND;
+  int32_t bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  return bits;
+}
 
 INLINE int depth_of(int in_features) { return (in_features + DEPTH - 1) / DEPTH * DEPTH; }
 
-/* Write what LANES exact sums stand for; taking off what the zero point brought is exact too. A function of its own, for
- * the compiler's sake: a tile has up to 24 of them. */
-static __attribute__((noinline)) void finish(const product_args *a, int row, int column, const int_lanes *sum) {
+/* Write what a row's LANES exact sums stand for; taking off what the zero point brought is exact too. */
+INLINE void finish_lanes(const product_args *a, int row, int column, const int_lanes *sum, int is_bf16) {
   int left = a->out_features - column, count = left < LANES ? left : LANES;
-  float values[LANES], row_scale = a->row_scales[row];
-  int32_t zero = a->zeros[row];
+  int64_t place = (int64_t)row * a->out_features + column;
   lanes scales = load_f32(a->scales + column), result;
   EACH_VEC {
     ints totals;
     memcpy(&totals, a->totals + column + i * WIDTH, sizeof totals);
-    result.v[i] = __builtin_convertvector(sum->v[i] - totals * zero, vec) * (scales.v[i] * row_scale);
+    result.v[i] = __builtin_convertvector(sum->v[i] - totals * a->zeros[row], vec) * (scales.v[i] * a->row_scales[row]);
   }
-  int64_t place = (int64_t)row * a->out_features + column;
-  if (count == LANES && a->bias) {
-    lanes bias = load_f32(a->bias + column);
+  if (a->bias) {
+    lanes bias = load_part(a->bias, column, a->out_features, 0);
     EACH_VEC result.v[i] += bias.v[i];
   }
-  if (count == LANES && !a->is_bf16) {
-    store((float *)a->out + place, result);
-    return;
-  }
-  store(values, result);
-  for (int c = 0; c < count; c++) {
-    float value = count < LANES && a->bias ? values[c] + a->bias[column + c] : values[c];
-    if (a->is_bf16)
-      ((uint16_t *)a->out)[place + c] = to_bf16(value);
-    else
-      ((float *)a->out)[place + c] = value;
-  }
+  store_part((void *)at(a->out, place, is_bf16), 0, count, result, is_bf16);
+}
+
+/* A tile's sums, row by row. A function of its own: inlined into every tile it takes a compiler a minute. */
+static __attribute__((noinline)) void finish(const product_args *a, int row, int panel, int num_rows, int num_panels,
+                                             const int_lanes *sums) {
+  for (int r = 0; r < num_rows; r++)
+    for (int p = 0; p < num_panels; p++) {
+      const int_lanes *sum = sums + r * num_panels + p;
+      int column = (panel + p) * LANES;
+      a->is_bf16 ? finish_lanes(a, row + r, column, sum, 1) : finish_lanes(a, row + r, column, sum, 0);
+    }
 }
 
 /* num_rows rows times num_panels panels; both are constants where it is inlined. */
-INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels) {
+INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead) {
   int depth = depth_of(a->in_features);
   int_lanes acc[ROWS][PANELS];
   const uint8_t *codes = a->codes + (int64_t)row * depth;
@@ -94,40 +98,43 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
   for (int r = 0; r < num_rows; r++)
 #pragma GCC unroll 2
     for (int p = 0; p < num_panels; p++) acc[r][p] = (int_lanes){0};
-  for (int64_t k = 0; k < depth; k += DEPTH)
+  for (int64_t k = 0; k < depth; k += DEPTH) {
+#pragma GCC unroll 2
+    for (int p = 0; p < num_panels; p++) {
+      const int8_t *next = weight + (int64_t)p * depth * LANES + k * LANES + ahead;
+      __builtin_prefetch(next);
+      __builtin_prefetch(next + 64);
+    }
 #pragma GCC unroll 12
     for (int r = 0; r < num_rows; r++)
 #pragma GCC unroll 2
       for (int p = 0; p < num_panels; p++)
         dot(&acc[r][p], codes + (int64_t)r * depth + k, weight + (int64_t)p * depth * LANES + k * LANES);
+  }
+  int_lanes sums[ROWS * PANELS]; /* a copy, so that the accumulators have no address and stay in registers */
 #pragma GCC unroll 12
   for (int r = 0; r < num_rows; r++)
 #pragma GCC unroll 2
-    for (int p = 0; p < num_panels; p++) {
-      int_lanes sum = acc[r][p]; /* a copy, so that the accumulators have no address and stay in registers */
-      finish(a, row + r, (panel + p) * LANES, &sum);
-    }
+    for (int p = 0; p < num_panels; p++) sums[r * num_panels + p] = acc[r][p];
+  finish(a, row, panel, num_rows, num_panels, sums);
 }
 
 #include "panels.h"
 
 /* How far a row reaches below and above 0; returns 0 if one of its values is not finite. */
 INLINE int reach_of(const void *row, int size, int is_bf16, float *below, float *above) {
-  lanes lows = splat(0), highs = splat(0);
-  ints most[NUM_VECS] = {0}; /* absolute values by their bits: infinities and nans lie above all numbers */
+  lanes lows = splat(0), highs = splat(0), finite = splat(0);
   for (int i = 0; i < size; i += LANES) {
     lanes value = load_part(row, i, size, is_bf16);
     EACH_VEC {
-      ints bits = (ints)value.v[i] & 0x7FFFFFFF, greater = bits > most[i];
-      most[i] = (bits & greater) | (most[i] & ~greater);
+      finite.v[i] += value.v[i] * 0.0f; /* nan from infinities on */
       lows.v[i] = vec_max(lows.v[i], -value.v[i]);
       highs.v[i] = vec_max(highs.v[i], value.v[i]);
     }
   }
   *below = max_of_lanes(lows);
   *above = max_of_lanes(highs);
-  EACH_VEC for (int l = 0; l < WIDTH; l++) if (most[i][l] >= 0x7F800000) return 0;
-  return 1;
+  return sum_of_lanes(finite) == 0.0f;
 }
 
 INLINE void quantise_row(const product_args *a, int row, int is_bf16) {
@@ -143,18 +150,16 @@ INLINE void quantise_row(const product_args *a, int row, int is_bf16) {
     a->row_scales[row] = is_finite ? 0.0f : NAN;
     return;
   }
-  float inverse = 255.0f / range, zero = (below * inverse + ROUND) - ROUND;
-  a->zeros[row] = (int32_t)zero - CODE_OFFSET;
+  float inverse = 255.0f / range;
+  int32_t zero = rounded_bits(below * inverse) - rounded_bits(0);
+  a->zeros[row] = zero - CODE_OFFSET;
   a->row_scales[row] = range / 255.0f;
   for (int first = 0; first < depth; first += LANES) {
     uint8_t values[LANES];
     lanes value = load_part(x, first, a->in_features, is_bf16);
-    EACH_VEC {
-      vec code = (value.v[i] * inverse + ROUND) - ROUND + zero;
-      code = -vec_max(-vec_max(code, splat(0).v[0]), splat(-255).v[0]);
-      bytes part = __builtin_convertvector(__builtin_convertvector(code, ints) - CODE_OFFSET, bytes);
-      memcpy(values + i * WIDTH, &part, sizeof part);
-    }
+    int_lanes code;
+    EACH_VEC code.v[i] = (ints)(value.v[i] * inverse + ROUND) + (zero - rounded_bits(0));
+    store_codes(values, &code);
     memcpy(codes + first, values, depth - first < LANES ? DEPTH : LANES);
   }
 }

@@ -1,12 +1,14 @@
 /* The walk of a product of rows with a packed weight: tasks, blocks and tiles. Which of them computes a row changes no
  * bit of it.
  *
- * The weight lies in panels of LANES columns, each read front to back. A task is a block of panels that stays in the L2
- * cache while all rows of a block pass over it.
+ * The weight lies in panels of LANES columns, each read front to back. All rows of a block pass over a panel before the
+ * next, which the last of them fetches: memory is read while there is something to compute. A task is a block of panels
+ * that stays in the L2 cache for the next block of rows.
  *
  * Included by a kernel that has defined: ROWS and PANELS, the tile that its registers hold; WEIGHT_BYTES, the size of an
  * element; `product_args` with num_rows, in_features, out_features and num_threads; and
- * `tile(args, row, panel, num_rows, num_panels)`, whose counts are constants where it is inlined.
+ * `tile(args, row, panel, num_rows, num_panels, ahead)`, whose counts are constants where it is inlined, and which
+ * prefetches what lies `ahead` bytes behind the panels' elements that it reads.
  */
 #define BLOCK_BYTES (256 * 1024) /* of panels in one task: half of a common L2 */
 #define BLOCK_ROWS (20 * ROWS)
@@ -17,10 +19,10 @@ INLINE int at_least(int a, int b) { return a > b ? a : b; }
 
 #define CASE(count) \
   case count:       \
-    tile(a, row, panel, count, num_panels); \
+    tile(a, row, panel, count, num_panels, ahead); \
     break;
 
-INLINE void rows_of_tile(const product_args *a, int row, int panel, int num_rows, int num_panels) {
+INLINE void rows_of_tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead) {
   switch (num_rows) {
 #if ROWS == 12
     CASE(12) CASE(11) CASE(10) CASE(9) CASE(8) CASE(7)
@@ -35,11 +37,17 @@ INLINE void rows_of_tile(const product_args *a, int row, int panel, int num_rows
 static void block(const product_args *a, int first_row, int last_row, int first_panel, int last_panel) {
   /* Tiles of even height: 8 rows are two of 4, because a low tile waits for its few chains of additions. */
   int num_tiles = (last_row - first_row + ROWS - 1) / ROWS;
-  for (int row = first_row, num_rows; num_tiles > 0; row += num_rows, num_tiles--) {
-    int panel = first_panel;
-    num_rows = (last_row - row + num_tiles - 1) / num_tiles;
-    for (; panel + PANELS <= last_panel; panel += PANELS) rows_of_tile(a, row, panel, num_rows, PANELS);
-    for (; panel < last_panel; panel++) rows_of_tile(a, row, panel, num_rows, 1);
+  int64_t panel_bytes = (int64_t)a->in_features * LANES * WEIGHT_BYTES;
+  for (int panel = first_panel, num_panels; panel < last_panel; panel += num_panels) {
+    num_panels = panel + PANELS <= last_panel ? PANELS : 1;
+    for (int row = first_row, num_rows, left = num_tiles; left > 0; row += num_rows, left--) {
+      int64_t ahead = left == 1 ? panel_bytes * num_panels : 0;
+      num_rows = (last_row - row + left - 1) / left;
+      if (num_panels == PANELS)
+        rows_of_tile(a, row, panel, num_rows, PANELS, ahead);
+      else
+        rows_of_tile(a, row, panel, num_rows, 1, ahead);
+    }
   }
 }
 
