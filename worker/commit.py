@@ -20,6 +20,7 @@ from worker.fence import FencedRedis
 from worker.redis_client import REDIS_AWAY
 from worker.rq_bridge import Outcomes, dependents_key, has_extras
 from worker.running_job import RunningJob
+from worker.scripts import RECORD_TTL_SECONDS
 
 MAX_BATCH = 64  # jobs in one transaction
 NUM_THREADS = 4
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Committer:
-    """Commits in background threads. `on_end` is called there once for every job: nothing more will be written."""
+    """Commits in background threads. `on_end` is called there once for every job that is over, until `close`."""
 
     def __init__(self, client: redis.Redis, outcomes: Outcomes, on_end: Callable[[RunningJob], None]) -> None:
         self._client = client
@@ -67,6 +68,8 @@ class Committer:
                     self._submit(commit, [job])
                 return
             self._insist(commit, jobs[0], error)
+        if self._is_closing.is_set():
+            return  # what was not committed is handed over, and what was is no longer under our fence
         for job in jobs:
             self._on_end(job)
 
@@ -74,7 +77,7 @@ class Committer:
         """Try the job's commit a few times more; if it always raises, the job must end all the same: as failed."""
         for wait in FAILED_COMMIT_SECONDS:
             if self._is_closing.wait(wait):
-                return  # handed over, with its stored outcome
+                return
             try:
                 return self._repeat(lambda: commit([job]))
             except Exception as again:  # of any type, as before
@@ -172,6 +175,7 @@ class Committer:
         pipe.zrem(keys.leases_key(job.claim.queue), job.job_id)
         pipe.delete(keys.fence_key(job.job_id))
         if job.is_retried:
+            pipe.expire(keys.stream_key(job.job_id), RECORD_TTL_SECONDS)  # until the next attempt marks it
             return
         assert job.result is not None
         if job.status == "finished":

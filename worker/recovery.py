@@ -93,5 +93,11 @@ def give_back(client: redis.Redis, scripts: Scripts, claims: Sequence[Claim], *,
 
 
 def read_stored(client: redis.Redis, job_id: str) -> StoredStream:
-    rows: list[Any] = client.xrange(keys.stream_key(job_id)) or []
+    """A key that is no stream holds nothing; that it takes nothing either shows when its job is begun."""
+    try:
+        rows: list[Any] = client.xrange(keys.stream_key(job_id)) or []
+    except redis.ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+        rows = []
     return StoredStream(rows)

@@ -30,6 +30,7 @@ to live, and to have been cut off from Redis, is taken out again."""
 
 CLAIM_TTL_SECONDS = 60  # how long a claim can be replayed by its request id
 RECORD_TTL_SECONDS = 30 * 24 * 3600  # executions and wip: no stock clean-up may fail a job that can be resumed
+"""How long the stream of a job that waits for its next attempt is kept, too: the job may be deleted meanwhile."""
 
 
 class Append(NamedTuple):
@@ -38,9 +39,9 @@ class Append(NamedTuple):
     key: str
     expected_id: str
     """The stream's last entry as the writer knows it; empty only for a marker, which must be newer than everything
-    stored, and makes the stream live again (no TTL)."""
+    stored."""
     entries: Sequence[str]
-    """Flat: id, field, JSON, and so on."""
+    """Flat: id, field, JSON, and so on. A marker makes the stream live again (no TTL)."""
     publish: bool
     ttl_seconds: int | None = None
     """Starts the stream's expiry, for the `done` entry."""
@@ -115,7 +116,7 @@ class Scripts:
     def hand_over(self, client: redis.Redis | Pipeline, *, jobs: Sequence[str], resumable: bool) -> Any:
         """Put running jobs back to the front of their queues, under their fences. `jobs` as in `beat`, oldest claim
         first. Returns the ids that were put back. Those that are not `resumable` start over."""
-        return self._hand_over(args=["1" if resumable else "0", *jobs], client=client)
+        return self._hand_over(args=["1" if resumable else "0", RECORD_TTL_SECONDS, *jobs], client=client)
 
     def sweep(
         self, client: redis.Redis, *, queue: str, lease_seconds: float, max_jobs: int, execution_id: str

@@ -39,6 +39,8 @@ class Uploads:
                 break
             except ResultStoreError as error:
                 _log.warning("action=store_failed job_id=%s error=%s", job.job_id, error)
+            except Exception:  # of any type: a job whose result cannot be stored must end all the same
+                _log.exception("action=store_failed job_id=%s", job.job_id)
             if wait is None:
                 self._down_until = time.monotonic() + DOWN_SECONDS
                 _log.error("action=store_given_up job_id=%s: its result stays in Redis", job.job_id)

@@ -11,6 +11,7 @@ from rq.job import JobStatus
 import worker.commit
 import worker.uploads
 from producer.contract import ErrorCode, Result, keys
+from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -146,3 +147,46 @@ def test_a_job_whose_stream_key_holds_something_else_ends_as_failed(
         assert result.attempts == 1 and wait_for_result(redis_client, other.id).status == "finished"
         wait_for_no_leftovers(redis_client)
         assert job.get_status() is JobStatus.FAILED
+
+
+def test_a_job_that_came_back_to_a_stream_key_that_holds_something_else_fails_alone(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url, FakeEngine(step_seconds=0.01)):
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=60)
+        wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 3)
+    redis_client.delete(keys.stream_key(job.id))
+    redis_client.set(keys.stream_key(job.id), "a stranger's")
+    with WorkerThread(redis_url):
+        other = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+        assert wait_for_result(redis_client, other.id).status == "finished"
+        result = wait_for_result(redis_client, job.id)
+        assert result.status == "failed" and "cannot be written" in (result.error.message if result.error else "")
+
+
+def test_a_job_whose_commit_is_held_up_when_its_worker_ends_is_handed_over_with_its_outcome(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url) as first:
+
+        def hold_up(*args: Any) -> None:
+            raise redis.ConnectionError("away for the commits alone")
+
+        first.service._outcomes.add_success = hold_up
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+        wait_until(lambda: redis_client.ttl(keys.stream_key(job.id)) > 0)
+    assert queue.get_job_ids() == [job.id] and not redis_client.exists(keys.leases_key(queue.name))
+    with WorkerThread(redis_url) as second:
+        assert wait_for_result(redis_client, job.id).status == "finished" and second.engine.submitted == []
+
+
+def test_a_store_that_raises_what_it_never_should_holds_no_job_up(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BrokenStore(num_refusals=0)
+    monkeypatch.setattr(store, "put", lambda result, attempt: 1 / 0)
+    with worker_with(store, redis_url, monkeypatch):
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+        result = wait_for_result(redis_client, job.id)
+        assert result.status == "finished" and len(result.choices[0].token_ids) == 5
+        assert result.error is not None and result.error.code is ErrorCode.RESULT_STORE_ERROR

@@ -9,12 +9,10 @@ from rq import Queue
 from rq.job import JobStatus
 
 from producer.contract import keys
-from tests.fakes.worker_runs import enqueue_many, leftovers
+from tests.fakes.worker_runs import enqueue_many, leftovers, rq_queue
 from worker.claim import Claim
-from worker.errors import LeaseLostError
-from worker.fence import FencedRedis
 from worker.recovery import Sweeper, give_back
-from worker.scripts import Scripts
+from worker.scripts import Append, Scripts
 
 QUEUE = keys.DEFAULT_QUEUE
 LEASE_SECONDS = 30.0
@@ -133,6 +131,54 @@ def test_a_job_whose_claim_broke_off_comes_back_once_and_one_enqueued_again_is_n
     assert [held.job_id for held in claim(redis_client, scripts, request_id="next")] == [stranded, enqueued]
 
 
+def test_a_running_job_that_is_enqueued_on_another_queue_runs_on_and_once(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    [job_id] = enqueue_many(queue, 1)
+    [held] = claim(redis_client, scripts)
+    high = rq_queue(redis_client, f"{QUEUE}:high")
+    job = queue.fetch_job(job_id)
+    assert job is not None
+    high.enqueue_job(job)
+    assert claim(redis_client, scripts, request_id="next", queues=[high.name, QUEUE]) == [] and high.count == 0
+    assert beat(redis_client, scripts, held) == [b"started"]
+    assert redis_client.hget(job.key, "origin") == QUEUE.encode()
+    end_leases(redis_client)
+    high.enqueue_job(job)
+    [taken] = claim(redis_client, scripts, request_id="third", queues=[high.name, QUEUE])
+    assert taken.attempt == 2 and not redis_client.exists(keys.leases_key(QUEUE))
+
+
+def test_the_stream_of_a_job_that_came_back_is_kept_for_ever_only_from_its_next_marker_on(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    [job_id] = enqueue_many(queue, 1)
+    key = keys.stream_key(job_id)
+    [held] = claim(redis_client, scripts)
+    scripts.append(redis_client, [Append(key, "", ["1-0", "m", "{}", "1-1", "d", "{}"], publish=False)])
+    assert redis_client.ttl(key) == -1
+    for request in ("second", "third"):
+        if request == "second":
+            assert give_back(redis_client, scripts, [held]) == 1
+        else:
+            end_leases(redis_client)
+            assert sweep(redis_client, scripts)[0] == [job_id]
+        assert redis_client.ttl(key) > 0, "nobody may ever come for it"
+        [held] = claim(redis_client, scripts, request_id=request)
+        last = redis_client.xrevrange(key, count=1)[0][0].decode()
+        scripts.append(redis_client, [Append(key, last, [f"{held.attempt}-0", "m", "{}"], publish=False)])
+        assert redis_client.ttl(key) == -1
+
+
+def test_a_claim_drops_only_so_many_jobs_that_are_gone(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    redis_client.rpush(queue.key, *(f"gone-{number}" for number in range(1500)))
+    ids = enqueue_many(queue, 2)
+    assert claim(redis_client, scripts) == [] and queue.count == 502
+    assert [held.job_id for held in claim(redis_client, scripts, request_id="next")] == ids and queue.count == 0
+
+
 def test_a_live_lease_is_not_swept(redis_client: redis.Redis, scripts: Scripts, queue: Queue) -> None:
     enqueue_many(queue, 2)
     claim(redis_client, scripts)
@@ -196,60 +242,3 @@ def test_sweepers_wait_a_full_lease_at_the_start_and_after_a_gap(
     for now in (124.0, 128.0, 130.0):
         sweeper.sweep(now)
     assert queue.get_job_ids() == ids
-
-
-def fenced(client: redis.Redis, held: Claim) -> FencedRedis:
-    return FencedRedis(
-        client.connection_pool,
-        job_id=held.job_id,
-        fence_key=keys.fence_key(held.job_id),
-        fence=held.fence,
-        epilogue=lambda pipe: pipe.set("epilogue", 1) and None,
-    )
-
-
-def test_a_fenced_transaction_commits_with_its_epilogue_while_the_fence_holds(
-    redis_client: redis.Redis, scripts: Scripts, queue: Queue
-) -> None:
-    enqueue_many(queue, 1)
-    (held,) = claim(redis_client, scripts)
-    connection = fenced(redis_client, held)
-    with connection.pipeline() as pipe:
-        pipe.set("written", 1)
-        pipe.execute()
-    assert redis_client.mget("written", "epilogue") == [b"1", b"1"] and connection.error is None
-
-
-@pytest.mark.parametrize("fence", ["2:other", None])
-def test_a_fenced_transaction_writes_nothing_once_the_fence_is_lost(
-    fence: str | None, redis_client: redis.Redis, scripts: Scripts, queue: Queue
-) -> None:
-    enqueue_many(queue, 1)
-    (held,) = claim(redis_client, scripts)
-    if fence is None:
-        redis_client.delete(keys.fence_key(held.job_id))
-    else:
-        redis_client.set(keys.fence_key(held.job_id), fence)
-    connection = fenced(redis_client, held)
-    with connection.pipeline() as pipe:
-        pipe.watch("other")
-        pipe.multi()
-        pipe.set("written", 1)
-        with pytest.raises(LeaseLostError):
-            pipe.execute()
-    assert redis_client.mget("written", "epilogue") == [None, None]
-    assert isinstance(connection.error, LeaseLostError)
-
-
-def test_a_fence_that_changes_during_the_transaction_stops_it(
-    redis_client: redis.Redis, scripts: Scripts, queue: Queue
-) -> None:
-    enqueue_many(queue, 1)
-    (held,) = claim(redis_client, scripts)
-    connection = fenced(redis_client, held)
-    connection.epilogue = lambda pipe: redis_client.set(keys.fence_key(held.job_id), "2:other") and None
-    with connection.pipeline() as pipe:
-        pipe.set("written", 1)
-        with pytest.raises(redis.WatchError):
-            pipe.execute()
-    assert redis_client.get("written") is None

@@ -16,7 +16,7 @@ local function append(key, first)
     last = id
     if publish and field == 'd' then redis.call('PUBLISH', key, id .. ' ' .. data) end
   end
-  if ttl > 0 then redis.call('EXPIRE', key, ttl) elseif expected == '' then redis.call('PERSIST', key) end
+  if ttl > 0 then redis.call('EXPIRE', key, ttl) elseif ARGV[first + 5] == 'm' then redis.call('PERSIST', key) end
   return 'OK'
 end
 

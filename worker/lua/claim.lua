@@ -3,6 +3,7 @@ local request, worker, lease_seconds, record_ttl = ARGV[1], ARGV[2], tonumber(AR
 local started_at, claim_ttl, max_jobs = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 local tenant_limit, tenant_limits = tonumber(ARGV[8]), cjson.decode(ARGV[9])
 local bases = {unpack(ARGV, 10)}
+local MAX_DROPPED = 1000 -- of one claim: where thousands have expired in a queue, Redis serves others in between
 
 local function describe(claim)
   local _, done = stream_end(claim[1])
@@ -23,9 +24,10 @@ end
 if redis.call('EXISTS', suspended_key) == 1 then return 'suspended' end
 
 -- a job that is running was enqueued once more: it runs once, and RQ's fields say so again
-local function undo_requeue(id)
+local function undo_requeue(id, queue)
   local running = redis.call('HGET', execution_key(id, holder(id) or ''), 'worker_name')
-  redis.call('HSET', job_key(id), 'status', 'started', 'worker_name', running or '', 'started_at', started_at)
+  redis.call('HSET', job_key(id), 'status', 'started', 'worker_name', running or '', 'started_at', started_at,
+    'origin', queue)
 end
 
 -- why a job on the list is not to be run, or nil
@@ -35,13 +37,14 @@ local function refusal(id, queue)
   if fields.err then return 'its key is no hash' end
   if not fields[1] and not fields[2] then return 'its hash is gone' end
   if fields[1] and fields[1] ~= 'queued' then return 'status ' .. fields[1] end
-  local score = redis.call('ZSCORE', leases_key(queue), id)
+  local from = claimed_from(id, queue)
+  local score = redis.call('ZSCORE', leases_key(from), id)
   if not score then return nil end
   if tonumber(score) > now then
-    undo_requeue(id)
+    undo_requeue(id, from)
     return 'it is running'
   end
-  forget(id, queue)
+  forget(id, from)
   return nil
 end
 
@@ -57,7 +60,7 @@ local function start(id, queue, execution, order)
   redis.call('PERSIST', job_key(id))
   local composite, expiry = id .. ':' .. execution, seconds(now + record_ttl)
   -- created_at keeps the order of claims: a script's clock stands still
-  redis.call('HSET', execution_key(id, execution), 'id', execution, 'job_id', id, 'worker_name', worker,
+  redis.call('HSET', execution_key(id, execution), 'id', execution, 'job_id', id, 'worker_name', worker, 'queue', queue,
     'created_at', seconds(now + order / 1e6), 'last_heartbeat', seconds(now))
   redis.call('EXPIRE', execution_key(id, execution), record_ttl)
   redis.call('ZADD', executions_key(id), expiry, execution)
@@ -87,35 +90,37 @@ end
 
 local claims, dropped = {}, {}
 
--- one job off the queue; false if there is none
+-- the next job off the queue: whether it is one to be run; nil if there is none
 local function take(queue)
-  while true do
-    local id = redis.call('LPOP', queue_key(queue))
-    if not id then return false end
-    local why = refusal(id, queue)
-    if not why then
-      claims[#claims + 1] = start(id, queue, request .. '-' .. (#claims + 1), #claims)
-      return true
-    end
+  local id = redis.call('LPOP', queue_key(queue))
+  if not id then return nil end
+  local why = refusal(id, queue)
+  if why then
     dropped[#dropped + 1] = {id, why}
+  else
+    claims[#claims + 1] = start(id, queue, request .. '-' .. (#claims + 1), #claims)
   end
+  return not why
 end
 
 -- a job from each queue in turn: of `base` itself and of its tenants
 local function take_turns(base)
   local turns, num_passed_over = turns_key(base), 0
   if redis.call('EXISTS', queue_key(base)) == 1 then join_turns(base, base) end
-  while #claims < max_jobs do
+  while #claims < max_jobs and #dropped < MAX_DROPPED do
     local queue = redis.call('ZRANGE', turns, num_passed_over, num_passed_over)[1]
     if not queue then return end
     local _, tenant = split_tenant(queue)
     if tenant and is_at_limit(tenant) then
       num_passed_over = num_passed_over + 1 -- it keeps its place in the order
-    elseif take(queue) then
-      redis.call('ZADD', turns, next_turn(turns), queue)
-      if tenant and held[tenant] then held[tenant] = held[tenant] + 1 end
     else
-      redis.call('ZREM', turns, queue)
+      local is_taken = take(queue)
+      if is_taken == nil then
+        redis.call('ZREM', turns, queue)
+      elseif is_taken then
+        redis.call('ZADD', turns, next_turn(turns), queue)
+        if tenant and held[tenant] then held[tenant] = held[tenant] + 1 end
+      end -- else it keeps its turn
     end
   end
 end

@@ -40,6 +40,11 @@ local function holder(id)
   return fence and string.match(fence, '^%d+:(.+)$')
 end
 
+-- the queue that the job was claimed from; `queue` where nothing says so
+local function claimed_from(id, queue)
+  return redis.call('HGET', execution_key(id, holder(id) or ''), 'queue') or queue
+end
+
 -- drop the lease, the fence and RQ's records of the execution that holds the job; the attempt counter stays
 local function forget(id, queue)
   local execution = holder(id)
@@ -88,7 +93,7 @@ local function note_end_of_attempt(id, fence, has_crashed)
 end
 
 -- back to the front of the queue, unless something else than running has become of it
-local function give_back(id, queue, resumable, has_crashed)
+local function give_back(id, queue, resumable, has_crashed, record_ttl)
   local fence = redis.call('GET', fence_key(id))
   forget(id, queue)
   local fields = redis.call('HMGET', job_key(id), 'status', 'enqueued_at')
@@ -96,6 +101,7 @@ local function give_back(id, queue, resumable, has_crashed)
   note_end_of_attempt(id, fence, has_crashed)
   redis.call('HSET', job_key(id), 'status', 'queued', 'worker_name', '', 'started_at', '')
   if resumable then redis.call('HSET', job_key(id), RESUME_FIELD, fields[2] or '') end
+  redis.call('EXPIRE', stream_key(id), record_ttl) -- until the next attempt marks it: none may come
   redis.call('LPUSH', queue_key(queue), id)
   join_turns(queue, (split_tenant(queue)))
   return true

@@ -35,7 +35,7 @@ local function put_back(id, queue)
     orphans[#orphans + 1] = {id, queue, attempt, execution, 1, done, redis.call('HGETALL', job_key(id))}
   elseif status == 'queued' then
     if put_back_queued(id, queue) then given[#given + 1] = id end
-  elseif give_back(id, queue, true, true) then
+  elseif give_back(id, queue, true, true, record_ttl) then
     given[#given + 1] = id
   end
 end

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import redis
 from redis.client import Pipeline
@@ -134,7 +134,8 @@ def _refusal(message: str) -> JobRefusedError:
 
 
 def _is_under(url: str, allowed: str) -> bool:
-    """Whether `url` lies under the allowed prefix; the prefix's host is compared whole."""
-    given, prefix = urlsplit(url), urlsplit(allowed)
-    same_host = (given.scheme, given.netloc) == (prefix.scheme, prefix.netloc)
-    return same_host and given.path.startswith(prefix.path)
+    """Whether `url` is the allowed one or lies below it; hosts and parts of the path are compared whole."""
+    given, top = urlsplit(url), urlsplit(allowed)
+    same_host = (given.scheme, given.netloc) == (top.scheme, top.netloc)
+    is_below = f"{given.path}/".startswith(f"{top.path.rstrip('/')}/")
+    return same_host and is_below and ".." not in unquote(given.path).split("/")

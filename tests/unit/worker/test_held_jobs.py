@@ -46,7 +46,7 @@ def reader() -> JobReader:
         redis.Redis(),
         worker_name="w",
         allowed_callbacks=["app.done"],
-        allowed_webhooks=["https://hooks.example.com/mill/"],
+        allowed_webhooks=["https://hooks.example.com/mill"],
         max_call_bytes=200_000,
     )
 
@@ -152,6 +152,9 @@ def test_only_allowed_callbacks_and_webhooks_stay_on_the_job(reader: JobReader) 
         Webhook("https://hooks.example.com.evil.org/mill/", "failed"),
         Webhook("http://hooks.example.com/mill/", "failed"),
         Webhook("https://hooks.example.com/other", "failed"),
+        Webhook("https://hooks.example.com/mill-of-others", "failed"),
+        Webhook("https://hooks.example.com/mill/../other", "failed"),
+        Webhook("https://hooks.example.com/mill/%2e%2e/other", "failed"),
     ]
     claim = make_claim(
         data=data(),
