@@ -37,7 +37,7 @@ class BatchLine:
 def parse_line(text: bytes) -> BatchLine:
     """Raises BadLineError for a line without a usable envelope."""
     try:
-        line = json.loads(text)
+        line = json.loads(text.decode("utf-8-sig"))  # json's own guess may be UTF-16
     except (ValueError, RecursionError) as error:
         raise BadLineError("invalid_json_line", f"the line is no JSON: {error}") from error
     if not isinstance(line, dict):

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ def _progress_bar() -> Iterator[Callable[[BatchProgress], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with ExitStack() as stack:
+        bar = Progress(*columns, console=Console(stderr=True))
         task = bar.add_task("run", total=None, failed=0, rate=0.0)
 
         def show(progress: BatchProgress) -> None:
@@ -130,5 +131,7 @@ def _progress_bar() -> Iterator[Callable[[BatchProgress], None]]:
                 failed=progress.num_failed,
                 rate=progress.tokens_per_second,
             )
+            if not bar.live.is_started:  # what is refused before anything is asked is told in one line, without a bar
+                stack.enter_context(bar)
 
         yield show

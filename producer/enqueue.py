@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError
 
 from producer.contract import CONTRACT_VERSION, ErrorCode, JobRequest, keys, summarize
 from producer.durability import check_confirmed, confirm_commands, count_replicas
@@ -89,7 +88,7 @@ def build_request(fields: Mapping[str, Any]) -> JobRequest:
 
 
 def build_job(request: JobRequest, queue: str, job_id: str | None, depends_on: Sequence[str] = ()) -> NewJob:
-    """Raises InvalidJobError for an id that RQ would not take, or metadata that is no JSON."""
+    """Raises InvalidJobError for an id that RQ would not take."""
     key = request.idempotency_key
     if key is not None and job_id is not None:
         raise InvalidJobError("idempotency_key: it makes the job's id; leave out job_id", param="idempotency_key")
@@ -97,11 +96,8 @@ def build_job(request: JobRequest, queue: str, job_id: str | None, depends_on: S
         for name in given:
             if not isinstance(name, str) or not JOB_ID_PATTERN.fullmatch(name):
                 raise InvalidJobError(f"{param}: must match {JOB_ID_PATTERN.pattern}; got {name!r}", param=param)
-    try:
-        fields = {"v": CONTRACT_VERSION, **request.model_dump(mode="json", exclude_defaults=True)}
-        arguments = json.dumps([keys.JOB_FUNCTION, None, [], fields])
-    except PydanticSerializationError as error:
-        raise InvalidJobError(f"metadata: must be JSON: {error}", param="metadata") from error
+    fields = {"v": CONTRACT_VERSION, **request.model_dump(mode="json", exclude_defaults=True)}
+    arguments = json.dumps([keys.JOB_FUNCTION, None, [], fields])
     if key is None:
         return NewJob(job_id or str(uuid.uuid4()), queue, request, arguments, None, tuple(depends_on))
     keyed_id = id_from_key(keys.split_tenant(queue)[1], key)

@@ -22,6 +22,7 @@ from worker.held_signals import held_signals
 
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
+LOG_NAME = "redis.log"  # in the data's folder
 
 
 class EmbeddedRedis:
@@ -63,7 +64,6 @@ class EmbeddedRedis:
         data_dir = self._data_dir = self._data_dir or Path(tempfile.mkdtemp(prefix="promptmill-redis-"))
         data_dir.mkdir(parents=True, exist_ok=True)
         self.port = self._given_port or self.port or free_port()
-        log = data_dir / "redis.log"
         command = [binary, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(data_dir), "--save", ""]
         command += [
             "--appendonly",
@@ -73,7 +73,7 @@ class EmbeddedRedis:
             "--maxmemory-policy",
             "noeviction",
             "--logfile",
-            str(log),
+            str(data_dir / LOG_NAME),
             "--daemonize",
             "no",
         ]
@@ -83,11 +83,17 @@ class EmbeddedRedis:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
                 )
-            self._wait_until_up(log)
+            self._wait_until_up()
         except BaseException:
             self.stop()
             raise
         return self
+
+    def check_alive(self) -> None:
+        """Raises EmbeddedRedisError, with the server's last words, if it has ended by itself."""
+        assert self._process is not None
+        if (code := self._process.poll()) is not None:
+            raise EmbeddedRedisError(f"redis-server on port {self.port} ended with code {code}: {self._last_words()}")
 
     def stop(self) -> None:
         if self._process is not None:
@@ -116,7 +122,7 @@ class EmbeddedRedis:
     ) -> None:
         self.stop()
 
-    def _wait_until_up(self, log: Path) -> None:
+    def _wait_until_up(self) -> None:
         assert self._process is not None
         end = time.monotonic() + START_SECONDS
         with redis.Redis(port=self.port) as client:
@@ -125,11 +131,17 @@ class EmbeddedRedis:
                     # The pid tells our server from a stranger that took the port first.
                     if client.info("server")["process_id"] == self._process.pid:
                         return
-                except redis.ConnectionError:  # not listening yet, or still loading its file
+                except redis.BusyLoadingError:  # a long file may take long to read
+                    end = time.monotonic() + START_SECONDS
+                except redis.ConnectionError:  # not listening yet
                     pass
                 time.sleep(0.02)
+        raise EmbeddedRedisError(f"redis-server on port {self.port} did not start: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        log = self.data_dir / LOG_NAME
         words = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
-        raise EmbeddedRedisError(f"redis-server on port {self.port} did not start: {' | '.join(words) or 'no log'}")
+        return " | ".join(words) or "no log"
 
 
 def find_server() -> str:

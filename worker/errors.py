@@ -1,7 +1,7 @@
 """What the worker raises.
 
 WorkerError
-├── EmbeddedRedisError     no server binary, or it did not start
+├── EmbeddedRedisError     no server binary, or it did not start, or ended by itself
 ├── StartRefusedError      the surroundings break a promise (eviction policy, bucket, Redis); names the remedy
 ├── ResultStoreError       the result store cannot be written now; the put may be repeated
 ├── HandOverError          jobs could not be given back at the end; they return when their leases end
@@ -18,7 +18,7 @@ class WorkerError(Exception):
 
 
 class EmbeddedRedisError(WorkerError):
-    """The embedded Redis cannot be started."""
+    """The embedded Redis cannot be started, or has ended by itself."""
 
 
 class StartRefusedError(WorkerError):

@@ -12,7 +12,7 @@ from uuid import uuid4
 import redis
 from pydantic import ValidationError
 
-from producer.contract import Done, ErrorCode, ErrorInfo, JobRequest, Marker, Result
+from producer.contract import Done, ErrorCode, ErrorInfo, JobRequest, Marker
 from worker.claim import Claim
 from worker.errors import JobRefusedError
 from worker.outlet.job_stream import JobStream
@@ -103,7 +103,6 @@ class Intake:
             kwargs = self._reader.read_kwargs(rq_job)
             begun = self._resumable(claim, stored, kwargs) if stored is not None else None
             translated = self._translator.translate(claim.job_id, kwargs, begun.start if begun else None)
-            _check_metadata(translated.request)
         except JobRefusedError as error:
             return self._refuse(claim, rq_job, error.info)
         except Exception as error:  # of any type: one job's content must not stop the worker
@@ -213,27 +212,14 @@ class Intake:
     def _read_request(self, rq_job: Any) -> JobRequest | None:
         """None where it cannot be read, which costs an ended job no more than its metadata."""
         try:
-            request = JobRequest.model_validate(self._reader.read_kwargs(rq_job))
-            _check_metadata(request)
+            return JobRequest.model_validate(self._reader.read_kwargs(rq_job))
         except (JobRefusedError, ValidationError):
             return None
-        return request
 
 
 def _has_shown(claim: Claim, stored: StoredStream | None) -> bool:
     """Whether subscribers may have seen output of earlier attempts."""
     return claim.attempt > 1 and (stored is None or bool(stored.entries))
-
-
-def _check_metadata(request: JobRequest) -> None:
-    """It comes back in the result as it is, so it must be something that JSON can hold."""
-    if not request.metadata:
-        return
-    try:
-        Result(job_id="", status="finished", metadata=request.metadata).to_wire()
-    except Exception as error:  # pydantic's own, and what it lets through
-        message = "metadata cannot be written as JSON (a lone surrogate, or nested too deeply?): send plain JSON values"
-        raise JobRefusedError(ErrorCode.INVALID_REQUEST, message, param="metadata") from error
 
 
 def _as_utf8(text: str | None) -> str | None:

@@ -3,6 +3,8 @@
 No command is retried by the client: a lost reply may hide a write that happened. Who can repeat a write safely does.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -40,10 +42,12 @@ def connect(url: str) -> redis.Redis:
     return master
 
 
-def check_server(client: redis.Redis, url: str) -> None:
-    """Raises StartRefusedError, with the remedy, where jobs could be lost."""
+@contextmanager
+def reached(url: str) -> Iterator[None]:
+    """What a worker needs Redis for before it serves: there is nothing to wait for yet. Raises StartRefusedError, with
+    the remedy, where Redis refuses it or goes away meanwhile."""
     try:
-        server, memory = client.info("server"), client.info("memory")
+        yield
     except AuthenticationError as error:
         raise StartRefusedError(f"Redis at {redact_url(url)} refuses the login ({error}): see --redis-url") from error
     except redis.RedisError as error:
@@ -51,6 +55,12 @@ def check_server(client: redis.Redis, url: str) -> None:
             f"Redis at {redact_url(url)} cannot be reached ({error}): start it, or set --redis-url "
             "(PROMPTMILL_REDIS_URL)"
         ) from error
+
+
+def check_server(client: redis.Redis, url: str) -> None:
+    """Raises StartRefusedError, with the remedy, where jobs could be lost."""
+    with reached(url):
+        server, memory = client.info("server"), client.info("memory")
     version = str(server["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < MIN_SERVER_VERSION:
         needed = ".".join(map(str, MIN_SERVER_VERSION))

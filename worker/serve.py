@@ -46,9 +46,10 @@ class ServeSettings(WorkerSettings):
 
 
 def serve(settings: ServeSettings) -> int:
-    """The exit code of whatever ended first; 0 if a signal ended it. Raises WorkerError where Redis cannot start."""
+    """The exit code of whatever ended first; 0 if a signal ended it. Raises WorkerError where Redis cannot start, or
+    ends before the others."""
     with ExitStack() as stack:
-        url, kept, files = settings.redis_url, "", None
+        url, kept, files, server = settings.redis_url, "", None, None
         if not settings.is_redis_given:
             server = stack.enter_context(_embedded_redis(settings))
             url, files = server.url, server.data_dir / "files"
@@ -60,7 +61,7 @@ def serve(settings: ServeSettings) -> int:
         if gateway_process.is_installed():
             gateway_environment = gateway_process.environment_for(environment, http_port, files=files)
             processes.append(_start(stack, gateway_process.COMMAND, gateway_environment))
-        return _wait(processes)
+        return _wait(processes, server)
 
 
 def _start(stack: ExitStack, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -68,8 +69,9 @@ def _start(stack: ExitStack, command: list[str], environment: dict[str, str]) ->
     return stack.enter_context(running(command, env=environment, start_new_session=True))
 
 
-def _wait(processes: list["subprocess.Popen[bytes]"]) -> int:
-    """Until one of them ends, and then the others; signals are passed on, and how soon they end is their own affair."""
+def _wait(processes: list["subprocess.Popen[bytes]"], server: EmbeddedRedis | None) -> int:
+    """Until one of them ends, and then the others; signals are passed on, and how soon they end is their own affair.
+    Raises EmbeddedRedisError if the server ends: they would wait for it for ever."""
     num_signals = 0
 
     def pass_on(signum: int, frame: object) -> None:
@@ -81,6 +83,8 @@ def _wait(processes: list["subprocess.Popen[bytes]"]) -> int:
     for signum in ending_signals():
         signal.signal(signum, pass_on)
     while all(process.poll() is None for process in processes):
+        if server is not None:
+            server.check_alive()
         time.sleep(POLL_SECONDS)
     first = next(process for process in processes if process.poll() is not None)
     if not num_signals:

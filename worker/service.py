@@ -30,7 +30,7 @@ from worker.outlet.select import select_result_store
 from worker.outlet.stream import StreamOutlet
 from worker.parsing.model_format import ModelFormat
 from worker.recovery import Sweeper
-from worker.redis_client import REDIS_AWAY, check_server, connect
+from worker.redis_client import REDIS_AWAY, check_server, connect, reached
 from worker.rq_bridge import RQ_PREFIX, JobReader, Outcomes, RqBridge
 from worker.scripts import Scripts
 from worker.settings import WorkerSettings
@@ -71,7 +71,8 @@ def run_worker(settings: WorkerSettings) -> None:
             store = select_result_store(settings.results, s3_endpoint_url=settings.s3_endpoint_url)
             store.check()
             engine.start()
-            service = WorkerService(settings, client, engine, store)
+            with reached(settings.redis_url):
+                service = WorkerService(settings, client, engine, store)
             service.run(on_serving=lambda: signals.serve(service.request_stop))
             signals.is_handed_over = True
         finally:
@@ -204,7 +205,8 @@ class WorkerService:
 
     def run(self, *, on_serving: Callable[[], None] | None = None) -> None:
         """Serve until told to stop, then hand over. `on_serving` is called when jobs are about to be claimed."""
-        self._bridge.register()
+        with reached(self._settings.redis_url):
+            self._bridge.register()
         if on_serving is not None:
             on_serving()
         self._leases.start()

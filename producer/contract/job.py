@@ -88,7 +88,7 @@ class JobRequest(BaseModel):
     top_logprobs: StrictInt = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS, description="So many likeliest, beside it.")
     echo: StrictBool = Field(default=False, description="The prompt comes back; with logprobs, with its own.")
 
-    response_format: dict[str, Any] | None = Field(default=None, description="OpenAI's: text, JSON object or schema.")
+    response_format: JsonObject | None = Field(default=None, description="OpenAI's: text, JSON object or schema.")
     regex: Text | None = Field(default=None, description="The whole output matches it; no look-around.")
     choice: list[Text] | None = Field(default=None, description="The output is one of these.")
     grammar: Text | None = Field(default=None, description="Lark, in llguidance's dialect.")
@@ -103,7 +103,7 @@ class JobRequest(BaseModel):
         default=None, description="Whose job it is: tenants take turns. The queue decides; the client derives it."
     )
     stream: StrictBool = Field(default=True, description="False skips PUBLISH; the stream is written all the same.")
-    metadata: dict[str, Any] = {}
+    metadata: JsonObject = {}
     idempotency_key: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = Field(
         default=None, description="Names one job of the tenant, for as long as it is kept; the client derives its id."
     )

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, StrictInt, StrictStr
 from pydantic_core import PydanticCustomError
 
+MAX_NESTING = 64  # of arrays and objects: deeper ones are no requests, and recursion ends somewhere
+
 CONTRACT_RULE = "contract_rule"  # pydantic's error type for a rule of ours; `ctx["param"]` names the field
 
 
@@ -23,11 +25,28 @@ def _check_unicode(text: str) -> str:
     return text
 
 
+def is_deeper(value: Any, limit: int) -> bool:
+    """Whether arrays and objects lie in each other deeper than that."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list | tuple)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def count_json_bytes(value: Any) -> int:
     """Of a value whose shape is not ours to say. Raises a rule for what JSON or a tokenizer cannot take."""
+    if is_deeper(value, MAX_NESTING):
+        raise breaks_rule("", f"is nested deeper than {MAX_NESTING} levels")
     try:
         return len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise breaks_rule("", f"cannot be written as JSON ({error}); give plain JSON values in valid Unicode") from None
 
 

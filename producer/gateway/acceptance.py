@@ -12,7 +12,7 @@ from fastapi import Request
 
 from producer.contract import ErrorCode, JobRequest, Usage
 from producer.contract.keys import tenant_queue
-from producer.errors import PromptmillError, RedisUnavailableError
+from producer.errors import InvalidJobError, PromptmillError, RedisUnavailableError
 from producer.gateway.auth import Caller
 from producer.gateway.bodies import read_json_object
 from producer.gateway.context import GatewayContext
@@ -83,6 +83,13 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
     try:
         is_keyed = jobs[0].idempotency_key is not None
         enqueued = await context.client.submit_many(jobs, job_ids=None if is_keyed else ids)
+    except InvalidJobError as error:
+        if error.code is not ErrorCode.IDEMPOTENCY_CONFLICT:
+            raise
+        message = "idempotency_key: was used for another request; send the same one, or use a new key"
+        raise ApiError(
+            error.code.http_status, error.code, message, param="idempotency_key", should_retry=False
+        ) from error
     except RedisUnavailableError as error:
         message = "the queue went away while the request was enqueued; it may or may not have been"
         raise ApiError(

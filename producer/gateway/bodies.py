@@ -6,9 +6,8 @@ from typing import Any
 
 from fastapi import Request
 
+from producer.contract.rules import MAX_NESTING, is_deeper
 from producer.gateway.errors import ApiError
-
-MAX_NESTING = 64  # of arrays and objects: deeper ones are no requests, and recursion ends somewhere
 
 
 async def read_json_object(request: Request) -> dict[str, Any]:
@@ -25,7 +24,7 @@ async def read_json_object(request: Request) -> dict[str, Any]:
         raise ApiError(HTTPStatus.BAD_REQUEST, "invalid_json", f"the body is no JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ApiError(HTTPStatus.BAD_REQUEST, "invalid_json", "the body must be a JSON object")
-    if _is_deeper(fields, MAX_NESTING):
+    if is_deeper(fields, MAX_NESTING):
         message = f"the body is nested deeper than {MAX_NESTING} levels"
         raise ApiError(HTTPStatus.BAD_REQUEST, "invalid_json", message)
     return fields
@@ -33,17 +32,3 @@ async def read_json_object(request: Request) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
-
-
-def _is_deeper(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-        if not level:
-            return False
-    return True

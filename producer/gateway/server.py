@@ -3,12 +3,11 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
 
 import uvicorn
 
-from producer.errors import RedisUnavailableError
+from producer.errors import FileStoreError, RedisUnavailableError, SettingsError
 from producer.gateway.app import create_app
 from producer.gateway.context import GatewayContext
 from producer.gateway.drain import Drain
@@ -37,7 +36,7 @@ class GatewayServer(uvicorn.Server):
 
 
 def run_gateway(settings: GatewaySettings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. For the main thread."""
+    """Serve until SIGTERM or SIGINT, then drain. For the main thread. Raises SettingsError before it listens."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings))
 
@@ -53,8 +52,12 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _serve(settings: GatewaySettings) -> None:
     context = GatewayContext.build(settings)
-    with suppress(RedisUnavailableError):  # it is asked again before each upload
+    try:
         await context.files.claim_store()
+    except RedisUnavailableError:
+        pass  # it is asked again before each upload
+    except FileStoreError as error:
+        raise SettingsError(str(error)) from error
     await build_server(settings, context).serve()
 
 

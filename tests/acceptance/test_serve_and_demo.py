@@ -128,6 +128,21 @@ def test_serve_answers_keeps_its_data_and_leaves_nothing_behind(
     assert again.has_left_nothing()
 
 
+def test_serve_ends_with_its_redis_and_says_why(start: type[Command], tmp_path: Path) -> None:
+    port = free_port()
+    command = start(
+        "serve", *ONE_THREAD, "--redis-port", str(port), "--data-dir", str(tmp_path), stderr=subprocess.STDOUT
+    )
+    assert command.process.stdout is not None
+    assert str(port) in command.process.stdout.readline()
+    with redis.Redis(port=port) as connection:
+        os.kill(int(connection.info("server")["process_id"]), signal.SIGKILL)
+    out, _ = command.process.communicate(timeout=60)
+    assert command.process.returncode == 3
+    assert f"Error: redis-server on port {port} ended with code -9: " in out
+    assert command.has_left_nothing()
+
+
 def test_serve_on_a_given_redis_starts_none_of_its_own(start: type[Command], redis_url: str) -> None:
     command = start("serve", *ONE_THREAD, "--redis-url", redis_url, stderr=subprocess.DEVNULL)
     assert command.process.stdout is not None

@@ -145,6 +145,13 @@ def test_every_failure_is_said_once_without_a_traceback(
     assert result.stdout == ""
 
 
+def test_a_run_that_cannot_begin_says_why_in_one_line_without_a_bar(promptmill: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("country\nFrance\n")
+    result = promptmill("run", str(tmp_path / "in.csv"), str(tmp_path / "out.csv"), "--prompt", "{nobody}")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "Error: --prompt: there is no column 'nobody'; the columns are: country\n"
+
+
 def test_a_job_that_waits_for_a_worker_says_so(promptmill: Invoke, redis_url: str) -> None:
     result = promptmill("submit", "x", "--timeout", "0.05")
     assert "no worker is alive yet" in result.stderr

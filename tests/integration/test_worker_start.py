@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 from rq.worker import BaseWorker
 
 from tests.fakes.worker_runs import WorkerThread
+from worker.embedded_redis import EmbeddedRedis
 from worker.errors import StartRefusedError
 from worker.rq_bridge import RqBridge
 from worker.service import run_worker
@@ -17,6 +19,14 @@ from worker.settings import WorkerSettings
 def test_a_redis_out_of_reach_is_refused_before_the_model_is_loaded() -> None:
     with pytest.raises(StartRefusedError, match=r"127\.0\.0\.1:1.*--redis-url"):
         run_worker(WorkerSettings(redis_url="redis://127.0.0.1:1/0", model="no-such-model"))
+
+
+def test_a_redis_that_goes_away_while_the_worker_starts_is_a_refusal(tmp_path: Path) -> None:
+    with EmbeddedRedis(data_dir=tmp_path) as server:
+        worker = WorkerThread(server.url)
+        server.kill()
+        with pytest.raises(StartRefusedError, match=rf":{server.port}/0 cannot be reached.*--redis-url"), worker:
+            worker.join()
 
 
 @pytest.fixture

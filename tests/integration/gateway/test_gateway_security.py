@@ -1,6 +1,9 @@
 """API keys, their limits and what each may see; sizes, depths and origins; what the log says."""
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx2 as httpx
 import openai
@@ -10,6 +13,7 @@ from click.testing import CliRunner
 
 from producer.cli import main
 from producer.gateway.api_keys import API_KEYS_KEY
+from producer.gateway.files.file_keys import STORE_KEY, UNRECORDED_KEY
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway, wait_until
 
@@ -189,6 +193,9 @@ def test_an_idempotency_key_makes_one_job_of_two_requests(gateway: RunningGatewa
         with pytest.raises(openai.ConflictError) as error:
             client.completions.create(model="fake", prompt="y", extra_headers=headers)
     assert error.value.code == "idempotency_conflict" and error.value.response.headers["x-should-retry"] == "false"
+    assert error.value.param == "idempotency_key" and error.value.body["message"].startswith(
+        "idempotency_key: was used"
+    )
 
 
 def test_redis_away_is_unavailable_and_unhealthy() -> None:
@@ -249,6 +256,18 @@ def test_names_that_no_website_can_have_and_allowed_origins_are_served_without_a
 def test_other_addresses_than_loopback_need_a_key_or_a_flag(redis_url: str) -> None:
     done = CliRunner().invoke(main, ["gateway", "--http-host", "0.0.0.0", "--redis-url", redis_url])
     assert done.exit_code == 2 and "--allow-anonymous" in done.output
+
+
+def test_a_gateway_whose_files_lie_elsewhere_does_not_start(
+    redis_url: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    redis_client.set(STORE_KEY, "another /elsewhere")
+    redis_client.zadd(UNRECORDED_KEY, {"a-part": 1})  # a store without anything is nobody's
+    arguments = ["gateway", "--http-port", "0", "--files", str(tmp_path), "--redis-url", redis_url]
+    command = [sys.executable, "-m", "producer.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "lie in /elsewhere, and this gateway's --files is" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_figures_name_queues_workers_and_waits(gateway: RunningGateway, echoing: FakeWorker) -> None:

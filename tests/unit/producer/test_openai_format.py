@@ -28,6 +28,7 @@ def test_a_line_is_its_id_its_url_and_its_body() -> None:
     [
         (b"{", "invalid_json_line", None),
         (b"[]", "invalid_json_line", None),
+        ("{}".encode("utf-16"), "invalid_json_line", None),
         (b"[" * 100_000, "invalid_json_line", None),
         (line(custom_id=...), "missing_custom_id", None),
         (line(custom_id=5), "missing_custom_id", None),

@@ -1,11 +1,19 @@
 """What a request that breaks the contract is told: the field, the rule, what was given."""
 
+import math
 from typing import Any
 
 import pytest
 
 from producer import InvalidJobError
 from producer.enqueue import build_request
+
+
+def _nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"x": value}
+    return value
 
 
 @pytest.mark.parametrize(
@@ -143,6 +151,12 @@ from producer.enqueue import build_request
             "min_tokens",
             "min_tokens cannot be combined with regex, which says where the output may end",
         ),
+        ({"prompt": "a", "metadata": {"x": math.nan}}, "metadata", "metadata: cannot be written as JSON"),
+        ({"prompt": "a", "metadata": {"x": {1}}}, "metadata", "metadata: cannot be written as JSON"),
+        ({"prompt": "a", "metadata": {"x": "\ud800"}}, "metadata", "metadata: cannot be written as JSON"),
+        ({"prompt": "a", "metadata": _nested(65)}, "metadata", "metadata: is nested deeper than 64 levels"),
+        ({"prompt": "a", "response_format": {"x": _nested(900)}}, "response_format", "is nested deeper than 64 levels"),
+        ({"prompt": "a", "response_format": {"x": object()}}, "response_format", "give plain JSON values"),
         ({"prompt": "a", "task": "embed"}, "task", "not supported yet; use 'generate'"),
         ({"prompt": "a", "v": 2}, "v", "v: must be 1; got 2"),
         ({"prompt": "a", "n": 0, "top_p": 0}, "n", "n: must be at least 1; got 0; top_p: must be above 0; got 0"),
