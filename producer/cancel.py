@@ -10,6 +10,7 @@ The race rules, all decided inside Redis in one step:
 from typing import Any, Literal
 
 from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, Usage, keys
+from producer.contract.job import MAX_CHOICES
 from producer.errors import JobNotFoundError
 from producer.operations import Protocol, Script, send
 from producer.rq_names import execution_key_prefix, executions_key, job_key, queue_key, registry_key
@@ -61,9 +62,8 @@ def _compose(job_id: str, entries: list[Any], request: dict[str, Any]) -> tuple[
     reader = StreamReader(job_id)
     deliveries = reader.take_range(entries)
     has_ended = reader.done is not None  # yet the job came back (RQ's requeue): what it had is void
-    num_choices = request.get("n", 1) if isinstance(request.get("n", 1), int) else 1
     chunks = [] if has_ended else [delivery.chunk for delivery in deliveries]
-    choices = [Choice.join(index, chunks, cut_off="cancelled") for index in range(num_choices)]
+    choices = [Choice.join(index, chunks, cut_off="cancelled") for index in range(_num_choices(request))]
     attempt = reader.last_id.attempt + 1
     usage = _usage(entries, choices)
     marker = Marker(job_id=job_id, attempt=attempt, worker=WRITER, reset=has_ended)
@@ -86,6 +86,12 @@ def _compose(job_id: str, entries: list[Any], request: dict[str, Any]) -> tuple[
         metadata=metadata if isinstance(metadata, dict) else {},
     )
     return lines, result
+
+
+def _num_choices(request: dict[str, Any]) -> int:
+    """Of what no worker would take, one: anybody may have written it."""
+    wanted = request.get("n", 1)
+    return wanted if isinstance(wanted, int) and 1 <= wanted <= MAX_CHOICES else 1
 
 
 def _usage(entries: list[Any], choices: list[Choice]) -> Usage:

@@ -23,7 +23,7 @@ _IGNORED_FIELDS = frozenset(
     {"user", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 )
 # Fields that ask for nothing with this one value, which clients send without being asked to.
-_NEUTRAL_VALUES: dict[str, Any] = {"modalities": ["text"], "parallel_tool_calls": True, "best_of": 1}
+_NEUTRAL_VALUES: dict[str, Any] = {"modalities": ["text"], "best_of": 1}
 
 
 @dataclass(frozen=True, slots=True)

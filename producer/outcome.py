@@ -4,7 +4,6 @@ Everybody who waits for a job asks here when nothing was published for a while: 
 """
 
 import base64
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +14,7 @@ from producer.contract import ErrorCode, ErrorInfo, Result, keys
 from producer.errors import JobNotFoundError, ResultStoreError
 from producer.operations import Command, Protocol, ReadObject, send
 from producer.rq_names import job_key, rq_results_key
+from producer.stored_request import decompressed
 
 NUM_LOOKS_BEFORE_GIVING_UP = 2  # an outcome is committed in steps: one look may fall between two of them
 
@@ -169,9 +169,9 @@ def read_failure_of_rq(job_id: str) -> Protocol[Result]:
     )
     text = ""
     if records and records[0][1].get(b"exc_string"):
-        text = zlib.decompress(base64.b64decode(records[0][1][b"exc_string"])).decode(errors="replace")
+        text = decompressed(base64.b64decode(records[0][1][b"exc_string"])).decode(errors="replace")
     elif legacy:
-        text = zlib.decompress(legacy).decode(errors="replace")
+        text = decompressed(legacy).decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     message = lines[-1] if lines else "RQ ended the job without a reason"
     return Result(job_id=job_id, status="failed", error=ErrorInfo(code=ErrorCode.INTERNAL, message=message))

@@ -14,6 +14,7 @@ import click
 from pydantic import Field
 
 from producer.contract.keys import DEFAULT_QUEUE
+from producer.settings import redact_url
 from worker import gateway_process, worker_process
 from worker.embedded_redis import EmbeddedRedis, free_port
 from worker.errors import StartRefusedError
@@ -148,7 +149,7 @@ def _greeting(settings: WorkerSettings, url: str, kept: str, http_port: int | No
     gateway = f"http://127.0.0.1:{http_port}/v1" if http_port is not None else f"none: {gateway_process.REMEDY}"
     return "\n".join(
         [
-            f"redis   {url}{kept}",
+            f"redis   {redact_url(url)}{kept}",
             f"worker  {', '.join(settings.served_model_names)} from {', '.join(settings.queue_names)}",
             f"try     {_submit_command(settings, url)}",
             f"openai  {gateway}",
@@ -161,7 +162,7 @@ def _greeting(settings: WorkerSettings, url: str, kept: str, http_port: int | No
 def _submit_command(settings: WorkerSettings, url: str) -> str:
     words = ["promptmill", "submit", "What is the capital of France?", "--max-tokens", "20", "--stream"]
     if url != f"redis://127.0.0.1:{DEFAULT_PORT}/0":
-        words += ["--redis-url", url]
+        words += ["--redis-url", redact_url(url)]
     if DEFAULT_QUEUE not in settings.queue_names:
         words += ["--queue", settings.queue_names[0]]
     return shlex.join(words).replace("'", '"')

@@ -158,3 +158,12 @@ def test_a_pickled_job_can_be_cancelled(client: Client, redis_client: redis.Redi
     pickled = Queue("promptmill", connection=redis_client).enqueue("promptmill.generate", prompt="Hello")
     assert client.cancel(pickled.id) is True
     assert client.job(pickled.id).result(timeout=10).status == "cancelled"
+
+
+def test_a_job_that_asks_for_more_choices_than_any_worker_gives_is_cancelled_as_any_other(
+    client: Client, redis_client: redis.Redis
+) -> None:
+    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
+    absurd = queue.enqueue("promptmill.generate", prompt="Hello", n=10**12)
+    assert client.cancel(absurd.id) is True
+    assert len(client.job(absurd.id).result(timeout=10).choices) == 1

@@ -109,6 +109,13 @@ def test_a_job_that_rq_failed_raises_with_rqs_reason(client: Client, redis_clien
         job.result(timeout=30)
 
 
+def test_the_reason_of_a_foreign_worker_is_read_compressed_or_not(client: Client, redis_client: redis.Redis) -> None:
+    job = client.submit("a")
+    redis_client.hset(f"rq:job:{job.id}", mapping={"status": "failed", "exc_info": "Traceback\nOSError: no disk"})
+    with pytest.raises(JobFailedError, match="OSError: no disk"):
+        job.result(timeout=30)
+
+
 def test_no_result_within_the_timeout_raises_and_the_job_goes_on(client: Client, worker: FakeWorker) -> None:
     job = client.submit("a")
     with pytest.raises(ResultTimeoutError, match=rf"job {job.id} has not ended within 0\.1 s"):

@@ -68,6 +68,8 @@ def test_the_greeting_has_a_command_that_reaches_this_redis() -> None:
     assert 'promptmill submit "What is the capital of France?" --max-tokens 20 --stream\n' in default
     other = _greeting(load_settings(ServeSettings, {"queues": "mine"}), "redis://127.0.0.1:7000/0", "", 8000)
     assert other.splitlines()[2].endswith("--redis-url redis://127.0.0.1:7000/0 --queue mine")
+    elsewhere = _greeting(load_settings(ServeSettings), "rediss://user:p@ss@host:1/0", "", 8000)
+    assert "rediss://user:***@host:1/0" in elsewhere and "p@ss" not in elsewhere, "what is shown ends up in logs"
 
 
 def test_what_was_set_reaches_the_worker_process_whatever_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
