@@ -32,6 +32,7 @@ from benchmarks.peer_environment import PeerError
 from benchmarks.report import print_and_keep, print_table
 from benchmarks.workload import Workload, uniform_workload
 from tests.fakes.fast_interpreter import speed_up_interpreter
+from tests.fakes.small_tiles import set_small_tiles
 
 KERNEL_COLUMNS = ["kernel", "case", "µs", "rate", "share of limit"]
 ENGINE_COLUMNS = [
@@ -60,6 +61,8 @@ def main(sizes: str, sequences: str, peers: str, seed: int | None, smoke: bool) 
         raise SystemExit("there is no CUDA device; --smoke runs on a CPU")
     seed = int.from_bytes(os.urandom(3)) if seed is None else seed
     speed_up_interpreter()
+    if smoke:
+        set_small_tiles(setattr)
     with model_root(smoke) as root:
         chosen = [SMOKE_SIZE] if smoke else [SIZES[name] for name in sizes.split(",")]
         check_all(chosen[0], device, seed, root)

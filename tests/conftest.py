@@ -17,6 +17,8 @@ import redis
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Arithmetic of tests and of what they start: threads that wait for each other spin, and other tests have the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for variable in [name for name in os.environ if name.startswith("PROMPTMILL_")]:

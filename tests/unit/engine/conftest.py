@@ -43,18 +43,10 @@ def kernels_dir() -> Path:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest tiles of the GPU's kernels, and trials at a model's start that need few of them.
+    """See there."""
+    from tests.fakes.small_tiles import set_small_tiles
 
-    The interpreter takes milliseconds for each."""
-    from engine.attention import self_check, triton_backend
-    from engine.model import triton_linear
-
-    for name, size in (("_BLOCK_M", 16), ("_BLOCK_N", 16), ("_BLOCK_K", 32), ("_TRIAL_ROWS", (1, 2, 17, 20))):
-        monkeypatch.setattr(triton_linear, name, size)
-    monkeypatch.setattr(triton_linear, "_TRIAL_SHAPE", (33, 50))
-    monkeypatch.setattr(triton_backend, "SPLIT", 16)
-    monkeypatch.setattr(triton_backend, "_TILE_KEYS", 16)
-    monkeypatch.setattr(self_check, "_LENGTHS", {"cpu": [33, 17], "cuda": [600, 17]})
+    set_small_tiles(monkeypatch.setattr)
 
 
 @pytest.fixture

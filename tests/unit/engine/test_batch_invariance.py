@@ -18,6 +18,7 @@ ARITHMETICS: dict[str, dict[str, Any]] = {
     "int8": {"dtype": "float32", "quantize": "int8"},
     "int8 of bfloat16": {"dtype": "bfloat16", "quantize": "int8"},
 }
+NUM_DEMO_LAYERS = 6  # of 30 that are all of one shape: an order of sums follows from shapes
 
 
 @pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
@@ -39,6 +40,7 @@ def test_logits_do_not_depend_on_chunks_or_batch_mates(tiny: tuple[str, Path], a
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_the_demo_models_logits_do_not_depend_on_chunks_batch_mates_or_threads(arithmetic: str) -> None:
     model = load_model(EngineConfig(model_path="smollm2-135m", block_size=BLOCK_SIZE, **ARITHMETICS[arithmetic]))
+    del model.model.get_decoder().layers[NUM_DEMO_LAYERS:]  # type: ignore[operator]
     torch.set_num_threads(1)
     expected = run(model, prompts(40_000), steps_of(1000))
     for num_threads, size in ((1, 13), (2, 1000), (3, 13), (16, 1000), (16, 13)):

@@ -21,9 +21,20 @@ LOGITS = (
 )
 
 
+KEPT = (
+    "import sys; from pathlib import Path; from engine.model.table_of_contents import keep_table_of_contents; "
+    "keep_table_of_contents(Path(sys.argv[1])); import transformers; print(len(dir(transformers)))"
+)
+
+
 @pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return LIGHT.format(str(tmp_path_factory.mktemp("cache")))
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def light(cache_dir: Path) -> str:
+    return LIGHT.format(str(cache_dir))
 
 
 def output_of(code: str, *arguments: str) -> str:
@@ -46,7 +57,9 @@ def logits(folders: list[str]) -> bytes:
     return b"".join(row.numpy().tobytes() for row in rows)
 
 
-def test_all_architectures_are_imported_without_the_compiler_which_works_once_it_is_asked_for(light: str) -> None:
+def test_all_architectures_are_imported_without_the_compiler_which_works_once_it_is_asked_for(
+    light: str, cache_dir: Path
+) -> None:
     output = output_of(
         light + "from importlib import import_module; from engine.model.registry import ARCHITECTURES; "
         "[import_module(a.module_name) for a in ARCHITECTURES.values()]; import engine.runner.model_runner; "
@@ -54,6 +67,7 @@ def test_all_architectures_are_imported_without_the_compiler_which_works_once_it
         "print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item())"
     )
     assert output.splitlines() == ["[]", "2.0"]
+    assert len(list((cache_dir / "transformers").iterdir())) == 1  # the table of contents
 
 
 def test_models_of_all_architectures_compute_to_the_bit_what_they_do_after_a_plain_import(
@@ -93,16 +107,15 @@ def test_a_process_that_has_transformers_keeps_it_as_it_is(light: str) -> None:
 
 
 def test_the_table_of_contents_is_read_from_its_file_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
-    light = LIGHT.format(str(tmp_path)) + "import transformers; print(len(dir(transformers)))"
-    num_names = output_of(light)
-    (table,) = (tmp_path / "transformers").iterdir()
+    num_names = output_of(KEPT, str(tmp_path))
+    (table,) = tmp_path.iterdir()
     whole = table.read_text()
     entries = json.loads(whole)
     del entries[0][1][next(iter(entries[0][1]))]
     table.write_text(json.dumps(entries))
-    assert output_of(light) != num_names  # what the file says is taken
+    assert output_of(KEPT, str(tmp_path)) != num_names  # what the file says is taken
     table.write_text(whole[:1000])
-    assert output_of(light) == num_names
+    assert output_of(KEPT, str(tmp_path)) == num_names
     assert table.read_text() == whole
 
 

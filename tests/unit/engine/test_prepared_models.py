@@ -14,10 +14,13 @@ from torch import nn
 from engine.config import EngineConfig
 from engine.model import loader, preparation
 from engine.model.loader import LoadedModel, load_model
+from engine.model.locate import default_cache_dir
 from engine.model.prepared_models import PreparedModels
 from engine.model.registry import ARCHITECTURES
 from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
+
+COMPILED = default_cache_dir() / "kernels"
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +34,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, cache_dir: Path, **options: object) -> LoadedModel:
-    """Waits for what is kept of it."""
+    """Waits for what is kept of it. The cache is the test's own, but for kernels: those are compiled once for all."""
+    if not (cache_dir / "kernels").exists():
+        COMPILED.mkdir(parents=True, exist_ok=True)
+        (cache_dir / "kernels").symlink_to(COMPILED)
     config = EngineConfig(
         model_path=str(folder),
         cache_dir=str(cache_dir),
