@@ -17,6 +17,7 @@ from worker.claim import Claim
 from worker.finishing import Finisher
 from worker.held_jobs import HeldJobs
 from worker.job_parts import JobParts
+from worker.limits import Limits
 from worker.running_job import RunningJob, Stage
 
 MAX_ADMISSION_SECONDS = 0.005  # of one turn, so that tokenising does not hold up the streams
@@ -30,6 +31,7 @@ class Admission:
         parts: JobParts,
         finisher: Finisher,
         held: HeldJobs,
+        limits: Limits,
         *,
         on_output: Callable[[RunningJob, RequestOutput], None],
     ) -> None:
@@ -38,6 +40,7 @@ class Admission:
         self._outlet = parts.outlet
         self._finisher = finisher
         self._held = held
+        self._limits = limits
         self._on_output = on_output
         self._opened: list[RunningJob] = []  # their markers are on the way
         self._lone: RunningJob | None = None  # a suspect that has to prove itself
@@ -117,6 +120,7 @@ class Admission:
             output_token_ids=job.stream.token_ids() if job.stream.is_resumed else (),
             on_output=lambda output: self._on_output(job, output),
         )
+        self._limits.add(job)
 
     def _end(self, job: RunningJob) -> None:
         job.end()

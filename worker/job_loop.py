@@ -13,22 +13,21 @@ from engine.outputs import RequestOutput
 from producer.contract import ErrorCode, ErrorInfo
 from worker.admission import Admission
 from worker.claim import Claim
+from worker.claim_pace import ClaimPace
 from worker.commit import Committer
 from worker.errors import ReplayMismatchError
 from worker.event_queue import EventQueue
 from worker.finishing import Finisher
 from worker.held_jobs import HeldJobs
 from worker.job_parts import JobParts
+from worker.limits import Limits
 from worker.metrics import TokenRate
 from worker.recovery import give_back
 from worker.redis_client import REDIS_AWAY
 from worker.running_job import RunningJob, Stage, StopCause
 
-IDLE_CLAIM_SECONDS = 0.02  # between looks at queues that were empty
-BUSY_CLAIM_SECONDS = 0.05  # the same, while there is something to do
 MAX_CLAIM = 64  # jobs in one script run
-MAX_WAIT_SECONDS = 0.05
-LIMITS_SECONDS = 0.05  # between looks at deadlines and timeouts
+MAX_WAIT_SECONDS = 0.5  # the heartbeat wants to see the loop turn
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 1.0
 COMMITS_END_SECONDS = 0.3  # what a hand-over leaves to commits that are under way
@@ -60,6 +59,7 @@ class JobLoop:
         self._drain_seconds = drain_seconds
         self._events = EventQueue()
         self._held = HeldJobs()
+        self._limits = Limits(self._held)
         self._committer = Committer(
             parts.client, parts.outcomes, lambda job: self._events.post(partial(self._release, job))
         )
@@ -68,14 +68,16 @@ class JobLoop:
             parts,
             self._finisher,
             self._held,
+            self._limits,
             on_output=lambda job, output: self._events.post(partial(self._on_output, job, output)),
         )
         self._rate = TokenRate()
         self._num_new_tokens = 0
         self._num_stop_requests = 0
         self._drains_until: float | None = None  # monotonic seconds; None: no limit
-        self._claim_at = self._check_limits_at = self._retry_at = 0.0  # monotonic seconds
+        self._retry_at = 0.0  # monotonic seconds
         self._backoff_seconds = 0.0
+        self.pace = ClaimPace(self._events.wake)
         self.tokens_per_second = 0.0
         self.failure: EngineDiedError | None = None
 
@@ -117,8 +119,10 @@ class JobLoop:
         now = time.monotonic()
         self._count_tokens(now)
         self._check_limits(now)
-        self._flush(now)
-        if now < self._retry_at:
+        may_advance = now >= self._retry_at
+        if not (may_advance and self._finisher.has_work):  # else the last entries go out with the others, in a moment
+            self._flush(now)
+        if not may_advance:
             return
         try:
             self._advance(now)
@@ -138,11 +142,18 @@ class JobLoop:
         return num_given
 
     def _wait_seconds(self, now: float) -> float:
-        if (self._finisher.has_work or self._admission.has_work) and now >= self._retry_at:
-            return 0.0
-        due = self._outlet.seconds_until_due(now)
-        claim_in = max(0.0, self._claim_at - now) if self._room > 0 else MAX_WAIT_SECONDS
-        return min(MAX_WAIT_SECONDS, claim_in, due if due is not None else MAX_WAIT_SECONDS)
+        """Until something is due that no event tells of."""
+        retry_in = max(0.0, self._retry_at - now)
+        waits = [MAX_WAIT_SECONDS]
+        may_commit = (self._finisher.has_sealed or self._admission.has_opened) and not self._outlet.is_redis_away
+        if self._finisher.has_work or self._admission.has_work or may_commit:
+            waits.append(retry_in)
+        if (claim_in := self.pace.seconds_until_due(now)) < MAX_WAIT_SECONDS and self._room > 0:
+            waits.append(max(claim_in, retry_in))
+        if self._drains_until is not None:
+            waits.append(max(0.0, self._drains_until - now))
+        dues = (self._outlet.seconds_until_due(now), self._limits.seconds_until_due(now, time.time()))
+        return min([*waits, *(due for due in dues if due is not None)])
 
     def _advance(self, now: float) -> None:
         self._finisher.decide()
@@ -183,13 +194,13 @@ class JobLoop:
         return min(num_seqs, self._max_num_jobs - len(self._held), MAX_CLAIM)
 
     def _claim_some(self, now: float) -> None:
-        room = self._room
-        if room <= 0 or now < self._claim_at:
+        if self.pace.seconds_until_due(now) > 0 or (room := self._room) <= 0:
             return
+        self.pace.begin()
         claims = self._intake.claim(room)
-        self._claim_at = now if claims else now + (BUSY_CLAIM_SECONDS if len(self._held) else IDLE_CLAIM_SECONDS)
         for claim in claims:
             self._take_claim(claim)
+        self.pace.end(now, may_have_more=len(claims) == room, is_busy=len(self._held) > 0)
 
     def _take_claim(self, claim: Claim) -> None:
         if (old := self._held.get(claim.job_id)) is not None:
@@ -230,11 +241,9 @@ class JobLoop:
 
     def _check_limits(self, now: float) -> None:
         """Deadlines and RQ's timeouts."""
-        if now < self._check_limits_at:
-            return
-        self._check_limits_at = now + LIMITS_SECONDS
-        for job in list(self._held.generating()):
-            cause = job.passed_limit(now, time.time()) if job.stop_cause is None else None
+        epoch_now = time.time()
+        for job in self._limits.take_passed(now, epoch_now):
+            cause = job.passed_limit(now, epoch_now) if job.stop_cause is None else None
             if cause == "failed":
                 message = f"the job ran for longer than its RQ timeout of {job.timeout_seconds:g} s"
                 job.error = ErrorInfo(code=ErrorCode.TIMEOUT, message=message)

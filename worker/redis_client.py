@@ -9,6 +9,7 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection
 from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -40,6 +41,16 @@ def connect(url: str) -> redis.Redis:
     sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
     master: redis.Redis = sentinel.master_for(behind.service, **behind.options)
     return master
+
+
+def open_connection(client: redis.Redis) -> AbstractConnection:
+    """A connection outside the client's pool, for who reads what the server says unasked; the caller disconnects it.
+
+    It speaks RESP2, in which that comes as messages; in RESP3 redis-py keeps it to itself.
+    """
+    pool = client.connection_pool
+    connection: AbstractConnection = pool.connection_class(**{**pool.connection_kwargs, "protocol": 2})
+    return connection
 
 
 @contextmanager

@@ -89,6 +89,13 @@ class RunningJob:
         """Epoch seconds."""
         return self.translated.request.deadline if self.translated else None
 
+    @property
+    def times_out_at(self) -> float | None:
+        """Monotonic seconds."""
+        if self.timeout_seconds is None or self.submitted_at is None:
+            return None
+        return self.submitted_at + self.timeout_seconds
+
     def passed_limit(self, now: float, epoch_now: float) -> StopCause | None:
         """Which limit of the job is over: its deadline, or RQ's timeout, which is engine time of this attempt.
 
@@ -96,9 +103,7 @@ class RunningJob:
         """
         if self.deadline is not None and epoch_now >= self.deadline:
             return "deadline"
-        if self.timeout_seconds is None or self.submitted_at is None:
-            return None
-        return "failed" if now - self.submitted_at > self.timeout_seconds else None
+        return "failed" if self.times_out_at is not None and now >= self.times_out_at else None
 
     @property
     def num_sequences(self) -> int:

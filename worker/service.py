@@ -29,6 +29,7 @@ from worker.outlet.base import ResultStore
 from worker.outlet.select import select_result_store
 from worker.outlet.stream import StreamOutlet
 from worker.parsing.model_format import ModelFormat
+from worker.queue_watch import QueueWatch
 from worker.recovery import Sweeper
 from worker.redis_client import REDIS_AWAY, check_server, connect, reached
 from worker.rq_bridge import RQ_PREFIX, JobReader, Outcomes, RqBridge
@@ -111,6 +112,13 @@ class WorkerService:
             on_cancel=lambda job_id: self._loop.request_job_stop(job_id, "cancelled"),
             on_stop_job=lambda job_id: self._loop.request_job_stop(job_id, "stopped"),
             on_shutdown=self._loop.request_stop,
+        )
+        self._watch = QueueWatch(
+            client,
+            queues=settings.queue_names,
+            has_limits=settings.max_running_per_tenant is not None or bool(settings.limits_by_tenant),
+            on_arrival=self._loop.pace.note_arrival,
+            on_watching=self._loop.pace.set_watched,
         )
         self._tenants = TenantQueues(client, self._scripts, queues=settings.queue_names)
         self._housekeeper = self._build_housekeeper()
@@ -211,6 +219,7 @@ class WorkerService:
             on_serving()
         self._leases.start()
         self._control.start()
+        self._watch.start()
         self._housekeeper.start()
         _log.info("action=serving worker=%s queues=%s", self.name, ",".join(self._settings.queue_names))
         try:
@@ -225,6 +234,7 @@ class WorkerService:
     def _hand_over(self) -> None:
         self._housekeeper.stop()
         self._control.stop()
+        self._watch.stop()
         end = time.monotonic() + HAND_OVER_SECONDS
         while True:
             try:

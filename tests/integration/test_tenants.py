@@ -184,7 +184,7 @@ def test_one_worker_a_second_looks_for_tenants(redis_client: redis.Redis, script
 
 
 def test_jobs_of_tenants_run_whoever_enqueued_them(redis_url: str, redis_client: redis.Redis, client: Client) -> None:
-    with WorkerThread(redis_url, max_running_per_tenant=2) as worker:
+    with WorkerThread(redis_url, max_running_per_tenant=2, lease_seconds=2) as worker:  # the first sweep comes sooner
         ours = submit(client, 5, "acme")
         plain = enqueue_many(rq_queue(redis_client, "promptmill:low@zeta"), 5, max_tokens=4)
         retried = rq_queue(redis_client, ACME).enqueue(FUNCTION, prompt="Hi", max_tokens=4)

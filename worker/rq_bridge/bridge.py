@@ -12,6 +12,7 @@ from rq.rate_limit import RateLimitRegistry
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
 from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
+from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now
 from rq.worker import BaseWorker
 from rq.worker.base import WorkerStatus
@@ -23,6 +24,7 @@ from worker.rq_bridge.held_job import HeldJob
 RQ_PREFIX: str = RQ_KEY_PREFIX
 QUEUES_KEY: str = Queue.redis_queues_keys  # SET of the keys of all queues that were ever enqueued to
 QUEUE_PREFIX: str = Queue.redis_queue_namespace_prefix
+SUSPENDED_KEY: str = WORKERS_SUSPENDED  # there while RQ is suspended
 WORKER_TTL_SECONDS = 30  # RQ adds a minute: a worker that died stands in `rq info` for 90 s at most
 
 

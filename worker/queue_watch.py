@@ -1,0 +1,120 @@
+"""Hears of jobs as they are enqueued, whoever does it: Redis tells which keys change, as for client-side caches.
+
+Plain RQ and other languages push onto a list and tell nobody; a list can be waited for only by taking from it. So the
+watch has Redis report every change of the served queues' keys, of their tenants' queues and turns and, where tenants
+have limits, of their leases, because one that ends makes room. A server, or a proxy before one, that cannot do that is
+asked every few milliseconds instead: see `ClaimPace`. Knows nothing of claims.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis
+from redis.connection import AbstractConnection
+from redis.exceptions import ResponseError
+
+from producer.contract import keys
+from worker.redis_client import REDIS_AWAY, open_connection
+from worker.rq_bridge import QUEUE_PREFIX, SUSPENDED_KEY
+
+POLL_SECONDS = 1.0
+PING_POLLS = 10  # without a word, before the server is asked whether it is there; after as many more it is not
+RETRY_SECONDS = 1.0
+INVALIDATIONS = "__redis__:invalidate"  # the channel of the changes: Redis' own name
+
+_log = logging.getLogger(__name__)
+
+
+class QueueWatch:
+    """Callbacks run on the watch's thread."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        queues: Sequence[str],
+        has_limits: bool,
+        on_arrival: Callable[[], None],
+        on_watching: Callable[[bool], None],
+    ) -> None:
+        """`has_limits`: whether tenants have limits. `on_watching` is told whether arrivals are heard of."""
+        self._client = client
+        self._queues = frozenset(queues)
+        self._has_limits = has_limits
+        self._on_arrival = on_arrival
+        self._on_watching = on_watching
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="queue-watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._is_stopping.set()
+
+    def _run(self) -> None:
+        while not self._is_stopping.is_set():
+            try:
+                self._watch()
+            except ResponseError as error:
+                _log.warning("action=watch_refused error=%s remedy=none_needed_queues_are_polled", error)
+                return
+            except Exception as error:  # of any type: jobs are found without it, too
+                if not self._is_stopping.is_set():
+                    _log.warning("action=watch_lost", exc_info=None if isinstance(error, REDIS_AWAY) else error)
+            finally:
+                self._on_watching(False)
+            self._is_stopping.wait(RETRY_SECONDS)
+
+    def _watch(self) -> None:
+        connection = open_connection(self._client)
+
+        def ask(*command: Any) -> Any:
+            connection.send_command(*command)  # type: ignore[no-untyped-call]
+            return connection.read_response()
+
+        try:
+            prefixes = [part for prefix in self._prefixes() for part in ("PREFIX", prefix)]
+            ask("CLIENT", "TRACKING", "ON", "REDIRECT", ask("CLIENT", "ID"), "BCAST", *prefixes)
+            ask("SUBSCRIBE", INVALIDATIONS)
+            self._on_watching(True)
+            self._on_arrival()  # what came before
+            self._listen(connection)
+        finally:
+            connection.disconnect()  # type: ignore[no-untyped-call]
+
+    def _listen(self, connection: AbstractConnection) -> None:
+        num_silent = 0
+        while not self._is_stopping.is_set():
+            if connection.can_read(POLL_SECONDS):
+                num_silent = 0
+                self._take(connection.read_response())
+                continue
+            num_silent += 1
+            if num_silent == PING_POLLS:
+                connection.send_command("PING")  # type: ignore[no-untyped-call]
+            elif num_silent >= 2 * PING_POLLS:
+                raise redis.TimeoutError("the server does not answer")
+
+    def _prefixes(self) -> list[str]:
+        """None begins with another: Redis refuses that."""
+        prefixes = {QUEUE_PREFIX + queue for queue in self._queues} | {SUSPENDED_KEY}
+        prefixes |= {keys.turns_key(queue) for queue in self._queues}
+        if self._has_limits:
+            prefixes |= {keys.leases_key(f"{queue}@") for queue in self._queues}
+        return sorted(one for one in prefixes if not any(one != other and one.startswith(other) for other in prefixes))
+
+    def _take(self, message: Any) -> None:
+        if message[0] != b"message":
+            return  # the answer to a PING
+        changed = message[2]
+        if changed is None or any(self._is_ours(key.decode(errors="replace")) for key in changed):
+            self._on_arrival()
+
+    def _is_ours(self, key: str) -> bool:
+        for prefix in (QUEUE_PREFIX, keys.turns_key(""), keys.leases_key("")):
+            if key.startswith(prefix):
+                return keys.split_tenant(key.removeprefix(prefix))[0] in self._queues
+        return key == SUSPENDED_KEY
