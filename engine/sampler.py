@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 _NUM_CANDIDATES = 256
 _SUM_WIDTH = 256  # columns summed at a time: torch splits longer sums by the number of threads and rows
 _MAX_NOISE_VALUES = 1 << 18  # noise values held at once: keeps the passes over them in the CPU's cache
+_MAX_ORDERED = 1 << 23  # logits held as 64-bit integers at once: 256 rows of 150,000 would be gigabytes on a GPU
 
 
 @dataclass(slots=True)
@@ -265,10 +266,17 @@ class TorchPasses:
 
     def likeliest(self, logits: Tensor, rows: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
         """See `VocabularyPasses.likeliest`."""
-        x = logits[rows]
-        token_ids = x.shape[1] - 1 - (_ordered(x).topk(num_tokens, dim=-1).values & 0xFFFFFFFF)
-        most = x.amax(dim=-1, keepdim=True)
-        return token_ids, most[:, 0].double() + _sum_rows(x.sub_(most).exp_()).log_()
+        parts = [
+            _likeliest(logits[some], num_tokens) for some in torch.split(rows, _MAX_ORDERED // logits.shape[1] + 1)
+        ]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _likeliest(x: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """As `VocabularyPasses.likeliest`, of all rows of x. Mutates x."""
+    token_ids = x.shape[1] - 1 - (_ordered(x).topk(num_tokens, dim=-1).values & 0xFFFFFFFF)
+    most = x.amax(dim=-1, keepdim=True)
+    return token_ids, most[:, 0].double() + _sum_rows(x.sub_(most).exp_()).log_()
 
 
 def _scale(logits: Tensor, temperature: Tensor) -> Tensor:

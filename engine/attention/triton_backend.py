@@ -22,6 +22,9 @@ _TILE_KEYS = 64  # likewise, at most; a split is a whole number of tiles
 _TILE_BYTES = 16_384  # of a tile's keys, at most: several such tiles are on their way into a GPU's shared memory
 _MIN_ROWS = 16  # the fewest rows of a tensor core's product
 _PREFILL_ROWS = 64
+# The block table is loaded before the keys that it leads to: with fewer stages no tile is on its way while one is
+# computed with (the compiler's waits are for all copies then).
+_DECODE_STAGES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,9 @@ class TritonAttention:
         self, q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, first_sequence: int, rules: _Rules
     ) -> None:
         group = q.shape[1] // layer.shape[3]
-        num_rows = _num_rows(group) if self.is_row_invariant else max(_num_rows(group), _PREFILL_ROWS)
+        # In float32, which has no tensor cores, the registers of a large tile do not suffice by far.
+        has_small_tile = self.is_row_invariant or q.dtype == torch.float32
+        num_rows = _num_rows(group) if has_small_tile else max(_num_rows(group), _PREFILL_ROWS)
         num_tokens = num_rows // group
         # As many tiles as there can be: every sequence may end in the middle of one.
         num_tiles = (batch.num_tokens - first_sequence) // num_tokens + batch.num_seqs - first_sequence
@@ -168,6 +173,7 @@ def _decode(q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, num
         **constants,
         IS_SPLIT=is_split,
         num_warps=4,
+        num_stages=_DECODE_STAGES if q.element_size() == 2 else 3,  # float32 is short of registers
     )
     if is_split:
         merge_kernel[(num_decodes, num_heads)](

@@ -29,6 +29,12 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def use_device(device: torch.device) -> None:
+    """Make this thread launch on it: streams, events and Triton's kernels follow that choice, not their tensors."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def resolve_dtype(name: str, device: torch.device, checkpoint_dtype: str | None) -> torch.dtype:
     """`auto` is the checkpoint's own on CUDA; on a CPU bfloat16 where it is computed natively, else float32.
 

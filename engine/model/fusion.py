@@ -6,7 +6,7 @@ the fused modules are made of goes with the attention's backend: native passes o
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -122,17 +122,17 @@ class Fusion:
         attentions = {module: layer for module in self.model.modules() if (layer := attention_of(module)) is not None}
         self._observe(attentions)
         num_attentions = num_mlps = num_norms = num_layers = 0
-        for parent, name, module in list(_children(self.model)):
+        # Nothing but its parent holds a module that is replaced: the weights of two models may not fit.
+        for parent, name in _places(self.model, lambda module: module in attentions or hasattr(module, "down_proj")):
+            module = getattr(parent, name)
             if module in attentions:
-                num_attentions += self._replace(parent, name, self._attention(module, attentions[module]))
-            elif hasattr(module, "down_proj"):
+                num_attentions += self._replace(parent, name, self._attention(module, attentions.pop(module)))
+            else:
                 num_mlps += self._replace(parent, name, self._mlp(module))
-        for parent, name, module in list(_children(self.model)):
-            if type(module).__name__.endswith("RMSNorm"):
-                num_norms += self._replace(parent, name, self._norm(module))
-        for parent, name, module in list(_children(self.model)):
-            if hasattr(module, "self_attn"):
-                num_layers += self._replace(parent, name, self._layer(module))
+        for parent, name in _places(self.model, lambda module: type(module).__name__.endswith("RMSNorm")):
+            num_norms += self._replace(parent, name, self._norm(getattr(parent, name)))
+        for parent, name in _places(self.model, lambda module: hasattr(module, "self_attn")):
+            num_layers += self._replace(parent, name, self._layer(getattr(parent, name)))
         for fused, layer in self._on_trial:
             fused.attention = layer
         counts = f"{num_attentions} attentions, {num_mlps} mlps, {num_norms} norms"
@@ -216,7 +216,8 @@ class Fusion:
         call = self._calls[module]
         try:
             output = fused(*call.args, **call.kwargs)
-        except (AssertionError, RuntimeError, TypeError):  # made for other shapes or calls than this one's
+        except Exception as error:  # made for other shapes or calls than this one's, or for another device
+            logger.info("action=fusion_failed module=%s reason=%r", type(module).__name__, str(error)[:200])
             return False
         has_more = isinstance(output, tuple)
         return has_more == call.is_first_of_several and self._is_close(output[0] if has_more else output, call.output)
@@ -227,14 +228,15 @@ class Fusion:
         difference = (output.float() - expected.float()).abs().max()
         return bool(difference <= scale * _TOLERANCE[self.dtype] * expected.float().abs().max())
 
-    @staticmethod
-    def _replace(parent: nn.Module, name: str, fused: nn.Module | None) -> bool:
+    def _replace(self, parent: nn.Module, name: str, fused: nn.Module | None) -> bool:
         if fused is not None:
+            original = getattr(parent, name)
             setattr(parent, name, fused)
+            self._calls.pop(original, None)  # its weights go with the last that knows it
+            self._trials.pop(original, None)
         return fused is not None
 
 
-def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for parent in model.modules():
-        for name, module in parent.named_children():
-            yield parent, name, module
+def _places(model: nn.Module, is_wanted: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, str]]:
+    """The wanted modules, each as its parent and its name there."""
+    return [(parent, name) for parent in model.modules() for name, child in parent.named_children() if is_wanted(child)]

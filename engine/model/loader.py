@@ -17,7 +17,7 @@ from engine.attention.select import select_backend
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.model.checkpoint import Checkpoint, open_checkpoint
-from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype
+from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype, use_device
 from engine.model.fusion import choose_kit
 from engine.model.locate import cache_dir_of, prepare_model_dir
 from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer
@@ -101,6 +101,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     cache_dir = cache_dir_of(config)
     kernels_dir = cache_dir / "kernels"
     device = resolve_device(config.device)
+    use_device(device)
     if config.quantize != "none" and device.type != "cpu":
         raise ModelLoadError(f"quantize {config.quantize} is for a CPU, not for {device}; set quantize to none")
     if config.num_threads is not None:

@@ -2,7 +2,8 @@
 
 A launch costs the host some microseconds, and a step has hundreds: a replay costs one. The first step of a shape runs
 kernel by kernel, which also compiles what was not compiled yet. All graphs share one memory pool and one buffer of
-logits. A shape that cannot be captured stays uncaptured. Knows nothing of sampling.
+logits. A shape for which there is no memory stays uncaptured; a model that waits for the device in its forward has no
+graphs at all. Knows nothing of sampling.
 """
 
 import logging
@@ -29,41 +30,67 @@ Capture = Callable[[Callable[[], Any]], Graph]
 
 
 class CudaCapture:
-    """Captures into graphs that share a pool."""
+    """Captures into graphs that share a pool and a stream.
+
+    Not `torch.cuda.graph`: that gives all cached memory back to the driver before each capture, and stays on its stream
+    when a capture fails.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, run: Callable[[], Any]) -> Graph:
-        """Capture what `run` launches, without running it."""
+        """Capture what `run` launches, without running it. Raises what `run` does, or `torch.AcceleratorError`."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            run()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool)
+            try:
+                run()
+            finally:
+                graph.capture_end()
         return graph
 
 
 class GraphedSteps:
     """The padded steps of one model."""
 
-    def __init__(self, model: LoadedModel, *, max_num_seqs: int, capture: Capture) -> None:
+    def __init__(self, model: LoadedModel, *, max_num_seqs: int, make_capture: Callable[[], Capture]) -> None:
+        """`make_capture`: gives captures a memory pool of their own."""
         self._model = model
-        self._capture = capture
+        self._make_capture = make_capture
+        self._capture = make_capture()
         self._max_num_seqs = max_num_seqs
         self._max_blocks = -(-model.max_model_len // model.block_size)
         num_seqs = decode_bucket(max_num_seqs)
-        self._buffers = StepBuffers(
-            [
-                StepShape(num_seqs, num_seqs, self._max_blocks, num_seqs, is_decode=True),
-                StepShape(MAX_MIXED_TOKENS, num_seqs, self._max_blocks, num_seqs, is_decode=False),
-            ],
-            model.device,
-        )
+        self._largest = [
+            StepShape(num_seqs, num_seqs, self._max_blocks, num_seqs, is_decode=True),
+            StepShape(MAX_MIXED_TOKENS, num_seqs, self._max_blocks, num_seqs, is_decode=False),
+        ]
+        self._buffers = StepBuffers(self._largest, model.device)
         self._logits = torch.empty((num_seqs, model.vocab_size), dtype=torch.float32, device=model.device)
         self._graphs: dict[StepShape, Graph | None] = {}  # None: seen once
+        self._can_capture = True
 
     @property
     def num_graphs(self) -> int:
         return sum(graph is not None for graph in self._graphs.values())
+
+    def measure(self, free_bytes: Callable[[], int]) -> int:
+        """Bytes that graphs of the largest shapes take: of these two, which are captured and dropped.
+
+        `free_bytes`: what is free on the device. Raises `torch.OutOfMemoryError`. Needs a KV cache, of any size.
+        """
+        for shape in self._largest:  # compiles and warms up
+            self._buffers.fill(shape, None)
+            self._forward(shape)
+        before = free_bytes()
+        capture = self._make_capture()
+        graphs = [capture(lambda shape=shape: self._forward(shape)) for shape in self._largest]  # type: ignore[misc]
+        num_bytes = before - free_bytes()
+        del graphs
+        return max(num_bytes, 0)
 
     def run(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Logits float32 `[num_sampled, vocab_size]` and the sampled positions; None if the step is not one for graphs.
@@ -89,12 +116,13 @@ class GraphedSteps:
     def _graph(self, shape: StepShape) -> Graph | None:
         if shape not in self._graphs:
             self._graphs[shape] = None
-        elif self._graphs[shape] is None:
+        elif self._graphs[shape] is None and self._can_capture:
             try:
                 self._graphs[shape] = self._capture(lambda: self._forward(shape))
             except RuntimeError as error:  # out of memory, or something in the model that waits for the device
                 logger.warning("action=capture_failed shape=%s reason=%r", shape, str(error).partition("\n")[0])
                 self._graphs[shape] = _Uncapturable(self, shape)
+                self._can_capture = isinstance(error, torch.OutOfMemoryError)
         return self._graphs[shape]
 
     def _forward(self, shape: StepShape) -> None:

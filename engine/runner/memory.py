@@ -3,6 +3,7 @@
 Knows nothing of how a step runs; it is handed a way to run the largest one where the peak has to be measured.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,20 +18,31 @@ from engine.runner.slots import SlotRows
 from engine.sampling_params import MAX_LOGPROBS
 from engine.step_plan import MAX_SCORED_TOKENS
 
+logger = logging.getLogger(__name__)
+
 _MEBIBYTE = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def choose_num_blocks(config: EngineConfig, model: LoadedModel, run_largest_step: Callable[[], None]) -> int:
+MeasureGraphs = Callable[[Callable[[], int]], int]  # `GraphedSteps.measure`
+
+
+def choose_num_blocks(
+    config: EngineConfig,
+    model: LoadedModel,
+    run_largest_step: Callable[[], None],
+    measure_graphs: MeasureGraphs | None = None,
+) -> int:
     """Blocks of the KV cache: `num_kv_blocks` if given, else what `kv_memory_fraction` of the free memory holds.
 
-    On CUDA the largest step is run once, over a cache of a single block, and its peak is kept free as well. Raises
-    `ModelLoadError` if there is not room for the tokens of one step or of one context, whichever is less.
+    On CUDA the largest step is run once, over a cache of a single block, and its peak is kept free as well, and so is
+    what graphs of the largest steps take, which have memory of their own. Raises `ModelLoadError` if there is not room
+    for the tokens of one step or of one context, whichever is less.
     """
     if config.num_kv_blocks is not None:
         return config.num_kv_blocks
     if model.device.type == "cuda":
-        num_bytes = _free_on_cuda(config, model, run_largest_step)
+        num_bytes = _free_on_cuda(config, model, run_largest_step, measure_graphs)
     else:
         num_bytes = min(int(config.kv_memory_fraction * free_host_bytes()), config.max_cpu_kv_bytes)
     num_blocks = max(0, num_bytes) // model.kv_block_bytes
@@ -46,23 +58,34 @@ def choose_num_blocks(config: EngineConfig, model: LoadedModel, run_largest_step
     return num_blocks
 
 
-def _free_on_cuda(config: EngineConfig, model: LoadedModel, run_largest_step: Callable[[], None]) -> int:
-    """Bytes for the cache beside the weights and the largest step's peak."""
+def _free_on_cuda(
+    config: EngineConfig,
+    model: LoadedModel,
+    run_largest_step: Callable[[], None],
+    measure_graphs: MeasureGraphs | None,
+) -> int:
+    """Bytes for the cache beside the weights, the largest step's peak and graphs."""
     device = model.device
+
+    def free_bytes() -> int:
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+
     model.allocate_kv_cache(1)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     try:
         run_largest_step()
+        peak = torch.cuda.max_memory_allocated(device) - before
+        graphs = measure_graphs(free_bytes) if measure_graphs is not None else 0
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(
             f"a step of max_num_tokens {config.step_tokens(str(device))} does not fit beside the weights: lower it "
             f"({error})"
         ) from error
-    peak = torch.cuda.max_memory_allocated(device) - before
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(config.kv_memory_fraction * free) - peak
+    num_bytes = int(config.kv_memory_fraction * free_bytes()) - peak - graphs
+    logger.info("action=memory_measured cache_bytes=%d step_bytes=%d graph_bytes=%d", num_bytes, peak, graphs)
+    return num_bytes
 
 
 def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
@@ -99,6 +122,8 @@ def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
             min_p=ones * np.float32(0.01),
             seed=zeros,
             choice=zeros,
+            logprob_rows=np.arange(num_sampled),
+            num_top=MAX_LOGPROBS,
         ),
         max_query_len=int(lengths.max()),
         max_context_len=int(lengths.max()),

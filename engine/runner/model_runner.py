@@ -57,8 +57,9 @@ class ModelRunner:
         self._edit_rows: EditRows | None = None
         self._edit_tensors: list[Tensor] = []
         self._graphs = _graphed_steps(config, self._model)
-        self._ahead = StepAhead(self._sample_ahead) if self._runs_ahead() else None
-        num_blocks = choose_num_blocks(config, self._model, lambda: self._run_largest_step(config))
+        self._ahead = StepAhead(self._sample_ahead, self._to_device) if self._runs_ahead() else None
+        measure = self._graphs.measure if self._graphs is not None else None
+        num_blocks = choose_num_blocks(config, self._model, lambda: self._run_largest_step(config), measure)
         self._model.allocate_kv_cache(num_blocks)
         self.info = self._describe(num_blocks)
         self._governor = _thread_governor(config, self._model.device)
@@ -117,27 +118,18 @@ class ModelRunner:
             logits_indices = np.concatenate((logits_indices, scored.logits_indices))
         elif not num_sampled:  # a model gives at least one row of logits; nobody reads this one
             logits_indices = np.array([inputs.num_tokens - 1], np.int64)
-        (
-            input_ids,
-            position_ids,
-            slot_mapping,
-            query_start,
-            context_lens,
-            block_tables,
-            logits_rows,
-            sampled_positions,
-            scored_ids,
-        ) = self._to_device.send(
+        input_ids, position_ids, logits_rows, sampled_positions, scored_ids, *batch = self._to_device.send(
             inputs.input_ids,
             inputs.position_ids,
+            logits_indices,
+            inputs.sampled_positions,
+            scored.token_ids if scored is not None else _NOTHING,
             inputs.slot_mapping,
             inputs.query_start,
             inputs.context_lens,
             inputs.block_tables,
-            logits_indices,
-            inputs.sampled_positions,
-            scored.token_ids if scored is not None else _NOTHING,
         )
+        slot_mapping, query_start, context_lens, block_tables = batch
         self._model.context.batch = AttentionBatch(
             query_start=query_start,
             context_lens=context_lens,
@@ -268,7 +260,7 @@ def _graphed_steps(config: EngineConfig, model: LoadedModel) -> GraphedSteps | N
     """None where kernels are launched one by one: the host's time counts on CUDA alone, and torch's attention waits."""
     if not config.cuda_graphs or model.device.type != "cuda" or not model.uses_triton:
         return None
-    return GraphedSteps(model, max_num_seqs=config.max_num_seqs, capture=CudaCapture())
+    return GraphedSteps(model, max_num_seqs=config.max_num_seqs, make_capture=CudaCapture)
 
 
 def _token_logprobs(rows: NDArray[np.int64], logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor) -> TokenLogprobs:

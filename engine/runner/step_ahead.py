@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.runner.batch_inputs import BatchInputs
+from engine.runner.transfer import HostToDevice
 
 Forward = Callable[[BatchInputs, Tensor], Tensor]
 
@@ -30,9 +31,10 @@ class _Guess:
 class StepAhead:
     """At most one step of decodes that is computed but not asked for yet."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, to_device: HostToDevice) -> None:
         """`forward`: launches a step with these input tokens and returns what it samples, both int64 on the device."""
         self._forward = forward
+        self._to_device = to_device
         self._guess: _Guess | None = None
         self._num_decodes = 0  # steps of decodes in a row
 
@@ -47,7 +49,7 @@ class StepAhead:
             return None
         if len(rows) == guess.inputs.num_seqs:
             return guess.token_ids
-        return guess.token_ids[torch.from_numpy(rows).to(guess.token_ids.device, non_blocking=True)]
+        return guess.token_ids[self._to_device.send(rows)[0]]
 
     def launch(self, inputs: BatchInputs, token_ids: Tensor) -> None:
         """Compute the step after `inputs`, which samples `token_ids`, if it is likely to be decodes again."""

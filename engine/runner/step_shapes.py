@@ -6,6 +6,7 @@ decode's splits follow from it. Padding rows have no keys and no slot. Knows not
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ MIN_SEQS = 2  # matrix libraries take another path for a single row
 MAX_MIXED_TOKENS = 2048  # beyond, the device computes for longer than the host takes to launch
 _MIXED_STEP = 128  # tokens
 _MIN_BLOCKS = 16  # of a block table
+_BLOCKS_FACTOR = 4  # from one width to the next: splits of keys that there are none of end at once
 _ALIGNMENT = 16  # bytes
 
 
@@ -37,7 +39,7 @@ def choose_shape(inputs: BatchInputs, *, max_num_seqs: int, max_blocks: int) -> 
     """The shape of a step; None for one that is run as it is: a long prefill, or one that scores a prompt."""
     if inputs.scored is not None or not len(inputs.logits_indices):
         return None
-    width = min(max(_power_of_two(inputs.block_tables.shape[1]), _MIN_BLOCKS), max_blocks)
+    width = min(_bucket(inputs.block_tables.shape[1], _MIN_BLOCKS, _BLOCKS_FACTOR), max_blocks)
     if inputs.max_query_len == 1:
         num_seqs = decode_bucket(inputs.num_seqs)
         return StepShape(num_seqs, num_seqs, width, num_seqs, is_decode=True)
@@ -49,10 +51,10 @@ def choose_shape(inputs: BatchInputs, *, max_num_seqs: int, max_blocks: int) -> 
 
 
 def decode_bucket(num_seqs: int) -> int:
-    """2, 4, then multiples of 8 to 256 and of 16 beyond."""
+    """2, 4, then multiples of 8 to 64, of 16 to 256, of 32 beyond: all wait while a graph for each is captured."""
     if num_seqs <= 4:
-        return max(MIN_SEQS, _power_of_two(num_seqs))
-    step = 8 if num_seqs <= 256 else 16
+        return _bucket(num_seqs, MIN_SEQS, 2)
+    step = 8 if num_seqs <= 64 else 16 if num_seqs <= 256 else 32
     return -(-num_seqs // step) * step
 
 
@@ -61,41 +63,54 @@ class StepBuffers:
 
     def __init__(self, shapes: list[StepShape], device: torch.device) -> None:
         """`shapes`: the largest that will be asked for."""
-        num_bytes = max(sum(_aligned(array.nbytes) for _, array in _arrays(shape)) for shape in shapes)
+        num_bytes = max(_num_bytes(shape) for shape in shapes)
         is_cuda = device.type == "cuda"
         self._device = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         # Two: one may still be on its way while the next step is written.
         self._hosts = [torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_cuda) for _ in range(2)]
         self._copied = [torch.cuda.Event() for _ in self._hosts if is_cuda]  # type: ignore[no-untyped-call]
         self._turn = 0
+        self._tensors: dict[StepShape, StepTensors] = {}
+        self._arrays: dict[StepShape, list[dict[str, NDArray[np.generic]]]] = {}
 
-    def fill(self, shape: StepShape, inputs: BatchInputs) -> None:
-        """Copy a step's arrays, padded to its shape, without waiting for the device to take them."""
+    def fill(self, shape: StepShape, inputs: BatchInputs | None) -> None:
+        """Copy a step's arrays, padded to its shape, without waiting for the device; None: padding alone."""
         self._turn = (self._turn + 1) % len(self._hosts)
         if self._copied:
             self._copied[self._turn].synchronize()  # two steps ago: done long since
-        host = self._hosts[self._turn]
-        end = 0
-        for (name, template), array in zip(_arrays(shape), _views(shape, host.numpy()), strict=True):
-            values = _values(name, inputs)
-            array[...] = template
+        for name, array in self._host_arrays(shape).items():
+            values: NDArray[np.generic] = array[:0] if inputs is None else getattr(inputs, name)
             array[tuple(slice(0, size) for size in values.shape)] = values
-            end += _aligned(array.nbytes)
-        if not shape.is_decode:  # sequences behind the last one have no queries
-            _query_start(shape, host.numpy())[inputs.num_seqs :] = inputs.num_tokens
-        self._device[:end].copy_(host[:end], non_blocking=True)
+            if array.ndim == 2:
+                array[: len(values), values.shape[1] :] = 0
+            array[len(values) :] = _padding(name, shape, len(values), 0 if inputs is None else inputs.num_tokens)
+        end = _num_bytes(shape)
+        self._device[:end].copy_(self._hosts[self._turn][:end], non_blocking=True)
         if self._copied:
             self._copied[self._turn].record()
 
     def tensors(self, shape: StepShape) -> "StepTensors":
         """The inputs of a shape, as views of the device's memory."""
-        offset = 0
-        tensors = []
-        for _, array in _arrays(shape):
-            dtype = torch.from_numpy(array[:0]).dtype
-            tensors.append(self._device[offset : offset + array.nbytes].view(dtype).view(array.shape))
-            offset += _aligned(array.nbytes)
-        return StepTensors(*tensors)
+        if shape not in self._tensors:
+            self._tensors[shape] = StepTensors(
+                **{
+                    name: self._device[begin:end].view(torch.from_numpy(np.empty(0, dtype)).dtype).view(sizes)
+                    for name, dtype, sizes, begin, end in _layout(shape)
+                }
+            )
+        return self._tensors[shape]
+
+    def _host_arrays(self, shape: StepShape) -> dict[str, NDArray[np.generic]]:
+        """The same on the host, in the copy whose turn it is."""
+        if shape not in self._arrays:
+            self._arrays[shape] = [
+                {
+                    name: memory[begin:end].view(dtype).reshape(sizes)
+                    for name, dtype, sizes, begin, end in _layout(shape)
+                }
+                for memory in (host.numpy() for host in self._hosts)
+            ]
+        return self._arrays[shape][self._turn]
 
 
 @dataclass(slots=True)
@@ -125,37 +140,42 @@ class StepTensors:
         )
 
 
-def _arrays(shape: StepShape) -> Iterator[tuple[str, NDArray[np.generic]]]:
-    """Name and padding of every input."""
-    for name, padding in (("input_ids", 0), ("position_ids", 0), ("slot_mapping", -1)):
-        yield name, np.full(shape.num_tokens, padding, np.int64)
-    for name in ("logits_indices", "sampled_positions"):
-        yield name, np.zeros(shape.num_logits, np.int64)
-    yield "query_start", np.arange(shape.num_seqs + 1, dtype=np.int32)
-    yield "context_lens", np.zeros(shape.num_seqs, np.int32)
-    yield "block_tables", np.zeros((shape.num_seqs, shape.max_blocks), np.int32)
+def _layout(shape: StepShape) -> Iterator[tuple[str, type[np.generic], tuple[int, ...], int, int]]:
+    """Name, type and sizes of every input, and the bytes from and to which it lies in memory."""
+    arrays: tuple[tuple[str, type[np.generic], tuple[int, ...]], ...] = (
+        ("input_ids", np.int64, (shape.num_tokens,)),
+        ("position_ids", np.int64, (shape.num_tokens,)),
+        ("slot_mapping", np.int64, (shape.num_tokens,)),
+        ("logits_indices", np.int64, (shape.num_logits,)),
+        ("sampled_positions", np.int64, (shape.num_logits,)),
+        ("query_start", np.int32, (shape.num_seqs + 1,)),
+        ("context_lens", np.int32, (shape.num_seqs,)),
+        ("block_tables", np.int32, (shape.num_seqs, shape.max_blocks)),
+    )
+    begin = 0
+    for name, dtype, sizes in arrays:
+        num_bytes = prod(sizes) * np.dtype(dtype).itemsize
+        yield name, dtype, sizes, begin, begin + num_bytes
+        begin += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def _values(name: str, inputs: BatchInputs) -> NDArray[np.generic]:
-    values: NDArray[np.generic] = getattr(inputs, name)
-    return values
+def _num_bytes(shape: StepShape) -> int:
+    return max(end for *_, end in _layout(shape))
 
 
-def _views(shape: StepShape, memory: NDArray[np.uint8]) -> Iterator[NDArray[np.generic]]:
-    offset = 0
-    for _, array in _arrays(shape):
-        yield memory[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
-        offset += _aligned(array.nbytes)
+def _padding(name: str, shape: StepShape, num_values: int, num_tokens: int) -> int | NDArray[np.generic]:
+    """What stands behind a step's own values."""
+    if name == "slot_mapping":
+        return -1
+    if name != "query_start":
+        return 0
+    if shape.is_decode:
+        return np.arange(num_values, shape.num_seqs + 1, dtype=np.int32)
+    return num_tokens  # sequences behind the last one have no queries
 
 
-def _query_start(shape: StepShape, memory: NDArray[np.uint8]) -> NDArray[np.generic]:
-    names = [name for name, _ in _arrays(shape)]
-    return list(_views(shape, memory))[names.index("query_start")]
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+def _bucket(number: int, least: int, factor: int) -> int:
+    """The first of `least`, `least * factor`, `least * factor**2`, ... that is not less than the number."""
+    while least < number:
+        least *= factor
+    return least

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ALIGNMENT = 16  # bytes; any dtype may view the packed buffer at such an offset
-_NUM_BUFFERS = 8  # a step sends six times at most: a buffer is written again only when its copy is long done
+_NUM_BUFFERS = 8  # a step sends six times at most: the copy of the buffer whose turn it is was done long since
 
 
 class HostToDevice:
@@ -24,6 +24,7 @@ class HostToDevice:
         self._is_cuda = device.type == "cuda"
         self._packs = self._is_cuda if packs is None else packs
         self._buffers = [torch.empty(0, dtype=torch.uint8)] * _NUM_BUFFERS
+        self._copied = [torch.cuda.Event() for _ in self._buffers if self._is_cuda]  # type: ignore[no-untyped-call]
         self._turn = 0
         self._shared: list[tuple[NDArray[Any], Tensor]] = []  # what was sent last, unpacked
 
@@ -37,6 +38,8 @@ class HostToDevice:
         for array, offset in zip(arrays, offsets, strict=False):
             host[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         packed = buffer[: int(offsets[-1])].to(self._device, non_blocking=True)
+        if self._copied:
+            self._copied[self._turn].record()
         return [_view(packed, int(offset), array) for array, offset in zip(arrays, offsets, strict=False)]
 
     def _share(self, arrays: tuple[NDArray[Any], ...]) -> list[Tensor]:
@@ -50,6 +53,8 @@ class HostToDevice:
 
     def _next_buffer(self, num_bytes: int) -> Tensor:
         self._turn = (self._turn + 1) % _NUM_BUFFERS
+        if self._copied:
+            self._copied[self._turn].synchronize()
         if self._buffers[self._turn].numel() < num_bytes:
             self._buffers[self._turn] = torch.empty(2 * num_bytes, dtype=torch.uint8, pin_memory=self._is_cuda)
         return self._buffers[self._turn]

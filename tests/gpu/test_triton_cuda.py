@@ -16,6 +16,7 @@ from engine.core import EngineCore
 from engine.messages import AddSequence
 from engine.model.loader import load_model
 from engine.model.paged_modules import PagedLayer
+from engine.runner.cuda_graphs import CudaCapture
 from engine.runner.model_runner import ModelRunner
 from engine.sampling_params import SamplingParams
 from tests.fakes.packed_forward import BLOCK_SIZE, LENGTHS, prompts, run, steps_of
@@ -55,6 +56,33 @@ def test_graphs_are_captured_and_change_no_token(tiny_qwen: Path) -> None:
     graphed, runner = generate(tiny_qwen, device="cuda")
     assert without._graphs is None and runner._graphs is not None and runner._graphs.num_graphs > 0
     assert plain == expected and graphed == expected
+
+
+def test_a_capture_that_waits_for_the_device_fails_and_leaves_it_usable() -> None:
+    capture, stream = CudaCapture(), torch.cuda.current_stream()
+    x, y = torch.ones(3, device="cuda"), torch.zeros(3, device="cuda")
+    graph = capture(lambda: y.add_(x))
+    assert not y.any(), "what is captured does not run"
+    graph.replay()
+    graph.replay()
+    assert y.tolist() == [2, 2, 2]
+    with pytest.raises(RuntimeError):
+        capture(lambda: float(x.sum()))
+    assert torch.cuda.current_stream() == stream and float((x + y).sum()) == 9
+
+
+def test_graphs_are_measured_before_the_cache_takes_the_memory(tiny_qwen: Path) -> None:
+    config = EngineConfig(
+        model_path=str(tiny_qwen), device="cuda", dtype="bfloat16", max_num_seqs=8, kv_memory_fraction=0.02
+    )
+    runner = ModelRunner(config)
+    assert runner._graphs is not None
+
+    def free_bytes() -> int:
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info()[0]
+
+    assert runner._graphs.measure(free_bytes) > 0 and runner._graphs.num_graphs == 0
 
 
 def test_the_modules_are_fused_on_a_gpu_too(tiny_qwen: Path) -> None:

@@ -20,7 +20,7 @@ from engine.kernels.triton.attention_rows import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def decode_kernel(
     q_ptr,
     k_ptr,
@@ -56,6 +56,9 @@ def decode_kernel(
     q = load_rows(q_ptr, sequence, heads, q_token_stride, q_head_stride, mask)
     positions = tl.zeros((BLOCK_M,), tl.int32) + (end - 1)
     first_key = tl.maximum(split * SPLIT, first_tile(end - 1, WINDOW, BLOCK_N))
+    if IS_SPLIT:  # noqa: SIM102 (known to the compiler; the other is not)
+        if first_key >= end:  # not read by the merge: a graph has the splits of the longest context that it is for
+            return
     shift = tl.program_id(1) * HEAD_DIM
     pages = (k_ptr + shift, v_ptr + shift, tables_ptr + sequence * table_stride, slot_stride)
     end = tl.minimum(end, (split + 1) * SPLIT)
@@ -69,7 +72,7 @@ def decode_kernel(
         store_rows(out_ptr, places, mask, s, o, HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def merge_kernel(
     parts_ptr,
     out_ptr,
@@ -121,7 +124,7 @@ def find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS: tl.constexpr):
     return sequence, start, num_queries, (tile - (start - origin) // TOKENS - (sequence - first_sequence)) * TOKENS
 
 
-@triton.jit(do_not_specialize=["first_sequence", "num_seqs"])
+@triton.jit(do_not_specialize=["first_sequence", "num_seqs", "table_stride"])
 def prefill_kernel(
     q_ptr,
     k_ptr,

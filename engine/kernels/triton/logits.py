@@ -17,7 +17,7 @@ def mask_kernel(logits_ptr, rows_ptr, bits_ptr, row_stride, bits_stride, vocab_s
     tl.store(logits_ptr + row * row_stride + ids, minus_infinity, mask=mask & (is_allowed == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_entries"])
 def penalize_kernel(
     logits_ptr,
     rows_ptr,

@@ -47,7 +47,7 @@ def _write(pages, slot_ptr, kv_heads, keys, values, dims, mask, NUM_KV_HEADS: tl
         tl.store(v_pages_ptr + places, values, mask=mask & is_value[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_written"])
 def qkv_kernel(
     qkv_ptr,
     cos_ptr,

@@ -12,9 +12,9 @@ import triton
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
-from engine.runner import model_runner, step_shapes
+from engine.runner import cuda_graphs, model_runner, step_shapes
 from engine.runner.batch_inputs import BatchInputs
-from engine.runner.cuda_graphs import GraphedSteps
+from engine.runner.cuda_graphs import CudaCapture, GraphedSteps
 from engine.runner.memory import largest_step
 from engine.runner.model_runner import ModelRunner
 from engine.runner.step_shapes import StepBuffers, StepShape, choose_shape, decode_bucket
@@ -53,7 +53,7 @@ def inputs_of(query_lens: list[int], contexts: list[int], *, block_size: int = 1
 
 
 @pytest.mark.parametrize(
-    ("num_seqs", "bucket"), [(1, 2), (2, 2), (3, 4), (5, 8), (9, 16), (249, 256), (257, 272), (512, 512)]
+    ("num_seqs", "bucket"), [(1, 2), (2, 2), (3, 4), (5, 8), (9, 16), (66, 80), (249, 256), (257, 288), (512, 512)]
 )
 def test_decodes_are_padded_to_few_numbers_of_sequences(num_seqs: int, bucket: int) -> None:
     assert decode_bucket(num_seqs) == bucket
@@ -62,7 +62,7 @@ def test_decodes_are_padded_to_few_numbers_of_sequences(num_seqs: int, bucket: i
 def test_a_steps_shape_depends_on_what_a_graph_bakes_in_alone() -> None:
     limits = {"max_num_seqs": 8, "max_blocks": 100}
     decode = choose_shape(inputs_of([1] * 5, [3, 9, 300, 7, 1]), **limits)
-    assert decode == StepShape(8, 8, 32, 8, is_decode=True)
+    assert decode == StepShape(8, 8, 64, 8, is_decode=True)
     assert choose_shape(inputs_of([1] * 7, [300] * 7), **limits) == decode
     assert choose_shape(inputs_of([1], [1600]), **limits) == StepShape(2, 2, 100, 2, is_decode=True)
     assert choose_shape(inputs_of([1, 130], [3, 130]), **limits) == StepShape(256, 8, 16, 8, is_decode=False)
@@ -97,10 +97,11 @@ def graphed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tiles: None) 
     """A tiny model's folder, and the graphs of the runners that are made meanwhile."""
     monkeypatch.setattr(step_shapes, "_MIXED_STEP", 8)
     monkeypatch.setattr(step_shapes, "_MIN_BLOCKS", 1)
+    monkeypatch.setattr(cuda_graphs, "MAX_MIXED_TOKENS", 16)
     made: list[GraphedSteps] = []
 
     def make(config: EngineConfig, model: Any) -> GraphedSteps | None:
-        made.append(GraphedSteps(model, max_num_seqs=config.max_num_seqs, capture=ReplayedCall))
+        made.append(GraphedSteps(model, max_num_seqs=config.max_num_seqs, make_capture=lambda: ReplayedCall))
         return made[-1] if config.cuda_graphs else None
 
     monkeypatch.setattr(model_runner, "_graphed_steps", make)
@@ -134,14 +135,82 @@ def test_padded_and_replayed_steps_give_the_tokens_of_plain_ones(graphed: tuple[
 
 
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
-def test_a_shape_that_cannot_be_captured_runs_as_it_is(
-    graphed: tuple[Path, list[GraphedSteps]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_graphs_of_the_largest_steps_are_measured(graphed: tuple[Path, list[GraphedSteps]]) -> None:
+    folder, made = graphed
+    generate(folder)
+    free = iter([1000, 700])
+    captured: list[Callable[[], Any]] = []
+    made[-1]._make_capture = lambda: lambda run: captured.append(run)  # type: ignore[assignment, return-value]
+    assert made[-1].measure(lambda: next(free)) == 300 and len(captured) == 2
+
+
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        (RuntimeError("operation not permitted when stream is capturing"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+    ],
+)
+def test_what_cannot_be_captured_runs_as_it_is_and_only_memory_may_be_there_later(
+    error: RuntimeError,
+    is_final: bool,
+    graphed: tuple[Path, list[GraphedSteps]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(run: Callable[[], Any]) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise error
 
-    folder, _ = graphed
+    folder, made = graphed
     expected = generate(folder, attention="torch", cuda_graphs=False)
     monkeypatch.setitem(globals(), "ReplayedCall", fail)
     assert generate(folder) == expected
-    assert "action=capture_failed" in caplog.text
+    assert "action=capture_failed" in caplog.text and made[-1]._can_capture != is_final
+
+
+class _FakeGraph:
+    def __init__(self, happened: list[str], fails: bool) -> None:
+        self._happened = happened
+        self._fails = fails
+
+    def capture_begin(self, *, pool: int) -> None:
+        self._happened.append(f"begin in pool {pool}")
+
+    def capture_end(self) -> None:
+        self._happened.append("end")
+        if self._fails:
+            raise torch.AcceleratorError("the capture is invalid")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_capture_is_on_a_stream_of_its_own_which_it_leaves_even_if_it_fails(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+
+    class Stream:
+        def __enter__(self) -> None:
+            happened.append("enter")
+
+        def __exit__(self, *exception: object) -> None:
+            happened.append("leave")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "side")
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: Stream())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: happened.append("wait"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: _FakeGraph(happened, fails))
+    capture = CudaCapture()
+
+    def run() -> None:
+        happened.append("run")
+        if fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    if fails:
+        with pytest.raises(torch.AcceleratorError):
+            capture(run)
+    else:
+        capture(run)
+    assert happened == ["wait", "enter", "begin in pool 7", "run", "end", "leave"]

@@ -1,7 +1,9 @@
 """Fused modules: which architectures get them, what they compute, and that one which computes otherwise stays out."""
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 from engine.config import EngineConfig
+from engine.model import fusion
 from engine.model.fused_modules import FusedAttention, FusedMLP, FusedNorm, NativeLayer
 from engine.model.loader import LoadedModel, load_model
 from engine.model.locate import default_cache_dir
@@ -74,6 +77,21 @@ def test_a_layer_that_adds_something_else_keeps_its_own(tmp_path: Path, monkeypa
     monkeypatch.setattr(LlamaDecoderLayer, "forward", lambda self, x, **rest: forward(self, x, **rest) * 1.01)
     model = load_model(EngineConfig(model_path=str(make_tiny_model("llama", tmp_path)), dtype="float32"))
     assert (count(model, FusedAttention), count(model, FusedMLP), count(model, NativeLayer)) == (2, 2, 0)
+
+
+def test_a_replaced_module_is_gone_before_the_next_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    originals: list[weakref.ref[nn.Module]] = []
+    alive: list[list[bool]] = []
+
+    class WatchedMLP(FusedMLP):
+        def __init__(self, rows: Any, original: nn.Module, **options: Any) -> None:
+            alive.append([ref() is not None for ref in originals])
+            originals.append(weakref.ref(original))
+            super().__init__(rows, original, **options)
+
+    monkeypatch.setattr(fusion, "FusedMLP", WatchedMLP)
+    load_model(EngineConfig(model_path=str(make_tiny_model("llama", tmp_path)), dtype="float32"))
+    assert alive == [[], [False]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -18,7 +18,6 @@ from engine.model.loader import LoadedModel
 from engine.runner import memory
 from engine.runner.memory import choose_num_blocks, free_host_bytes
 from engine.runner.model_runner import ModelRunner
-from engine.runner.transfer import HostToDevice
 from engine.sampler import SamplingBatch
 from engine.sampling_params import SamplingParams
 from tests.fakes.reference import generate, random_prompts
@@ -227,6 +226,39 @@ def test_the_cache_takes_its_share_of_the_free_memory(tiny_llama: Path, monkeypa
         num_blocks(max_cpu_kv_bytes=block)
 
 
+def test_on_cuda_the_cache_leaves_room_for_a_step_and_for_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name, value in {
+        "empty_cache": None,
+        "reset_peak_memory_stats": None,
+        "mem_get_info": (1_000_000, 2_000_000),
+        "memory_allocated": 7_000,
+        "max_memory_allocated": 107_000,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name, value=value: (calls.append(name), value)[1])
+    model: Any = SimpleNamespace(
+        device=torch.device("cuda", 0),
+        allocate_kv_cache=lambda num_blocks: calls.append(f"{num_blocks} block"),
+        kv_block_bytes=1000,
+        block_size=16,
+        max_model_len=64,
+    )
+    settings = EngineConfig(model_path="", max_num_seqs=4, max_num_tokens=64, kv_memory_fraction=0.5)
+
+    def choose(measure: Any) -> int:
+        return choose_num_blocks(settings, model, lambda: calls.append("step"), measure)
+
+    assert choose(None) == 500 - 100
+    assert choose(lambda free_bytes: free_bytes() // 20) == 500 - 100 - 50
+    assert calls.index("1 block") < calls.index("step") < calls.index("max_memory_allocated")
+
+    def run_out(free_bytes: Any) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(ModelLoadError, match="does not fit beside the weights"):
+        choose(run_out)
+
+
 def test_a_control_group_with_less_memory_bounds_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = free_host_bytes()
     assert machine > 1 << 20
@@ -236,24 +268,3 @@ def test_a_control_group_with_less_memory_bounds_the_machines(tmp_path: Path, mo
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("2000\n")
     assert free_host_bytes() == 3000
-
-
-# transfer ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("packs", [False, True])
-def test_arrays_arrive_whole_whatever_their_types_and_shapes(packs: bool) -> None:
-    to_device = HostToDevice(torch.device("cpu"), packs=packs)
-    rng = np.random.default_rng(0)
-    for size in (1, 5, 300, 2):
-        arrays = [
-            rng.integers(0, 99, size).astype(np.int32),
-            rng.integers(0, 99, (size, 3)),
-            rng.random(size).astype(np.float32),
-            np.zeros(0, np.int64),
-            rng.integers(0, 99, (4, size)).astype(np.int32)[:, ::2],
-        ]
-        tensors = to_device.send(*arrays)
-        for array, tensor in zip(arrays, tensors, strict=True):
-            assert tensor.dtype == torch.from_numpy(array).dtype and tensor.shape == array.shape
-            assert np.array_equal(tensor.numpy(), array)

@@ -17,6 +17,7 @@ from engine.messages import AddSequence
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.model_runner import ModelRunner
 from engine.runner.step_ahead import StepAhead
+from engine.runner.transfer import HostToDevice
 from engine.sampling_params import SamplingParams
 from engine.step_plan import SampledTokens
 from tests.fakes.core_driver import CoreDriver
@@ -33,7 +34,7 @@ class FakeRunnerAhead(FakeRunner):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.info = replace(self.info, runs_ahead=True)
-        self.ahead = StepAhead(self._forward)
+        self.ahead = StepAhead(self._forward, HostToDevice(torch.device("cpu")))
         self.num_computed = self.num_taken = 0
 
     def execute(self, inputs: BatchInputs) -> SampledTokens:

@@ -1,4 +1,4 @@
-"""Every kernel compiles to machine code for GPUs that are not there, and fits their shared memory.
+"""Every kernel compiles to machine code for GPUs that are not there, and fits their shared memory and registers.
 
 In a process of its own: where Triton's interpreter is on, there is nothing to compile.
 """
@@ -32,7 +32,7 @@ KERNELS = {
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("capability", [90, 89])
-def test_every_kernel_compiles_and_fits_the_gpus_shared_memory(capability: int, tmp_path: Path) -> None:
+def test_every_kernel_compiles_and_fits_the_gpus_shared_memory_and_registers(capability: int, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
         [sys.executable, "-m", "tests.fakes.triton_compiler", str(capability)],
