@@ -55,17 +55,22 @@ class Ours:
     def run(self, workload: Workload) -> Measurement:
         self._num_runs += 1
         watch = Stopwatch(len(workload.prompts), time.perf_counter)
+        errors: list[str] = []
         for i, (prompt, limit) in enumerate(zip(workload.prompts, workload.max_tokens, strict=True)):
             params = SamplingParams(max_tokens=limit, temperature=0.0, ignore_eos=True)
-            self._engine.submit(f"{self._num_runs}-{i}", prompt, params, on_output=_take(watch, i))
+            self._engine.submit(f"{self._num_runs}-{i}", prompt, params, on_output=_take(watch, i, errors))
         while sum(watch.counts) < workload.num_output_tokens:
+            if errors:
+                raise PeerError(errors[0])
             time.sleep(0.002)
         return watch.measurement()
 
 
-def _take(watch: Stopwatch, i: int) -> Callable[[RequestOutput], None]:
+def _take(watch: Stopwatch, i: int, errors: list[str]) -> Callable[[RequestOutput], None]:
     def take(output: RequestOutput) -> None:
         watch.took(i, len(output.token_ids))
+        if output.error is not None:
+            errors.append(output.error)
 
     return take
 

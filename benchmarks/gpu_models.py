@@ -51,9 +51,9 @@ class ModelSize:
 SIZES = {
     size.name: size
     for size in (
-        ModelSize("SmolLM2-135M", "llama", 576, 1536, 30, 9, 3, 64, 49_152, True),
         ModelSize("Qwen3-0.6B", "qwen3", 1024, 3072, 28, 16, 8, 128, 151_936, True),
         ModelSize("Qwen3-8B", "qwen3", 4096, 12_288, 36, 32, 8, 128, 151_936, False),
+        ModelSize("SmolLM2-135M", "llama", 576, 1536, 30, 9, 3, 64, 49_152, True),
     )
 }
 SMOKE_SIZE = ModelSize("tiny", "qwen3", 32, 48, 1, 4, 2, 16, 320, True)

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,6 @@ import torch
 from benchmarks.cpu_peers import Contender, Ours, check
 from benchmarks.peer_environment import PeerError, PeerProcess, spawn
 from benchmarks.peer_process import Measurement
-from benchmarks.queue_cost import WholePath
-from benchmarks.worker_fixture import worker_process
 from benchmarks.workload import Workload, uniform_workload
 from engine import InferenceEngine, SamplingParams
 from engine.config import EngineConfig
@@ -37,33 +35,38 @@ class RaceSettings:
 
 
 class Queued:
-    """`WholePath` as a contender."""
+    """The whole path through a queue as a contender."""
 
-    def __init__(self, redis_url: str) -> None:
-        self._path = WholePath(redis_url)
+    def __init__(self, run: Callable[[Workload], tuple[float, int]]) -> None:
+        self._run = run
 
     def run(self, workload: Workload) -> Measurement:
-        seconds, num_tokens = self._path.run(workload)
+        seconds, num_tokens = self._run(workload)
         return {"seconds": seconds, "counts": [num_tokens]}
 
 
 @contextmanager
-def ours(settings: RaceSettings) -> Iterator[Contender]:
-    smoke = {"attention": "triton", "in_process": True, "num_kv_blocks": 64, "max_num_seqs": 4, "max_num_tokens": 32}
-    options = smoke if settings.is_smoke else {"max_num_seqs": 512}
-    with InferenceEngine(
-        str(settings.folder), device=str(settings.device), dtype="bfloat16", prefix_caching=False, **options
-    ) as engine:
+def ours(settings: RaceSettings, **more: object) -> Iterator[Contender]:
+    smoke = {"in_process": True, "num_kv_blocks": 64, "max_num_seqs": 4, "max_num_tokens": 32}
+    # Greedy tokens of random weights run in circles, which prompt lookup would guess.
+    options: dict[str, object] = {"device": str(settings.device), "dtype": "bfloat16", "prefix_caching": False}
+    options |= {"attention": "triton", "prompt_lookup": "off"} | (smoke if settings.is_smoke else {"max_num_seqs": 512})
+    with InferenceEngine(str(settings.folder), **options | more) as engine:  # type: ignore[arg-type]
         yield Ours(engine)
 
 
 @contextmanager
 def queued(settings: RaceSettings) -> Iterator[Contender]:
-    """Behind a Redis on this host, every token stored and streamed."""
+    """Behind a Redis on this host, every token stored and streamed. Raises `PeerError` without the queue's packages."""
+    try:
+        from benchmarks.queue_cost import WholePath
+        from benchmarks.worker_fixture import worker_process
+    except ImportError as error:
+        raise PeerError(f"the queue needs packages that are not here: {error}") from None
     arguments = ["--model", str(settings.folder), "--device", str(settings.device), "--dtype", "bfloat16"]
     arguments += ["--max-num-seqs", "4" if settings.is_smoke else "512"]
     with worker_process(*arguments) as (redis_url, _):
-        yield Queued(redis_url)
+        yield Queued(WholePath(redis_url).run)
 
 
 @contextmanager
@@ -81,16 +84,20 @@ def peer(name: str, settings: RaceSettings) -> Iterator[Contender]:
         process.close()
 
 
-def measure(contender: Contender, workloads: list[Workload], end_id: int) -> list[Measurement]:
-    """One run of each workload, after a short one. Raises `PeerError` if tokens are missing."""
+def measure(
+    contender: Contender, workloads: list[Workload], end_id: int, *, num_runs: int = 2
+) -> Iterator[tuple[Measurement, float]]:
+    """The last run of each workload, and the seconds of the first, in which kernels are compiled and graphs captured.
+
+    Raises `PeerError` if tokens are missing.
+    """
     contender.run(uniform_workload(2, (4, 8), (2, 3), seed=99, end_id=end_id))
-    measurements = []
     for workload in workloads:
-        measurement = contender.run(workload)
-        check(measurement, workload)
-        print(f"{sum(measurement['counts'])} tokens in {measurement['seconds']:.1f} s", file=sys.stderr)
-        measurements.append(measurement)
-    return measurements
+        runs = [contender.run(workload) for _ in range(num_runs)]
+        for run in runs:
+            check(run, workload)
+        print(f"{workload.num_output_tokens} tokens in {runs[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
+        yield runs[-1], runs[0]["seconds"]
 
 
 def first_job_seconds(settings: RaceSettings) -> float:
@@ -103,7 +110,8 @@ def first_job_seconds(settings: RaceSettings) -> float:
 
 def idle_share(settings: RaceSettings, num_seqs: int, end_id: int) -> float:
     """Of the time of 50 decode steps of `num_seqs` sequences, the part in which the device computed nothing."""
-    config = EngineConfig(model_path=str(settings.folder), device=str(settings.device), max_num_seqs=num_seqs)
+    device = str(settings.device)
+    config = EngineConfig(model_path=str(settings.folder), device=device, attention="triton", max_num_seqs=num_seqs)
     core = EngineCore(config)
     workload = uniform_workload(num_seqs, (100, 400), (200, 200), seed=3, end_id=end_id)
     for i, (prompt, limit) in enumerate(zip(workload.prompts, workload.max_tokens, strict=True)):
@@ -121,6 +129,8 @@ def idle_share(settings: RaceSettings, num_seqs: int, end_id: int) -> float:
         for event in profile.events() or []
         if event.device_type == torch.autograd.DeviceType.CUDA
     )
+    if not spans:
+        raise PeerError("the profiler saw no kernels on the device")
     busy, reached = 0.0, spans[0][0]
     for start, end in spans:
         busy += max(0.0, end - max(start, reached))

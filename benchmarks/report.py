@@ -52,9 +52,12 @@ def command() -> str:
 
 
 def commit() -> str:
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
-    )
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+        )
+    except OSError:  # a machine with a copy of the sources alone
+        return "unknown"
     return described.stdout.strip() or "unknown"
 
 

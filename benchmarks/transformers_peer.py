@@ -7,6 +7,7 @@ once the model is loaded.
 import json
 import sys
 import time
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -27,8 +28,11 @@ def main(model_dir: str, dtype: str, num_blocks: str) -> None:
 
 def run(model: Any, workload: dict[str, Any], num_blocks: int) -> dict[str, Any]:
     generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1024)
-    # The page size of 16 is ours; a whole run fits the cache, as it does in ours.
-    config = ContinuousBatchingConfig(page_size=16, num_blocks=num_blocks, max_batch_tokens=1024)
+    # The page size of 16 is ours; a whole run fits the cache, as it does in ours. Some versions name it otherwise.
+    page_size = (
+        "page_size" if "page_size" in {field.name for field in fields(ContinuousBatchingConfig)} else "block_size"
+    )
+    config = ContinuousBatchingConfig(**{page_size: 16}, num_blocks=num_blocks, max_batch_tokens=1024)
     with model.continuous_batching_context_manager(
         generation_config=generation, continuous_batching_config=config, block=True, timeout=5
     ) as manager:

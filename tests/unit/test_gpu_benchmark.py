@@ -1,14 +1,17 @@
-"""The GPU benchmark: its limits by hand, and one run of the whole in small under Triton's interpreter."""
+"""The GPU benchmark: its limits by hand, its stages, and one run of the whole in small under Triton's interpreter."""
 
 import importlib.util
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu_stages
 from benchmarks.gpu_models import DeviceLimits, ModelSize, least_seconds
+from benchmarks.gpu_stages import StageJournal, run_apart, run_here
 from benchmarks.workload import Workload
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +24,100 @@ def test_the_limit_is_the_prefill_and_every_step_of_all_sequences() -> None:
     prefill = (2 * 7 * 5 + 2 * (3**2 + 2**2)) / 1000
     steps = [16 / 10 + (4 + 3) * 4 / 10, 16 / 10 + 4 * 4 / 10]  # the first sequence ends after its second token
     assert least_seconds(SIZE, Workload([[1] * 3, [1] * 2], [2, 3]), limits) == pytest.approx(prefill + sum(steps))
+
+
+def stage_command(journal: Path, code: str) -> list[str]:
+    """A stage named `a` that finds 1 and then runs the code."""
+    lines = [
+        "from pathlib import Path",
+        "from benchmarks.gpu_stages import StageJournal, run_here",
+        f"journal = StageJournal(Path({str(journal)!r}))",
+        "def run():",
+        "    journal.add('a', kind='number', value=1)",
+        f"    {code}",
+        "run_here('a', run, journal)",
+    ]
+    return [sys.executable, "-c", "\n".join(lines)]
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("pass", "done"),
+        ("raise ValueError('no such kernel')", "ValueError: no such kernel"),
+        ("import os; os.abort()", "its process ended with exit code -6"),
+    ],
+)
+def test_a_stage_that_fails_or_crashes_keeps_what_it_found(
+    code: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "journal"
+    journal = StageJournal(path)
+    assert run_apart("a", stage_command(path, code), journal, until=float("inf"))
+    assert journal.outcomes == {"a": outcome} and StageJournal(path).outcomes == journal.outcomes
+    assert journal.findings("number") == [{"kind": "number", "value": 1}]
+
+
+HANGING = [sys.executable, "-c", "import signal; signal.pause()"]
+
+
+def test_a_stage_that_hangs_is_ended_and_not_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_stages, "STAGE_SECONDS", 1)
+    monkeypatch.setattr(gpu_stages, "LEAST_SECONDS", 1)
+    journal = StageJournal(tmp_path / "journal")
+    journal.add("a", kind="number", value=1)
+    assert run_apart("a", HANGING, journal, until=float("inf"))
+    assert journal.outcomes == {"a": "it took more than 1 s"} and len(journal.findings("number")) == 1
+
+
+def test_a_stage_that_a_calls_end_cuts_off_is_begun_again_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_stages, "LEAST_SECONDS", 0)
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "journal"
+    journal = StageJournal(path)
+    journal.add("a", kind="number", value=0)
+    assert not run_apart("a", HANGING, journal, until=time.monotonic() + 1)
+    assert journal.outcomes == {} and journal.findings("number") == [{"kind": "number", "value": 0}]
+    assert not run_apart("a", HANGING, journal, until=time.monotonic() - 1), "there is no time to begin it"
+    assert run_apart("a", stage_command(path, "pass"), journal, until=float("inf"))
+    assert journal.outcomes == {"a": "done"}
+    assert journal.findings("number") == [{"kind": "number", "value": 1}], "the first try is forgotten"
+
+
+def test_a_journal_in_memory_has_what_stages_in_this_process_find() -> None:
+    journal = StageJournal(None)
+    run_here("a", lambda: journal.add("a", kind="number", value=2), journal)
+    assert journal.findings("number")[0]["value"] == 2 and journal.outcomes == {"a": "done"}
+
+
+def test_where_the_queues_packages_are_missing_its_stage_alone_is_left_out(tmp_path: Path) -> None:
+    """A machine with a GPU may have torch, Triton and transformers, and nothing else of ours."""
+    code = """
+import sys
+from pathlib import Path
+
+for name in ("redis", "rq", "pydantic", "llguidance", "boto3", "gguf", "hiredis", "jinja2"):
+    sys.modules[name] = None  # as if it were not installed
+import torch
+from benchmarks.gpu_report import report
+from benchmarks.gpu_race import RaceSettings, queued
+from benchmarks.peer_environment import PeerError
+import engine.core, engine.runner.model_runner, engine.child
+try:
+    queued(RaceSettings(Path(), torch.device("cpu"), True)).__enter__()
+except PeerError as error:
+    print(error)
+"""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("there is no Triton")
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False, timeout=200
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.startswith("the queue needs packages that are not here: import of redis")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton")
@@ -36,5 +133,7 @@ def test_the_whole_benchmark_runs_in_small_on_a_cpu() -> None:
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "differ" not in result.stdout and "| sampler " in result.stdout
-    assert "promptmill, queued" in result.stdout and "nobody has no figures: not installed" in result.stdout
+    assert "promptmill, queued" in result.stdout
+    assert "race: tiny: nobody: PeerError: not installed in this environment" in result.stdout
+    assert "kernel checks: tiny: " not in result.stdout and "cuBLASLt without split-K" in result.stdout
     assert "decode attention" in result.stdout and "smoke run: no result is kept" in result.stdout

@@ -1,0 +1,199 @@
+"""What each stage of the GPU benchmark does, and in which order they come: the most telling first.
+
+A stage finds values of a kind: `check` (name, result), `limits`, `kernel` and `linear` (rows of their tables), `run`
+(one workload of one contender) and `note`. How a process of its own is made of it is `gpu_stages`' matter.
+"""
+
+import platform
+import statistics
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+import triton
+
+from benchmarks.cpu_peers import Contender, latencies
+from benchmarks.gpu_checks import check_engine, check_kernels
+from benchmarks.gpu_kernels import measure_limits, time_kernels
+from benchmarks.gpu_linears import compare_linears
+from benchmarks.gpu_models import SIZES, SMOKE_SIZE, DeviceLimits, ModelSize, least_seconds, random_model
+from benchmarks.gpu_race import RaceSettings, first_job_seconds, idle_share, measure, ours, peer, queued
+from benchmarks.gpu_stages import StageJournal
+from benchmarks.gpu_timer import Timer
+from benchmarks.workload import Workload, uniform_workload
+from tests.fakes.fast_interpreter import speed_up_interpreter
+from tests.fakes.small_tiles import set_small_tiles
+
+OURS = "promptmill"
+# Ours with other settings; in short steps the first of many prompts does not wait for the last.
+VARIANTS = {"promptmill, deterministic": {"deterministic": True}, "promptmill, 2048 a step": {"max_num_tokens": 2048}}
+QUEUED = "promptmill, queued"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is to be measured."""
+
+    sizes: tuple[str, ...]
+    sequences: tuple[int, ...]
+    peer_sequences: tuple[int, ...]
+    peers: tuple[str, ...]
+    seed: int
+    root: Path  # of the models
+    is_smoke: bool
+
+    @property
+    def models(self) -> list[ModelSize]:
+        return [SMOKE_SIZE] if self.is_smoke else [SIZES[name] for name in self.sizes]
+
+
+def stages_of(settings: Settings) -> list[str]:
+    """Their names, in order. One is `kind`, or `kind: model`, or `kind: model: contender`."""
+    first, *_ = settings.models
+    names = ["limits", f"kernel checks: {first.name}"]
+    for size in settings.models:
+        names.append(f"weights: {size.name}")
+        if size is first:
+            names.append(f"engine checks: {size.name}")
+        names += [f"kernels: {size.name}", f"race: {size.name}: {OURS}", f"idle: {size.name}"]
+        peers = [name for name in settings.peers if name == "transformers"]
+        more = [QUEUED] if settings.is_smoke else [*VARIANTS, QUEUED]  # the interpreter takes long for them
+        names += [f"race: {size.name}: {name}" for name in (*peers, *more)]
+        names += [f"linears: {size.name}", f"first job: {size.name}"]
+    others = [name for name in settings.peers if name != "transformers"]
+    return names + [f"race: {size.name}: {name}" for size in settings.models for name in others]
+
+
+class Work:
+    """The stages as functions."""
+
+    def __init__(self, settings: Settings, journal: StageJournal) -> None:
+        """Raises `SystemExit` without a device."""
+        self._settings = settings
+        self._journal = journal
+        self._device = torch.device("cpu" if settings.is_smoke else "cuda")
+        if not settings.is_smoke and not torch.cuda.is_available():
+            raise SystemExit("there is no CUDA device; --smoke runs on a CPU")
+        self._timer = Timer(self._device, rounds=1 if settings.is_smoke else 20)
+        speed_up_interpreter()
+        if settings.is_smoke:
+            set_small_tiles(setattr)
+
+    def function(self, stage: str) -> Callable[[], None]:
+        """What a stage does."""
+        kind, *rest = stage.split(": ")
+        size = next((size for size in self._settings.models if rest and size.name == rest[0]), None)
+        if size is None:
+            return self._limits
+        functions: dict[str, Callable[..., None]] = {
+            "kernel checks": self._kernel_checks,
+            "weights": self._weights,
+            "engine checks": self._engine_checks,
+            "kernels": self._kernels,
+            "linears": self._linears,
+            "race": self._race,
+            "idle": self._idle,
+            "first job": self._first_job,
+        }
+        return partial(functions[kind], stage, size, *rest[1:])
+
+    def _limits(self) -> None:
+        is_smoke = self._settings.is_smoke
+        if not is_smoke:
+            self._note("limits", f"On {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}.")
+        versions = f"torch {torch.__version__}, Triton {triton.__version__}, transformers {transformers.__version__}"
+        self._note("limits", f"Python {platform.python_version()}, {versions}; checks with seed {self._settings.seed}.")
+        limits = measure_limits(self._timer, num_bytes=1 << (20 if is_smoke else 32), matrix=64 if is_smoke else 8192)
+        self._journal.add("limits", kind="limits", **asdict(limits))
+
+    def _kernel_checks(self, stage: str, size: ModelSize) -> None:
+        for name, result in check_kernels(size, self._device, self._settings.seed):
+            self._journal.add(stage, kind="check", name=name, result=result)
+
+    def _engine_checks(self, stage: str, size: ModelSize) -> None:
+        num_tokens = 9 if self._settings.is_smoke else 300
+        for name, result in check_engine(size, self._folder(size), self._device, num_tokens=num_tokens):
+            self._journal.add(stage, kind="check", name=name, result=result)
+
+    def _weights(self, stage: str, size: ModelSize) -> None:
+        self._folder(size)
+
+    def _kernels(self, stage: str, size: ModelSize) -> None:
+        for row in time_kernels(size, self._timer, self._measured_limits(), is_smoke=self._settings.is_smoke):
+            self._journal.add(stage, kind="kernel", row=[size.name, *row])
+
+    def _linears(self, stage: str, size: ModelSize) -> None:
+        for row in compare_linears(size, self._timer, is_smoke=self._settings.is_smoke):
+            self._journal.add(stage, kind="linear", row=row)
+
+    def _race(self, stage: str, size: ModelSize, name: str) -> None:
+        """Contenders come one after the other: each takes the device's memory."""
+        end_id = min(size.vocab, 40_000)
+        workloads = self._workloads(name, end_id)
+        with self._contender(name, self._race_settings(size)) as contender:
+            measured = measure(contender, workloads, end_id, num_runs=1 if self._settings.is_smoke else 2)
+            for workload, (run, first) in zip(workloads, measured, strict=True):
+                ttft, itl = latencies([run])
+                self._journal.add(
+                    stage,
+                    kind="run",
+                    model=size.name,
+                    load=f"{len(workload.prompts):>3} x {statistics.mean(map(len, workload.prompts)):.0f}",
+                    contender=name,
+                    seconds=run["seconds"],
+                    first_seconds=first,
+                    num_tokens=workload.num_output_tokens,
+                    least_seconds=least_seconds(size, workload, self._measured_limits()),
+                    ttft=ttft,
+                    itl=itl,
+                )
+
+    def _workloads(self, name: str, end_id: int) -> list[Workload]:
+        settings = self._settings
+        counts = settings.sequences if name.startswith(OURS) else settings.peer_sequences
+        lengths = (100, 1024)
+        if settings.is_smoke:
+            counts, lengths = (2,), (4, 8)
+        workloads = [uniform_workload(count, lengths, lengths, seed=count, end_id=end_id) for count in counts]
+        if not settings.is_smoke:  # for the time to the first token
+            workloads.insert(1, uniform_workload(16, (512, 512), (32, 32), seed=0, end_id=end_id))
+        return workloads
+
+    @staticmethod
+    def _contender(name: str, settings: RaceSettings) -> AbstractContextManager[Contender]:
+        if name == OURS or name in VARIANTS:
+            return ours(settings, **VARIANTS.get(name, {}))
+        return queued(settings) if name == QUEUED else peer(name, settings)
+
+    def _idle(self, stage: str, size: ModelSize) -> None:
+        if self._settings.is_smoke:
+            return
+        idle = idle_share(self._race_settings(size), 256, min(size.vocab, 40_000))
+        self._note(stage, f"{size.name}: the GPU was idle for {idle:.1%} of 50 decode steps of 256 sequences.")
+
+    def _first_job(self, stage: str, size: ModelSize) -> None:
+        seconds = first_job_seconds(self._race_settings(size))
+        self._note(stage, f"{size.name}: the first job ended {seconds:.1f} s after the start.")
+
+    def _folder(self, size: ModelSize) -> Path:
+        return random_model(size, self._device, self._settings.root)
+
+    def _race_settings(self, size: ModelSize) -> RaceSettings:
+        """Raises `SystemExit` without the weights: made here, they would stay in the device's memory as well."""
+        if not (self._settings.root / size.name / "tokenizer.json").exists():
+            raise SystemExit(f"there are no weights of {size.name}")
+        return RaceSettings(self._folder(size), self._device, self._settings.is_smoke)
+
+    def _measured_limits(self) -> DeviceLimits:
+        """Raises `SystemExit` if they were not measured: there is nothing to hold a speed against."""
+        found = self._journal.findings("limits")
+        if not found:
+            raise SystemExit("the device's limits are not known")
+        return DeviceLimits(found[-1]["bytes_a_second"], found[-1]["flops_a_second"])
+
+    def _note(self, stage: str, text: str) -> None:
+        self._journal.add(stage, kind="note", text=text)
