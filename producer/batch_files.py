@@ -76,6 +76,15 @@ class BatchInput:
         return self._index
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes into an output, or beside it on its way there. Raises BatchFileError, of a disk that is full, say."""
+    try:
+        yield
+    except OSError as error:
+        raise BatchFileError(f"output {path} cannot be written: {error.strerror or error}") from error
+
+
 class BatchOutput:
     """A JSONL file of answers, appended to. A journal's first line says whose answers they are."""
 
@@ -88,12 +97,11 @@ class BatchOutput:
         """Nobody else writes it meanwhile. Raises BatchFileError if somebody does."""
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(self._path))
+                with writing(self._path):
+                    stack.enter_context(locked(self._path))
             except FileLockedError as error:
                 rule = f"another `promptmill run` writes {self._path}; wait for its end, or name another file"
                 raise BatchFileError(rule) from error
-            except OSError as error:
-                raise BatchFileError(f"output {self._path} cannot be written: {error.strerror or error}") from error
             yield
 
     def mend(self, digest: str) -> Answered:
@@ -102,32 +110,35 @@ class BatchOutput:
         `digest`: of what is asked; a journal of anything else is refused.
         """
         answered = Answered()
-        try:
-            with self._path.open("r+b") as file:
-                if self._is_journal:
-                    self._check_owner(file, digest)
-                whole_bytes = file.tell()
-                for number, raw in enumerate(file, start=1 + self._is_journal):
-                    if not raw.endswith(b"\n"):
-                        file.truncate(whole_bytes)
-                        break
-                    whole_bytes += len(raw)
-                    if raw.strip():
-                        self._count(raw, number, answered)
-        except OSError as error:
-            raise BatchFileError(f"output {self._path} cannot be written: {error.strerror or error}") from error
+        with writing(self._path), self._path.open("r+b") as file:
+            if self._is_journal:
+                self._check_owner(file, digest)
+            whole_bytes = file.tell()
+            for number, raw in enumerate(file, start=1 + self._is_journal):
+                if not raw.endswith(b"\n"):
+                    file.truncate(whole_bytes)
+                    break
+                whole_bytes += len(raw)
+                if raw.strip():
+                    self._count(raw, number, answered)
         return answered
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """A function that appends one line, and has it with the system before it returns."""
-        with self._path.open("ab") as file:
+        """A function that appends one line, and has it with the system before it returns. Raises BatchFileError."""
+        with writing(self._path):
+            file = self._path.open("ab")
 
-            def write(line: Mapping[str, Any]) -> None:
+        def write(line: Mapping[str, Any]) -> None:
+            with writing(self._path):
                 file.write(encode_line(line))
                 file.flush()
 
+        try:
             yield write
+        finally:
+            with writing(self._path):  # once more what could not be written
+                file.close()
 
     def _check_owner(self, file: BinaryIO, digest: str) -> None:
         """Read the first line, or write it. Raises BatchFileError for the journal of another run."""

@@ -11,6 +11,8 @@ from producer.contract import WorkerInfo
 from producer.settings import ProducerSettings, settings_options
 from producer.workers import QueueStatus
 
+RARE = ("deferred", "scheduled")  # columns that are left out where they are empty: the rest fits into 80 characters
+
 
 @click.command()
 @click.option("--json", "is_json", is_flag=True, help="Print it as JSON.")
@@ -39,16 +41,19 @@ def _print_tables(queues: list[QueueStatus], workers: list[WorkerInfo]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    queue_table = Table(title="Queues", box=SIMPLE_HEAD)
+    queue_table = Table(title="Queues", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     queue_table.add_column("queue", no_wrap=True)
-    for name in ("waiting", "oldest", *queues[0].registries):
+    shown = [
+        name for name in queues[0].registries if name not in RARE or any(queue.registries[name] for queue in queues)
+    ]
+    for name in ("waiting", "oldest", *shown):
         queue_table.add_column(name, justify="right")
     for queue in queues:
         oldest = "" if queue.oldest_seconds is None else f"{queue.oldest_seconds:.0f} s"
-        counts = (str(count) for count in queue.registries.values())
+        counts = (str(queue.registries[name]) for name in shown)
         queue_table.add_row(queue.name, str(queue.depth), oldest, *counts)
 
-    worker_table = Table(title="Workers", box=SIMPLE_HEAD)
+    worker_table = Table(title="Workers", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("worker", "models", "device"):
         worker_table.add_column(name, overflow="fold")
     for name in ("running", "waiting", "tokens/s", "blocks used"):

@@ -23,7 +23,8 @@ REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "redis
 class ProducerSettings(BaseSettings):
     """What every process that talks to the queues needs."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
+    # Empty variables are how compose files and charts say that nothing is set.
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
     redis_url: str = Field(
         default="redis://localhost:6379",

@@ -11,13 +11,13 @@ import os
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from producer.batch import BatchProgress, BatchRun
-from producer.batch_files import BatchInput, BatchOutput
+from producer.batch_files import BatchInput, BatchOutput, writing
 from producer.batch_lines import encode_line
 from producer.batch_protocol import BatchOptions
 from producer.errors import BatchFileError, InvalidJobError
@@ -120,8 +120,7 @@ class TableRun:
 
     def run(self) -> BatchProgress:
         """Answer every row that has no answer yet. A KeyboardInterrupt, or an error, leaves the journal as it is."""
-        with closing(self._open_spool()) as spool:
-            num_unusable = self._lines.write(spool)
+        with self._spooled() as (spool, num_unusable):
             batch = BatchRun(
                 self._settings,
                 BatchInput(self._source, spool),
@@ -132,31 +131,33 @@ class TableRun:
             )
             return batch.run(at_end=self._finish)
 
-    def _open_spool(self) -> BinaryIO:
-        """Beside the output, where there must be room for as much in any case."""
-        try:
-            return tempfile.TemporaryFile(dir=self._target.parent, prefix=".promptmill-")
-        except OSError as error:
-            raise self._unwritable(error) from error
+    @contextmanager
+    def _spooled(self) -> Iterator[tuple[BinaryIO, int]]:
+        """The lines, beside the output, where there must be room for as much in any case; and how many are none."""
+        with writing(self._target), tempfile.TemporaryFile(dir=self._target.parent, prefix=".promptmill-") as spool:
+            num_unusable = self._lines.write(spool)
+            spool.flush()
+            kept = os.fdopen(os.dup(spool.fileno()), "rb")
+        with kept:
+            yield kept, num_unusable
 
     def _finish(self) -> None:
         """The output, whole or not at all; then the journal has had its day."""
-        handle, name = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name}-")
-        os.close(handle)
-        partial = Path(name)
-        try:
-            with self._journal.open("rb") as journal:
-                self._writer.write(partial, self._reader, self._answers(journal), self._prefix)
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.chmod(0o666 & ~_umask())
-            partial.replace(self._target)
-            self._journal.unlink()
-        except OSError as error:
-            raise self._unwritable(error) from error
-        finally:
-            with suppress(FileNotFoundError):
-                partial.unlink()
+        with writing(self._target):
+            handle, name = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name}-")
+            os.close(handle)
+            partial = Path(name)
+            try:
+                with self._journal.open("rb") as journal:
+                    self._writer.write(partial, self._reader, self._answers(journal), self._prefix)
+                with partial.open("rb+") as file:
+                    os.fsync(file.fileno())
+                partial.chmod(0o666 & ~_umask())
+                partial.replace(self._target)
+                self._journal.unlink()
+            finally:
+                with suppress(FileNotFoundError):
+                    partial.unlink()
 
     def _answers(self, journal: BinaryIO) -> Iterator[RowAnswer]:
         """One for each row, in the table's order; the journal has them in the order in which they came."""
@@ -167,9 +168,6 @@ class TableRun:
                 continue
             journal.seek(offsets[number] - 1)
             yield _row_answer(json.loads(journal.readline()))
-
-    def _unwritable(self, error: OSError) -> BatchFileError:
-        return BatchFileError(f"output {self._target} cannot be written: {error.strerror or error}")
 
     def _check_target(self) -> None:
         if not self._target.exists():

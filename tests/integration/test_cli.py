@@ -180,6 +180,8 @@ def test_status_shows_queues_and_workers(promptmill: Invoke, worker: FakeWorker,
     assert [found["models"] for found in shown["workers"]] == [["fake"]]
     table = promptmill("status")
     assert table.exit_code == 0 and "fake" in table.stdout and "promptmill" in table.stdout
+    assert "cancelled" in table.stdout and "…" not in table.stdout, "it fits into 80 characters"
+    assert "scheduled" not in table.stdout, "nothing is"
 
 
 def test_status_without_a_worker_names_the_remedy(promptmill: Invoke, redis_url: str) -> None:

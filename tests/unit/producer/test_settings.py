@@ -4,6 +4,7 @@ import pytest
 
 from producer.errors import SettingsError
 from producer.settings import ProducerSettings, load_settings, redact_url
+from worker.settings import WorkerSettings
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,15 @@ from producer.settings import ProducerSettings, load_settings, redact_url
 )
 def test_a_redis_url_that_can_be_used_is_taken(url: str) -> None:
     assert load_settings(ProducerSettings, {"redis_url": url}).redis_url == url
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REDIS_URL", "QUEUE", "S3_ENDPOINT_URL", "NUM_THREADS", "DRAIN"):
+        monkeypatch.setenv(f"PROMPTMILL_{name}", "")
+    assert load_settings(WorkerSettings) == WorkerSettings()
+    assert "redis_url" not in load_settings(WorkerSettings).model_fields_set
+    with pytest.raises(SettingsError, match="--s3-endpoint-url"):
+        load_settings(ProducerSettings, {"s3_endpoint_url": ""})
 
 
 @pytest.mark.parametrize(
