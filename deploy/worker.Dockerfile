@@ -9,11 +9,15 @@ RUN apt-get update \
 
 ARG PIP_EXTRA_INDEX_URL=""
 WORKDIR /opt/promptmill
-COPY pyproject.toml constraints.txt README.md CHANGELOG.md LICENSE ./
+# First what it needs, for packages that are empty yet: a change of ours fetches none of it again.
+COPY pyproject.toml constraints.txt ./
+RUN mkdir engine producer worker && touch README.md \
+    && pip install --no-cache-dir -c constraints.txt ".[worker]"
+COPY README.md LICENSE ./
 COPY engine engine
 COPY producer producer
 COPY worker worker
-RUN pip install --no-cache-dir -c constraints.txt ".[worker]"
+RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 RUN useradd --system --uid 10001 --home-dir /var/cache/promptmill --create-home promptmill
 USER promptmill
