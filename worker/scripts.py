@@ -137,13 +137,18 @@ class Scripts:
         """Append to jobs' streams and publish what was stored. One reply an append, in order.
 
         Nothing is written to a stream that does not end as its writer expects; the reply is the stored last id (or
-        empty). It is `OK` where all was written, and an exception of redis-py's where Redis refused.
+        empty). It is `OK` where all was written, and an exception of redis-py's where Redis refused. Raises
+        NoScriptError until `load_append` was called for this server: a pipeline that knew scripts would ask for them
+        before each of the worker's most frequent round trips.
         """
         arguments: list[str | int] = []
         for append in appends:
             arguments += (append.expected_id, "1" if append.publish else "0", append.ttl_seconds or 0)
             arguments += (len(append.entries) // 3, *append.entries)
-        return self._append(keys=[append.key for append in appends], args=arguments, client=client)
+        return client.evalsha(self._append.sha, len(appends), *(append.key for append in appends), *arguments)
+
+    def load_append(self, client: redis.Redis) -> None:
+        client.script_load(self._append.script)
 
 
 def claim_key(worker: str) -> str:

@@ -19,8 +19,10 @@ LEASE_SECONDS = 30.0
 
 
 @pytest.fixture
-def scripts() -> Scripts:
-    return Scripts("rq")
+def scripts(redis_client: redis.Redis) -> Scripts:
+    scripts = Scripts("rq")
+    scripts.load_append(redis_client)
+    return scripts
 
 
 def claim(

@@ -95,10 +95,10 @@ class StreamOutlet:
     def _append(self, batch: list[JobStream], given_up: list[str]) -> None:
         """One round trip for all; adds to `given_up`. Raises one of `_AWAY_ERRORS` if some of it was not written."""
         runs = list(_bounded(map(_next_append, batch)))
-        with self._client.pipeline(transaction=False) as pipe:
-            for run in runs:
-                self._scripts.append(pipe, run)
-            outcomes = pipe.execute(raise_on_error=False)
+        outcomes = self._send(runs)
+        if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
+            self._scripts.load_append(self._client)  # a Redis that is new, or came back
+            outcomes = self._send(runs)
         replies: list[Any] = []
         for run, outcome in zip(runs, outcomes, strict=True):
             replies += [outcome] * len(run) if isinstance(outcome, Exception) else outcome
@@ -110,6 +110,12 @@ class StreamOutlet:
                 given_up.append(self._give_up(stream))
         if away is not None:
             raise away
+
+    def _send(self, runs: list[list[Append]]) -> list[Any]:
+        with self._client.pipeline(transaction=False) as pipe:
+            for run in runs:
+                self._scripts.append(pipe, run)
+            return pipe.execute(raise_on_error=False)
 
     def _settle(self, stream: JobStream, reply: Any) -> bool:
         """Take note of what is stored now. False: this attempt can store nothing more."""
@@ -157,7 +163,7 @@ class StreamOutlet:
         return stream.job_id
 
 
-_AWAY_ERRORS = (*REDIS_AWAY, NoScriptError)  # a Redis that came back has forgotten its scripts
+_AWAY_ERRORS = (*REDIS_AWAY, NoScriptError)
 
 
 def _next_append(stream: JobStream) -> Append:

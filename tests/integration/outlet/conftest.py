@@ -17,4 +17,6 @@ def client(redis_url: str) -> Iterator[FlakyRedis]:
 
 @pytest.fixture
 def outlet(client: FlakyRedis) -> StreamOutlet:
-    return StreamOutlet(client, Scripts("rq"))
+    scripts = Scripts("rq")
+    scripts.load_append(client)  # as after the first flush
+    return StreamOutlet(client, scripts)

@@ -44,6 +44,26 @@ def test_all_streams_share_one_pipeline(client: FlakyRedis, outlet: StreamOutlet
     assert client.num_pipelines == 1
 
 
+def test_a_redis_that_has_forgotten_the_script_is_given_it_again(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    stream = open_stream(outlet)
+    outlet.flush(0.0)
+    client.script_flush()
+    put(stream, "a", 1)
+    assert outlet.flush(1.0) == [] and not outlet.is_redis_away
+    assert len(stored(client)) == 2
+
+
+def test_a_flush_is_one_round_trip(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    streams = [open_stream(outlet, job_id=f"job-{number}") for number in range(20)]
+    outlet.flush(0.0)
+    client.config_resetstat()
+    for stream in streams:
+        put(stream, "a", 1)
+    outlet.flush(1.0)
+    calls = {name: stats["calls"] for name, stats in client.info("commandstats").items()}
+    assert calls["cmdstat_evalsha"] == 1 and "cmdstat_script|exists" not in calls
+
+
 def test_a_key_that_is_no_stream_costs_its_own_job_alone(client: FlakyRedis, outlet: StreamOutlet) -> None:
     client.set(stream_key("job-1"), "somebody else's")
     streams = [open_stream(outlet, job_id=f"job-{number}") for number in range(3)]
