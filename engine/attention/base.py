@@ -54,7 +54,8 @@ class AttentionBackend(Protocol):
         """Return `[num_tokens, num_heads, head_dim]`, contiguous, in q's dtype. Mutates `kv_cache_layer`.
 
         q: `[num_tokens, num_heads, head_dim]`; k, v: `[num_tokens, num_kv_heads, head_dim]`, any strides.
-        kv_cache_layer: `[2, num_blocks, block_size, num_kv_heads, head_dim]`.
+        kv_cache_layer: `[2, num_blocks, block_size, num_kv_heads, head_dim]`, in q's dtype or in a shorter one; how a
+        block's elements lie in their memory is the backend's own affair, since it alone reads what it wrote.
         A key is seen by a query at most `sliding_window - 1` positions after it; `softcap` bounds the scores by
         `softcap * tanh(score / softcap)`; `sinks` `[num_heads]` join each row's softmax without a value.
         """

@@ -1,6 +1,7 @@
 """Paged attention on a CPU through engine/kernels/attention.c: checks shapes and passes pointers.
 
-The kernel is compiled when the backend is made; it shares torch's OpenMP threads.
+The kernel is compiled when the backend is made; it shares torch's OpenMP threads. Its pages are laid out for it: of a
+block's keys, `[num_kv_heads, head_dim, block_size]`, and of its values, `[num_kv_heads, block_size, head_dim]`.
 """
 
 import struct
@@ -13,11 +14,11 @@ from engine.attention.base import AttentionBatch
 from engine.kernels.build import build_library, load_library
 
 DTYPES = (torch.float32, torch.bfloat16)
+_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # half.h's; the last for keys and values alone
 
-
-# `attention_args` of attention.c: eleven pointers, seven 64-bit and eight 32-bit integers, two floats. Packed at once,
+# `attention_args` of attention.c: eleven pointers, seven 64-bit and ten 32-bit integers, two floats. Packed at once,
 # because setting the fields of a ctypes structure one by one costs more than a short attention itself.
-_ARGUMENTS = struct.Struct("@11P7q8i2f")
+_ARGUMENTS = struct.Struct("@11P7q10i2f")
 
 
 class NativeAttention:
@@ -30,10 +31,7 @@ class NativeAttention:
         path = build_library("attention", kernels_dir)
         library = load_library(path)
         self.build = path.stem
-        self._functions = {
-            torch.float32: library.promptmill_attention_f32,
-            torch.bfloat16: library.promptmill_attention_bf16,
-        }
+        self._attend = library.promptmill_attention
 
     def forward(
         self,
@@ -49,9 +47,8 @@ class NativeAttention:
         sinks: Tensor | None,
     ) -> Tensor:
         """See `AttentionBackend.forward`."""
-        dtype = kv_cache_layer.dtype
-        q, k, v = _with_dense_rows(q, dtype), _with_dense_rows(k, dtype), _with_dense_rows(v, dtype)
-        output = torch.empty(q.shape, dtype=dtype)
+        q, k, v = _with_dense_rows(q, q.dtype), _with_dense_rows(k, q.dtype), _with_dense_rows(v, q.dtype)
+        output = torch.empty(q.shape, dtype=q.dtype)
         if sinks is not None:
             sinks = sinks.detach().float().contiguous()
         _, _, block_size, num_kv_heads, head_dim = kv_cache_layer.shape
@@ -62,7 +59,7 @@ class NativeAttention:
             v.data_ptr(),
             output.data_ptr(),
             keys,
-            keys + kv_cache_layer.stride(0) * dtype.itemsize,
+            keys + kv_cache_layer.stride(0) * kv_cache_layer.itemsize,
             *_pointers(batch),
             0 if sinks is None else sinks.data_ptr(),
             *q.stride()[:2],
@@ -77,10 +74,12 @@ class NativeAttention:
             block_size,
             sliding_window or 0,
             torch.get_num_threads(),
+            _FORMATS[q.dtype],
+            _FORMATS[kv_cache_layer.dtype],
             scaling,
             softcap or 0.0,
         )
-        if self._functions[dtype](arguments) != 0:
+        if self._attend(arguments) != 0:
             raise MemoryError("the attention kernel could not allocate its scratch memory")
         return output
 
@@ -101,7 +100,7 @@ def _pointers(batch: AttentionBatch) -> tuple[int, int, int, int]:
 
 
 def _with_dense_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the cache's dtype; the kernel takes any strides but the last."""
+    """In that dtype; the kernel takes any strides but the last."""
     if x.dtype != dtype:
         x = x.to(dtype)
     return x if x.stride(2) == 1 else x.contiguous()

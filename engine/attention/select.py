@@ -16,11 +16,18 @@ BACKENDS = ("auto", "native", "torch", "triton")
 
 
 def select_backend(
-    name: str, *, device: torch.device, dtype: torch.dtype, cache_dir: Path, deterministic: bool = False
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype | None = None,
+    cache_dir: Path,
+    deterministic: bool = False,
 ) -> AttentionBackend:
     """The backend called `name`, or for `auto` the fastest that works on this device.
 
-    cache_dir: where compiled kernels are kept; deterministic: a row has the same bits in any batch and any chunks.
+    kv_dtype: of keys and values, None: dtype; cache_dir: where compiled kernels are kept; deterministic: a row has the
+    same bits in any batch and any chunks.
     Raises `InvalidRequestError` for a backend that is unknown, or that was asked for by name and does not work here.
     """
     if name not in BACKENDS:
@@ -30,7 +37,7 @@ def select_backend(
     if name == "triton" or (name == "auto" and device.type != "cpu"):
         backend, reason = _make_triton(device, dtype, deterministic=deterministic)
     else:
-        backend, reason = _make_native(device, dtype, cache_dir / "kernels")
+        backend, reason = _make_native(device, dtype, kv_dtype or dtype, cache_dir / "kernels")
     if backend is not None:
         return backend
     if name != "auto":
@@ -39,7 +46,9 @@ def select_backend(
     return TorchAttention()
 
 
-def _make_native(device: torch.device, dtype: torch.dtype, kernels_dir: Path) -> tuple[AttentionBackend | None, str]:
+def _make_native(
+    device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, kernels_dir: Path
+) -> tuple[AttentionBackend | None, str]:
     """The native backend if it can be compiled here and computes rightly, else None and the reason."""
     from engine.attention.native import DTYPES, NativeAttention
     from engine.kernels.build import KernelBuildError
@@ -50,7 +59,7 @@ def _make_native(device: torch.device, dtype: torch.dtype, kernels_dir: Path) ->
         backend = NativeAttention(kernels_dir)
     except KernelBuildError as error:
         return None, str(error)
-    return _checked(backend, dtype, device)
+    return _checked(backend, dtype, kv_dtype, device)
 
 
 def _make_triton(
@@ -62,17 +71,17 @@ def _make_triton(
     from engine.attention.triton_backend import TritonAttention
 
     try:
-        return _checked(TritonAttention(deterministic=deterministic), dtype, device)
+        return _checked(TritonAttention(deterministic=deterministic), dtype, dtype, device)
     except Exception as error:  # whatever a compiler makes of a GPU that it does not know
         return None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _checked(
-    backend: AttentionBackend, dtype: torch.dtype, device: torch.device
+    backend: AttentionBackend, dtype: torch.dtype, kv_dtype: torch.dtype, device: torch.device
 ) -> tuple[AttentionBackend | None, str]:
     from engine.attention.self_check import find_fault
 
-    fault = find_fault(backend, dtype, device=device)
+    fault = find_fault(backend, dtype, kv_dtype=kv_dtype, device=device)
     return (backend, "") if fault is None else (None, f"{backend.build} is wrong: {fault}")
 
 

@@ -20,17 +20,19 @@ _MAX_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-
 _CPU = torch.device("cpu")
 
 
-def find_fault(backend: AttentionBackend, dtype: torch.dtype, *, device: torch.device = _CPU) -> str | None:
-    """What is wrong with the backend on this device, or None."""
+def find_fault(
+    backend: AttentionBackend, dtype: torch.dtype, *, kv_dtype: torch.dtype | None = None, device: torch.device = _CPU
+) -> str | None:
+    """What is wrong with the backend on this device, or None. kv_dtype: of keys and values, None: dtype."""
     with one_thread(), device:
-        return _find_fault(backend, dtype, _LENGTHS[device.type])
+        return _find_fault(backend, dtype, kv_dtype or dtype, _LENGTHS[device.type])
 
 
-def _find_fault(backend: AttentionBackend, dtype: torch.dtype, lengths: list[int]) -> str | None:
+def _find_fault(backend: AttentionBackend, dtype: torch.dtype, kv_dtype: torch.dtype, lengths: list[int]) -> str | None:
     q, k, v = (
         _random(sum(lengths), heads, _HEAD_DIM).to(dtype) for heads in (_NUM_HEADS, _NUM_KV_HEADS, _NUM_KV_HEADS)
     )
-    cache = torch.zeros((2, _NUM_BLOCKS, _BLOCK_SIZE, _NUM_KV_HEADS, _HEAD_DIM), dtype=dtype)
+    cache = torch.zeros((2, _NUM_BLOCKS, _BLOCK_SIZE, _NUM_KV_HEADS, _HEAD_DIM), dtype=kv_dtype)
     ends = torch.tensor(lengths).cumsum(0) - 1
     for has_rules in (False, True):
         whole = _run(backend, (q, k, v), cache, lengths, lengths, has_rules)

@@ -58,8 +58,8 @@ class TorchAttention:
     ) -> Tensor:
         """See `AttentionBackend.forward`."""
         keys, values = kv_cache_layer.flatten(1, 2).unbind(0)  # [num_slots, num_kv_heads, head_dim]
-        keys.index_copy_(0, batch.slot_mapping, k.to(keys.dtype))
-        values.index_copy_(0, batch.slot_mapping, v.to(values.dtype))
+        keys.index_copy_(0, batch.slot_mapping, _narrowed(k, keys.dtype))
+        values.index_copy_(0, batch.slot_mapping, _narrowed(v, values.dtype))
         num_kv_heads = keys.shape[1]
         grouped_q = q.reshape(
             len(q), num_kv_heads, -1, q.shape[-1]
@@ -72,6 +72,13 @@ class TorchAttention:
         for tokens, sequences, positions in _tiles(batch):
             output[tokens] = _attend(grouped_q[tokens], pages, sequences, positions, rules)
         return output.flatten(1, 2).to(q.dtype)
+
+
+def _narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the cache's dtype; what float16 has no room for becomes its largest number, as in the kernel."""
+    if dtype == torch.float16 and x.dtype != dtype:
+        x = x.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
+    return x.to(dtype)
 
 
 @dataclass(slots=True)

@@ -16,147 +16,202 @@
 #include "room.h"
 
 #define TILE_ROWS 64  /* query tokens times heads of their group: 64 rows of 64 floats fill a third of a 48 KiB L1 */
+#define LINE 64       /* bytes of the cache's lines */
 #define MIN_WORK (1 << 16) /* multiply-adds below which a second thread costs more than it brings */
-#define AHEAD 32      /* keys between what is read and what is fetched from memory meanwhile */
 
 typedef struct {
   int32_t seq, first_token, last_token; /* tokens of the sequence's queries of this step */
   int32_t first_head, last_head;        /* kv heads */
 } task;
 
-INLINE void copy_to_f32(float *to, const void *from, int count, int padded, int is_bf16) {
-  if (is_bf16)
-    for (int d = 0; d < count; d++) to[d] = from_bf16(((const uint16_t *)from)[d]);
-  else
-    memcpy(to, from, count * sizeof(float));
-  for (int d = count; d < padded; d++) to[d] = 0;
+INLINE int lanes_of(int count) { return (count + LANES - 1) / LANES; }
+/* Floats of a kv head's queries. */
+INLINE int64_t queries_size(const attention_args *a, int rows_per_head) {
+  return (int64_t)(rows_per_head + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS * a->head_dim;
 }
+INLINE int64_t padded_dim(const attention_args *a) { return (int64_t)lanes_of(a->head_dim) * LANES; }
 
-/* Point at the chunk's keys [first, last) in the pages. */
-INLINE void find_rows(const attention_args *a, scratch *s, const task *t, int start, int first, int last, int size) {
-  int64_t row_bytes = (int64_t)a->num_kv_heads * a->head_dim * size;
-  const int32_t *table = a->block_tables + t->seq * a->table_stride;
-  int block = (start + first) / a->block_size, slot = (start + first) % a->block_size;
-  for (int j = first; j < last; j++) {
-    int64_t place = ((int64_t)table[block] * a->block_size + slot) * row_bytes;
-    s->key_rows[j] = (const char *)a->keys + place;
-    s->value_rows[j] = (const char *)a->values + place;
-    if (++slot == a->block_size) block++, slot = 0;
+/* Point at the panels of the chunk's keys [first, last) in the pages. */
+static void find_panels(const attention_args *a, scratch *s, const int32_t *table, int start, int first, int last) {
+  int64_t head_size = (int64_t)a->head_dim * a->block_size;
+  for (int p = first / LANES; p * LANES < last; p++) {
+    int64_t block = table[(start + p * LANES) / a->block_size] * a->num_kv_heads * head_size;
+    int slot = (start + p * LANES) % a->block_size;
+    s->keys[p] = at(a->keys, block + slot, a->kv_format);
+    s->values[p] = at(a->values, block + slot * a->head_dim, a->kv_format);
   }
-  s->head_bytes = (int64_t)a->head_dim * size;
+  s->head_bytes = head_size * size_of(a->kv_format);
+  s->key_step = a->block_size;
 }
 
-/* Copy the task's keys and values of a chunk into float32 rows of whole lanes, and point there. */
-INLINE void pack_rows(const attention_args *a, scratch *s, const task *t, int first, int last, int is_bf16) {
-  int padded = (a->head_dim + LANES - 1) / LANES * LANES;
-  for (int j = first; j < last; j++) {
+/* Copy the task's panels into float32, and point there. */
+static void widen_panels(const attention_args *a, scratch *s, const task *t, int first, int last) {
+  int64_t head_size = (int64_t)CHUNK * a->head_dim;
+  for (int p = first / LANES; p * LANES < last; p++) {
+    float *keys = s->packed_keys + p * LANES * a->head_dim, *values = s->packed_values + p * LANES * a->head_dim;
     for (int h = t->first_head; h < t->last_head; h++) {
-      int64_t place = ((int64_t)h * CHUNK + j) * padded;
-      copy_to_f32(s->packed_keys + place, s->key_rows[j] + h * s->head_bytes, a->head_dim, padded, is_bf16);
-      copy_to_f32(s->packed_values + place, s->value_rows[j] + h * s->head_bytes, a->head_dim, padded, is_bf16);
+      const char *from_keys = s->keys[p] + h * s->head_bytes, *from_values = s->values[p] + h * s->head_bytes;
+      for (int d = 0; d < a->head_dim; d++)
+        store(keys + h * head_size + d * LANES, load(at(from_keys, d * s->key_step, a->kv_format), 0, a->kv_format));
+      for (int d = 0; d < a->head_dim; d++) /* as many lanes in all */
+        store(values + h * head_size + d * LANES, load(from_values, d, a->kv_format));
     }
-    s->key_rows[j] = (const char *)(s->packed_keys + (int64_t)j * padded);
-    s->value_rows[j] = (const char *)(s->packed_values + (int64_t)j * padded);
+    s->keys[p] = (const char *)keys;
+    s->values[p] = (const char *)values;
+  }
+  s->head_bytes = head_size * sizeof(float);
+  s->key_step = LANES;
+}
+
+/* Make float32 panels of keys [first, last) that lie in blocks, or have dimensions, of no whole number of lanes. */
+static void gather_panels(const attention_args *a, scratch *s, const task *t, const int32_t *table, int start, int first,
+                          int last) {
+  int64_t padded = padded_dim(a);
+  for (int j = first; j < last; j++) {
+    int slot = (start + j) % a->block_size;
+    for (int h = t->first_head; h < t->last_head; h++) {
+      int64_t head = ((int64_t)table[(start + j) / a->block_size] * a->num_kv_heads + h) * a->head_dim * a->block_size;
+      float *keys = s->packed_keys + (h * CHUNK + j / LANES * LANES) * padded + j % LANES;
+      float *values = s->packed_values + (h * CHUNK + j) * padded;
+      for (int d = 0; d < a->head_dim; d++) {
+        keys[d * LANES] = get(a->keys, head + d * a->block_size + slot, a->kv_format);
+        values[d] = get(a->values, head + slot * a->head_dim + d, a->kv_format);
+      }
+      for (int d = a->head_dim; d < padded; d++) values[d] = 0;
+    }
+  }
+  for (int p = first / LANES; p * LANES < last; p++) {
+    s->keys[p] = (const char *)(s->packed_keys + p * LANES * padded);
+    s->values[p] = (const char *)(s->packed_values + p * LANES * padded);
   }
   s->head_bytes = (int64_t)CHUNK * padded * sizeof(float);
+  s->key_step = LANES;
 }
 
-/* Say what to fetch while a key or value is read: the one AHEAD of it, and values after the last keys. */
-INLINE void look_ahead(scratch *s, int first, int last) {
-  for (int j = first; j < last; j++) {
-    int beyond = j + AHEAD - last;
-    s->key_ahead[j] = beyond < 0 ? s->key_rows[j + AHEAD] : s->value_rows[at_most(first + beyond, last - 1)];
-    s->value_ahead[j] = s->value_rows[at_most(j + AHEAD, last - 1)];
-  }
+/* Point around the chunk's keys [first, last) too, in the blocks of panels that are scored as one: nobody uses it. */
+static void complete_block(scratch *s, int first, int last) {
+  int begin = first / LANES, end = lanes_of(last);
+  for (int p = begin; p % BLOCK_PANELS != 0; p--) s->keys[p - 1] = s->keys[begin], s->values[p - 1] = s->values[begin];
+  for (int p = end; p % BLOCK_PANELS != 0; p++) s->keys[p] = s->keys[end - 1], s->values[p] = s->values[end - 1];
 }
 
-INLINE void attend_chunk(const attention_args *a, scratch *s, const task *t, int start, int rows_per_head,
-                         int is_packed, int is_bf16) {
-  int dim_lanes = (a->head_dim + LANES - 1) / LANES, first_row_first, last_row_last, unused;
-  int num_heads = t->last_head - t->first_head, reads_bf16 = is_bf16 && !is_packed;
-  seen_keys(a, s, 0, start, &first_row_first, &unused);
-  seen_keys(a, s, rows_per_head - 1, start, &unused, &last_row_last);
-  int first = at_least(0, first_row_first) / NUM_SUMS * NUM_SUMS, last = last_row_last;
-  find_rows(a, s, t, start, first, last, is_bf16 ? 2 : 4);
-  if (is_packed) pack_rows(a, s, t, first, last, is_bf16);
-  for (int j = last; j < CHUNK && j % NUM_SUMS != 0; j++) s->key_rows[j] = s->key_rows[last - 1];
-  if (s->looks_ahead) look_ahead(s, first, last);
-  for (int block = first; block < last; block += KEY_BLOCK)
-    for (int h = 0; h < num_heads; h++)
-      score_block(s, h * rows_per_head, rows_per_head, dim_lanes, (t->first_head + h) * s->head_bytes, block,
-                  at_most(block + KEY_BLOCK, last), reads_bf16);
-  float chunk_maximum[num_heads * rows_per_head], chunk_total[num_heads * rows_per_head];
-  for (int row = 0; row < num_heads * rows_per_head; row++) {
-    int row_first, row_last;
-    seen_keys(a, s, row, start, &row_first, &row_last);
-    chunk_total[row] = -1; /* sees none of them */
-    if (row_first < row_last)
-      weigh(s->scores + (int64_t)row * CHUNK, row_first, row_last, a->scaling, a->softcap, &chunk_maximum[row],
-            &chunk_total[row]);
-  }
-  memset(s->part, 0, (size_t)num_heads * rows_per_head * dim_lanes * LANES * sizeof(float));
-  for (int block = first; block < last; block += KEY_BLOCK)
-    for (int h = 0; h < num_heads; h++)
-      value_block(a, s, h * rows_per_head, rows_per_head, dim_lanes, (t->first_head + h) * s->head_bytes, start, block,
-                  at_most(block + KEY_BLOCK, last), reads_bf16);
-  for (int row = 0; row < num_heads * rows_per_head; row++) {
-    int64_t place = (int64_t)row * dim_lanes * LANES;
-    if (!(chunk_total[row] < 0))
-      merge(s->sum + place, s->part + place, dim_lanes, &s->maximum[row], &s->total[row], chunk_maximum[row],
-            chunk_total[row]);
-  }
+/* The panels that are read after those of `block` and `head`: to be asked for from memory meanwhile. */
+INLINE void look_ahead(const scratch *s, const task *t, const char *const *block, const char *const *next_block,
+                       int head, const char **ahead) {
+  int is_last = head + 1 == t->last_head;
+  for (int p = 0; p < BLOCK_PANELS; p++)
+    ahead[p] = (is_last ? next_block[p] : block[p]) + (is_last ? t->first_head : head + 1) * s->head_bytes;
 }
 
-INLINE void run_task(const attention_args *a, scratch *s, const task *t, int is_bf16) {
-  int group = a->num_heads / a->num_kv_heads, num_tokens = t->last_token - t->first_token, row = 0;
-  int dim_lanes = (a->head_dim + LANES - 1) / LANES, padded = dim_lanes * LANES, size = is_bf16 ? 2 : 4;
-  int query_start = a->query_start[t->seq];
+/* The chunk's part of each row: scores, weights and weighted values over the panels of its keys [first, last). */
+INLINE void attend_panels(const attention_args *a, scratch *s, const task *t, int rows_per_head, int first, int last,
+                          int looks_ahead, int format) {
+  int dim_lanes = lanes_of(a->head_dim), num_rows = (t->last_head - t->first_head) * rows_per_head;
+  int begin = first / LANES / BLOCK_PANELS * BLOCK_PANELS, end = lanes_of(last);
+  const char *ahead[BLOCK_PANELS];
+  for (int p = begin; p < end; p += BLOCK_PANELS)
+    for (int h = t->first_head; h < t->last_head; h++) {
+      const char *const *next = p + BLOCK_PANELS < end ? s->keys + p + BLOCK_PANELS : s->values + begin;
+      if (looks_ahead) look_ahead(s, t, s->keys + p, next, h, ahead);
+      score_block(s, s->q + (h - t->first_head) * queries_size(a, rows_per_head), (h - t->first_head) * rows_per_head,
+                  rows_per_head, a->head_dim, h * s->head_bytes, p, looks_ahead ? ahead : NULL, format);
+    }
+  for (int row = 0; row < num_rows; row++)
+    if (s->first[row] < s->last[row])
+      weigh(s->scores + (int64_t)row * CHUNK, s->first[row], s->last[row], a->scaling, a->softcap,
+            &s->chunk_maximum[row], &s->chunk_total[row]);
+  memset(s->part, 0, (size_t)num_rows * dim_lanes * LANES * sizeof(float));
+  for (int p = begin; p < end; p += BLOCK_PANELS)
+    for (int h = t->first_head; h < t->last_head; h++) {
+      const char *const *next = s->values + (p + BLOCK_PANELS < end ? p + BLOCK_PANELS : p);
+      if (looks_ahead) look_ahead(s, t, s->values + p, next, h, ahead);
+      value_block(s, (h - t->first_head) * rows_per_head, rows_per_head, dim_lanes, h * s->head_bytes,
+                  at_least(first, p * LANES), at_most(last, (p + BLOCK_PANELS) * LANES), looks_ahead ? ahead : NULL,
+                  format);
+    }
+}
+
+typedef void attend_function(const attention_args *, scratch *, const task *, int, int, int, int);
+#define ATTEND_PANELS(NAME, FORMAT) \
+  static void NAME(const attention_args *a, scratch *s, const task *t, int rows_per_head, int first, int last, \
+                   int looks_ahead) { \
+    attend_panels(a, s, t, rows_per_head, first, last, looks_ahead, FORMAT); \
+  }
+ATTEND_PANELS(attend_f32, F32)
+ATTEND_PANELS(attend_bf16, BF16)
+ATTEND_PANELS(attend_f16, F16)
+static attend_function *const ATTEND[] = {[F32] = attend_f32, [BF16] = attend_bf16, [F16] = attend_f16};
+
+static void attend_chunk(const attention_args *a, scratch *s, const task *t, int start, int rows_per_head) {
+  int num_rows = (t->last_head - t->first_head) * rows_per_head, is_decode = t->last_token - t->first_token == 1;
+  for (int row = 0; row < num_rows; row++) {
+    s->first[row] = a->sliding_window > 0 ? at_least(0, s->position[row] - a->sliding_window + 1 - start) : 0;
+    s->last[row] = at_most(CHUNK, s->position[row] + 1 - start);
+  }
+  int first = s->first[0], last = s->last[num_rows - 1], format = F32;
+  const int32_t *table = a->block_tables + t->seq * a->table_stride;
+  int is_regular = a->block_size % LANES == 0 && a->head_dim % LANES == 0;
+  if (is_regular) {
+    find_panels(a, s, table, start, first, last);
+    if (is_decode)
+      format = a->kv_format;
+    else if (a->kv_format != F32)
+      widen_panels(a, s, t, first, last); /* it pays where many rows read them, and changes no bit */
+  } else {
+    gather_panels(a, s, t, table, start, first, last);
+  }
+  complete_block(s, first, last);
+  ATTEND[format](a, s, t, rows_per_head, first, last, is_decode && is_regular);
+  int64_t padded = padded_dim(a);
+  for (int row = 0; row < num_rows; row++)
+    if (s->first[row] < s->last[row])
+      merge(s->sum + row * padded, s->part + row * padded, padded / LANES, &s->maximum[row], &s->total[row],
+            s->chunk_maximum[row], s->chunk_total[row]);
+}
+
+static void run_task(const attention_args *a, scratch *s, const task *t) {
+  int group = a->num_heads / a->num_kv_heads, row = 0, query_start = a->query_start[t->seq];
+  int rows_per_head = (t->last_token - t->first_token) * group;
   int offset = a->context_lens[t->seq] - (a->query_start[t->seq + 1] - query_start); /* position of the first query */
-  /* Copies pay where many rows read them, and make head_dim a whole number of lanes. They change no bit. */
-  int is_packed = a->head_dim % LANES != 0 || (is_bf16 && num_tokens > 1);
+  int64_t padded = padded_dim(a);
   for (int h = t->first_head; h < t->last_head; h++)
-    for (int token = t->first_token; token < t->last_token; token++)
-      for (int g = 0; g < group; g++, row++) {
-        int head = h * group + g;
-        const char *q = (const char *)a->q +
-                        ((query_start + token) * a->q_strides[0] + head * a->q_strides[1]) * size;
-        copy_to_f32(s->q + (int64_t)row * padded, q, a->head_dim, padded, is_bf16);
-        s->position[row] = offset + token;
-        s->maximum[row] = a->sinks ? a->sinks[head] : -INFINITY;
-        s->total[row] = a->sinks ? 1 : 0;
-      }
-  s->looks_ahead = num_tokens == 1 && !is_packed;
+    for (int i = 0; i < rows_per_head; i++, row++) {
+      int token = query_start + t->first_token + i / group, head = h * group + i % group;
+      const void *from = at(a->q, token * a->q_strides[0] + head * a->q_strides[1], a->format);
+      float *q = s->q + (h - t->first_head) * queries_size(a, rows_per_head) + i / MAX_ROWS * MAX_ROWS * a->head_dim;
+      for (int d = 0; d < a->head_dim; d++) q[d * MAX_ROWS + i % MAX_ROWS] = get(from, d, a->format);
+      s->position[row] = offset + t->first_token + i / group;
+      s->maximum[row] = a->sinks ? a->sinks[head] : -INFINITY;
+      s->total[row] = a->sinks ? 1 : 0;
+    }
   memset(s->sum, 0, (size_t)row * padded * sizeof(float));
   int first_key = a->sliding_window > 0 ? at_least(0, s->position[0] - a->sliding_window + 1) : 0;
   for (int start = first_key / CHUNK * CHUNK; start <= s->position[row - 1]; start += CHUNK)
-    attend_chunk(a, s, t, start, num_tokens * group, is_packed, is_bf16);
+    attend_chunk(a, s, t, start, rows_per_head);
   row = 0;
   for (int h = t->first_head; h < t->last_head; h++)
-    for (int token = t->first_token; token < t->last_token; token++)
-      for (int g = 0; g < group; g++, row++) {
-        int64_t place = ((int64_t)(query_start + token) * a->num_heads + h * group + g) * a->head_dim;
-        for (int d = 0; d < a->head_dim; d++) {
-          float value = s->sum[(int64_t)row * padded + d] / s->total[row];
-          if (is_bf16)
-            ((uint16_t *)a->out)[place + d] = to_bf16(value);
-          else
-            ((float *)a->out)[place + d] = value;
-        }
+    for (int i = 0; i < rows_per_head; i++, row++) {
+      int64_t token = query_start + t->first_token + i / group;
+      void *out = (void *)at(a->out, (token * a->num_heads + h * group + i % group) * a->head_dim, a->format);
+      for (int d = 0; d < a->head_dim; d += LANES) {
+        lanes value = load_f32(s->sum + row * padded + d);
+        value = divided(value, s->total[row]);
+        store_part(out, d, a->head_dim, value, a->format);
       }
+    }
 }
 
-static void run_task_f32(const attention_args *a, scratch *s, const task *t) { run_task(a, s, t, 0); }
-static void run_task_bf16(const attention_args *a, scratch *s, const task *t) { run_task(a, s, t, 1); }
-
 /* Copy a token's keys and values into its slot. */
-static void write_token(const attention_args *a, int token, int size) {
-  int64_t row_bytes = (int64_t)a->head_dim * size;
+static void write_token(const attention_args *a, int token) {
+  int64_t block = a->slot_mapping[token] / a->block_size, slot = a->slot_mapping[token] % a->block_size;
   for (int h = 0; h < a->num_kv_heads; h++) {
-    int64_t place = (a->slot_mapping[token] * a->num_kv_heads + h) * row_bytes;
-    memcpy((char *)a->keys + place, (const char *)a->k + (token * a->k_strides[0] + h * a->k_strides[1]) * size,
-           row_bytes);
-    memcpy((char *)a->values + place, (const char *)a->v + (token * a->v_strides[0] + h * a->v_strides[1]) * size,
-           row_bytes);
+    int64_t head = (block * a->num_kv_heads + h) * a->head_dim * a->block_size;
+    const void *k = at(a->k, token * a->k_strides[0] + h * a->k_strides[1], a->format);
+    const void *v = at(a->v, token * a->v_strides[0] + h * a->v_strides[1], a->format);
+    for (int d = 0; d < a->head_dim; d++)
+      put(a->keys, head + d * a->block_size + slot, get(k, d, a->format), a->kv_format);
+    for (int d = 0; d < a->head_dim; d++)
+      put(a->values, head + slot * a->head_dim + d, get(v, d, a->format), a->kv_format);
   }
 }
 
@@ -195,24 +250,29 @@ static int64_t max_tasks(const attention_args *a) {
 /* This thread's scratch; NULL if there is no memory. */
 static scratch *get_scratch(const attention_args *a) {
   int64_t rows = at_least(tile_tokens(a) * (a->num_heads / a->num_kv_heads), a->num_heads);
-  int64_t padded = (a->head_dim + LANES - 1) / LANES * LANES, packed = a->num_kv_heads * CHUNK * padded;
-  size_t size = sizeof(scratch) + sizeof(float) * (rows * (3 * padded + CHUNK + 3) + 2 * packed);
+  int64_t padded = padded_dim(a), packed = a->num_kv_heads * CHUNK * padded;
+  int64_t queries = (rows + a->num_kv_heads * MAX_ROWS) * padded;
+  size_t size = sizeof(scratch) + LINE + sizeof(float) * (queries + rows * (2 * padded + CHUNK + 7) + 2 * packed);
   scratch *s = take_room(size);
   if (!s) return NULL;
-  s->q = (float *)(s + 1);
-  s->part = s->q + rows * padded;
+  s->q = (float *)(((uintptr_t)(s + 1) + LINE - 1) / LINE * LINE);
+  s->part = s->q + queries;
   s->sum = s->part + rows * padded;
   s->scores = s->sum + rows * padded;
-  s->maximum = s->scores + rows * CHUNK;
-  s->total = s->maximum + rows;
-  s->position = (int32_t *)(s->total + rows);
-  s->packed_keys = (float *)(s->position + rows);
+  s->packed_keys = s->scores + rows * CHUNK;
   s->packed_values = s->packed_keys + packed;
+  s->maximum = s->packed_values + packed;
+  s->total = s->maximum + rows;
+  s->chunk_maximum = s->total + rows;
+  s->chunk_total = s->chunk_maximum + rows;
+  s->position = (int32_t *)(s->chunk_total + rows);
+  s->first = s->position + rows;
+  s->last = s->first + rows;
   return s;
 }
 
 /* Write the step's keys and values into the pages, then attend. Returns 0, or 1 if there is no memory. */
-static int attention(const attention_args *a, int size, void (*run)(const attention_args *, scratch *, const task *)) {
+int promptmill_attention(const attention_args *a) {
   int64_t work;
   task *tasks = malloc(sizeof(task) * (max_tasks(a) + 1));
   if (!tasks) return 1;
@@ -220,13 +280,13 @@ static int attention(const attention_args *a, int size, void (*run)(const attent
 #pragma omp parallel num_threads(a->num_threads) if (work > MIN_WORK)
   {
 #pragma omp for schedule(static)
-    for (int token = 0; token < a->num_tokens; token++) write_token(a, token, size);
+    for (int token = 0; token < a->num_tokens; token++) write_token(a, token);
     scratch *s = get_scratch(a);
     /* Tasks are taken one by one, so that a core that is busy with something else holds up one of them at most. */
 #pragma omp for schedule(dynamic, 1)
     for (int i = 0; i < num_tasks; i++) {
       if (s)
-        run(a, s, &tasks[i]);
+        run_task(a, s, &tasks[i]);
       else
         failed = 1;
     }
@@ -234,6 +294,3 @@ static int attention(const attention_args *a, int size, void (*run)(const attent
   free(tasks);
   return failed;
 }
-
-int promptmill_attention_f32(const attention_args *a) { return attention(a, 4, run_task_f32); }
-int promptmill_attention_bf16(const attention_args *a) { return attention(a, 2, run_task_bf16); }

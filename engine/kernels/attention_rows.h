@@ -1,34 +1,35 @@
 /* The arithmetic of rows of paged attention: scores, weights, weighted values, merging of chunks.
  *
  * Each operation of a row is done in one order whatever tile it is part of; see attention.c for what a row is. Knows
- * nothing of sequences or tasks: keys and values are rows that somebody has found.
+ * nothing of sequences or tasks: keys and values are panels that somebody has found.
+ *
+ * A panel is LANES keys or values. Of keys it has one dimension after the other, so that a lane is a key: a score is one
+ * chain of multiply-adds over the dimensions, with no sum over lanes, and rows share each key that is loaded. Of values
+ * it has one after the other, so that a lane is a dimension.
  */
 #ifndef PROMPTMILL_ATTENTION_ROWS_H
 #define PROMPTMILL_ATTENTION_ROWS_H
 
 #include "lanes.h"
 
-#define CHUNK 256     /* keys; the arithmetic's own, see torch_backend.CHUNK_SIZE */
-#define KEY_BLOCK 32  /* keys that stay in L1 while all rows pass over them */
+#define CHUNK 256 /* keys; the arithmetic's own, see torch_backend.CHUNK_SIZE */
+#define NUM_PANELS (CHUNK / LANES)
+/* A tile is MAX_ROWS rows by WIDE lanes, or half as many rows by twice the lanes: 12 accumulators, beside two vectors of
+ * keys or values and one of a query or weight, of 16 registers (AVX2); a multiply-add takes four cycles, of two a cycle. */
+#define MAX_ROWS 6
 #if WIDTH == 16
-#define SCORE_ROWS 3 /* rows times NUM_SUMS accumulators, of 32 vector registers */
-#define VALUE_ROWS 3
-#define VALUE_LANES 4
-#elif WIDTH == 8
-#define SCORE_ROWS 1
-#define VALUE_ROWS 2 /* 8 accumulators of 16 registers; with 12 one lies in memory, and every key waits for it */
-#define VALUE_LANES 2
+#define WIDE 2
 #else
-#define SCORE_ROWS 3
-#define VALUE_ROWS 3
-#define VALUE_LANES 2
+#define WIDE 1
 #endif
-#define MAX_ROWS_AT_ONCE 3
+#define BLOCK_PANELS (2 * WIDE) /* panels that stay in L1 while all rows pass over them */
+#define WIDE_OF(rows) ((rows) > MAX_ROWS / 2 ? WIDE : 2 * WIDE)
 
 typedef struct {
   const void *q, *k, *v;            /* [num_tokens, heads, head_dim], elements of head_dim side by side */
   void *out;                        /* [num_tokens, num_heads, head_dim], contiguous */
-  void *keys, *values;              /* [num_blocks * block_size, num_kv_heads, head_dim], contiguous */
+  void *keys;                       /* [num_blocks, num_kv_heads, head_dim, block_size] */
+  void *values;                     /* [num_blocks, num_kv_heads, block_size, head_dim] */
   const int32_t *query_start;       /* [num_seqs + 1] */
   const int32_t *context_lens;      /* [num_seqs] */
   const int32_t *block_tables;      /* [num_seqs, table_stride] */
@@ -39,90 +40,103 @@ typedef struct {
   int32_t num_seqs, num_tokens, num_heads, num_kv_heads, head_dim, block_size;
   int32_t sliding_window;           /* 0: none */
   int32_t num_threads;
+  int32_t format, kv_format;        /* of q, k, v, out; of keys and values */
   float scaling, softcap;           /* softcap 0: none */
 } attention_args;
 
 /* One thread's memory for one task; rows are ordered by kv head, token, head of the group. */
 typedef struct {
-  float *q, *scores, *part, *sum; /* [rows, padded_dim], [rows, CHUNK], [rows, padded_dim] twice */
-  float *maximum, *total;         /* [rows] */
-  int32_t *position;              /* [rows] */
-  float *packed_keys, *packed_values;         /* [kv heads, CHUNK, padded_dim] */
-  const char *key_rows[CHUNK], *value_rows[CHUNK]; /* of kv head 0 */
-  const char *key_ahead[CHUNK], *value_ahead[CHUNK]; /* what to fetch while a row is read */
-  int64_t head_bytes; /* from one kv head's row to the next's */
-  int looks_ahead;    /* a decode reads each key once, from memory; the rows of a prefill find them in the cache */
+  float *q;                         /* [groups of rows, head_dim, MAX_ROWS]; a group is of one kv head */
+  float *scores, *part, *sum;       /* [rows, CHUNK], [rows, padded_dim] twice */
+  float *maximum, *total;           /* [rows], so far */
+  float *chunk_maximum, *chunk_total; /* [rows], of the chunk at hand */
+  int32_t *position;                /* [rows] */
+  int32_t *first, *last;            /* [rows], the keys of the chunk at hand that it sees; none if first >= last */
+  float *packed_keys;               /* [kv heads, NUM_PANELS, padded_dim, LANES] */
+  float *packed_values;             /* [kv heads, CHUNK, padded_dim] */
+  const char *keys[NUM_PANELS], *values[NUM_PANELS]; /* the chunk's panels, of kv head 0 */
+  int64_t head_bytes;               /* from one kv head's panel to the next's */
+  int64_t key_step;                 /* elements from a dimension of a panel of keys to the next */
 } scratch;
 
 INLINE int at_least(int a, int b) { return a > b ? a : b; }
 INLINE int at_most(int a, int b) { return a < b ? a : b; }
 
-/* Ask for the lines of some lanes of a row, which may lie anywhere: a prefetch never faults. */
-INLINE void fetch(const char *row, int num_lanes, int is_bf16) {
-  int bytes = num_lanes * LANES * (is_bf16 ? 2 : 4);
-  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
-}
+/* Do it with a constant number of rows. */
+#define WITH_ROWS(count, DO) \
+  switch (count) { \
+    case 1: DO(1); break; \
+    case 2: DO(2); break; \
+    case 3: DO(3); break; \
+    case 4: DO(4); break; \
+    case 5: DO(5); break; \
+    default: DO(6); \
+  }
 
-/* Scores of `num_rows` rows with NUM_SUMS keys. */
-INLINE void score_tile(const float *q, int dim_lanes, const char *const *keys, int64_t offset, float *scores,
-                       int num_rows, int is_bf16) {
-  lanes acc[MAX_ROWS_AT_ONCE][NUM_SUMS];
+/* Scores of `num_rows` rows with `wide` panels of keys, dimension by dimension; asks for what lies `ahead`. */
+INLINE void score_tile(const float *q, const char *const *keys, const char *const *ahead, int64_t offset, int64_t step,
+                       int head_dim, float *scores, int num_rows, int wide, int format) {
+  lanes acc[MAX_ROWS][BLOCK_PANELS];
+  const char *key_rows[BLOCK_PANELS];
+  for (int p = 0; p < wide; p++) key_rows[p] = keys[p] + offset;
   for (int r = 0; r < num_rows; r++)
-    for (int j = 0; j < NUM_SUMS; j++) acc[r][j] = splat(0);
-  for (int d = 0; d < dim_lanes; d++) {
-    lanes query[MAX_ROWS_AT_ONCE];
-#pragma GCC unroll 3
-    for (int r = 0; r < num_rows; r++) query[r] = load_f32(q + (r * dim_lanes + d) * LANES);
-#pragma GCC unroll 8
-    for (int j = 0; j < NUM_SUMS; j++) {
-      lanes key = load(keys[j] + offset, d, is_bf16);
-#pragma GCC unroll 3
-      for (int r = 0; r < num_rows; r++) acc[r][j] = mul_add(query[r], key, acc[r][j]);
+    for (int p = 0; p < wide; p++) acc[r][p] = splat(0);
+  for (int d = 0; d < head_dim; d++, q += MAX_ROWS) {
+    lanes key[BLOCK_PANELS];
+#pragma GCC unroll 4
+    for (int p = 0; p < wide; p++) {
+      key[p] = load(key_rows[p] + d * step, 0, format);
+      if (ahead) __builtin_prefetch(ahead[p] + d * step, 0, 3);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < num_rows; r++) {
+      lanes query = splat(q[r]);
+#pragma GCC unroll 4
+      for (int p = 0; p < wide; p++) acc[r][p] = mul_add(query, key[p], acc[r][p]);
     }
   }
-  for (int r = 0; r < num_rows; r++) {
-    vec sums = sum_lanes(acc[r]);
-    memcpy(scores + (int64_t)r * CHUNK, &sums, NUM_SUMS * sizeof(float));
-  }
+  for (int r = 0; r < num_rows; r++)
+    for (int p = 0; p < wide; p++) store(scores + (int64_t)r * CHUNK + p * LANES, acc[r][p]);
 }
 
-/* Scores of rows with the keys [first, last) of a chunk; a few keys around them get some, too. */
-INLINE void score_block(const scratch *s, int row, int num_rows, int dim_lanes, int64_t offset, int first, int last,
-                        int is_bf16) {
-  int is_first = 1;
-  for (; num_rows > 0; row += SCORE_ROWS, num_rows -= SCORE_ROWS, is_first = 0) {
-    const float *q = s->q + (int64_t)row * dim_lanes * LANES;
-    for (int j = first; j < last; j += NUM_SUMS) {
-      float *scores = s->scores + (int64_t)row * CHUNK + j;
-      for (int i = j; is_first && s->looks_ahead && i < at_most(j + NUM_SUMS, last); i++)
-        fetch(s->key_ahead[i] + offset, dim_lanes, is_bf16);
-      if (SCORE_ROWS == 1 || num_rows == 1)
-        score_tile(q, dim_lanes, s->key_rows + j, offset, scores, 1, is_bf16);
-      else if (num_rows == 2)
-        score_tile(q, dim_lanes, s->key_rows + j, offset, scores, 2, is_bf16);
-      else
-        score_tile(q, dim_lanes, s->key_rows + j, offset, scores, 3, is_bf16);
-    }
+/* Scores of a kv head's rows, whose queries are `q`, with the BLOCK_PANELS panels from `panel` on. */
+INLINE void score_block(const scratch *s, const float *q, int row, int num_rows, int head_dim, int64_t offset, int panel,
+                        const char *const *ahead, int format) {
+  int64_t step = s->key_step * size_of(format);
+  for (int end = row + num_rows; row < end; row += MAX_ROWS, q += head_dim * MAX_ROWS, ahead = NULL) {
+#define SCORE(ROWS) \
+  for (int p = 0; p < BLOCK_PANELS; p += WIDE_OF(ROWS)) \
+    score_tile(q, s->keys + panel + p, ahead ? ahead + p : NULL, offset, step, head_dim, \
+               s->scores + (int64_t)row * CHUNK + (panel + p) * LANES, ROWS, WIDE_OF(ROWS), format)
+    WITH_ROWS(end - row, SCORE)
+#undef SCORE
   }
 }
 
 /* part[row] += weight * value for keys [first, last), `num_lanes` lanes of `num_rows` rows, keys in order. */
 INLINE void value_tile(float *part, int64_t part_stride, const float *weights, const char *const *values,
                        const char *const *ahead, int64_t offset, int first, int last, int dim, int num_rows,
-                       int num_lanes, int is_bf16) {
-  lanes acc[MAX_ROWS_AT_ONCE][VALUE_LANES];
+                       int num_lanes, int format) {
+  int64_t step = part_stride * size_of(format), place = (int64_t)dim * LANES * size_of(format);
+  lanes acc[MAX_ROWS][BLOCK_PANELS];
   for (int r = 0; r < num_rows; r++)
     for (int i = 0; i < num_lanes; i++) acc[r][i] = load_f32(part + r * part_stride + (dim + i) * LANES);
-  for (int j = first; j < last; j++) {
-    lanes value[VALUE_LANES];
-    if (ahead) fetch(ahead[j] + offset + dim * LANES * (is_bf16 ? 2 : 4), num_lanes, is_bf16);
+  for (int j = first; j < last;) {
+    int panel = j / LANES, end = at_most(last, (panel + 1) * LANES);
+    const char *row = values[panel] + offset + place + j % LANES * step, *row_ahead = row;
+    if (ahead) row_ahead = ahead[panel % BLOCK_PANELS] + place + j % LANES * step;
+    for (; j < end; j++, row += step, row_ahead += step) {
+      lanes value[BLOCK_PANELS];
+      for (int line = 0; ahead && line < num_lanes * LANES * size_of(format); line += 64)
+        __builtin_prefetch(row_ahead + line, 0, 3);
 #pragma GCC unroll 4
-    for (int i = 0; i < num_lanes; i++) value[i] = load(values[j] + offset, dim + i, is_bf16);
-#pragma GCC unroll 3
-    for (int r = 0; r < num_rows; r++) {
-      lanes weight = splat(weights[(int64_t)r * CHUNK + j]);
+      for (int i = 0; i < num_lanes; i++) value[i] = load(row, i, format);
+#pragma GCC unroll 6
+      for (int r = 0; r < num_rows; r++) {
+        lanes weight = splat(weights[(int64_t)r * CHUNK + j]);
 #pragma GCC unroll 4
-      for (int i = 0; i < num_lanes; i++) acc[r][i] = mul_add(weight, value[i], acc[r][i]);
+        for (int i = 0; i < num_lanes; i++) acc[r][i] = mul_add(weight, value[i], acc[r][i]);
+      }
     }
   }
   for (int r = 0; r < num_rows; r++)
@@ -130,61 +144,37 @@ INLINE void value_tile(float *part, int64_t part_stride, const float *weights, c
 }
 
 INLINE void add_values(const scratch *s, int row, int num_rows, int dim_lanes, int64_t offset, int first, int last,
-                       int is_bf16) {
+                       const char *const *ahead, int format) {
   int64_t stride = (int64_t)dim_lanes * LANES;
   float *part = s->part + row * stride;
   const float *weights = s->scores + (int64_t)row * CHUNK;
-  const char *const *ahead = s->looks_ahead ? s->value_ahead : NULL;
   int dim = 0;
   if (first >= last) return;
-#define ADD_VALUES(ROWS, COUNT) \
-  value_tile(part, stride, weights, s->value_rows, ahead, offset, first, last, dim, ROWS, COUNT, is_bf16)
-  for (; dim + VALUE_LANES <= dim_lanes; dim += VALUE_LANES) {
-    if (num_rows == 3)
-      ADD_VALUES(3, VALUE_LANES);
-    else if (num_rows == 2)
-      ADD_VALUES(2, VALUE_LANES);
-    else
-      ADD_VALUES(1, VALUE_LANES);
-  }
-  for (; dim < dim_lanes; dim++) {
-    if (num_rows == 3)
-      ADD_VALUES(3, 1);
-    else if (num_rows == 2)
-      ADD_VALUES(2, 1);
-    else
-      ADD_VALUES(1, 1);
-  }
-#undef ADD_VALUES
+#define ADD(ROWS, COUNT) \
+  value_tile(part, stride, weights, s->values, ahead, offset, first, last, dim, ROWS, COUNT, format)
+#define ADD_ALL(ROWS) \
+  for (; dim + WIDE_OF(ROWS) <= dim_lanes; dim += WIDE_OF(ROWS)) ADD(ROWS, WIDE_OF(ROWS)); \
+  for (; dim < dim_lanes; dim++) ADD(ROWS, 1)
+  WITH_ROWS(num_rows, ADD_ALL)
+#undef ADD_ALL
+#undef ADD
 }
 
-/* The keys of the chunk at `start` that the row sees: [first, last), empty if first >= last. */
-INLINE void seen_keys(const attention_args *a, const scratch *s, int row, int start, int *first, int *last) {
-  int position = s->position[row];
-  *first = a->sliding_window > 0 ? at_least(0, position - a->sliding_window + 1 - start) : 0;
-  *last = at_most(CHUNK, position + 1 - start);
-}
-
-/* Weighted values of the keys [first, last) of a chunk: a row takes only what it sees, in order. */
-INLINE void value_block(const attention_args *a, const scratch *s, int row, int num_rows, int dim_lanes, int64_t offset,
-                        int start, int first, int last, int is_bf16) {
-  for (int end = row + num_rows; row < end; row += VALUE_ROWS) {
-    int count = at_most(VALUE_ROWS, end - row), common_first = first, common_last = last;
-    int row_first[VALUE_ROWS], row_last[VALUE_ROWS];
-    for (int r = 0; r < count; r++) {
-      seen_keys(a, s, row + r, start, &row_first[r], &row_last[r]);
-      row_first[r] = at_least(row_first[r], first);
-      row_last[r] = at_most(row_last[r], last);
-      common_first = at_least(common_first, row_first[r]);
-      common_last = at_most(common_last, row_last[r]);
-    }
-    if (common_first >= common_last) {
-      for (int r = 0; r < count; r++) add_values(s, row + r, 1, dim_lanes, offset, row_first[r], row_last[r], is_bf16);
-      continue;
-    }
-    for (int r = 0; r < count; r++) add_values(s, row + r, 1, dim_lanes, offset, row_first[r], common_first, is_bf16);
-    add_values(s, row, count, dim_lanes, offset, common_first, common_last, is_bf16);
-    for (int r = 0; r < count; r++) add_values(s, row + r, 1, dim_lanes, offset, common_last, row_last[r], is_bf16);
+/* Weighted values of a kv head's rows, of the keys [first, last): a row takes only what it sees, in order. */
+INLINE void value_block(const scratch *s, int row, int num_rows, int dim_lanes, int64_t offset, int first, int last,
+                        const char *const *ahead, int format) {
+  for (int end = row + num_rows; row < end; row += MAX_ROWS, ahead = NULL) {
+    int count = at_most(MAX_ROWS, end - row);
+    /* The later a row, the later are the keys that it sees. */
+    int common_first = at_least(first, s->first[row + count - 1]), common_last = at_most(last, s->last[row]);
+    int is_common = common_first < common_last;
+    for (int r = row; r < row + count; r++)
+      add_values(s, r, 1, dim_lanes, offset, at_least(first, s->first[r]),
+                 at_most(is_common ? common_first : last, s->last[r]), NULL, format);
+    if (!is_common) continue;
+    add_values(s, row, count, dim_lanes, offset, common_first, common_last, ahead, format);
+    for (int r = row; r < row + count; r++)
+      add_values(s, r, 1, dim_lanes, offset, common_last, at_most(last, s->last[r]), NULL, format);
   }
 }
 
@@ -194,20 +184,21 @@ __attribute__((noinline)) static void weigh(float *scores, int first, int last, 
                                             float *maximum, float *total) {
   int begin = first / LANES * LANES, end = (last + LANES - 1) / LANES * LANES;
   lanes most = splat(-INFINITY), sum = splat(0);
+  for (int j = begin; softcap > 0 && j < end; j += LANES) {
+    lanes x = load_f32(scores + j);
+    EACH_VEC x.v[i] = vec_tanh(x.v[i] * scaling / softcap) * softcap;
+    store(scores + j, x);
+  }
+  if (softcap > 0) scaling = 1;
   for (int j = begin; j < first; j++) scores[j] = -INFINITY;
   for (int j = last; j < end; j++) scores[j] = -INFINITY;
   for (int j = begin; j < end; j += LANES) {
     lanes x = load_f32(scores + j);
     EACH_VEC {
-      vec score = x.v[i] * scaling;
-      if (softcap > 0) score = vec_tanh(score / softcap) * softcap;
-      x.v[i] = score;
+      x.v[i] *= scaling;
+      most.v[i] = vec_max(x.v[i], most.v[i]);
     }
     store(scores + j, x);
-    for (int l = 0; softcap > 0 && l < LANES; l++)
-      if (j + l < first || j + l >= last) scores[j + l] = -INFINITY;
-    x = load_f32(scores + j);
-    EACH_VEC most.v[i] = vec_max(x.v[i], most.v[i]);
   }
   *maximum = max_of_lanes(most);
   for (int j = begin; j < end; j += LANES) {

@@ -15,6 +15,8 @@
 #include <immintrin.h>
 #endif
 
+#include "half.h"
+
 #define LANES 16
 #if defined(__AVX512F__)
 #define WIDTH 16
@@ -64,9 +66,27 @@ INLINE lanes load_bf16(const uint16_t *p) {
   return r;
 }
 
+INLINE lanes load_f16(const uint16_t *p) {
+  lanes r;
+#if defined(__AVX512F__)
+  r.v[0] = (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__F16C__)
+  EACH_VEC r.v[i] = (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + i * WIDTH)));
+#else
+  EACH_VEC {
+    words bits = __builtin_convertvector((halves) * (const loose_halves *)(p + i * WIDTH), words);
+    words size = (bits & 0x7FFF) << 13, is_odd = (words)(size >= 0x0F800000u); /* infinity or nan */
+    vec value = (vec)size * 0x1p112f;
+    r.v[i] = (vec)((words)value | (is_odd & 0x7F800000u) | ((bits & 0x8000) << 16));
+  }
+#endif
+  return r;
+}
+
 /* The i-th sixteen elements of a row. */
-INLINE lanes load(const void *row, int i, int is_bf16) {
-  return is_bf16 ? load_bf16((const uint16_t *)row + i * LANES) : load_f32((const float *)row + i * LANES);
+INLINE lanes load(const void *row, int i, int format) {
+  if (format == F16) return load_f16((const uint16_t *)row + i * LANES);
+  return format == BF16 ? load_bf16((const uint16_t *)row + i * LANES) : load_f32((const float *)row + i * LANES);
 }
 
 INLINE void store(float *p, lanes x) {
@@ -91,63 +111,45 @@ INLINE vec vec_max(vec a, vec b) {
 #endif
 }
 
-/* The last steps of the tree for several sums at once. Before: each sum's partial sums lie side by side in a and in b,
- * `n` for each; after: n / 2 for each, those of a first. */
+/* The elements turned by n places: element i is what stood at i + n. */
 #if WIDTH == 16
-#define PAIR_16(a, b) \
-  (SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) + \
-   SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
-#define PAIR_8(a, b) \
-  (SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) + \
-   SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31))
-#define PAIR_4(a, b) \
-  (SHUFFLE(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) + \
-   SHUFFLE(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31))
-#define PAIR_2(a, b) \
-  (SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) + \
-   SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31))
+#define TURNED(x, n) \
+  SHUFFLE(x, x, n, (1 + n) % 16, (2 + n) % 16, (3 + n) % 16, (4 + n) % 16, (5 + n) % 16, (6 + n) % 16, (7 + n) % 16, \
+          (8 + n) % 16, (9 + n) % 16, (10 + n) % 16, (11 + n) % 16, (12 + n) % 16, (13 + n) % 16, (14 + n) % 16, \
+          (15 + n) % 16)
 #elif WIDTH == 8
-#define PAIR_8(a, b) (SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15))
-#define PAIR_4(a, b) (SHUFFLE(a, b, 0, 1, 4, 5, 8, 9, 12, 13) + SHUFFLE(a, b, 2, 3, 6, 7, 10, 11, 14, 15))
-#define PAIR_2(a, b) (SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14) + SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15))
+#define TURNED(x, n) \
+  SHUFFLE(x, x, n, (1 + n) % 8, (2 + n) % 8, (3 + n) % 8, (4 + n) % 8, (5 + n) % 8, (6 + n) % 8, (7 + n) % 8)
 #else
-#define PAIR_4(a, b) (SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7))
-#define PAIR_2(a, b) (SHUFFLE(a, b, 0, 2, 4, 6) + SHUFFLE(a, b, 1, 3, 5, 7))
+#define TURNED(x, n) SHUFFLE(x, x, n, (1 + n) % 4, (2 + n) % 4, (3 + n) % 4)
 #endif
-
-/* How many sums `sum_lanes` takes at once. */
-#define NUM_SUMS (WIDTH / 2)
-
-/* The sums over lanes of NUM_SUMS values, in its first NUM_SUMS elements. */
-INLINE vec sum_lanes(const lanes *x) {
-  vec s[NUM_SUMS];
-#if WIDTH == 16
-  for (int i = 0; i < 4; i++) s[i] = PAIR_16(x[2 * i].v[0], x[2 * i + 1].v[0]);
-  for (int i = 0; i < 2; i++) s[i] = PAIR_8(s[2 * i], s[2 * i + 1]);
-  s[0] = PAIR_4(s[0], s[1]);
-#elif WIDTH == 8
-  for (int i = 0; i < 4; i++) s[i] = x[i].v[0] + x[i].v[1];
-  for (int i = 0; i < 2; i++) s[i] = PAIR_8(s[2 * i], s[2 * i + 1]);
-  s[0] = PAIR_4(s[0], s[1]);
-#else
-  for (int i = 0; i < 2; i++) s[i] = (x[i].v[0] + x[i].v[2]) + (x[i].v[1] + x[i].v[3]);
-  s[0] = PAIR_4(s[0], s[1]);
-#endif
-  return PAIR_2(s[0], s[0]);
-}
 
 INLINE float sum_of_lanes(lanes x) {
-  lanes all[NUM_SUMS];
-  for (int i = 0; i < NUM_SUMS; i++) all[i] = x;
-  return sum_lanes(all)[0];
+#if WIDTH == 16
+  vec s = x.v[0] + TURNED(x.v[0], 8);
+  s += TURNED(s, 4);
+#elif WIDTH == 8
+  vec s = x.v[0] + x.v[1];
+  s += TURNED(s, 4);
+#else
+  vec s = (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]);
+#endif
+  s += TURNED(s, 2);
+  return (s + TURNED(s, 1))[0];
 }
 
+/* The largest of them, none of which is nan. */
 INLINE float max_of_lanes(lanes x) {
-  float all[LANES], most;
+  float all[LANES];
   store(all, x);
-  most = all[0];
-  for (int i = 1; i < LANES; i++) most = all[i] > most ? all[i] : most;
-  return most;
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; l++) all[l] = all[l] > all[l + half] ? all[l] : all[l + half];
+  return all[0];
+}
+
+INLINE lanes divided(lanes x, float by) {
+  EACH_VEC x.v[i] /= by;
+  return x;
 }
 
 /* e^x within 2 ulp, after Cephes' expf (Moshier, 1989). Below -87.3 it is 0, -inf included; nan stays nan. For x up
@@ -190,32 +192,19 @@ INLINE vec vec_tanh(vec x) {
 /* e^x for one number, with the same bits. */
 INLINE float exp_one(float x) { return vec_exp(x - (vec){0})[0]; }
 
-INLINE uint16_t to_bf16(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  if (x != x) return 0x7FC0;
-  return (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
-INLINE float from_bf16(uint16_t x) {
-  uint32_t bits = (uint32_t)x << 16;
-  float r;
-  memcpy(&r, &bits, 4);
-  return r;
-}
-
 /* Element i of a row, and what follows it. */
-INLINE const void *at(const void *row, int64_t i, int is_bf16) { return (const char *)row + i * (is_bf16 ? 2 : 4); }
+INLINE const void *at(const void *row, int64_t i, int format) { return (const char *)row + i * size_of(format); }
 
-INLINE float get(const void *row, int64_t i, int is_bf16) {
-  return is_bf16 ? from_bf16(((const uint16_t *)row)[i]) : ((const float *)row)[i];
+INLINE float get(const void *row, int64_t i, int format) {
+  if (format == F32) return ((const float *)row)[i];
+  return format == BF16 ? from_bf16(((const uint16_t *)row)[i]) : from_f16(((const uint16_t *)row)[i]);
 }
 
-INLINE void put(void *row, int64_t i, float x, int is_bf16) {
-  if (is_bf16)
-    ((uint16_t *)row)[i] = to_bf16(x);
-  else
+INLINE void put(void *row, int64_t i, float x, int format) {
+  if (format == F32)
     ((float *)row)[i] = x;
+  else
+    ((uint16_t *)row)[i] = format == BF16 ? to_bf16(x) : to_f16(x);
 }
 
 /* The elements [i, i + LANES) of a row of `size`; zeros for those beyond. */

@@ -45,6 +45,7 @@ class LoadedModel:
     num_kv_heads: int
     head_dim: int
     block_size: int  # tokens
+    kv_dtype: torch.dtype
     fingerprint: str  # equal fingerprints, equal arithmetic
     backend_name: str
     is_batch_invariant: bool
@@ -57,7 +58,7 @@ class LoadedModel:
     @property
     def kv_block_bytes(self) -> int:
         """Bytes of one KV block over all layers."""
-        return 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim * self.kv_dtype.itemsize
 
     def allocate_kv_cache(self, num_blocks: int) -> None:
         """Give the context a cache of `num_blocks` blocks. Raises `ModelLoadError` if the memory is not there."""
@@ -65,7 +66,7 @@ class LoadedModel:
         self.context.kv_cache = None
         try:
             # Not zeroed: no backend reads a slot before it is written, and a CPU hands out pages when they are touched.
-            self.context.kv_cache = torch.empty(shape, dtype=self.dtype, device=self.device)
+            self.context.kv_cache = torch.empty(shape, dtype=self.kv_dtype, device=self.device)
         except RuntimeError as error:  # out of memory, on either kind of device
             size = num_blocks * self.kv_block_bytes
             raise ModelLoadError(
@@ -109,8 +110,14 @@ def load_model(config: EngineConfig) -> LoadedModel:
     checkpoint = open_checkpoint(prepare_model_dir(config.model_path, cache_dir))
     architecture = find_architecture(checkpoint.config, source=config.model_path)
     dtype = resolve_dtype(config.dtype, device, checkpoint.dtype_name)
+    kv_dtype = _choose_kv_dtype(config, dtype)
     backend = select_backend(
-        config.attention, device=device, dtype=dtype, cache_dir=cache_dir, deterministic=config.deterministic
+        config.attention,
+        device=device,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        cache_dir=cache_dir,
+        deterministic=config.deterministic,
     )
     context = AttentionContext(backend)
     uses_triton = context.paged_backend is not None
@@ -133,10 +140,16 @@ def load_model(config: EngineConfig) -> LoadedModel:
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         block_size=config.block_size,
-        fingerprint=_fingerprint(checkpoint, device, dtype, backend.build, packer, prepared.fused),
+        kv_dtype=kv_dtype,
+        fingerprint=_fingerprint(checkpoint, device, dtype, kv_dtype, backend.build, packer, prepared.fused),
         backend_name=backend.name,
         is_batch_invariant=_is_batch_invariant(config, model.config, backend, packer, device, dtype),
     )
+
+
+def _choose_kv_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
+    """Of keys and values. In int8 half of float32's bytes are enough: a decode's attention waits for them alone."""
+    return torch.float16 if config.quantize == "int8" and dtype == torch.float32 else dtype
 
 
 def _choose_packer(
@@ -187,14 +200,16 @@ def _fingerprint(
     checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
+    kv_dtype: torch.dtype,
     attention_build: str,
     packer: LinearPacker | None,
     fused: str,
 ) -> str:
-    """Names the arithmetic: weights, dtype, attention, instruction set or GPU, and the libraries' builds."""
+    """Names the arithmetic: weights, dtypes, attention, instruction set or GPU, and the libraries' builds."""
     parts = [
         checkpoint.fingerprint(),
         str(dtype),
+        str(kv_dtype),
         attention_build,
         "linear" if packer is None else packer.build,
         fused,

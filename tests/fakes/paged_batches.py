@@ -35,13 +35,16 @@ class PagedWorld:
         head_dim: int,
         block_size: int = 16,
         dtype: torch.dtype = torch.float32,
+        kv_dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> "PagedWorld":
         generator = torch.Generator().manual_seed(seed)
         counts = [-(-length // block_size) for length in lengths]
         order = torch.randperm(sum(counts) + 3, generator=generator).tolist()
         # Blocks that nobody wrote hold nan: a backend that reads past a sequence's end shows it.
-        kv_cache = torch.full((2, len(order), block_size, num_kv_heads, head_dim), float("nan"), dtype=dtype)
+        kv_cache = torch.full(
+            (2, len(order), block_size, num_kv_heads, head_dim), float("nan"), dtype=kv_dtype or dtype
+        )
         sequences = []
         for length, count in zip(lengths, counts, strict=True):
             q = torch.randn(length, num_heads, head_dim, generator=generator) * 2

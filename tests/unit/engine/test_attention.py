@@ -25,6 +25,12 @@ SHAPES = [
     (1, 1, 128, 1),
 ]
 LENGTHS = [1, 2, 17, 255, 256, 257, 600]
+# Of queries and outputs; of keys and values in the cache.
+FORMATS = [
+    pytest.param(torch.float32, torch.float32, id="float32"),
+    pytest.param(torch.bfloat16, torch.bfloat16, id="bfloat16"),
+    pytest.param(torch.float32, torch.float16, id="float32 over float16"),
+]
 
 
 @pytest.fixture
@@ -102,10 +108,14 @@ def test_attention_over_pages_equals_its_definition(
         torch.testing.assert_close(output.double(), expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "kv_dtype"), FORMATS)
 @pytest.mark.parametrize(("shape", "rules"), cases("plain", "window"))
 def test_a_row_has_the_same_bits_alone_packed_chunked_and_decoded(
-    backend: AttentionBackend, shape: tuple[int, int, int, int], rules: str, dtype: torch.dtype
+    backend: AttentionBackend,
+    shape: tuple[int, int, int, int],
+    rules: str,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
 ) -> None:
     num_heads, num_kv_heads, head_dim, block_size = shape
     world = PagedWorld.build(
@@ -115,6 +125,7 @@ def test_a_row_has_the_same_bits_alone_packed_chunked_and_decoded(
         head_dim=head_dim,
         block_size=block_size,
         dtype=dtype,
+        kv_dtype=kv_dtype,
     )
     options = rules_of(rules, num_heads)
     expected = world.run(backend, whole(world), **options)
@@ -138,10 +149,10 @@ def test_a_row_has_the_same_bits_under_any_number_of_threads(backend: AttentionB
         assert_same_bits(expected, world.run(backend, chunked(world, 150)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "kv_dtype"), FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_native_kernel_equals_its_torch_twin(
-    native: NativeAttention, shape: tuple[int, int, int, int], dtype: torch.dtype
+    native: NativeAttention, shape: tuple[int, int, int, int], dtype: torch.dtype, kv_dtype: torch.dtype
 ) -> None:
     num_heads, num_kv_heads, head_dim, block_size = shape
     world = PagedWorld.build(
@@ -151,6 +162,7 @@ def test_the_native_kernel_equals_its_torch_twin(
         head_dim=head_dim,
         block_size=block_size,
         dtype=dtype,
+        kv_dtype=kv_dtype,
     )
     options = rules_of("all", num_heads)
     expected = world.run(TorchAttention(), chunked(world, 40), **options)

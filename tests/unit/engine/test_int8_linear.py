@@ -144,12 +144,14 @@ def test_the_kernel_compiles_for_instruction_sets_that_are_not_here(march: str, 
     assert build_library("matmul_int8", tmp_path, flags=(f"-march={march}",)).exists()
 
 
-def test_a_quantised_model_has_another_fingerprint_and_no_plain_linear_layer(tmp_path: Path) -> None:
+def test_a_quantised_model_has_another_fingerprint_no_plain_linear_layer_and_keys_of_16_bits(tmp_path: Path) -> None:
     folder = str(make_tiny_model("llama", tmp_path))
     plain = load_model(EngineConfig(model_path=folder, dtype="float32"))
     quantised = load_model(EngineConfig(model_path=folder, dtype="float32", quantize="int8"))
     assert quantised.fingerprint != plain.fingerprint
     assert quantised.is_batch_invariant
+    assert (plain.kv_dtype, quantised.kv_dtype) == (torch.float32, torch.float16)
+    assert quantised.kv_block_bytes * 2 == plain.kv_block_bytes
     assert any(isinstance(module, Int8Linear) for module in quantised.model.modules())
     assert not any(isinstance(module, nn.Linear) for module in quantised.model.modules())
 

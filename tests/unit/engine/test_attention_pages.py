@@ -1,0 +1,138 @@
+"""What attention keeps in its pages: their layout in the native kernel; keys and values in 16 bits under float32."""
+
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.attention.base import AttentionBackend
+from engine.attention.native import NativeAttention
+from engine.attention.torch_backend import TorchAttention
+from engine.kernels.build import KernelBuildError, build_library
+from tests.fakes.paged_batches import PagedWorld, dense_attention
+
+OPTIONS = {"scaling": 0.2, "sliding_window": None, "softcap": None, "sinks": None}
+
+
+@pytest.fixture
+def native(kernels_dir: Path) -> NativeAttention:
+    try:
+        return NativeAttention(kernels_dir)
+    except KernelBuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["torch", "native"])
+def backend(request: pytest.FixtureRequest) -> AttentionBackend:
+    if request.param == "torch":
+        return TorchAttention()
+    native: NativeAttention = request.getfixturevalue("native")
+    return native
+
+
+def small_world(length: int, kv_dtype: torch.dtype = torch.float16, block_size: int = 16) -> PagedWorld:
+    return PagedWorld.build(
+        [length], num_heads=4, num_kv_heads=2, head_dim=32, block_size=block_size, kv_dtype=kv_dtype
+    )
+
+
+def write(backend: AttentionBackend, world: PagedWorld) -> None:
+    """Prefill the world's sequence into the world's own cache."""
+    q, k, v, batch = world.step([(0, 0, len(world.sequences[0].q))])
+    backend.forward(q, k, v, world.kv_cache, batch, **OPTIONS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 5])
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.float16])
+def test_the_native_kernel_lays_keys_out_by_dimension_and_values_by_slot(
+    native: NativeAttention, kv_dtype: torch.dtype, block_size: int
+) -> None:
+    world = small_world(45, kv_dtype, block_size)
+    sequence = world.sequences[0]
+    write(native, world)
+    keys, values = world.kv_cache
+    for position in range(45):
+        block, slot = sequence.blocks[position // block_size], position % block_size
+        key = keys[block].view(2, 32, block_size)[:, :, slot]
+        value = values[block].view(2, block_size, 32)[:, slot]
+        assert torch.equal(key, sequence.k[position].to(kv_dtype))
+        assert torch.equal(value, sequence.v[position].to(kv_dtype))
+    last = len(sequence.blocks) * block_size - 45
+    assert keys[sequence.blocks[-1]].view(2, 32, block_size)[:, :, block_size - last :].isnan().all(), (
+        "nothing is written behind the sequence"
+    )
+
+
+@pytest.mark.parametrize("architecture", ["native", "x86-64-v2"])
+def test_keys_are_rounded_to_float16_as_torch_rounds_them(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if architecture != "native" and platform.machine() != "x86_64":
+        pytest.skip("for the conversion in plain C on x86-64")
+    if platform.machine() == "x86_64":
+        monkeypatch.setattr("engine.kernels.build._architecture_flag", lambda: f"-march={architecture}")
+    try:
+        backend = NativeAttention(tmp_path)
+    except KernelBuildError as error:
+        pytest.skip(str(error))
+    world = small_world(256)
+    sequence = world.sequences[0]
+    generator = torch.Generator().manual_seed(1)
+    # All that half precision has: subnormal numbers, ties between two of them, and some it has no room for.
+    sequence.k = torch.randn(sequence.k.shape, generator=generator) * 2.0 ** torch.randint(
+        -30, 16, sequence.k.shape, generator=generator
+    )
+    sequence.k[:64] = (sequence.k[:64].half().view(torch.int16) & 0x7BFF).view(torch.float16).float()
+    sequence.k[:64] += 2.0**-12 * sequence.k[:64]
+    sequence.k[:2, :, :4] = torch.tensor([-0.0, 2.0**-25, 3 * 2.0**-25, 65519.0])
+    write(backend, world)
+    written = torch.cat([world.kv_cache[0, block].view(2, 32, 16) for block in sequence.blocks], dim=2)
+    expected = sequence.k.clamp(-65504, 65504).half().permute(1, 2, 0).contiguous()
+    assert torch.equal(written.view(torch.int16), expected.view(torch.int16))
+    outputs = world.run(backend, [[(0, 0, 256)]], scaling=1e-5)
+    for a, b in zip(outputs, world.run(TorchAttention(), [[(0, 0, 256)]], scaling=1e-5), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5)  # as the twins' sums in float32 may differ
+
+
+@pytest.mark.parametrize("rules", [{}, {"sliding_window": 37, "softcap": 5.0, "sinks": torch.linspace(-1, 3, 4)}])
+def test_attention_over_float16_equals_its_definition_over_the_rounded_keys_and_values(
+    backend: AttentionBackend, rules: dict[str, object]
+) -> None:
+    world = small_world(300)
+    outputs = world.run(backend, [[(0, 0, 256)], [(0, 256, 299)], [(0, 299, 300)]], scaling=0.2, **rules)
+    sequence = world.sequences[0]
+    rounded = replace(sequence, k=sequence.k.half(), v=sequence.v.half())
+    expected = dense_attention(rounded, scaling=0.2, **rules)  # type: ignore[arg-type]
+    assert outputs[0].dtype == torch.float32
+    # Sums of a few hundred terms of size 1 in float32.
+    torch.testing.assert_close(outputs[0].double(), expected, atol=2e-5, rtol=2e-5)
+
+
+def test_keys_and_values_beyond_float16_become_its_largest_number_and_a_nan_stays_one(
+    backend: AttentionBackend,
+) -> None:
+    world = small_world(40)
+    sequence = world.sequences[0]
+    sequence.k[3], sequence.v[3] = 1e6, -float("inf")
+    expected = replace(sequence, k=sequence.k.clamp(-65504, 65504), v=sequence.v.clamp(-65504, 65504))
+    sequence.k[20] = float("nan")
+    output = world.run(backend, [[(0, 0, 40)]], scaling=1e-6)[0]
+    rounded = replace(expected, k=expected.k.half(), v=expected.v.half())
+    torch.testing.assert_close(output[:20].double(), dense_attention(rounded, scaling=1e-6)[:20], atol=1e-4, rtol=2e-5)
+    assert output[20:].isnan().all()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the names of x86-64's instruction sets")
+@pytest.mark.parametrize("march", ["skylake-avx512", "sapphirerapids", "x86-64"])
+def test_the_kernel_compiles_for_instruction_sets_that_are_not_here(
+    march: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.kernels.build._architecture_flag", lambda: f"-march={march}")
+    try:
+        assert build_library("attention", tmp_path).exists()
+    except KernelBuildError as error:
+        if "no C compiler" in str(error) or "-march" in str(error):
+            pytest.skip(str(error))
+        raise
