@@ -23,6 +23,8 @@ import click
 if "--smoke" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
+import torch
+
 from benchmarks.gpu_models import MODELS, SIZES
 from benchmarks.gpu_report import report
 from benchmarks.gpu_stages import StageJournal, run_apart, run_here
@@ -57,6 +59,8 @@ def main(
     stage: str | None,
     smoke: bool,
 ) -> None:
+    if not smoke and not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA device; --smoke runs on a CPU")
     until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     seed = int.from_bytes(os.urandom(3)) if seed is None else seed
     with ExitStack() as stack:

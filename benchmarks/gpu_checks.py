@@ -3,8 +3,11 @@
 Then the whole engine against transformers on the same weights, and rows bit for bit in other batches.
 """
 
+import os
 import random
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -33,11 +36,13 @@ from tests.fakes.sampling_batches import random_batch
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 
 
-def check_kernels(size: ModelSize, device: torch.device, seed: int) -> Iterator[tuple[str, str]]:
+def check_kernels(
+    size: ModelSize, device: torch.device, seed: int, dtypes: Sequence[torch.dtype]
+) -> Iterator[tuple[str, str]]:
     """What came of each kernel's check: `ok`, or what differs, or what it raised."""
     checks: dict[str, Callable[[], str]] = {
         f"{name} {str(dtype).removeprefix('torch.')}": lambda check=check, dtype=dtype: check(size, device, dtype, seed)
-        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+        for dtype in dtypes
         for name, check in (("attention", _attention), ("rows", _rows), ("linear", _linear))
     }
     checks["sampler"] = lambda: _sampler(size, device, seed)
@@ -132,6 +137,17 @@ def _sampler(size: ModelSize, device: torch.device, seed: int) -> str:
     moved = SamplingBatch(*(getattr(batch, name).to(device) for name in SamplingBatch.__slots__))
     num_others = int((TritonSampler().sample(logits.to(device), moved).cpu() != expected).sum())
     return "ok" if not num_others else f"{num_others} of {num_rows} tokens differ"
+
+
+def check_tests() -> str:
+    """`ok`, or what pytest says last of the tests that are for a GPU. They need nothing that only a worker needs."""
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", ".", "--noconftest", "-p"]
+    command += ["no:cacheprovider", "--import-mode=importlib", "tests/gpu"]
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    print(done.stdout, file=sys.stderr, flush=True)
+    return "ok" if done.returncode == 0 else " ".join(done.stdout.splitlines()[-1:]) or "pytest is not installed"
 
 
 def check_engine(size: ModelSize, folder: Path, device: torch.device, *, num_tokens: int) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ import transformers
 import triton
 
 from benchmarks.cpu_peers import Contender, latencies
-from benchmarks.gpu_checks import check_engine, check_kernels
+from benchmarks.gpu_checks import check_engine, check_kernels, check_tests
 from benchmarks.gpu_kernels import measure_limits, time_kernels
 from benchmarks.gpu_linears import compare_linears
 from benchmarks.gpu_models import SIZES, SMOKE_SIZE, DeviceLimits, ModelSize, least_seconds, random_model
@@ -53,18 +53,20 @@ class Settings:
 
 def stages_of(settings: Settings) -> list[str]:
     """Their names, in order. One is `kind`, or `kind: model`, or `kind: model: contender`."""
-    first, *_ = settings.models
-    names = ["limits", f"kernel checks: {first.name}"]
+    names = ["limits"]
     for size in settings.models:
-        names.append(f"weights: {size.name}")
-        if size is first:
-            names.append(f"engine checks: {size.name}")
+        names += [f"kernel checks: {size.name}", f"weights: {size.name}"]
+        if size is settings.models[0]:
+            names += [f"engine checks: {size.name}", f"tests: {size.name}"]
         names += [f"kernels: {size.name}", f"race: {size.name}: {OURS}", f"idle: {size.name}"]
-        peers = [name for name in settings.peers if name == "transformers"]
-        more = [QUEUED] if settings.is_smoke else [*VARIANTS, QUEUED]  # the interpreter takes long for them
-        names += [f"race: {size.name}: {name}" for name in (*peers, *more)]
-        names += [f"linears: {size.name}", f"first job: {size.name}"]
-    others = [name for name in settings.peers if name != "transformers"]
+    installed = [name for name in settings.peers if name == "transformers"]
+    more = [QUEUED] if settings.is_smoke else [*VARIANTS, QUEUED]  # the interpreter takes long for them
+    for size in settings.models:
+        names += [f"race: {size.name}: {name}" for name in installed]
+        names.append(f"linears: {size.name}")
+        names += [f"race: {size.name}: {name}" for name in more]
+        names.append(f"first job: {size.name}")
+    others = [name for name in settings.peers if name not in installed]
     return names + [f"race: {size.name}: {name}" for size in settings.models for name in others]
 
 
@@ -72,12 +74,9 @@ class Work:
     """The stages as functions."""
 
     def __init__(self, settings: Settings, journal: StageJournal) -> None:
-        """Raises `SystemExit` without a device."""
         self._settings = settings
         self._journal = journal
         self._device = torch.device("cpu" if settings.is_smoke else "cuda")
-        if not settings.is_smoke and not torch.cuda.is_available():
-            raise SystemExit("there is no CUDA device; --smoke runs on a CPU")
         self._timer = Timer(self._device, rounds=1 if settings.is_smoke else 20)
         speed_up_interpreter()
         if settings.is_smoke:
@@ -93,6 +92,7 @@ class Work:
             "kernel checks": self._kernel_checks,
             "weights": self._weights,
             "engine checks": self._engine_checks,
+            "tests": self._tests,
             "kernels": self._kernels,
             "linears": self._linears,
             "race": self._race,
@@ -111,13 +111,19 @@ class Work:
         self._journal.add("limits", kind="limits", **asdict(limits))
 
     def _kernel_checks(self, stage: str, size: ModelSize) -> None:
-        for name, result in check_kernels(size, self._device, self._settings.seed):
-            self._journal.add(stage, kind="check", name=name, result=result)
+        is_first = size is self._settings.models[0]
+        dtypes = (torch.bfloat16, torch.float16, torch.float32) if is_first else (torch.bfloat16,)
+        for name, result in check_kernels(size, self._device, self._settings.seed, dtypes):
+            self._journal.add(stage, kind="check", name=f"{size.name}, {name}", result=result)
 
     def _engine_checks(self, stage: str, size: ModelSize) -> None:
         num_tokens = 9 if self._settings.is_smoke else 300
         for name, result in check_engine(size, self._folder(size), self._device, num_tokens=num_tokens):
-            self._journal.add(stage, kind="check", name=name, result=result)
+            self._journal.add(stage, kind="check", name=f"{size.name}, {name}", result=result)
+
+    def _tests(self, stage: str, size: ModelSize) -> None:
+        if not self._settings.is_smoke:
+            self._journal.add(stage, kind="check", name="tests/gpu", result=check_tests())
 
     def _weights(self, stage: str, size: ModelSize) -> None:
         self._folder(size)

@@ -42,6 +42,13 @@ class CudaCapture:
 
     def __call__(self, run: Callable[[], Any]) -> Graph:
         """Capture what `run` launches, without running it. Raises what `run` does, or `torch.AcceleratorError`."""
+        try:
+            return self._capture(run)
+        except torch.OutOfMemoryError:  # what plain steps have cached is not given back while one is captured
+            torch.cuda.empty_cache()
+            return self._capture(run)
+
+    def _capture(self, run: Callable[[], Any]) -> Graph:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):

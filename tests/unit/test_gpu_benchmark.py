@@ -132,7 +132,7 @@ def test_the_whole_benchmark_runs_in_small_on_a_cpu() -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "differ" not in result.stdout and "| sampler " in result.stdout
+    assert "differ" not in result.stdout and "| tiny, sampler " in result.stdout
     assert "promptmill, queued" in result.stdout
     assert "race: tiny: nobody: PeerError: not installed in this environment" in result.stdout
     assert "kernel checks: tiny: " not in result.stdout and "cuBLASLt without split-K" in result.stdout

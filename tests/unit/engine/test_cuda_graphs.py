@@ -183,34 +183,47 @@ class _FakeGraph:
             raise torch.AcceleratorError("the capture is invalid")
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_capture_is_on_a_stream_of_its_own_which_it_leaves_even_if_it_fails(
-    fails: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    happened: list[str] = []
+@pytest.fixture
+def happened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of a CUDA that is not there."""
+    calls: list[str] = []
 
     class Stream:
         def __enter__(self) -> None:
-            happened.append("enter")
+            calls.append("enter")
 
         def __exit__(self, *exception: object) -> None:
-            happened.append("leave")
+            calls.append("leave")
 
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: "side")
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: Stream())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: happened.append("wait"))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: _FakeGraph(happened, fails))
-    capture = CudaCapture()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty cache"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: _FakeGraph(calls, fails=False))
+    return calls
 
-    def run() -> None:
-        happened.append("run")
-        if fails:
-            raise RuntimeError("operation not permitted when stream is capturing")
 
-    if fails:
-        with pytest.raises(torch.AcceleratorError):
-            capture(run)
-    else:
-        capture(run)
+def test_a_capture_is_on_a_stream_of_its_own(happened: list[str]) -> None:
+    CudaCapture()(lambda: happened.append("run"))
     assert happened == ["wait", "enter", "begin in pool 7", "run", "end", "leave"]
+
+
+def test_a_capture_that_fails_leaves_its_stream(happened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait_for_the_device() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: _FakeGraph(happened, fails=True))
+    with pytest.raises(torch.AcceleratorError):
+        CudaCapture()(wait_for_the_device)
+    assert happened == ["wait", "enter", "begin in pool 7", "end", "leave"]
+
+
+def test_a_capture_without_memory_is_tried_again_with_what_was_cached(happened: list[str]) -> None:
+    def run() -> None:
+        if "empty cache" not in happened:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    CudaCapture()(run)
+    attempt = ["wait", "enter", "begin in pool 7", "end", "leave"]
+    assert happened == [*attempt, "empty cache", *attempt]
