@@ -42,6 +42,7 @@ PEERS = "transformers,vllm,sglang"
 @click.option("--seed", type=int, help="Of the checks' inputs; default: another one each time.")
 @click.option("--minutes", type=float, help="End after so many; call again to go on.")
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), default=JOURNAL, show_default=True)
+@click.option("--again", is_flag=True, help="Run what failed in an earlier call once more.")
 @click.option("--fresh", is_flag=True, help="Forget what earlier calls found.")
 @click.option("--stage", help="Run this stage alone, in this process, and print nothing else.")
 @click.option(
@@ -55,6 +56,7 @@ def main(
     seed: int | None,
     minutes: float | None,
     journal: Path,
+    again: bool,
     fresh: bool,
     stage: str | None,
     smoke: bool,
@@ -82,17 +84,15 @@ def main(
             for name in stages_of(settings) if stage is None else [stage]:
                 run_here(name, work.function(name), kept)
         else:
-            run_all(settings, kept, until)
+            run_all([name for name in stages_of(settings) if not kept.is_settled(name, again)], settings, kept, until)
     if stage is None:
         report(settings, kept)
 
 
-def run_all(settings: Settings, journal: StageJournal, until: float) -> None:
-    """Every stage that is not done yet, for as long as there is time."""
+def run_all(stages: list[str], settings: Settings, journal: StageJournal, until: float) -> None:
+    """One after the other, for as long as there is time."""
     arguments = [*sys.argv[1:], "--seed", str(settings.seed)]
-    for name in stages_of(settings):
-        if name in journal.outcomes:
-            continue
+    for name in stages:
         command = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--stage", name]
         print(f"{name}: {shlex.join(command)}", file=sys.stderr, flush=True)
         if not run_apart(name, command, journal, until):

@@ -48,6 +48,10 @@ class StageJournal:
         """Those of a kind, in the order in which they came."""
         return [finding for of_stage in self._findings.values() for finding in of_stage if finding["kind"] == kind]
 
+    def is_settled(self, stage: str, again: bool) -> bool:
+        """Whether the stage ended, and well if failed ones are run `again`."""
+        return self.outcomes.get(stage) == "done" or (not again and stage in self.outcomes)
+
     def read_again(self) -> None:
         """Take in what a stage's own process wrote."""
         if self.path is not None:

@@ -91,6 +91,9 @@ def test_a_journal_in_memory_has_what_stages_in_this_process_find() -> None:
     journal = StageJournal(None)
     run_here("a", lambda: journal.add("a", kind="number", value=2), journal)
     assert journal.findings("number")[0]["value"] == 2 and journal.outcomes == {"a": "done"}
+    journal.end("b", "it took more than 300 s")
+    assert [journal.is_settled(stage, again=False) for stage in "abc"] == [True, True, False]
+    assert [journal.is_settled(stage, again=True) for stage in "abc"] == [True, False, False]
 
 
 def test_where_the_queues_packages_are_missing_its_stage_alone_is_left_out(tmp_path: Path) -> None:
