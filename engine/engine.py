@@ -6,6 +6,7 @@ Owns the checks of what comes in and the library's ways of waiting for what goes
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -217,7 +218,8 @@ class InferenceEngine:
         request_id = uuid4().hex
 
         def on_output(output: RequestOutput) -> None:
-            loop.call_soon_threadsafe(outputs.put_nowait, output)
+            with suppress(RuntimeError):  # the loop has been closed: nobody listens any more
+                loop.call_soon_threadsafe(outputs.put_nowait, output)
 
         self.submit(request_id, prompt, params, on_output=on_output)
         try:

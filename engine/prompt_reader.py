@@ -49,12 +49,8 @@ class PromptReader:
 
     def check_params(self, params: SamplingParams) -> None:
         """Raises `InvalidRequestError` where a parameter names a token that the model does not have."""
-        highest = max((token_id for token_id, _ in params.logit_bias), default=0)
-        if highest >= self.info.vocab_size:
-            raise InvalidRequestError(
-                f"logit_bias names token id {highest}, but the vocabulary ends at {self.info.vocab_size - 1}",
-                param="logit_bias",
-            )
+        self._check_vocabulary([token_id for token_id, _ in params.logit_bias], "logit_bias", "logit_bias")
+        self._check_vocabulary(params.stop_token_ids, "stop_token_ids", "stop_token_ids")
 
     def check_output(self, output_token_ids: object, num_choices: int) -> list[list[int]]:
         """For each choice the tokens it already has, as lists of their own. Raises with param `output_token_ids`."""

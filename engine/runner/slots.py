@@ -18,6 +18,7 @@ from engine.sequence import Sequence
 
 STOP_TABLE_WIDTH = 8  # stop tokens compared at once; a sequence with more is looked at by itself
 NO_TOKEN = -2  # pads the stop table; no sampler gives it
+MAX_TOP_K = int(np.iinfo(np.int32).max)  # no vocabulary has so many tokens: all of them, whatever a sampler counts with
 
 
 @dataclass(slots=True, kw_only=True, eq=False)  # not frozen: that alone would cost a quarter of gathering them
@@ -222,7 +223,7 @@ class SequenceSlots:
         params = sequence.params
         self._temperature[slot] = params.temperature
         self._top_p[slot] = params.top_p
-        self._top_k[slot] = params.top_k or 0
+        self._top_k[slot] = min(params.top_k or 0, MAX_TOP_K)
         self._min_p[slot] = params.min_p
         self._seed[slot] = _as_int64(params.seed)
         self._choice[slot] = sequence.choice_index

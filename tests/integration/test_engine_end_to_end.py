@@ -4,7 +4,9 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,10 +122,27 @@ def test_a_prompt_is_scored_without_a_token(engine: InferenceEngine) -> None:
     assert_all_blocks_free(engine)
 
 
-def test_a_bias_for_a_token_that_the_model_lacks_is_refused(engine: InferenceEngine) -> None:
-    with pytest.raises(InvalidRequestError, match="logit_bias names token id 320") as caught:
-        engine.generate("hello", SamplingParams(logit_bias=((320, 1.0),)))
-    assert caught.value.param == "logit_bias"
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("logit_bias", ((320, 1.0),)),
+        ("stop_token_ids", (320,)),
+        ("stop_token_ids", (10**30,)),
+        ("stop_token_ids", (-1,)),
+    ],
+)
+def test_a_token_that_the_model_lacks_is_refused(engine: InferenceEngine, param: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=f"{param} holds token id ") as caught:
+        engine.generate("hello", SamplingParams(**{param: value}))
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("top_k", [2**31, 2**63, 10**30])
+def test_a_top_k_above_any_vocabulary_is_all_tokens(engine: InferenceEngine, top_k: int) -> None:
+    sampled = SamplingParams(max_tokens=8, seed=4, ignore_eos=True)
+    expected = engine.generate("hello", sampled)
+    assert engine.generate("hello", replace(sampled, top_k=top_k)) == expected
+    assert_all_blocks_free(engine)
 
 
 def test_seeded_choices_differ_from_each_other_and_repeat(engine: InferenceEngine) -> None:

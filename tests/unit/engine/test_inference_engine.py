@@ -57,6 +57,17 @@ def test_an_empty_batch_has_no_outputs(engine: InferenceEngine) -> None:
     assert engine.generate_batch([]) == []
 
 
+def test_a_stream_left_with_its_loop_is_no_failure(engine: InferenceEngine, caplog: pytest.LogCaptureFixture) -> None:
+    async def read_one_piece() -> None:
+        async for _ in engine.generate_stream("hello", ENDLESS):
+            return
+
+    for _ in range(20):
+        asyncio.run(read_one_piece())
+    engine.generate("hello", SamplingParams(max_tokens=1))
+    assert "callback failed" not in caplog.text
+
+
 def test_stop_strings_end_the_answer_and_free_its_sequence(engine: InferenceEngine) -> None:
     (output,) = engine.generate_batch(["the quick brown fox"], SamplingParams(stop=("xthe q", "nope")))
     assert (output.text, output.finish_reason) == ("the quick brown fo", "stop")
