@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
@@ -28,9 +29,13 @@ atexit.register(shutil.rmtree, os.environ["PROMPTMILL_FILES"], ignore_errors=Tru
 
 from producer.contract import keys  # noqa: E402  (reads the environment set above)
 from tests.fakes.fake_worker import FakeWorker  # noqa: E402
-from tests.fakes.file_stores import BucketOfFiles, FolderOfFiles, PlaceOfFiles  # noqa: E402
-from tests.fakes.gateways import StartGateway, running_gateway  # noqa: E402
 from worker.embedded_redis import EmbeddedRedis  # noqa: E402
+
+# This file is read at every start of pytest, also by the process that only hands out tests: clients and web frameworks
+# are imported by those who ask for them.
+if TYPE_CHECKING:
+    from tests.fakes.file_stores import PlaceOfFiles
+    from tests.fakes.gateways import StartGateway
 
 ANNOUNCED_SECONDS = 600.0  # longer than any test takes: what a worker says of itself does not lapse meanwhile
 
@@ -101,15 +106,19 @@ _S3_ENVIRONMENT = {
 
 
 @pytest.fixture
-def start_gateway(redis_url: str) -> Iterator[StartGateway]:
+def start_gateway(redis_url: str) -> "Iterator[StartGateway]":
     """Start gateways with settings of one's own."""
+    from tests.fakes.gateways import running_gateway
+
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running_gateway(redis_url, **settings))
 
 
 @pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> PlaceOfFiles:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> "PlaceOfFiles":
     """An empty folder, and an empty prefix of a bucket: what a gateway's files lie in."""
+    from tests.fakes.file_stores import BucketOfFiles, FolderOfFiles
+
     if request.param == "folder":
         (tmp_path / "files").mkdir()
         return FolderOfFiles(tmp_path / "files")

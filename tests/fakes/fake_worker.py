@@ -186,7 +186,7 @@ class FakeWorker:
     """Takes jobs from `queue`; each claim is an attempt under a lease."""
 
     def __init__(self, url: str, queue: str = keys.DEFAULT_QUEUE, name: str = "fake") -> None:
-        self.connection = redis.Redis.from_url(url)
+        self.connection = redis.Redis.from_url(url, socket_timeout=None)  # else a claim waits no longer than that
         self.queue = queue
         self.name = name
 
@@ -199,7 +199,7 @@ class FakeWorker:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def claim(self, timeout: float = 20.0) -> HeldJob:
+    def claim(self, timeout: float = 60.0) -> HeldJob:
         """The next queued job. Jobs that were cancelled while they lay there are passed over, as a worker does."""
         while True:
             job = self.try_claim(timeout)
