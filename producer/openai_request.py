@@ -3,6 +3,7 @@
 What OpenAI's API takes and we do not serve is refused by name, unless it says nothing about the answer.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,10 @@ def parse_body(url: str, body: Mapping[str, Any]) -> OpenAIRequest:
         fields.pop("stream", None)
     fields = _chat_fields(fields) if url == CHAT_URL else _completion_fields(fields)
     prompts = [fields] if url == CHAT_URL else [{**fields, "prompt": prompt} for prompt in _prompts(fields)]
-    jobs = [build_request({**prompt, "stream": is_streamed}) for prompt in prompts]
+    try:
+        jobs = [build_request({**prompt, "stream": is_streamed}) for prompt in prompts]
+    except InvalidJobError as error:
+        raise _by_openais_name(error, url, body) from error
     return OpenAIRequest(url, jobs, is_streamed, includes_usage)
 
 
@@ -107,6 +111,18 @@ def _completion_fields(fields: dict[str, Any]) -> dict[str, Any]:
         fields["top_logprobs"], fields["logprobs"] = fields["logprobs"], True
     fields.setdefault("max_tokens", COMPLETION_MAX_TOKENS)
     return fields
+
+
+def _by_openais_name(error: InvalidJobError, url: str, body: Mapping[str, Any]) -> InvalidJobError:
+    """The error about the field as the caller wrote it."""
+    if url == CHAT_URL and body.get("max_completion_tokens") is not None:
+        ours, theirs = "max_tokens", "max_completion_tokens"
+    elif url == COMPLETIONS_URL and type(body.get("logprobs")) is int:
+        ours, theirs = "top_logprobs", "logprobs"
+    else:
+        return error
+    param = theirs if error.param == ours else error.param
+    return InvalidJobError(re.sub(rf"\b{ours}\b", theirs, str(error)), param=param, code=error.code)
 
 
 def _prompts(fields: Mapping[str, Any]) -> list[Any]:

@@ -45,6 +45,22 @@ def test_a_line_that_is_no_request_says_why(raw: bytes, code: str, custom_id: st
     assert bad_line(error.value, number=3)["error"]["line"] == 3
 
 
+@pytest.mark.parametrize(
+    ("url", "body", "param", "message"),
+    [
+        (CHAT_URL, {"messages": MESSAGES, "max_completion_tokens": -1}, "max_completion_tokens", "must be at least 0"),
+        (CHAT_URL, {"messages": MESSAGES, "max_tokens": -1}, "max_tokens", "must be at least 0; got -1"),
+        (COMPLETIONS_URL, {"prompt": "a", "logprobs": 21}, "logprobs", "must be at most 20; got 21"),
+    ],
+)
+def test_an_error_is_about_the_field_as_the_caller_wrote_it(
+    url: str, body: dict[str, Any], param: str, message: str
+) -> None:
+    with pytest.raises(InvalidJobError) as error:
+        request_from_body(url, body)
+    assert error.value.param == param and str(error.value).startswith(f"{param}: {message}")
+
+
 def test_a_chat_body_becomes_a_job() -> None:
     body = {
         "model": "m",
@@ -79,7 +95,7 @@ def test_a_completion_has_openais_default_length() -> None:
         (CHAT_URL, {"prompt": "a"}, "prompt"),
         (COMPLETIONS_URL, {"messages": MESSAGES}, "messages"),
         (COMPLETIONS_URL, {"prompt": ["a", "b"]}, "prompt"),
-        (COMPLETIONS_URL, {"prompt": "a", "logprobs": 21}, "top_logprobs"),
+        (COMPLETIONS_URL, {"prompt": "a", "logprobs": 21}, "logprobs"),
         (CHAT_URL, {"messages": MESSAGES, "functions": []}, "functions"),
         (CHAT_URL, {"messages": "x"}, "messages"),
     ],
