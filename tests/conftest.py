@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import hypothesis
 import pytest
 import redis
 
@@ -22,6 +23,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+hypothesis.settings.register_profile("promptmill", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("promptmill")
+
 for variable in [name for name in os.environ if name.startswith("PROMPTMILL_")]:
     del os.environ[variable]
 os.environ["PROMPTMILL_FILES"] = tempfile.mkdtemp(prefix="promptmill-files-")  # of every gateway that names no other
