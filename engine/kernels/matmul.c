@@ -90,7 +90,9 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
 
 #include "panels.h"
 
-void promptmill_matmul(const product_args *a) {
+int promptmill_matmul(const void *args) {
+  const product_args *a = args;
 #pragma omp parallel num_threads(a->num_threads) if (has_work_for_threads(a))
   product(a);
+  return 0;
 }

@@ -1,8 +1,8 @@
-/* out = x @ weight.T + bias with both sides in 8 bits: sums are exact integers, so a row's bits depend on nothing else.
+/* out = x @ weight.T + bias + addend with both sides in 8 bits: sums are exact integers, so a row's bits depend on nothing else.
  *
  * A column of the weight is code * scale, code within [-127, 127]. A row of x is quantised when it comes: with low and
  * high the least and greatest of it and 0, it is (code - zero) * (high - low) / 255, code within [0, 255]. The product
- * of both is an integer; it becomes a float once, is scaled, and the bias is added.
+ * of both is an integer; it becomes a float once, is scaled, and the bias is added; then, rounded as `out` is, the addend.
  *
  * Compiled without fused multiply-adds, so that every CPU rounds alike. A panel of the weight is
  * [depth / DEPTH, 2, LANES, 4] codes, with missing columns and rows as zeros; depth is in_features, rounded up.
@@ -33,7 +33,8 @@ typedef struct {
   const float *scales;    /* [num_panels * LANES], of columns */
   const int32_t *totals;  /* [num_panels * LANES], sums of columns' codes */
   const float *bias;      /* [out_features], or NULL */
-  void *out;              /* [num_rows, out_features], contiguous */
+  const void *addend;     /* [num_rows, out_features], contiguous, or NULL; may be out */
+  void *out;              /* likewise */
   int64_t x_stride;
   int32_t num_rows, in_features, out_features, is_bf16, num_threads;
   uint8_t *codes;         /* [num_rows, depth]: these three are set here */
@@ -73,6 +74,11 @@ INLINE void finish_lanes(const product_args *a, int row, int column, const int_l
   if (a->bias) {
     lanes bias = load_part(a->bias, column, a->out_features, 0);
     EACH_VEC result.v[i] += bias.v[i];
+  }
+  if (a->addend) {
+    lanes addend = load_part(at(a->addend, place, is_bf16), 0, count, is_bf16);
+    result = rounded(result, is_bf16);
+    EACH_VEC result.v[i] += addend.v[i];
   }
   store_part((void *)at(a->out, place, is_bf16), 0, count, result, is_bf16);
 }

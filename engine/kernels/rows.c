@@ -30,6 +30,11 @@ typedef struct {
   int32_t num_rows, size, is_gelu, is_bf16, num_threads;
 } glu_args;
 
+typedef struct {
+  int (*function)(const void *args); /* returns 0 where it succeeds */
+  int64_t size;                      /* bytes of its arguments, which follow: a multiple of 8 */
+} chained_call;
+
 INLINE lanes product_of(lanes a, lanes b) {
   EACH_VEC a.v[i] *= b.v[i];
   return a;
@@ -138,6 +143,32 @@ INLINE void glu(const glu_args *a, int is_bf16) {
   }
 }
 
-void promptmill_norm(const norm_args *a) { a->is_bf16 ? norm(a, 1) : norm(a, 0); }
-void promptmill_rope(const rope_args *a) { a->is_bf16 ? rope(a, 1) : rope(a, 0); }
-void promptmill_glu(const glu_args *a) { a->is_bf16 ? glu(a, 1) : glu(a, 0); }
+int promptmill_norm(const void *args) {
+  const norm_args *a = args;
+  a->is_bf16 ? norm(a, 1) : norm(a, 0);
+  return 0;
+}
+
+int promptmill_rope(const void *args) {
+  const rope_args *a = args;
+  a->is_bf16 ? rope(a, 1) : rope(a, 0);
+  return 0;
+}
+
+int promptmill_glu(const void *args) {
+  const glu_args *a = args;
+  a->is_bf16 ? glu(a, 1) : glu(a, 0);
+  return 0;
+}
+
+/* Calls of these functions and of the products', one behind the other: each with `size` bytes of arguments behind it.
+ * Stops at one that fails, and returns what it did. */
+int promptmill_chain(const char *calls, int64_t num_bytes) {
+  for (const char *end = calls + num_bytes; calls < end;) {
+    const chained_call *call = (const chained_call *)calls;
+    int failed = call->function(call + 1);
+    if (failed) return failed;
+    calls += sizeof *call + call->size;
+  }
+  return 0;
+}

@@ -61,6 +61,17 @@ class FusedNorm(nn.Module):
         """Norm each group of `size` in the rows of x `[num_rows, num_groups * size]`."""
         self._into(x, x)
 
+    def link(self, rows: NativeRows, x: Tensor, out: Tensor) -> bytes:
+        """The call that norms each group of `size` in the rows of x into out, which may be x."""
+        return rows.norm_link(
+            x,
+            out,
+            self.weight,
+            epsilon=self.epsilon,
+            adds_one=self.adds_one,
+            rounds_first=self.rounds_first,
+        )
+
     def _into(self, x: Tensor, out: Tensor) -> None:
         self._rows.norm(
             x,
@@ -111,53 +122,34 @@ class NativeAttentionModule(FusedAttention):
 
     def of_rows(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
         """x: `[T, hidden_size]`; a new tensor of its shape."""
-        assert self.attention is not None, "fusion gives every module its attention"
-        q_size, k_end, head_dim = self._q_size, self._q_size + self._kv_size, self._head_dim
-        qkv = self.qkv.forward(x)  # [T, q_size + 2 * kv_size]
-        num_rows = qkv.shape[0]
+        qkv = self.qkv.forward(x)
+        self._rows.chain(*self.head_links(qkv, position_embeddings))
+        return self.o.forward(self.attend(qkv))
+
+    def head_links(self, qkv: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> list[bytes]:
+        """The calls between the product and attention, in place; qkv: `[T, q_size + 2 * kv_size]`."""
+        q_size, k_end = self._q_size, self._q_size + self._kv_size
+        links = []
         if self._q_norm is not None and self._k_norm is not None:
-            self._q_norm.in_place(qkv[:, :q_size])
-            self._k_norm.in_place(qkv[:, q_size:k_end])
+            links.append(self._q_norm.link(self._rows, q := qkv[:, :q_size], q))
+            links.append(self._k_norm.link(self._rows, k := qkv[:, q_size:k_end], k))
         if self.rotates:
             assert position_embeddings is not None, "a rotating layer is given its angles"
             cos, sin = position_embeddings
-            self._rows.rope(qkv[:, :k_end], cos[0], sin[0], head_dim=head_dim)
+            links.append(self._rows.rope_link(qkv[:, :k_end], cos[0], sin[0], head_dim=self._head_dim))
+        return links
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Returns `[T, q_size]` for the rows of q, k and v that the output product's are made of."""
+        assert self.attention is not None, "fusion gives every module its attention"
+        num_rows, q_size, k_end, head_dim = len(qkv), self._q_size, self._q_size + self._kv_size, self._head_dim
         output = self.attention.attend_rows(
             qkv[:, :q_size].view(num_rows, -1, head_dim),
             qkv[:, q_size:k_end].view(num_rows, -1, head_dim),
             qkv[:, k_end:].view(num_rows, -1, head_dim),
             self._rules,
         )
-        return self.o.forward(output.view(num_rows, q_size))
-
-
-class NativeLayer(nn.Module):
-    """Norm, attention, addition, norm, MLP, addition, over plain rows: the layer that most decoders have.
-
-    A step of few rows spends as long between the products as within them, most of it on the way through modules.
-    """
-
-    def __init__(self, original: nn.Module) -> None:
-        """original: with fused parts by transformers' names. Raises `AttributeError` otherwise."""
-        super().__init__()
-        norm, attention = original.input_layernorm, original.self_attn
-        next_norm, mlp = original.post_attention_layernorm, original.mlp
-        if not (
-            isinstance(norm, FusedNorm)
-            and isinstance(attention, NativeAttentionModule)
-            and isinstance(next_norm, FusedNorm)
-            and isinstance(mlp, FusedMLP)
-        ):
-            raise AttributeError("the layer's norms, attention or MLP are not fused")
-        self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp = norm, attention, next_norm, mlp
-
-    def forward(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None, **kwargs: Any
-    ) -> Tensor:
-        """hidden_states: `[1, T, hidden_size]`."""
-        x = hidden_states[0]
-        x = self.self_attn.of_rows(self.input_layernorm.of_rows(x), position_embeddings).add_(x)
-        return self.mlp.of_rows(self.post_attention_layernorm.of_rows(x)).add_(x)[None]
+        return output.view(num_rows, q_size)
 
 
 class FusedMLP(nn.Module):
@@ -167,7 +159,7 @@ class FusedMLP(nn.Module):
         """original: with gate_proj and up_proj, or gate_up_proj, and down_proj. Raises `AttributeError` otherwise."""
         super().__init__()
         self._rows = rows
-        self._is_gelu = is_gelu
+        self.is_gelu = is_gelu
         self.gate_up = merge(original, ("gate_proj", "up_proj"), "gate_up_proj")
         self.down = merge(original, ("down_proj",), "down_proj")
 
@@ -177,7 +169,7 @@ class FusedMLP(nn.Module):
 
     def of_rows(self, x: Tensor) -> Tensor:
         """x: `[T, hidden_size]`; a new tensor of its shape."""
-        return self.down.forward(self._rows.glu(self.gate_up.forward(x), is_gelu=self._is_gelu))
+        return self.down.forward(self._rows.glu(self.gate_up.forward(x), is_gelu=self.is_gelu))
 
 
 def merge(original: nn.Module, names: Iterable[str], merged_name: str) -> nn.Linear:

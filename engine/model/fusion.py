@@ -25,9 +25,9 @@ from engine.model.fused_modules import (
     FusedMLP,
     FusedNorm,
     NativeAttentionModule,
-    NativeLayer,
     RowKernels,
 )
+from engine.model.native_layer import NativeLayer
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def choose_kit(uses_triton: bool, device: torch.device, dtype: torch.dtype, kern
     except KernelBuildError as error:
         logger.warning("action=fusion_unavailable reason=%r", str(error))
         return None
-    return FusionKit(native_rows, partial(NativeAttentionModule, native_rows), NativeLayer)
+    return FusionKit(native_rows, partial(NativeAttentionModule, native_rows), partial(NativeLayer, native_rows))
 
 
 @dataclass(slots=True)

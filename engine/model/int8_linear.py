@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine.errors import ModelLoadError
 from engine.kernels.build import build_library, load_library
+from engine.kernels.native_function import NativeFunction
 
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_IN_FEATURES = 65_536  # of 255 * 127 each a sum of 32 bits holds so many
@@ -21,7 +22,7 @@ _DEPTH = 8  # DEPTH of dot_int8.h
 # Every CPU must round alike, also those that fuse a multiplication with an addition.
 _FLAGS = ("-ffp-contract=off",)
 # `product_args` and `pack_args` of matmul_int8.c.
-_PRODUCT = struct.Struct("@6P1q5i4x")
+_PRODUCT = struct.Struct("@7P1q5i4x")
 _PACK = struct.Struct("@4P4i")
 
 
@@ -32,7 +33,7 @@ class Int8Kernels:
         path = build_library("matmul_int8", kernels_dir, flags=_FLAGS)
         library = load_library(path)
         self.build = path.stem
-        self.matmul = library.promptmill_matmul_int8
+        self.matmul = NativeFunction(library, "promptmill_matmul_int8")
         self._pack = library.promptmill_pack_int8
 
     def pack(self, weight: Tensor) -> "PackedWeight":
@@ -87,28 +88,32 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[..., in_features]`; returns `[..., out_features]`."""
-        assert x.dtype in DTYPES, "an Int8Linear takes float32 or bfloat16"
         rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         if rows.stride(1) != 1:
             rows = rows.contiguous()
-        num_rows, weight = rows.shape[0], self._weight
-        output = torch.empty((num_rows, self.out_features), dtype=x.dtype)
-        failed = self._matmul(
-            _PRODUCT.pack(
-                rows.data_ptr(),
-                weight.codes.data_ptr(),
-                weight.scales.data_ptr(),
-                weight.totals.data_ptr(),
-                0 if self._bias is None else self._bias.data_ptr(),
-                output.data_ptr(),
-                rows.stride(0),
-                num_rows,
-                self.in_features,
-                self.out_features,
-                x.dtype == torch.bfloat16,
-                torch.get_num_threads(),
-            )
-        )
-        if failed:
-            raise MemoryError("the 8-bit product could not allocate room for its rows")
+        output = torch.empty((rows.shape[0], self.out_features), dtype=x.dtype)
+        self._matmul(self._arguments(rows, output, None))
         return output if rows is x else output.view(*x.shape[:-1], self.out_features)
+
+    def link(self, x: Tensor, out: Tensor, addend: Tensor | None = None) -> bytes:
+        """The call that writes the product of rows x, plus addend, into out; out and addend are contiguous, or one."""
+        return self._matmul.link(self._arguments(x, out, addend))
+
+    def _arguments(self, x: Tensor, out: Tensor, addend: Tensor | None) -> bytes:
+        assert x.dtype in DTYPES, "an Int8Linear takes float32 or bfloat16"
+        weight = self._weight
+        return _PRODUCT.pack(
+            x.data_ptr(),
+            weight.codes.data_ptr(),
+            weight.scales.data_ptr(),
+            weight.totals.data_ptr(),
+            0 if self._bias is None else self._bias.data_ptr(),
+            0 if addend is None else addend.data_ptr(),
+            out.data_ptr(),
+            x.stride(0),
+            x.shape[0],
+            self.in_features,
+            self.out_features,
+            x.dtype == torch.bfloat16,
+            torch.get_num_threads(),
+        )

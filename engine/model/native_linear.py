@@ -4,31 +4,29 @@ The twin is `torch.nn.functional.linear`. A row is the same to the bit in every 
 """
 
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from engine.kernels.build import build_library, load_library
+from engine.kernels.native_function import NativeFunction
 
 _PANEL = 16  # LANES of lanes.h
-# `matmul_args` of matmul.c: five pointers, two 64-bit and four 32-bit integers.
+# `product_args` of matmul.c: five pointers, two 64-bit and four 32-bit integers.
 _ARGUMENTS = struct.Struct("@5P2q4i")
 
-MatmulFunction = Callable[[bytes], int]
 
-
-def load_matmul(kernels_dir: Path) -> tuple[str, MatmulFunction]:
+def load_matmul(kernels_dir: Path) -> tuple[str, NativeFunction]:
     """The name of the build, and the compiled product. Raises `KernelBuildError` where it cannot be compiled."""
     path = build_library("matmul", kernels_dir)
-    return path.stem, load_library(path).promptmill_matmul
+    return path.stem, NativeFunction(load_library(path), "promptmill_matmul")
 
 
 class NativeLinear(nn.Module):
     """`x @ weight.T + bias` for `weight` float32 `[out_features, in_features]`; keeps no copy of the plain weight."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, matmul: MatmulFunction) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, matmul: NativeFunction) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._panels = pack_panels(weight.detach())
@@ -40,25 +38,29 @@ class NativeLinear(nn.Module):
         rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         if rows.stride(1) != 1:
             rows = rows.contiguous()
-        assert rows.dtype == torch.float32, "a NativeLinear computes in float32"
-        num_rows = rows.shape[0]
-        output = torch.empty((num_rows, self.out_features))
-        self._matmul(
-            _ARGUMENTS.pack(
-                rows.data_ptr(),
-                self._panels.data_ptr(),
-                0 if self._bias is None else self._bias.data_ptr(),
-                0,
-                output.data_ptr(),
-                rows.stride(0),
-                self.out_features,
-                num_rows,
-                self.in_features,
-                self.out_features,
-                torch.get_num_threads(),
-            )
-        )
+        output = torch.empty((rows.shape[0], self.out_features))
+        self._matmul(self._arguments(rows, output, None))
         return output if rows is x else output.view(*x.shape[:-1], self.out_features)
+
+    def link(self, x: Tensor, out: Tensor, addend: Tensor | None = None) -> bytes:
+        """The call that writes the product of rows x, plus addend, into out; out and addend are contiguous, or one."""
+        return self._matmul.link(self._arguments(x, out, addend))
+
+    def _arguments(self, x: Tensor, out: Tensor, addend: Tensor | None) -> bytes:
+        assert x.dtype == torch.float32, "a NativeLinear computes in float32"
+        return _ARGUMENTS.pack(
+            x.data_ptr(),
+            self._panels.data_ptr(),
+            0 if self._bias is None else self._bias.data_ptr(),
+            0 if addend is None else addend.data_ptr(),
+            out.data_ptr(),
+            x.stride(0),
+            self.out_features,
+            x.shape[0],
+            self.in_features,
+            self.out_features,
+            torch.get_num_threads(),
+        )
 
 
 def pack_panels(weight: Tensor) -> Tensor:

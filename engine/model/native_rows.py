@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from engine.kernels.build import build_library, load_library
+from engine.kernels.native_function import Chain, NativeFunction
 
 DTYPES = (torch.float32, torch.bfloat16)
 # As in rows.c: `norm_args`, `rope_args`, `glu_args`.
 _NORM = struct.Struct("@3P2q7if")
 _ROPE = struct.Struct("@3P2q6i")
-_GLU = struct.Struct("@2P5i")
+_GLU = struct.Struct("@2P5i4x")
 
 
 class NativeRows:
@@ -25,68 +26,89 @@ class NativeRows:
         path = build_library("rows", kernels_dir)
         library = load_library(path)
         self.build = path.stem
-        self._norm = library.promptmill_norm
-        self._rope = library.promptmill_rope
-        self._glu = library.promptmill_glu
+        self._norm = NativeFunction(library, "promptmill_norm")
+        self._rope = NativeFunction(library, "promptmill_rope")
+        self._glu = NativeFunction(library, "promptmill_glu")
+        self.chain = Chain(library)
 
     def norm(
         self, x: Tensor, out: Tensor, weight: Tensor, *, epsilon: float, adds_one: bool, rounds_first: bool
     ) -> None:
         """RMS norm of every `len(weight)` elements of x's rows into out, which may be x; both `[num_rows, size]`."""
-        size = weight.shape[0]
-        assert x.stride(1) == out.stride(1) == 1 and x.shape[1] % size == 0, "rows of whole groups"
-        self._norm(
-            _NORM.pack(
-                x.data_ptr(),
-                weight.data_ptr(),
-                out.data_ptr(),
-                x.stride(0),
-                out.stride(0),
-                x.shape[0],
-                x.shape[1] // size,
-                size,
-                adds_one,
-                rounds_first,
-                x.dtype == torch.bfloat16,
-                torch.get_num_threads(),
-                epsilon,
-            )
-        )
+        self._norm(_norm_arguments(x, out, weight, epsilon, adds_one, rounds_first))
 
-    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, *, head_dim: int) -> None:
-        """Rotate each head of x `[num_rows, num_heads * head_dim]` in place; cos, sin: `[num_rows, rotary_dim]`."""
-        assert x.stride(1) == cos.stride(1) == sin.stride(1) == 1 and cos.stride(0) == sin.stride(0), "dense rows"
-        assert x.dtype == cos.dtype == sin.dtype, "one dtype"
-        self._rope(
-            _ROPE.pack(
-                x.data_ptr(),
-                cos.data_ptr(),
-                sin.data_ptr(),
-                x.stride(0),
-                cos.stride(0),
-                x.shape[0],
-                x.shape[1] // head_dim,
-                head_dim,
-                cos.shape[1],
-                x.dtype == torch.bfloat16,
-                torch.get_num_threads(),
-            )
-        )
+    def norm_link(
+        self, x: Tensor, out: Tensor, weight: Tensor, *, epsilon: float, adds_one: bool, rounds_first: bool
+    ) -> bytes:
+        """`norm` as a part of a chain."""
+        return self._norm.link(_norm_arguments(x, out, weight, epsilon, adds_one, rounds_first))
+
+    def rope_link(self, x: Tensor, cos: Tensor, sin: Tensor, *, head_dim: int) -> bytes:
+        """The call that rotates each head of x `[num_rows, num_heads * head_dim]` in place.
+
+        cos, sin: `[num_rows, rotary_dim]`.
+        """
+        return self._rope.link(_rope_arguments(x, cos, sin, head_dim))
 
     def glu(self, gate_up: Tensor, *, is_gelu: bool) -> Tensor:
         """`activation(gate) * up` `[num_rows, size]` for gate_up `[num_rows, 2 * size]`: SiLU, or GELU with tanh."""
-        assert gate_up.is_contiguous(), "gate_up is contiguous"
-        num_rows, width = gate_up.shape
-        out = gate_up.new_empty((num_rows, width // 2))
-        self._glu(
-            _GLU.pack(
-                gate_up.data_ptr(),
-                out.data_ptr(),
-                num_rows,
-                width // 2,
-                is_gelu,
-                gate_up.dtype == torch.bfloat16,
-                torch.get_num_threads(),
-            )
-        )
+        out = gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
+        self._glu(_glu_arguments(gate_up, out, is_gelu))
         return out
+
+    def glu_link(self, gate_up: Tensor, out: Tensor, *, is_gelu: bool) -> bytes:
+        """`glu` into out as a part of a chain."""
+        return self._glu.link(_glu_arguments(gate_up, out, is_gelu))
+
+
+def _norm_arguments(
+    x: Tensor, out: Tensor, weight: Tensor, epsilon: float, adds_one: bool, rounds_first: bool
+) -> bytes:
+    size = weight.shape[0]
+    assert x.stride(1) == out.stride(1) == 1 and x.shape[1] % size == 0, "rows of whole groups"
+    return _NORM.pack(
+        x.data_ptr(),
+        weight.data_ptr(),
+        out.data_ptr(),
+        x.stride(0),
+        out.stride(0),
+        x.shape[0],
+        x.shape[1] // size,
+        size,
+        adds_one,
+        rounds_first,
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+        epsilon,
+    )
+
+
+def _rope_arguments(x: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> bytes:
+    assert x.stride(1) == cos.stride(1) == sin.stride(1) == 1 and cos.stride(0) == sin.stride(0), "dense rows"
+    assert x.dtype == cos.dtype == sin.dtype, "one dtype"
+    return _ROPE.pack(
+        x.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        x.stride(0),
+        cos.stride(0),
+        x.shape[0],
+        x.shape[1] // head_dim,
+        head_dim,
+        cos.shape[1],
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+
+
+def _glu_arguments(gate_up: Tensor, out: Tensor, is_gelu: bool) -> bytes:
+    assert gate_up.is_contiguous() and out.is_contiguous(), "gate_up is contiguous"
+    return _GLU.pack(
+        gate_up.data_ptr(),
+        out.data_ptr(),
+        gate_up.shape[0],
+        gate_up.shape[1] // 2,
+        is_gelu,
+        gate_up.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )

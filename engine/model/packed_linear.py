@@ -25,6 +25,8 @@ from engine.model import int8_linear, native_linear, onednn_linear
 
 logger = logging.getLogger(__name__)
 
+# Layers whose product may be a part of a chain of native calls.
+ChainedLinear = native_linear.NativeLinear | int8_linear.Int8Linear
 _TRIAL_ROWS = (2, 3, 17, 64)
 
 

@@ -12,9 +12,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 from engine.config import EngineConfig
 from engine.model import fusion
-from engine.model.fused_modules import FusedAttention, FusedMLP, FusedNorm, NativeLayer
+from engine.model.fused_modules import FusedAttention, FusedMLP, FusedNorm
 from engine.model.loader import LoadedModel, load_model
 from engine.model.locate import default_cache_dir
+from engine.model.native_layer import NativeLayer
 from engine.model.native_rows import DTYPES, NativeRows
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -121,7 +122,7 @@ def test_a_rotation_is_its_formula_and_leaves_the_rest_of_a_head_alone(
     angles = random((33, rotary_dim), torch.float32)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     merged = torch.cat([x, x[:, :5]], dim=1)  # rows that are longer than what is rotated
-    rows.rope(merged[:, : 3 * head_dim], cos, sin, head_dim=head_dim)
+    rows.chain(rows.rope_link(merged[:, : 3 * head_dim], cos, sin, head_dim=head_dim))
     heads = x.view(33, 3, head_dim)
     turned, rest = heads[..., :rotary_dim], heads[..., rotary_dim:]
     half = rotary_dim // 2

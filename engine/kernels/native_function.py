@@ -1,0 +1,40 @@
+"""A compiled function as Python calls it: with the bytes of its arguments, alone or as one of a chain.
+
+Knows no function's arguments. A chain is what `promptmill_chain` of rows.c runs: the way through ctypes, paid once.
+"""
+
+import ctypes
+import struct
+
+_LINK = struct.Struct("@P1q")  # `chained_call` of rows.c
+
+
+class NativeFunction:
+    """Takes a pointer to its arguments and returns 0, or else that there was no memory."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self._function = getattr(library, name)
+        self._address = ctypes.cast(self._function, ctypes.c_void_p).value
+
+    def __call__(self, arguments: bytes) -> None:
+        """Raises `MemoryError`."""
+        if self._function(arguments):
+            raise MemoryError("a compiled kernel could not allocate its room")
+
+    def link(self, arguments: bytes) -> bytes:
+        """This call as a part of a chain; arguments: a multiple of 8 bytes."""
+        return _LINK.pack(self._address, len(arguments)) + arguments
+
+
+class Chain:
+    """Runs calls one after the other; what one writes the next may read."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._function = library.promptmill_chain
+        self._function.argtypes = (ctypes.c_char_p, ctypes.c_int64)
+
+    def __call__(self, *links: bytes) -> None:
+        """links: of `NativeFunction.link`. Raises `MemoryError`, and then the calls behind did not run."""
+        chain = b"".join(links)
+        if self._function(chain, len(chain)):
+            raise MemoryError("a compiled kernel could not allocate its room")

@@ -1,0 +1,94 @@
+"""Chains of native calls: what the same calls one by one compute, to the bit, and that a failure ends them."""
+
+import ctypes
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.config import EngineConfig
+from engine.model import native_layer
+from engine.model.attention_hook import AttentionRules
+from engine.model.int8_linear import Int8Kernels, Int8Linear
+from engine.model.loader import load_model
+from engine.model.locate import default_cache_dir
+from engine.model.native_layer import NativeLayer
+from engine.model.native_linear import NativeLinear, load_matmul
+from engine.model.native_rows import NativeRows
+from tests.fakes.tiny_models import make_tiny_model
+
+KERNELS = default_cache_dir() / "kernels"
+KINDS = [("float32", "none"), ("float32", "int8"), ("bfloat16", "int8")]
+
+
+@pytest.fixture(scope="module")
+def rows() -> NativeRows:
+    return NativeRows(KERNELS)
+
+
+class HalfQuery:
+    """Stands in for attention; knows no pages."""
+
+    def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, rules: AttentionRules) -> Tensor:
+        return q * 0.5 + k.mean((1, 2), keepdim=True) - v.mean((1, 2), keepdim=True)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma"])
+@pytest.mark.parametrize(("dtype", "quantize"), KINDS)
+def test_a_layer_in_chains_computes_to_the_bit_what_its_modules_do(
+    architecture: str, dtype: str, quantize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(make_tiny_model(architecture, tmp_path))
+    model = load_model(EngineConfig(model_path=folder, dtype=dtype, quantize=quantize))
+    layer = next(module for module in model.model.modules() if isinstance(module, NativeLayer))
+    layer.self_attn.attention = HalfQuery()  # type: ignore[assignment]
+    hidden_size, head_dim = layer.input_layernorm.weight.shape[0], layer.self_attn._head_dim
+    x = random(1, 23, hidden_size, dtype=model.dtype)
+    before = x.clone()
+    angles = random(1, 23, head_dim)
+    position_embeddings = angles.cos().to(model.dtype), angles.sin().to(model.dtype)
+    with torch.inference_mode():
+        chained = layer(x, position_embeddings)
+        assert torch.equal(x, before)
+        monkeypatch.setattr(native_layer, "ChainedLinear", ())
+        assert torch.equal(chained, layer(x, position_embeddings))
+        assert torch.equal(chained[:, 5:6], layer(x[:, 5:6], tuple(part[:, 5:6] for part in position_embeddings)))
+
+
+def products(dtype: torch.dtype) -> list[nn.Module]:
+    weight, bias = random(37, 45, dtype=dtype), random(37, dtype=dtype)
+    made: list[nn.Module] = [Int8Linear(weight, bias, Int8Kernels(KERNELS))]
+    return [*made, NativeLinear(weight, bias, load_matmul(KERNELS)[1])] if dtype == torch.float32 else made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("is_in_place", [False, True])
+def test_a_product_adds_its_addend_last(rows: NativeRows, dtype: torch.dtype, is_in_place: bool) -> None:
+    x, addend = random(70, 45, dtype=dtype), random(70, 37, dtype=dtype)
+    for product in products(dtype):
+        expected = product(x) + addend
+        given = addend.clone()
+        out = given if is_in_place else torch.empty_like(addend)
+        rows.chain(product.link(x, out, given))  # type: ignore[operator]
+        assert torch.equal(out, expected)
+
+
+def test_a_chain_ends_at_the_call_that_has_no_memory(rows: NativeRows) -> None:
+    x = random(3, 8)
+    before = x.clone()
+    norm = rows.norm_link(x, x, torch.ones(8), epsilon=1e-5, adds_one=False, rounds_first=False)
+    fails = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda arguments: 1)
+    failing = struct.pack("@P1q", ctypes.cast(fails, ctypes.c_void_p).value, 0)
+    rows.chain()
+    with pytest.raises(MemoryError, match="could not allocate"):
+        rows.chain(failing, norm)
+    assert torch.equal(x, before)
+    with pytest.raises(MemoryError, match="could not allocate"):
+        rows.chain(norm, failing)
+    assert not torch.equal(x, before)
