@@ -16,6 +16,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from engine.errors import ModelLoadError
 from engine.model.registry import ARCHITECTURES, find_architecture
 
@@ -29,16 +31,22 @@ _MAGIC = b"GGUF"
 def convert_gguf(gguf_path: Path, models_dir: Path) -> Path:
     """Return the folder of this file's model under `models_dir`, converting it if no one has yet.
 
-    Raises `ModelLoadError` if the file is damaged or of an untested architecture.
+    Raises `ModelLoadError` if the file is damaged or of an untested architecture, or its folder cannot be written.
     """
     target = models_dir / f"{gguf_path.stem}-{_content_key(gguf_path)}"
     if target.exists():
         return target
-    models_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(models_dir / f".{target.name}.lock"):
-        if not target.exists():
-            logger.info("dequantising %s into %s (once; about 20 s for 135M weights)", gguf_path, target)
-            _convert_into(gguf_path, target)
+    try:
+        models_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(models_dir / f".{target.name}.lock"):
+            if not target.exists():
+                logger.info("dequantising %s into %s (once; about 20 s for 135M weights)", gguf_path, target)
+                _convert_into(gguf_path, target)
+    except (OSError, SafetensorError) as error:
+        raise ModelLoadError(
+            f"{gguf_path} cannot be converted into {models_dir} ({error}): make it writable, with room for 4 bytes a "
+            "weight, or give the folder of a model that needs no conversion"
+        ) from error
     return target
 
 

@@ -28,6 +28,14 @@ def test_a_damaged_gguf_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> 
     assert not [entry for entry in (tmp_path / "cache" / "models").iterdir() if entry.is_dir()]
 
 
+def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path) -> None:
+    path, cache_dir = tmp_path / "model.gguf", tmp_path / "cache"
+    path.write_bytes(b"GGUF" + bytes(100))
+    cache_dir.touch()
+    with pytest.raises(ModelLoadError, match=r"cannot be converted into .*/cache/models .*make it writable"):
+        prepare_model_dir(str(path), cache_dir)
+
+
 def test_two_starters_at_once_convert_a_gguf_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock is on a file of its own for each starter, so threads are as good as processes here."""
     gguf, models_dir = tmp_path / "model.gguf", tmp_path / "models"
