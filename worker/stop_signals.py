@@ -46,10 +46,10 @@ class StopSignals:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        for number, handler in self._saved.items():  # first: a handler that sets an event must not meet us inside it
+            signal.signal(number, handler)
         self._left.set()
         self._watching.set()
-        for number, handler in self._saved.items():
-            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._on_stop is None:
