@@ -31,7 +31,7 @@ demo: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --num-workers auto  # without what it keeps: half a minute on two cores, else 45 s
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 # What integration and acceptance tests start is waited for more than it computes: three runs side by side on two cores,
