@@ -74,6 +74,7 @@ class JobLoop:
         self._rate = TokenRate()
         self._num_new_tokens = 0
         self._num_stop_requests = 0
+        self._is_draining = False
         self._drains_until: float | None = None  # monotonic seconds; None: no limit
         self._retry_at = 0.0  # monotonic seconds
         self._backoff_seconds = 0.0
@@ -117,6 +118,7 @@ class JobLoop:
         """Wait until there is something to do, for at most `MAX_WAIT_SECONDS`, and do it. Raises nothing of Redis."""
         self._events.run(self._wait_seconds(time.monotonic()))
         now = time.monotonic()
+        self._note_drain()
         self._count_tokens(now)
         self._check_limits(now)
         may_advance = now >= self._retry_at
@@ -131,6 +133,11 @@ class JobLoop:
             self._backoff_seconds = min(max(2 * self._backoff_seconds, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
             self._retry_at = now + self._backoff_seconds
             _log.warning("action=redis_away error=%s retry_seconds=%.2f", error, self._backoff_seconds)
+
+    def _note_drain(self) -> None:
+        if self._num_stop_requests and self._finishes_on_stop and not self._is_draining:
+            self._is_draining = True
+            _log.info("action=draining num_jobs=%d", len(self._held))
 
     def hand_over(self) -> int:
         """Give every job back to the front of its queue; returns their number. Raises what Redis raises."""

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -139,6 +141,7 @@ class WorkerProcess:
         step_seconds: float = 0.001,
         hanging_store: bool = False,
         hanging_start: bool = False,
+        log: Path | None = None,
         **settings: Any,
     ) -> None:
         environment = {f"PROMPTMILL_{name.upper()}": str(value) for name, value in settings.items()}
@@ -148,9 +151,10 @@ class WorkerProcess:
             environment["FAKE_HANGING_START"] = "1"
         environment |= {"PROMPTMILL_REDIS_URL": redis_url, "FAKE_STEP_SECONDS": str(step_seconds)}
         self._client = redis.Redis.from_url(redis_url)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fakes.worker_runs"], env={**os.environ, **environment}
-        )
+        with log.open("wb") if log is not None else nullcontext() as sink:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fakes.worker_runs"], env={**os.environ, **environment}, stderr=sink
+            )
 
     def wait_until_serving(self) -> "WorkerProcess":
         pattern = f'"pid":{self.process.pid},'
@@ -199,7 +203,7 @@ def main() -> None:
 
     import worker.service
 
-    logging.basicConfig(level="WARNING")
+    logging.basicConfig(level="INFO")
     engine = FakeEngine(step_seconds=float(os.environ["FAKE_STEP_SECONDS"]))
     worker.service.InferenceEngine = lambda config: engine  # type: ignore[assignment,misc]
     if "FAKE_HANGING_STORE" in os.environ:

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from pathlib import Path
 
 import redis
 from rq import Queue
@@ -124,13 +125,14 @@ def test_drain_seconds_limits_what_drain_finish_waits_for(
 
 
 def test_a_second_signal_hands_over_what_drain_finish_would_end(
-    redis_url: str, queue: Queue, redis_client: redis.Redis
+    redis_url: str, queue: Queue, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
-    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000)
-    with WorkerProcess(redis_url, step_seconds=0.05, drain="finish") as worker:
+    job, log = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000), tmp_path / "log"
+    with WorkerProcess(redis_url, step_seconds=0.05, drain="finish", log=log) as worker:
         worker.wait_until_serving()
         wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 1)
         worker.signal(signal.SIGTERM)
+        wait_until(lambda: "action=draining num_jobs=1" in log.read_text())  # two signals at once are but one
         late = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
         assert end_in_time(worker, signal.SIGTERM) == 0
     assert queue.get_job_ids() == [job.id, late.id]
