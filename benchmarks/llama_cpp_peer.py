@@ -5,10 +5,10 @@ import sys
 import time
 
 import llama_cpp
-from peer_process import Measurement, Stopwatch, serve
+from peer_process import Measurement, Run, Stopwatch, serve
 
 
-def main(model_path: str) -> None:
+def load(model_path: str) -> Run:
     model = llama_cpp.Llama(model_path, n_ctx=2048, verbose=False)
 
     def run(prompts: list[list[int]], max_tokens: list[int]) -> Measurement:
@@ -21,8 +21,8 @@ def main(model_path: str) -> None:
                     break
         return watch.measurement()
 
-    serve(run)
+    return run
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(load, *sys.argv[1:])

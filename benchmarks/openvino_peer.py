@@ -6,10 +6,10 @@ import time
 import numpy as np
 import openvino
 import openvino_genai
-from peer_process import Measurement, Stopwatch, serve
+from peer_process import Measurement, Run, Stopwatch, serve
 
 
-def main(model_path: str) -> None:
+def load(model_path: str) -> Run:
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.cache_size = 2  # GiB
     scheduler.enable_prefix_caching = False  # no prompt comes twice
@@ -28,8 +28,8 @@ def main(model_path: str) -> None:
                     watch.took(i, sum(len(output.generated_ids) for output in handle.read().values()))
         return watch.measurement()
 
-    serve(run)
+    return run
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(load, *sys.argv[1:])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import venv
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,9 @@ class PeerProcess:
         return measurement
 
     def close(self) -> None:
-        self.process.kill()
+        """With whatever it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
 
@@ -82,12 +85,18 @@ def start(peer: Peer, model_dir: str, dtype: str) -> PeerProcess:
     command = [python, str(HERE / peer.script), *arguments]
     environment = None if peer.packages else os.environ | {"PYTHONPATH": str(HERE.parent)}
     process = PeerProcess(spawn(command, environment))
-    process.read(LOAD_SECONDS)
+    try:
+        process.read(LOAD_SECONDS)
+    except BaseException:
+        process.close()
+        raise
     return process
 
 
 def spawn(command: list[str], environment: dict[str, str] | None) -> "subprocess.Popen[str]":
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
 
 
 def install(peer: Peer) -> str:

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 Measurement = dict[str, Any]
+Run = Callable[[list[list[int]], list[int]], Measurement]
 
 
-def serve(run: Callable[[list[list[int]], list[int]], Measurement]) -> None:
-    """Run every workload of stdin. What a library prints to stdout goes to stderr."""
+def serve(load: Callable[..., Run], *arguments: str) -> None:
+    """Load the model and run every workload of stdin. What a library prints to stdout goes to stderr."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    run = load(*arguments)
     reply: Measurement = {}
     while True:
         print(json.dumps(reply), file=replies, flush=True)

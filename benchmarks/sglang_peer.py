@@ -4,10 +4,10 @@ import sys
 import time
 
 import sglang
-from peer_process import Measurement, serve
+from peer_process import Measurement, Run, serve
 
 
-def main(model_dir: str) -> None:
+def load(model_dir: str) -> Run:
     engine = sglang.Engine(model_path=model_dir, skip_tokenizer_init=True, disable_radix_cache=True)
 
     def run(prompts: list[list[int]], max_tokens: list[int]) -> Measurement:
@@ -17,8 +17,8 @@ def main(model_dir: str) -> None:
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "counts": [output["meta_info"]["completion_tokens"] for output in outputs]}
 
-    serve(run)
+    return run
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(load, *sys.argv[1:])

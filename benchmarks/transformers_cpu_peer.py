@@ -3,13 +3,13 @@
 import sys
 
 import torch
-from peer_process import Measurement, serve
+from peer_process import Measurement, Run, serve
 from transformers import AutoModelForCausalLM
 
 from benchmarks.transformers_peer import run as run_workload
 
 
-def main(model_dir: str, dtype: str, device: str = "cpu") -> None:
+def load(model_dir: str, dtype: str, device: str = "cpu") -> Run:
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype), local_files_only=True)
     model = model.to(device).eval()
 
@@ -18,8 +18,8 @@ def main(model_dir: str, dtype: str, device: str = "cpu") -> None:
         reply = run_workload(model, {"prompts": prompts, "max_tokens": max_tokens}, num_blocks)
         return {"seconds": reply["seconds"], "counts": [reply["num_tokens"]]}
 
-    serve(run)
+    return run
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(load, *sys.argv[1:])

@@ -4,13 +4,13 @@ import sys
 import time
 
 import torch
-from peer_process import Measurement, serve
+from peer_process import Measurement, Run, serve
 from vllm import LLM, SamplingParams
 
 CPU_MEMORY_SHARE = 0.3  # of all memory, which must be free when it starts; its default is nearly all
 
 
-def main(model_dir: str, dtype: str = "auto") -> None:
+def load(model_dir: str, dtype: str = "auto") -> Run:
     memory = {} if torch.cuda.is_available() else {"gpu_memory_utilization": CPU_MEMORY_SHARE}
     model = LLM(model_dir, dtype=dtype, enable_prefix_caching=False, max_model_len=2048, **memory)
 
@@ -21,8 +21,8 @@ def main(model_dir: str, dtype: str = "auto") -> None:
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "counts": [len(output.outputs[0].token_ids) for output in outputs]}
 
-    serve(run)
+    return run
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(load, *sys.argv[1:])
