@@ -1,5 +1,6 @@
 """vLLM as a contender, on a GPU or its CPU build; it does not tell when a token came. See peer_process.py."""
 
+import os
 import sys
 import time
 
@@ -11,6 +12,7 @@ CPU_MEMORY_SHARE = 0.3  # of all memory, which must be free when it starts; its 
 
 
 def load(model_dir: str, dtype: str = "auto") -> Run:
+    os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # it would leave one of two cores idle
     memory = {} if torch.cuda.is_available() else {"gpu_memory_utilization": CPU_MEMORY_SHARE}
     model = LLM(model_dir, dtype=dtype, enable_prefix_caching=False, max_model_len=2048, **memory)
 
