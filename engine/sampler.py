@@ -29,13 +29,11 @@ from engine.native_sampling import NativeSampling
 from engine.row_logprobs import RowLogprobs, normalized
 from engine.sampling_noise import gumbel_noise, row_keys
 from engine.sampling_params import has_filter
+from engine.torch_sampling import MAX_NOISE_VALUES, TorchPasses, ordered_bits, scale, sum_rows
 
 logger = logging.getLogger(__name__)
 
 _NUM_CANDIDATES = 256
-_SUM_WIDTH = 256  # columns summed at a time: torch splits longer sums by the number of threads and rows
-_MAX_NOISE_VALUES = 1 << 18  # noise values held at once: keeps the passes over them in the CPU's cache
-_MAX_ORDERED = 1 << 23  # logits held as 64-bit integers at once: 256 rows of 150,000 would be gigabytes on a GPU
 
 
 @dataclass(slots=True)
@@ -138,10 +136,10 @@ class Sampler:
         vocab_size = logits.shape[1]
         tokens, is_settled = self._draw_among(logits, rows, part, min(_NUM_CANDIDATES, vocab_size))
         deep = (~is_settled).nonzero()[:, 0]
-        count = max(1, _MAX_NOISE_VALUES // vocab_size)
+        count = max(1, MAX_NOISE_VALUES // vocab_size)
         for first in range(0, len(deep), count):
             some = deep[first : first + count]
-            tokens[some] = _draw_deep(_scale(logits[rows[some]], part.temperature[some]), part.select(some))
+            tokens[some] = _draw_deep(scale(logits[rows[some]], part.temperature[some]), part.select(some))
         return tokens
 
     def _draw_among(
@@ -200,15 +198,15 @@ def _draw_deep(x: Tensor, batch: SamplingBatch) -> Tensor:
     weights = x.exp()
     kept = (weights >= batch.min_p[:, None]) & (x > float("-inf"))
     has_top_k = (batch.top_k > 0) & (batch.top_k < vocab_size)
-    order = _ordered_bits(x)
+    order = ordered_bits(x)
     if has_top_k.any():
         num_above = (batch.top_k - 1).clamp_(0, vocab_size - 1)[:, None]
         kth = _lowest(order, lambda threshold: (order > threshold).sum(dim=-1, keepdim=True) <= num_above)
         kept &= (order >= kth) | ~has_top_k[:, None]
     if (batch.top_p < 1).any():
         weights = weights * kept
-        wanted = (batch.top_p * _sum_rows(weights))[:, None]
-        last = _lowest(order, lambda threshold: _sum_rows(weights * (order > threshold))[:, None] < wanted)
+        wanted = (batch.top_p * sum_rows(weights))[:, None]
+        last = _lowest(order, lambda threshold: sum_rows(weights * (order > threshold))[:, None] < wanted)
         kept &= (order >= last) | (batch.top_p >= 1)[:, None]
     scores = x + gumbel_noise(batch.keys(), torch.arange(vocab_size, dtype=torch.int32, device=x.device))
     return scores.masked_fill_(~kept, float("-inf")).argmax(dim=-1)
@@ -227,76 +225,3 @@ def _lowest(order: Tensor, is_enough: Callable[[Tensor], Tensor]) -> Tensor:
         high = torch.where(enough, middle, high)
         low = torch.where(enough, low, (middle + 1).minimum(high))
     return high.to(torch.int32)
-
-
-class TorchPasses:
-    """`VocabularyPasses` on any device."""
-
-    def mask(self, logits: Tensor, rows: Tensor, bits: Tensor) -> None:
-        """See `VocabularyPasses.mask`."""
-        places = torch.arange(32, dtype=torch.int32, device=logits.device)
-        is_allowed = ((bits[:, :, None] >> places) & 1).view(len(rows), -1)[:, : logits.shape[1]]
-        logits[rows] = logits[rows].masked_fill_(is_allowed == 0, float("-inf"))
-
-    def argmax(self, logits: Tensor) -> Tensor:
-        """See `VocabularyPasses.argmax`."""
-        return logits.argmax(dim=-1)
-
-    def draw(self, logits: Tensor, rows: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
-        """See `VocabularyPasses.draw`."""
-        vocab_size = logits.shape[1]
-        token_ids = torch.arange(vocab_size, dtype=torch.int32, device=logits.device)
-        count = max(1, _MAX_NOISE_VALUES // vocab_size) if logits.device.type == "cpu" else len(rows)
-        tokens = []
-        for first in range(0, len(rows), count):
-            part = slice(first, first + count)
-            x = _scale(logits[rows[part]], temperature[part])
-            tokens.append(gumbel_noise(keys[:, part], token_ids).add_(x).argmax(dim=-1))
-        return torch.cat(tokens)
-
-    def candidates(
-        self, logits: Tensor, rows: Tensor, temperature: Tensor, min_p: Tensor, num_candidates: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `VocabularyPasses.candidates`."""
-        x = _scale(logits[rows], temperature)
-        values, token_ids = x.topk(num_candidates, dim=-1)
-        weights = x.exp_()
-        weights *= weights >= min_p[:, None]
-        return values, token_ids, _sum_rows(weights)
-
-    def likeliest(self, logits: Tensor, rows: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """See `VocabularyPasses.likeliest`."""
-        parts = [
-            _likeliest(logits[some], num_tokens) for some in torch.split(rows, _MAX_ORDERED // logits.shape[1] + 1)
-        ]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-
-def _likeliest(x: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """As `VocabularyPasses.likeliest`, of all rows of x. Mutates x."""
-    token_ids = x.shape[1] - 1 - (_ordered(x).topk(num_tokens, dim=-1).values & 0xFFFFFFFF)
-    most = x.amax(dim=-1, keepdim=True)
-    return token_ids, most[:, 0].double() + _sum_rows(x.sub_(most).exp_()).log_()
-
-
-def _scale(logits: Tensor, temperature: Tensor) -> Tensor:
-    """x of the module's docstring. Mutates logits. The maximum goes first: a tiny temperature must not overflow."""
-    return logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature[:, None])
-
-
-def _sum_rows(weights: Tensor) -> Tensor:
-    """float64 `[num_rows]`, in an order that depends on nothing but the row's length."""
-    weights = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _SUM_WIDTH))
-    return weights.view(len(weights), -1, _SUM_WIDTH).sum(dim=-1).double().sum(dim=-1)
-
-
-def _ordered(x: Tensor) -> Tensor:
-    """int64 in the order of float32 x, where x ties in that of falling ids, which stand in the low half."""
-    ids = torch.arange(x.shape[1] - 1, -1, -1, device=x.device)
-    return (_ordered_bits(x).to(torch.int64) << 32) | ids
-
-
-def _ordered_bits(x: Tensor) -> Tensor:
-    """int32 in the order of float32 x."""
-    bits = (x + 0.0).view(torch.int32)  # -0 becomes 0, its equal
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)

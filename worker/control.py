@@ -5,21 +5,19 @@ Pub/sub may lose messages: a missed cancel is noticed by the next heartbeat, bec
 
 import json
 import logging
-import threading
 from collections.abc import Callable
 
 import redis
 
 from producer.contract import keys
-from worker.redis_client import REDIS_AWAY
+from worker.listener_thread import ListenerThread
 
 POLL_SECONDS = 1.0
-RETRY_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
 
-class ControlListener:
+class ControlListener(ListenerThread):
     """Callbacks run on the listener's thread."""
 
     def __init__(
@@ -31,33 +29,17 @@ class ControlListener:
         on_stop_job: Callable[[str], None],
         on_shutdown: Callable[[], None],
     ) -> None:
+        super().__init__("control")
         self._client = client
         self._command_channel = command_channel
         self._on_cancel = on_cancel
         self._on_stop_job = on_stop_job
         self._on_shutdown = on_shutdown
-        self._is_stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._is_stopping.set()
-
-    def _run(self) -> None:
-        while not self._is_stopping.is_set():
-            try:
-                self._listen()
-            except Exception as error:  # of any type: the worker must stay reachable
-                if not self._is_stopping.is_set():  # then the connection may be closed under our hands
-                    _log.warning("action=control_lost", exc_info=None if isinstance(error, REDIS_AWAY) else error)
-            self._is_stopping.wait(RETRY_SECONDS)
 
     def _listen(self) -> None:
         with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
             pubsub.subscribe(self._command_channel, keys.CANCEL_CHANNEL)
-            while not self._is_stopping.is_set():
+            while not self.is_stopping:
                 message = pubsub.get_message(timeout=POLL_SECONDS)
                 if message is not None:
                     self._handle(message["channel"].decode(), message["data"])

@@ -17,7 +17,7 @@ from worker import gateway_process, worker_process
 from worker.embedded_redis import EmbeddedRedis, free_port
 from worker.errors import StartRefusedError
 from worker.settings import WorkerSettings
-from worker.worker_process import running
+from worker.started_process import running
 
 VIEWER = [sys.executable, "-m", "producer.demo_view"]
 POLL_SECONDS = 0.1

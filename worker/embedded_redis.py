@@ -19,9 +19,9 @@ import redis
 
 from worker.errors import EmbeddedRedisError
 from worker.held_signals import held_signals
+from worker.started_process import end
 
 START_SECONDS = 20.0
-STOP_SECONDS = 5.0
 LOG_NAME = "redis.log"  # in the data's folder
 
 
@@ -97,12 +97,7 @@ class EmbeddedRedis:
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            end(self._process)
             self._process = None
         if self._data_dir is not None and not self._keep_data:
             shutil.rmtree(self._data_dir, ignore_errors=True)
@@ -124,15 +119,15 @@ class EmbeddedRedis:
 
     def _wait_until_up(self) -> None:
         assert self._process is not None
-        end = time.monotonic() + START_SECONDS
+        until = time.monotonic() + START_SECONDS
         with redis.Redis(port=self.port) as client:
-            while time.monotonic() < end and self._process.poll() is None:
+            while time.monotonic() < until and self._process.poll() is None:
                 try:
                     # The pid tells our server from a stranger that took the port first.
                     if client.info("server")["process_id"] == self._process.pid:
                         return
                 except redis.BusyLoadingError:  # a long file may take long to read
-                    end = time.monotonic() + START_SECONDS
+                    until = time.monotonic() + START_SECONDS
                 except redis.ConnectionError:  # not listening yet
                     pass
                 time.sleep(0.02)

@@ -7,7 +7,6 @@ asked every few milliseconds instead: see `ClaimPace`. Knows nothing of claims.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,18 +15,18 @@ from redis.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 from producer.contract import keys
-from worker.redis_client import REDIS_AWAY, open_connection
+from worker.listener_thread import ListenerThread
+from worker.redis_client import open_connection
 from worker.rq_bridge import QUEUE_PREFIX, SUSPENDED_KEY
 
 POLL_SECONDS = 1.0
 PING_POLLS = 10  # without a word, before the server is asked whether it is there; after as many more it is not
-RETRY_SECONDS = 1.0
 INVALIDATIONS = "__redis__:invalidate"  # the channel of the changes: Redis' own name
 
 _log = logging.getLogger(__name__)
 
 
-class QueueWatch:
+class QueueWatch(ListenerThread):
     """Callbacks run on the watch's thread."""
 
     def __init__(
@@ -40,35 +39,14 @@ class QueueWatch:
         on_watching: Callable[[bool], None],
     ) -> None:
         """`has_limits`: whether tenants have limits. `on_watching` is told whether arrivals are heard of."""
+        super().__init__("watch")
         self._client = client
         self._queues = frozenset(queues)
         self._has_limits = has_limits
         self._on_arrival = on_arrival
         self._on_watching = on_watching
-        self._is_stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="queue-watch", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._is_stopping.set()
-
-    def _run(self) -> None:
-        while not self._is_stopping.is_set():
-            try:
-                self._watch()
-            except ResponseError as error:
-                _log.warning("action=watch_refused error=%s remedy=none_needed_queues_are_polled", error)
-                return
-            except Exception as error:  # of any type: jobs are found without it, too
-                if not self._is_stopping.is_set():
-                    _log.warning("action=watch_lost", exc_info=None if isinstance(error, REDIS_AWAY) else error)
-            finally:
-                self._on_watching(False)
-            self._is_stopping.wait(RETRY_SECONDS)
-
-    def _watch(self) -> None:
+    def _listen(self) -> None:
         connection = open_connection(self._client)
 
         def ask(*command: Any) -> Any:
@@ -81,13 +59,17 @@ class QueueWatch:
             ask("SUBSCRIBE", INVALIDATIONS)
             self._on_watching(True)
             self._on_arrival()  # what came before
-            self._listen(connection)
+            self._take_all(connection)
+        except ResponseError as error:
+            _log.warning("action=watch_refused error=%s remedy=none_needed_queues_are_polled", error)
+            self.stop()
         finally:
+            self._on_watching(False)
             connection.disconnect()  # type: ignore[no-untyped-call]
 
-    def _listen(self, connection: AbstractConnection) -> None:
+    def _take_all(self, connection: AbstractConnection) -> None:
         num_silent = 0
-        while not self._is_stopping.is_set():
+        while not self.is_stopping:
             if connection.can_read(POLL_SECONDS):
                 num_silent = 0
                 self._take(connection.read_response())

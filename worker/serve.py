@@ -20,7 +20,7 @@ from worker.embedded_redis import EmbeddedRedis, free_port
 from worker.errors import StartRefusedError
 from worker.held_signals import ending_signals
 from worker.settings import WorkerSettings
-from worker.worker_process import running
+from worker.started_process import running
 
 DEFAULT_PORT = 6379  # where clients look when they are told nothing
 POLL_SECONDS = 0.1

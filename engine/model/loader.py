@@ -101,12 +101,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     """
     cache_dir = cache_dir_of(config)
     kernels_dir = cache_dir / "kernels"
-    device = resolve_device(config.device)
-    use_device(device)
-    if config.quantize != "none" and device.type != "cpu":
-        raise ModelLoadError(f"quantize {config.quantize} is for a CPU, not for {device}; set quantize to none")
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    device = _take_device(config)
     checkpoint = open_checkpoint(prepare_model_dir(config.model_path, cache_dir))
     architecture = find_architecture(checkpoint.config, source=config.model_path)
     dtype = resolve_dtype(config.dtype, device, checkpoint.dtype_name)
@@ -145,6 +140,17 @@ def load_model(config: EngineConfig) -> LoadedModel:
         backend_name=backend.name,
         is_batch_invariant=_is_batch_invariant(config, model.config, backend, packer, device, dtype),
     )
+
+
+def _take_device(config: EngineConfig) -> torch.device:
+    """The device that is asked for, as this process's own, with its threads. Raises `ModelLoadError`."""
+    device = resolve_device(config.device)
+    use_device(device)
+    if config.quantize != "none" and device.type != "cpu":
+        raise ModelLoadError(f"quantize {config.quantize} is for a CPU, not for {device}; set quantize to none")
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    return device
 
 
 def _choose_kv_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:

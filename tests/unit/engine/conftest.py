@@ -1,12 +1,13 @@
 """One thread of arithmetic for every test of the engine: with more, threads wait for each other on a busy machine.
 
-And what several files ask: an engine, a request table, compiled kernels."""
+And what several files ask: an engine, a request table, compiled kernels, attention backends."""
 
 import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +15,10 @@ from engine import InferenceEngine
 from engine.model.locate import default_cache_dir
 from tests.fakes.echo_engines import echo_engine
 from tests.fakes.request_tables import Table
+
+if TYPE_CHECKING:  # torch is for the tests that need it
+    from engine.attention.base import AttentionBackend
+    from engine.attention.native import NativeAttention
 
 # Where there is no Triton (it is for Linux alone) there is nothing of it to test.
 if importlib.util.find_spec("triton") is None:
@@ -39,6 +44,28 @@ def _one_thread() -> Iterator[None]:
 def kernels_dir() -> Path:
     """Where engines keep compiled kernels: each is compiled once, whoever needs it first."""
     return default_cache_dir() / "kernels"
+
+
+@pytest.fixture
+def native(kernels_dir: Path) -> "NativeAttention":
+    from engine.attention.native import NativeAttention
+    from engine.kernels.build import KernelBuildError
+
+    try:
+        return NativeAttention(kernels_dir)
+    except KernelBuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["torch", "native"])
+def backend(request: pytest.FixtureRequest) -> "AttentionBackend":
+    """Each that computes on a CPU."""
+    from engine.attention.torch_backend import TorchAttention
+
+    if request.param == "torch":
+        return TorchAttention()
+    native: NativeAttention = request.getfixturevalue("native")
+    return native
 
 
 @pytest.fixture

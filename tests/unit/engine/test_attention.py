@@ -33,22 +33,6 @@ FORMATS = [
 ]
 
 
-@pytest.fixture
-def native(kernels_dir: Path) -> NativeAttention:
-    try:
-        return NativeAttention(kernels_dir)
-    except KernelBuildError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(params=["torch", "native"])
-def backend(request: pytest.FixtureRequest) -> AttentionBackend:
-    if request.param == "torch":
-        return TorchAttention()
-    native: NativeAttention = request.getfixturevalue("native")
-    return native
-
-
 def whole(world: PagedWorld) -> list[list[tuple[int, int, int]]]:
     """One step that prefills every sequence."""
     return [[(i, 0, len(sequence.q)) for i, sequence in enumerate(world.sequences)]]

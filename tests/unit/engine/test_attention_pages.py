@@ -16,22 +16,6 @@ from tests.fakes.paged_batches import PagedWorld, dense_attention
 OPTIONS = {"scaling": 0.2, "sliding_window": None, "softcap": None, "sinks": None}
 
 
-@pytest.fixture
-def native(kernels_dir: Path) -> NativeAttention:
-    try:
-        return NativeAttention(kernels_dir)
-    except KernelBuildError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(params=["torch", "native"])
-def backend(request: pytest.FixtureRequest) -> AttentionBackend:
-    if request.param == "torch":
-        return TorchAttention()
-    native: NativeAttention = request.getfixturevalue("native")
-    return native
-
-
 def small_world(length: int, kv_dtype: torch.dtype = torch.float16, block_size: int = 16) -> PagedWorld:
     return PagedWorld.build(
         [length], num_heads=4, num_kv_heads=2, head_dim=32, block_size=block_size, kv_dtype=kv_dtype

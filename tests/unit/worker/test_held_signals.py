@@ -12,7 +12,7 @@ from worker.embedded_redis import EmbeddedRedis
 from worker.held_signals import ending_signals, held_signals
 from worker.service import run_worker
 from worker.settings import WorkerSettings
-from worker.worker_process import running
+from worker.started_process import running
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
