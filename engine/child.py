@@ -191,6 +191,7 @@ def _import_lightly(start: StartCore) -> ModuleType:
     """The engine's own core runs transformers' models and nothing else of it, in a process where nobody else does."""
     gc.disable()  # nearly all that an import makes stays
     if start.core_path.startswith("engine.core:"):
+        import_module("engine.model.first_look").check_model(start.config)
         import_module("engine.model.light_transformers").import_transformers(start.config)
         import_module("engine.runner.model_runner")
     module = import_named(start)

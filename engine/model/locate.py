@@ -6,6 +6,7 @@ or `smollm2-135m`. Knows nothing of what is in the folder.
 
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path
 
 from engine.config import EngineConfig
@@ -33,18 +34,33 @@ def prepare_model_dir(model_path: str, cache_dir: Path) -> Path:
 
     Raises `ModelLoadError` with what is missing and the remedy.
     """
+    gguf_path = find_gguf(model_path)
+    if gguf_path is None:
+        return find_model_dir(model_path)
+    from engine.model.gguf_conversion import convert_gguf  # imports transformers' tokenizer code: only where needed
+
+    return convert_gguf(gguf_path, cache_dir / "models")
+
+
+def find_gguf(model_path: str) -> Path | None:
+    """The `.gguf` file that is meant, if it is one."""
     if model_path == DEMO_MODEL:
-        gguf = find_demo_gguf()
-        return _convert(gguf, cache_dir) if gguf is not None else _fetch(_DEMO_HUB_ID)
+        return find_demo_gguf()
+    path = Path(model_path).expanduser()
+    return path.resolve() if path.suffix == ".gguf" and path.is_file() else None
+
+
+def find_model_dir(model_path: str) -> Path:
+    """The folder of a model that is no `.gguf` file. Raises `ModelLoadError`."""
+    if model_path == DEMO_MODEL:
+        return _fetch(_DEMO_HUB_ID)
     path = Path(model_path).expanduser()
     if path.is_dir():
         return path.resolve()
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelLoadError(
-                f"model {model_path} is a file but no .gguf; give the model's folder, a .gguf file or a hub id"
-            )
-        return _convert(path.resolve(), cache_dir)
+        raise ModelLoadError(
+            f"model {model_path} is a file but no .gguf; give the model's folder, a .gguf file or a hub id"
+        )
     if path.suffix != ".gguf" and _HUB_ID.fullmatch(model_path):
         return _fetch(model_path)
     raise ModelLoadError(
@@ -62,12 +78,7 @@ def find_demo_gguf() -> Path | None:
     return None
 
 
-def _convert(gguf_path: Path, cache_dir: Path) -> Path:
-    from engine.model.gguf_conversion import convert_gguf  # imports transformers' tokenizer code: only where needed
-
-    return convert_gguf(gguf_path, cache_dir / "models")
-
-
+@cache  # asked before torch is imported and again when the model is loaded; the hub shall be asked once
 def _fetch(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError

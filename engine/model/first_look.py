@@ -1,0 +1,16 @@
+"""What a model is refused for by its files alone: known in milliseconds, where importing torch takes seconds.
+
+Knows nothing of devices and dtypes, nor of what is in a `.gguf` file.
+"""
+
+from engine.config import EngineConfig
+from engine.model.checkpoint import open_checkpoint
+from engine.model.locate import find_gguf, find_model_dir
+from engine.model.registry import find_architecture
+
+
+def check_model(config: EngineConfig) -> None:
+    """Raises `ModelLoadError`, as loading the model would."""
+    if find_gguf(config.model_path) is None:
+        checkpoint = open_checkpoint(find_model_dir(config.model_path))
+        find_architecture(checkpoint.config, source=config.model_path)

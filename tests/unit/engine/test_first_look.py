@@ -1,0 +1,73 @@
+"""What a model is refused for before the engine's child imports torch."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine import EngineConfig, InferenceEngine, ModelLoadError
+from engine.model.first_look import check_model
+
+
+@pytest.fixture
+def no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children of this process fail with another reason, should they come to import torch."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "torch.py").write_text("raise RuntimeError('torch is imported')")
+    monkeypatch.syspath_prepend(folder)
+
+
+def write_config(folder: Path, **config: object) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").touch()
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_a_missing_folder_is_refused_by_an_engine_that_has_not_imported_torch(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(ModelLoadError, match="missing does not exist here"):
+        InferenceEngine(str(missing)).start()
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_a_sound_folder_is_passed_on_to_what_needs_torch(tmp_path: Path) -> None:
+    write_config(tmp_path, model_type="llama")
+    with pytest.raises(ModelLoadError, match="torch is imported"):
+        InferenceEngine(str(tmp_path)).start()
+
+
+def test_files_that_are_missing_or_damaged_are_seen_at_the_first_look(tmp_path: Path) -> None:
+    config = EngineConfig(model_path=str(tmp_path))
+    with pytest.raises(ModelLoadError, match=r"has no config\.json"):
+        check_model(config)
+    write_config(tmp_path, model_type="llama")
+    check_model(config)
+    (tmp_path / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ModelLoadError, match="is damaged"):
+        check_model(config)
+
+
+def test_an_untested_architecture_is_seen_at_the_first_look(tmp_path: Path) -> None:
+    write_config(tmp_path, model_type="abacus")
+    with pytest.raises(ModelLoadError, match="'abacus' is not supported"):
+        check_model(EngineConfig(model_path=str(tmp_path)))
+
+
+def test_a_gguf_file_is_looked_at_when_it_is_converted(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.touch()
+    check_model(EngineConfig(model_path=str(path)))
+
+
+def test_a_hub_is_asked_once_for_both_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.model.locate import prepare_model_dir
+
+    write_config(tmp_path, model_type="llama")
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda hub_id, **options: asked.append(hub_id) or str(tmp_path)
+    )
+    check_model(EngineConfig(model_path="some/model"))
+    assert prepare_model_dir("some/model", tmp_path) == tmp_path and asked == ["some/model"]
