@@ -13,9 +13,9 @@ from redis.backoff import NoBackoff
 from producer.channel_hub import ChannelHub, Mailbox, num_cancels
 from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import PromptmillError
-from producer.operations import Command, Emit, Operation, Protocol, ReadObject, Receive, Send, Sleep, Subscribe, T
+from producer.operations import Command, Emit, Operation, Protocol, ReadObjects, Receive, Send, Sleep, Subscribe, T
 from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, translate
-from producer.stored_results import read_object
+from producer.stored_results import read_objects
 
 MAX_CONNECTIONS = 32  # of one client; its subscriptions share one of them
 
@@ -90,8 +90,8 @@ class _AsyncSession:
         match operation:
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
-            case ReadObject(url):
-                return await asyncio.to_thread(read_object, url, self._s3_endpoint_url)
+            case ReadObjects(urls):
+                return await asyncio.to_thread(read_objects, urls, self._s3_endpoint_url)
         try:
             match operation:
                 case Send(commands):

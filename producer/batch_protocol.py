@@ -197,6 +197,11 @@ def batch_job_id(batch_id: str, custom_id: str, run: int = 0) -> str:
     return f"batch-{hashlib.sha256(identity.encode()).hexdigest()[:40]}"
 
 
+def batch_job_ids(batch_id: str, custom_id: str) -> list[str]:
+    """Every id that a line's jobs can have had."""
+    return [batch_job_id(batch_id, custom_id, run) for run in range(MAX_RUNS_A_LINE + 1)]
+
+
 def answer_to(number: int, line: BatchLine, outcome: Result | JobNotFoundError) -> Answer:
     """What the end of its job says to a line."""
     if isinstance(outcome, JobNotFoundError):

@@ -52,10 +52,10 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadObject:
-    """Read an object of the result store. Reply: its bytes."""
+class ReadObjects:
+    """Read objects of the result store, side by side. Reply: their bytes, in the same order."""
 
-    url: str
+    urls: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Emit:
     value: Any
 
 
-Operation = Send | Subscribe | Receive | Sleep | ReadObject | Emit
+Operation = Send | Subscribe | Receive | Sleep | ReadObjects | Emit
 Protocol = Generator[Operation, Any, T]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from producer.cancel import settle_cancelled
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
 from producer.errors import JobNotFoundError, ResultStoreError
-from producer.operations import Command, Protocol, ReadObject, send
+from producer.operations import Command, Protocol, ReadObjects, send
 from producer.rq_names import job_key, rq_results_key
 from producer.stored_request import decompressed
 
@@ -89,6 +89,15 @@ def parse_look(job_id: str, replies: Sequence[Any]) -> Look:
     )
 
 
+def look_at(job_ids: Sequence[str]) -> Protocol[list[Look]]:
+    """One look at each, in one round trip."""
+    if not job_ids:
+        return []
+    replies = yield from send(*(command for job_id in job_ids for command in look_commands(job_id)))
+    some = (replies[at : at + NUM_LOOK_COMMANDS] for at in range(0, len(replies), NUM_LOOK_COMMANDS))
+    return [parse_look(job_id, look) for job_id, look in zip(job_ids, some, strict=True)]
+
+
 def parse_status(status: bytes) -> JobStatus:
     """RQ's word for it in ours."""
     return _FROM_RQ.get(status.decode(errors="replace"), JobStatus.WAITING)
@@ -145,16 +154,23 @@ def read_line(job_id: str) -> Protocol[Result | None]:
 
 def read_result(job_id: str) -> Protocol[Result | None]:
     """The whole result, from the store too. Raises ResultStoreError if that cannot be read."""
-    result = yield from read_line(job_id)
-    if result is None or result.stored is None:
-        return result
-    return (yield from follow_stored(result))
+    [result] = yield from read_results([job_id])
+    return result
 
 
-def follow_stored(result: Result) -> Protocol[Result]:
-    """The whole of a result whose choices lie in a store."""
-    assert result.stored is not None
-    data = yield ReadObject(result.stored)
+def read_results(job_ids: Sequence[str]) -> Protocol[list[Result | None]]:
+    """As `read_result`, of many: one round trip to Redis, and what lies in the store is read side by side."""
+    if not job_ids:
+        return []
+    values = yield from send(*(("GET", keys.result_key(job_id)) for job_id in job_ids))
+    results = [Result.model_validate_json(value) if value is not None else None for value in values]
+    urls = [result.stored for result in results if result is not None and result.stored is not None]
+    objects = iter((yield ReadObjects(urls)) if urls else ())
+    return [_whole(result, next(objects)) if result is not None and result.stored else result for result in results]
+
+
+def _whole(result: Result, data: bytes) -> Result:
+    """A result whose choices lie in a store, with them."""
     try:
         whole = Result.model_validate_json(data)
     except ValueError as error:

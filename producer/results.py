@@ -12,8 +12,8 @@ from typing import TypeAlias, TypeVar
 
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
 from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError
-from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe, send
-from producer.outcome import NUM_LOOK_COMMANDS, Look, OutcomeWatch, follow_stored, look_commands, parse_look
+from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe
+from producer.outcome import Look, OutcomeWatch, look_at, read_results
 
 LOOK_SECONDS = 2.0  # of silence, before the jobs are looked at; thousands of them are looked at more rarely
 LOOKS_A_SECOND = 2000  # at most, so that waiting for very many jobs does not burden Redis
@@ -146,7 +146,7 @@ class ResultCollector:
 
     def _look(self) -> Protocol[None]:
         for job_ids in _slices(list(self._pending), MAX_LOOKS_A_SEND):
-            looks = yield from self._look_at(job_ids)
+            looks = yield from look_at(job_ids)
             self._queues.update(look.queue for look in looks if look.queue is not None)
             closed = [look for look in looks if look.status is None or look.status.has_ended]
             yield from self._read([look.job_id for look in closed if look.has_result])
@@ -158,20 +158,12 @@ class ResultCollector:
                 return
         self._next_look_at = time.monotonic() + max(LOOK_SECONDS, len(self._pending) / LOOKS_A_SECOND)
 
-    def _look_at(self, job_ids: Sequence[str]) -> Protocol[list[Look]]:
-        commands = [command for job_id in job_ids for command in look_commands(job_id)]
-        replies = yield from send(*commands)
-        looks = _slices(replies, NUM_LOOK_COMMANDS)
-        return [parse_look(job_id, look) for job_id, look in zip(job_ids, looks, strict=True)]
-
     def _read(self, job_ids: Sequence[str]) -> Protocol[None]:
         for some in _slices(job_ids, MAX_RESULTS_A_SEND):
-            values = yield from send(*(("GET", keys.result_key(job_id)) for job_id in some))
-            for job_id, value in zip(some, values, strict=True):
-                if value is not None:
-                    result = Result.model_validate_json(value)
-                    whole = (yield from follow_stored(result)) if result.stored is not None else result
-                    self._end(job_id, whole)
+            results = yield from read_results(some)
+            for job_id, result in zip(some, results, strict=True):
+                if result is not None:
+                    self._end(job_id, result)
 
     def _conclude(self, look: Look) -> Protocol[None]:
         """A job that ended, or is gone, without a result of ours."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 30
 MAX_ATTEMPTS = 4  # of one request, boto3's own backoff between them
-MAX_CONNECTIONS = 16
+MAX_CONNECTIONS = 128  # kept open once made; more are made where more threads ask at once
 
 S3_ERRORS = (BotoCoreError, ClientError)
 _DENIED = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "ExpiredToken")

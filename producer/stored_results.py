@@ -1,6 +1,8 @@
 """Reads results that a worker wrote to an S3-compatible store. Loads boto3 only when there is one to read."""
 
 import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -10,7 +12,18 @@ from producer.errors import ResultStoreError
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+MAX_READS_AT_ONCE = 16  # of one call; a read is mostly waiting
+
 _connecting = threading.Lock()  # boto3's default session makes clients for one thread at a time
+
+
+def read_objects(urls: Sequence[str], endpoint_url: str | None) -> list[bytes]:
+    """The bytes behind each URL, read side by side. Raises ResultStoreError, the first in order."""
+    if len(urls) == 1:
+        return [read_object(urls[0], endpoint_url)]
+    # Threads of this call alone: a pool kept for the next one would be without threads in a forked process.
+    with ThreadPoolExecutor(min(len(urls), MAX_READS_AT_ONCE), thread_name_prefix="promptmill-results") as pool:
+        return list(pool.map(lambda url: read_object(url, endpoint_url), urls))
 
 
 def read_object(url: str, endpoint_url: str | None) -> bytes:

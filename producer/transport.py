@@ -11,9 +11,9 @@ from redis.sentinel import Sentinel
 
 from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import PromptmillError
-from producer.operations import Command, Emit, Operation, Protocol, ReadObject, Receive, Send, Sleep, Subscribe, T
+from producer.operations import Command, Emit, Operation, Protocol, ReadObjects, Receive, Send, Sleep, Subscribe, T
 from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, translate
-from producer.stored_results import read_object
+from producer.stored_results import read_objects
 
 
 class Transport:
@@ -80,8 +80,8 @@ class _Session:
         match operation:
             case Sleep(seconds):
                 return time.sleep(seconds)
-            case ReadObject(url):
-                return read_object(url, self._s3_endpoint_url)
+            case ReadObjects(urls):
+                return read_objects(urls, self._s3_endpoint_url)
         try:
             match operation:
                 case Send(commands):

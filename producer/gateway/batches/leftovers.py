@@ -1,21 +1,22 @@
 """What becomes of a batch's lines that have no answer when it is cancelled, or its time is up.
 
-Nobody knows which of them are on a queue: whoever put them there may be dead. But a line's job id follows from the
-line, so each is looked for. One that has ended by itself is answered as ever; the others are cancelled.
+Nobody knows which of them are on a queue: whoever put them there may be dead. But the ids of a line's jobs follow from
+the line, so each is looked for. One that has ended by itself answers its line as ever; the others are cancelled.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from producer.batch_lines import BadLineError, BatchLine, bad_line, unanswered_line
-from producer.batch_protocol import Answer, answer_to, batch_job_id
+from producer.batch_protocol import Answer, answer_to, batch_job_id, batch_job_ids
 from producer.cancel import cancel
-from producer.contract import Result
+from producer.contract import Result, keys
 from producer.errors import JobNotFoundError
 from producer.line_index import Entry
 from producer.operations import Emit, Protocol, send
-from producer.outcome import NUM_LOOK_COMMANDS, Look, look_commands, parse_look, read_result
+from producer.outcome import Look, look_at, read_results
+from producer.rq_names import job_key
 
 LINES_AT_ONCE = 200
 STOPPED = ("cancelled", "stopped")
@@ -38,34 +39,40 @@ class Leftovers:
                 if isinstance(line, BadLineError)
             ]
             lines = [(number, line) for number, line in some if isinstance(line, BatchLine)]
-            looks = yield from self._look_at(line for _, line in lines)
-            for (number, line), look in zip(lines, looks, strict=True):
-                result = yield from self._result(look)
-                is_answered = result is not None and result.status not in STOPPED
-                answers.append(answer_to(number, line, result) if is_answered and result else self._none(number, line))
+            results = yield from self._results([line for _, line in lines])
+            for (number, line), result in zip(lines, results, strict=True):
+                answers.append(answer_to(number, line, result) if result is not None else self._none(number, line))
             yield Emit(answers)
 
-    def _look_at(self, lines: Iterable[BatchLine]) -> Protocol[list[Look]]:
-        ids = [batch_job_id(self.batch_id, line.custom_id) for line in lines]
-        if not ids:
+    def _results(self, lines: Sequence[BatchLine]) -> Protocol[list[Result | None]]:
+        """For each line, that of a job which ended by itself; its other jobs are cancelled, wherever they are."""
+        if not lines:
             return []
-        replies = yield from send(*(command for job_id in ids for command in look_commands(job_id)))
-        each = [replies[at : at + NUM_LOOK_COMMANDS] for at in range(0, len(replies), NUM_LOOK_COMMANDS)]
-        return [parse_look(job_id, some) for job_id, some in zip(ids, each, strict=True)]
+        jobs = [batch_job_ids(self.batch_id, line.custom_id) for line in lines]
+        num_known = yield from send(*(("EXISTS", *map(job_key, ids), *map(keys.result_key, ids)) for ids in jobs))
+        known = [job_id for ids, number in zip(jobs, num_known, strict=True) if number for job_id in ids]
+        ended = yield from self._stop((yield from look_at(known)))
+        results = dict(zip(ended, (yield from read_results(ended)), strict=True))
+        return [next(filter(_is_answer, map(results.get, ids)), None) for ids in jobs]
 
-    def _result(self, look: Look) -> Protocol[Result | None]:
-        """Of a job that ended by itself; any other is cancelled, wherever it is."""
-        if look.status is None and not look.has_result:
-            return None  # never enqueued
-        if look.status is not None and not look.status.has_ended:
+    def _stop(self, looks: Sequence[Look]) -> Protocol[list[str]]:
+        """Cancel the jobs that have not ended; returns those that had."""
+        ended: list[str] = []
+        for look in looks:
+            if look.status is None and not look.has_result:
+                continue  # never enqueued, or forgotten
             try:
-                if (yield from cancel(look.job_id)):
-                    return None
+                if look.status is None or look.status.has_ended or not (yield from cancel(look.job_id)):
+                    ended.append(look.job_id)
             except JobNotFoundError:
-                return None
-        return (yield from read_result(look.job_id))
+                continue
+        return ended
 
     def _none(self, number: int, line: BatchLine) -> Answer:
         request_id = batch_job_id(self.batch_id, line.custom_id)
         body = unanswered_line(line.custom_id, code=self.code, message=self.message, request_id=request_id)
         return Answer(number, body, is_failed=True)
+
+
+def _is_answer(result: Result | None) -> bool:
+    return result is not None and result.status not in STOPPED

@@ -1,11 +1,9 @@
-"""Waiting for results on a real Redis: one job, thousands, failures, expiry, results in a store."""
+"""Waiting for results on a real Redis: one job, thousands, failures, expiry."""
 
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-import boto3
 import pytest
 import redis
 from rq.job import Job as RqJob
@@ -18,17 +16,13 @@ from producer import (
     JobNotFoundError,
     JobStatus,
     Result,
-    ResultStoreError,
     ResultTimeoutError,
-    s3_connection,
-    stored_results,
 )
 from producer.contract import ErrorCode, keys
 from producer.operations import Protocol
 from producer.results import MAX_ENDED_A_LOOK, ResultCollector
-from producer.stored_results import read_object
 from producer.transport import Transport
-from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from tests.fakes.fake_worker import FakeWorker, echo
 
 
 def test_a_result_is_waited_for_and_can_be_asked_for_again(client: Client, worker: FakeWorker) -> None:
@@ -200,46 +194,3 @@ def test_a_cut_connection_loses_no_result(client: Client, worker: FakeWorker, re
         results += list(outcomes)
     assert {result.job_id for result in results} == {job.id for job in jobs}
     assert len(results) == 40
-
-
-def test_all_threads_read_results_in_a_store_through_one_client(
-    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    boto3.client("s3", endpoint_url=s3_endpoint).put_object(Bucket="results", Key="jobs/shared.json", Body=b"whole")
-    made: list[str | None] = []
-    real_connect = s3_connection.connect
-    monkeypatch.setattr(s3_connection, "connect", lambda url: made.append(url) or real_connect(url))
-    stored_results._client.cache_clear()
-    with ThreadPoolExecutor(8) as pool:
-        bodies = list(pool.map(lambda _: read_object("s3://results/jobs/shared.json", s3_endpoint), range(40)))
-    assert bodies == [b"whole"] * 40 and made == [s3_endpoint]
-
-
-def test_a_result_in_a_store_is_followed(redis_url: str, worker: FakeWorker, s3_endpoint: str) -> None:
-    def store(held: HeldJob) -> None:
-        held.begin()
-        held.write("far away", finish_reason="stop")
-        url = f"s3://results/jobs/{held.job_id}.json"
-        body = held.result("finished").to_wire()
-        boto3.client("s3", endpoint_url=s3_endpoint).put_object(
-            Bucket="results", Key=f"jobs/{held.job_id}.json", Body=body.encode()
-        )
-        held.end(stored=url)
-
-    with Client(redis_url, s3_endpoint_url=s3_endpoint) as client, worker.serving(store):
-        job = client.submit("a")
-        result = job.result(timeout=60)
-        assert (result.text, result.stored) == ("far away", f"s3://results/jobs/{job.id}.json")
-        [listed] = client.as_completed([client.submit("b")], timeout=60)
-        assert listed.text == "far away"
-
-
-def test_a_result_in_a_store_that_cannot_be_read_names_the_remedy(
-    redis_url: str, worker: FakeWorker, s3_endpoint: str
-) -> None:
-    with Client(redis_url, s3_endpoint_url=s3_endpoint) as client:
-        job = client.submit("a")
-        held = worker.claim().begin()
-        held.end(stored="s3://results/nothing-here.json")
-        with pytest.raises(ResultStoreError, match=r"s3://results/nothing-here.*PROMPTMILL_S3_ENDPOINT_URL"):
-            job.result(timeout=30)
