@@ -3,9 +3,11 @@
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import redis
 from rq import Callback, Queue, Repeat, Retry
 from rq.job import Job, JobStatus
+from rq.registry import ReadyJobRegistry
 from rq.webhook import Webhook
 
 from producer.contract import keys
@@ -72,6 +74,25 @@ def test_a_dependent_job_runs_after_the_one_it_waits_for(
     wait_until(lambda: second.get_status() is JobStatus.FINISHED)
     assert first.get_status() is JobStatus.FINISHED
     wait_for_no_leftovers(redis_client)
+
+
+def test_a_dependent_whose_enqueueing_was_cut_short_is_enqueued(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits: list[str] = []
+    cleanup = ReadyJobRegistry.cleanup
+    monkeypatch.setattr(ReadyJobRegistry, "cleanup", lambda self: visits.append(self.name) or cleanup(self))
+    outcomes = worker_thread.service._outcomes
+    for number in range(1000):
+        outcomes._queue(keys.tenant_queue(queue.name, f"tenant{number}"))
+    outcomes.enqueue_ready()
+    assert not visits  # nothing is ready: nobody goes from queue to queue
+    job = queue.create_job(FUNCTION, kwargs={"prompt": "Hello", "max_tokens": 2}, status=JobStatus.READY_TO_ENQUEUE)
+    job.save()
+    queue.ready_job_registry.add(job)
+    outcomes.enqueue_ready()
+    assert wait_for_result(redis_client, job.id).status == "finished"
+    assert queue.name in visits and not queue.ready_job_registry.get_job_ids()
 
 
 def test_a_callback_that_is_not_allowed_is_refused_and_never_called(

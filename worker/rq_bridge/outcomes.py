@@ -132,9 +132,13 @@ class Outcomes:
         release_slot(job)
 
     def enqueue_ready(self) -> None:
-        """Enqueue dependents that a commit made ready and nobody has enqueued."""
-        for queue in list(self._queues.values()):
-            queue.ready_job_registry.cleanup()
+        """Enqueue dependents that a commit made ready and nobody has enqueued. Tenants' queues may be thousands, and
+        hardly ever is there one: a look at all of them is one round trip."""
+        registries = [queue.ready_job_registry for queue in list(self._queues.values())]
+        if not self._connection.exists(*(registry.key for registry in registries)):
+            return
+        for registry in registries:
+            registry.cleanup()
 
     def handle_success(self, running: RunningJob, connection: FencedRedis) -> None:
         """Raises what the commit raises. A success callback that fails does not undo the stored outcome."""
