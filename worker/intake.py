@@ -59,8 +59,11 @@ class Intake:
         self._request: tuple[str, int] | None = None  # a claim whose reply has not come yet
         self.is_suspended = False  # by `rq suspend`, as of the last claim
 
-    def claim(self, max_jobs: int) -> list[Claim]:
-        """Up to `max_jobs` jobs. Raises what Redis raises; the next call then asks for the same claim again."""
+    def claim(self, max_jobs: int, *, tenant_queues: Sequence[str] = ()) -> list[Claim]:
+        """Up to `max_jobs` jobs. Raises what Redis raises; the next call then asks for the same claim again.
+
+        `tenant_queues`: those that have jobs, perhaps, and do not take turns yet.
+        """
         if self._request is None:
             self._request = (uuid4().hex, max_jobs)
         request_id, max_jobs = self._request
@@ -69,6 +72,7 @@ class Intake:
             request_id=request_id,
             worker=self.worker,
             queues=self._queues,
+            tenant_queues=tenant_queues,
             max_jobs=max_jobs,
             lease_seconds=self._lease_seconds,
             tenant_limit=self._tenant_limit,

@@ -203,8 +203,8 @@ class JobLoop:
     def _claim_some(self, now: float) -> None:
         if self.pace.seconds_until_due(now) > 0 or (room := self._room) <= 0:
             return
-        self.pace.begin()
-        claims = self._intake.claim(room)
+        queues = self.pace.begin()
+        claims = self._intake.claim(room, tenant_queues=queues)
         for claim in claims:
             self._take_claim(claim)
         self.pace.end(now, may_have_more=len(claims) == room, is_busy=len(self._held) > 0)

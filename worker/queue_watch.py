@@ -35,10 +35,11 @@ class QueueWatch(ListenerThread):
         *,
         queues: Sequence[str],
         has_limits: bool,
-        on_arrival: Callable[[], None],
+        on_arrival: Callable[[list[str]], None],
         on_watching: Callable[[bool], None],
     ) -> None:
-        """`has_limits`: whether tenants have limits. `on_watching` is told whether arrivals are heard of."""
+        """`has_limits`: whether tenants have limits. `on_arrival` is told of tenants' queues by name: plain RQ's do
+        not take turns yet. `on_watching` is told whether arrivals are heard of."""
         super().__init__("watch")
         self._client = client
         self._queues = frozenset(queues)
@@ -58,7 +59,7 @@ class QueueWatch(ListenerThread):
             ask("CLIENT", "TRACKING", "ON", "REDIRECT", ask("CLIENT", "ID"), "BCAST", *prefixes)
             ask("SUBSCRIBE", INVALIDATIONS)
             self._on_watching(True)
-            self._on_arrival()  # what came before
+            self._on_arrival([])  # what came before
             self._take_all(connection)
         except ResponseError as error:
             _log.warning("action=watch_refused error=%s remedy=none_needed_queues_are_polled", error)
@@ -91,9 +92,14 @@ class QueueWatch(ListenerThread):
     def _take(self, message: Any) -> None:
         if message[0] != b"message":
             return  # the answer to a PING
-        changed = message[2]
-        if changed is None or any(self._is_ours(key.decode(errors="replace")) for key in changed):
-            self._on_arrival()
+        changed = [key.decode(errors="replace") for key in message[2] or ()]
+        if message[2] is None or any(map(self._is_ours, changed)):
+            queues = [key.removeprefix(QUEUE_PREFIX) for key in changed if key.startswith(QUEUE_PREFIX)]
+            self._on_arrival(list(filter(self._is_tenants, queues)))
+
+    def _is_tenants(self, queue: str) -> bool:
+        base, tenant = keys.split_tenant(queue)
+        return tenant is not None and base in self._queues
 
     def _is_ours(self, key: str) -> bool:
         for prefix in (QUEUE_PREFIX, keys.turns_key(""), keys.leases_key("")):

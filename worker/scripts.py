@@ -67,6 +67,7 @@ class Scripts:
         request_id: str,
         worker: str,
         queues: Sequence[str],
+        tenant_queues: Sequence[str] = (),
         max_jobs: int,
         lease_seconds: float,
         tenant_limit: int | None = None,
@@ -74,6 +75,7 @@ class Scripts:
     ) -> list[Any] | None:
         """Take up to `max_jobs` jobs, `queues` in their order, each in turn with its tenants' queues. None while RQ is
         suspended. A tenant with as many leases as its limit (`tenant_limits`, else `tenant_limit`) is passed over.
+        `tenant_queues` take turns from now on if they have jobs waiting, as in `join_turns`.
 
         Returns `[claims, dropped]`: a claim is `[job id, queue, attempt, execution id, resumable, done entry or "",
         HGETALL of the job]`, dropped is `[job id, why]`. A call with the same `request_id` returns the same claims;
@@ -89,10 +91,11 @@ class Scripts:
             max_jobs,
             tenant_limit or "",
             json.dumps(dict(tenant_limits or {})),
+            len(tenant_queues),
         ]
         reply = self._claim(
             keys=[claim_key(worker)],
-            args=[*arguments, *queues],
+            args=[*arguments, *tenant_queues, *queues],
             client=client,
         )
         return None if reply == b"suspended" else list(reply)

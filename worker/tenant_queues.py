@@ -1,7 +1,8 @@
 """The tenants' queues of the queues that a worker serves: finds them, and sees to it that they take turns.
 
 Our own producers let a tenant's queue take turns as they enqueue. Plain RQ does not (nor does it for retries, scheduled
-jobs and dependents); it only lists the queue among all of its queues, which one worker a second looks through.
+jobs and dependents). A worker that hears of such a queue's jobs sees to it (`QueueWatch`); for those that nobody hears
+of, one worker a second looks through the list of all of RQ's queues.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from producer.contract import keys
 from worker.rq_bridge import QUEUE_PREFIX, QUEUES_KEY
 from worker.scripts import Scripts
 
-LOOK_SECONDS = 1.0  # how long a tenant of plain RQ waits at most for its first turn
+LOOK_SECONDS = 1.0  # how long a tenant of plain RQ waits at most for its first turn, where nobody hears of it
 LIST_SECONDS = 30.0
 LOCK_MS = 900
 LOCK_KEY = "promptmill:discovery"

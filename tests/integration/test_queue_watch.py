@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import redis
@@ -11,7 +12,7 @@ from rq.suspension import resume, suspend
 from producer import Client
 from producer.contract import keys
 from tests.fakes.worker_runs import WorkerThread, enqueue_many, rq_queue, wait_for_result, wait_until
-from worker import claim_pace
+from worker import claim_pace, service
 from worker.queue_watch import QueueWatch
 from worker.redis_client import connect
 
@@ -25,7 +26,12 @@ class Heard:
 
     def __init__(self) -> None:
         self.arrival = threading.Event()
+        self.queues: list[str] = []
         self.watching: list[bool] = []
+
+    def note(self, queues: list[str]) -> None:
+        self.queues += queues
+        self.arrival.set()
 
     def wait(self) -> None:
         assert self.arrival.wait(WAIT_SECONDS)
@@ -40,7 +46,7 @@ def watch(redis_url: str, *, has_limits: bool = False) -> Iterator[Heard]:
             client,
             queues=keys.class_queues(keys.DEFAULT_QUEUE),
             has_limits=has_limits,
-            on_arrival=heard.arrival.set,
+            on_arrival=heard.note,
             on_watching=heard.watching.append,
         )
         watch.start()
@@ -60,6 +66,7 @@ def test_a_job_of_plain_rq_is_heard_of(redis_url: str, redis_client: redis.Redis
     with watch(redis_url) as heard:
         enqueue_many(rq_queue(redis_client, name), 1)
         heard.wait()
+        assert heard.queues == [name] * (name == ACME)
 
 
 def test_other_keys_are_not_heard_of(redis_url: str, redis_client: redis.Redis) -> None:
@@ -98,6 +105,19 @@ def test_jobs_run_at_once_whoever_enqueues_them(redis_url: str, redis_client: re
             assert wait_for_result(redis_client, job_id).status == "finished"
             job = client.submit("Hi", max_tokens=2, tenant="acme")
             assert job.result(timeout=WAIT_SECONDS).status == "finished"
+
+
+@pytest.mark.usefixtures("only_the_watch_tells")
+def test_the_first_job_of_a_tenant_of_plain_rq_runs_at_once(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "LOOK_SECONDS", NEVER)
+    with WorkerThread(redis_url) as worker:
+        wait_until(lambda: worker.service._tenants._listed_at)
+        for tenant in ("acme", "bolt", "acme"):
+            queue = keys.tenant_queue(keys.DEFAULT_QUEUE, tenant)
+            (job_id,) = enqueue_many(rq_queue(redis_client, queue), 1, max_tokens=2)
+            assert wait_for_result(redis_client, job_id).status == "finished"
 
 
 @pytest.mark.usefixtures("only_the_watch_tells")
@@ -147,9 +167,9 @@ def count_claims(worker: WorkerThread, monkeypatch: pytest.MonkeyPatch) -> list[
     asked: list[int] = []
     claim = worker.service._intake.claim
 
-    def counted(max_jobs: int) -> object:
+    def counted(max_jobs: int, **more: Any) -> object:
         asked.append(max_jobs)
-        return claim(max_jobs)
+        return claim(max_jobs, **more)
 
     monkeypatch.setattr(worker.service._intake, "claim", counted)
     return asked

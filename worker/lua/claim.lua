@@ -2,7 +2,8 @@
 local request, worker, lease_seconds, record_ttl = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local started_at, claim_ttl, max_jobs = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 local tenant_limit, tenant_limits = tonumber(ARGV[8]), cjson.decode(ARGV[9])
-local bases = {unpack(ARGV, 10)}
+local num_tenant_queues = tonumber(ARGV[10])
+local bases = {unpack(ARGV, 11 + num_tenant_queues)}
 local MAX_DROPPED = 1000 -- of one claim: where thousands have expired in a queue, Redis serves others in between
 
 local function describe(claim)
@@ -106,7 +107,7 @@ end
 -- a job from each queue in turn: of `base` itself and of its tenants
 local function take_turns(base)
   local turns, num_passed_over = turns_key(base), 0
-  if redis.call('EXISTS', queue_key(base)) == 1 then join_turns(base, base) end
+  join_if_waiting(base)
   while #claims < max_jobs and #dropped < MAX_DROPPED do
     local queue = redis.call('ZRANGE', turns, num_passed_over, num_passed_over)[1]
     if not queue then return end
@@ -125,6 +126,7 @@ local function take_turns(base)
   end
 end
 
+for i = 11, 10 + num_tenant_queues do join_if_waiting(ARGV[i]) end
 for _, base in ipairs(bases) do take_turns(base) end
 if #claims > 0 then
   redis.call('SET', KEYS[1], cjson.encode({request = request, claims = claims}), 'EX', claim_ttl)

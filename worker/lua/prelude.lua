@@ -34,6 +34,10 @@ local function join_turns(queue, base)
   redis.call('ZADD', turns, 'NX', next_turn(turns), queue)
 end
 
+local function join_if_waiting(queue)
+  if redis.call('EXISTS', queue_key(queue)) == 1 then join_turns(queue, (split_tenant(queue))) end
+end
+
 -- the execution that holds the job, from its fence ATTEMPT:EXECUTION
 local function holder(id)
   local fence = redis.call('GET', fence_key(id))

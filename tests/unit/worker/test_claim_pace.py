@@ -85,3 +85,12 @@ def test_a_watch_that_is_lost_makes_the_looks_frequent_again(pace: ClaimPace, wa
     assert wakes.num_wakes == 1
     look(pace, 200.0)
     assert pace.seconds_until_due(200.0) == pytest.approx(IDLE_SECONDS)
+
+
+def test_the_queues_of_arrivals_are_told_once_to_the_next_look(pace: ClaimPace) -> None:
+    pace.note_arrival(["a@x", "a@y"])
+    pace.note_arrival(["a@x"])
+    assert pace.begin() == ["a@x", "a@y"]
+    pace.note_arrival(["a@z"])
+    assert pace.begin() == ["a@z"]
+    assert pace.begin() == []
