@@ -47,24 +47,27 @@ def read_failed(default_queue: str, limit: int | None = None) -> Protocol[list[F
 
 
 def read_failed_of(ids: Sequence[str], limit: int | None = None) -> Protocol[list[FailedJob]]:
-    """Those of these jobs that have failed, the last failed first; the reasons of `limit` of them at most are read."""
-    found: list[tuple[str, str, str, str]] = []  # when, id, queue, description
+    """Those of these jobs that have failed, the last failed first; of all but `limit` only the time is read."""
+    found: list[tuple[str, str]] = []  # when, id
     for some in _slices(ids):
-        fields = ("status", "ended_at", "origin", "description")
-        replies = yield from send(*(("HMGET", job_key(job_id), *fields) for job_id in some))
-        for job_id, (status, *rest) in zip(some, replies, strict=True):
+        replies = yield from send(*(("HMGET", job_key(job_id), "status", "ended_at") for job_id in some))
+        for job_id, (status, at) in zip(some, replies, strict=True):
             if status == b"failed":  # else it expired, or was put back
-                when, queue, description = ((value or b"").decode(errors="replace") for value in rest)
-                found.append((when, job_id, queue, description))
-    found = sorted(found, reverse=True)[:limit]
+                found.append((_text(at), job_id))
     failed: list[FailedJob] = []
-    for shown in _slices(found):
-        wires = yield from send(*(("GET", keys.result_key(job_id)) for _, job_id, _, _ in shown))
-        for (when, job_id, queue, description), wire in zip(shown, wires, strict=True):
+    for shown in _slices(sorted(found, reverse=True)[:limit]):
+        fields = yield from send(*(("HMGET", job_key(job_id), "origin", "description") for _, job_id in shown))
+        wires = yield from send(*(("GET", keys.result_key(job_id)) for _, job_id in shown))
+        for (when, job_id), (queue, description), wire in zip(shown, fields, wires, strict=True):
             result = Result.model_validate_json(wire) if wire else (yield from read_failure_of_rq(job_id))
             error = result.error or ErrorInfo(code=ErrorCode.INTERNAL, message="no reason was given")
-            failed.append(FailedJob(job_id, queue, error.code, error.message, when, result.attempts, description))
+            what = error.code, error.message, when, result.attempts
+            failed.append(FailedJob(job_id, _text(queue), *what, _text(description)))
     return failed
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode(errors="replace")
 
 
 def _slices(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
