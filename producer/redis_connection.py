@@ -21,6 +21,8 @@ CONNECTION_OPTIONS: dict[str, Any] = {
     "socket_timeout": REPLY_TIMEOUT_SECONDS,
     "health_check_interval": HEALTH_CHECK_SECONDS,
 }
+if hasattr(redis, "DriverInfo"):  # since 7.1; without it, each connection reads redis-py's version from disk again
+    CONNECTION_OPTIONS["driver_info"] = redis.DriverInfo()
 _LOST = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
 _REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
 
