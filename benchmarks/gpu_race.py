@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +65,8 @@ def queued(settings: RaceSettings) -> Iterator[Contender]:
         raise PeerError(f"the queue needs packages that are not here: {error}") from None
     arguments = ["--model", str(settings.folder), "--device", str(settings.device), "--dtype", "bfloat16"]
     arguments += ["--max-num-seqs", "4" if settings.is_smoke else "512"]
-    with worker_process(*arguments) as (redis_url, _):
-        yield Queued(WholePath(redis_url).run)
+    with worker_process(*arguments) as (redis_url, _), closing(WholePath(redis_url)) as path:
+        yield Queued(path.run)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from benchmarks.process_figures import children, cpu_seconds
 from engine import EngineConfig, InferenceEngine, SamplingParams
@@ -41,6 +41,23 @@ class Slice:
     seconds: float
     cpu_seconds: float
     token_ids: list[list[int]]
+
+
+WorkT = TypeVar("WorkT", contravariant=True)
+SliceT = TypeVar("SliceT", covariant=True)
+
+
+class Contender(Protocol[WorkT, SliceT]):
+    def measure(self, work: WorkT) -> SliceT: ...
+
+
+def take_turns(contenders: Sequence[Contender[WorkT, SliceT]], works: Sequence[WorkT]) -> Iterator[list[SliceT]]:
+    """What each took, in the contenders' order, for one work after the other; another one goes first each time."""
+    for number, work in enumerate(works):
+        first = number % len(contenders)
+        order = [*range(first, len(contenders)), *range(first)]
+        taken = {at: contenders[at].measure(work) for at in order}
+        yield [taken[at] for at in range(len(contenders))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +91,7 @@ class PairedEngines:
     def race(self, works: Sequence[Work], *, name: str) -> list[str]:
         """A table's cells, as `COLUMNS` has them. Ends the run if the setting changes a token."""
         pairs: list[tuple[Slice, Slice]] = []
-        for number, work in enumerate(works):
-            first, second = (self.off, self.on) if number % 2 else (self.on, self.off)
-            taken = {id(first): first.measure(work), id(second): second.measure(work)}
-            off, on = taken[id(self.off)], taken[id(self.on)]
+        for on, off in take_turns((self.on, self.off), works):
             if self.engine.info.is_batch_invariant and off.token_ids != on.token_ids:
                 raise SystemExit(f"{name}: the setting changed an output")
             pairs.append((off, on))

@@ -1,202 +1,265 @@
-"""What the queue costs, and what continuous batching of transformers reaches, on the same prompts in one run.
+"""What the queue costs: a worker's jobs by way of Redis, beside the same work given to its engine directly.
 
-Three contenders take turns: our engine alone (in its child process), the whole path (client → Redis → worker → stream
-and result), and transformers' continuous batching. A round runs each once, in the reverse order every other time, on
-prompts that no round before it had, so that no prefix cache helps; the medians are over rounds. A contender that
-produced another number of tokens than asked for ends the run.
+Three ways take turns over slices of work, 64 prompts at once in each:
+- the engine alone: `generate_batch` in the worker's process, past the queue (`shortcut_worker.py`);
+- the whole path, read elsewhere: client → Redis → worker → stream and result, where every job's stream arrives here,
+  but nobody looks at it before the time is taken, as if the clients had machines of their own;
+- the whole path: the same, with an `AsyncClient`'s subscription to every job and its result on this machine.
 
-A clock measures the machine, too. So the CPU time of each process is told beside it: what is neither the engine's
-child's nor the clients' is the queue's, and on a small machine it is taken from the child.
+One child computes all of them: same process, prompts, threads. No way finds another's prompts in a prefix cache, which
+is off. Each slice of the second and third has its own ratio to the first, measured next to it within seconds; what is
+reported is the median of the ratios and how sure it is. A way that gives another token than the first ends the run.
 
-    python -m benchmarks.queue_cost [--rounds 3] [--num-prompts 64]
+    python -m benchmarks.queue_cost [--slices 16] [--num-prompts 64] [--shorter 4]
 """
 
 import asyncio
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import click
 import redis
 
+from benchmarks.paired_engines import Contender, describe, take_turns
 from benchmarks.process_figures import children, cpu_seconds
 from benchmarks.report import print_and_keep
 from benchmarks.worker_fixture import worker_process
 from benchmarks.workload import Workload, uniform_workload
-from engine import InferenceEngine, SamplingParams
-from producer import AsyncClient, AsyncJob
+from producer import AsyncClient, AsyncJob, Client
+from producer.contract import Result, keys
 
 MODEL = "smollm2-135m"
-
-
+PROMPT_RANGE, OUTPUT_RANGE = (32, 256), (32, 128)
 ROLES = ("engine child", "parent", "Redis", "clients")
+IDLE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    num_tokens: int
+class Slice:
+    """What one way took for some work."""
+
     seconds: float
-    cpu: dict[str, float]  # seconds by process
+    cpu: dict[str, float]  # seconds by role
+    token_ids: list[list[int]]
 
-    def cpu_per_1000(self, role: str) -> float:
-        """Seconds for 1,000 output tokens."""
-        return 1000 * self.cpu.get(role, 0.0) / self.num_tokens
-
-
-class Contender(Protocol):
-    processes: dict[str, int]
-    """Ids by what they are, for CPU times."""
-
-    def run(self, workload: Workload) -> tuple[float, int]:
-        """Seconds from the first prompt in to the last token out, and the number of tokens."""
-        ...
+    def cpu_seconds(self, *roles: str) -> float:
+        return sum(self.cpu[role] for role in roles)
 
 
 class EngineAlone:
-    def __init__(self, engine: InferenceEngine) -> None:
-        self._engine = engine
-        (child,) = children(os.getpid())
-        self.processes = {"parent": os.getpid(), "engine child": child}
+    def __init__(self, worker: "subprocess.Popen[bytes]") -> None:
+        self._worker = worker
 
-    def run(self, workload: Workload) -> tuple[float, int]:
-        params = [SamplingParams(max_tokens=n, temperature=0.0, ignore_eos=True) for n in workload.max_tokens]
-        start = time.perf_counter()
-        outputs = self._engine.generate_batch(workload.prompts, params)
-        return time.perf_counter() - start, sum(len(output.token_ids) for output in outputs)
+    def measure(self, work: Workload) -> Slice:
+        assert self._worker.stdin is not None and self._worker.stdout is not None
+        request = {"prompts": work.prompts, "max_tokens": work.max_tokens}
+        self._worker.stdin.write(json.dumps(request).encode() + b"\n")
+        self._worker.stdin.flush()
+        reply = json.loads(self._worker.stdout.readline())
+        cpu = {"engine child": reply["child"], "parent": reply["parent"], "Redis": 0.0, "clients": 0.0}
+        return Slice(reply["seconds"], cpu, reply["token_ids"])
+
+
+class QueuedWay:
+    """A way through Redis; `run` gives the seconds from the first prompt in to the last result out, and the results."""
+
+    def __init__(self, run: Callable[[Workload], tuple[float, list[Result]]], processes: dict[str, int]) -> None:
+        self._run = run
+        self._processes = processes
+
+    def measure(self, work: Workload) -> Slice:
+        before = self._cpu_seconds()
+        seconds, results = self._run(work)
+        after = self._cpu_seconds()
+        cpu = {role: after[role] - before[role] for role in after}
+        return Slice(seconds, cpu, [result.choices[0].token_ids for result in results])
+
+    def _cpu_seconds(self) -> dict[str, float]:
+        return {role: cpu_seconds(pid) for role, pid in self._processes.items()}
 
 
 class WholePath:
-    """Every job is watched by a subscriber of its own, as a service would watch it."""
+    """Every job is watched by a subscriber of its own, as a service would watch it. `close()` it."""
 
-    def __init__(self, redis_url: str, processes: dict[str, int] | None = None) -> None:
-        self._redis_url = redis_url
-        self.processes = processes or {}
+    def __init__(self, redis_url: str) -> None:
+        self._client = AsyncClient(redis_url)
+        self._runner = asyncio.Runner()
+
+    def close(self) -> None:
+        self._runner.run(self._client.aclose())
+        self._runner.close()
 
     def run(self, workload: Workload) -> tuple[float, int]:
-        fields = {"temperature": 0.0, "ignore_eos": True}
-        requests = [
-            {"prompt": prompt, "max_tokens": n, **fields}
-            for prompt, n in zip(workload.prompts, workload.max_tokens, strict=True)
-        ]
-        return asyncio.run(self._submit_and_watch(requests))
+        """Seconds from the first prompt in to the last result out, and the number of tokens."""
+        seconds, results = self.run_jobs(workload)
+        return seconds, sum(len(result.choices[0].token_ids) for result in results)
 
-    async def _submit_and_watch(self, requests: list[dict[str, Any]]) -> tuple[float, int]:
-        async with AsyncClient(self._redis_url) as client:
-            start = time.perf_counter()
-            jobs = await client.submit_many(requests)
-            counts = await asyncio.gather(*map(count_streamed_tokens, jobs))
-            results = [await job.result(timeout=60) for job in jobs]
-            seconds = time.perf_counter() - start
-        if counts != [len(result.choices[0].token_ids) for result in results]:
+    def run_jobs(self, workload: Workload) -> tuple[float, list[Result]]:
+        return self._runner.run(self._submit_and_watch(requests_of(workload)))
+
+    async def _submit_and_watch(self, requests: list[dict[str, Any]]) -> tuple[float, list[Result]]:
+        start = time.perf_counter()
+        jobs = await self._client.submit_many(requests)
+        streamed = await asyncio.gather(*map(streamed_tokens, jobs))
+        results = [await job.result(timeout=60) for job in jobs]
+        seconds = time.perf_counter() - start
+        if streamed != [result.choices[0].token_ids for result in results]:
             raise SystemExit("the streams and the results differ")
-        return seconds, sum(counts)
+        return seconds, results
 
 
-async def count_streamed_tokens(job: AsyncJob) -> int:
-    return sum([len(chunk.token_ids) async for chunk in job.stream()])
+async def streamed_tokens(job: AsyncJob) -> list[int]:
+    return [token_id async for chunk in job.stream() for token_id in chunk.token_ids]
 
 
-class TransformersPeer:
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
-        self.processes = {"engine child": process.pid}
+class ReadElsewhere:
+    """The streams and results lines of all jobs arrive on a socket; only the ends of jobs are counted."""
 
-    def run(self, workload: Workload) -> tuple[float, int]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"prompts": workload.prompts, "max_tokens": workload.max_tokens}) + "\n")
-        self._process.stdin.flush()
-        reply = json.loads(self._process.stdout.readline())
-        return reply["seconds"], reply["num_tokens"]
+    def __init__(self, client: Client, port: int) -> None:
+        self._client = client
+        self._port = port
 
-
-@contextmanager
-def whole_path() -> Iterator[WholePath]:
-    with worker_process("--model", MODEL) as (url, worker), redis.Redis.from_url(url) as connection:
-        (child,) = children(worker.pid)
-        redis_pid = int(connection.info("server")["process_id"])
-        yield WholePath(url, {"clients": os.getpid(), "parent": worker.pid, "engine child": child, "Redis": redis_pid})
-
-
-@contextmanager
-def transformers_peer(model_dir: str, dtype: str, num_blocks: int) -> Iterator[TransformersPeer]:
-    command = [sys.executable, "-m", "benchmarks.transformers_peer", model_dir, dtype, str(num_blocks)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        process.stdout.readline()
-        yield TransformersPeer(process)
-    finally:
-        process.stdin.close()
-        process.wait()
+    def run_jobs(self, workload: Workload) -> tuple[float, list[Result]]:
+        requests = requests_of(workload)
+        job_ids = [f"slice-{os.urandom(8).hex()}-{number}" for number in range(len(requests))]
+        channels = [*map(keys.stream_key, job_ids), keys.results_channel(self._client.settings.queue)]
+        with socket.create_connection(("127.0.0.1", self._port)) as reader:
+            reader.sendall(command("SUBSCRIBE", *channels))
+            start = time.perf_counter()
+            jobs = self._client.submit_many(requests, job_ids=job_ids)
+            wait_for_ends(reader, len(jobs))
+            seconds = time.perf_counter() - start
+        return seconds, [job.result(timeout=60) for job in jobs]
 
 
-@click.command()
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--num-prompts", default=64, show_default=True)
-@click.option("--peer/--no-peer", default=True, show_default=True, help="Run transformers' continuous batching too.")
-def main(rounds: int, num_prompts: int, peer: bool) -> None:
-    workloads = [uniform_workload(num_prompts, (32, 256), (32, 128), seed=seed) for seed in range(rounds)]
-    warmup = uniform_workload(4, (32, 64), (8, 16), seed=rounds)
-    with ExitStack() as stack:
-        engine = stack.enter_context(InferenceEngine(MODEL))
-        info = engine.info
-        contenders: dict[str, Contender] = {
-            "engine alone": EngineAlone(engine),
-            "whole path": stack.enter_context(whole_path()),
-        }
-        if peer:
-            num_tokens = max(workload.num_prompt_tokens + workload.num_output_tokens for workload in workloads)
-            num_blocks = num_tokens // 16 + 2 * num_prompts
-            contenders["transformers continuous batching"] = stack.enter_context(
-                transformers_peer(info.model_dir, info.dtype, num_blocks)
-            )
-        for contender in contenders.values():
-            contender.run(warmup)
-        runs = race(contenders, workloads)
-    report(runs, num_prompts, f"{info.dtype}, attention {info.attention}")
+def wait_for_ends(reader: socket.socket, num_jobs: int) -> None:
+    """Until every job has its done entry and its results line."""
+    num_messages, tail = 0, b""
+    while num_messages < 2 * num_jobs:
+        data = reader.recv(1 << 20)
+        if not data:
+            raise SystemExit("Redis closed the connection")
+        for mark in (b'"done":true', b'"timings":{'):
+            num_messages += (tail + data).count(mark) - tail.count(mark)
+        tail = (tail + data)[-16:]
 
 
-def race(contenders: dict[str, Contender], workloads: list[Workload]) -> dict[str, list[Run]]:
-    """The runs of each contender, one a round."""
-    runs: dict[str, list[Run]] = {name: [] for name in contenders}
-    for number, workload in enumerate(workloads):
-        for name in list(contenders)[:: 1 if number % 2 == 0 else -1]:
-            contender = contenders[name]
-            before = {role: cpu_seconds(pid) for role, pid in contender.processes.items()}
-            seconds, num_tokens = contender.run(workload)
-            cpu = {role: cpu_seconds(pid) - before[role] for role, pid in contender.processes.items()}
-            if num_tokens != workload.num_output_tokens:
-                raise SystemExit(f"{name} produced {num_tokens} tokens instead of {workload.num_output_tokens}")
-            runs[name].append(Run(num_tokens, seconds, cpu))
-            print(f"{name}: {num_tokens} tokens in {seconds:.1f} s", file=sys.stderr)
-    return runs
+def command(*parts: str) -> bytes:
+    """As Redis reads it."""
+    return f"*{len(parts)}\r\n".encode() + b"".join(f"${len(part)}\r\n{part}\r\n".encode() for part in parts)
 
 
-def report(runs: dict[str, list[Run]], num_prompts: int, setting: str) -> None:
-    alone = runs["engine alone"]
-    rows = []
-    for name, own in runs.items():
-        speeds = [run.num_tokens / run.seconds for run in own]
-        # Ratios round by round: the machine's speed drifts, and a round's contenders drift together.
-        ratio = statistics.median(other.seconds / run.seconds for run, other in zip(own, alone, strict=True))
-        cells = [f"{statistics.median(run.cpu_per_1000(role) for run in own):.2f}" for role in ROLES]
-        spread = f"{min(speeds):.0f} to {max(speeds):.0f}"
-        rows.append([name, f"{statistics.median(speeds):.0f}", spread, f"{ratio:.2f}", *cells])
-    notes = [
-        f"SmolLM2-135M-Instruct, {setting}, {num_prompts} prompts U(32,256) → U(32,128) tokens, greedy, from the first "
-        f"prompt in to the last token out, {len(alone)} rounds, medians.",
-        "Ratio: the speed relative to the engine alone, the median over the rounds.",
-        "The last columns are seconds of CPU for 1,000 output tokens. The clients are one process, in which every job "
-        "has a subscriber of its own; the engine's parent is that process where the engine runs alone.",
+def requests_of(workload: Workload) -> list[dict[str, Any]]:
+    return [
+        {"prompt": prompt, "max_tokens": n, "temperature": 0.0, "ignore_eos": True}
+        for prompt, n in zip(workload.prompts, workload.max_tokens, strict=True)
     ]
-    columns = ["contender", "output tokens/s", "min to max", "ratio", *ROLES]
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """All of them, on one worker."""
+
+    contenders: dict[str, Contender[Workload, Slice]]
+    processes: dict[str, int]
+
+    def idle_cpu(self) -> float:
+        """CPU seconds a second of a worker that has nothing to do, and its Redis."""
+        before = [cpu_seconds(self.processes[role]) for role in ROLES[:3]]
+        time.sleep(IDLE_SECONDS)
+        after = [cpu_seconds(self.processes[role]) for role in ROLES[:3]]
+        return (sum(after) - sum(before)) / IDLE_SECONDS
+
+
+@contextmanager
+def open_ways(*arguments: str) -> Iterator[Ways]:
+    """A worker, its child with a thread for every core: how many there are is not to depend on the neighbours."""
+    flags = ("--model", MODEL, "--no-prefix-caching", "--num-threads", str(len(os.sched_getaffinity(0))), *arguments)
+    module = ("-m", "benchmarks.shortcut_worker")
+    with (
+        worker_process(*flags, module=module, has_pipes=True) as (url, worker),
+        redis.Redis.from_url(url) as connection,
+        Client(url) as client,
+        closing(WholePath(url)) as path,
+    ):
+        (child,) = children(worker.pid)
+        server = connection.info("server")
+        processes = {"engine child": child, "parent": worker.pid, "Redis": int(server["process_id"])}
+        processes["clients"] = os.getpid()
+        yield Ways(
+            {
+                "engine alone": EngineAlone(worker),
+                "whole path, read elsewhere": QueuedWay(
+                    ReadElsewhere(client, int(server["tcp_port"])).run_jobs, processes
+                ),
+                "whole path": QueuedWay(path.run_jobs, processes),
+            },
+            processes,
+        )
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--slices", default=16, show_default=True)
+@click.option("--num-prompts", default=64, show_default=True)
+@click.option("--shorter", default=4, show_default=True, help="Prompts and outputs are so many times shorter.")
+@click.argument("worker_arguments", nargs=-1, type=click.UNPROCESSED)
+def main(slices: int, num_prompts: int, shorter: int, worker_arguments: Sequence[str]) -> None:
+    prompt_range, output_range = ((low // shorter, high // shorter) for low, high in (PROMPT_RANGE, OUTPUT_RANGE))
+    works = [uniform_workload(num_prompts, prompt_range, output_range, seed=seed) for seed in range(slices)]
+    with open_ways(*worker_arguments) as ways:
+        idle_cpu = ways.idle_cpu()
+        warmup = uniform_workload(num_prompts, (8, 16), (4, 8), seed=slices)
+        for _ in take_turns(list(ways.contenders.values()), [warmup]):
+            pass
+        taken: dict[str, list[Slice]] = {name: [] for name in ways.contenders}
+        for number, group in enumerate(take_turns(list(ways.contenders.values()), works)):
+            check(group, works[number])
+            for own, slice_ in zip(taken.values(), group, strict=True):
+                own.append(slice_)
+            print(*(f"{slice_.seconds:.2f} s" for slice_ in group), sep=", ", file=sys.stderr, flush=True)
+    notes = [
+        f"SmolLM2-135M-Instruct, {' '.join(worker_arguments) or 'float32'}, {num_prompts} prompts "
+        f"U{prompt_range} → U{output_range} tokens at once in a slice, greedy, {slices} slices.",
+        f"Beside the engine alone, too, the idle worker and its Redis took {100 * idle_cpu:.2f}% of a core.",
+    ]
+    report(taken, works, notes)
+
+
+def check(group: Sequence[Slice], work: Workload) -> None:
+    if any(slice_.token_ids != group[0].token_ids for slice_ in group):
+        raise SystemExit("the queue changed an output")
+    if list(map(len, group[0].token_ids)) != work.max_tokens:
+        raise SystemExit("an output ended early")
+
+
+def report(taken: dict[str, list[Slice]], works: Sequence[Workload], notes: list[str]) -> None:
+    alone = taken["engine alone"]
+    counts = [work.num_output_tokens for work in works]
+    rows = []
+    for name, own in taken.items():
+        pairs = list(zip(alone, own, strict=True))
+        speed = statistics.median(count / slice_.seconds for count, slice_ in zip(counts, own, strict=True))
+        ratios = [
+            [other.seconds / slice_.seconds for other, slice_ in pairs],
+            [other.cpu_seconds("engine child") / slice_.cpu_seconds("engine child") for other, slice_ in pairs],
+            [other.cpu_seconds(*ROLES[:3]) / slice_.cpu_seconds(*ROLES[:3]) for other, slice_ in pairs],
+            [other.cpu_seconds(*ROLES) / slice_.cpu_seconds(*ROLES) for other, slice_ in pairs],
+        ]
+        cpu = [
+            1000 * statistics.median(slice_.cpu[role] / n for n, slice_ in zip(counts, own, strict=True))
+            for role in ROLES
+        ]
+        rows.append([name, f"{speed:.0f}", *map(describe, ratios), *(f"{seconds:.3f}" for seconds in cpu)])
+    columns = ["way", "tok/s", "speed", "CPU of the child", "CPU of child, parent, Redis", "CPU of all", *ROLES]
     print_and_keep("queue_cost", columns, rows, notes)
 
 

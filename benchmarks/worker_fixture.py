@@ -15,12 +15,13 @@ PROMPTMILL = ("-m", "producer.cli", "worker")
 
 @contextmanager
 def worker_process(
-    *arguments: str, module: Sequence[str] = PROMPTMILL, **environment: str
+    *arguments: str, module: Sequence[str] = PROMPTMILL, has_pipes: bool = False, **environment: str
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """The Redis URL and the process, once it serves. `module`: what Python runs."""
+    """The Redis URL and the process, once it serves. `module`: what Python runs; `has_pipes`: on stdin and stdout."""
     with EmbeddedRedis() as server:
         variables = {**os.environ, "PROMPTMILL_REDIS_URL": server.url, **environment}
-        worker = subprocess.Popen([sys.executable, *module, *arguments], env=variables)
+        pipe = subprocess.PIPE if has_pipes else None
+        worker = subprocess.Popen([sys.executable, *module, *arguments], env=variables, stdin=pipe, stdout=pipe)
         try:
             with Client(server.url) as client:
                 while not client.workers():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.paired_engines import PairedEngines, Slice, Work, describe
+from benchmarks.paired_engines import PairedEngines, Slice, Work, describe, take_turns
 from benchmarks.process_figures import cpu_seconds
 from engine import SamplingParams
 
@@ -37,6 +37,14 @@ def test_the_engines_take_turns_in_going_first_and_each_pair_has_its_ratio() -> 
     cells = pair(turns, tokens_off=[7], tokens_on=[7]).race([WORK] * 4, name="task")
     assert turns == ["on", "off", "off", "on"] * 2
     assert cells == ["7", "10", "1.500 ± 0.000 (1.500 to 1.500)", "1.500 ± 0.000 (1.500 to 1.500)"]
+
+
+def test_each_of_three_has_every_place_and_is_told_in_its_own() -> None:
+    turns: list[str] = []
+    contenders = [FixedEngine(name, turns, seconds, []) for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
+    groups = list(take_turns(contenders, [WORK] * 3))
+    assert turns == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+    assert [[slice_.seconds for slice_ in group] for group in groups] == [[1.0, 2.0, 3.0]] * 3
 
 
 def test_an_output_that_the_setting_changes_ends_the_run() -> None:
