@@ -13,7 +13,7 @@ from tests.acceptance.system import System
 pytestmark = [pytest.mark.alone, pytest.mark.model, pytest.mark.timeout(600)]
 
 MAX_SECONDS = 20.0  # promised, with the default lease of 15 s
-FIELDS = {"max_tokens": 80, "ignore_eos": True}
+FIELDS = {"max_tokens": 40, "ignore_eos": True}
 
 
 def test_jobs_of_a_killed_worker_go_on_elsewhere_within_20_seconds_with_the_tokens_of_an_undisturbed_run(

@@ -18,7 +18,7 @@ ARITHMETICS: dict[str, dict[str, Any]] = {
     "int8": {"dtype": "float32", "quantize": "int8"},
     "int8 of bfloat16": {"dtype": "bfloat16", "quantize": "int8"},
 }
-NUM_DEMO_LAYERS = 6  # of 30 that are all of one shape: an order of sums follows from shapes
+NUM_DEMO_LAYERS = 3  # of 30 that are all of one shape: an order of sums follows from shapes
 
 
 @pytest.fixture(scope="module", params=sorted(ARCHITECTURES))

@@ -108,9 +108,13 @@ def graphed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tiles: None) 
     return make_tiny_model("llama", tmp_path), made
 
 
-def generate(folder: Path, **overrides: Any) -> list[list[int]]:
+def config_of(folder: Path, **overrides: Any) -> EngineConfig:
     options: dict[str, Any] = {"dtype": "float32", "attention": "triton", "device": "cpu", "block_size": 4} | overrides
-    config = EngineConfig(model_path=str(folder), max_num_seqs=3, max_num_tokens=12, num_kv_blocks=24, **options)
+    return EngineConfig(model_path=str(folder), max_num_seqs=3, max_num_tokens=12, num_kv_blocks=24, **options)
+
+
+def generate(folder: Path, **overrides: Any) -> list[list[int]]:
+    config = config_of(folder, **overrides)
     core = EngineCore(config, runner=ModelRunner(config))
     prompts = [[20, 21, 22, 23, 24], [99], list(range(30, 41))]
     for i, prompt in enumerate(prompts):
@@ -137,7 +141,7 @@ def test_padded_and_replayed_steps_give_the_tokens_of_plain_ones(graphed: tuple[
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
 def test_graphs_of_the_largest_steps_are_measured(graphed: tuple[Path, list[GraphedSteps]]) -> None:
     folder, made = graphed
-    generate(folder)
+    ModelRunner(config_of(folder))
     free = iter([1000, 700])
     captured: list[Callable[[], Any]] = []
     made[-1]._make_capture = lambda: lambda run: captured.append(run)  # type: ignore[assignment, return-value]
