@@ -21,8 +21,8 @@ class EngineConfig:
     max_num_seqs: int = 256
     """Sequences in one step, at most."""
     max_num_tokens: int | None = None
-    """Tokens in one step, at most: decodes first, then prefill chunks. None: 512 on a CPU, 8192 on a GPU, and no fewer
-    than `max_num_seqs`."""
+    """Tokens in one step, at most: decodes first, then prefill chunks. None: 512 on a CPU, as many on a GPU as it needs
+    to compute prompts about as fast as with 8192, and no fewer than `max_num_seqs`."""
     max_model_len: int | None = None
     """Tokens of prompt and output together; None: the model's own."""
     block_size: int = 16

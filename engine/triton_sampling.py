@@ -17,6 +17,7 @@ from engine.sampler import Sampler, SamplingBatch
 _BLOCK = 2048
 _CHUNK = 8192  # tokens of the vocabulary that one program looks at
 _NUM_ENTRIES = 256
+_FILTER_BLOCK = 8192  # for any number of rows: the order in which a row's mass is added up goes with it
 
 
 class TritonLogitEditor(LogitEditor):
@@ -76,8 +77,8 @@ class TritonSampler(Sampler):
             vocab_size,
             num_chunks,
             NUM_CHUNKS=padded_chunks,
-            BLOCK=_BLOCK,
-            num_warps=8,
+            BLOCK=_FILTER_BLOCK,
+            num_warps=16,
         )
         draw_kernel[(num_rows, num_chunks)](
             logits,

@@ -77,8 +77,8 @@ class WorkerSettings(ProducerSettings):
     max_num_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="Tokens in one step, at most: decodes first, then chunks of prompts; default: 512 on a CPU, 8192 "
-        "on a GPU, and no fewer than --max-num-seqs.",
+        description="Tokens in one step, at most: decodes first, then chunks of prompts; default: 512 on a CPU, on a "
+        "GPU as many as it measures to be fast, and no fewer than --max-num-seqs.",
     )
     max_model_len: int | None = Field(
         default=None, ge=1, description="Tokens of prompt and output together; default: the model's own."

@@ -24,6 +24,7 @@ class AttentionBatch:
     max_query_len: int
     max_context_len: int
     num_decodes: int = 0  # leading sequences that are known to have one query token each
+    is_open: bool = False  # of a CUDA graph: how many tokens each sequence has is known on the device alone
 
 
 class AttentionBackend(Protocol):

@@ -1,8 +1,10 @@
 """Paged attention on a GPU through engine/kernels/triton: checks shapes, chooses tiles and grids, launches.
 
 A step's leading sequences with one query token are decodes: their keys are split over programs. All others go through
-the prefill kernel. Both have one arithmetic, and with `deterministic` one tile as well, so that a row has the same bits
-in either; else a prefill takes a larger tile and all keys as one split, which is faster and gives other last bits.
+the prefill kernel. In a graph, which serves steps of any such division, the kernels find out on the device whose each
+sequence is. Both have one arithmetic, and with `deterministic` one tile and one size of splits as well, so that a row
+has the same bits in either; else a prefill takes a larger tile and all keys as one split, and the splits of few
+sequences are smaller, which is faster and gives other last bits.
 """
 
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from engine.kernels.triton.kv_write import write_kernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SPLIT = 512  # keys; part of the arithmetic: another size gives other bits
+_SMALLEST_SPLIT = 4  # of them
+_ENOUGH_PROGRAMS = 512  # to keep a GPU's memory busy: some for each of its multiprocessors
 _TILE_KEYS = 64  # likewise, at most; a split is a whole number of tiles
 _TILE_BYTES = 16_384  # of a tile's keys, at most: several such tiles are on their way into a GPU's shared memory
 _MIN_ROWS = 16  # the fewest rows of a tensor core's product
@@ -108,11 +112,12 @@ class TritonAttention:
             scaling, sliding_window, softcap or None, None if sinks is None else sinks.detach().float().contiguous()
         )
         output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        num_decodes = batch.num_seqs if batch.max_query_len == 1 else batch.num_decodes
+        num_decodes = batch.num_seqs if batch.max_query_len == 1 or batch.is_open else batch.num_decodes
+        num_known = 0 if batch.is_open else num_decodes
         if num_decodes:
-            _decode(q, kv_cache_layer, output, batch, num_decodes, rules)
-        if num_decodes < batch.num_seqs:
-            self._prefill(q, kv_cache_layer, output, batch, num_decodes, rules)
+            self._decode(q, kv_cache_layer, output, batch, num_decodes, rules)
+        if num_known < batch.num_seqs:
+            self._prefill(q, kv_cache_layer, output, batch, num_known, rules)
         return output
 
     def _prefill(
@@ -142,53 +147,72 @@ class TritonAttention:
             rules.scaling,
             rules.softcap,
             **_constants(q, layer, rules, num_rows, split=SPLIT if self.is_row_invariant else 0),
+            IS_MIXED=batch.is_open,
             # A thread holds so many of the output's values that two warpgroups share a wide head's tile.
             num_warps=8 if num_rows * q.shape[2] > _PREFILL_ROWS * 128 else 4,
         )
 
-
-def _decode(q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, num_decodes: int, rules: _Rules) -> None:
-    num_heads, head_dim = q.shape[1:]
-    num_kv_heads = layer.shape[3]
-    num_splits = triton.cdiv(batch.max_context_len, SPLIT)
-    is_split = num_splits > 1
-    target = output
-    if is_split:
-        shape = (num_decodes, num_heads, num_splits, head_dim + 2)
-        target = torch.empty(shape, dtype=torch.float32, device=q.device)
-    constants = _constants(q, layer, rules, _num_rows(num_heads // num_kv_heads), split=SPLIT)
-    decode_kernel[(num_decodes, num_kv_heads, num_splits)](
-        q,
-        layer[0],
-        layer[1],
-        target,
-        rules.sinks,
-        batch.block_tables,
-        batch.context_lens,
-        *q.stride()[:2],
-        batch.block_tables.stride(0),
-        layer.stride(2),
-        rules.scaling,
-        rules.softcap,
-        **constants,
-        IS_SPLIT=is_split,
-        num_warps=4,
-        num_stages=_DECODE_STAGES if q.element_size() == 2 else 3,  # float32 is short of registers
-    )
-    if is_split:
-        merge_kernel[(num_decodes, num_heads)](
+    def _decode(
+        self, q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, num_decodes: int, rules: _Rules
+    ) -> None:
+        num_heads, head_dim = q.shape[1:]
+        num_kv_heads = layer.shape[3]
+        constants = _constants(q, layer, rules, _num_rows(num_heads // num_kv_heads), split=SPLIT)
+        if not self.is_row_invariant:
+            programs = num_decodes * num_kv_heads
+            constants["SPLIT"] = choose_split(programs, batch.max_context_len, least=constants["BLOCK_N"])
+        num_splits = triton.cdiv(batch.max_context_len, constants["SPLIT"])
+        is_split = num_splits > 1
+        target = output
+        if is_split:
+            shape = (num_decodes, num_heads, num_splits, head_dim + 4)
+            target = torch.empty(shape, dtype=torch.float32, device=q.device)
+        decode_kernel[(num_kv_heads, num_splits, num_decodes)](
+            q,
+            layer[0],
+            layer[1],
             target,
-            output,
             rules.sinks,
+            batch.block_tables,
+            batch.query_start,
             batch.context_lens,
-            num_splits,
-            num_heads,
-            WINDOW=constants["WINDOW"],
-            HEAD_DIM=head_dim,
-            SPLIT=SPLIT,
-            BLOCK_D=constants["BLOCK_D"],
-            num_warps=1,
+            *q.stride()[:2],
+            batch.block_tables.stride(0),
+            layer.stride(2),
+            rules.scaling,
+            rules.softcap,
+            **constants,
+            IS_SPLIT=is_split,
+            IS_MIXED=batch.is_open,
+            num_warps=4,
+            num_stages=_DECODE_STAGES if q.element_size() == 2 else 3,  # float32 is short of registers
         )
+        if is_split:
+            merge_kernel[(num_heads, num_decodes)](
+                target,
+                output,
+                rules.sinks,
+                batch.query_start,
+                batch.context_lens,
+                num_splits,
+                num_heads,
+                WINDOW=constants["WINDOW"],
+                IS_MIXED=batch.is_open,
+                HEAD_DIM=head_dim,
+                SPLIT=constants["SPLIT"],
+                BLOCK_D=constants["BLOCK_D"],
+                num_warps=1,
+            )
+
+
+def choose_split(num_programs: int, max_context_len: int, *, least: int) -> int:
+    """Keys of a split, so that few sequences occupy a GPU too; num_programs: without splits; least: a tile of keys."""
+    split = SPLIT
+    while split > max(SPLIT // _SMALLEST_SPLIT, least) and max_context_len > split // 2:
+        if num_programs * triton.cdiv(max_context_len, split // 2) > _ENOUGH_PROGRAMS:
+            break
+        split //= 2
+    return split
 
 
 def _constants(q: Tensor, layer: Tensor, rules: _Rules, num_rows: int, *, split: int) -> dict[str, Any]:

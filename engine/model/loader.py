@@ -19,6 +19,7 @@ from engine.errors import ModelLoadError
 from engine.model.checkpoint import Checkpoint, open_checkpoint
 from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype, use_device
 from engine.model.fusion import choose_kit
+from engine.model.library_linear import ROW_STEP
 from engine.model.locate import cache_dir_of, prepare_model_dir
 from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer
 from engine.model.preparation import Preparation
@@ -49,6 +50,7 @@ class LoadedModel:
     fingerprint: str  # equal fingerprints, equal arithmetic
     backend_name: str
     is_batch_invariant: bool
+    row_step: int = 1  # a step's rows are best padded to multiples of it
 
     @property
     def uses_triton(self) -> bool:
@@ -139,6 +141,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         fingerprint=_fingerprint(checkpoint, device, dtype, kv_dtype, backend.build, packer, prepared.fused),
         backend_name=backend.name,
         is_batch_invariant=_is_batch_invariant(config, model.config, backend, packer, device, dtype),
+        row_step=ROW_STEP if uses_triton and config.deterministic else 1,
     )
 
 

@@ -1,6 +1,7 @@
 """Linear layers of a GPU model whose rows have the same bits in every batch, for `deterministic`.
 
-The GPU's own matrix library chooses tiles, and with them the order of additions, by the number of rows.
+The GPU's own matrix library chooses tiles, and with them the order of additions, by the number of rows. Where it keeps
+bits nevertheless (`engine.model.library_linear`) it computes a layer, since it is faster; else our own product does.
 """
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from engine.errors import ModelLoadError
 from engine.kernels.triton.matmul import linear_kernel
+from engine.model.library_linear import LibraryTrials, forbid_split_k
 from engine.model.packed_linear import LinearPacker
 
 # One tile for every number of rows. Chosen by reasoning, not measured: wide enough for prefill, and with 64 columns
@@ -30,7 +32,8 @@ class TritonLinear(nn.Module):
         self._bias = None if bias is None else bias.detach().contiguous()
         self._num_programs = 1
         if weight.device.type == "cuda":
-            self._num_programs = torch.cuda.get_device_properties(weight.device).multi_processor_count
+            # Two of them have room in a multiprocessor's shared memory, and one is short of warps.
+            self._num_programs = 2 * torch.cuda.get_device_properties(weight.device).multi_processor_count
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[..., in_features]`; returns `[..., out_features]`."""
@@ -63,9 +66,20 @@ class TritonLinear(nn.Module):
 
 def invariant_packer(dtype: torch.dtype, device: torch.device) -> LinearPacker:
     """Layers whose rows do not depend on their batch. Raises `ModelLoadError` where a trial shows that they do."""
-    packer = LinearPacker(
-        f"triton {triton.__version__} {_BLOCK_M} {_BLOCK_N} {_BLOCK_K}", TritonLinear, 64 * torch.finfo(dtype).eps
+    build = f"triton {triton.__version__} {_BLOCK_M} {_BLOCK_N} {_BLOCK_K}"
+    packer = LinearPacker(build, TritonLinear, 64 * torch.finfo(dtype).eps)
+    _try(packer, dtype, device)
+    if device.type != "cuda" or not forbid_split_k():
+        return packer
+    trials = LibraryTrials()
+    return LinearPacker(
+        f"cuBLASLt without split-K, or {build}",
+        lambda weight, bias: trials.layer(weight, bias) or TritonLinear(weight, bias),
+        packer.tolerance,
     )
+
+
+def _try(packer: LinearPacker, dtype: torch.dtype, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(_TRIAL_SHAPE, generator=generator) * _TRIAL_SHAPE[1] ** -0.5  # outputs of about 1
     x = torch.randn(max(_TRIAL_ROWS), _TRIAL_SHAPE[1], generator=generator).to(device, dtype)
@@ -78,4 +92,3 @@ def invariant_packer(dtype: torch.dtype, device: torch.device) -> LinearPacker:
     expected = x.double() @ weight.double().t()
     if not torch.allclose(whole.double(), expected, rtol=0, atol=packer.tolerance):
         raise ModelLoadError(refused + f"the matrix product of {packer.build} is wrong; set it to false")
-    return packer

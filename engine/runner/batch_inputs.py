@@ -54,6 +54,23 @@ class BatchInputs:
     def num_tokens(self) -> int:
         return len(self.input_ids)
 
+    def behind_decodes(self) -> "BatchInputs":
+        """The step without its leading decodes, each of which is sampled; needs a row behind them, and no extras."""
+        count = self.num_decodes
+        return BatchInputs(
+            input_ids=self.input_ids[count:],
+            position_ids=self.position_ids[count:],
+            slot_mapping=self.slot_mapping[count:],
+            query_start=self.query_start[count:] - np.int32(count),
+            context_lens=self.context_lens[count:],
+            block_tables=self.block_tables[count:],
+            logits_indices=self.logits_indices[count:] - count,
+            sampled_positions=self.sampled_positions[count:],
+            sampling=self.sampling.behind(count),
+            max_query_len=self.max_query_len,
+            max_context_len=int(self.context_lens[count:].max()),
+        )
+
 
 _NO_TABLES = np.zeros((0, 0), np.int32)
 

@@ -70,7 +70,7 @@ class GraphedSteps:
         self._capture = make_capture()
         self._max_num_seqs = max_num_seqs
         self._max_blocks = -(-model.max_model_len // model.block_size)
-        num_seqs = decode_bucket(max_num_seqs)
+        num_seqs = decode_bucket(max_num_seqs, model.row_step)
         self._largest = [
             StepShape(num_seqs, num_seqs, self._max_blocks, num_seqs, is_decode=True),
             StepShape(MAX_MIXED_TOKENS, num_seqs, self._max_blocks, num_seqs, is_decode=False),
@@ -105,7 +105,9 @@ class GraphedSteps:
         token_ids: int64 `[num_tokens]` on the device, in place of the inputs'. What is returned lies in memory that the
         next step overwrites. Mutates the KV cache.
         """
-        shape = choose_shape(inputs, max_num_seqs=self._max_num_seqs, max_blocks=self._max_blocks)
+        shape = choose_shape(
+            inputs, max_num_seqs=self._max_num_seqs, max_blocks=self._max_blocks, row_step=self._model.row_step
+        )
         if shape is None:
             return None
         self._buffers.fill(shape, inputs)

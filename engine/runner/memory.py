@@ -5,6 +5,7 @@ Knows nothing of how a step runs; it is handed a way to run the largest one wher
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.model.loader import LoadedModel
 from engine.runner.batch_inputs import BatchInputs, ScoredTokens
-from engine.runner.slots import SlotRows
+from engine.runner.step_budget import plain_rows
 from engine.sampling_params import MAX_LOGPROBS
 from engine.step_plan import MAX_SCORED_TOKENS
 
@@ -107,21 +108,12 @@ def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
         block_tables=np.zeros((len(lengths), -(-int(lengths.max()) // config.block_size)), np.int32),
         logits_indices=np.arange(num_sampled),
         sampled_positions=zeros,
-        sampling=SlotRows(
-            slots=zeros,
-            sequence_ids=zeros,
-            max_totals=zeros,
-            stop_ids=np.zeros((0, num_sampled), np.int32),
-            long_stops=[],
-            constrained=zeros[:0],
-            token_offsets=zeros,
-            block_offsets=zeros,
+        sampling=replace(
+            plain_rows(num_sampled),
             temperature=ones,
             top_p=ones * np.float32(0.9),
             top_k=zeros + 50,
             min_p=ones * np.float32(0.01),
-            seed=zeros,
-            choice=zeros,
             logprob_rows=np.arange(num_sampled),
             num_top=MAX_LOGPROBS,
         ),

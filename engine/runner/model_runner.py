@@ -3,8 +3,7 @@
 Owns the loaded model, the cache's size, and the only host-device sync of a step. Knows nothing of sequences.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from engine.attention.base import AttentionBatch
 from engine.config import EngineConfig
-from engine.errors import DeviceLostError, DeviceMemoryError
 from engine.grammar.masks import TokenMasks
 from engine.logit_editor import LogitEditor, undo
 from engine.messages import EngineInfo
@@ -22,10 +20,12 @@ from engine.model.loader import LoadedModel, load_model
 from engine.row_logprobs import RowLogprobs
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.cuda_graphs import CudaCapture, GraphedSteps
+from engine.runner.device_errors import device_errors
 from engine.runner.logit_edits import EditRows, LogitEdits
 from engine.runner.memory import choose_num_blocks, largest_step
 from engine.runner.slots import SlotRows
-from engine.runner.step_ahead import StepAhead
+from engine.runner.step_ahead import StepAhead, Taken
+from engine.runner.step_budget import measure_step_tokens
 from engine.runner.thread_governor import ThreadGovernor
 from engine.runner.transfer import HostToDevice, start_reading
 from engine.sampler import SamplingBatch, create_sampler
@@ -57,11 +57,15 @@ class ModelRunner:
         self._edit_rows: EditRows | None = None
         self._edit_tensors: list[Tensor] = []
         self._graphs = _graphed_steps(config, self._model)
-        self._ahead = StepAhead(self._sample_ahead, self._to_device) if self._runs_ahead() else None
+        self._ahead = (
+            StepAhead(lambda *step: self._forward(*step).token_ids, self._to_device) if self._runs_ahead() else None
+        )
         measure = self._graphs.measure if self._graphs is not None else None
         num_blocks = choose_num_blocks(config, self._model, lambda: self._run_largest_step(config), measure)
         self._model.allocate_kv_cache(num_blocks)
-        self.info = self._describe(num_blocks)
+        is_measured = self._ahead is not None and config.max_num_tokens is None
+        step_tokens = measure_step_tokens(config, self._model, num_blocks, self._run_to_end) if is_measured else None
+        self.info = self._describe(num_blocks, step_tokens)
         self._governor = _thread_governor(config, self._model.device)
 
     @torch.inference_mode()
@@ -75,9 +79,9 @@ class ModelRunner:
         return tokens
 
     def _execute(self, inputs: BatchInputs) -> SampledTokens:
-        with _device_errors():
-            computed = self._ahead.take(inputs) if self._ahead is not None else None
-            tokens = self._forward(inputs) if computed is None else _DeviceTokens(computed)
+        with device_errors():
+            taken = self._ahead.take(inputs) if self._ahead is not None else None
+            tokens = self._forward(inputs) if taken is None else self._complete(taken)
             reading = start_reading(tokens.token_ids)
             if self._ahead is not None:
                 self._ahead.launch(inputs, tokens.token_ids)
@@ -86,8 +90,11 @@ class ModelRunner:
                 self._ahead.expect(sampled.token_ids)
             return sampled
 
-    def _sample_ahead(self, inputs: BatchInputs, token_ids: Tensor) -> Tensor:
-        return self._forward(inputs, token_ids).token_ids
+    def _complete(self, taken: Taken) -> "_DeviceTokens":
+        """Compute what is left of a step whose decodes are computed already."""
+        if taken.rest is None:
+            return _DeviceTokens(taken.token_ids)
+        return _DeviceTokens(torch.cat((taken.token_ids, self._forward(taken.rest).token_ids)))
 
     def _to_host(
         self, inputs: BatchInputs, tokens: "_DeviceTokens", reading: Callable[[], NDArray[np.int64]]
@@ -106,7 +113,8 @@ class ModelRunner:
         if self._graphs is not None and (graphed := self._graphs.run(inputs, token_ids)) is not None:
             logits, positions = graphed
             tokens = _DeviceTokens(positions[:0])
-            self._sample(logits, inputs, positions, tokens)
+            if len(positions):
+                self._sample(logits, inputs, positions, tokens)
             return tokens
         return self._forward_eagerly(inputs, token_ids)
 
@@ -162,7 +170,7 @@ class ModelRunner:
         wanted = self._wanted_logprobs(logits, inputs.sampling)
         saved = self._logit_editor(inputs.edits).apply(logits) if inputs.edits is not None else []
         token_ids = self._draw(logits, batch, inputs.masks)
-        is_sound &= logits.gather(1, token_ids[:, None])[:, 0].isfinite()
+        is_sound &= logits.gather(1, token_ids[:, None])[:, 0].abs() < float("inf")  # nor is NaN
         if wanted is not None:
             undo(logits, saved)  # no mask hides a token that was drawn
             logprobs = wanted.of(logits, token_ids[wanted.rows])
@@ -234,7 +242,12 @@ class ModelRunner:
         self._forward_eagerly(largest_step(config, self._model.max_model_len))
         torch.cuda.synchronize(self._model.device)
 
-    def _describe(self, num_blocks: int) -> EngineInfo:
+    @torch.inference_mode()
+    def _run_to_end(self, inputs: BatchInputs) -> None:
+        with device_errors():
+            start_reading(self._forward(inputs).token_ids)()
+
+    def _describe(self, num_blocks: int, step_tokens: int | None) -> EngineInfo:
         model = self._model
         return EngineInfo(
             device=str(model.device),
@@ -249,6 +262,7 @@ class ModelRunner:
             model_dir=str(model.model_dir),
             is_batch_invariant=model.is_batch_invariant,
             runs_ahead=self._ahead is not None,
+            step_tokens=step_tokens,
         )
 
     def _runs_ahead(self) -> bool:
@@ -275,18 +289,3 @@ def _thread_governor(config: EngineConfig, device: torch.device) -> ThreadGovern
     if device.type != "cpu" or config.num_threads is not None or config.in_process or num_threads == 1:
         return None
     return ThreadGovernor(num_threads, torch.set_num_threads)
-
-
-@contextmanager
-def _device_errors() -> Iterator[None]:
-    """Turn what torch raises for a device's memory and health into the engine's own errors."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(str(error)) from None
-    except torch.AcceleratorError as error:
-        raise DeviceLostError(str(error)) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # the CPU allocator has no class of its own
-            raise
-        raise DeviceMemoryError(str(error)) from None

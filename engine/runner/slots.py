@@ -5,7 +5,7 @@ taken. Knows nothing of who gets a slot (the scheduler) or which block is whose 
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 import numpy as np
@@ -51,6 +51,11 @@ class SlotRows:
         """`[num_rows]`: whether the token is drawn, and from fewer than all."""
         result: NDArray[np.bool_] = (self.temperature > 0) & has_filter(self.top_p, self.top_k, self.min_p)
         return result
+
+    def behind(self, count: int) -> "SlotRows":
+        """The rows behind the first ones: what a sampler asks about them, where nobody asks for more."""
+        names = ("slots", "sequence_ids", "temperature", "top_p", "top_k", "min_p", "seed", "choice")
+        return replace(self, **{name: getattr(self, name)[count:] for name in names})
 
 
 class SequenceSlots:

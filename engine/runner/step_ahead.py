@@ -2,9 +2,11 @@
 
 While the host reads step N, books its tokens and plans step N + 1, the device computes step N + 1 already, from the
 tokens that lie on it. That is a guess at the plan: the same sequences, each one token on. The plan that comes takes
-from it what was guessed right, row by row, since a row does not depend on the others; if it needs anything else, the
-guess is dropped and the step is computed as planned. A guess writes keys and values only where its sequences' next
-tokens go: whoever has the place then writes it again before anybody reads it. Knows nothing of models.
+from it what was guessed right, row by row, since a row does not depend on the others: prompts that came meanwhile are
+then computed in a step of their own, which costs a device no more than in one with the decodes, unless they are short.
+If a decode of the plan is not among the guess's, the guess is dropped and the step is computed as planned. A guess
+writes keys and values only where its sequences' next tokens go: whoever has the place then writes it again before
+anybody reads it. Knows nothing of models.
 """
 
 from collections.abc import Callable
@@ -28,6 +30,14 @@ class _Guess:
     expected_ids: NDArray[np.int64] | None = None  # its input tokens, once they are read
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Taken:
+    """The tokens of a step's decodes, int64 on the device, and what of the step is left to compute."""
+
+    token_ids: Tensor
+    rest: BatchInputs | None
+
+
 class StepAhead:
     """At most one step of decodes that is computed but not asked for yet."""
 
@@ -36,25 +46,24 @@ class StepAhead:
         self._forward = forward
         self._to_device = to_device
         self._guess: _Guess | None = None
-        self._num_decodes = 0  # steps of decodes in a row
 
-    def take(self, inputs: BatchInputs) -> Tensor | None:
-        """The tokens of a step, int64 `[num_seqs]` on the device, if they are computed already."""
+    def take(self, inputs: BatchInputs) -> "Taken | None":
+        """What of a step is computed already; None if nothing is."""
         guess, self._guess = self._guess, None
-        self._num_decodes = self._num_decodes + 1 if _is_plain_decode(inputs) else 0
-        if guess is None or guess.expected_ids is None or not self._num_decodes:
+        num_decodes = _num_plain_decodes(inputs)
+        if guess is None or guess.expected_ids is None or not num_decodes:
             return None
-        rows = _find_rows(guess.inputs, inputs)
+        rows = _find_rows(guess.inputs, inputs.sampling.slots[:num_decodes])
         if rows is None or not _is_same(guess, inputs, rows):
             return None
+        rest = inputs.behind_decodes() if inputs.num_seqs > num_decodes else None
         if len(rows) == guess.inputs.num_seqs:
-            return guess.token_ids
-        return guess.token_ids[self._to_device.send(rows)[0]]
+            return Taken(guess.token_ids, rest)
+        return Taken(guess.token_ids[self._to_device.send(rows)[0]], rest)
 
     def launch(self, inputs: BatchInputs, token_ids: Tensor) -> None:
-        """Compute the step after `inputs`, which samples `token_ids`, if it is likely to be decodes again."""
-        # The first decode after a prefill is often followed by another prefill: a guess would be computed for nothing.
-        if self._num_decodes < 2:
+        """Compute the step after `inputs`, which samples `token_ids`, if that is a step of decodes."""
+        if inputs.next_slots is None or not _num_plain_decodes(inputs):
             return
         following = _following(inputs)
         try:
@@ -73,11 +82,14 @@ class StepAhead:
             self._guess.expected_ids = token_ids
 
 
-def _is_plain_decode(inputs: BatchInputs) -> bool:
-    """Whether its tokens depend on nothing that the host adds at every step."""
-    rows = inputs.sampling
+def _num_plain_decodes(inputs: BatchInputs) -> int:
+    """The step's leading decodes, if all its tokens depend on nothing that the host adds at every step; else 0."""
     has_extras = inputs.edits is not None or inputs.masks is not None or inputs.scored is not None
-    return inputs.next_slots is not None and not has_extras and rows.logprob_rows is None
+    if has_extras or inputs.sampling.logprob_rows is not None:
+        return 0
+    num_decodes = inputs.num_decodes
+    is_sampled = np.array_equal(inputs.logits_indices[:num_decodes], np.arange(num_decodes))
+    return num_decodes if is_sampled else 0
 
 
 def _following(inputs: BatchInputs) -> BatchInputs:
@@ -93,9 +105,9 @@ def _following(inputs: BatchInputs) -> BatchInputs:
     )
 
 
-def _find_rows(guess: BatchInputs, inputs: BatchInputs) -> NDArray[np.int64] | None:
-    """For each row of the inputs its row in the guess; None if one is not there."""
-    slots, wanted = guess.sampling.slots, inputs.sampling.slots
+def _find_rows(guess: BatchInputs, wanted: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """For each wanted slot its row in the guess; None if one is not there."""
+    slots = guess.sampling.slots
     order = slots.argsort()
     places = np.searchsorted(slots, wanted, sorter=order)
     if (places >= len(slots)).any():
@@ -105,7 +117,7 @@ def _find_rows(guess: BatchInputs, inputs: BatchInputs) -> NDArray[np.int64] | N
 
 
 def _is_same(guess: _Guess, inputs: BatchInputs, rows: NDArray[np.int64]) -> bool:
-    """Whether these rows of the guess are the inputs', token for token and place for place."""
+    """Whether these rows of the guess are the first of the inputs', token for token and place for place."""
     assert guess.expected_ids is not None
     pairs = (
         (guess.inputs.sampling.sequence_ids, inputs.sampling.sequence_ids),
@@ -113,4 +125,4 @@ def _is_same(guess: _Guess, inputs: BatchInputs, rows: NDArray[np.int64]) -> boo
         (guess.inputs.slot_mapping, inputs.slot_mapping),
         (guess.expected_ids, inputs.input_ids),
     )
-    return all(np.array_equal(guessed[rows], actual) for guessed, actual in pairs)
+    return all(np.array_equal(guessed[rows], actual[: len(rows)]) for guessed, actual in pairs)

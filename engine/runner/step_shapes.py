@@ -1,7 +1,8 @@
 """Which shape a step is padded to, so that few CUDA graphs serve all steps, and where its arrays lie for each shape.
 
-Decodes are padded to a number of sequences, mixed steps to a number of tokens; both to a width of block tables, since a
-decode's splits follow from it. Padding rows have no keys and no slot. Knows nothing of graphs or of models.
+Decodes are padded to a number of sequences, mixed steps to a number of tokens and, more coarsely, of sequences; both to
+a width of block tables, since a decode's splits follow from it. Padding rows have no keys and no slot. Knows nothing of
+graphs or of models.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ MIN_SEQS = 2  # matrix libraries take another path for a single row
 MAX_MIXED_TOKENS = 2048  # beyond, the device computes for longer than the host takes to launch
 _MIXED_STEP = 128  # tokens
 _MIN_BLOCKS = 16  # of a block table
-_BLOCKS_FACTOR = 4  # from one width to the next: splits of keys that there are none of end at once
+_BLOCKS_FACTOR = 2  # from one width to the next: programs for keys that there are none of end at once, but take a turn
+_MIN_MIXED_SEQS = 16
+_MIXED_SEQS_FACTOR = 4  # from one number to the next: a mixed step's graph also serves any division into sequences
 _ALIGNMENT = 16  # bytes
 
 
@@ -35,27 +38,31 @@ class StepShape:
     is_decode: bool
 
 
-def choose_shape(inputs: BatchInputs, *, max_num_seqs: int, max_blocks: int) -> StepShape | None:
-    """The shape of a step; None for one that is run as it is: a long prefill, or one that scores a prompt."""
-    if inputs.scored is not None or not len(inputs.logits_indices):
+def choose_shape(inputs: BatchInputs, *, max_num_seqs: int, max_blocks: int, row_step: int = 1) -> StepShape | None:
+    """The shape of a step; None for one that is run as it is: a long prefill, or one that scores a prompt.
+
+    row_step: the number of sequences, and with it that of a decode's tokens, is a multiple of it.
+    """
+    if inputs.scored is not None:
         return None
     width = min(_bucket(inputs.block_tables.shape[1], _MIN_BLOCKS, _BLOCKS_FACTOR), max_blocks)
     if inputs.max_query_len == 1:
-        num_seqs = decode_bucket(inputs.num_seqs)
+        num_seqs = decode_bucket(inputs.num_seqs, row_step)
         return StepShape(num_seqs, num_seqs, width, num_seqs, is_decode=True)
     if inputs.num_tokens > MAX_MIXED_TOKENS or len(inputs.logits_indices) > max_num_seqs:
         return None
-    num_tokens = -(-inputs.num_tokens // _MIXED_STEP) * _MIXED_STEP
-    num_seqs = decode_bucket(max_num_seqs)
+    num_tokens = _multiple(inputs.num_tokens, _MIXED_STEP)
+    num_seqs = _bucket(max(inputs.num_seqs, len(inputs.logits_indices)), _MIN_MIXED_SEQS, _MIXED_SEQS_FACTOR)
+    num_seqs = _multiple(min(num_seqs, decode_bucket(max_num_seqs)), row_step)
     return StepShape(num_tokens, num_seqs, width, num_seqs, is_decode=False)
 
 
-def decode_bucket(num_seqs: int) -> int:
+def decode_bucket(num_seqs: int, row_step: int = 1) -> int:
     """2, 4, then multiples of 8 to 64, of 16 to 256, of 32 beyond: all wait while a graph for each is captured."""
     if num_seqs <= 4:
-        return _bucket(num_seqs, MIN_SEQS, 2)
+        return _multiple(_bucket(num_seqs, MIN_SEQS, 2), row_step)
     step = 8 if num_seqs <= 64 else 16 if num_seqs <= 256 else 32
-    return -(-num_seqs // step) * step
+    return _multiple(_multiple(num_seqs, step), row_step)
 
 
 class StepBuffers:
@@ -137,6 +144,7 @@ class StepTensors:
             num_tokens=shape.num_tokens,
             max_query_len=1 if shape.is_decode else shape.num_tokens,
             max_context_len=shape.max_blocks * block_size,
+            is_open=not shape.is_decode,
         )
 
 
@@ -172,6 +180,10 @@ def _padding(name: str, shape: StepShape, num_values: int, num_tokens: int) -> i
     if shape.is_decode:
         return np.arange(num_values, shape.num_seqs + 1, dtype=np.int32)
     return num_tokens  # sequences behind the last one have no queries
+
+
+def _multiple(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def _bucket(number: int, least: int, factor: int) -> int:

@@ -20,6 +20,16 @@ from engine.kernels.triton.attention_rows import (
 )
 
 
+@triton.jit
+def _decoded_token(query_start_ptr, sequence, IS_MIXED: tl.constexpr):
+    """The row of a sequence's only query token; -1 if it has none or several, as it may in a mixed step."""
+    if IS_MIXED:
+        token = tl.load(query_start_ptr + sequence)
+        is_decode = tl.load(query_start_ptr + sequence + 1) - token == 1
+        return tl.where(is_decode, token, -1).to(tl.int64)
+    return sequence
+
+
 @triton.jit(do_not_specialize=["table_stride"])
 def decode_kernel(
     q_ptr,
@@ -28,6 +38,7 @@ def decode_kernel(
     out_ptr,
     sinks_ptr,
     tables_ptr,
+    query_start_ptr,
     context_lens_ptr,
     q_token_stride,
     q_head_stride,
@@ -37,6 +48,7 @@ def decode_kernel(
     softcap,
     WINDOW: tl.constexpr,
     IS_SPLIT: tl.constexpr,
+    IS_MIXED: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -45,31 +57,40 @@ def decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One (sequence, kv head, split), to the output, or to parts `[num_seqs, num_heads, num_splits, HEAD_DIM + 2]`."""
-    sequence = tl.program_id(0).to(tl.int64)
-    split = tl.program_id(2)
+    """One (kv head, split, sequence), to the output, or to parts `[num_seqs, num_heads, num_splits, HEAD_DIM + 4]`.
+
+    In this order neighbours read one page at a time, and programs that have nothing to do come between others.
+    """
+    head = tl.program_id(0)
+    split = tl.program_id(1)
+    sequence = tl.program_id(2).to(tl.int64)
+    token = _decoded_token(query_start_ptr, sequence, IS_MIXED)
+    if IS_MIXED:  # noqa: SIM102 (known to the compiler; the other is not)
+        if token < 0:
+            return
     end = tl.load(context_lens_ptr + sequence)
     rows = tl.arange(0, BLOCK_M)
     is_row = rows < GROUP
     mask = is_row[:, None] & (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
-    heads = tl.program_id(1) * GROUP + rows
-    q = load_rows(q_ptr, sequence, heads, q_token_stride, q_head_stride, mask)
+    heads = head * GROUP + rows
+    q = load_rows(q_ptr, token, heads, q_token_stride, q_head_stride, mask)
     positions = tl.zeros((BLOCK_M,), tl.int32) + (end - 1)
     first_key = tl.maximum(split * SPLIT, first_tile(end - 1, WINDOW, BLOCK_N))
     if IS_SPLIT:  # noqa: SIM102 (known to the compiler; the other is not)
         if first_key >= end:  # not read by the merge: a graph has the splits of the longest context that it is for
             return
-    shift = tl.program_id(1) * HEAD_DIM
+    shift = head * HEAD_DIM
     pages = (k_ptr + shift, v_ptr + shift, tables_ptr + sequence * table_stride, slot_stride)
     end = tl.minimum(end, (split + 1) * SPLIT)
     m, s, o = attend_split(q, positions, first_key, end, pages, scaling, softcap, WINDOW, BLOCK_SIZE, HEAD_DIM, BLOCK_N)
-    places = sequence * (tl.num_programs(1) * GROUP) + heads
+    num_heads = tl.num_programs(0) * GROUP
     if IS_SPLIT:
-        store_part(out_ptr, places * tl.num_programs(2) + split, is_row, mask, m, s, o, HEAD_DIM)
+        places = (sequence * num_heads + heads) * tl.num_programs(1) + split
+        store_part(out_ptr, places, is_row, mask, m, s, o, HEAD_DIM)
     else:
         start_m, start_s, start_o = start_rows(sinks_ptr, heads, is_row, BLOCK_M, BLOCK_D)
         m, s, o = merge_split(start_m, start_s, start_o, m, s, o)
-        store_rows(out_ptr, places, mask, s, o, HEAD_DIM)
+        store_rows(out_ptr, token * num_heads + heads, mask, s, o, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["num_splits"])
@@ -77,30 +98,36 @@ def merge_kernel(
     parts_ptr,
     out_ptr,
     sinks_ptr,
+    query_start_ptr,
     context_lens_ptr,
     num_splits,
     num_heads,
     WINDOW: tl.constexpr,
+    IS_MIXED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One (sequence, head): the splits of `parts` in order of position."""
-    sequence = tl.program_id(0)
+    """One (head, sequence): the splits of `parts` in order of position."""
+    sequence = tl.program_id(1).to(tl.int64)
+    token = _decoded_token(query_start_ptr, sequence, IS_MIXED)
+    if IS_MIXED:  # noqa: SIM102 (as above)
+        if token < 0:
+            return
     end = tl.load(context_lens_ptr + sequence)
     dims = tl.arange(0, BLOCK_D)
-    heads = tl.program_id(1) + tl.zeros((1,), tl.int32)
+    heads = tl.program_id(0) + tl.zeros((1,), tl.int32)
     is_row = heads < num_heads
     mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
-    places = sequence.to(tl.int64) * num_heads + heads
+    places = sequence * num_heads + heads
     m, s, o = start_rows(sinks_ptr, heads, is_row, 1, BLOCK_D)
     for split in range(first_tile(end - 1, WINDOW, SPLIT) // SPLIT, tl.cdiv(end, SPLIT)):
-        part = (places * num_splits + split) * (HEAD_DIM + 2)
+        part = (places * num_splits + split) * (HEAD_DIM + 4)
         split_o = tl.load(parts_ptr + part[:, None] + dims[None, :], mask=mask, other=0.0)
         split_m = tl.load(parts_ptr + part + HEAD_DIM)
         split_s = tl.load(parts_ptr + part + HEAD_DIM + 1)
         m, s, o = merge_split(m, s, o, split_m, split_s, split_o)
-    store_rows(out_ptr, places, mask, s, o, HEAD_DIM)
+    store_rows(out_ptr, token * num_heads + heads, mask, s, o, HEAD_DIM)
 
 
 @triton.jit
@@ -143,6 +170,7 @@ def prefill_kernel(
     scaling,
     softcap,
     WINDOW: tl.constexpr,
+    IS_MIXED: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -156,6 +184,9 @@ def prefill_kernel(
     sequence, start, num_queries, first = find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS)
     if first >= num_queries:
         return
+    if IS_MIXED:  # noqa: SIM102 (as above)
+        if num_queries == 1:
+            return
     rows = tl.arange(0, BLOCK_M)
     queries = first + rows // GROUP
     is_row = (rows < TOKENS * GROUP) & (queries < num_queries)

@@ -88,13 +88,19 @@ def max_kernel(logits_ptr, max_ptr, ids_ptr, row_stride, vocab_size, CHUNK: tl.c
 
 
 @triton.jit
+def _total(lanes):
+    return tl.sum(lanes.to(tl.float64), 0)
+
+
+@triton.jit
 def _above(
     row_ptr, vocab_size, most, temperature, min_p, kth, quarter, half, top, BY_MASS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """What lies above three thresholds: how many tokens, or the mass of those that min-p and top-k keep."""
-    above_quarter = tl.full((), 0.0, tl.float64)
-    above_half = tl.full((), 0.0, tl.float64)
-    above_top = tl.full((), 0.0, tl.float64)
+    # Each lane adds up its own tokens: threads wait for each other once a pass, not once a block.
+    above_quarter = tl.zeros((BLOCK,), tl.float32)
+    above_half = tl.zeros((BLOCK,), tl.float32)
+    above_top = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, vocab_size, BLOCK):
         x = load_scaled(row_ptr, start + tl.arange(0, BLOCK), vocab_size, most, temperature)
         order = ordered_bits(x)
@@ -103,10 +109,10 @@ def _above(
             weights = tl.where((weights >= min_p) & (order >= kth), weights, 0.0)
         else:
             weights = tl.where(start + tl.arange(0, BLOCK) < vocab_size, 1.0, 0.0)
-        above_quarter += tl.sum(tl.where(order > quarter, weights, 0.0), 0).to(tl.float64)
-        above_half += tl.sum(tl.where(order > half, weights, 0.0), 0).to(tl.float64)
-        above_top += tl.sum(tl.where(order > top, weights, 0.0), 0).to(tl.float64)
-    return above_quarter, above_half, above_top
+        above_quarter += tl.where(order > quarter, weights, 0.0)
+        above_half += tl.where(order > half, weights, 0.0)
+        above_top += tl.where(order > top, weights, 0.0)
+    return _total(above_quarter), _total(above_half), _total(above_top)
 
 
 @triton.jit

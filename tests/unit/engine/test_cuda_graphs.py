@@ -62,11 +62,17 @@ def test_decodes_are_padded_to_few_numbers_of_sequences(num_seqs: int, bucket: i
 def test_a_steps_shape_depends_on_what_a_graph_bakes_in_alone() -> None:
     limits = {"max_num_seqs": 8, "max_blocks": 100}
     decode = choose_shape(inputs_of([1] * 5, [3, 9, 300, 7, 1]), **limits)
-    assert decode == StepShape(8, 8, 64, 8, is_decode=True)
+    assert decode == StepShape(8, 8, 32, 8, is_decode=True)
     assert choose_shape(inputs_of([1] * 7, [300] * 7), **limits) == decode
     assert choose_shape(inputs_of([1], [1600]), **limits) == StepShape(2, 2, 100, 2, is_decode=True)
     assert choose_shape(inputs_of([1, 130], [3, 130]), **limits) == StepShape(256, 8, 16, 8, is_decode=False)
     assert choose_shape(inputs_of([3000], [3000]), **limits) is None
+    limits["max_num_seqs"] = 200
+    assert choose_shape(inputs_of([1, 130], [3, 130]), **limits) == StepShape(256, 16, 16, 16, is_decode=False)
+    assert choose_shape(inputs_of([1] * 99 + [2], [3] * 100), **limits) == StepShape(128, 208, 16, 208, is_decode=False)
+    unsampled = inputs_of([100], [100])
+    unsampled.logits_indices = unsampled.logits_indices[:0]
+    assert choose_shape(unsampled, **limits) == StepShape(128, 16, 16, 16, is_decode=False)
     scoring = inputs_of([4], [4])
     scoring.scored = largest_step(EngineConfig(model_path="", max_num_seqs=1, max_num_tokens=4), 4).scored
     assert choose_shape(scoring, **limits) is None

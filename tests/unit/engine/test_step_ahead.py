@@ -35,12 +35,18 @@ class FakeRunnerAhead(FakeRunner):
         super().__init__(**options)
         self.info = replace(self.info, runs_ahead=True)
         self.ahead = StepAhead(self._forward, HostToDevice(torch.device("cpu")))
-        self.num_computed = self.num_taken = 0
+        self.num_computed = self.num_taken = self.num_completed = 0
 
     def execute(self, inputs: BatchInputs) -> SampledTokens:
         taken = self.ahead.take(inputs)
         self.num_taken += taken is not None
-        tokens = torch.from_numpy(super().execute(inputs).token_ids) if taken is None else taken
+        if taken is None:
+            tokens = torch.from_numpy(super().execute(inputs).token_ids)
+        elif taken.rest is None:
+            tokens = taken.token_ids
+        else:
+            self.num_completed += 1
+            tokens = torch.cat((taken.token_ids, torch.from_numpy(super().execute(taken.rest).token_ids)))
         self.ahead.launch(inputs, tokens)
         self.ahead.expect(tokens.numpy())
         return SampledTokens(tokens.numpy())
@@ -54,7 +60,7 @@ class FakeRunnerAhead(FakeRunner):
             super()._compute_row(inputs, row)
 
 
-def test_every_decode_but_the_first_ones_is_computed_ahead() -> None:
+def test_every_decode_but_the_first_one_is_computed_ahead() -> None:
     runner = FakeRunnerAhead(num_blocks=64)
     driver = CoreDriver(runner, prompt_lookup="off")
     for seed in range(4):
@@ -62,8 +68,8 @@ def test_every_decode_but_the_first_ones_is_computed_ahead() -> None:
     driver.run()
     for seed in range(4):
         assert driver.outputs[seed] == undisturbed_output(runner.info, [seed, 2, 3], max_tokens=20, seed=seed)
-    # One step gives the first tokens, a decode precedes the first guess, and nobody asks for the last guess.
-    assert (runner.num_taken, runner.num_computed) == (17, 18)
+    # One step gives the first tokens, the first decode precedes the first guess, and nobody asks for the last guess.
+    assert (runner.num_taken, runner.num_computed) == (18, 19)
 
 
 def test_a_guess_serves_those_that_go_on_when_others_end() -> None:
@@ -75,7 +81,20 @@ def test_a_guess_serves_those_that_go_on_when_others_end() -> None:
     for seed in range(4):
         expected = undisturbed_output(runner.info, [seed, 2, 3], max_tokens=6 + 3 * seed, seed=seed)
         assert driver.outputs[seed] == expected
-    assert runner.num_taken == runner.num_computed - 1 == 12
+    assert runner.num_taken == runner.num_computed - 1 == 13
+
+
+def test_a_prompt_that_comes_meanwhile_costs_no_guess() -> None:
+    runner = FakeRunnerAhead(num_blocks=64)
+    driver = CoreDriver(runner, prompt_lookup="off")
+    for seed in range(3):
+        driver.add([seed, 2, 3], max_tokens=20, seed=seed)
+        for _ in range(4):
+            driver.step()
+    driver.run()
+    for seed in range(3):
+        assert driver.outputs[seed] == undisturbed_output(runner.info, [seed, 2, 3], max_tokens=20, seed=seed)
+    assert runner.num_completed == 2 and runner.num_taken == runner.num_computed - 1
 
 
 @pytest.mark.parametrize("block_size", [1, 4])
@@ -99,7 +118,7 @@ def test_comings_endings_aborts_and_preemptions_change_no_token(block_size: int,
             expected[victim] = list(driver.outputs[victim])
         driver.step()
     assert driver.outputs == expected
-    assert runner.num_taken > 0
+    assert runner.num_taken > runner.num_completed > 0
     driver.core.check_integrity()
 
 

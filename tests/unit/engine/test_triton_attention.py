@@ -13,7 +13,7 @@ from engine.attention import self_check, triton_backend
 from engine.attention.select import select_backend
 from engine.attention.self_check import find_fault
 from engine.attention.torch_backend import TorchAttention
-from engine.attention.triton_backend import TritonAttention
+from engine.attention.triton_backend import TritonAttention, choose_split
 from engine.errors import InvalidRequestError
 from tests.fakes.fast_interpreter import speed_up_interpreter
 from tests.fakes.kernel_device import KERNEL_DEVICE, OnKernelDevice, poisoned_memory
@@ -141,6 +141,46 @@ def test_a_step_that_says_how_many_decodes_lead_computes_the_same() -> None:
         outputs.append(output.cpu())
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_a_graphs_step_finds_its_decodes_itself_and_gives_them_the_bits_of_a_step_of_decodes(
+    is_deterministic: bool,
+) -> None:
+    world = build(SHAPES[2], torch.float32, [40, 9, 70, 30])
+    backend = TritonAttention(deterministic=is_deterministic)
+
+    def run(parts: list[tuple[int, int, int]], *, is_open: bool) -> Tensor:
+        """The last step's output, behind a prefill; an open one ends in a sequence that is padding."""
+        cache = world.kv_cache.to(KERNEL_DEVICE)
+        for step in ([(0, 0, 39), (1, 0, 8), (2, 0, 69)], parts):
+            q, k, v, batch = world.step(step)
+            if step is parts and is_open:
+                batch.is_open = True
+                batch.num_seqs += 1
+                batch.query_start = torch.cat([batch.query_start, batch.query_start[-1:]])
+                batch.context_lens = torch.cat([batch.context_lens, torch.zeros(1, dtype=torch.int32)])
+                batch.block_tables = torch.cat([batch.block_tables, batch.block_tables[:1]])
+            for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
+                setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
+            q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
+            rules = {"scaling": 0.2, "sliding_window": None, "softcap": None, "sinks": None}
+            output = backend.forward(q, k, v, cache, batch, **rules)  # type: ignore[arg-type]
+        return output.cpu()
+
+    mixed = run([(0, 39, 40), (3, 0, 30), (1, 8, 9), (2, 69, 70)], is_open=True)
+    decodes = run([(0, 39, 40), (1, 8, 9), (2, 69, 70)], is_open=False)
+    assert torch.equal(mixed[[0, 31, 32]], decodes)
+    torch.testing.assert_close(
+        mixed[1:31].double(), dense_attention(world.sequences[3], scaling=0.2), atol=2e-5, rtol=0
+    )
+
+
+def test_the_splits_of_few_sequences_are_smaller() -> None:
+    assert triton_backend.SPLIT == 32, "as this file sets it"
+    sizes = {programs: choose_split(programs, 64, least=8) for programs in (1, 64, 65, 128, 129)}
+    assert sizes == {1: 8, 64: 8, 65: 16, 128: 16, 129: 32}
+    assert choose_split(1, 64, least=16) == 16 and choose_split(1, 15, least=8) == 32, "all keys are one split"
 
 
 def test_a_sequence_that_went_bad_harms_only_itself() -> None:

@@ -27,6 +27,7 @@ pytestmark = [
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(triton_sampling, "_CHUNK", 512)
     monkeypatch.setattr(triton_sampling, "_BLOCK", 256)
+    monkeypatch.setattr(triton_sampling, "_FILTER_BLOCK", 256)
     with poisoned_memory():
         yield
 
