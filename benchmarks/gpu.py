@@ -4,7 +4,8 @@ Checks every kernel against its twin, the engine against transformers, and rows 
 kernels, the products that `deterministic` could use, and the engine on U(100,1024) → U(100,1024) tokens with random
 weights, alone, behind the queue, and its peers where they are installed. Every stage is a process of its own, and what
 it finds is kept in a journal as it comes: a stage that fails or hangs costs its own time alone, and with `--minutes`
-the whole is done in several calls, each of which goes on where the last one ended and prints all that is known.
+the whole is done in several calls, each of which goes on where the last one ended and prints all that is known of its
+device: another device begins anew in the same journal.
 `--smoke` runs all of it in small on a CPU, under Triton's interpreter, and keeps no result.
 
     python -m benchmarks.gpu [--minutes 9] [--sizes Qwen3-0.6B,Qwen3-8B] [--sequences 1,64,256] [--peers transformers]
@@ -27,7 +28,7 @@ import torch
 
 from benchmarks.gpu_models import MODELS, SIZES
 from benchmarks.gpu_report import report
-from benchmarks.gpu_stages import StageJournal, run_apart, run_here
+from benchmarks.gpu_stages import StageJournal, device_name, run_apart, run_here
 from benchmarks.gpu_work import Settings, Work, stages_of
 
 JOURNAL = MODELS.parent / "gpu.jsonl"
@@ -78,7 +79,7 @@ def main(
         )
         if fresh and stage is None:
             journal.unlink(missing_ok=True)
-        kept = StageJournal(None if smoke else journal)
+        kept = StageJournal(None) if smoke else StageJournal(journal, device_name())
         if smoke or stage is not None:
             work = Work(settings, kept)
             for name in stages_of(settings) if stage is None else [stage]:

@@ -17,7 +17,6 @@ from benchmarks.gpu_timer import Timer
 from engine.model.triton_linear import TritonLinear
 from engine.runner.step_shapes import MAX_MIXED_TOKENS, decode_bucket
 
-LINEAR_COLUMNS = ["model", "layer", "product", "rows with other bits", "time / the library's, by rows"]
 _TIMED_ROWS = (16, 64, 256, 2048)
 _SMOKE_ROWS = (2, 3)
 
@@ -61,7 +60,7 @@ def layers_of(size: ModelSize) -> dict[str, tuple[int, int]]:
 
 
 def compare_linears(size: ModelSize, timer: Timer, *, is_smoke: bool) -> Iterator[list[str]]:
-    """Rows of `LINEAR_COLUMNS`."""
+    """Rows of `gpu_report.LINEAR_COLUMNS`."""
     with torch.inference_mode():
         for layer, shape in layers_of(size).items():
             num_rows = _SMOKE_ROWS if is_smoke else padded_rows(layer)

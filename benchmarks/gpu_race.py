@@ -25,6 +25,9 @@ HERE = Path(__file__).parent
 PEERS = {"transformers": "transformers_cpu_peer.py", "vllm": "vllm_peer.py", "sglang": "sglang_peer.py"}
 
 
+_HOST_GAP = 10.0  # microseconds; from one kernel of a graph to the next it is about one
+
+
 @dataclass(frozen=True, slots=True)
 class RaceSettings:
     """What every contender is started with."""
@@ -32,6 +35,13 @@ class RaceSettings:
     folder: Path
     device: torch.device
     is_smoke: bool
+
+
+class OursOnGpu(Ours):
+    @property
+    def step_tokens(self) -> int | None:
+        """Tokens of a step, if they were measured."""
+        return self._engine.info.step_tokens
 
 
 class Queued:
@@ -52,7 +62,7 @@ def ours(settings: RaceSettings, **more: object) -> Iterator[Contender]:
     options: dict[str, object] = {"device": str(settings.device), "dtype": "bfloat16", "prefix_caching": False}
     options |= {"attention": "triton", "prompt_lookup": "off"} | (smoke if settings.is_smoke else {"max_num_seqs": 512})
     with InferenceEngine(str(settings.folder), **options | more) as engine:  # type: ignore[arg-type]
-        yield Ours(engine)
+        yield OursOnGpu(engine)
 
 
 @contextmanager
@@ -108,31 +118,40 @@ def first_job_seconds(settings: RaceSettings) -> float:
         return time.perf_counter() - start
 
 
-def idle_share(settings: RaceSettings, num_seqs: int, end_id: int) -> float:
-    """Of the time of 50 decode steps of `num_seqs` sequences, the part in which the device computed nothing."""
+def idle_shares(settings: RaceSettings, num_seqs: int, end_id: int) -> tuple[float, float]:
+    """`gap_shares` of 50 decode steps of `num_seqs` sequences of the race's lengths."""
     device = str(settings.device)
     config = EngineConfig(model_path=str(settings.folder), device=device, attention="triton", max_num_seqs=num_seqs)
     core = EngineCore(config)
-    workload = uniform_workload(num_seqs, (100, 400), (200, 200), seed=3, end_id=end_id)
+    workload = uniform_workload(num_seqs, (100, 1024), (400, 400), seed=3, end_id=end_id)
     for i, (prompt, limit) in enumerate(zip(workload.prompts, workload.max_tokens, strict=True)):
         params = SamplingParams(max_tokens=limit, temperature=0.0, ignore_eos=True)
         core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=params))
-    while core.get_stats().num_waiting or core.get_stats().num_steps < 60:  # graphs are captured by then
+    while core.get_stats().num_waiting:
+        core.step()
+    for _ in range(40):  # graphs are captured by then
         core.step()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(50):
             core.step()
         torch.cuda.synchronize()
-    spans = sorted(
+    spans = [
         (event.time_range.start, event.time_range.end)
         for event in profile.events() or []
         if event.device_type == torch.autograd.DeviceType.CUDA
-    )
+    ]
     if not spans:
         raise PeerError("the profiler saw no kernels on the device")
-    busy, reached = 0.0, spans[0][0]
+    return gap_shares(spans)
+
+
+def gap_shares(spans: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of the time that spans of microseconds cover, the part between them, and that of gaps that a host makes alone."""
+    spans = sorted(spans)
+    begin = reached = spans[0][0]
+    gaps = []
     for start, end in spans:
-        busy += max(0.0, end - max(start, reached))
+        gaps.append(max(0.0, start - reached))
         reached = max(reached, end)
-    return 1 - busy / (reached - spans[0][0])
+    return sum(gaps) / (reached - begin), sum(gap for gap in gaps if gap > _HOST_GAP) / (reached - begin)

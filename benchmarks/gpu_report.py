@@ -1,11 +1,11 @@
 """The tables of the GPU benchmark, made of whatever its stages have found so far."""
 
-from benchmarks.gpu_linears import LINEAR_COLUMNS
 from benchmarks.gpu_stages import Finding, StageJournal
 from benchmarks.gpu_work import OURS, Settings, stages_of
 from benchmarks.report import print_and_keep, print_table
 
 KERNEL_COLUMNS = ["model", "kernel", "case", "µs", "rate", "share of limit"]
+LINEAR_COLUMNS = ["model", "layer", "product", "rows with other bits", "time / the library's, by rows"]
 ENGINE_COLUMNS = [
     "model",
     "sequences",

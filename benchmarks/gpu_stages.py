@@ -23,16 +23,21 @@ LEAST_SECONDS = 20  # no stage is begun with less
 
 @dataclass(slots=True)
 class StageJournal:
-    """Findings by stage, and how each stage ended: `done`, or why it was not. `path` None: kept in memory alone."""
+    """Findings by stage, and how each stage ended: `done`, or why it was not. `path` None: kept in memory alone.
+
+    One file has those of several devices, each of which is known by its own alone.
+    """
 
     path: Path | None
+    device: str = ""
     outcomes: dict[str, str] = field(default_factory=dict)
     _findings: dict[str, list[Finding]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.path is not None and self.path.exists():
-            for line in self.path.read_text().splitlines():
-                self._take(json.loads(line))
+            for entry in map(json.loads, self.path.read_text().splitlines()):
+                if entry["device"] == self.device:
+                    self._take(entry)
 
     def begin(self, stage: str) -> None:
         """What an earlier try of the stage found is forgotten."""
@@ -64,7 +69,7 @@ class StageJournal:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(json.dumps(entry | {"device": self.device}) + "\n")
 
     def _take(self, entry: Finding) -> None:
         if "begin" in entry:
@@ -73,6 +78,15 @@ class StageJournal:
             self.outcomes[entry["end"]] = entry["outcome"]
         else:
             self._findings.setdefault(entry["stage"], []).append(entry["finding"])
+
+
+def device_name() -> str:
+    """The GPU's, without a CUDA context in this process; empty where there is none."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    with suppress(OSError):
+        names = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")
+        return names[0].strip()
+    return ""
 
 
 def run_here(stage: str, run: Callable[[], None], journal: StageJournal) -> None:

@@ -1,7 +1,8 @@
 """What each stage of the GPU benchmark does, and in which order they come: the most telling first.
 
 A stage finds values of a kind: `check` (name, result), `limits`, `kernel` and `linear` (rows of their tables), `run`
-(one workload of one contender) and `note`. How a process of its own is made of it is `gpu_stages`' matter.
+(one workload of one contender) and `note`. How a process of its own is made of it is `gpu_stages`' matter; so that each
+begins soon, a stage imports what it alone needs: transformers takes seconds.
 """
 
 import platform
@@ -10,27 +11,23 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 import triton
 
 from benchmarks.cpu_peers import Contender, latencies
-from benchmarks.gpu_checks import check_engine, check_kernels, check_tests
-from benchmarks.gpu_kernels import measure_limits, time_kernels
-from benchmarks.gpu_linears import compare_linears
 from benchmarks.gpu_models import SIZES, SMOKE_SIZE, DeviceLimits, ModelSize, least_seconds, random_model
-from benchmarks.gpu_race import RaceSettings, first_job_seconds, idle_share, measure, ours, peer, queued
+from benchmarks.gpu_race import OursOnGpu, RaceSettings, first_job_seconds, idle_shares, measure, ours, peer, queued
 from benchmarks.gpu_stages import StageJournal
 from benchmarks.gpu_timer import Timer
 from benchmarks.workload import Workload, uniform_workload
 from tests.fakes.fast_interpreter import speed_up_interpreter
-from tests.fakes.small_tiles import set_small_tiles
 
 OURS = "promptmill"
-# Ours with other settings; in short steps the first of many prompts does not wait for the last.
-VARIANTS = {"promptmill, deterministic": {"deterministic": True}, "promptmill, 2048 a step": {"max_num_tokens": 2048}}
+# Ours with other settings; how many tokens a step has by default it measures itself.
+VARIANTS = {"promptmill, deterministic": {"deterministic": True}, "promptmill, 8192 a step": {"max_num_tokens": 8192}}
 QUEUED = "promptmill, queued"
 
 
@@ -80,6 +77,8 @@ class Work:
         self._timer = Timer(self._device, rounds=1 if settings.is_smoke else 20)
         speed_up_interpreter()
         if settings.is_smoke:
+            from tests.fakes.small_tiles import set_small_tiles
+
             set_small_tiles(setattr)
 
     def function(self, stage: str) -> Callable[[], None]:
@@ -102,26 +101,34 @@ class Work:
         return partial(functions[kind], stage, size, *rest[1:])
 
     def _limits(self) -> None:
+        from benchmarks.gpu_kernels import measure_limits
+
         is_smoke = self._settings.is_smoke
         if not is_smoke:
             self._note("limits", f"On {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}.")
-        versions = f"torch {torch.__version__}, Triton {triton.__version__}, transformers {transformers.__version__}"
+        versions = f"torch {torch.__version__}, Triton {triton.__version__}, transformers {version('transformers')}"
         self._note("limits", f"Python {platform.python_version()}, {versions}; checks with seed {self._settings.seed}.")
         limits = measure_limits(self._timer, num_bytes=1 << (20 if is_smoke else 32), matrix=64 if is_smoke else 8192)
         self._journal.add("limits", kind="limits", **asdict(limits))
 
     def _kernel_checks(self, stage: str, size: ModelSize) -> None:
+        from benchmarks.gpu_checks import check_kernels
+
         is_first = size is self._settings.models[0]
         dtypes = (torch.bfloat16, torch.float16, torch.float32) if is_first else (torch.bfloat16,)
         for name, result in check_kernels(size, self._device, self._settings.seed, dtypes):
             self._journal.add(stage, kind="check", name=f"{size.name}, {name}", result=result)
 
     def _engine_checks(self, stage: str, size: ModelSize) -> None:
+        from benchmarks.gpu_checks import check_engine
+
         num_tokens = 9 if self._settings.is_smoke else 300
         for name, result in check_engine(size, self._folder(size), self._device, num_tokens=num_tokens):
             self._journal.add(stage, kind="check", name=f"{size.name}, {name}", result=result)
 
     def _tests(self, stage: str, size: ModelSize) -> None:
+        from benchmarks.gpu_checks import check_tests
+
         if not self._settings.is_smoke:
             self._journal.add(stage, kind="check", name="tests/gpu", result=check_tests())
 
@@ -129,10 +136,14 @@ class Work:
         self._folder(size)
 
     def _kernels(self, stage: str, size: ModelSize) -> None:
+        from benchmarks.gpu_kernels import time_kernels
+
         for row in time_kernels(size, self._timer, self._measured_limits(), is_smoke=self._settings.is_smoke):
             self._journal.add(stage, kind="kernel", row=[size.name, *row])
 
     def _linears(self, stage: str, size: ModelSize) -> None:
+        from benchmarks.gpu_linears import compare_linears
+
         for row in compare_linears(size, self._timer, is_smoke=self._settings.is_smoke):
             self._journal.add(stage, kind="linear", row=row)
 
@@ -141,6 +152,8 @@ class Work:
         end_id = min(size.vocab, 40_000)
         workloads = self._workloads(name, end_id)
         with self._contender(name, self._race_settings(size)) as contender:
+            if isinstance(contender, OursOnGpu) and contender.step_tokens is not None:
+                self._note(stage, f"{size.name}, {name}: steps of {contender.step_tokens} tokens at most, as measured.")
             measured = measure(contender, workloads, end_id, num_runs=1 if self._settings.is_smoke else 2)
             for workload, (run, first) in zip(workloads, measured, strict=True):
                 ttft, itl = latencies([run])
@@ -178,8 +191,12 @@ class Work:
     def _idle(self, stage: str, size: ModelSize) -> None:
         if self._settings.is_smoke:
             return
-        idle = idle_share(self._race_settings(size), 256, min(size.vocab, 40_000))
-        self._note(stage, f"{size.name}: the GPU was idle for {idle:.1%} of 50 decode steps of 256 sequences.")
+        idle, by_host = idle_shares(self._race_settings(size), 256, min(size.vocab, 40_000))
+        self._note(
+            stage,
+            f"{size.name}: the GPU computed nothing for {idle:.1%} of the time of 50 decode steps of 256 sequences: "
+            f"for {by_host:.1%} it waited for the host, the rest lies between one kernel and the next.",
+        )
 
     def _first_job(self, stage: str, size: ModelSize) -> None:
         seconds = first_job_seconds(self._race_settings(size))

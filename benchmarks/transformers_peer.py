@@ -26,15 +26,11 @@ def main(model_dir: str, dtype: str, num_blocks: str) -> None:
         reply = run(model, json.loads(line), int(num_blocks))
 
 
-def run(model: Any, workload: dict[str, Any], num_blocks: int) -> dict[str, Any]:
+def run(model: Any, workload: dict[str, Any], num_blocks: int | None) -> dict[str, Any]:
+    """num_blocks: of its cache; None: its own choice of that and all else, as on a GPU, whose memory it measures."""
     generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1024)
-    # The page size of 16 is ours; a whole run fits the cache, as it does in ours. Some versions name it otherwise.
-    page_size = (
-        "page_size" if "page_size" in {field.name for field in fields(ContinuousBatchingConfig)} else "block_size"
-    )
-    config = ContinuousBatchingConfig(**{page_size: 16}, num_blocks=num_blocks, max_batch_tokens=1024)
     with model.continuous_batching_context_manager(
-        generation_config=generation, continuous_batching_config=config, block=True, timeout=5
+        generation_config=generation, continuous_batching_config=_config(num_blocks), block=True, timeout=5
     ) as manager:
         start = time.perf_counter()
         for prompt, max_tokens in zip(workload["prompts"], workload["max_tokens"], strict=True):
@@ -50,6 +46,16 @@ def run(model: Any, workload: dict[str, Any], num_blocks: int) -> dict[str, Any]
                 num_tokens += len(result.generated_tokens)
         seconds = time.perf_counter() - start
     return {"seconds": seconds, "num_tokens": num_tokens}
+
+
+def _config(num_blocks: int | None) -> ContinuousBatchingConfig:
+    if num_blocks is None:
+        return ContinuousBatchingConfig()
+    # The page size of 16 is ours; a whole run fits the cache, as it does in ours. Some versions name it otherwise.
+    page_size = (
+        "page_size" if "page_size" in {field.name for field in fields(ContinuousBatchingConfig)} else "block_size"
+    )
+    return ContinuousBatchingConfig(**{page_size: 16}, num_blocks=num_blocks, max_batch_tokens=1024)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import gpu_stages
 from benchmarks.gpu_models import DeviceLimits, ModelSize, least_seconds
+from benchmarks.gpu_race import gap_shares
 from benchmarks.gpu_stages import StageJournal, run_apart, run_here
 from benchmarks.workload import Workload
 
@@ -94,6 +95,22 @@ def test_a_journal_in_memory_has_what_stages_in_this_process_find() -> None:
     journal.end("b", "it took more than 300 s")
     assert [journal.is_settled(stage, again=False) for stage in "abc"] == [True, True, False]
     assert [journal.is_settled(stage, again=True) for stage in "abc"] == [True, False, False]
+
+
+def test_a_journal_keeps_the_findings_of_two_devices_apart(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    for number, device in enumerate(("H100", "H200")):
+        journal = StageJournal(path, device)
+        assert not journal.is_settled("a", again=False), "what another device found says nothing of this one"
+        run_here("a", lambda journal=journal, number=number: journal.add("a", kind="n", value=number), journal)
+    assert [StageJournal(path, device).findings("n")[0]["value"] for device in ("H100", "H200")] == [0, 1]
+    assert StageJournal(path, "H100").outcomes == {"a": "done"}
+
+
+def test_a_device_is_idle_between_spans_that_may_lie_in_each_other() -> None:
+    spans = [(100.0, 140.0), (0.0, 40.0), (10.0, 20.0), (42.0, 80.0)]
+    assert gap_shares(spans) == (22 / 140, 20 / 140)
+    assert gap_shares([(5.0, 6.0)]) == (0.0, 0.0)
 
 
 def test_where_the_queues_packages_are_missing_its_stage_alone_is_left_out(tmp_path: Path) -> None:
