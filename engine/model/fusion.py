@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class FusionKit:
     rows: RowKernels  # what norms and activations are computed with
     attention: Callable[..., FusedAttention]  # of the arguments of `FusedAttention`
     layer: Callable[[nn.Module], nn.Module]  # a whole decoder layer of fused parts
+    link: Callable[[nn.Module, nn.Module], None] = lambda layer, following: None  # two of them, one after the other
 
 
 def fuse_model(model: nn.Module, kit: FusionKit, device: torch.device, dtype: torch.dtype) -> str:
@@ -56,11 +58,12 @@ def fuse_model(model: nn.Module, kit: FusionKit, device: torch.device, dtype: to
 def choose_kit(uses_triton: bool, device: torch.device, dtype: torch.dtype, kernels_dir: Path) -> FusionKit | None:
     """What modules are fused with; None: with nothing."""
     if uses_triton:
-        from engine.model.paged_modules import PagedAttentionModule, PagedLayer
+        from engine.model.paged_modules import PagedAttentionModule, PagedLayer, link_layers
         from engine.model.triton_rows import TritonRows
 
         triton_rows = TritonRows()
-        return FusionKit(triton_rows, partial(PagedAttentionModule, triton_rows), partial(PagedLayer, triton_rows))
+        attention, layer = partial(PagedAttentionModule, triton_rows), partial(PagedLayer, triton_rows)
+        return FusionKit(triton_rows, attention, layer, link_layers)
     from engine.model.native_rows import DTYPES, NativeRows
 
     if device.type != "cpu" or dtype not in DTYPES:
@@ -131,8 +134,12 @@ class Fusion:
                 num_mlps += self._replace(parent, name, self._mlp(module))
         for parent, name in _places(self.model, lambda module: type(module).__name__.endswith("RMSNorm")):
             num_norms += self._replace(parent, name, self._norm(getattr(parent, name)))
-        for parent, name in _places(self.model, lambda module: hasattr(module, "self_attn")):
+        places = _places(self.model, lambda module: hasattr(module, "self_attn"))
+        for parent, name in places:
             num_layers += self._replace(parent, name, self._layer(getattr(parent, name)))
+        if num_layers == len(places):
+            for layer, following in pairwise(getattr(parent, name) for parent, name in places):
+                self.kit.link(layer, following)
         for fused, layer in self._on_trial:
             fused.attention = layer
         counts = f"{num_attentions} attentions, {num_mlps} mlps, {num_norms} norms"

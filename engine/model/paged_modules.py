@@ -1,10 +1,12 @@
 """What replaces a decoder's modules on a GPU: one kernel from merged rows to pages, one for an addition and a norm.
 
-A layer is then ten kernels, eleven where a decode's keys are split: norm, q k v, rotation and writing, attention,
-output, addition with norm, gate and up, activation, down, addition. Whether a module computes what its original does
-is not known here: `engine.model.fusion` tries it.
+A layer is then nine kernels, ten where a decode's keys are split: q k v, rotation and writing, attention, output,
+addition with norm, gate and up, activation, down, addition with the norm of the layer behind it. Only the first has a
+norm before, and the last an addition alone. Whether a module computes what its original does is not known here:
+`engine.model.fusion` tries it.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,6 +49,27 @@ class PagedAttentionModule(FusedAttention):
         return self.o(output.view(1, len(qkv), q_size)), None
 
 
+@dataclass(slots=True, eq=False)
+class _FirstNorm:
+    """A layer's first norm, which the layer before computes together with its output: from hand to hand, once."""
+
+    weight: Tensor
+    rule: NormRule
+    _output: Tensor | None = None
+    _normed: Tensor | None = None
+
+    def give(self, output: Tensor, normed: Tensor) -> Tensor:
+        """The layer's output; both `[num_rows, size]`, the output returned as `[1, num_rows, size]`."""
+        self._output, self._normed = output[None], normed[None]
+        return self._output
+
+    def take(self, hidden_states: Tensor) -> Tensor | None:
+        """The norm of what a layer is given, if that very tensor was the output of the one before."""
+        normed = self._normed if hidden_states is self._output else None
+        self._output = self._normed = None
+        return normed
+
+
 class PagedLayer(nn.Module):
     """Norm, attention, addition and norm in one, MLP, addition: the layer that most decoders have."""
 
@@ -62,13 +85,26 @@ class PagedLayer(nn.Module):
             raise AttributeError("the layer's norm or attention is not fused")
         self._weight = norm.weight
         self._rule = _rule(norm)
+        first = self.input_layernorm
+        self.first_norm = _FirstNorm(first.weight, _rule(first)) if isinstance(first, FusedNorm) else None
+        self.next_norm: _FirstNorm | None = None  # the first of the layer behind this one
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """hidden_states: `[1, T, hidden_size]`."""
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-        total, normed = self._rows.add_norm(attended[0], hidden_states[0], self._weight, self._rule)
-        output: Tensor = total[None] + self.mlp(normed[None])
-        return output
+        normed = None if self.first_norm is None else self.first_norm.take(hidden_states)
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states) if normed is None else normed, **kwargs)
+        total, rows = self._rows.add_norm(attended[0], hidden_states[0], self._weight, self._rule)
+        output: Tensor = self.mlp(rows[None])
+        following = self.next_norm
+        if following is None or not output.is_contiguous():
+            return total[None] + output
+        return following.give(*self._rows.add_norm(output[0], total, following.weight, following.rule))
+
+
+def link_layers(layer: nn.Module, following: nn.Module) -> None:
+    """Have a layer compute the first norm of the one behind it, where both are of this kind."""
+    if isinstance(layer, PagedLayer) and isinstance(following, PagedLayer):
+        layer.next_norm = following.first_norm
 
 
 def _head_norms(q_norm: FusedNorm | None, k_norm: FusedNorm | None, head_dim: int) -> HeadNorms | None:

@@ -85,6 +85,25 @@ def test_a_decoder_layer_is_so_many_kernels(architecture: str, num_kernels: int,
     assert len(launched) == num_kernels <= 12, launched
 
 
+def test_a_layer_behind_another_is_given_its_first_norm_and_computes_it_itself_for_other_rows(tmp_path: Path) -> None:
+    model = load(make_tiny_model("llama", tmp_path))
+    model.allocate_kv_cache(4)
+    first, second = (module for module in model.model.modules() if isinstance(module, PagedLayer))
+    hidden = torch.randn(2, 48, generator=torch.Generator().manual_seed(0))
+    model.context.batch = batch_of([(0, 5, 6), (1, 9, 10)], (torch.arange(2), torch.arange(2, 4)))
+    angles = torch.ones(1, 2, 8), torch.zeros(1, 2, 8)
+    with torch.inference_mode():
+        given = first(hidden[None], position_embeddings=angles)
+        with counted_kernels() as launched:
+            output = second(given, position_embeddings=angles)
+        assert len(launched) == 9 and "norm_kernel" not in launched
+        with counted_kernels() as launched:
+            again = second(given, position_embeddings=angles)
+        assert len(launched) == 10 and "norm_kernel" in launched and torch.equal(again, output)
+        first(hidden[None] + 1, position_embeddings=angles)
+        assert torch.equal(second(given, position_embeddings=angles), output), "what is given is for one tensor alone"
+
+
 def count(model: LoadedModel, kind: type[nn.Module]) -> int:
     return sum(isinstance(module, kind) for module in model.model.modules())
 
