@@ -11,8 +11,9 @@ from benchmarks.gpu_timer import Timer
 from engine.attention.base import AttentionBatch, PageSlots
 from engine.attention.triton_backend import TritonAttention
 from engine.model.triton_rows import NormRule, TritonRows
+from engine.sampler import SamplingBatch
 from engine.triton_sampling import TritonSampler
-from tests.fakes.sampling_batches import random_batch
+from tests.fakes.sampling_batches import batch_of, random_batch
 
 
 def measure_limits(timer: Timer, *, num_bytes: int, matrix: int) -> DeviceLimits:
@@ -28,7 +29,7 @@ def measure_limits(timer: Timer, *, num_bytes: int, matrix: int) -> DeviceLimits
 
 def time_kernels(size: ModelSize, timer: Timer, limits: DeviceLimits, *, is_smoke: bool) -> Iterator[list[str]]:
     """Rows of kernel, case, microseconds, rate and share of the limit; by the bytes or operations that it must do."""
-    decodes = [(2, 20)] if is_smoke else [(64, 1024), (16, 1024), (256, 1024), (1, 8192), (16, 8192)]
+    decodes = [(2, 20)] if is_smoke else [(64, 1024), (16, 1024), (256, 1024), (1, 1024), (1, 8192), (16, 8192)]
     prefills = [20] if is_smoke else [512, 4096]
     num_rows = 4 if is_smoke else 256
     for num_seqs, context in decodes:
@@ -36,7 +37,7 @@ def time_kernels(size: ModelSize, timer: Timer, limits: DeviceLimits, *, is_smok
     for length in prefills:
         yield _prefill(size, timer, limits, length)
     yield from _rows(size, timer, limits, num_rows)
-    yield _sampler(size, timer, num_rows, limits)
+    yield from _samplers(size, timer, num_rows, limits)
 
 
 def _by_bytes(name: str, case: str, seconds: float, num_bytes: float, limits: DeviceLimits) -> list[str]:
@@ -107,13 +108,19 @@ def _rows(size: ModelSize, timer: Timer, limits: DeviceLimits, num_rows: int) ->
     return [_by_bytes(name, case, timer.seconds(run, num_sets), count, limits) for name, (run, count) in runs.items()]
 
 
-def _sampler(size: ModelSize, timer: Timer, num_rows: int, limits: DeviceLimits) -> list[str]:
+def _samplers(size: ModelSize, timer: Timer, num_rows: int, limits: DeviceLimits) -> Iterator[list[str]]:
+    """By one reading of the logits, as if nothing else were to be done."""
     logits = torch.randn(num_rows, size.vocab, device=timer.device) * 3
-    batch = random_batch(num_rows, seed=0)
-    for name in batch.__slots__:
-        setattr(batch, name, getattr(batch, name).to(timer.device))
-    seconds = timer.seconds(lambda _: TritonSampler().sample(logits, batch))
-    return _by_bytes("sampler, all filters", f"{num_rows} x {size.vocab}", seconds, 4 * logits.numel(), limits)
+    batches = {
+        "greedy": batch_of(num_rows, temperature=0.0),
+        "drawn": batch_of(num_rows),
+        "top-p": batch_of(num_rows, top_p=0.9),
+        "all filters": random_batch(num_rows, seed=0),
+    }
+    for name, batch in batches.items():
+        moved = SamplingBatch(*(getattr(batch, field).to(timer.device) for field in SamplingBatch.__slots__))
+        seconds = timer.seconds(lambda _, moved=moved: TritonSampler().sample(logits, moved))  # type: ignore[misc]
+        yield _by_bytes(f"sampler, {name}", f"{num_rows} x {size.vocab}", seconds, 4 * logits.numel(), limits)
 
 
 def _draw(timer: Timer, *shape: int) -> Tensor:

@@ -5,6 +5,7 @@ Triton's interpreter takes milliseconds for each.
 
 from collections.abc import Callable
 
+from engine import triton_sampling
 from engine.attention import self_check, triton_backend
 from engine.model import triton_linear
 
@@ -16,4 +17,5 @@ def set_small_tiles(set_attribute: Callable[[object, str, object], None]) -> Non
     set_attribute(triton_linear, "_TRIAL_SHAPE", (33, 50))
     set_attribute(triton_backend, "SPLIT", 16)
     set_attribute(triton_backend, "_TILE_KEYS", 16)
+    set_attribute(triton_sampling, "_FILTER_BLOCK", 512)
     set_attribute(self_check, "_LENGTHS", {"cpu": [33, 17], "cuda": [600, 17]})

@@ -68,6 +68,10 @@ def test_a_steps_shape_depends_on_what_a_graph_bakes_in_alone() -> None:
     assert choose_shape(inputs_of([1, 130], [3, 130]), **limits) == StepShape(256, 8, 16, 8, is_decode=False)
     assert choose_shape(inputs_of([3000], [3000]), **limits) is None
     limits["max_num_seqs"] = 200
+    wide = choose_shape(inputs_of([1] * 3, [3] * 3), **limits, row_step=64)
+    assert wide == StepShape(64, 64, 16, 64, is_decode=True)
+    wide = choose_shape(inputs_of([1, 130], [3, 130]), **limits, row_step=64)
+    assert wide == StepShape(256, 64, 16, 64, is_decode=False)
     assert choose_shape(inputs_of([1, 130], [3, 130]), **limits) == StepShape(256, 16, 16, 16, is_decode=False)
     assert choose_shape(inputs_of([1] * 99 + [2], [3] * 100), **limits) == StepShape(128, 208, 16, 208, is_decode=False)
     unsampled = inputs_of([100], [100])
