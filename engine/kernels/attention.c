@@ -2,13 +2,14 @@
  *
  * The twin of engine/attention/torch_backend.py, which states the formula: keys in chunks of CHUNK counted from
  * position 0, chunks merged in order of position. A row (one query token, one head) is computed from its query and from
- * the keys and values it sees, each operation in a fixed order: q.k by lanes and then down their tree; the sum of a
- * chunk's exponentials by lanes and down the tree; the weighted values key by key. Tiles, tasks and threads choose only
- * when an operation happens, never which: a row's bits do not depend on them.
+ * the keys and values it sees, each operation in a fixed order: q.k dimension by dimension; the sum of a chunk's
+ * exponentials by lanes and down their tree; the weighted values key by key. Exponentials are powers of two: the query is
+ * scaled by log2(e), too. Tiles, tasks and threads choose only when an operation happens, never which: a row's bits do
+ * not depend on them.
  *
  * A task is a tile of query tokens of one sequence, for one kv head or, for a decode, for a range of them, so that
- * whole pages are read front to back. Keys are taken in blocks of KEY_BLOCK that stay in the L1 cache for all rows of a
- * task.
+ * whole pages are read front to back. Keys are taken in blocks of BLOCK_PANELS that stay in the L1 cache for all rows of
+ * a task.
  */
 #include <stdlib.h>
 
@@ -42,25 +43,6 @@ static void find_panels(const attention_args *a, scratch *s, const int32_t *tabl
   }
   s->head_bytes = head_size * size_of(a->kv_format);
   s->key_step = a->block_size;
-}
-
-/* Copy the task's panels into float32, and point there. */
-static void widen_panels(const attention_args *a, scratch *s, const task *t, int first, int last) {
-  int64_t head_size = (int64_t)CHUNK * a->head_dim;
-  for (int p = first / LANES; p * LANES < last; p++) {
-    float *keys = s->packed_keys + p * LANES * a->head_dim, *values = s->packed_values + p * LANES * a->head_dim;
-    for (int h = t->first_head; h < t->last_head; h++) {
-      const char *from_keys = s->keys[p] + h * s->head_bytes, *from_values = s->values[p] + h * s->head_bytes;
-      for (int d = 0; d < a->head_dim; d++)
-        store(keys + h * head_size + d * LANES, load(at(from_keys, d * s->key_step, a->kv_format), 0, a->kv_format));
-      for (int d = 0; d < a->head_dim; d++) /* as many lanes in all */
-        store(values + h * head_size + d * LANES, load(from_values, d, a->kv_format));
-    }
-    s->keys[p] = (const char *)keys;
-    s->values[p] = (const char *)values;
-  }
-  s->head_bytes = head_size * sizeof(float);
-  s->key_step = LANES;
 }
 
 /* Make float32 panels of keys [first, last) that lie in blocks, or have dimensions, of no whole number of lanes. */
@@ -118,8 +100,8 @@ INLINE void attend_panels(const attention_args *a, scratch *s, const task *t, in
     }
   for (int row = 0; row < num_rows; row++)
     if (s->first[row] < s->last[row])
-      weigh(s->scores + (int64_t)row * CHUNK, s->first[row], s->last[row], a->scaling, a->softcap,
-            &s->chunk_maximum[row], &s->chunk_total[row]);
+      weigh(s->scores + (int64_t)row * STRIDE, s->first[row], s->last[row], a->softcap, &s->chunk_maximum[row],
+            &s->chunk_total[row]);
   memset(s->part, 0, (size_t)num_rows * dim_lanes * LANES * sizeof(float));
   for (int p = begin; p < end; p += BLOCK_PANELS)
     for (int h = t->first_head; h < t->last_head; h++) {
@@ -153,10 +135,7 @@ static void attend_chunk(const attention_args *a, scratch *s, const task *t, int
   int is_regular = a->block_size % LANES == 0 && a->head_dim % LANES == 0;
   if (is_regular) {
     find_panels(a, s, table, start, first, last);
-    if (is_decode)
-      format = a->kv_format;
-    else if (a->kv_format != F32)
-      widen_panels(a, s, t, first, last); /* it pays where many rows read them, and changes no bit */
+    format = a->kv_format;
   } else {
     gather_panels(a, s, t, table, start, first, last);
   }
@@ -174,14 +153,16 @@ static void run_task(const attention_args *a, scratch *s, const task *t) {
   int rows_per_head = (t->last_token - t->first_token) * group;
   int offset = a->context_lens[t->seq] - (a->query_start[t->seq + 1] - query_start); /* position of the first query */
   int64_t padded = padded_dim(a);
+  /* Scores are powers of two; a soft cap wants them first as they are. */
+  float scaling = a->softcap > 0 ? a->scaling : a->scaling * LOG2_E;
   for (int h = t->first_head; h < t->last_head; h++)
     for (int i = 0; i < rows_per_head; i++, row++) {
       int token = query_start + t->first_token + i / group, head = h * group + i % group;
       const void *from = at(a->q, token * a->q_strides[0] + head * a->q_strides[1], a->format);
       float *q = s->q + (h - t->first_head) * queries_size(a, rows_per_head) + i / MAX_ROWS * MAX_ROWS * a->head_dim;
-      for (int d = 0; d < a->head_dim; d++) q[d * MAX_ROWS + i % MAX_ROWS] = get(from, d, a->format);
+      for (int d = 0; d < a->head_dim; d++) q[d * MAX_ROWS + i % MAX_ROWS] = get(from, d, a->format) * scaling;
       s->position[row] = offset + t->first_token + i / group;
-      s->maximum[row] = a->sinks ? a->sinks[head] : -INFINITY;
+      s->maximum[row] = a->sinks ? a->sinks[head] * LOG2_E : -INFINITY;
       s->total[row] = a->sinks ? 1 : 0;
     }
   memset(s->sum, 0, (size_t)row * padded * sizeof(float));
@@ -252,14 +233,14 @@ static scratch *get_scratch(const attention_args *a) {
   int64_t rows = at_least(tile_tokens(a) * (a->num_heads / a->num_kv_heads), a->num_heads);
   int64_t padded = padded_dim(a), packed = a->num_kv_heads * CHUNK * padded;
   int64_t queries = (rows + a->num_kv_heads * MAX_ROWS) * padded;
-  size_t size = sizeof(scratch) + LINE + sizeof(float) * (queries + rows * (2 * padded + CHUNK + 7) + 2 * packed);
+  size_t size = sizeof(scratch) + LINE + sizeof(float) * (queries + rows * (2 * padded + STRIDE + 7) + 2 * packed);
   scratch *s = take_room(size);
   if (!s) return NULL;
   s->q = (float *)(((uintptr_t)(s + 1) + LINE - 1) / LINE * LINE);
   s->part = s->q + queries;
   s->sum = s->part + rows * padded;
   s->scores = s->sum + rows * padded;
-  s->packed_keys = s->scores + rows * CHUNK;
+  s->packed_keys = s->scores + rows * STRIDE;
   s->packed_values = s->packed_keys + packed;
   s->maximum = s->packed_values + packed;
   s->total = s->maximum + rows;

@@ -13,16 +13,20 @@
 #include "lanes.h"
 
 #define CHUNK 256 /* keys; the arithmetic's own, see torch_backend.CHUNK_SIZE */
+#define STRIDE (CHUNK + LANES) /* of rows of scores: a power of two would crowd a few sets of the L1 cache */
 #define NUM_PANELS (CHUNK / LANES)
+#define LOG2_E 1.44269504088896341f
 /* A tile is MAX_ROWS rows by WIDE lanes, or half as many rows by twice the lanes: 12 accumulators, beside two vectors of
- * keys or values and one of a query or weight, of 16 registers (AVX2); a multiply-add takes four cycles, of two a cycle. */
+ * keys or values and one of a query or weight, or the other way round, of 16 registers (AVX2); a multiply-add takes four
+ * cycles, of two a cycle. */
 #define MAX_ROWS 6
 #if WIDTH == 16
 #define WIDE 2
 #else
 #define WIDE 1
 #endif
-#define BLOCK_PANELS (2 * WIDE) /* panels that stay in L1 while all rows pass over them */
+#define MAX_WIDE (2 * WIDE)
+#define BLOCK_PANELS (2 * MAX_WIDE) /* panels that stay in L1 while all rows pass over them */
 #define WIDE_OF(rows) ((rows) > MAX_ROWS / 2 ? WIDE : 2 * WIDE)
 
 typedef struct {
@@ -73,30 +77,54 @@ INLINE int at_most(int a, int b) { return a < b ? a : b; }
     default: DO(6); \
   }
 
+/* acc[row] += factors[row] * elements, where these are LANES each of `wide` rows of keys or values, `place` bytes into them.
+ * What is held in registers meanwhile is the shorter of both. */
+INLINE void add_products(vec acc[MAX_ROWS][MAX_WIDE * NUM_VECS], const float *factors, int64_t stride,
+                         const char *const *elements, int64_t place, int num_rows, int wide, int format) {
+  vec held[MAX_WIDE * NUM_VECS];
+  if (num_rows > MAX_ROWS / 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < wide * NUM_VECS; i++)
+      held[i] = load_vec(elements[i / NUM_VECS] + place, i % NUM_VECS, format);
+#pragma GCC unroll 6
+    for (int r = 0; r < num_rows; r++) {
+      vec factor = factors[r * stride] - (vec){0};
+#pragma GCC unroll 8
+      for (int i = 0; i < wide * NUM_VECS; i++) acc[r][i] += factor * held[i];
+    }
+  } else {
+#pragma GCC unroll 3
+    for (int r = 0; r < num_rows; r++) held[r] = factors[r * stride] - (vec){0};
+#pragma GCC unroll 8
+    for (int i = 0; i < wide * NUM_VECS; i++) {
+      vec element = load_vec(elements[i / NUM_VECS] + place, i % NUM_VECS, format);
+#pragma GCC unroll 3
+      for (int r = 0; r < num_rows; r++) acc[r][i] += held[r] * element;
+    }
+  }
+}
+
 /* Scores of `num_rows` rows with `wide` panels of keys, dimension by dimension; asks for what lies `ahead`. */
 INLINE void score_tile(const float *q, const char *const *keys, const char *const *ahead, int64_t offset, int64_t step,
                        int head_dim, float *scores, int num_rows, int wide, int format) {
-  lanes acc[MAX_ROWS][BLOCK_PANELS];
-  const char *key_rows[BLOCK_PANELS];
-  for (int p = 0; p < wide; p++) key_rows[p] = keys[p] + offset;
+  vec acc[MAX_ROWS][MAX_WIDE * NUM_VECS];
+  const char *elements[MAX_WIDE];
+  for (int p = 0; p < wide; p++) elements[p] = keys[p] + offset;
   for (int r = 0; r < num_rows; r++)
-    for (int p = 0; p < wide; p++) acc[r][p] = splat(0);
-  for (int d = 0; d < head_dim; d++, q += MAX_ROWS) {
-    lanes key[BLOCK_PANELS];
-#pragma GCC unroll 4
-    for (int p = 0; p < wide; p++) {
-      key[p] = load(key_rows[p] + d * step, 0, format);
-      if (ahead) __builtin_prefetch(ahead[p] + d * step, 0, 3);
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < num_rows; r++) {
-      lanes query = splat(q[r]);
-#pragma GCC unroll 4
-      for (int p = 0; p < wide; p++) acc[r][p] = mul_add(query, key[p], acc[r][p]);
+    for (int i = 0; i < wide * NUM_VECS; i++) acc[r][i] = (vec){0};
+  int64_t place = 0;
+#pragma GCC unroll 1
+  for (int p = 0; p < wide; p++) {
+    const char *line = ahead ? ahead[p] : NULL;
+    for (int64_t end = place + head_dim / wide * step; place < end; place += step, q += MAX_ROWS) {
+      for (int i = 0; ahead && i < wide * LANES * size_of(format); i += 64, line += 64) __builtin_prefetch(line, 0, 3);
+      add_products(acc, q, 1, elements, place, num_rows, wide, format);
     }
   }
+  for (; place < head_dim * step; place += step, q += MAX_ROWS)
+    add_products(acc, q, 1, elements, place, num_rows, wide, format);
   for (int r = 0; r < num_rows; r++)
-    for (int p = 0; p < wide; p++) store(scores + (int64_t)r * CHUNK + p * LANES, acc[r][p]);
+    for (int i = 0; i < wide * NUM_VECS; i++) *(loose_vec *)(scores + (int64_t)r * STRIDE + i * WIDTH) = acc[r][i];
 }
 
 /* Scores of a kv head's rows, whose queries are `q`, with the BLOCK_PANELS panels from `panel` on. */
@@ -104,50 +132,48 @@ INLINE void score_block(const scratch *s, const float *q, int row, int num_rows,
                         const char *const *ahead, int format) {
   int64_t step = s->key_step * size_of(format);
   for (int end = row + num_rows; row < end; row += MAX_ROWS, q += head_dim * MAX_ROWS, ahead = NULL) {
+    /* The later a row, the later are the keys that it sees. */
+    int first = s->first[row], last = s->last[at_most(row + MAX_ROWS, end) - 1];
 #define SCORE(ROWS) \
-  for (int p = 0; p < BLOCK_PANELS; p += WIDE_OF(ROWS)) \
-    score_tile(q, s->keys + panel + p, ahead ? ahead + p : NULL, offset, step, head_dim, \
-               s->scores + (int64_t)row * CHUNK + (panel + p) * LANES, ROWS, WIDE_OF(ROWS), format)
+  for (int p = panel; p < panel + BLOCK_PANELS; p += WIDE_OF(ROWS)) \
+    if (first < (p + WIDE_OF(ROWS)) * LANES && p * LANES < last) \
+      score_tile(q, s->keys + p, ahead ? ahead + p - panel : NULL, offset, step, head_dim, \
+                 s->scores + (int64_t)row * STRIDE + p * LANES, ROWS, WIDE_OF(ROWS), format)
     WITH_ROWS(end - row, SCORE)
 #undef SCORE
   }
 }
 
-/* part[row] += weight * value for keys [first, last), `num_lanes` lanes of `num_rows` rows, keys in order. */
+/* part[row] += weight * value for keys [first, last), `wide` times LANES dimensions of `num_rows` rows, keys in order. */
 INLINE void value_tile(float *part, int64_t part_stride, const float *weights, const char *const *values,
-                       const char *const *ahead, int64_t offset, int first, int last, int dim, int num_rows,
-                       int num_lanes, int format) {
-  int64_t step = part_stride * size_of(format), place = (int64_t)dim * LANES * size_of(format);
-  lanes acc[MAX_ROWS][BLOCK_PANELS];
+                       const char *const *ahead, int64_t offset, int first, int last, int dim, int num_rows, int wide,
+                       int format) {
+  int64_t step = part_stride * size_of(format), start = (int64_t)dim * LANES * size_of(format);
+  vec acc[MAX_ROWS][MAX_WIDE * NUM_VECS];
+  const char *elements[MAX_WIDE];
+  part += dim * LANES;
   for (int r = 0; r < num_rows; r++)
-    for (int i = 0; i < num_lanes; i++) acc[r][i] = load_f32(part + r * part_stride + (dim + i) * LANES);
+    for (int i = 0; i < wide * NUM_VECS; i++) acc[r][i] = load_vec(part + r * part_stride, i, F32);
   for (int j = first; j < last;) {
     int panel = j / LANES, end = at_most(last, (panel + 1) * LANES);
-    const char *row = values[panel] + offset + place + j % LANES * step, *row_ahead = row;
-    if (ahead) row_ahead = ahead[panel % BLOCK_PANELS] + place + j % LANES * step;
-    for (; j < end; j++, row += step, row_ahead += step) {
-      lanes value[BLOCK_PANELS];
-      for (int line = 0; ahead && line < num_lanes * LANES * size_of(format); line += 64)
-        __builtin_prefetch(row_ahead + line, 0, 3);
-#pragma GCC unroll 4
-      for (int i = 0; i < num_lanes; i++) value[i] = load(row, i, format);
-#pragma GCC unroll 6
-      for (int r = 0; r < num_rows; r++) {
-        lanes weight = splat(weights[(int64_t)r * CHUNK + j]);
-#pragma GCC unroll 4
-        for (int i = 0; i < num_lanes; i++) acc[r][i] = mul_add(weight, value[i], acc[r][i]);
-      }
+    const char *next = ahead ? ahead[panel % BLOCK_PANELS] + start : NULL;
+    for (int p = 0; p < wide; p++) elements[p] = values[panel] + offset + start + p * LANES * size_of(format);
+#pragma GCC unroll 2
+    for (int64_t place = j % LANES * step; j < end; j++, place += step) {
+      for (int line = 0; ahead && line < wide * LANES * size_of(format); line += 64)
+        __builtin_prefetch(next + place + line, 0, 3);
+      add_products(acc, weights + j, STRIDE, elements, place, num_rows, wide, format);
     }
   }
   for (int r = 0; r < num_rows; r++)
-    for (int i = 0; i < num_lanes; i++) store(part + r * part_stride + (dim + i) * LANES, acc[r][i]);
+    for (int i = 0; i < wide * NUM_VECS; i++) *(loose_vec *)(part + r * part_stride + i * WIDTH) = acc[r][i];
 }
 
 INLINE void add_values(const scratch *s, int row, int num_rows, int dim_lanes, int64_t offset, int first, int last,
                        const char *const *ahead, int format) {
   int64_t stride = (int64_t)dim_lanes * LANES;
   float *part = s->part + row * stride;
-  const float *weights = s->scores + (int64_t)row * CHUNK;
+  const float *weights = s->scores + (int64_t)row * STRIDE;
   int dim = 0;
   if (first >= last) return;
 #define ADD(ROWS, COUNT) \
@@ -178,33 +204,28 @@ INLINE void value_block(const scratch *s, int row, int num_rows, int dim_lanes, 
   }
 }
 
-/* Turn a row's scores of a chunk into weights; returns their maximum and sum. Kept out of line: one copy of the code,
- * one rounding. */
-__attribute__((noinline)) static void weigh(float *scores, int first, int last, float scaling, float softcap,
-                                            float *maximum, float *total) {
+/* Turn a row's scores of a chunk into weights, 2^(score - maximum); returns their maximum and sum. With a soft cap the
+ * scores come as powers of e. Kept out of line: one copy of the code, one rounding. */
+__attribute__((noinline)) static void weigh(float *scores, int first, int last, float softcap, float *maximum,
+                                            float *total) {
   int begin = first / LANES * LANES, end = (last + LANES - 1) / LANES * LANES;
   lanes most = splat(-INFINITY), sum = splat(0);
   for (int j = begin; softcap > 0 && j < end; j += LANES) {
     lanes x = load_f32(scores + j);
-    EACH_VEC x.v[i] = vec_tanh(x.v[i] * scaling / softcap) * softcap;
+    EACH_VEC x.v[i] = vec_tanh(x.v[i] / softcap) * (softcap * LOG2_E);
     store(scores + j, x);
   }
-  if (softcap > 0) scaling = 1;
   for (int j = begin; j < first; j++) scores[j] = -INFINITY;
   for (int j = last; j < end; j++) scores[j] = -INFINITY;
   for (int j = begin; j < end; j += LANES) {
     lanes x = load_f32(scores + j);
-    EACH_VEC {
-      x.v[i] *= scaling;
-      most.v[i] = vec_max(x.v[i], most.v[i]);
-    }
-    store(scores + j, x);
+    EACH_VEC most.v[i] = vec_max(x.v[i], most.v[i]);
   }
   *maximum = max_of_lanes(most);
   for (int j = begin; j < end; j += LANES) {
     lanes x = load_f32(scores + j);
     EACH_VEC {
-      x.v[i] = vec_exp(x.v[i] - *maximum);
+      x.v[i] = vec_exp2(x.v[i] - *maximum);
       sum.v[i] += x.v[i];
     }
     store(scores + j, x);
@@ -216,7 +237,7 @@ __attribute__((noinline)) static void weigh(float *scores, int first, int last, 
 __attribute__((noinline)) static void merge(float *sum, const float *part, int dim_lanes, float *maximum, float *total,
                                             float chunk_maximum, float chunk_total) {
   float merged = chunk_maximum > *maximum ? chunk_maximum : *maximum;
-  float old_factor = exp_one(*maximum - merged), new_factor = exp_one(chunk_maximum - merged);
+  float old_factor = exp2_one(*maximum - merged), new_factor = exp2_one(chunk_maximum - merged);
   *total = *total * old_factor + chunk_total * new_factor;
   *maximum = merged;
   for (int d = 0; d < dim_lanes; d++) {

@@ -54,40 +54,35 @@ INLINE lanes splat(float x) {
   return r;
 }
 
-INLINE lanes load_f32(const float *p) {
-  lanes r;
-  EACH_VEC r.v[i] = *(const loose_vec *)(p + i * WIDTH);
-  return r;
-}
-
-INLINE lanes load_bf16(const uint16_t *p) {
-  lanes r;
-  EACH_VEC r.v[i] = (vec)(__builtin_convertvector((halves) * (const loose_halves *)(p + i * WIDTH), words) << 16);
-  return r;
-}
-
-INLINE lanes load_f16(const uint16_t *p) {
-  lanes r;
+INLINE vec vec_f16(const uint16_t *p) {
 #if defined(__AVX512F__)
-  r.v[0] = (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+  return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 #elif defined(__F16C__)
-  EACH_VEC r.v[i] = (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + i * WIDTH)));
+  return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 #else
-  EACH_VEC {
-    words bits = __builtin_convertvector((halves) * (const loose_halves *)(p + i * WIDTH), words);
-    words size = (bits & 0x7FFF) << 13, is_odd = (words)(size >= 0x0F800000u); /* infinity or nan */
-    vec value = (vec)size * 0x1p112f;
-    r.v[i] = (vec)((words)value | (is_odd & 0x7F800000u) | ((bits & 0x8000) << 16));
-  }
+  words bits = __builtin_convertvector((halves) * (const loose_halves *)p, words);
+  words size = (bits & 0x7FFF) << 13, is_odd = (words)(size >= 0x0F800000u); /* infinity or nan */
+  vec value = (vec)size * 0x1p112f;
+  return (vec)((words)value | (is_odd & 0x7F800000u) | ((bits & 0x8000) << 16));
 #endif
-  return r;
+}
+
+/* The i-th WIDTH elements of a row. */
+INLINE vec load_vec(const void *row, int64_t i, int format) {
+  if (format == F32) return *(const loose_vec *)((const float *)row + i * WIDTH);
+  const uint16_t *p = (const uint16_t *)row + i * WIDTH;
+  if (format == F16) return vec_f16(p);
+  return (vec)(__builtin_convertvector((halves) * (const loose_halves *)p, words) << 16);
 }
 
 /* The i-th sixteen elements of a row. */
-INLINE lanes load(const void *row, int i, int format) {
-  if (format == F16) return load_f16((const uint16_t *)row + i * LANES);
-  return format == BF16 ? load_bf16((const uint16_t *)row + i * LANES) : load_f32((const float *)row + i * LANES);
+INLINE lanes load(const void *row, int64_t i, int format) {
+  lanes r;
+  for (int v = 0; v < NUM_VECS; v++) r.v[v] = load_vec(row, i * NUM_VECS + v, format);
+  return r;
 }
+
+INLINE lanes load_f32(const float *p) { return load(p, 0, F32); }
 
 INLINE void store(float *p, lanes x) {
   EACH_VEC *(loose_vec *)(p + i * WIDTH) = x.v[i];
@@ -140,11 +135,16 @@ INLINE float sum_of_lanes(lanes x) {
 
 /* The largest of them, none of which is nan. */
 INLINE float max_of_lanes(lanes x) {
-  float all[LANES];
-  store(all, x);
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; l++) all[l] = all[l] > all[l + half] ? all[l] : all[l + half];
-  return all[0];
+  vec s = x.v[0];
+  for (int i = 1; i < NUM_VECS; i++) s = vec_max(s, x.v[i]);
+#if WIDTH == 16
+  s = vec_max(s, TURNED(s, 8));
+#endif
+#if WIDTH >= 8
+  s = vec_max(s, TURNED(s, 4));
+#endif
+  s = vec_max(s, TURNED(s, 2));
+  return vec_max(s, TURNED(s, 1))[0];
 }
 
 INLINE lanes divided(lanes x, float by) {
@@ -172,6 +172,22 @@ INLINE vec vec_exp(vec x) {
   return (vec)((((ints)p + exponent) & in_range) | is_nan);
 }
 
+/* 2^x within 2 ulp for x up to 127; 2^0 is 1. Up to 2^-126 it is 0, -inf included; nan stays nan. The polynomial is the
+ * best of degree 5 within half an octave, relative to 2^r, with p(0) = 1. */
+INLINE vec vec_exp2(vec x) {
+  const float magic = 12583039.0f; /* 1.5 * 2^23 + 127: adding it rounds to an integer, 127 too high, in the low bits */
+  ints is_tiny = (ints)(x <= -126.0f);
+  vec shifted = x + magic;
+  vec r = x - (shifted - magic);
+  vec p = r * 1.326472731307149e-3f + 9.671512991189957e-3f;
+  p = p * r + 5.550733581185341e-2f;
+  p = p * r + 2.4022242426872253e-1f;
+  p = p * r + 6.931470036506653e-1f;
+  p = p * r + 1.0f;
+  p *= (vec)((ints)shifted << 23);
+  return (vec)((ints)p & ~is_tiny);
+}
+
 /* tanh within 4 ulp, after Cephes' tanhf. */
 INLINE vec vec_tanh(vec x) {
   const ints sign_bit = (ints)((words){0} + 0x80000000u);
@@ -191,6 +207,9 @@ INLINE vec vec_tanh(vec x) {
 
 /* e^x for one number, with the same bits. */
 INLINE float exp_one(float x) { return vec_exp(x - (vec){0})[0]; }
+
+/* 2^x likewise. */
+INLINE float exp2_one(float x) { return vec_exp2(x - (vec){0})[0]; }
 
 /* Element i of a row, and what follows it. */
 INLINE const void *at(const void *row, int64_t i, int format) { return (const char *)row + i * size_of(format); }
