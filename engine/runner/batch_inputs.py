@@ -54,9 +54,8 @@ class BatchInputs:
     def num_tokens(self) -> int:
         return len(self.input_ids)
 
-    def behind_decodes(self) -> "BatchInputs":
-        """The step without its leading decodes, each of which is sampled; needs a row behind them, and no extras."""
-        count = self.num_decodes
+    def behind(self, count: int) -> "BatchInputs":
+        """The step without its first rows, decodes that are sampled; needs a row behind them, and no extras."""
         return BatchInputs(
             input_ids=self.input_ids[count:],
             position_ids=self.position_ids[count:],
@@ -69,6 +68,7 @@ class BatchInputs:
             sampling=self.sampling.behind(count),
             max_query_len=self.max_query_len,
             max_context_len=int(self.context_lens[count:].max()),
+            num_decodes=self.num_decodes - count,
         )
 
 

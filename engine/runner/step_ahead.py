@@ -4,9 +4,8 @@ While the host reads step N, books its tokens and plans step N + 1, the device c
 tokens that lie on it. That is a guess at the plan: the same sequences, each one token on. The plan that comes takes
 from it what was guessed right, row by row, since a row does not depend on the others: prompts that came meanwhile are
 then computed in a step of their own, which costs a device no more than in one with the decodes, unless they are short.
-If a decode of the plan is not among the guess's, the guess is dropped and the step is computed as planned. A guess
-writes keys and values only where its sequences' next tokens go: whoever has the place then writes it again before
-anybody reads it. Knows nothing of models.
+Likewise what lies behind a decode that was not guessed. A guess writes keys and values only where its sequences' next
+tokens go: whoever has the place then writes it again before anybody reads it. Knows nothing of models.
 """
 
 from collections.abc import Callable
@@ -53,11 +52,11 @@ class StepAhead:
         num_decodes = _num_plain_decodes(inputs)
         if guess is None or guess.expected_ids is None or not num_decodes:
             return None
-        rows = _find_rows(guess.inputs, inputs.sampling.slots[:num_decodes])
-        if rows is None or not _is_same(guess, inputs, rows):
+        rows = _right_rows(guess, inputs, num_decodes)
+        if not len(rows):
             return None
-        rest = inputs.behind_decodes() if inputs.num_seqs > num_decodes else None
-        if len(rows) == guess.inputs.num_seqs:
+        rest = inputs.behind(len(rows)) if inputs.num_seqs > len(rows) else None
+        if np.array_equal(rows, np.arange(guess.inputs.num_seqs)):
             return Taken(guess.token_ids, rest)
         return Taken(guess.token_ids[self._to_device.send(rows)[0]], rest)
 
@@ -105,24 +104,19 @@ def _following(inputs: BatchInputs) -> BatchInputs:
     )
 
 
-def _find_rows(guess: BatchInputs, wanted: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """For each wanted slot its row in the guess; None if one is not there."""
-    slots = guess.sampling.slots
+def _right_rows(guess: _Guess, inputs: BatchInputs, num_decodes: int) -> NDArray[np.int64]:
+    """The guess's rows of the inputs' first decodes, up to one that it lacks or has with another token or place."""
+    assert guess.expected_ids is not None
+    slots, wanted = guess.inputs.sampling.slots, inputs.sampling.slots[:num_decodes]
     order = slots.argsort()
     places = np.searchsorted(slots, wanted, sorter=order)
-    if (places >= len(slots)).any():
-        return None
-    rows: NDArray[np.int64] = order[places]
-    return rows if np.array_equal(slots[rows], wanted) else None
-
-
-def _is_same(guess: _Guess, inputs: BatchInputs, rows: NDArray[np.int64]) -> bool:
-    """Whether these rows of the guess are the first of the inputs', token for token and place for place."""
-    assert guess.expected_ids is not None
+    rows: NDArray[np.int64] = order[np.minimum(places, len(slots) - 1)]
     pairs = (
+        (slots, wanted),
         (guess.inputs.sampling.sequence_ids, inputs.sampling.sequence_ids),
         (guess.inputs.position_ids, inputs.position_ids),
         (guess.inputs.slot_mapping, inputs.slot_mapping),
         (guess.expected_ids, inputs.input_ids),
     )
-    return all(np.array_equal(guessed[rows], actual[: len(rows)]) for guessed, actual in pairs)
+    is_right = np.logical_and.reduce([guessed[rows] == actual[:num_decodes] for guessed, actual in pairs])
+    return rows if is_right.all() else rows[: is_right.argmin()]

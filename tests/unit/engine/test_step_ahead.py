@@ -97,6 +97,19 @@ def test_a_prompt_that_comes_meanwhile_costs_no_guess() -> None:
     assert runner.num_completed == 2 and runner.num_taken == runner.num_computed - 1
 
 
+def test_a_newcomer_of_one_token_spoils_no_guess() -> None:
+    runner = FakeRunnerAhead(num_blocks=64)
+    driver = CoreDriver(runner, prompt_lookup="off")
+    for seed in range(2):
+        driver.add([7] * 5, max_tokens=20, seed=seed)  # all of the second one but its last token is cached
+        for _ in range(4):
+            driver.step()
+    driver.run()
+    for seed in range(2):
+        assert driver.outputs[seed] == undisturbed_output(runner.info, [7] * 5, max_tokens=20, seed=seed)
+    assert runner.num_completed == 1 and runner.num_taken == runner.num_computed - 1
+
+
 @pytest.mark.parametrize("block_size", [1, 4])
 @pytest.mark.parametrize("num_blocks", [12, 24, 200])
 @pytest.mark.parametrize("seed", range(4))
