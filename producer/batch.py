@@ -67,6 +67,8 @@ class BatchRun:
         """Of a file of batch lines, into a file of their answers."""
         if target.exists() and target.samefile(source):
             raise BatchFileError(f"output {target} is the input as well; name another file")
+        if target.exists() and not target.is_file():  # a pipe or a device has no answers of an earlier run, or no end
+            raise BatchFileError(f"output {target} is no regular file, from which a run could go on; name a file")
         return cls(settings, BatchInput(source), BatchOutput(target), options, on_progress)
 
     def run(self, at_end: Callable[[], None] = lambda: None) -> BatchProgress:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from producer.batch_lines import BadLineError, BatchLine, encode_line
+from producer.batch_protocol import is_of_another_batch
 from producer.errors import BatchFileError
 from producer.file_lock import FileLockedError, locked
 from producer.line_index import IndexedLines, LineIndex
@@ -107,7 +108,8 @@ class BatchOutput:
     def mend(self, digest: str) -> Answered:
         """What was answered before. A last line that was torn off is removed: its request is answered again.
 
-        `digest`: of what is asked; a journal of anything else is refused.
+        `digest`: of what is asked; a journal of anything else is refused, and so is an answer to anything else: passed
+        over as answered, its line would never be asked.
         """
         answered = Answered()
         with writing(self._path), self._path.open("r+b") as file:
@@ -120,7 +122,7 @@ class BatchOutput:
                     break
                 whole_bytes += len(raw)
                 if raw.strip():
-                    self._count(raw, number, answered)
+                    self._count(raw, number, answered, digest)
         return answered
 
     @contextmanager
@@ -155,16 +157,22 @@ class BatchOutput:
                 "to begin anew"
             )
 
-    def _count(self, raw: bytes, number: int, answered: Answered) -> None:
+    def _count(self, raw: bytes, number: int, answered: Answered, digest: str) -> None:
         try:
             line = json.loads(raw)
             error, response, custom_id = line["error"], line["response"], line["custom_id"]
             bad_line = error.get("line") if error is not None else None
             is_failed = error is not None or response["status_code"] >= 400
+            is_foreign = is_of_another_batch(line.get("id"), digest, custom_id)
         except (ValueError, LookupError, TypeError, AttributeError) as cause:
             raise BatchFileError(
                 f"output {self._path}, line {number}, is no answer of a batch; name another file, or mend that line"
             ) from cause
+        if is_foreign:
+            raise BatchFileError(
+                f"output {self._path}, line {number}, answers another input, or another --run-id; name another "
+                "file, or remove this one"
+            )
         if isinstance(bad_line, int):
             answered.bad_lines.add(bad_line)
         else:

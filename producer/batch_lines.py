@@ -10,6 +10,7 @@ from producer.openai_request import URLS
 from producer.openai_response import error_body, response_body
 
 MAX_CUSTOM_ID_CHARS = 512
+ANSWER_ID = "batch_req_"  # + the job's id, or the line's number where there was no job
 
 
 class BadLineError(Exception):
@@ -94,4 +95,4 @@ def unanswered_line(custom_id: str, *, code: str, message: str, request_id: str)
 def _output(
     request_id: str, custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None
 ) -> dict[str, Any]:
-    return {"id": f"batch_req_{request_id}", "custom_id": custom_id, "response": response, "error": error}
+    return {"id": f"{ANSWER_ID}{request_id}", "custom_id": custom_id, "response": response, "error": error}

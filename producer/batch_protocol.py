@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from producer.batch_lines import BadLineError, BatchLine, answer_line, bad_line, refusal_line
+from producer.batch_lines import ANSWER_ID, BadLineError, BatchLine, answer_line, bad_line, refusal_line
 from producer.contract import ErrorCode, ErrorInfo, JobRequest, Result, Usage
 from producer.enqueue import MAX_JOBS_A_SEND, NewJob, build_job, enqueue
 from producer.errors import InvalidJobError, JobNotFoundError
@@ -26,6 +26,8 @@ from producer.rq_names import queue_key
 MAX_IN_FLIGHT = 2000  # by default: enough to keep several workers busy, little enough to be cancelled
 MAX_RUNS_A_LINE = 10  # times a line whose earlier job failed or was cancelled unseen is run anew
 ROUND_SECONDS = 1.0  # at most, between two lists of answers
+
+_JOB_ID = "batch-"  # + a hash of the batch, the line and the run
 
 FindQueue = Callable[[JobRequest], Protocol[str]]
 """The queue for a line's job. Raises InvalidJobError for one that has none."""
@@ -194,7 +196,16 @@ class BatchProtocol:
 def batch_job_id(batch_id: str, custom_id: str, run: int = 0) -> str:
     """`run`: how often the line was given a job before."""
     identity = json.dumps([batch_id, custom_id, run])
-    return f"batch-{hashlib.sha256(identity.encode()).hexdigest()[:40]}"
+    return f"{_JOB_ID}{hashlib.sha256(identity.encode()).hexdigest()[:40]}"
+
+
+def is_of_another_batch(answer_id: object, batch_id: str, custom_id: str) -> bool:
+    """Whether the id of an output line names a job that is none of this batch's; the ids of refusals name no job."""
+    prefix = f"{ANSWER_ID}{_JOB_ID}"
+    if not isinstance(answer_id, str) or not answer_id.startswith(prefix):
+        return False
+    runs = range(MAX_RUNS_A_LINE + 1)
+    return all(answer_id != ANSWER_ID + batch_job_id(batch_id, custom_id, run) for run in runs)
 
 
 def batch_job_ids(batch_id: str, custom_id: str) -> list[str]:

@@ -10,7 +10,9 @@ Every failure is one line on stderr. Commands are loaded when they are used; tho
 point. So a worker's start pays for no client.
 """
 
+import errno
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -36,6 +38,7 @@ EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _WRONG_INPUT = (InvalidJobError, SettingsError, BatchFileError)
 
 
@@ -51,6 +54,17 @@ class CommandGroup(click.Group):
         command = getattr(import_module(OWN_COMMANDS[name]), name)
         assert isinstance(command, click.Command)
         return command
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if error.filename is not None or error.errno not in _NO_ROOM:
+                raise  # not of standard output: files' errors are told by whoever writes them
+            # What is held back for it would fail once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            click.echo(f"Error: standard output cannot be written: {error.strerror or error}", err=True)
+            sys.exit(EXIT_FAILED)
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -114,7 +128,7 @@ def _needs(entry_point: importlib.metadata.EntryPoint, error: ImportError) -> st
 def _remedy(entry_point: importlib.metadata.EntryPoint) -> str:
     folders = entry_point.module.split(".")[:-1]
     extra = "gateway" if "gateway" in folders else folders[0]  # each is named as the package that needs it
-    return f"pip install promptmill[{extra}]"
+    return f"pip install 'promptmill[{extra}]'"
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -42,7 +42,7 @@ def open_client(flags: dict[str, Any]) -> Client:
 def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout: float | None, **flags: Any) -> None:
     """Submit PROMPT (- for standard input) as a chat message, wait, and print the answer.
 
-    Ctrl-C cancels the job.
+    Ctrl-C cancels the job, and so does a reader of --stream that goes away.
     """
     if is_streamed and (flags["n"] or 1) > 1:
         raise click.UsageError("--stream shows one answer; leave out --n")
@@ -83,7 +83,7 @@ def _hint_at_missing_workers(client: Client) -> None:
 def _cancelled_when_interrupted(client: Client, job_id: str) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError):  # or nobody can read on, as behind `| head`
         with suppress(JobNotFoundError):  # it had not been enqueued yet
             client.cancel(job_id)
             click.echo(f"job {job_id} was cancelled", err=True)

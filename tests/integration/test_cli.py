@@ -197,9 +197,11 @@ def test_run_answers_a_file_and_fails_for_a_broken_line(promptmill: Invoke, work
         result = promptmill("run", str(source), str(target))
         assert result.exit_code == 0 and "1 answered, 0 failed" in result.stderr
         source.write_text(json.dumps(good) + "\n{broken\n")
-        result = promptmill("run", str(source), str(target))
+        refused = promptmill("run", str(source), str(target))
+        result = promptmill("run", str(source), str(tmp_path / "new.jsonl"))
+    assert refused.exit_code == 2 and "out.jsonl, line 1, answers another input" in refused.stderr
     assert result.exit_code == 1 and "1 answered, 1 failed" in result.stderr
-    assert len(target.read_text().splitlines()) == 2
+    assert len((tmp_path / "new.jsonl").read_text().splitlines()) == 2
 
 
 def test_ctrl_c_leaves_the_output_whole_and_a_second_run_collects(
@@ -231,6 +233,37 @@ def test_ctrl_c_on_submit_cancels_the_job(worker: FakeWorker, redis_url: str) ->
     assert process.returncode == 130
     assert f"job {held.job_id} was cancelled" in stderr and "Traceback" not in stderr
     assert held.is_cancelled()
+
+
+def test_a_reader_that_goes_away_from_a_stream_cancels_the_job(worker: FakeWorker, redis_url: str) -> None:
+    process = start("submit", "hello", "--stream", url=redis_url)
+    held = worker.claim().begin()
+    assert process.stdout is not None
+    held.write("one")
+    assert process.stdout.read(3) == "one"
+    process.stdout.close()
+    held.write("two")
+    assert process.wait(30) == 1
+    assert held.is_cancelled()
+    assert process.stderr is not None and "Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["failed"]])
+def test_output_that_finds_no_room_is_one_line(redis_url: str, arguments: list[str]) -> None:
+    environment = {**os.environ, "PROMPTMILL_REDIS_URL": redis_url}
+    for buffering in ("", "1"):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "producer.cli", *arguments],
+                env={**environment, "PYTHONUNBUFFERED": buffering},
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        assert done.returncode == 1
+        assert done.stderr == "Error: standard output cannot be written: No space left on device\n"
 
 
 def start(*arguments: str, url: str) -> "subprocess.Popen[str]":

@@ -203,6 +203,21 @@ def test_another_run_of_the_same_file_is_run_anew(redis_url: str, worker: FakeWo
     assert ids[0] == ids[1] != ids[2]
 
 
+def test_answers_to_another_input_or_run_are_not_taken_for_this_ones(
+    redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
+) -> None:
+    files[0].write_text(chat("a", "word") + "\n")
+    with worker.serving(echo):
+        run(redis_url, files)
+        before = files[1].read_bytes()
+        with pytest.raises(BatchFileError, match=r"out\.jsonl, line 1, answers another input, or another --run-id"):
+            run(redis_url, files, run_id="second")
+        files[0].write_text(chat("a", "another word") + "\n")
+        with pytest.raises(BatchFileError, match=r"out\.jsonl, line 1, answers another input"):
+            run(redis_url, files)
+    assert files[1].read_bytes() == before
+
+
 def test_no_more_jobs_are_in_flight_than_allowed(
     redis_url: str, worker: FakeWorker, files: tuple[Path, Path], redis_client: redis.Redis
 ) -> None:
@@ -286,6 +301,8 @@ def test_files_that_cannot_be_used_are_named(redis_url: str, tmp_path: Path) -> 
         run(redis_url, (tmp_path / "missing.jsonl", target))
     with pytest.raises(BatchFileError, match="nowhere"):
         run(redis_url, (source, tmp_path / "nowhere" / "out.jsonl"))
+    with pytest.raises(BatchFileError, match="/dev/null is no regular file"):
+        run(redis_url, (source, Path("/dev/null")))
     target.write_text('{"something": "else"}\n')
     with pytest.raises(BatchFileError, match="line 1, is no answer of a batch"):
         run(redis_url, (source, target))
