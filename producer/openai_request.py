@@ -25,6 +25,19 @@ _IGNORED_FIELDS = frozenset(
 )
 # Fields that ask for nothing with this one value, which clients send without being asked to.
 _NEUTRAL_VALUES: dict[str, Any] = {"modalities": ["text"], "best_of": 1}
+# Fields of OpenAI's that ask for what is not served here: what to do instead.
+_NOT_SERVED = {
+    "audio": "answers are text; leave it out",
+    "best_of": "ask for n answers, and choose",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "modalities": "answers are text; leave it out",
+    "prediction": "leave it out",
+    "reasoning_effort": "leave it out; what a model's own template knows goes into chat_template_kwargs",
+    "suffix": "leave it out",
+    "verbosity": "leave it out",
+    "web_search_options": "leave it out",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,7 @@ def parse_body(url: str, body: Mapping[str, Any]) -> OpenAIRequest:
     includes_usage = _includes_usage(body.get("stream_options"), is_streamed)
     fields = {name: value for name, value in body.items() if value is not None and not _says_nothing(name, value)}
     fields.pop("stream_options", None)
+    _refuse_not_served(fields)
     if not is_streamed:
         fields.pop("stream", None)
     fields = _chat_fields(fields) if url == CHAT_URL else _completion_fields(fields)
@@ -70,6 +84,13 @@ def request_from_body(url: str, body: Mapping[str, Any]) -> JobRequest:
 
 def _says_nothing(name: str, value: Any) -> bool:
     return name in _IGNORED_FIELDS or (name not in JobRequest.model_fields and value == _NEUTRAL_VALUES.get(name, ...))
+
+
+def _refuse_not_served(fields: Mapping[str, Any]) -> None:
+    names = [name for name in fields if name in _NOT_SERVED]
+    if names:
+        rules = (f"{name}: is OpenAI's, and not served here; {_NOT_SERVED[name]}" for name in names)
+        raise InvalidJobError("; ".join(rules), param=names[0])
 
 
 def _flag(body: Mapping[str, Any], name: str, param: str) -> bool:

@@ -123,6 +123,8 @@ def install_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         status = HTTPStatus(error.status_code)
         message = f"{request.method} {request.url.path}: {status.phrase.lower()}"
+        if status == HTTPStatus.NOT_FOUND:
+            message += _what_is_served(request)
         return to_response(ApiError(status, status.name.lower(), message, headers=error.headers))
 
     @app.exception_handler(ClientDisconnect)
@@ -132,6 +134,16 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         return to_response(unexpected_error())
+
+
+def _what_is_served(request: Request) -> str:
+    """The remedy for a path that is none: a client's base URL, mostly, or a service that is not here."""
+    served = sorted({path for path in request.app.openapi()["paths"] if path.startswith("/v1/") and "{" not in path})
+    path = request.url.path
+    meant = next((known for known in served if path in (known.removeprefix("/v1"), f"/v1{known}")), None)
+    if meant is not None:
+        return f"; it is {meant} here: give clients a base URL that ends in /v1"
+    return f"; served are: {', '.join(served)}" if path.startswith("/v1/") else ""
 
 
 def unexpected_error() -> ApiError:

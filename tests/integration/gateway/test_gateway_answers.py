@@ -123,6 +123,20 @@ def test_a_model_that_nobody_serves_is_not_found(client: openai.OpenAI, worker: 
     assert error.value.code == "model_not_found" and "served are: fake" in str(error.value)
 
 
+@pytest.mark.parametrize("wrong", ["", "/v1/v1"])
+def test_a_base_url_without_its_v1_is_told_so(gateway: RunningGateway, wrong: str) -> None:
+    with (
+        openai.OpenAI(base_url=gateway.url + wrong, api_key="none", max_retries=0) as client,
+        pytest.raises(openai.NotFoundError, match=r"/v1/completions here: .* a base URL that ends in /v1"),
+    ):
+        client.completions.create(model="fake", prompt="x")
+
+
+def test_a_service_of_openais_that_is_not_here_names_those_that_are(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match=r"POST /v1/embeddings: not found; served are: .*/v1/completions"):
+        client.embeddings.create(model="fake", input="x")
+
+
 def test_without_a_worker_the_service_is_unavailable_for_a_while(client: openai.OpenAI) -> None:
     with pytest.raises(openai.InternalServerError) as error:
         client.completions.create(model="fake", prompt="x")

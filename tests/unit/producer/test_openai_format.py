@@ -106,6 +106,15 @@ def test_what_is_not_served_is_refused_by_name(url: str, body: dict[str, Any], p
     assert error.value.param == param
 
 
+def test_a_field_of_openais_that_is_not_served_says_what_to_do_instead() -> None:
+    body = {"messages": MESSAGES, "functions": [{"name": "f"}], "reasoning_effort": "low", "verbosity": None}
+    with pytest.raises(InvalidJobError) as error:
+        request_from_body(CHAT_URL, body)
+    assert "functions: is OpenAI's, and not served here; use tools" in str(error.value)
+    assert "reasoning_effort: is OpenAI's" in str(error.value) and "response_format" not in str(error.value)
+    assert "verbosity" not in str(error.value), "null asks for nothing"
+
+
 def test_a_result_becomes_a_response() -> None:
     result = Result(
         job_id="j",
