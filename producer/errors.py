@@ -15,6 +15,10 @@ PromptmillError
 
 from producer.contract import ErrorCode, ErrorInfo, Result
 
+# A job, its place on a queue, its lease and its stream change in one step, which a cluster does for one slot alone.
+NO_CLUSTER = "promptmill needs a Redis that is none, alone or behind Sentinels (redis+sentinel://HOST,HOST/SERVICE)"
+REDIS_RIGHTS = "give its user the rights that deploy/README.md lists"
+
 
 class PromptmillError(Exception):
     """Base of everything the client raises."""

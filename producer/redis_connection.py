@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from producer.errors import PromptmillError, RedisUnavailableError
+from producer.errors import NO_CLUSTER, REDIS_RIGHTS, PromptmillError, RedisUnavailableError
 from producer.operations import ConnectionLost
 from producer.settings import redact_url
 
@@ -24,7 +24,8 @@ CONNECTION_OPTIONS: dict[str, Any] = {
 if hasattr(redis, "DriverInfo"):  # since 7.1; without it, each connection reads redis-py's version from disk again
     CONNECTION_OPTIONS["driver_info"] = redis.DriverInfo()
 _LOST = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
-_REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
+_REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
+_CLUSTER = (redis.exceptions.ClusterCrossSlotError, redis.exceptions.ClusterError, redis.exceptions.AskError)
 
 
 def translate(error: Exception, url: str) -> PromptmillError:
@@ -32,6 +33,10 @@ def translate(error: Exception, url: str) -> PromptmillError:
     where, cause = redact_url(url), str(error).rstrip(".")
     if isinstance(error, _REFUSED):
         return RedisUnavailableError(f"Redis at {where} refuses us: {cause}; check user and password in --redis-url")
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return RedisUnavailableError(f"Redis at {where} refuses us: {cause}; {REDIS_RIGHTS}")
+    if isinstance(error, _CLUSTER):
+        return RedisUnavailableError(f"Redis at {where} is part of a cluster: {NO_CLUSTER}")
     if isinstance(error, redis.exceptions.OutOfMemoryError):
         return RedisUnavailableError(f"Redis at {where} is full: {cause}; raise maxmemory or drain the queues")
     if isinstance(error, _LOST):

@@ -10,11 +10,12 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
-from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError
+from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, ReadOnlyError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from producer.contract.sentinel_url import SentinelUrl
+from producer.errors import NO_CLUSTER, REDIS_RIGHTS
 from producer.settings import redact_url
 from worker.errors import StartRefusedError
 
@@ -61,6 +62,8 @@ def reached(url: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise StartRefusedError(f"Redis at {redact_url(url)} refuses the login ({error}): see --redis-url") from error
+    except NoPermissionError as error:
+        raise StartRefusedError(f"Redis at {redact_url(url)} refuses us ({error}): {REDIS_RIGHTS}") from error
     except redis.RedisError as error:
         raise StartRefusedError(
             f"Redis at {redact_url(url)} cannot be reached ({error}): start it, or set --redis-url "
@@ -76,6 +79,8 @@ def check_server(client: redis.Redis, url: str) -> None:
     if tuple(int(part) for part in version.split(".")[:2]) < MIN_SERVER_VERSION:
         needed = ".".join(map(str, MIN_SERVER_VERSION))
         raise StartRefusedError(f"Redis {version} is too old: promptmill needs {needed} or newer")
+    if "cluster" in (server.get("redis_mode"), server.get("server_mode")):  # Redis' word for it, and Valkey's
+        raise StartRefusedError(f"Redis at {redact_url(url)} is part of a cluster: {NO_CLUSTER}")
     policy = memory.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         raise StartRefusedError(

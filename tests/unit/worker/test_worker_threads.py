@@ -110,8 +110,10 @@ def test_a_store_that_is_down_is_tried_again_and_then_left_out(
 class FakeServer:
     """What `INFO` says."""
 
-    def __init__(self, version: str = "7.2.0", policy: str = "noeviction", error: Exception | None = None) -> None:
-        self._sections = {"server": {"redis_version": version}, "memory": {"maxmemory_policy": policy}}
+    def __init__(
+        self, version: str = "7.2.0", policy: str = "noeviction", error: Exception | None = None, **server: str
+    ) -> None:
+        self._sections = {"server": {"redis_version": version, **server}, "memory": {"maxmemory_policy": policy}}
         self._error = error
 
     def info(self, section: str) -> dict[str, str]:
@@ -127,6 +129,9 @@ class FakeServer:
         (FakeServer(policy="allkeys-lru"), "CONFIG SET maxmemory-policy noeviction"),
         (FakeServer(error=redis.ConnectionError("refused")), "--redis-url"),
         (FakeServer(error=redis.AuthenticationError("WRONGPASS")), "login"),
+        (FakeServer(error=redis.exceptions.NoPermissionError("no 'info'")), "refuses us.*rights that deploy/README.md"),
+        (FakeServer(redis_mode="cluster"), "part of a cluster"),
+        (FakeServer(server_mode="cluster"), "part of a cluster"),  # as Valkey calls it
     ],
 )
 def test_a_server_that_could_lose_jobs_is_refused_with_the_remedy(server: FakeServer, reason: str) -> None:

@@ -1,0 +1,59 @@
+"""A Redis user with the rights that deploy/README.md lists, and no others, is enough; one is told what it lacks."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from producer import Client, RedisUnavailableError
+from tests.fakes.worker_runs import WorkerThread
+from worker.embedded_redis import EmbeddedRedis
+from worker.errors import StartRefusedError
+from worker.redis_client import check_server
+
+README = Path(__file__).parents[2] / "deploy" / "README.md"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """One of its own: its default user loses its rights."""
+    with EmbeddedRedis(data_dir=tmp_path, fsync="always") as server:
+        yield server
+
+
+def rights() -> list[str]:
+    found = re.search(r"^ *ACL SETUSER promptmill on >PASSWORD (.*)$", README.read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1].split()
+
+
+def test_the_listed_rights_are_enough_for_a_worker_and_its_clients(server: EmbeddedRedis) -> None:
+    with redis.Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "promptmill", "on", ">secret", *rights())
+        admin.execute_command("ACL", "LOG", "RESET")
+        url = server.url.replace("://", "://promptmill:secret@")
+        with redis.Redis.from_url(url) as connection:
+            check_server(connection, url)
+        with WorkerThread(url), Client(url) as client:
+            first = client.submit("a", max_tokens=2, durable=True, tenant="acme")
+            then = client.submit("b", max_tokens=2, depends_on=[first], idempotency_key="once")
+            assert [client.result(job.id, timeout=60).status for job in (first, then)] == ["finished"] * 2
+            assert client.workers() and client.queues() and not client.failed() and not client.cancel(first)
+        assert admin.execute_command("ACL", "LOG") == [], "what was refused"
+
+
+def test_a_right_that_is_missing_is_told_from_a_redis_that_is_away(server: EmbeddedRedis) -> None:
+    with redis.Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "promptmill", "on", ">secret", *rights(), "-info", "-eval", "-evalsha")
+    url = server.url.replace("://", "://promptmill:secret@")
+    with (
+        redis.Redis.from_url(url) as connection,
+        pytest.raises(StartRefusedError, match=r"deploy/README\.md") as refused,
+    ):
+        check_server(connection, url)
+    assert "start it" not in str(refused.value)
+    with Client(url) as client, pytest.raises(RedisUnavailableError, match=r"deploy/README\.md") as unavailable:
+        client.submit("a")
+    assert "password" not in str(unavailable.value)
