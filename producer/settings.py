@@ -69,7 +69,7 @@ def load_settings(kind: type[SettingsT], flags: dict[str, Any] | None = None) ->
     try:
         return kind(**given)
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(problem) for problem in error.errors())) from error
+        raise SettingsError("; ".join(_explain(problem, kind) for problem in error.errors())) from error
 
 
 def settings_options(
@@ -110,8 +110,11 @@ def redact_url(url: str) -> str:
 _PASSWORD = re.compile(r"(://[^:/@]*:).*@")
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, kind: type[BaseSettings]) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else "settings"
     flag = "--" + name.replace("_", "-")
     rule = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":  # a pattern alone says little to who does not read them
+        description = (kind.model_fields[name].description or "").rstrip(".")
+        rule = f"must match {problem['ctx']['pattern']} ({description})"
     return f"{flag} ({ENV_PREFIX}{name.upper()}): {rule}; got {redact_url(repr(problem['input']))}"

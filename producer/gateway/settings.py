@@ -1,9 +1,10 @@
 """The gateway's settings. Read once at the edge; nothing below reads the environment."""
 
 import ipaddress
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from producer.settings import ProducerSettings
 
@@ -51,6 +52,15 @@ class GatewaySettings(WebhookSettings):
     log_format: Literal["text", "json"] = Field(
         default="text", description="Log format: text or json, a line an event."
     )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_whole(cls, value: str) -> str:
+        """As browsers send them; any other would never be met."""
+        for origin in filter(None, (part.strip() for part in value.split(","))):
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s*]+", origin):
+                raise ValueError(f"an origin is a scheme and a host, as https://app.example, or *; {origin!r} is none")
+        return value
 
     @property
     def is_loopback(self) -> bool:

@@ -1,4 +1,4 @@
-"""Parquet through PyArrow (`pip install promptmill[tables]`). The input's columns keep their types."""
+"""Parquet through PyArrow (`pip install 'promptmill[tables]'`). The input's columns keep their types."""
 
 import itertools
 from collections.abc import Iterator, Sequence

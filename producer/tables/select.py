@@ -53,4 +53,4 @@ def _need_pyarrow(path: Path) -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise BatchFileError(f"{path}: Parquet needs: pip install promptmill[tables] ({error})") from error
+        raise BatchFileError(f"{path}: Parquet needs: pip install 'promptmill[tables]' ({error})") from error

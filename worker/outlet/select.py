@@ -12,6 +12,6 @@ def select_result_store(results: str, *, s3_endpoint_url: str | None = None) -> 
     try:
         from worker.outlet.s3_results import S3ResultStore
     except ModuleNotFoundError as error:
-        raise StartRefusedError(f"S3 results need {error.name}: pip install promptmill[worker]") from error
+        raise StartRefusedError(f"S3 results need {error.name}: pip install 'promptmill[worker]'") from error
     bucket, _, prefix = results.removeprefix("s3://").partition("/")
     return S3ResultStore(bucket, prefix.strip("/"), endpoint_url=s3_endpoint_url)

@@ -14,7 +14,7 @@ def select_file_store(where: str, *, s3_endpoint_url: str | None = None) -> File
         try:
             from producer.gateway.files.s3 import S3FileStore
         except ImportError as error:
-            raise SettingsError(f"--files {where} needs: pip install promptmill[s3] ({error})") from error
+            raise SettingsError(f"--files {where} needs: pip install 'promptmill[s3]' ({error})") from error
         return S3FileStore(parts.netloc, parts.path.strip("/"), endpoint_url=s3_endpoint_url)
     from producer.gateway.files.local import LocalFileStore
 

@@ -31,11 +31,11 @@ def test_a_command_whose_packages_are_missing_is_listed_and_names_the_remedy(mon
     monkeypatch.setattr(cli, "_registered", lambda: {"fly": entry_point})
     listed = CliRunner().invoke(cli.main, ["--help"])
     assert listed.exit_code == 0
-    assert "fly" in listed.stdout and "pip install promptmill[gateway_that_is_not_there]" in listed.stdout
+    assert "fly" in listed.stdout and "pip install 'promptmill[gateway_that_is_not_there]'" in listed.stdout
     for arguments in (["--high", "now"], ["--help"]):
         used = CliRunner().invoke(cli.main, ["fly", *arguments])
         assert used.exit_code == 2
-        assert "`promptmill fly` needs: pip install promptmill[gateway_that_is_not_there]" in used.stderr
+        assert "`promptmill fly` needs: pip install 'promptmill[gateway_that_is_not_there]'" in used.stderr
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_command_that_finds_out_while_it_runs_what_is_missing_names_the_remedy
     program = f"import sys; sys.modules[{missing!r}] = None; from producer.cli import main; main({arguments!r})"
     used = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (used.returncode, used.stdout) == (2, "")
-    assert f"`promptmill {arguments[0]}` needs: pip install promptmill[gateway] (" in used.stderr
+    assert f"`promptmill {arguments[0]}` needs: pip install 'promptmill[gateway]' (" in used.stderr
     assert missing in used.stderr and "Traceback" not in used.stderr
 
 

@@ -65,3 +65,9 @@ def test_a_redis_url_that_redis_py_would_misread_is_refused_without_its_password
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
     assert redact_url(url) == shown
+
+
+def test_a_value_that_fits_no_pattern_is_told_in_words_too() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(WorkerSettings, {"device": "tpu"})
+    assert str(refused.value).endswith("(Device: auto, cpu, cuda or cuda:N); got 'tpu'")

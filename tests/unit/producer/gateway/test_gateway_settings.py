@@ -1,0 +1,30 @@
+"""What the gateway's settings refuse before anything is started."""
+
+import socket
+
+import pytest
+from click.testing import CliRunner
+
+from producer.cli import main
+from producer.errors import SettingsError
+from producer.gateway.settings import GatewaySettings
+from producer.settings import load_settings
+
+
+@pytest.mark.parametrize("origins", ["app.example", "https://app.example/", "https://a.example, *.example", "https://"])
+def test_an_origin_that_no_browser_sends_is_refused(origins: str) -> None:
+    with pytest.raises(SettingsError, match=r"--cors-origins .* an origin is a scheme and a host"):
+        load_settings(GatewaySettings, {"cors_origins": origins})
+
+
+def test_whole_origins_are_taken() -> None:
+    settings = load_settings(GatewaySettings, {"cors_origins": "https://a.example:8443, http://localhost:3000,, *"})
+    assert settings.allowed_origins == ["https://a.example:8443", "http://localhost:3000", "*"]
+
+
+def test_a_port_that_is_taken_is_a_wrong_setting_said_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(main, ["gateway", "--http-port", str(port), "--redis-url", "redis://127.0.0.1:1"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: --http-host 127.0.0.1, --http-port {port}: Address already in use; stop")
