@@ -69,7 +69,7 @@ def ours(settings: RaceSettings, **more: object) -> Iterator[Contender]:
 def queued(settings: RaceSettings) -> Iterator[Contender]:
     """Behind a Redis on this host, every token stored and streamed. Raises `PeerError` without the queue's packages."""
     try:
-        from benchmarks.queue_cost import WholePath
+        from benchmarks.queue_ways import WholePath
         from benchmarks.worker_fixture import worker_process
     except ImportError as error:
         raise PeerError(f"the queue needs packages that are not here: {error}") from None

@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -51,7 +51,7 @@ class Contender(Protocol[WorkT, SliceT]):
     def measure(self, work: WorkT) -> SliceT: ...
 
 
-def take_turns(contenders: Sequence[Contender[WorkT, SliceT]], works: Sequence[WorkT]) -> Iterator[list[SliceT]]:
+def take_turns(contenders: Sequence[Contender[WorkT, SliceT]], works: Iterable[WorkT]) -> Iterator[list[SliceT]]:
     """What each took, in the contenders' order, for one work after the other; another one goes first each time."""
     for number, work in enumerate(works):
         first = number % len(contenders)

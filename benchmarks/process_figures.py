@@ -1,5 +1,6 @@
 """What Linux says of a process: its children, its memory, and the CPU time that it took."""
 
+import os
 import time
 from pathlib import Path
 
@@ -12,6 +13,14 @@ def children(pid: int) -> list[int]:
 def cpu_seconds(pid: int) -> float:
     """User and system time of all its threads so far, to the nanosecond (`/proc` counts hundredths of a second)."""
     return time.clock_gettime((~pid << 3) | 2)  # as clock_getcpuclockid(3) has it
+
+
+def busy_seconds() -> float:
+    """What all cores together have worked so far, for whomever; time that a hypervisor gave to others counts."""
+    names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+    values = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    ticks = dict(zip(names, map(int, values), strict=False))
+    return sum(ticks[name] for name in names if name not in ("idle", "iowait")) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_bytes(pid: int, name: str) -> int:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.queue_cost import ROLES, Slice, check, wait_for_ends
+from benchmarks.queue_cost import check
+from benchmarks.queue_ways import ROLES, Slice, wait_for_ends
 from benchmarks.workload import Workload
 
 DONE = b'{"v":1,"job_id":"a","done":true,"status":"finished"}'
