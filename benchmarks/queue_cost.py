@@ -11,7 +11,7 @@ is off. Each slice of the second and third has its own ratio to the first, measu
 reported is the median of the ratios and how sure it is. Where other processes took more than `--max-others` of a core
 during one slice, all three are left out. A way that gives another token than the first ends the run.
 
-    python -m benchmarks.queue_cost [--minutes 7] [--num-prompts 64] [--shorter 4]
+    python -m benchmarks.queue_cost [--minutes 7] [--num-prompts 64] [--shorter 2]
 """
 
 import statistics
@@ -34,8 +34,8 @@ IDLE_SECONDS = 10.0
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--minutes", default=7.0, show_default=True)
 @click.option("--num-prompts", default=64, show_default=True)
-@click.option("--shorter", default=4, show_default=True, help="Prompts and outputs are so many times shorter.")
-@click.option("--max-others", default=0.1, show_default=True, help="Cores that others may take during a slice.")
+@click.option("--shorter", default=2, show_default=True, help="Prompts and outputs are so many times shorter.")
+@click.option("--max-others", default=0.25, show_default=True, help="Cores that others may take during a slice.")
 @click.argument("worker_arguments", nargs=-1, type=click.UNPROCESSED)
 def main(minutes: float, num_prompts: int, shorter: int, max_others: float, worker_arguments: Sequence[str]) -> None:
     ranges = [(low // shorter, high // shorter) for low, high in (PROMPT_RANGE, OUTPUT_RANGE)]
@@ -76,8 +76,13 @@ def groups_until(
 
     for group in take_turns(ways.watched(), next_works()):
         check(group, works[-1])
-        print(*(f"{s.seconds:.2f} s (others {s.others:.2f})" for s in group), sep=", ", file=sys.stderr, flush=True)
+        print(", ".join(map(describe_slice, group)), file=sys.stderr, flush=True)
         yield group
+
+
+def describe_slice(slice_: Slice) -> str:
+    cpu = " ".join(f"{slice_.cpu[role]:.2f}" for role in ROLES)
+    return f"{slice_.seconds:.2f} s (CPU {cpu}, others {slice_.others:.2f})"
 
 
 def check(group: Sequence[Slice], work: Workload) -> None:
