@@ -100,16 +100,17 @@ class WholePath:
     async def _submit_and_watch(self, requests: list[dict[str, Any]]) -> tuple[float, list[Result]]:
         start = time.perf_counter()
         jobs = await self._client.submit_many(requests)
-        streamed = await asyncio.gather(*map(streamed_tokens, jobs))
-        results = [await job.result(timeout=60) for job in jobs]
+        watched = await asyncio.gather(*map(watch, jobs))
         seconds = time.perf_counter() - start
-        if streamed != [result.choices[0].token_ids for result in results]:
+        if any(token_ids != result.choices[0].token_ids for token_ids, result in watched):
             raise SystemExit("the streams and the results differ")
-        return seconds, results
+        return seconds, [result for _, result in watched]
 
 
-async def streamed_tokens(job: AsyncJob) -> list[int]:
-    return [token_id async for chunk in job.stream() for token_id in chunk.token_ids]
+async def watch(job: AsyncJob) -> tuple[list[int], Result]:
+    """What was streamed, and then the result."""
+    token_ids = [token_id async for chunk in job.stream() for token_id in chunk.token_ids]
+    return token_ids, await job.result(timeout=60)
 
 
 class ReadElsewhere:
