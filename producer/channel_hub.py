@@ -6,6 +6,7 @@ everybody: subscribers find both by themselves, by the gap in the entries' ids o
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,8 @@ class Mailbox:
         self.channels = channels
         self._messages: deque[bytes] = deque(maxlen=MAX_WAITING_MESSAGES)
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._waits_until = 0.0  # on the loop's clock
         self._lost: str | None = None
 
     async def get(self, timeout: float) -> bytes | None:
@@ -34,11 +37,10 @@ class Mailbox:
         if not self._messages and self._lost is None and timeout > 0:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
-            timer = loop.call_later(timeout, self._wake)
+            self._wait_until(loop, loop.time() + timeout)
             try:
                 await self._waiter
             finally:
-                timer.cancel()
                 self._waiter = None
         if self._messages:
             return self._messages.popleft()
@@ -55,7 +57,26 @@ class Mailbox:
         self._wake()
 
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._hub.leave(self)
+
+    def _wait_until(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        """Messages mostly come long before: the timer of a wait that is over serves the next ones, too."""
+        self._waits_until = at
+        if self._timer is None or self._timer.when() > at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(at, self._on_timer, loop)
+
+    def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return
+        if loop.time() < self._waits_until:
+            self._wait_until(loop, self._waits_until)
+        else:
+            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -80,6 +101,7 @@ class ChannelHub:
         self._unacknowledged: dict[bytes, deque[asyncio.Future[None]]] = {}  # in the order of the SUBSCRIBEs sent
         self._outgoing: list[tuple[str, bytes]] = []
         self._has_outgoing = asyncio.Event()
+        self._num_received = 0
         self._task: asyncio.Task[None] | None = None
 
     async def subscribe(self, names: Sequence[str]) -> Mailbox:
@@ -136,6 +158,7 @@ class ChannelHub:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._write(connection))
                 tasks.create_task(self._read(connection))
+                tasks.create_task(self._break_silence(connection))
         except* (redis.RedisError, OSError) as lost:
             reason = str(lost.exceptions[0])
         finally:
@@ -158,13 +181,20 @@ class ChannelHub:
 
     async def _read(self, connection: Any) -> None:
         while not num_cancels():
-            message = await connection.read_response(timeout=SILENCE_SECONDS)
-            if message is None:
-                await connection.send_command("PING", check_health=False)
-                message = await connection.read_response(timeout=self._reply_timeout_seconds)
-                if message is None:
-                    raise redis.TimeoutError("no answer to PING")
-            self._take(message)
+            self._take(await connection.read_response(timeout=math.inf))  # a timeout for each message would cost more
+            self._num_received += 1
+
+    async def _break_silence(self, connection: Any) -> None:
+        """Raises redis.TimeoutError if the connection is dead, which reading alone does not show."""
+        while not num_cancels():
+            num_before = self._num_received
+            await asyncio.sleep(SILENCE_SECONDS)
+            if self._num_received != num_before:
+                continue
+            await connection.send_command("PING", check_health=False)
+            await asyncio.sleep(self._reply_timeout_seconds)
+            if self._num_received == num_before:
+                raise redis.TimeoutError("no answer to PING")
 
     def _take(self, message: list[Any]) -> None:
         kind, name, payload = message[0], message[1], message[-1]
