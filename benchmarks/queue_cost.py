@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from benchmarks.paired_engines import describe, take_turns
-from benchmarks.queue_ways import ROLES, Slice, Ways, open_ways
+from benchmarks.queue_ways import CHILD, ROLES, Slice, Ways, open_ways
 from benchmarks.report import print_and_keep
 from benchmarks.workload import Workload, uniform_workload
 
@@ -51,9 +51,11 @@ def main(minutes: float, num_prompts: int, shorter: int, max_others: float, work
     notes = [
         f"SmolLM2-135M-Instruct, {' '.join(worker_arguments) or 'float32'}, {num_prompts} prompts U{ranges[0]} → "
         f"U{ranges[1]} tokens at once in a slice, greedy.",
-        "Ratios to the engine alone, slice by slice: medians with their standard error, in brackets the middle half "
-        f"(of few the range), of {len(quiet)} groups of slices, in which other processes took {others:.2f} of a core "
-        f"(median). {len(groups) - len(quiet)} groups more are left out: others took more than {max_others:g}.",
+        "Speed and CPU of the child: ratios to the engine alone. CPU beside the child: what parent, Redis and clients "
+        "take more than the parent takes there, as a share of all that the engine alone takes. Slice by slice: medians "
+        f"with their standard error, in brackets the middle half (of few the range), of {len(quiet)} groups of slices, "
+        f"in which other processes took {others:.2f} of a core (median). {len(groups) - len(quiet)} groups more are "
+        f"left out: others took more than {max_others:g}.",
         "The last columns are seconds of CPU for 1,000 output tokens, medians.",
         f"Beside the engine alone, too, runs what an idle worker and its Redis do: {100 * idle_cpu:.1f}% of a core.",
     ]
@@ -100,15 +102,13 @@ def report(taken: dict[str, Sequence[Slice]], notes: list[str]) -> None:
         speed = statistics.median(slice_.num_tokens / slice_.seconds for slice_ in own)
         ratios = [
             [other.seconds / slice_.seconds for other, slice_ in pairs],
-            *(
-                [other.cpu_seconds(*roles) / slice_.cpu_seconds(*roles) for other, slice_ in pairs]
-                for roles in (ROLES[:1], ROLES[:3], ROLES)
-            ),
+            [slice_.cpu[CHILD] / other.cpu[CHILD] for other, slice_ in pairs],
+            [(slice_.cpu_beside_child - other.cpu_beside_child) / other.cpu_seconds for other, slice_ in pairs],
         ]
         cpu = [statistics.median(1000 * slice_.cpu[role] / slice_.num_tokens for slice_ in own) for role in ROLES]
-        cells = ["1"] * len(ratios) if own is alone else list(map(describe, ratios))
+        cells = ["1", "1", "0"] if own is alone else list(map(describe, ratios))
         rows.append([name, f"{speed:.0f}", *cells, *(f"{seconds:.2f}" for seconds in cpu)])
-    columns = ["way", "tokens/s", "speed", "CPU of the child", "CPU of child, parent, Redis", "CPU of all", *ROLES]
+    columns = ["way", "tokens/s", "speed", "CPU of the child", "CPU beside the child", *ROLES]
     print_and_keep("queue_cost", columns, rows, notes)
 
 

@@ -22,7 +22,8 @@ from benchmarks.workload import Workload
 from producer import AsyncClient, AsyncJob, Client
 from producer.contract import Result, keys
 
-ROLES = ("engine child", "parent", "Redis", "clients")
+CHILD = "engine child"
+ROLES = (CHILD, "parent", "Redis", "clients")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,13 @@ class Slice:
     def num_tokens(self) -> int:
         return sum(map(len, self.token_ids))
 
-    def cpu_seconds(self, *roles: str) -> float:
-        return sum(self.cpu[role] for role in roles)
+    @property
+    def cpu_seconds(self) -> float:
+        return sum(self.cpu.values())
+
+    @property
+    def cpu_beside_child(self) -> float:
+        return self.cpu_seconds - self.cpu[CHILD]
 
 
 class Way(Protocol):
@@ -56,7 +62,7 @@ class EngineAlone:
         self._worker.stdin.write(json.dumps(request).encode() + b"\n")
         self._worker.stdin.flush()
         reply = json.loads(self._worker.stdout.readline())
-        cpu = {"engine child": reply["child"], "parent": reply["parent"], "Redis": 0.0, "clients": 0.0}
+        cpu = {CHILD: reply["child"], "parent": reply["parent"], "Redis": 0.0, "clients": 0.0}
         return Slice(reply["seconds"], cpu, reply["token_ids"])
 
 
@@ -205,7 +211,7 @@ def open_ways(model: str, *arguments: str) -> Iterator[Ways]:
     ):
         (child,) = children(worker.pid)
         server = connection.info("server")
-        processes = {"engine child": child, "parent": worker.pid, "Redis": int(server["process_id"])}
+        processes = {CHILD: child, "parent": worker.pid, "Redis": int(server["process_id"])}
         processes["clients"] = os.getpid()
         yield Ways(
             {
