@@ -185,7 +185,7 @@ async def test_abandoned_requests_free_their_blocks(engine: InferenceEngine) -> 
 
 
 def test_an_endless_answer_ends_where_the_context_does(engine: InferenceEngine) -> None:
-    prompt = engine.tokenizer.encode("hello")
+    prompt = engine.tokenizer.encode("hello " * 160)  # most of the way is prefilled
     (output,) = engine.generate_batch([prompt], SamplingParams(temperature=0.0, ignore_eos=True))
     assert output.finish_reason == "length"
     assert len(prompt) + len(output.token_ids) == engine.info.max_model_len
