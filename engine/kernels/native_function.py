@@ -5,8 +5,10 @@ Knows no function's arguments. A chain is what `promptmill_chain` of rows.c runs
 
 import ctypes
 import struct
+from collections.abc import Callable
 
 _LINK = struct.Struct("@P1q")  # `chained_call` of rows.c
+_ADDRESS = struct.Struct("@P")
 
 
 class NativeFunction:
@@ -35,6 +37,26 @@ class Chain:
 
     def __call__(self, *links: bytes) -> None:
         """links: of `NativeFunction.link`. Raises `MemoryError`, and then the calls behind did not run."""
-        chain = b"".join(links)
-        if self._function(chain, len(chain)):
+        self.prepare(*links)()
+
+    def prepare(self, *links: bytes) -> "PreparedChain":
+        """These calls, to be run as often as what they point to stays where it is."""
+        return PreparedChain(self._function, b"".join(links))
+
+
+class PreparedChain:
+    """Calls with all of their arguments."""
+
+    def __init__(self, function: Callable[[object, int], int], links: bytes) -> None:
+        self._function = function
+        self._num_bytes = len(links)
+        self._calls = ctypes.create_string_buffer(links, len(links))
+
+    def __call__(self) -> None:
+        """Raises `MemoryError`, and then the calls behind did not run."""
+        if self._function(self._calls, self._num_bytes):
             raise MemoryError("a compiled kernel could not allocate its room")
+
+    def start_from(self, address: int) -> None:
+        """Set the first argument of the first call: what it reads, in every function."""
+        _ADDRESS.pack_into(self._calls, _LINK.size, address)

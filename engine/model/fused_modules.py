@@ -124,7 +124,7 @@ class NativeAttentionModule(FusedAttention):
         """x: `[T, hidden_size]`; a new tensor of its shape."""
         qkv = self.qkv.forward(x)
         self._rows.chain(*self.head_links(qkv, position_embeddings))
-        return self.o.forward(self.attend(qkv))
+        return self.o.forward(self.attend(*self.heads(qkv)))
 
     def head_links(self, qkv: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> list[bytes]:
         """The calls between the product and attention, in place; qkv: `[T, q_size + 2 * kv_size]`."""
@@ -139,17 +139,19 @@ class NativeAttentionModule(FusedAttention):
             links.append(self._rows.rope_link(qkv[:, :k_end], cos[0], sin[0], head_dim=self._head_dim))
         return links
 
-    def attend(self, qkv: Tensor) -> Tensor:
-        """Returns `[T, q_size]` for the rows of q, k and v that the output product's are made of."""
-        assert self.attention is not None, "fusion gives every module its attention"
-        num_rows, q_size, k_end, head_dim = len(qkv), self._q_size, self._q_size + self._kv_size, self._head_dim
-        output = self.attention.attend_rows(
-            qkv[:, :q_size].view(num_rows, -1, head_dim),
-            qkv[:, q_size:k_end].view(num_rows, -1, head_dim),
+    def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of its rows of q, k and v, each `[T, num_heads, head_dim]`."""
+        num_rows, k_end, head_dim = len(qkv), self._q_size + self._kv_size, self._head_dim
+        return (
+            qkv[:, : self._q_size].view(num_rows, -1, head_dim),
+            qkv[:, self._q_size : k_end].view(num_rows, -1, head_dim),
             qkv[:, k_end:].view(num_rows, -1, head_dim),
-            self._rules,
         )
-        return output.view(num_rows, q_size)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Returns `[T, q_size]`, contiguous, for the heads of q, k and v that the output product's are made of."""
+        assert self.attention is not None, "fusion gives every module its attention"
+        return self.attention.attend_rows(q, k, v, self._rules).view(len(q), self._q_size)
 
 
 class FusedMLP(nn.Module):

@@ -1,12 +1,16 @@
 """A whole decoder layer over plain rows on a CPU: two chains of native calls with attention between them.
 
-A step of few rows would else spend as long between the products as within them, on the way through Python. Whether a
-layer computes what its original does is not known here: `engine.model.fusion` tries it.
+A step of few rows would else spend as long between the products as within them, on the way through Python; for the same
+reason the calls are put together once for each number of rows, over tensors that stay where they are. Whether a layer
+computes what its original does is not known here: `engine.model.fusion` tries it.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from engine.kernels.native_function import PreparedChain
 from engine.model.fused_modules import FusedMLP, FusedNorm, NativeAttentionModule
 from engine.model.native_rows import NativeRows
 from engine.model.packed_linear import ChainedLinear
@@ -33,41 +37,85 @@ class NativeLayer(nn.Module):
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None, **kwargs: object
     ) -> Tensor:
-        """hidden_states: `[1, T, hidden_size]`."""
-        x, attention, mlp = hidden_states[0].contiguous(), self.self_attn, self.mlp
-        products: tuple[nn.Module, ...] = (attention.qkv, attention.o, mlp.gate_up, mlp.down)
-        chained = [product for product in products if isinstance(product, ChainedLinear)]
-        if len(chained) == len(products):
-            return self._in_chains(x, position_embeddings, *chained)[None]
-        x = attention.of_rows(self.input_layernorm.of_rows(x), position_embeddings).add_(x)
-        return mlp.of_rows(self.post_attention_layernorm.of_rows(x)).add_(x)[None]
+        """hidden_states: `[1, T, hidden_size]`. In chains, what it returns is overwritten by the model's next step."""
+        x = hidden_states[0]
+        chains = self._chains(len(x), x.dtype, position_embeddings)
+        return (self._by_modules(x, position_embeddings) if chains is None else self._in_chains(x, chains))[None]
 
-    def _in_chains(
+    def _by_modules(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = x.contiguous()
+        x = self.self_attn.of_rows(self.input_layernorm.of_rows(x), position_embeddings).add_(x)
+        return self.mlp.of_rows(self.post_attention_layernorm.of_rows(x)).add_(x)
+
+    def _in_chains(self, x: Tensor, chains: "_Chains") -> Tensor:
+        """The same to the bit: additions are the last thing that a product does to its rows."""
+        hidden = chains.hidden
+        if x.data_ptr() != hidden.data_ptr():  # the first layer's, or behind one that is not in chains
+            hidden.copy_(x)
+        chains.to_attention()
+        attended = self.self_attn.attend(*chains.heads)  # has a name: a chain holds addresses, not tensors
+        chains.from_attention.start_from(attended.data_ptr())
+        chains.from_attention()
+        return hidden
+
+    def _chains(
+        self, num_rows: int, dtype: torch.dtype, position_embeddings: tuple[Tensor, Tensor] | None
+    ) -> "_Chains | None":
+        """As prepared for so many rows; None where a product cannot be a part of a chain."""
+        workspace = self._rows.workspace
+        workspace.reserve(num_rows)
+        angles = None if position_embeddings is None else workspace.take_angles(position_embeddings)
+        key = self, num_rows, dtype, torch.get_num_threads()
+        if key not in workspace.prepared:
+            attention, mlp = self.self_attn, self.mlp
+            products: tuple[nn.Module, ...] = (attention.qkv, attention.o, mlp.gate_up, mlp.down)
+            chained = [product for product in products if isinstance(product, ChainedLinear)]
+            is_chained = len(chained) == len(products)
+            workspace.prepared[key] = self._prepare(num_rows, dtype, angles, *chained) if is_chained else None
+        chains: _Chains | None = workspace.prepared[key]
+        return chains
+
+    def _prepare(
         self,
-        x: Tensor,
-        position_embeddings: tuple[Tensor, Tensor] | None,
+        num_rows: int,
+        dtype: torch.dtype,
+        angles: tuple[Tensor, Tensor] | None,
         qkv_product: ChainedLinear,
         o: ChainedLinear,
         gate_up_product: ChainedLinear,
         down: ChainedLinear,
-    ) -> Tensor:
-        """The same to the bit: additions are the last thing that a product does to its rows."""
+    ) -> "_Chains":
         rows, attention = self._rows, self.self_attn
-        normed, out = torch.empty_like(x), torch.empty_like(x)
-        qkv = x.new_empty((len(x), qkv_product.out_features))
-        rows.chain(
-            self.input_layernorm.link(rows, x, normed),
-            qkv_product.link(normed, qkv),
-            *attention.head_links(qkv, position_embeddings),
+
+        def place(name: str, size: int) -> Tensor:
+            return rows.workspace.rows(name, num_rows, size, dtype)
+
+        hidden, normed = place("hidden", down.out_features), place("normed", down.out_features)
+        qkv, attended = place("qkv", qkv_product.out_features), place("attended", o.in_features)
+        gate_up, active = place("gate_up", gate_up_product.out_features), place("active", down.in_features)
+        return _Chains(
+            hidden=hidden,
+            heads=attention.heads(qkv),
+            to_attention=rows.chain.prepare(
+                self.input_layernorm.link(rows, hidden, normed),
+                qkv_product.link(normed, qkv),
+                *attention.head_links(qkv, angles),
+            ),
+            from_attention=rows.chain.prepare(
+                o.link(attended, hidden, hidden),
+                self.post_attention_layernorm.link(rows, hidden, normed),
+                gate_up_product.link(normed, gate_up),
+                rows.glu_link(gate_up, active, is_gelu=self.mlp.is_gelu),
+                down.link(active, hidden, hidden),
+            ),
         )
-        attended = attention.attend(qkv)  # has a name, as all of them: a chain holds addresses, not tensors
-        gate_up = x.new_empty((len(x), gate_up_product.out_features))
-        active = x.new_empty((len(x), down.in_features))
-        rows.chain(
-            o.link(attended, out, x),
-            self.post_attention_layernorm.link(rows, out, normed),
-            gate_up_product.link(normed, gate_up),
-            rows.glu_link(gate_up, active, is_gelu=self.mlp.is_gelu),
-            down.link(active, out, out),
-        )
-        return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chains:
+    """A layer's calls for a number of rows, and the tensors that they read and write."""
+
+    hidden: Tensor  # [T, hidden_size]: what comes in and what goes out
+    heads: tuple[Tensor, Tensor, Tensor]  # of q, k and v
+    to_attention: PreparedChain
+    from_attention: PreparedChain

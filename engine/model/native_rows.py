@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.kernels.build import build_library, load_library
 from engine.kernels.native_function import Chain, NativeFunction
+from engine.model.workspace import Workspace
 
 DTYPES = (torch.float32, torch.bfloat16)
 # As in rows.c: `norm_args`, `rope_args`, `glu_args`.
@@ -30,6 +31,7 @@ class NativeRows:
         self._rope = NativeFunction(library, "promptmill_rope")
         self._glu = NativeFunction(library, "promptmill_glu")
         self.chain = Chain(library)
+        self.workspace = Workspace()
 
     def norm(
         self, x: Tensor, out: Tensor, weight: Tensor, *, epsilon: float, adds_one: bool, rounds_first: bool

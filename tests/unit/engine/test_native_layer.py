@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import EngineConfig
-from engine.model import native_layer
 from engine.model.attention_hook import AttentionRules
 from engine.model.int8_linear import Int8Kernels, Int8Linear
 from engine.model.loader import load_model
@@ -17,6 +16,7 @@ from engine.model.locate import default_cache_dir
 from engine.model.native_layer import NativeLayer
 from engine.model.native_linear import NativeLinear, load_matmul
 from engine.model.native_rows import NativeRows
+from engine.model.workspace import Workspace
 from tests.fakes.tiny_models import make_tiny_model
 
 KERNELS = default_cache_dir() / "kernels"
@@ -42,7 +42,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma"])
 @pytest.mark.parametrize(("dtype", "quantize"), KINDS)
 def test_a_layer_in_chains_computes_to_the_bit_what_its_modules_do(
-    architecture: str, dtype: str, quantize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, dtype: str, quantize: str, tmp_path: Path
 ) -> None:
     folder = str(make_tiny_model(architecture, tmp_path))
     model = load_model(EngineConfig(model_path=folder, dtype=dtype, quantize=quantize))
@@ -54,11 +54,26 @@ def test_a_layer_in_chains_computes_to_the_bit_what_its_modules_do(
     angles = random(1, 23, head_dim)
     position_embeddings = angles.cos().to(model.dtype), angles.sin().to(model.dtype)
     with torch.inference_mode():
-        chained = layer(x, position_embeddings)
+        expected = layer._by_modules(x[0], position_embeddings)[None]
+        for _ in range(2):  # as prepared, and as kept
+            assert torch.equal(layer(x, position_embeddings), expected)
         assert torch.equal(x, before)
-        monkeypatch.setattr(native_layer, "ChainedLinear", ())
-        assert torch.equal(chained, layer(x, position_embeddings))
-        assert torch.equal(chained[:, 5:6], layer(x[:, 5:6], tuple(part[:, 5:6] for part in position_embeddings)))
+        part = tuple(angle[:, 5:6] for angle in position_embeddings)
+        assert torch.equal(layer(x[:, 5:6], part), expected[:, 5:6])
+        longer, repeated = x.repeat(1, 4, 1), tuple(angle.repeat(1, 4, 1) for angle in position_embeddings)
+        assert torch.equal(layer(longer, repeated), expected.repeat(1, 4, 1))  # their tensors have moved
+        assert torch.equal(layer(x, position_embeddings), expected)
+        assert len(layer._rows.workspace.prepared) == 2
+
+
+def test_a_workspace_holds_the_angles_that_it_was_given_last() -> None:
+    first, second = ((random(1, 5, 8) + i, random(1, 5, 8) - i) for i in range(2))
+    workspace = Workspace()
+    workspace.reserve(5)
+    places = [[part.data_ptr() for part in workspace.take_angles(given)] for given in (first, second, first)]
+    assert places[0] == places[1] == places[2]
+    for given in (second, first):
+        assert all(map(torch.equal, workspace.take_angles(given), given))
 
 
 def products(dtype: torch.dtype) -> list[nn.Module]:
