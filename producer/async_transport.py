@@ -15,6 +15,7 @@ from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObjects, Receive, Send, Sleep, Subscribe, T
 from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, translate
+from producer.redis_replies import AsyncReplyParser
 from producer.stored_results import read_objects
 
 MAX_CONNECTIONS = 32  # of one client; its subscriptions share one of them
@@ -128,8 +129,13 @@ def _make_pool(url: str, options: dict[str, Any]) -> redis.asyncio.ConnectionPoo
     behind = SentinelUrl.parse(url)
     if behind is None:
         return redis.asyncio.BlockingConnectionPool.from_url(
-            url, max_connections=MAX_CONNECTIONS, timeout=REPLY_TIMEOUT_SECONDS, **options
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=REPLY_TIMEOUT_SECONDS,
+            parser_class=AsyncReplyParser,
+            **options,
         )
     sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
-    pool: redis.asyncio.ConnectionPool = sentinel.master_for(behind.service, **behind.options).connection_pool
+    master = sentinel.master_for(behind.service, parser_class=AsyncReplyParser, **behind.options)
+    pool: redis.asyncio.ConnectionPool = master.connection_pool
     return pool

@@ -159,7 +159,7 @@ class ChannelHub:
                 tasks.create_task(self._write(connection))
                 tasks.create_task(self._read(connection))
                 tasks.create_task(self._break_silence(connection))
-        except* (redis.RedisError, OSError) as lost:
+        except* (redis.RedisError, OSError, AttributeError) as lost:  # the last where redis-py sends on what it closed
             reason = str(lost.exceptions[0])
         finally:
             self._lose_all(reason)

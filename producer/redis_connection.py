@@ -9,6 +9,7 @@ import redis
 
 from producer.errors import NO_CLUSTER, REDIS_RIGHTS, PromptmillError, RedisUnavailableError
 from producer.operations import ConnectionLost
+from producer.redis_replies import NotServingError
 from producer.settings import redact_url
 
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -23,7 +24,7 @@ CONNECTION_OPTIONS: dict[str, Any] = {
 }
 if hasattr(redis, "DriverInfo"):  # since 7.1; without it, each connection reads redis-py's version from disk again
     CONNECTION_OPTIONS["driver_info"] = redis.DriverInfo()
-_LOST = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
+_LOST = (redis.ConnectionError, redis.TimeoutError, OSError)
 _REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
 _CLUSTER = (redis.exceptions.ClusterCrossSlotError, redis.exceptions.ClusterError, redis.exceptions.AskError)
 
@@ -39,6 +40,8 @@ def translate(error: Exception, url: str) -> PromptmillError:
         return RedisUnavailableError(f"Redis at {where} is part of a cluster: {NO_CLUSTER}")
     if isinstance(error, redis.exceptions.OutOfMemoryError):
         return RedisUnavailableError(f"Redis at {where} is full: {cause}; raise maxmemory or drain the queues")
+    if isinstance(error, NotServingError):
+        return ConnectionLost(f"Redis at {where} does not serve now: {cause}; see to the server")
     if isinstance(error, _LOST):
         return ConnectionLost(
             f"Redis at {where} cannot be reached: {cause}; start it, or name another one with --redis-url or "

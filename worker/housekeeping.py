@@ -29,9 +29,11 @@ class Housekeeper:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """No chore begins after this; one that hangs is left behind."""
+    def stop(self, timeout_seconds: float) -> None:
+        """No chore begins after this, and the one under way has ended; one that hangs is left behind."""
         self._is_stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
         while not self._is_stopping.is_set():

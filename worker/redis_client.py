@@ -10,12 +10,13 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
-from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, ReadOnlyError
+from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import NO_CLUSTER, REDIS_RIGHTS
+from producer.redis_replies import NotServingError, ReplyParser
 from producer.settings import redact_url
 from worker.errors import StartRefusedError
 
@@ -25,7 +26,7 @@ HEALTH_CHECK_SECONDS = 30
 MIN_SERVER_VERSION = (6, 2)
 
 # What says that Redis cannot serve right now, and may later: the work is kept and tried again.
-REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError, ReadOnlyError)
+REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError)
 
 
 def connect(url: str) -> redis.Redis:
@@ -38,9 +39,9 @@ def connect(url: str) -> redis.Redis:
     }
     behind = SentinelUrl.parse(url)
     if behind is None:
-        return redis.Redis.from_url(url, **options)
+        return redis.Redis.from_url(url, parser_class=ReplyParser, **options)
     sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
-    master: redis.Redis = sentinel.master_for(behind.service, **behind.options)
+    master: redis.Redis = sentinel.master_for(behind.service, parser_class=ReplyParser, **behind.options)
     return master
 
 
@@ -64,6 +65,8 @@ def reached(url: str) -> Iterator[None]:
         raise StartRefusedError(f"Redis at {redact_url(url)} refuses the login ({error}): see --redis-url") from error
     except NoPermissionError as error:
         raise StartRefusedError(f"Redis at {redact_url(url)} refuses us ({error}): {REDIS_RIGHTS}") from error
+    except NotServingError as error:
+        raise StartRefusedError(f"Redis at {redact_url(url)} does not serve now: {error}") from error
     except redis.RedisError as error:
         raise StartRefusedError(
             f"Redis at {redact_url(url)} cannot be reached ({error}): start it, or set --redis-url "

@@ -232,7 +232,7 @@ class WorkerService:
             raise self._loop.failure
 
     def _hand_over(self) -> None:
-        self._housekeeper.stop()
+        self._housekeeper.stop(THREADS_END_SECONDS)  # else RQ's scheduler might lock queues again behind the sign-off
         self._control.stop()
         self._watch.stop()
         end = time.monotonic() + HAND_OVER_SECONDS

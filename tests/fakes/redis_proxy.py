@@ -48,6 +48,10 @@ class CuttingProxy:
                 with contextlib.suppress(OSError):
                     client.shutdown(socket.SHUT_RDWR)
 
+    def lead_to(self, upstream_port: int) -> None:
+        """Whoever connects from now on gets there; the connections that are stay where they are."""
+        self._upstream_port = upstream_port
+
     @contextlib.contextmanager
     def partition(self) -> Iterator[None]:
         """Nobody gets through, in either direction."""

@@ -3,7 +3,11 @@
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -11,6 +15,7 @@ import redis
 from producer import AsyncClient, Client
 from producer.contract import keys
 from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.sentinel_trio import SentinelTrio
 from tests.fakes.worker_runs import (
     FUNCTION,
@@ -101,6 +106,101 @@ def test_a_full_redis_is_one_that_is_away(redis_url: str, redis_client: redis.Re
             check_undisturbed(redis_client, [*ids, *late])
     finally:
         redis_client.config_set("maxmemory", "0")
+
+
+@contextmanager
+def too_few_replicas(client: redis.Redis) -> Iterator[None]:
+    client.config_set("min-replicas-to-write", 1)
+    yield
+    client.config_set("min-replicas-to-write", 0)
+
+
+@contextmanager
+def endless_script(client: redis.Redis) -> Iterator[None]:
+    client.config_set("busy-reply-threshold", 50)
+    with ThreadPoolExecutor() as thread:
+        ended = thread.submit(client.eval, "while true do end", 0)
+        wait_until(lambda: _is_busy(client))
+        yield
+        client.script_kill()
+        with pytest.raises(redis.ResponseError):
+            ended.result()
+
+
+def _is_busy(client: redis.Redis) -> bool:
+    try:
+        return not client.ping()
+    except redis.ResponseError as error:
+        return str(error).startswith("BUSY")
+
+
+@pytest.mark.parametrize("refusal", [too_few_replicas, endless_script])
+def test_a_redis_that_refuses_everybody_is_one_that_is_away(
+    refusal: Callable[[redis.Redis], AbstractContextManager[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        EmbeddedRedis() as server,
+        redis.Redis.from_url(server.url) as client,
+        WorkerThread(server.url, FakeEngine(step_seconds=0.02)) as worker,
+    ):
+        ids = enqueue_many(rq_queue(client), 4, max_tokens=60)
+        wait_for_first_tokens(client, ids)
+        with refusal(client):
+            wait_until(lambda: not worker.engine.running)  # it has generated on
+            wait_until(lambda: {"stream_redis_away", "beat_failed"} <= _actions(caplog))
+        check_undisturbed(client, ids)
+
+
+def _actions(caplog: pytest.LogCaptureFixture) -> set[str]:
+    return {record.getMessage().partition(" ")[0].removeprefix("action=") for record in caplog.records}
+
+
+class NamedMaster:
+    """A master behind an address that another one gets: as at a managed Redis, whose old connections stay open."""
+
+    def __init__(self, old: EmbeddedRedis, new: EmbeddedRedis, proxy: CuttingProxy) -> None:
+        self.old, self.new = redis.Redis.from_url(old.url), redis.Redis.from_url(new.url)
+        self._ports = {self.old: urlsplit(old.url).port or 0, self.new: urlsplit(new.url).port or 0}
+        self._proxy = proxy
+        self.url = proxy.url
+        self.new.replicaof("127.0.0.1", self._ports[self.old])
+        wait_until(lambda: self.new.info("replication")["master_link_status"] == "up")
+
+    def fail_over(self) -> None:
+        self.old.wait(1, 5000)
+        self.new.replicaof("NO", "ONE")
+        self._proxy.lead_to(self._ports[self.new])
+        self.old.replicaof("127.0.0.1", self._ports[self.new])
+
+
+@pytest.fixture
+def named_master() -> Iterator[NamedMaster]:
+    with (
+        EmbeddedRedis() as old,
+        EmbeddedRedis() as new,
+        CuttingProxy(urlsplit(old.url).port or 0, seed=1) as proxy,
+    ):
+        master = NamedMaster(old, new, proxy)
+        with master.old, master.new:
+            yield master
+
+
+def test_a_master_that_becomes_a_replica_is_left_by_workers_and_clients(named_master: NamedMaster) -> None:
+    with WorkerThread(named_master.url, FakeEngine(step_seconds=0.02)), Client(named_master.url) as client:
+        ids = [job.id for job in client.submit_many([{"prompt": f"Job {at}", "max_tokens": 60} for at in range(4)])]
+        wait_for_first_tokens(named_master.old, ids)
+        named_master.fail_over()
+        late = client.submit("Late", max_tokens=5)
+        assert late.result(timeout=30).status == "finished"
+        check_undisturbed(named_master.new, [*ids, late.id])
+
+
+async def test_a_master_that_becomes_a_replica_is_left_by_the_asyncio_client(named_master: NamedMaster) -> None:
+    async with AsyncClient(named_master.url) as client:
+        await client.submit("Early")
+        named_master.fail_over()
+        late = await client.submit("Late")
+        assert named_master.new.lpos("rq:queue:promptmill", late.id) == 1
 
 
 def test_a_fail_over_by_sentinel_costs_no_job_and_no_token(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import redis
 from producer import RedisUnavailableError
 from producer.operations import RECONNECT_MAX_DELAY_SECONDS, ConnectionLost, Protocol, Reconnect, Send, Sleep, send
 from producer.redis_connection import translate
+from producer.redis_replies import NotServingError
 from producer.stored_results import read_object
 
 
@@ -72,7 +73,7 @@ def test_a_waiting_client_is_more_patient_once_it_was_connected(monkeypatch: pyt
         (redis.ConnectionError("refused"), True, "cannot be reached"),
         (redis.TimeoutError("late"), True, "cannot be reached"),
         (redis.BusyLoadingError("loading"), True, "cannot be reached"),
-        (redis.ReadOnlyError("replica"), True, "cannot be reached"),
+        (NotServingError("You can't write against a read only replica"), True, "does not serve now"),
         (redis.AuthenticationError("no"), False, "check user and password"),
         (redis.exceptions.NoPermissionError("no"), False, "rights that deploy/README.md lists"),
         (redis.exceptions.ClusterCrossSlotError("slots"), False, "part of a cluster: promptmill needs a Redis that is"),

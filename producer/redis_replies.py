@@ -1,0 +1,36 @@
+"""Replies by which a Redis says that it does not serve now, and may later; redis-py has no words for them.
+
+They are raised as lost connections are, and the connection that got one is dropped: where a master has become a
+replica, the same URL may lead to another one by now. Nothing was written by a command that got one.
+"""
+
+import redis
+from redis._parsers import _AsyncHiredisParser, _AsyncRESP2Parser, _HiredisParser, _RESP2Parser
+from redis._parsers.base import BaseParser
+from redis.utils import HIREDIS_AVAILABLE
+
+
+class NotServingError(redis.ConnectionError):
+    """The same command may be taken later, or elsewhere."""
+
+
+_CODES = (
+    "BUSY",  # somebody's script runs on and on
+    "MASTERDOWN",  # a replica that has lost its master
+    "MISCONF",  # its disk cannot be written
+    "NOREPLICAS",  # fewer replicas than min-replicas-to-write
+    "READONLY",  # a replica, by now
+)
+_CLASSES = {**BaseParser.EXCEPTION_CLASSES, **dict.fromkeys(_CODES, NotServingError)}
+
+
+class ReplyParser(_HiredisParser if HIREDIS_AVAILABLE else _RESP2Parser):  # type: ignore[misc]
+    """redis-py's option `parser_class`, for blocking clients."""
+
+    EXCEPTION_CLASSES = _CLASSES
+
+
+class AsyncReplyParser(_AsyncHiredisParser if HIREDIS_AVAILABLE else _AsyncRESP2Parser):  # type: ignore[misc]
+    """The same, for asyncio's."""
+
+    EXCEPTION_CLASSES = _CLASSES
