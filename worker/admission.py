@@ -87,7 +87,7 @@ class Admission:
         if job.translated is None:
             self._finisher.add(job)
             return
-        self._outlet.open(job.stream, self._intake.build_marker(job))
+        self._outlet.open(job.stream, self._intake.build_marker(job), fence=job.claim.fence)
         self._opened.append(job)
         if job.claim.is_suspect:
             self._lone = job

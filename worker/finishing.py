@@ -122,7 +122,7 @@ class Finisher:
     def _seal(self, job: RunningJob) -> None:
         """The done entry goes out with the next flush."""
         if job.translated is None:  # it never ran: its stream begins here
-            self._outlet.open(job.stream, self._intake.build_marker(job))
+            self._outlet.open(job.stream, self._intake.build_marker(job), fence=job.claim.fence)
         self._outlet.close(job.stream, job.build_done())
         job.stage = Stage.SEALED
         self._sealed.append(job)

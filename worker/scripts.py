@@ -37,6 +37,9 @@ class Append(NamedTuple):
     """What one job's stream gets."""
 
     key: str
+    fence_key: str
+    fence: str
+    """Who may write. Entry ids alone do not tell two attempts apart if Redis lost the claim of the first."""
     expected_id: str
     """The stream's last entry as the writer knows it; empty only for a marker, which must be newer than everything
     stored."""
@@ -140,15 +143,16 @@ class Scripts:
         """Append to jobs' streams and publish what was stored. One reply an append, in order.
 
         Nothing is written to a stream that does not end as its writer expects; the reply is the stored last id (or
-        empty). It is `OK` where all was written, and an exception of redis-py's where Redis refused. Raises
-        NoScriptError until `load_append` was called for this server: a pipeline that knew scripts would ask for them
-        before each of the worker's most frequent round trips.
+        empty). It is `fenced` where the fence is another's, `OK` where all was written, and an exception of redis-py's
+        where Redis refused. Raises NoScriptError until `load_append` was called for this server: a pipeline that knew
+        scripts would ask for them before each of the worker's most frequent round trips.
         """
         arguments: list[str | int] = []
         for append in appends:
-            arguments += (append.expected_id, "1" if append.publish else "0", append.ttl_seconds or 0)
+            arguments += (append.fence, append.expected_id, "1" if append.publish else "0", append.ttl_seconds or 0)
             arguments += (len(append.entries) // 3, *append.entries)
-        return client.evalsha(self._append.sha, len(appends), *(append.key for append in appends), *arguments)
+        names = [name for append in appends for name in (append.key, append.fence_key)]
+        return client.evalsha(self._append.sha, len(names), *names, *arguments)
 
     def load_append(self, client: redis.Redis) -> None:
         client.script_load(self._append.script)

@@ -15,10 +15,18 @@ KEY = stream_key(JOB)
 
 
 def open_stream(
-    outlet: StreamOutlet, *, job_id: str = JOB, attempt: int = 1, publish: bool = True, num_choices: int = 1
+    outlet: StreamOutlet,
+    *,
+    job_id: str = JOB,
+    attempt: int = 1,
+    publish: bool = True,
+    num_choices: int = 1,
+    fence: str = "",
 ) -> JobStream:
+    """Without a fence it writes where nobody holds the job."""
     stream = JobStream(job_id, attempt, publish=publish, num_prompt_tokens=3, num_choices=num_choices)
-    outlet.open(stream, Marker(job_id=job_id, attempt=attempt, worker="w", reset=attempt > 1, seed=7))
+    marker = Marker(job_id=job_id, attempt=attempt, worker="w", reset=attempt > 1, seed=7)
+    outlet.open(stream, marker, fence=fence)
     return stream
 
 

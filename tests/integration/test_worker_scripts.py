@@ -157,7 +157,9 @@ def test_the_stream_of_a_job_that_came_back_is_kept_for_ever_only_from_its_next_
     [job_id] = enqueue_many(queue, 1)
     key = keys.stream_key(job_id)
     [held] = claim(redis_client, scripts)
-    scripts.append(redis_client, [Append(key, "", ["1-0", "m", "{}", "1-1", "d", "{}"], publish=False)])
+    fence_key = keys.fence_key(job_id)
+    begun = ["1-0", "m", "{}", "1-1", "d", "{}"]
+    scripts.append(redis_client, [Append(key, fence_key, held.fence, "", begun, publish=False)])
     assert redis_client.ttl(key) == -1
     for request in ("second", "third"):
         if request == "second":
@@ -168,7 +170,8 @@ def test_the_stream_of_a_job_that_came_back_is_kept_for_ever_only_from_its_next_
         assert redis_client.ttl(key) > 0, "nobody may ever come for it"
         [held] = claim(redis_client, scripts, request_id=request)
         last = redis_client.xrevrange(key, count=1)[0][0].decode()
-        scripts.append(redis_client, [Append(key, last, [f"{held.attempt}-0", "m", "{}"], publish=False)])
+        marker = [f"{held.attempt}-0", "m", "{}"]
+        scripts.append(redis_client, [Append(key, fence_key, held.fence, last, marker, publish=False)])
         assert redis_client.ttl(key) == -1
 
 

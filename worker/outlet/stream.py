@@ -1,7 +1,8 @@
 """The streams of all running jobs: appends them to Redis, one script a flush. Knows nothing of RQ or results.
 
-Every append carries the ids of its entries and the id it expects to follow (`Scripts.append`), so that a repeated send
-stores nothing twice, a gap is sent again from what is stored, and an attempt that a newer one has fenced out learns it.
+Every append carries its attempt's fence, the ids of its entries and the id it expects to follow (`Scripts.append`), so
+that a repeated send stores nothing twice, a gap is sent again from what is stored, and an attempt that has lost its job
+writes nothing and learns it.
 """
 
 import logging
@@ -12,7 +13,7 @@ import redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from producer.contract import Done, EntryId, Marker
-from producer.contract.keys import STREAM_TTL_SECONDS, stream_key
+from producer.contract.keys import STREAM_TTL_SECONDS, fence_key, stream_key
 from worker.outlet.job_stream import MAX_ENTRIES_PER_APPEND, JobStream
 from worker.redis_client import REDIS_AWAY
 from worker.scripts import Append, Scripts
@@ -42,6 +43,7 @@ class StreamOutlet:
         self._coalesce_seconds = coalesce_seconds
         self._max_unsent_bytes = max_unsent_bytes
         self._streams: dict[str, JobStream] = {}
+        self._fences: dict[str, str] = {}  # of the same jobs
         self._next_flush_at = 0.0  # on the caller's clock
         self._backoff_seconds = 0.0  # 0: Redis answered last time
 
@@ -49,10 +51,11 @@ class StreamOutlet:
     def is_redis_away(self) -> bool:
         return self._backoff_seconds > 0
 
-    def open(self, stream: JobStream, marker: Marker) -> None:
+    def open(self, stream: JobStream, marker: Marker, *, fence: str) -> None:
         """Take a job's stream in, `marker` first. Nothing of it is stored before the next flush."""
         stream.mark(marker)
         self._streams[stream.job_id] = stream
+        self._fences[stream.job_id] = fence
 
     def close(self, stream: JobStream, done: Done) -> None:
         """Put the rest and `done` at the stream's end, with its TTL. Flush until `stream.is_stored`, then commit."""
@@ -61,7 +64,7 @@ class StreamOutlet:
     def forget(self, stream: JobStream) -> None:
         """Drop a stream that was committed, or whose job is no longer ours."""
         if self._streams.get(stream.job_id) is stream:
-            del self._streams[stream.job_id]
+            del self._streams[stream.job_id], self._fences[stream.job_id]
 
     def seconds_until_due(self, now: float) -> float | None:
         """How long until `flush` has something to do; None: nothing is waiting."""
@@ -72,7 +75,7 @@ class StreamOutlet:
     def flush(self, now: float, *, force: bool = False) -> list[str]:
         """Append what is waiting, at most once in `coalesce_seconds` unless forced. Returns the jobs given up.
 
-        A job is given up (and forgotten) when a newer attempt has fenced this one out, when its stream's key cannot
+        A job is given up (and forgotten) when another attempt has fenced this one out, when its stream's key cannot
         be appended to, or when Redis stays away until the jobs with most output no longer fit in memory.
         `now`: seconds of a monotonic clock.
         """
@@ -94,7 +97,7 @@ class StreamOutlet:
 
     def _append(self, batch: list[JobStream], given_up: list[str]) -> None:
         """One round trip for all; adds to `given_up`. Raises one of `_AWAY_ERRORS` if some of it was not written."""
-        runs = list(_bounded(map(_next_append, batch)))
+        runs = list(_bounded(map(self._next_append, batch)))
         outcomes = self._send(runs)
         if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
             self._scripts.load_append(self._client)  # a Redis that is new, or came back
@@ -110,6 +113,19 @@ class StreamOutlet:
                 given_up.append(self._give_up(stream))
         if away is not None:
             raise away
+
+    def _next_append(self, stream: JobStream) -> Append:
+        stream.encode_pending()
+        expected, entries, is_last = stream.unsent()
+        return Append(
+            key=stream_key(stream.job_id),
+            fence_key=fence_key(stream.job_id),
+            fence=self._fences[stream.job_id],
+            expected_id=str(expected) if expected is not None else "",
+            entries=entries,
+            publish=stream.publish,
+            ttl_seconds=STREAM_TTL_SECONDS if is_last else None,
+        )
 
     def _send(self, runs: list[list[Append]]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipe:
@@ -128,7 +144,7 @@ class StreamOutlet:
         if reply == b"OK":
             stream.acknowledge_sent()
             return True
-        if not stream.acknowledge(EntryId.parse(reply) if reply else None):
+        if reply == b"fenced" or not stream.acknowledge(EntryId.parse(reply) if reply else None):
             _logger.warning("action=stream_fenced job_id=%s attempt=%d", stream.job_id, stream.attempt)
             return False
         return True
@@ -164,18 +180,6 @@ class StreamOutlet:
 
 
 _AWAY_ERRORS = (*REDIS_AWAY, NoScriptError)
-
-
-def _next_append(stream: JobStream) -> Append:
-    stream.encode_pending()
-    expected, entries, is_last = stream.unsent()
-    return Append(
-        key=stream_key(stream.job_id),
-        expected_id=str(expected) if expected is not None else "",
-        entries=entries,
-        publish=stream.publish,
-        ttl_seconds=STREAM_TTL_SECONDS if is_last else None,
-    )
 
 
 def _bounded(appends: Iterable[Append]) -> Iterator[list[Append]]:

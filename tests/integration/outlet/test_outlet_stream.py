@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from producer.contract import Choice, EntryId, Marker
-from producer.contract.keys import STREAM_TTL_SECONDS
+from producer.contract.keys import STREAM_TTL_SECONDS, fence_key
 from tests.fakes.flaky_redis import FlakyRedis
 from tests.fakes.outlet_streams import JOB, KEY, finished, join, open_stream, put, stored
 from worker.outlet.stream import StreamOutlet
@@ -149,6 +149,30 @@ def test_an_older_attempt_is_fenced_out_by_the_marker_of_a_newer_one(client: Fla
     assert "late" not in "".join(data for _, _, data in stored(client))
     assert join(stored(client))[0] == heir.choices()
     assert outlet.seconds_until_due(2.0) is None  # the zombie is forgotten
+
+
+def test_of_two_attempts_of_one_number_only_the_one_that_holds_the_job_writes(
+    client: FlakyRedis, outlet: StreamOutlet
+) -> None:
+    """A fail-over lost the claim of the first, and what it had written: its number is given once more."""
+    client.set(fence_key(JOB), "1:first")
+    zombie = open_stream(outlet, fence="1:first")
+    for offset in range(3):
+        put(zombie, "a", 1, offset=offset)
+        outlet.flush(float(offset))
+    client.delete(KEY)
+    client.set(fence_key(JOB), "1:second")
+    newer = StreamOutlet(client, Scripts("rq"))
+    heir = open_stream(newer, fence="1:second")
+    newer.flush(0.0)
+    put(heir, "bb", 1, 1)
+    newer.flush(1.0)
+    put(zombie, "a", 1, offset=3)
+    assert outlet.flush(10.0) == [JOB]
+    put(heir, "b", 1, offset=2, end="stop")
+    newer.close(heir, finished(heir))
+    assert newer.flush(10.0) == []
+    assert join(stored(client))[0] == heir.choices()
 
 
 def test_a_marker_older_than_the_stream_is_fenced_out_at_once(client: FlakyRedis, outlet: StreamOutlet) -> None:
