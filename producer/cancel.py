@@ -13,7 +13,15 @@ from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, Usag
 from producer.contract.job import MAX_CHOICES
 from producer.errors import JobNotFoundError
 from producer.operations import Protocol, Script, send
-from producer.rq_names import execution_key_prefix, executions_key, job_key, queue_key, registry_key
+from producer.rq_names import (
+    dependencies_key,
+    dependents_key,
+    execution_key_prefix,
+    executions_key,
+    job_key,
+    queue_key,
+    registry_key,
+)
 from producer.stored_request import read_fields
 from producer.stream_reader import BEGINNING, StreamReader
 
@@ -120,6 +128,8 @@ def _call(job_id: str, queue: str, entries: list[Any], outcome: tuple[list[tuple
             registry_key("started", queue),
             registry_key("cancelled", queue),
             executions_key(job_id),
+            dependencies_key(job_id),
+            dependents_key(job_id),
         ],
         arguments=[
             job_id,
@@ -139,7 +149,7 @@ def _call(job_id: str, queue: str, entries: list[Any], outcome: tuple[list[tuple
 
 _SCRIPT = Script("""
 local job, stream, result, leases, fence, attempt, results = unpack(KEYS, 1, 7)
-local queue, deferred, scheduled, started, cancelled, executions = unpack(KEYS, 8, 13)
+local queue, deferred, scheduled, started, cancelled, executions, dependencies, dependents = unpack(KEYS, 8, 15)
 local id, expected, abandoned, channel, execution_prefix = unpack(ARGV, 1, 5)
 local result_ttl, stream_ttl, results_max, whole, line = unpack(ARGV, 6, 10)
 
@@ -175,7 +185,7 @@ if status ~= 'canceled' then
   redis.call('ZREMRANGEBYSCORE', cancelled, '-inf', now - tonumber(result_ttl))
   redis.call('ZADD', cancelled, math.floor(now), id)
 end
-redis.call('EXPIRE', job, result_ttl)
+for _, key in ipairs({job, dependencies, dependents}) do redis.call('EXPIRE', key, result_ttl) end
 if held then
   redis.call('PUBLISH', channel, id)
   return 'requested'
@@ -194,6 +204,7 @@ end
 redis.call('EXPIRE', stream, stream_ttl)
 redis.call('SET', result, whole, 'EX', result_ttl)
 redis.call('XADD', results, 'MAXLEN', '~', results_max, '*', 'd', line)
+redis.call('EXPIRE', results, result_ttl)
 redis.call('PUBLISH', results, line)
 redis.call('PUBLISH', channel, id)
 return 'cancelled'

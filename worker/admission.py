@@ -13,6 +13,7 @@ from collections.abc import Callable
 from engine.errors import ContextLengthError, EngineDiedError, EngineNotRunningError, InvalidRequestError
 from engine.outputs import RequestOutput
 from producer.contract import ErrorCode, ErrorInfo
+from producer.contract.keys import split_tenant
 from worker.claim import Claim
 from worker.finishing import Finisher
 from worker.held_jobs import HeldJobs
@@ -118,6 +119,7 @@ class Admission:
             priority=request.priority,
             deadline=request.deadline,
             output_token_ids=job.stream.token_ids() if job.stream.is_resumed else (),
+            cache_key=split_tenant(job.claim.queue)[1] or "",  # else cached_tokens told a tenant what others have asked
             on_output=lambda output: self._on_output(job, output),
         )
         self._limits.add(job)

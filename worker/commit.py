@@ -186,6 +186,7 @@ class Committer:
         channel = keys.results_channel(job.claim.queue)
         pipe.publish(channel, line)
         pipe.xadd(channel, {keys.DATA_FIELD: line}, maxlen=keys.RESULTS_STREAM_MAX_ENTRIES, approximate=True)
+        pipe.expire(channel, keys.RESULT_TTL_SECONDS)  # of a tenant that comes no more, nothing stays
 
 
 def _is_plain(job: RunningJob) -> bool:

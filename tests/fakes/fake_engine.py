@@ -74,6 +74,7 @@ class _Request:
     on_output: OnOutput
     priority: int = 0
     deadline: float | None = None
+    cache_key: str = ""
     stored: list[list[int]] = field(default_factory=list)  # tokens of each choice that came with the request
     is_aborted: bool = False
     failure: tuple[str, ErrorKind] | None = None
@@ -185,6 +186,7 @@ class FakeEngine:
         priority: int = 0,
         deadline: float | None = None,
         output_token_ids: Sequence[Sequence[int]] = (),
+        cache_key: str = "",
         on_output: OnOutput,
     ) -> None:
         if not self.is_healthy:
@@ -193,7 +195,7 @@ class FakeEngine:
             raise EngineNotRunningError("the fake was stopped")
         stored = [list(token_ids) for token_ids in output_token_ids]
         request = _Request(
-            request_id, prompt_token_ids, params, on_output, priority, deadline, stored, script=self.script
+            request_id, prompt_token_ids, params, on_output, priority, deadline, cache_key, stored, script=self.script
         )
         with self._lock:
             self.submitted.append(request_id)

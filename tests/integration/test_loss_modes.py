@@ -16,7 +16,9 @@ from rq import Queue
 from rq.job import JobStatus
 from rq.worker import BaseWorker
 
+from producer import Client
 from producer.contract import keys
+from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.flaky_redis import FlakyRedis
 from tests.fakes.worker_runs import (
     FUNCTION,
@@ -159,3 +161,25 @@ def test_g_nothing_of_a_failed_job_is_kept_for_ever(redis_url: str, queue: Queue
         wait_for_no_leftovers(redis_client)
         for key in (job.key, f"rq:results:{job.id}", keys.result_key(job.id), keys.stream_key(job.id)):
             assert 0 < redis_client.ttl(key) <= keys.FAILURE_TTL_SECONDS, key
+
+
+def test_after_jobs_of_all_kinds_no_key_of_a_job_or_of_a_tenants_results_is_kept_for_ever(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    engine = FakeEngine(step_seconds=0.001)
+    with Client(redis_url) as client, WorkerThread(redis_url, engine):
+        engine.pause()
+        first = client.submit("first", max_tokens=4, tenant="acme", n=2, idempotency_key="key")
+        jobs = [
+            client.submit(name, max_tokens=4, tenant="acme", depends_on=[first]) for name in ("cancelled", "finished")
+        ]
+        running = client.submit("running")
+        wait_until(lambda: len(engine.running) == 2)
+        after = client.submit("after", depends_on=[running])
+        assert all(job.cancel() for job in (jobs[0], after, running))
+        engine.go_on()
+        assert len(list(client.as_completed([first, *jobs, running, after], timeout=60))) == 5
+        wait_for_no_leftovers(redis_client)
+    of_all = (b"rq:queues", b"rq:finished:", b"rq:canceled:", b"promptmill:leased:")
+    kept = [key for key in redis_client.scan_iter() if redis_client.ttl(key) == -1 and not key.startswith(of_all)]
+    assert kept == []

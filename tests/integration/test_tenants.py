@@ -228,6 +228,14 @@ def test_hand_over_puts_a_tenants_jobs_back(redis_url: str, redis_client: redis.
         assert [wait_for_result(redis_client, job_id).attempts for job_id in ids] == [2] * 4
 
 
+def test_tenants_share_no_cached_prefixes(redis_url: str, client: Client) -> None:
+    """`cached_tokens` would tell one of them what another has asked."""
+    with WorkerThread(redis_url) as worker:
+        for tenant, priority_class in (("acme", None), ("acme", "high"), ("zeta", None), (None, None)):
+            client.submit("Hello", max_tokens=1, tenant=tenant, priority_class=priority_class).result(timeout=30)
+        assert [request.cache_key for request in worker.engine.requests] == ["acme", "acme", "zeta", ""]
+
+
 @pytest.mark.parametrize(
     ("queue", "tenant", "priority_class", "expected"),
     [

@@ -101,6 +101,7 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
             self._inline_scheduler = RQScheduler(
                 self.queues, connection=self.connection, serializer=JSONSerializer, logging_level=logging.WARNING
             )
+            self._inline_scheduler._connection = self.connection  # else a pool of its own, as for a fork, left open
         scheduler = self._inline_scheduler
         if take_over:
             scheduler._queue_names = {*self.queue_names(), *tenant_queues}

@@ -55,8 +55,7 @@ class Outcomes:
         ttl = job.get_result_ttl(RESULT_TTL_SECONDS)
         pipe.hset(job.key, mapping={"status": JobStatus.FINISHED.value, "ended_at": utcformat(ended_at)})
         if ttl > 0:
-            pipe.expire(job.key, ttl)
-            pipe.expire(job.dependencies_key, ttl)
+            _add_expiry(pipe, job, ttl)
         RqResult(
             claim.job_id,
             RqResult.Type.SUCCESSFUL,
@@ -85,7 +84,7 @@ class Outcomes:
     def add_cancelled(self, pipe: Pipeline, running: RunningJob) -> None:
         """RQ has said already that it is cancelled (or deleted it); its hash is kept as long as a result."""
         self._add_execution_end(pipe, running.claim)
-        pipe.expire(running.rq_job.key, RESULT_TTL_SECONDS)
+        _add_expiry(pipe, running.rq_job, RESULT_TTL_SECONDS)
 
     def add_not_cancelled(self, pipe: Pipeline, running: RunningJob) -> None:
         """A cancel that came after the outcome was decided has lost."""
@@ -96,7 +95,7 @@ class Outcomes:
         job = running.rq_job
         ended_at = _ended_at(running)
         pipe.hset(job.key, mapping={"status": JobStatus.FAILED.value, "ended_at": utcformat(ended_at)})
-        pipe.expire(job.key, FAILURE_TTL_SECONDS)
+        _add_expiry(pipe, job, FAILURE_TTL_SECONDS)
         RqResult(
             running.job_id,
             RqResult.Type.FAILED,
@@ -201,6 +200,12 @@ def _committing_through(bridge: RqBridge, connection: FencedRedis) -> RqBridge:
     worker.connection = connection
     worker._stopped_job_id = None
     return worker
+
+
+def _add_expiry(pipe: Pipeline, job: Job, seconds: int) -> None:
+    """Of all that RQ keeps under the job's id."""
+    for key in (job.key, job.dependencies_key, job.dependents_key):
+        pipe.expire(key, seconds)
 
 
 class _AlreadyJson:
