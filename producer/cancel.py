@@ -9,8 +9,11 @@ The race rules, all decided inside Redis in one step:
 
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, Usage, keys
 from producer.contract.job import MAX_CHOICES
+from producer.contract.rules import JsonObject
 from producer.errors import JobNotFoundError
 from producer.operations import Protocol, Script, send
 from producer.rq_names import (
@@ -84,16 +87,26 @@ def _compose(job_id: str, entries: list[Any], request: dict[str, Any]) -> tuple[
     done = Done(job_id=job_id, done=True, status="cancelled", usage=usage)
     for seq, entry in enumerate([*open_chunks, done], start=1):
         lines.append((str(EntryId(attempt, seq)), keys.DATA_FIELD, entry.to_wire()))
-    metadata = request.get("metadata")
     result = Result(
         job_id=job_id,
         status="cancelled",
         choices=choices,
         usage=usage,
         attempts=reader.last_id.attempt,
-        metadata=metadata if isinstance(metadata, dict) else {},
+        metadata=_metadata(request),
     )
     return lines, result
+
+
+def _metadata(request: dict[str, Any]) -> dict[str, Any]:
+    """None where it is nothing that can be written down."""
+    try:
+        return _METADATA.validate_python(request.get("metadata", {}))
+    except ValidationError:
+        return {}
+
+
+_METADATA: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
 
 
 def _num_choices(request: dict[str, Any]) -> int:

@@ -48,8 +48,9 @@ class Client(BaseClient):
         `prompt` is text or token ids. `priority_class` is claimed before ("high") or after ("low") the queue itself.
         With a `job_id` of your own, or an `idempotency_key`, a job that exists already is not enqueued again; another
         request under the same key is refused with code `idempotency_conflict`. The job waits until every job of
-        `depends_on` has finished. With `durable`, it is on Redis' disk, and on a replica where there is one, when this
-        returns: DurabilityError otherwise.
+        `depends_on` has finished; where one of them fails or is cancelled, until that one is retried and finishes, or
+        this one is cancelled. One that was cancelled already is refused. With `durable`, it is on Redis' disk, and on a
+        replica where there is one, when this returns: DurabilityError otherwise.
         """
         request = gather_fields(prompt, messages, fields)
         protocol = self._submit_one(

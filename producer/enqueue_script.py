@@ -16,8 +16,8 @@ from producer.rq_names import QUEUES_KEY, dependencies_key, dependents_key, job_
 NO_TIMEOUT = -1  # RQ's: how long a job may run is up to its max_tokens and to the worker
 BODY_FIELD = "promptmill_body"  # of RQ's job hash: the fingerprint of what an idempotency key was first used for
 
-NEW, KNOWN, CONFLICT, NO_DEPENDENCY = b"new", b"known", b"conflict", b"no dependency"
-"""The script's verdicts; each comes with a word: the job's queue, or the dependency that is not known."""
+NEW, CONFLICT, NO_DEPENDENCY = b"new", b"conflict", b"no dependency"
+"""The script's verdicts, beside `known`; each comes with a word: the job's queue, or the dependency that never ends."""
 
 
 def enqueue_call(
@@ -78,7 +78,7 @@ end
 local is_met = true
 for i = 1, num_dependencies do
   local status = redis.call('HGET', KEYS[5 + 2 * i], 'status')
-  if not status then return {'no dependency', ARGV[6 + i]} end
+  if not status or status == 'canceled' then return {'no dependency', ARGV[6 + i]} end
   is_met = is_met and status == 'finished'
 end
 

@@ -107,20 +107,21 @@ class Committer:
             held = self._watch_held(pipe, jobs)
             if not held:
                 return
+            finished = [job for job in held if job.status == "finished"]
+            awaited = _awaited(pipe, finished)
             pipe.multi()
             for job in held:
-                self._add(pipe, job)
-            finished = [job for job in held if job.status == "finished"]
-            if finished:
-                self._outcomes.add_success_counts(pipe, finished)
-            first = len(pipe)
-            for job in held:
-                pipe.exists(dependents_key(job.job_id))
-            num_dependents = pipe.execute()[first:]
-        _log.debug("action=committed num_jobs=%d", len(held))
-        for job, num in zip(held, num_dependents, strict=True):
-            if self._outcomes.has_follow_up(job, num_dependents=num):
-                self._threads.submit(partial(self._repeat, partial(self._outcomes.follow_up, job)))
+                if job not in awaited:
+                    self._add(pipe, job)
+            if plain := [job for job in finished if job not in awaited]:
+                self._outcomes.add_success_counts(pipe, plain)
+            pipe.execute()
+        _log.debug("action=committed num_jobs=%d", len(held) - len(awaited))
+        for job in awaited:  # others depend on it: RQ's own handler, which enqueues them, commits it
+            self._commit_by_handlers([job])
+        for job in held:
+            if job.status != "finished" and job.rq_job.has_rate_limit:
+                self._outcomes.release_slot(job)
 
     def _watch_held(self, pipe: Pipeline, jobs: list[RunningJob]) -> list[RunningJob]:
         fences = [keys.fence_key(job.job_id) for job in jobs]
@@ -178,6 +179,8 @@ class Committer:
             pipe.expire(keys.stream_key(job.job_id), RECORD_TTL_SECONDS)  # until the next attempt marks it
             return
         assert job.result is not None
+        if not job.stream.is_stored:  # nothing could be written to it: no done entry began its expiry
+            pipe.expire(keys.stream_key(job.job_id), keys.STREAM_TTL_SECONDS)
         if job.status == "finished":
             self._outcomes.add_not_cancelled(pipe, job)
         pipe.delete(keys.attempt_key(job.job_id))
@@ -189,8 +192,19 @@ class Committer:
         pipe.expire(channel, keys.RESULT_TTL_SECONDS)  # of a tenant that comes no more, nothing stays
 
 
+def _awaited(pipe: Pipeline, jobs: Sequence[RunningJob]) -> list[RunningJob]:
+    """Those that other jobs depend on. The transaction fails if that changes before it takes effect."""
+    names = [dependents_key(job.job_id) for job in jobs]
+    if not names:
+        return []
+    pipe.watch(*names)  # type: ignore[no-untyped-call]
+    if not pipe.exists(*names):
+        return []
+    return [job for job, name in zip(jobs, names, strict=True) if pipe.exists(name)]
+
+
 def _is_plain(job: RunningJob) -> bool:
-    """Whether the outcome is a few commands on the job's own keys."""
+    """Whether the outcome is a few commands on the job's own keys, if no other job depends on it."""
     if job.status == "cancelled":
         return True
-    return job.status == "finished" and not job.has_dependents and not has_extras(job.rq_job)
+    return job.status == "finished" and not has_extras(job.rq_job)

@@ -11,7 +11,7 @@ from producer.contract import ErrorCode, ErrorInfo, keys
 from worker.commit import MAX_BATCH, Committer
 from worker.job_parts import JobParts
 from worker.outlet.redis_results import RedisResultStore
-from worker.rq_bridge import dependents_key, job_key, will_retry
+from worker.rq_bridge import job_key, will_retry
 from worker.running_job import RunningJob, Stage
 from worker.uploads import Uploads
 
@@ -65,11 +65,14 @@ class Finisher:
                 for job in batch:
                     pipe.get(keys.fence_key(job.job_id))
                     pipe.hget(job_key(job.job_id), "status")
-                    pipe.exists(dependents_key(job.job_id))
                 replies = pipe.execute()
             del self._ended[: len(batch)]
             for at, job in enumerate(batch):
-                self._decide(job, *replies[3 * at : 3 * at + 3])
+                try:
+                    self._decide(job, *replies[2 * at : 2 * at + 2])
+                except Exception as error:  # of any type: one job's outcome must not stop the worker
+                    _log.exception("action=outcome_failed job_id=%s", job.job_id)
+                    self.fail_unwritable(job, repr(error))
 
     def commit_stored(self) -> None:
         """Commit the jobs whose streams are stored to their ends."""
@@ -88,11 +91,10 @@ class Finisher:
         job.result = job.build_result()
         self._commit_one(job)
 
-    def _decide(self, job: RunningJob, fence: bytes | None, rq_status: bytes | None, num_dependents: int) -> None:
+    def _decide(self, job: RunningJob, fence: bytes | None, rq_status: bytes | None) -> None:
         if fence != job.claim.fence.encode():
             self._on_lost(job)
             return
-        job.has_dependents = bool(num_dependents)
         if job.status is not None:  # an earlier attempt's done entry decided it
             job.result = job.build_result()
             self._store(job, then=self._commit_one)

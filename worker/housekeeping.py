@@ -29,9 +29,12 @@ class Housekeeper:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout_seconds: float) -> None:
-        """No chore begins after this, and the one under way has ended; one that hangs is left behind."""
+    def stop(self) -> None:
+        """No chore begins after this."""
         self._is_stopping.set()
+
+    def join(self, timeout_seconds: float) -> None:
+        """The chore under way has ended after this; one that hangs is left behind."""
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
 

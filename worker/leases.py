@@ -78,21 +78,23 @@ class LeaseKeeper:
         with self._client.pipeline(transaction=False) as pipe:
             self._bridge.add_beat(pipe, num_jobs=len(claims), is_suspended=self._is_suspended())
             self._add_info(pipe)
-            if claims:
-                flat = [part for claim in claims for part in (claim.queue, claim.job_id, claim.fence)]
-                self._scripts.beat(pipe, lease_seconds=self._lease_seconds, jobs=flat, was_away=self._was_away)
+            self._scripts.beat(
+                pipe,
+                worker=self._bridge.name,
+                entry_seconds=INFO_TTL_SECONDS,
+                lease_seconds=self._lease_seconds,
+                jobs=[part for claim in claims for part in (claim.queue, claim.job_id, claim.fence)],
+                was_away=self._was_away,
+            )
             replies = pipe.execute()
         self._was_away = False
         if replies[0] == 1:
             self._bridge.register_again()
-        if claims:
-            self._tell(claims, replies[-1])
+        self._tell(claims, replies[-1])
 
     def _add_info(self, pipe: Pipeline) -> None:
         info = self._describe()
         pipe.set(keys.worker_key(info.name), info.model_dump_json(), ex=INFO_TTL_SECONDS)
-        pipe.zadd(keys.WORKERS_KEY, {info.name: time.time() + INFO_TTL_SECONDS})
-        pipe.zremrangebyscore(keys.WORKERS_KEY, "-inf", time.time() - INFO_TTL_SECONDS)
 
     def _tell(self, claims: Sequence[Claim], verdicts: Sequence[bytes]) -> None:
         for claim, verdict in zip(claims, verdicts, strict=True):

@@ -57,8 +57,6 @@ class RunningJob:
     status: JobOutcome | None = None
     is_retried: bool = False
     """It failed and goes back to the queue by RQ's Retry: it has no outcome yet."""
-    has_dependents: bool = False
-    """Other jobs wait for it: the commit is RQ's own."""
     result: Result | None = None
     """As Redis keeps it."""
     has_called_back: bool = False
@@ -162,10 +160,14 @@ class RunningJob:
         )
 
     def fail_commit(self, error: ErrorInfo) -> None:
-        """Its outcome cannot be written as it is: it becomes a failure that keeps the output."""
+        """Its outcome cannot be written as it is: it becomes a failure that keeps what can be written of its output."""
         self.status, self.error, self.is_retried = "failed", error, False
-        result = self.result or self.build_result()
-        self.result = result.model_copy(update={"status": "failed", "error": error})
+        result = (self.result or self.build_result()).model_copy(update={"status": "failed", "error": error})
+        try:
+            result.to_wire()
+        except ValueError:  # pydantic's
+            result = result.model_copy(update={"choices": []})
+        self.result = result
 
     def build_done(self) -> Done:
         assert self.status is not None

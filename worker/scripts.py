@@ -108,15 +108,23 @@ class Scripts:
         client.delete(claim_key(worker))
 
     def beat(
-        self, client: redis.Redis | Pipeline, *, lease_seconds: float, jobs: Sequence[str], was_away: bool = False
+        self,
+        client: redis.Redis | Pipeline,
+        *,
+        worker: str,
+        entry_seconds: float,
+        lease_seconds: float,
+        jobs: Sequence[str],
+        was_away: bool = False,
     ) -> Any:
-        """Renew leases. `jobs` is flat: queue, job id, fence, and so on.
+        """List the worker as alive for `entry_seconds`, and renew leases; all by Redis' clock. `jobs` is flat: queue,
+        job id, fence, and so on.
 
         Returns one entry a job: `lost` if the fence is another's, else RQ's status of the job, empty if it is gone.
         `was_away`: since the last beat Redis was, for this worker at least. Then jobs that it lost do not count as
         crashed with it, whatever a sweeper took it for.
         """
-        arguments: list[str | float] = [lease_seconds, rq_time(time.time()), "1" if was_away else "0"]
+        arguments = [lease_seconds, rq_time(time.time()), "1" if was_away else "0", worker, entry_seconds]
         return self._beat(args=[*arguments, *jobs], client=client)
 
     def hand_over(self, client: redis.Redis | Pipeline, *, jobs: Sequence[str], resumable: bool) -> Any:
@@ -177,6 +185,7 @@ def _names(rq_prefix: str) -> str:
     stream, stream_end = keys.stream_key("@").split("@")
     names = {
         "RQ": rq_prefix,
+        "WORKERS": keys.WORKERS_KEY,
         "LEASES": keys.leases_key(""),
         "LEASED": keys.leased_key(""),
         "TURNS": keys.turns_key(""),

@@ -232,7 +232,7 @@ class WorkerService:
             raise self._loop.failure
 
     def _hand_over(self) -> None:
-        self._housekeeper.stop(THREADS_END_SECONDS)  # else RQ's scheduler might lock queues again behind the sign-off
+        self._housekeeper.stop()
         self._control.stop()
         self._watch.stop()
         end = time.monotonic() + HAND_OVER_SECONDS
@@ -240,6 +240,7 @@ class WorkerService:
             try:
                 num_jobs = self._loop.hand_over()
                 self._leases.stop(THREADS_END_SECONDS)
+                self._housekeeper.join(THREADS_END_SECONDS)  # else RQ's scheduler may lock queues after the sign-off
                 self._sign_off()
                 break
             except REDIS_AWAY as error:

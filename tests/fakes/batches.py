@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -105,8 +104,3 @@ async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
             return found
         await asyncio.sleep(0.02)
     raise AssertionError("it did not come to that")
-
-
-def job_arguments(data: bytes) -> dict[str, Any]:
-    arguments: dict[str, Any] = json.loads(zlib.decompress(data))[3]
-    return arguments

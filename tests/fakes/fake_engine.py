@@ -76,7 +76,6 @@ class _Request:
     deadline: float | None = None
     cache_key: str = ""
     stored: list[list[int]] = field(default_factory=list)  # tokens of each choice that came with the request
-    is_aborted: bool = False
     failure: tuple[str, ErrorKind] | None = None
     answers: list[list[int]] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)  # of each choice so far
@@ -208,7 +207,6 @@ class FakeEngine:
         with self._lock:
             request = self._requests.get(request_id)
             if request is not None:
-                request.is_aborted = True
                 self._end(request, finish_reason="cancelled")
 
     def get_stats(self) -> dict[str, Any]:

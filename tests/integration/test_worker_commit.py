@@ -110,6 +110,25 @@ def test_a_commit_that_always_raises_ends_the_job_as_failed_with_its_output(
             assert redis_client.ttl(key) > 0, key
 
 
+def test_output_that_cannot_be_written_down_ends_its_job_alone(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as half a surrogate pair: it would raise in the loop that all jobs share."""
+    monkeypatch.setattr(worker.commit, "FAILED_COMMIT_SECONDS", (0.01,))
+    with WorkerThread(redis_url) as running:
+        running.engine.pause()
+        jobs = [queue.enqueue(FUNCTION, prompt=f"Job {at}", max_tokens=5) for at in range(3)]
+        wait_until(lambda: len(running.engine.running) == 3)
+        odd = next(request for request in running.engine.requests if request.request_id.startswith(jobs[1].id))
+        odd.answers, odd.script = [[0, 1]], ["fine", "\ud83d"]
+        running.engine.go_on()
+        results = [wait_for_result(redis_client, job.id) for job in jobs]
+        assert [result.status for result in results] == ["finished", "failed", "finished"]
+        assert results[1].attempts == 1 and "surrogates not allowed" in (results[1].error.message or "")  # type: ignore[union-attr]
+        wait_for_no_leftovers(redis_client)
+        assert redis_client.ttl(keys.stream_key(jobs[1].id)) > 0
+
+
 def test_one_job_of_a_batch_that_cannot_be_committed_harms_no_other(
     redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

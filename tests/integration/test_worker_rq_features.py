@@ -61,6 +61,28 @@ def test_a_job_that_fails_once_more_than_its_retries_is_failed(
     wait_for_no_leftovers(redis_client)
 
 
+def test_a_job_that_comes_to_depend_on_another_in_the_midst_of_its_commit_is_enqueued_with_it(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    """Whatever the worker does next: its death between a commit and its dependents would leave these waiting."""
+    with WorkerThread(redis_url) as worker:
+        outcomes, seconds = worker.service._outcomes, []
+        add_success = outcomes.add_success
+
+        def meet_a_dependent(pipe: Any, running: Any, wire: str) -> None:
+            if not seconds:
+                seconds.append(queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, depends_on=running.job_id))
+            add_success(pipe, running, wire)
+
+        outcomes.add_success = meet_a_dependent
+        first = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+        assert wait_for_result(redis_client, first.id).status == "finished"
+        assert wait_until(lambda: seconds and redis_client.hget(seconds[0].key, "enqueued_at")), "in one transaction"
+        assert wait_for_result(redis_client, seconds[0].id).status == "finished"
+        wait_for_no_leftovers(redis_client)
+    assert redis_client.xlen(keys.results_channel(queue.name)) == 2
+
+
 def test_a_dependent_job_runs_after_the_one_it_waits_for(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:

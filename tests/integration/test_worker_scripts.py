@@ -36,7 +36,8 @@ def claim(
 
 def beat(client: redis.Redis, scripts: Scripts, *claims: Claim) -> list[bytes]:
     flat = [part for held in claims for part in (held.queue, held.job_id, held.fence)]
-    return list(scripts.beat(client, lease_seconds=LEASE_SECONDS, jobs=flat))
+    beat = scripts.beat(client, worker="w", entry_seconds=15, lease_seconds=LEASE_SECONDS, jobs=flat)
+    return list(beat)
 
 
 def sweep(client: redis.Redis, scripts: Scripts) -> tuple[list[str], list[Claim]]:
@@ -173,6 +174,16 @@ def test_the_stream_of_a_job_that_came_back_is_kept_for_ever_only_from_its_next_
         marker = [f"{held.attempt}-0", "m", "{}"]
         scripts.append(redis_client, [Append(key, fence_key, held.fence, last, marker, publish=False)])
         assert redis_client.ttl(key) == -1
+
+
+def test_a_worker_whose_clock_is_wrong_is_alive_all_the_same(
+    redis_client: redis.Redis, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else producers would refuse the models that it serves."""
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: 1e9)
+        assert beat(redis_client, scripts) == []
+    assert 10 < redis_client.zscore(keys.WORKERS_KEY, "w") - redis_client.time()[0] <= 16
 
 
 def test_a_claim_drops_only_so_many_jobs_that_are_gone(

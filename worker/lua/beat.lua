@@ -1,5 +1,9 @@
--- Renew leases, and learn what became of the jobs: see Scripts.beat.
+-- Say that the worker lives, renew leases, and learn what became of the jobs: see Scripts.beat.
 local lease_seconds, beat_at, was_away = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
+local worker, entry_seconds = ARGV[4], tonumber(ARGV[5])
+
+redis.call('ZADD', WORKERS, seconds(now + entry_seconds), worker)
+redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', seconds(now - entry_seconds))
 
 -- A lease ended while its worker could not reach us, and a sweeper took that for a crash. It was none: the attempt no
 -- longer counts among those in a row. It stays among all there were, which bounds how often a job is tried.
@@ -12,7 +16,7 @@ local function forgive(id, fence)
 end
 
 local verdicts = {}
-for i = 4, #ARGV, 3 do
+for i = 6, #ARGV, 3 do
   local queue, id, fence = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local verdict = 'lost'
   if redis.call('GET', fence_key(id)) == fence then

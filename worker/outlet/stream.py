@@ -97,7 +97,15 @@ class StreamOutlet:
 
     def _append(self, batch: list[JobStream], given_up: list[str]) -> None:
         """One round trip for all; adds to `given_up`. Raises one of `_AWAY_ERRORS` if some of it was not written."""
-        runs = list(_bounded(map(self._next_append, batch)))
+        appends: dict[JobStream, Append] = {}
+        for stream in batch:
+            try:
+                appends[stream] = self._next_append(stream)
+            except Exception as error:  # of any type: what cannot be written down is this job's output alone
+                _logger.exception("action=stream_unwritable job_id=%s", stream.job_id)
+                stream.refusal = repr(error)
+                given_up.append(self._give_up(stream))
+        runs = list(_bounded(appends.values()))
         outcomes = self._send(runs)
         if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
             self._scripts.load_append(self._client)  # a Redis that is new, or came back
@@ -106,7 +114,7 @@ class StreamOutlet:
         for run, outcome in zip(runs, outcomes, strict=True):
             replies += [outcome] * len(run) if isinstance(outcome, Exception) else outcome
         away: Exception | None = None
-        for stream, reply in zip(batch, replies, strict=True):
+        for stream, reply in zip(appends, replies, strict=True):
             if isinstance(reply, _AWAY_ERRORS):
                 away = reply
             elif not self._settle(stream, reply):

@@ -179,8 +179,9 @@ class CallScanner:
 
 
 def _parse_string(raw: str) -> str | None:
+    """None also for half a surrogate pair, which JSON can write and nobody can write down."""
     try:
         value = json.loads(raw)
+        return value.encode().decode() if isinstance(value, str) else None
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, str) else None

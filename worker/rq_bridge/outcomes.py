@@ -116,19 +116,10 @@ class Outcomes:
         pipe.zrem(ExecutionRegistry.key_template.format(claim.job_id), claim.execution_id)
         pipe.srem(WORKER_EXECUTIONS_KEY_TEMPLATE.format(self._worker_name), composite)
 
-    def has_follow_up(self, running: RunningJob, *, num_dependents: int) -> bool:
-        """Whether a batched commit is not all: jobs that came to depend on this one meanwhile, or a rate limit."""
-        return (num_dependents > 0 and running.status == "finished") or bool(running.rq_job.has_rate_limit)
-
-    def follow_up(self, running: RunningJob) -> None:
-        """Once after the commit; again if it raises."""
-        job = running.rq_job
-        if running.status == "finished":
-            job._status = JobStatus.FINISHED
-            self._queue(running.claim.queue).enqueue_dependents(job, refresh_job_status=False)
-        else:
-            job._status = JobStatus.CANCELED
-        release_slot(job)
+    def release_slot(self, running: RunningJob) -> None:
+        """Of a cancelled job's rate limit, after the commit."""
+        running.rq_job._status = JobStatus.CANCELED
+        release_slot(running.rq_job)
 
     def enqueue_ready(self) -> None:
         """Enqueue dependents that a commit made ready and nobody has enqueued. Tenants' queues may be thousands, and

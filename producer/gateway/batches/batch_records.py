@@ -8,6 +8,7 @@ from producer.async_transport import AsyncTransport
 from producer.gateway.batches.batch_keys import (
     ENDED_KEY,
     OPEN_KEY,
+    RECORD_TTL_SECONDS,
     WINDOW_SECONDS,
     batch_key,
     created_at,
@@ -47,7 +48,8 @@ class BatchRecords:
             status=BatchStatus.VALIDATING,
             **fields,
         )
-        arguments = [record.id, record.input_file_id, key_id or NOBODYS, EVERYBODYS, *record.new_fields]
+        oldest = make_batch_id(int(seconds) - 2 * RECORD_TTL_SECONDS, 0)  # long ended, and forgotten
+        arguments = [record.id, record.input_file_id, key_id or NOBODYS, EVERYBODYS, oldest, *record.new_fields]
         [_, is_created] = await self._redis.run(send(CREATE.load, CREATE.call([], arguments)))
         return record if is_created else None
 

@@ -30,13 +30,17 @@ end
 CREATE = Script(
     _FUNCTIONS
     + """
--- ARGV: id, input file, whose, everybody's, fields… → 1, or 0 where there is no such file (any more)
-local id, input, whose, everybodys = unpack(ARGV, 1, 4)
+-- ARGV: id, input file, whose, everybody's, the oldest id that may still have a record, fields…
+-- → 1, or 0 where there is no such file (any more)
+local id, input, whose, everybodys, oldest = unpack(ARGV, 1, 5)
 if redis.call('EXISTS', batch_key(id)) == 1 then return 1 end
 if not file_hold(input, id) then return 0 end
-redis.call('HSET', batch_key(id), 'fence', 0, unpack(ARGV, 5))
-redis.call('ZADD', 'promptmill:batches:index:' .. whose, 0, id)
-redis.call('ZADD', 'promptmill:batches:index:' .. everybodys, 0, id)
+redis.call('HSET', batch_key(id), 'fence', 0, unpack(ARGV, 6))
+for _, scope in ipairs({whose, everybodys}) do
+  local index = 'promptmill:batches:index:' .. scope
+  redis.call('ZREMRANGEBYLEX', index, '-', '(' .. oldest)
+  redis.call('ZADD', index, 0, id)
+end
 redis.call('ZADD', open, 0, id)
 return 1
 """

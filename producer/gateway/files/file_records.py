@@ -150,14 +150,6 @@ class FileRecords:
         what_became: Literal["deleted", "absent", "held"] = outcome.decode()
         return what_became
 
-    async def hold(self, file_id: str, holder: str) -> bool:
-        """Keep a file, whoever deletes it and whenever it expires, until `release`. False: there is none."""
-        [_, is_held] = await self._redis.run(send(_HOLD.load, _HOLD.call([], [file_id, holder])))
-        return bool(is_held)
-
-    async def release(self, file_id: str, holder: str) -> None:
-        await self._redis.run(send(("SREM", file_keys.holds_key(file_id), holder)))
-
     async def expire(self) -> list[str]:
         """Delete files that have expired and nobody holds; their ids, at most DUE_AT_ONCE."""
         [_, ids] = await self._redis.run(send(_EXPIRE.load, _EXPIRE.call([], [DUE_AT_ONCE])))
@@ -263,8 +255,6 @@ return 1
 )
 
 _DELETE = Script(file_keys.FILE_FUNCTIONS + "return file_delete(ARGV[1])")
-
-_HOLD = Script(file_keys.FILE_FUNCTIONS + "return file_hold(ARGV[1], ARGV[2]) and 1 or 0")
 
 _EXPIRE = Script(
     file_keys.FILE_FUNCTIONS

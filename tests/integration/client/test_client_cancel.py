@@ -167,3 +167,10 @@ def test_a_job_that_asks_for_more_choices_than_any_worker_gives_is_cancelled_as_
     absurd = queue.enqueue("promptmill.generate", prompt="Hello", n=10**12)
     assert client.cancel(absurd.id) is True
     assert len(client.job(absurd.id).result(timeout=10).choices) == 1
+
+
+def test_a_job_whose_metadata_is_no_text_is_cancelled_without_it(client: Client, redis_client: redis.Redis) -> None:
+    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
+    odd = queue.enqueue("promptmill.generate", prompt="Hello", metadata={"row": "\ud800"})
+    assert client.cancel(odd.id) is True
+    assert client.job(odd.id).result(timeout=10).metadata == {}

@@ -126,10 +126,16 @@ def test_a_job_waits_for_those_it_depends_on(client: Client, redis_url: str, red
         assert late.result(timeout=20).status == "finished"
 
 
-def test_a_dependency_that_nobody_knows_is_refused(client: Client, redis_client: redis.Redis) -> None:
+def test_a_dependency_that_nobody_knows_or_that_was_cancelled_is_refused(
+    client: Client, redis_client: redis.Redis
+) -> None:
     with pytest.raises(InvalidJobError, match="gone is not known") as caught:
         client.submit("Hello", depends_on=["gone"])
     assert caught.value.param == "depends_on" and not redis_client.keys("rq:job:*")
+    cancelled = client.submit("Hello")
+    cancelled.cancel()
+    with pytest.raises(InvalidJobError, match="cancelled; leave it out"):
+        client.submit("Hello", depends_on=[cancelled])
 
 
 def test_a_durable_job_is_on_disk_when_submit_returns(client: Client, redis_client: redis.Redis) -> None:

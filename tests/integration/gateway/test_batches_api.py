@@ -11,6 +11,8 @@ import redis as redis_py
 
 from producer.contract import keys
 from producer.gateway.api_keys import add_key, make_key
+from producer.gateway.batches.batch_keys import index_key, make_batch_id
+from producer.gateway.files.file_keys import EVERYBODYS
 from producer.transport import Transport
 from tests.fakes.batches import URL, jsonl, line
 from tests.fakes.fake_worker import FakeWorker, echo
@@ -130,6 +132,15 @@ def test_output_can_be_read_while_the_batch_runs_and_its_files_cannot_be_deleted
     assert (ended.status, ended.output_file_id) == ("completed", running.output_file_id)
     assert set(read(client, ended.output_file_id)) == {"a", "b"}
     assert client.files.delete(file_id).deleted
+
+
+def test_lists_forget_batches_that_are_long_gone(
+    client: openai.OpenAI, low: FakeWorker, redis_client: redis_py.Redis
+) -> None:
+    index = index_key(EVERYBODYS)
+    redis_client.zadd(index, {make_batch_id(1_700_000_000, 0): 0})
+    batch = start(client, upload(client, [line("a")]))
+    assert redis_client.zrange(index, 0, -1) == [batch.id.encode()]
 
 
 def test_lists_go_from_the_newest_on_page_by_page(client: openai.OpenAI, low: FakeWorker) -> None:

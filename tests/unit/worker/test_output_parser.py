@@ -56,6 +56,20 @@ def calls(*named: tuple[str, str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        '{"name": "\\ud83d", "arguments": {"a": 1}}',
+        '{"\\ud83d": 1, "name": "add", "arguments": {"a": 1}}',
+        '{"name": "add", "arguments": "{\\"a\\": \\"\\ud83d\\"}"}',
+    ],
+)
+def test_what_holds_half_a_surrogate_pair_is_no_call(call: str) -> None:
+    """JSON can write it; a stream, which is UTF-8, cannot."""
+    content, _, found = parse(f"<tool_call>{call}</tool_call>")
+    assert content.startswith("<tool_call>") and call in content and found is None
+
+
+@pytest.mark.parametrize(
     ("text", "content", "expected"),
     [
         ("Hello <b>you</b> & co. \n", "Hello <b>you</b> & co. \n", None),

@@ -73,7 +73,8 @@ def test_a_chore_that_fails_is_tried_again_and_hinders_no_other() -> None:
     housekeeper = Housekeeper([Chore("failing", 0.0, fail), Chore("other", 0.0, lambda now: turns.put("other"))])
     housekeeper.start()
     assert [turns.get(timeout=WAIT_SECONDS) for _ in range(4)] == ["failing", "other"] * 2
-    housekeeper.stop(5.0)
+    housekeeper.stop()
+    housekeeper.join(WAIT_SECONDS)
 
 
 class FlakyStore:
