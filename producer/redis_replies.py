@@ -4,6 +4,9 @@ They are raised as lost connections are, and the connection that got one is drop
 replica, the same URL may lead to another one by now. Nothing was written by a command that got one.
 """
 
+import re
+from typing import Any
+
 import redis
 from redis._parsers import _AsyncHiredisParser, _AsyncRESP2Parser, _HiredisParser, _RESP2Parser
 from redis._parsers.base import BaseParser
@@ -22,15 +25,22 @@ _CODES = (
     "READONLY",  # a replica, by now
 )
 _CLASSES = {**BaseParser.EXCEPTION_CLASSES, **dict.fromkeys(_CODES, NotServingError)}
+_OF_A_SCRIPT = re.compile(r"(?:ERR Error running script|@user_script).*: -([A-Z]+ .*)")  # before Redis 7
 
 
-class ReplyParser(_HiredisParser if HIREDIS_AVAILABLE else _RESP2Parser):  # type: ignore[misc]
+class _Refusals:
+    EXCEPTION_CLASSES = _CLASSES
+
+    @classmethod
+    def parse_error(cls, response: str) -> Any:
+        """Of a script's reply, what was said to its command."""
+        found = _OF_A_SCRIPT.fullmatch(response)
+        return super().parse_error(found[1] if found else response)  # type: ignore[misc]
+
+
+class ReplyParser(_Refusals, _HiredisParser if HIREDIS_AVAILABLE else _RESP2Parser):  # type: ignore[misc]
     """redis-py's option `parser_class`, for blocking clients."""
 
-    EXCEPTION_CLASSES = _CLASSES
 
-
-class AsyncReplyParser(_AsyncHiredisParser if HIREDIS_AVAILABLE else _AsyncRESP2Parser):  # type: ignore[misc]
+class AsyncReplyParser(_Refusals, _AsyncHiredisParser if HIREDIS_AVAILABLE else _AsyncRESP2Parser):  # type: ignore[misc]
     """The same, for asyncio's."""
-
-    EXCEPTION_CLASSES = _CLASSES

@@ -9,7 +9,7 @@ import redis
 from producer import RedisUnavailableError
 from producer.operations import RECONNECT_MAX_DELAY_SECONDS, ConnectionLost, Protocol, Reconnect, Send, Sleep, send
 from producer.redis_connection import translate
-from producer.redis_replies import NotServingError
+from producer.redis_replies import AsyncReplyParser, NotServingError, ReplyParser
 from producer.stored_results import read_object
 
 
@@ -87,6 +87,32 @@ def test_redis_errors_are_said_with_their_remedy(error: Exception, is_worth_a_re
     assert isinstance(said, RedisUnavailableError)
     assert isinstance(said, ConnectionLost) is is_worth_a_retry
     assert words in str(said)
+
+
+@pytest.mark.parametrize("parser", [ReplyParser, AsyncReplyParser])
+@pytest.mark.parametrize(
+    ("reply", "expected", "said"),
+    [
+        ("READONLY You can't write.", NotServingError, "You can't write."),
+        (
+            "MISCONF Errors. script: abc, on @user_script:12.",
+            NotServingError,
+            "Errors. script: abc, on @user_script:12.",
+        ),
+        (
+            "ERR Error running script (call to f_0): @user_script:9: @user_script: 9: -READONLY You can't write.",
+            NotServingError,
+            "You can't write.",
+        ),
+        ("@user_script: 9: -OOM command not allowed.", redis.OutOfMemoryError, "command not allowed."),
+        ("ERR Error running script (call to f_0): @user_script:9: no number", redis.ResponseError, "no number"),
+    ],
+)
+def test_what_redis_says_when_it_does_not_serve_is_told_apart_also_from_within_a_script(
+    parser: Any, reply: str, expected: type[Exception], said: str
+) -> None:
+    error = parser.parse_error(reply)
+    assert type(error) is expected and str(error).endswith(said)
 
 
 def test_a_result_in_s3_without_boto3_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
