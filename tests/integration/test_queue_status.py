@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from producer import Client
-from tests.fakes.worker_runs import WorkerThread
+from tests.fakes.worker_runs import WorkerThread, wait_until
 
 
 def ago(seconds: float) -> str:
@@ -52,5 +52,5 @@ def test_what_another_producer_wrote_is_read_as_far_as_it_goes(
 
 def test_a_worker_says_when_it_was_last_alive(redis_url: str) -> None:
     with WorkerThread(redis_url), Client(redis_url) as client:
-        [worker] = client.workers()
+        [worker] = wait_until(client.workers)
         assert worker.beat_at == pytest.approx(time.time(), abs=5)
