@@ -124,7 +124,8 @@ class Scripts:
         `was_away`: since the last beat Redis was, for this worker at least. Then jobs that it lost do not count as
         crashed with it, whatever a sweeper took it for.
         """
-        arguments = [lease_seconds, rq_time(time.time()), "1" if was_away else "0", worker, entry_seconds]
+        arguments: list[str | float] = [lease_seconds, rq_time(time.time()), "1" if was_away else "0"]
+        arguments += [worker, entry_seconds]
         return self._beat(args=[*arguments, *jobs], client=client)
 
     def hand_over(self, client: redis.Redis | Pipeline, *, jobs: Sequence[str], resumable: bool) -> Any:
