@@ -16,7 +16,6 @@ from engine.attention.base import AttentionBackend, AttentionContext
 from engine.attention.select import select_backend
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
-from engine.kernels.huge_pages import ask_for_huge_pages
 from engine.model.checkpoint import Checkpoint, open_checkpoint
 from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype, use_device
 from engine.model.fusion import choose_kit
@@ -76,8 +75,6 @@ class LoadedModel:
                 f"{num_blocks} KV blocks need {size / 2**30:.1f} GiB, which {self.device} does not have free; "
                 "lower num_kv_blocks or kv_memory_fraction"
             ) from error
-        if self.device.type == "cpu":
-            ask_for_huge_pages(self.context.kv_cache)
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, logits_indices: Tensor, *, out: Tensor | None = None
