@@ -118,5 +118,5 @@ def test_what_redis_says_when_it_does_not_serve_is_told_apart_also_from_within_a
 def test_a_result_in_s3_without_boto3_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "producer.s3_connection", raising=False)
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(Exception, match=r"pip install promptmill\[s3\]"):
+    with pytest.raises(Exception, match=r"pip install 'promptmill\[s3\]'"):
         read_object("s3://bucket/key", None)
