@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from producer.contract import ErrorCode, ErrorInfo, Result
-from producer.openai_request import URLS
+from producer.openai_request import URLS, callers_names, in_callers_words
 from producer.openai_response import error_body, response_body
 
 MAX_CUSTOM_ID_CHARS = 512
@@ -29,6 +29,7 @@ class BatchLine:
     custom_id: str
     url: str
     body: Mapping[str, Any]
+    callers_names: Mapping[str, str] = field(default_factory=dict)  # of the fields, as `openai_request` has them
 
     def without_body(self) -> "BatchLine":
         """What its answer needs."""
@@ -54,7 +55,7 @@ def parse_line(text: bytes) -> BatchLine:
         raise BadLineError("invalid_url", rule, custom_id)
     if not isinstance(line.get("body"), dict):
         raise BadLineError("invalid_body", "body: must be an object, the request's own fields", custom_id)
-    return BatchLine(custom_id, line["url"], line["body"])
+    return BatchLine(custom_id, line["url"], line["body"], callers_names(line["url"], line["body"]))
 
 
 def answer_line(line: BatchLine, result: Result, *, created: int) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def answer_line(line: BatchLine, result: Result, *, created: int) -> dict[str, A
         return _output(result.job_id, line.custom_id, None, error)
     if result.status == "failed":
         info = result.error or ErrorInfo(code=ErrorCode.INTERNAL, message="the worker gave no reason")
-        return refusal_line(line.custom_id, info, result.job_id)
+        return refusal_line(line.custom_id, in_callers_words(info, line.callers_names), result.job_id)
     body = response_body(line.url, result, created=created)
     return _output(result.job_id, line.custom_id, {"status_code": 200, "request_id": result.job_id, "body": body}, None)
 

@@ -31,7 +31,11 @@ from producer.tables.select import is_table
     help="So many jobs on the queues at a time.",
 )
 @click.option("--model", metavar="NAME", help="The model for every line, whatever the lines say.")
-@click.option("--priority-class", type=click.Choice(["high", "low"]), help="Before, or after, the queue's other jobs.")
+@click.option(
+    "--priority-class",
+    type=click.Choice(["high", "low"], case_sensitive=False),
+    help="Before, or after, the queue's other jobs.",
+)
 @click.option(
     "--run-id", default="", metavar="TEXT", help="Another run of the same file: give it a name to have it run anew."
 )

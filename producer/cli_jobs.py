@@ -35,7 +35,11 @@ def open_client(flags: dict[str, Any]) -> Client:
     "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and the N likeliest tokens."
 )
 @click.option("--n", type=int, metavar="N", help="So many independent answers.")
-@click.option("--priority-class", type=click.Choice(["high", "low"]), help="Before, or after, the queue's other jobs.")
+@click.option(
+    "--priority-class",
+    type=click.Choice(["high", "low"], case_sensitive=False),
+    help="Before, or after, the queue's other jobs.",
+)
 @click.option("--tenant", metavar="NAME", help="Whose job it is: tenants take turns.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="How long to wait; the job goes on.")
 @settings_options(ProducerSettings)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from producer.contract import JobRequest
+from producer.contract import ErrorInfo, JobRequest
 from producer.enqueue import build_request
 from producer.errors import InvalidJobError
 
@@ -48,6 +48,7 @@ class OpenAIRequest:
     jobs: list[JobRequest]
     is_streamed: bool
     includes_usage: bool  # in a stream; an answer that is not streamed always has it
+    callers_names: dict[str, str]  # of our fields, where the caller wrote another of OpenAI's
 
     @property
     def model(self) -> str | None:
@@ -68,8 +69,8 @@ def parse_body(url: str, body: Mapping[str, Any]) -> OpenAIRequest:
     try:
         jobs = [build_request({**prompt, "stream": is_streamed}) for prompt in prompts]
     except InvalidJobError as error:
-        raise _by_openais_name(error, url, body) from error
-    return OpenAIRequest(url, jobs, is_streamed, includes_usage)
+        raise _in_callers_words(error, callers_names(url, body)) from error
+    return OpenAIRequest(url, jobs, is_streamed, includes_usage, callers_names(url, body))
 
 
 def request_from_body(url: str, body: Mapping[str, Any]) -> JobRequest:
@@ -134,16 +135,26 @@ def _completion_fields(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _by_openais_name(error: InvalidJobError, url: str, body: Mapping[str, Any]) -> InvalidJobError:
-    """The error about the field as the caller wrote it."""
+def callers_names(url: str, body: Mapping[str, Any]) -> dict[str, str]:
+    """What the caller calls those of our fields that OpenAI has other names for."""
     if url == CHAT_URL and body.get("max_completion_tokens") is not None:
-        ours, theirs = "max_tokens", "max_completion_tokens"
-    elif url == COMPLETIONS_URL and type(body.get("logprobs")) is int:
-        ours, theirs = "top_logprobs", "logprobs"
-    else:
-        return error
-    param = theirs if error.param == ours else error.param
-    return InvalidJobError(re.sub(rf"\b{ours}\b", theirs, str(error)), param=param, code=error.code)
+        return {"max_tokens": "max_completion_tokens"}
+    if url == COMPLETIONS_URL and type(body.get("logprobs")) is int:
+        return {"top_logprobs": "logprobs"}
+    return {}
+
+
+def in_callers_words(error: ErrorInfo, names: Mapping[str, str]) -> ErrorInfo:
+    """The error about the fields as the caller wrote them; `names` as `callers_names` gives them."""
+    message = error.message
+    for ours, theirs in names.items():
+        message = re.sub(rf"\b{ours}\b", theirs, message)
+    return error.model_copy(update={"message": message, "param": names.get(error.param or "", error.param)})
+
+
+def _in_callers_words(error: InvalidJobError, names: Mapping[str, str]) -> InvalidJobError:
+    info = in_callers_words(ErrorInfo(code=error.code, message=str(error), param=error.param), names)
+    return InvalidJobError(info.message, param=info.param, code=info.code)
 
 
 def _prompts(fields: Mapping[str, Any]) -> list[Any]:

@@ -3,12 +3,12 @@
 import re
 import types
 from collections.abc import Callable
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import click
 import redis
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -38,6 +38,15 @@ class ProducerSettings(BaseSettings):
         pattern=r"^https?://",
         description="Endpoint of the S3-compatible store that results lie in; none for AWS itself.",
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _choices_have_any_case(cls, value: Any, info: ValidationInfo) -> Any:
+        """As LOG_LEVEL=INFO is written elsewhere."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if get_origin(annotation) is Literal and isinstance(value, str) and value.lower() in get_args(annotation):
+            return value.lower()
+        return value
 
     @field_validator("redis_url")
     @classmethod

@@ -1,7 +1,7 @@
 """The worker's settings. Read once at the edge; nothing below reads the environment."""
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -137,6 +137,11 @@ class WorkerSettings(ProducerSettings):
         if value is not None and not _split(value):
             raise ValueError("name at least one queue")
         return value
+
+    @field_validator("device", "attention", mode="before")
+    @classmethod
+    def _names_have_any_case(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator("tenant_limits")
     @classmethod

@@ -153,6 +153,7 @@ def _records(asked: OpenAIRequest, caller: Caller, model: str, job_ids: list[str
                 created=created,
                 first_index=first_index,
                 num_choices=job.n,
+                callers_names=asked.callers_names,
             )
         )
         first_index += job.n

@@ -27,7 +27,7 @@ async def answer(context: GatewayContext, accepted: AcceptedRequest, request: Re
     try:
         results = await _wait(context, accepted, request.receive)
     except PromptmillError as error:
-        raise from_client_error(error).with_headers(**accepted.headers) from error
+        raise from_client_error(error, accepted.asked.callers_names).with_headers(**accepted.headers) from error
     except ApiError as error:
         raise error.with_headers(**accepted.headers) from error
     if results is None:

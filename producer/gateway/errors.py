@@ -8,6 +8,7 @@ by themselves, without an idempotency key: where a repetition could make a secon
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -27,6 +28,7 @@ from producer.errors import (
     ResultStoreError,
     ResultTimeoutError,
 )
+from producer.openai_request import in_callers_words
 
 CLIENT_CLOSED_REQUEST = 499  # what is logged where the client went away before an answer
 
@@ -74,13 +76,13 @@ def from_info(error: ErrorInfo) -> ApiError:
     return ApiError(status, str(error.code), error.message, param=error.param, should_retry=may_repeat)
 
 
-def from_client_error(error: PromptmillError) -> ApiError:
-    """What the client below us raised."""
+def from_client_error(error: PromptmillError, callers_names: Mapping[str, str] = MappingProxyType({})) -> ApiError:
+    """What the client below us raised, about the fields as the caller wrote them."""
     match error:
         case InvalidJobError():
             return from_info(ErrorInfo(code=error.code, message=str(error), param=error.param))
         case JobFailedError():
-            return from_info(error.error)
+            return from_info(in_callers_words(error.error, callers_names))
         case JobNotFoundError():
             return from_info(ErrorInfo(code=ErrorCode.JOB_NOT_FOUND, message=str(error)))
         case ResultTimeoutError():

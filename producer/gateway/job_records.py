@@ -27,6 +27,7 @@ class JobRecord(BaseModel):
     created: int  # epoch seconds
     first_index: int = 0  # of this job's choices among those of its request
     num_choices: int = 1
+    callers_names: dict[str, str] = {}  # of the job's fields, as `producer.openai_request` has them
 
 
 class JobRecords:

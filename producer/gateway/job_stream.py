@@ -1,13 +1,15 @@
 """One job's stream on its way to a client: read from a cursor on, rendered, handed on event by event."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Protocol
 
 from producer.contract import Chunk, Usage
+from producer.errors import JobFailedError
 from producer.gateway.answer import cancelled_elsewhere
-from producer.gateway.errors import ApiError, from_info
+from producer.gateway.errors import ApiError, from_client_error, from_info
 from producer.gateway.token_timer import TokenTimer
 from producer.job import AsyncJob
 
@@ -39,11 +41,13 @@ class JobStream:
         includes_usage: bool,
         after: str | None = None,
         shows_resets: bool = False,
+        callers_names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._job = job
         self._timer = timer
         self._after = after
         self._shows_resets = shows_resets
+        self._callers_names = callers_names
         self.includes_usage = includes_usage
         self.renderer = renderer
         self.cursor = after or BEGINNING
@@ -54,6 +58,12 @@ class JobStream:
 
     async def copy_to(self, send: SendEvent) -> Usage:
         """To the stream's end. Raises ApiError or a PromptmillError where that is no answer's."""
+        try:
+            return await self._copy_to(send)
+        except JobFailedError as error:
+            raise from_client_error(error, self._callers_names) from error
+
+    async def _copy_to(self, send: SendEvent) -> Usage:
         async with aclosing(self._job.stream(after=self._after)) as chunks:
             async for chunk in chunks:
                 cursor = chunks.last_id

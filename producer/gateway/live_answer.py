@@ -15,6 +15,7 @@ def respond(context: GatewayContext, accepted: AcceptedRequest) -> EventStream:
             ChunkRenderer(job.id, record, includes_usage=includes_usage),
             context.metrics.token_timer(accepted.model),
             includes_usage=includes_usage,
+            callers_names=record.callers_names,
         )
         for job, record in zip(accepted.jobs, accepted.records, strict=True)
     ]

@@ -12,6 +12,7 @@ from producer.gateway.context import Context, GatewayContext
 from producer.gateway.event_stream import EventStream
 from producer.gateway.job_records import JobRecord
 from producer.gateway.job_stream import BEGINNING, CURSOR_PATTERN, JobStream
+from producer.openai_request import in_callers_words
 from producer.openai_response import error_body, response_body
 
 router = APIRouter(tags=["jobs"])
@@ -30,7 +31,8 @@ async def get_job(context: Context, caller: Authenticated, job_id: str) -> dict[
         if result.choices:
             response = response_body(record.url, result, created=record.created)
             body["response"] = {**response, "id": record.response_id, "model": record.model}
-        body["error"] = error_body(result.error)["error"] if result.error is not None else None
+        if result.error is not None:
+            body["error"] = error_body(in_callers_words(result.error, record.callers_names))["error"]
     return body
 
 
@@ -63,6 +65,7 @@ async def stream_job(
         includes_usage=True,
         after=after,
         shows_resets=True,
+        callers_names=record.callers_names,
     )
     return EventStream(
         [stream],

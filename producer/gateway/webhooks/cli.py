@@ -120,7 +120,9 @@ def rotate(endpoint_id: str, keep_old: bool, **flags: Any) -> None:
 
 @webhooks.command("test")
 @click.argument("endpoint_id")
-@click.option("--event", type=click.Choice(EVENT_TYPES), default=EVENT_TYPES[0], show_default=True)
+@click.option(
+    "--event", type=click.Choice(EVENT_TYPES, case_sensitive=False), default=EVENT_TYPES[0], show_default=True
+)
 @settings_options(WebhookSettings)
 def test(endpoint_id: str, event: Any, **flags: Any) -> None:
     """Send a sample from here, once, and print the status of the answer."""

@@ -1,5 +1,8 @@
 """Whole answers through the official client: completions, chats, models, and what is refused."""
 
+from typing import Any
+
+import httpx2 as httpx
 import openai
 import pytest
 
@@ -167,6 +170,23 @@ def test_a_job_that_fails_says_why(
         client.completions.create(model="fake", prompt="x")
     assert (error.value.code, error.value.param) == (code, "prompt") and "the reason" in str(error.value)
     assert num_jobs == 1
+
+
+def test_a_limit_that_is_too_high_is_named_as_the_caller_wrote_it(
+    gateway: RunningGateway, client: openai.OpenAI, worker: FakeWorker
+) -> None:
+    message = "max_tokens is 9000, the context 8192"
+    reason = ErrorInfo(code=ErrorCode.CONTEXT_LENGTH_EXCEEDED, message=message, param="max_tokens")
+    asked: Any = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
+    with worker.serving(lambda job: job.begin().end("failed", error=reason) and None):
+        for name in ("max_completion_tokens", "max_tokens"):
+            for is_streamed in (False, True):
+                with pytest.raises(openai.BadRequestError) as refused:
+                    client.chat.completions.create(**asked, **{name: 9000}, stream=is_streamed)
+                assert refused.value.param == name and f"{name} is 9000" in str(refused.value)
+                job_id = refused.value.response.headers["x-promptmill-job-id"]
+                later = httpx.get(f"{gateway.url}/v1/jobs/{job_id}").json()["error"]
+                assert later["param"] == name and later["message"].startswith(f"{name} is")
 
 
 def test_a_job_cancelled_by_somebody_else_is_a_conflict(client: openai.OpenAI, worker: FakeWorker) -> None:

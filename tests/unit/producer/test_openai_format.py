@@ -162,6 +162,26 @@ def test_an_outcome_that_is_no_answer_becomes_an_error() -> None:
     assert (cancelled["response"], cancelled["error"]["code"]) == (None, "batch_cancelled")
 
 
+@pytest.mark.parametrize(
+    ("url", "field", "ours"),
+    [
+        (CHAT_URL, {"max_completion_tokens": 9000}, "max_tokens"),
+        (CHAT_URL, {"max_tokens": 9000}, "max_tokens"),
+        (COMPLETIONS_URL, {"logprobs": 3}, "top_logprobs"),
+    ],
+)
+def test_what_a_worker_says_of_a_lines_field_is_said_of_it_as_the_line_has_it(
+    url: str, field: dict[str, int], ours: str
+) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "prompt": "x", **field}
+    line = parse_line(json.dumps({"custom_id": "a", "url": url, "body": body}).encode()).without_body()
+    error = ErrorInfo(code=ErrorCode.CONTEXT_LENGTH_EXCEEDED, message=f"{ours} is too much, less {ours}", param=ours)
+    answer = answer_line(line, Result(job_id="j", status="failed", error=error), created=0)
+    [theirs] = field
+    said = answer["response"]["body"]["error"]
+    assert (said["param"], said["message"]) == (theirs, f"{theirs} is too much, less {theirs}")
+
+
 def logprob(token_id: int, text: str) -> TokenLogprob:
     top = [TopLogprob(token_id=9, token="x", bytes=[120], logprob=-0.5)]
     return TokenLogprob(token_id=token_id, token=text, bytes=list(text.encode()), logprob=-1.5, top=top)

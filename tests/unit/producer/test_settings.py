@@ -3,6 +3,7 @@
 import pytest
 
 from producer.errors import SettingsError
+from producer.gateway.settings import GatewaySettings
 from producer.settings import ProducerSettings, load_settings, redact_url
 from worker.settings import WorkerSettings
 
@@ -28,6 +29,18 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
     assert "redis_url" not in load_settings(WorkerSettings).model_fields_set
     with pytest.raises(SettingsError, match="--s3-endpoint-url"):
         load_settings(ProducerSettings, {"s3_endpoint_url": ""})
+
+
+def test_a_choice_is_taken_in_any_case_from_a_variable_and_from_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LOG_LEVEL": "INFO", "LOG_FORMAT": "Json", "DRAIN": "FINISH", "DEVICE": "CUDA:1"}.items():
+        monkeypatch.setenv(f"PROMPTMILL_{name}", value)
+    gateway = load_settings(GatewaySettings, {"log_level": "WARNING"})
+    assert (gateway.log_level, gateway.log_format) == ("warning", "json")
+    worker = load_settings(WorkerSettings, {"dtype": "Float32", "tool_parser": "HERMES", "attention": "Torch"})
+    assert (worker.log_level, worker.drain, worker.device) == ("info", "finish", "cuda:1")
+    assert (worker.dtype, worker.tool_parser, worker.attention) == ("float32", "hermes", "torch")
+    with pytest.raises(SettingsError, match=r"--log-level .*'debug', 'info', 'warning' or 'error'; got 'LOUD'"):
+        load_settings(GatewaySettings, {"log_level": "LOUD"})
 
 
 @pytest.mark.parametrize(
