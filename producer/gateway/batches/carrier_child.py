@@ -1,4 +1,4 @@
-"""The gateway's side of its carrier process: started when a batch has no carrier, and again if it dies.
+"""The gateway's side of its carrier process: started when a batch has no carrier, and again if it dies or hangs.
 
 Every replica looks for such batches; which of their carriers gets one is decided in Redis.
 """
@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 
 from producer.end_tasks import end_tasks
@@ -19,13 +20,16 @@ COMMAND = (sys.executable, "-m", "producer.gateway.batches.carrier_process")
 LOOK_SECONDS = 1.0
 MAX_RESTART_SECONDS = 30.0
 STOP_SECONDS = 10.0  # for what is under way to be written down
+HUNG_SECONDS = 60.0  # without a sign of life, of which there is one a second; a busy machine's start takes some of it
 
 _log = logging.getLogger(__name__)
 
 
 class CarrierChild:
-    def __init__(self, settings: GatewaySettings, records: BatchRecords) -> None:
+    def __init__(self, settings: GatewaySettings, records: BatchRecords, *, hung_seconds: float = HUNG_SECONDS) -> None:
         self._settings = settings
+        self._hung_seconds = hung_seconds
+        self._heard_at = 0.0
         self._records = records
         self._process: subprocess.Popen[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -64,12 +68,23 @@ class CarrierChild:
         if not await self._records.num_without_carrier():
             return
         if self._process is not None and self._process.poll() is None:
-            self._tell("")
-            return
+            if not self._is_hung(self._process):
+                self._tell("")
+                return
+            _log.error("action=batch_carrier_hung pid=%s seconds=%g", self._process.pid, self._hung_seconds)
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
         if self._process is not None:
             self._note_end(self._process)
         self._process = await asyncio.to_thread(_start)
+        self._heard_at = time.monotonic()
         self._tell(self._settings.model_dump_json())
+
+    def _is_hung(self, process: "subprocess.Popen[bytes]") -> bool:
+        assert process.stdout is not None
+        if process.stdout.read():  # whatever signs of life have come since the last look
+            self._heard_at = time.monotonic()
+        return time.monotonic() - self._heard_at > self._hung_seconds
 
     def _tell(self, line: str) -> None:
         assert self._process is not None and self._process.stdin is not None
@@ -78,8 +93,7 @@ class CarrierChild:
 
     def _note_end(self, process: "subprocess.Popen[bytes]") -> None:
         """One that died is started again, later each time."""
-        if process.stdin is not None:
-            process.stdin.close()
+        _close(process)
         if process.returncode == 0:
             self._pause_seconds = LOOK_SECONDS
             return
@@ -88,10 +102,17 @@ class CarrierChild:
 
 
 def _start() -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, bufsize=0)
-    assert process.stdin is not None
-    os.set_blocking(process.stdin.fileno(), False)  # one that hangs does not hang us
+    process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        os.set_blocking(pipe.fileno(), False)  # one that hangs does not hang us
     return process
+
+
+def _close(process: "subprocess.Popen[bytes]") -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -103,3 +124,4 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    _close(process)

@@ -2,14 +2,18 @@
 
 Apart from the gateway's own, so that reading and enqueueing thousands of lines holds up no request. Its first line of
 input is its settings; each further one wakes it; at the end of its input, which is also the gateway's death, it stops.
+What it writes is a sign of life a second, so that the gateway notices when it hangs.
 """
 
 import asyncio
 import json
+import os
 import sys
 import threading
+from contextlib import suppress
 
 from producer.async_transport import AsyncTransport
+from producer.end_tasks import end_tasks
 from producer.gateway.batches.batch_lease import BatchLease
 from producer.gateway.batches.carrier import Carrier, CarrierOptions
 from producer.gateway.batches.carrier_pool import CarrierPool
@@ -19,6 +23,7 @@ from producer.gateway.settings import GatewaySettings
 from producer.logs import configure_logging
 
 IDLE_SECONDS = 60.0
+SIGN_SECONDS = 1.0
 
 
 def main() -> None:
@@ -45,10 +50,21 @@ async def _carry(settings: GatewaySettings) -> None:
     pool = CarrierPool(redis, make_carrier, lease_seconds=settings.batch_lease_seconds)
     loop = asyncio.get_running_loop()
     threading.Thread(target=_listen, args=(pool, loop), name="gateway", daemon=True).start()
+    os.set_blocking(sys.stdout.fileno(), False)
+    signs = asyncio.create_task(_give_signs())
     try:
         await pool.run(IDLE_SECONDS)
     finally:
+        await end_tasks(signs)
         await redis.aclose()
+
+
+async def _give_signs() -> None:
+    """That the loop goes round; a gateway that looks seldom lets them pile up."""
+    while True:
+        with suppress(BlockingIOError, BrokenPipeError):
+            os.write(sys.stdout.fileno(), b".")
+        await asyncio.sleep(SIGN_SECONDS)
 
 
 def _listen(pool: CarrierPool, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,6 +1,8 @@
-"""A pool of carriers on a real Redis: what it does with batches when it is told to stop."""
+"""Carriers of batches on a real Redis: a pool that is told to stop, and a process that hangs."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,8 +10,11 @@ import pytest
 
 from producer.gateway.batches.batch_lease import BatchLease
 from producer.gateway.batches.batch_record import BatchStatus
+from producer.gateway.batches.carrier_child import CarrierChild
 from producer.gateway.batches.carrier_pool import CarrierPool
-from tests.fakes.batches import LEASE_SECONDS, BatchBench, batch_bench, line
+from producer.gateway.settings import GatewaySettings
+from tests.fakes.batches import LEASE_SECONDS, BatchBench, batch_bench, eventually, line
+from tests.fakes.fake_worker import FakeWorker
 
 
 @pytest.fixture
@@ -37,3 +42,31 @@ async def test_a_pool_told_to_stop_while_it_claims_leaves_the_batch_to_others_at
     assert (await bench.get(created.id)).status is not BatchStatus.COMPLETED
     lease = await bench.claim()
     assert lease is not None and lease.record.id == created.id
+
+
+async def test_a_carrier_that_hangs_is_replaced_by_its_own_gateway(
+    bench: BatchBench, low: FakeWorker, redis_url: str, tmp_path: Path
+) -> None:
+    created = await bench.create([line("a")])
+    settings = GatewaySettings(redis_url=redis_url, files=str(tmp_path), batch_lease_seconds=3.0)
+    child = CarrierChild(settings, bench.records, hung_seconds=5.0)
+    child.start()
+    try:
+        first = await eventually(lambda: _carrier_of(bench, child, created.id))
+        os.kill(first, signal.SIGSTOP)
+        async with asyncio.timeout(60):
+            while not await bench.records.num_without_carrier():
+                await asyncio.sleep(0.1)
+            while (await _carrier_of(bench, child, created.id)) in (None, first):
+                await asyncio.sleep(0.1)
+        with pytest.raises(ProcessLookupError):
+            os.kill(first, 0)
+    finally:
+        await child.aclose()
+
+
+async def _carrier_of(bench: BatchBench, child: CarrierChild, batch_id: str) -> int | None:
+    """The process's id, once it carries the batch."""
+    is_carried = not await bench.records.num_without_carrier()
+    in_progress = (await bench.get(batch_id)).status is BatchStatus.IN_PROGRESS
+    return child._process.pid if is_carried and in_progress and child._process is not None else None
