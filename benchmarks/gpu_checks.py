@@ -22,8 +22,9 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
 from engine.model.loader import load_model
+from engine.model.norm_rule import NormRule
 from engine.model.triton_linear import TritonLinear
-from engine.model.triton_rows import NormRule, TritonRows
+from engine.model.triton_rows import TritonRows
 from engine.sampler import Sampler, SamplingBatch
 from engine.sampling_params import SamplingParams
 from engine.triton_sampling import TritonSampler

@@ -10,7 +10,8 @@ from benchmarks.gpu_models import DeviceLimits, ModelSize
 from benchmarks.gpu_timer import Timer
 from engine.attention.base import AttentionBatch, PageSlots
 from engine.attention.triton_backend import TritonAttention
-from engine.model.triton_rows import NormRule, TritonRows
+from engine.model.norm_rule import NormRule
+from engine.model.triton_rows import TritonRows
 from engine.sampler import SamplingBatch
 from engine.triton_sampling import TritonSampler
 from tests.fakes.sampling_batches import batch_of, random_batch

@@ -35,7 +35,7 @@ def select_backend(
     if name == "torch":
         return TorchAttention()
     if name == "triton" or (name == "auto" and device.type != "cpu"):
-        backend, reason = _make_triton(device, dtype, deterministic=deterministic)
+        backend, reason = _make_triton(device, dtype, kv_dtype or dtype, deterministic=deterministic)
     else:
         backend, reason = _make_native(device, dtype, kv_dtype or dtype, cache_dir / "kernels")
     if backend is not None:
@@ -63,15 +63,17 @@ def _make_native(
 
 
 def _make_triton(
-    device: torch.device, dtype: torch.dtype, *, deterministic: bool
+    device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, *, deterministic: bool
 ) -> tuple[AttentionBackend | None, str]:
     """The Triton backend if it runs here and computes rightly, else None and the reason."""
     if reason := _runs_triton(device):
         return None, reason
+    if kv_dtype != dtype:  # as under int8, which is a CPU's: its kernels write one dtype
+        return None, f"it takes keys of the model's dtype, {dtype}, and this cache's are {kv_dtype}"
     from engine.attention.triton_backend import TritonAttention
 
     try:
-        return _checked(TritonAttention(deterministic=deterministic), dtype, dtype, device)
+        return _checked(TritonAttention(deterministic=deterministic), dtype, kv_dtype, device)
     except Exception as error:  # whatever a compiler makes of a GPU that it does not know
         return None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 

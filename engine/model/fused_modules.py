@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.model.attention_hook import AttentionRules, RowAttention
 from engine.model.native_rows import NativeRows
+from engine.model.norm_rule import NormRule
 from engine.model.packed_linear import plain_weight
 
 
@@ -23,9 +24,7 @@ class RowKernels(Protocol):
         """Names their arithmetic: equal builds, equal bits."""
         ...
 
-    def norm(
-        self, x: Tensor, out: Tensor, weight: Tensor, *, epsilon: float, adds_one: bool, rounds_first: bool
-    ) -> None:
+    def norm(self, x: Tensor, out: Tensor, weight: Tensor, rule: NormRule) -> None:
         """RMS norm of every `len(weight)` elements of x's rows into out, which may be x; both `[num_rows, size]`."""
         ...
 
@@ -43,9 +42,8 @@ class FusedNorm(nn.Module):
         self._rows = rows
         self.weight: Tensor = norm.weight.detach()  # type: ignore[operator]
         epsilon = getattr(norm, "variance_epsilon", None)
-        self.epsilon = float(norm.eps if epsilon is None else epsilon)  # type: ignore[arg-type]
-        self.adds_one = adds_one
-        self.rounds_first = rounds_first
+        epsilon = float(norm.eps if epsilon is None else epsilon)  # type: ignore[arg-type]
+        self.rule = NormRule(epsilon, adds_one, rounds_first)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[..., size]`."""
@@ -63,24 +61,10 @@ class FusedNorm(nn.Module):
 
     def link(self, rows: NativeRows, x: Tensor, out: Tensor) -> bytes:
         """The call that norms each group of `size` in the rows of x into out, which may be x."""
-        return rows.norm_link(
-            x,
-            out,
-            self.weight,
-            epsilon=self.epsilon,
-            adds_one=self.adds_one,
-            rounds_first=self.rounds_first,
-        )
+        return rows.norm_link(x, out, self.weight, self.rule)
 
     def _into(self, x: Tensor, out: Tensor) -> None:
-        self._rows.norm(
-            x,
-            out,
-            self.weight,
-            epsilon=self.epsilon,
-            adds_one=self.adds_one,
-            rounds_first=self.rounds_first,
-        )
+        self._rows.norm(x, out, self.weight, self.rule)
 
 
 class FusedAttention(nn.Module):

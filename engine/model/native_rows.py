@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.kernels.build import build_library, load_library
 from engine.kernels.native_function import Chain, NativeFunction
+from engine.model.norm_rule import NormRule
 from engine.model.workspace import Workspace
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -33,17 +34,13 @@ class NativeRows:
         self.chain = Chain(library)
         self.workspace = Workspace()
 
-    def norm(
-        self, x: Tensor, out: Tensor, weight: Tensor, *, epsilon: float, adds_one: bool, rounds_first: bool
-    ) -> None:
+    def norm(self, x: Tensor, out: Tensor, weight: Tensor, rule: NormRule) -> None:
         """RMS norm of every `len(weight)` elements of x's rows into out, which may be x; both `[num_rows, size]`."""
-        self._norm(_norm_arguments(x, out, weight, epsilon, adds_one, rounds_first))
+        self._norm(_norm_arguments(x, out, weight, rule))
 
-    def norm_link(
-        self, x: Tensor, out: Tensor, weight: Tensor, *, epsilon: float, adds_one: bool, rounds_first: bool
-    ) -> bytes:
+    def norm_link(self, x: Tensor, out: Tensor, weight: Tensor, rule: NormRule) -> bytes:
         """`norm` as a part of a chain."""
-        return self._norm.link(_norm_arguments(x, out, weight, epsilon, adds_one, rounds_first))
+        return self._norm.link(_norm_arguments(x, out, weight, rule))
 
     def rope_link(self, x: Tensor, cos: Tensor, sin: Tensor, *, head_dim: int) -> bytes:
         """The call that rotates each head of x `[num_rows, num_heads * head_dim]` in place.
@@ -63,9 +60,7 @@ class NativeRows:
         return self._glu.link(_glu_arguments(gate_up, out, is_gelu))
 
 
-def _norm_arguments(
-    x: Tensor, out: Tensor, weight: Tensor, epsilon: float, adds_one: bool, rounds_first: bool
-) -> bytes:
+def _norm_arguments(x: Tensor, out: Tensor, weight: Tensor, rule: NormRule) -> bytes:
     size = weight.shape[0]
     assert x.stride(1) == out.stride(1) == 1 and x.shape[1] % size == 0, "rows of whole groups"
     return _NORM.pack(
@@ -77,11 +72,11 @@ def _norm_arguments(
         x.shape[0],
         x.shape[1] // size,
         size,
-        adds_one,
-        rounds_first,
+        rule.adds_one,
+        rule.rounds_first,
         x.dtype == torch.bfloat16,
         torch.get_num_threads(),
-        epsilon,
+        rule.epsilon,
     )
 
 

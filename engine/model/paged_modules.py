@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from engine.attention.base import PageSlots
 from engine.model.fused_modules import FusedAttention, FusedNorm
-from engine.model.triton_rows import HeadNorms, NormRule, TritonRows
+from engine.model.norm_rule import NormRule
+from engine.model.triton_rows import HeadNorms, TritonRows
 
 
 class PagedAttentionModule(FusedAttention):
@@ -84,9 +85,9 @@ class PagedLayer(nn.Module):
         if not isinstance(norm, FusedNorm) or not isinstance(self.self_attn, PagedAttentionModule):
             raise AttributeError("the layer's norm or attention is not fused")
         self._weight = norm.weight
-        self._rule = _rule(norm)
+        self._rule = norm.rule
         first = self.input_layernorm
-        self.first_norm = _FirstNorm(first.weight, _rule(first)) if isinstance(first, FusedNorm) else None
+        self.first_norm = _FirstNorm(first.weight, first.rule) if isinstance(first, FusedNorm) else None
         self.next_norm: _FirstNorm | None = None  # the first of the layer behind this one
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
@@ -109,12 +110,8 @@ def link_layers(layer: nn.Module, following: nn.Module) -> None:
 
 def _head_norms(q_norm: FusedNorm | None, k_norm: FusedNorm | None, head_dim: int) -> HeadNorms | None:
     """None where there are none, or where they norm something else than heads."""
-    if q_norm is None or k_norm is None or _rule(q_norm) != _rule(k_norm):
+    if q_norm is None or k_norm is None or q_norm.rule != k_norm.rule:
         return None
     if q_norm.weight.shape != (head_dim,) or k_norm.weight.shape != (head_dim,):
         return None
-    return HeadNorms(q_norm.weight, k_norm.weight, _rule(q_norm))
-
-
-def _rule(norm: FusedNorm) -> NormRule:
-    return NormRule(norm.epsilon, norm.adds_one, norm.rounds_first)
+    return HeadNorms(q_norm.weight, k_norm.weight, q_norm.rule)

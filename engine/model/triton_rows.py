@@ -13,19 +13,11 @@ from engine.attention.base import PageSlots
 from engine.kernels.triton.activations import glu_kernel
 from engine.kernels.triton.norms import add_norm_kernel, norm_kernel
 from engine.kernels.triton.qkv import qkv_kernel
+from engine.model.norm_rule import NormRule
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _GLU_BLOCK = 1024
 _HEADS_A_PROGRAM = 8
-
-
-@dataclass(frozen=True, slots=True)
-class NormRule:
-    """What an RMS norm does beside its formula."""
-
-    epsilon: float
-    adds_one: bool  # to the weight
-    rounds_first: bool  # before the weight is applied
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +34,7 @@ class TritonRows:
 
     build = f"triton {triton.__version__} rows"
 
-    def norm(
-        self, x: Tensor, out: Tensor, weight: Tensor, *, epsilon: float, adds_one: bool, rounds_first: bool
-    ) -> None:
+    def norm(self, x: Tensor, out: Tensor, weight: Tensor, rule: NormRule) -> None:
         """RMS norm of every `len(weight)` elements of x's rows into out, which may be x; both `[num_rows, size]`."""
         size = len(weight)
         assert x.stride(1) == out.stride(1) == 1 and x.shape[1] % size == 0, "rows of whole groups"
@@ -55,10 +45,10 @@ class TritonRows:
             out,
             x.stride(0),
             out.stride(0),
-            epsilon,
+            rule.epsilon,
             SIZE=size,
-            ADDS_ONE=adds_one,
-            ROUNDS_FIRST=rounds_first,
+            ADDS_ONE=rule.adds_one,
+            ROUNDS_FIRST=rule.rounds_first,
             BLOCK=block,
             num_warps=_num_warps(block),
         )

@@ -144,12 +144,13 @@ _ATTENTIONS = [
 
 def _launch_rows(dtype: torch.dtype) -> None:
     from engine.attention.base import PageSlots
+    from engine.model.norm_rule import NormRule
     from engine.model.triton_linear import TritonLinear
-    from engine.model.triton_rows import HeadNorms, NormRule, TritonRows
+    from engine.model.triton_rows import HeadNorms, TritonRows
 
     rows, rule = TritonRows(), NormRule(1e-6, False, True)
     x, weight = torch.zeros(4, 1024, dtype=dtype), torch.zeros(1024, dtype=dtype)
-    rows.norm(x, x, weight, epsilon=1e-6, adds_one=True, rounds_first=False)
+    rows.norm(x, x, weight, NormRule(1e-6, True, False))
     rows.add_norm(x, x, weight, rule)
     rows.glu(x, is_gelu=False)
     rows.glu(x, is_gelu=True)

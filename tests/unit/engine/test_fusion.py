@@ -17,6 +17,7 @@ from engine.model.loader import LoadedModel, load_model
 from engine.model.locate import default_cache_dir
 from engine.model.native_layer import NativeLayer
 from engine.model.native_rows import DTYPES, NativeRows
+from engine.model.norm_rule import NormRule
 from tests.fakes.tiny_models import make_tiny_model
 
 # Of the two layers of each: attentions, mlps, whole layers; a mixture of experts has no mlp to fuse, and a layer with
@@ -104,12 +105,12 @@ def test_a_norm_is_its_formula_and_a_row_does_not_depend_on_its_batch(
     x, weight = random((130, 2 * size), dtype), random((size,), dtype)
     out, alone = torch.empty_like(x), torch.empty_like(x)
     torch.set_num_threads(num_threads)
-    rows.norm(x, out, weight, epsilon=1e-5, adds_one=True, rounds_first=False)
+    rows.norm(x, out, weight, NormRule(1e-5, True, False))
     grouped = x.double().view(130, 2, size)
     expected = grouped * (grouped.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * (1 + weight.double())
     # One rounding of the result, and the float32 sum's own.
     torch.testing.assert_close(out.double(), expected.view(130, -1), rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
-    rows.norm(x[7:8], alone[7:8], weight, epsilon=1e-5, adds_one=True, rounds_first=False)
+    rows.norm(x[7:8], alone[7:8], weight, NormRule(1e-5, True, False))
     assert torch.equal(alone[7], out[7])
 
 

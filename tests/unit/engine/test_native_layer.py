@@ -16,6 +16,7 @@ from engine.model.locate import default_cache_dir
 from engine.model.native_layer import NativeLayer
 from engine.model.native_linear import NativeLinear, load_matmul
 from engine.model.native_rows import NativeRows
+from engine.model.norm_rule import NormRule
 from engine.model.workspace import Workspace
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -97,7 +98,7 @@ def test_a_product_adds_its_addend_last(rows: NativeRows, dtype: torch.dtype, is
 def test_a_chain_ends_at_the_call_that_has_no_memory(rows: NativeRows) -> None:
     x = random(3, 8)
     before = x.clone()
-    norm = rows.norm_link(x, x, torch.ones(8), epsilon=1e-5, adds_one=False, rounds_first=False)
+    norm = rows.norm_link(x, x, torch.ones(8), NormRule(1e-5, False, False))
     fails = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda arguments: 1)
     failing = struct.pack("@P1q", ctypes.cast(fails, ctypes.c_void_p).value, 0)
     rows.chain()

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig
+from engine.errors import InvalidRequestError
 from engine.model.fused_modules import FusedAttention, FusedMLP
 from engine.model.loader import LoadedModel, load_model
 from engine.model.paged_modules import PagedAttentionModule, PagedLayer
@@ -70,6 +71,11 @@ def test_an_architecture_is_fused_and_computes_what_transformers_does(architectu
     output = forward(model, TOKENS, [(0, 0, 8), (0, 8, 10), (0, 10, 11)])
     # float32 sums in another order, through two layers
     torch.testing.assert_close(output, expected, atol=2e-4, rtol=2e-4)
+
+
+def test_a_cache_of_another_dtype_than_the_models_is_refused_as_int8_has_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"'triton' does not work here: .* cache's are torch\.float16"):
+        load(make_tiny_model("llama", tmp_path), quantize="int8")
 
 
 @pytest.mark.parametrize(("architecture", "num_kernels"), [("llama", 10), ("qwen3", 10)])

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from engine.attention.base import PageSlots
-from engine.model.triton_rows import DTYPES, HeadNorms, NormRule, TritonRows
+from engine.model.norm_rule import NormRule
+from engine.model.triton_rows import DTYPES, HeadNorms, TritonRows
 from tests.fakes.fast_interpreter import speed_up_interpreter
 from tests.fakes.kernel_device import KERNEL_DEVICE, poisoned_memory
 
@@ -49,11 +50,10 @@ def test_a_norm_is_its_formula_and_a_row_does_not_depend_on_its_batch(
 ) -> None:
     x, weight = random(5, 3 * size, dtype=dtype), random(size, dtype=dtype)
     out = torch.full_like(x, float("nan"))
-    options = {"epsilon": rule.epsilon, "adds_one": rule.adds_one, "rounds_first": rule.rounds_first}
-    ROWS.norm(x, out, weight, **options)  # type: ignore[arg-type]
+    ROWS.norm(x, out, weight, rule)
     assert_close(out, norm_twin(x.view(5, 3, size), weight, rule).view(5, -1))
     alone = x[3:4].clone()
-    ROWS.norm(alone, alone, weight, **options)  # type: ignore[arg-type]
+    ROWS.norm(alone, alone, weight, rule)
     assert torch.equal(alone[0], out[3]), "in place and alone"
 
 

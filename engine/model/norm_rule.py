@@ -1,0 +1,12 @@
+"""How the RMS norms of models differ. What computes them is not known here."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class NormRule:
+    """What an RMS norm does beside its formula."""
+
+    epsilon: float
+    adds_one: bool  # to the weight
+    rounds_first: bool  # before the weight is applied
