@@ -5,6 +5,7 @@ PromptmillError
 ├── SettingsError            a flag or PROMPTMILL_* variable is wrong; names both
 ├── BatchFileError          a batch's input or output file cannot be used; names it
 ├── RedisUnavailableError    Redis cannot be reached at the URL given
+│   └── RedisRefusedError    nor later: the login, the rights or TLS are not what it wants, or it is a cluster
 ├── DurabilityError          Redis did not confirm that what was enqueued is safe; says whether it was enqueued
 ├── JobNotFoundError         no such job, or its result has expired
 ├── JobFailedError           the job ended without a full answer; `error` is the contract's ErrorInfo
@@ -14,10 +15,6 @@ PromptmillError
 """
 
 from producer.contract import ErrorCode, ErrorInfo, Result
-
-# A job, its place on a queue, its lease and its stream change in one step, which a cluster does for one slot alone.
-NO_CLUSTER = "promptmill needs a Redis that is none, alone or behind Sentinels (redis+sentinel://HOST,HOST/SERVICE)"
-REDIS_RIGHTS = "give its user the rights that deploy/README.md lists"
 
 
 class PromptmillError(Exception):
@@ -52,6 +49,10 @@ class BatchFileError(PromptmillError):
 
 class RedisUnavailableError(PromptmillError):
     """Redis cannot be reached."""
+
+
+class RedisRefusedError(RedisUnavailableError):
+    """Redis does not take us as the URL has it (login, rights, TLS, a cluster): trying again does not help."""
 
 
 class DurabilityError(PromptmillError):

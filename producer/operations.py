@@ -17,12 +17,17 @@ Command = tuple[Any, ...]  # a Redis command and its arguments
 T = TypeVar("T")
 
 SEND_RETRY_DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds before each new try of one exchange
+CONNECT_PATIENCE_SECONDS = 4.0  # where nobody answers: each try to connect takes seconds
 RECONNECT_MAX_DELAY_SECONDS = 2.0
 RECONNECT_SECONDS = 60.0  # how long a waiting client tries to reach a Redis that went away
 
 
 class ConnectionLost(RedisUnavailableError):
     """The exchange may or may not have happened; trying again may help. Protocols catch it, and give up in the end."""
+
+
+class NoConnection(ConnectionLost):
+    """Nobody answered while a connection was being made: nothing has happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +87,13 @@ class Script:
 
 def send(*commands: Command) -> Protocol[list[Any]]:
     """Send commands that may run twice, and again when the reply is lost. Raises RedisUnavailableError in the end."""
+    gives_up_at = time.monotonic() + CONNECT_PATIENCE_SECONDS
     for delay in SEND_RETRY_DELAYS:
         try:
             return (yield Send(commands))  # type: ignore[no-any-return]
-        except ConnectionLost:
+        except ConnectionLost as lost:
+            if isinstance(lost, NoConnection) and time.monotonic() >= gives_up_at:
+                raise
             yield Sleep(delay)
     return (yield Send(commands))  # type: ignore[no-any-return]
 

@@ -12,7 +12,7 @@ from redis.sentinel import Sentinel
 from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObjects, Receive, Send, Sleep, Subscribe, T
-from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, translate
+from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, PromptSSLConnection, translate
 from producer.redis_replies import ReplyParser
 from producer.stored_results import read_objects
 
@@ -126,6 +126,8 @@ class _Session:
 def _connect(url: str, options: dict[str, Any]) -> redis.Redis:
     behind = SentinelUrl.parse(url)
     if behind is None:
+        if url.startswith("rediss://"):
+            options["connection_class"] = PromptSSLConnection
         return redis.Redis.from_url(url, parser_class=ReplyParser, **options)
     sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
     master: redis.Redis = sentinel.master_for(behind.service, parser_class=ReplyParser, **behind.options)

@@ -10,14 +10,13 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
-from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError
+from redis.exceptions import ClusterError, OutOfMemoryError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from producer.contract.sentinel_url import SentinelUrl
-from producer.errors import NO_CLUSTER, REDIS_RIGHTS
-from producer.redis_replies import NotServingError, ReplyParser
-from producer.settings import redact_url
+from producer.redis_failures import explain
+from producer.redis_replies import ReplyParser
 from worker.errors import StartRefusedError
 
 SOCKET_TIMEOUT_SECONDS = 5.0
@@ -61,17 +60,8 @@ def reached(url: str) -> Iterator[None]:
     the remedy, where Redis refuses it or goes away meanwhile."""
     try:
         yield
-    except AuthenticationError as error:
-        raise StartRefusedError(f"Redis at {redact_url(url)} refuses the login ({error}): see --redis-url") from error
-    except NoPermissionError as error:
-        raise StartRefusedError(f"Redis at {redact_url(url)} refuses us ({error}): {REDIS_RIGHTS}") from error
-    except NotServingError as error:
-        raise StartRefusedError(f"Redis at {redact_url(url)} does not serve now: {error}") from error
     except redis.RedisError as error:
-        raise StartRefusedError(
-            f"Redis at {redact_url(url)} cannot be reached ({error}): start it, or set --redis-url "
-            "(PROMPTMILL_REDIS_URL)"
-        ) from error
+        raise StartRefusedError(explain(error, url)) from error
 
 
 def check_server(client: redis.Redis, url: str) -> None:
@@ -83,7 +73,7 @@ def check_server(client: redis.Redis, url: str) -> None:
         needed = ".".join(map(str, MIN_SERVER_VERSION))
         raise StartRefusedError(f"Redis {version} is too old: promptmill needs {needed} or newer")
     if "cluster" in (server.get("redis_mode"), server.get("server_mode")):  # Redis' word for it, and Valkey's
-        raise StartRefusedError(f"Redis at {redact_url(url)} is part of a cluster: {NO_CLUSTER}")
+        raise StartRefusedError(explain(ClusterError(), url))
     policy = memory.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         raise StartRefusedError(

@@ -1,13 +1,14 @@
 """One gateway process: uvicorn around the application, from its start to the end of its last response."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
-from producer.errors import FileStoreError, RedisUnavailableError, SettingsError
+from producer.errors import FileStoreError, RedisRefusedError, RedisUnavailableError, SettingsError
 from producer.gateway.app import create_app
 from producer.gateway.context import GatewayContext
 from producer.gateway.drain import Drain
@@ -15,6 +16,8 @@ from producer.gateway.settings import GatewaySettings
 
 BACKLOG = 2048
 EXIT_GRACE_SECONDS = 5.0  # after the drain: for responses to be flushed
+
+_log = logging.getLogger(__name__)
 
 
 class GatewayServer(uvicorn.Server):
@@ -36,7 +39,10 @@ class GatewayServer(uvicorn.Server):
 
 
 def run_gateway(settings: GatewaySettings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. For the main thread. Raises SettingsError before it listens."""
+    """Serve until SIGTERM or SIGINT, then drain. For the main thread.
+
+    Raises SettingsError, or RedisRefusedError, before it listens; a Redis that is not there yet is waited for.
+    """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings))
 
@@ -55,8 +61,10 @@ async def _serve(settings: GatewaySettings) -> None:
     context = GatewayContext.build(settings)
     try:
         await context.files.claim_store()
-    except RedisUnavailableError:
-        pass  # it is asked again before each upload
+    except RedisRefusedError:
+        raise  # waiting does not help: whoever starts the gateway is told
+    except RedisUnavailableError as error:  # once it is there, it is asked before each upload
+        _log.warning("action=redis_unavailable error=%s", error)
     except FileStoreError as error:
         raise SettingsError(str(error)) from error
     await build_server(settings, context).serve()

@@ -84,7 +84,8 @@ class FileRecords:
 
     async def claim_store(self) -> None:
         """All that share this Redis share one store. Raises FileStoreError naming the other one."""
-        [_, other] = await self._redis.run(send(_CLAIM_STORE.load, _CLAIM_STORE.call([], self._store)))
+        keys = [file_keys.STORE_KEY, file_keys.UNRECORDED_KEY]  # of two slots: a cluster refuses them before it writes
+        [_, other] = await self._redis.run(send(_CLAIM_STORE.load, _CLAIM_STORE.call(keys, self._store)))
         self._refuse_other(other)
 
     async def reserve(self, part: str) -> None:

@@ -1,13 +1,23 @@
 """Protocols without a connection: when they try again, and when they give up."""
 
+import ssl
 import sys
 from typing import Any
 
 import pytest
 import redis
 
-from producer import RedisUnavailableError
-from producer.operations import RECONNECT_MAX_DELAY_SECONDS, ConnectionLost, Protocol, Reconnect, Send, Sleep, send
+from producer import RedisRefusedError, RedisUnavailableError
+from producer.operations import (
+    RECONNECT_MAX_DELAY_SECONDS,
+    ConnectionLost,
+    NoConnection,
+    Protocol,
+    Reconnect,
+    Send,
+    Sleep,
+    send,
+)
 from producer.redis_connection import translate
 from producer.redis_replies import AsyncReplyParser, NotServingError, ReplyParser
 from producer.stored_results import read_object
@@ -67,25 +77,39 @@ def test_a_waiting_client_is_more_patient_once_it_was_connected(monkeypatch: pyt
     assert longest == RECONNECT_MAX_DELAY_SECONDS
 
 
+def _caused_by(cause: Exception) -> redis.ConnectionError:
+    error = redis.ConnectionError("as redis-py wraps it")
+    error.__context__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
-    ("error", "is_worth_a_retry", "words"),
+    ("error", "kind", "words"),
     [
-        (redis.ConnectionError("refused"), True, "cannot be reached"),
-        (redis.TimeoutError("late"), True, "cannot be reached"),
-        (redis.BusyLoadingError("loading"), True, "cannot be reached"),
-        (NotServingError("You can't write against a read only replica"), True, "does not serve now"),
-        (redis.AuthenticationError("no"), False, "check user and password"),
-        (redis.exceptions.NoPermissionError("no"), False, "rights that deploy/README.md lists"),
-        (redis.exceptions.ClusterCrossSlotError("slots"), False, "part of a cluster: promptmill needs a Redis that is"),
-        (redis.exceptions.MovedError("1 host:2"), False, "part of a cluster"),
-        (redis.OutOfMemoryError("full"), False, "raise maxmemory"),
-        (redis.ResponseError("odd"), False, "answers with an error: odd"),
+        (redis.ConnectionError("refused"), ConnectionLost, "cannot be reached"),
+        (redis.TimeoutError("late"), ConnectionLost, "cannot be reached"),
+        (redis.TimeoutError("Timeout connecting to server"), NoConnection, "cannot be reached"),
+        (redis.BusyLoadingError("loading"), ConnectionLost, "cannot be reached"),
+        (NotServingError("You can't write against a read only replica"), ConnectionLost, "does not serve now"),
+        (redis.AuthenticationError("no"), RedisRefusedError, "check user and password"),
+        (redis.exceptions.NoPermissionError("no"), RedisRefusedError, "rights that deploy/README.md lists"),
+        (
+            redis.exceptions.ClusterCrossSlotError("slots"),
+            RedisRefusedError,
+            "part of a cluster: promptmill needs a Redis that is",
+        ),
+        (redis.exceptions.MovedError("1 host:2"), RedisRefusedError, "part of a cluster"),
+        (redis.exceptions.InvalidResponse("odd"), RedisRefusedError, "does not speak as Redis does"),
+        (_caused_by(ssl.SSLError("wrong version number")), RedisRefusedError, "write redis://"),
+        (_caused_by(ssl.SSLCertVerificationError("unknown")), RedisRefusedError, "?ssl_ca_certs=FILE"),
+        (_caused_by(ssl.SSLEOFError("cut")), ConnectionLost, "cannot be reached"),
+        (redis.OutOfMemoryError("full"), RedisUnavailableError, "raise maxmemory"),
+        (redis.ResponseError("odd"), RedisUnavailableError, "answers with an error: odd"),
     ],
 )
-def test_redis_errors_are_said_with_their_remedy(error: Exception, is_worth_a_retry: bool, words: str) -> None:
+def test_redis_errors_are_said_with_their_remedy(error: Exception, kind: type[Exception], words: str) -> None:
     said = translate(error, "redis://host")
-    assert isinstance(said, RedisUnavailableError)
-    assert isinstance(said, ConnectionLost) is is_worth_a_retry
+    assert type(said) is kind
     assert words in str(said)
 
 

@@ -129,7 +129,7 @@ class FakeServer:
         (FakeServer(version="6.0.16"), "6.2"),
         (FakeServer(policy="allkeys-lru"), "CONFIG SET maxmemory-policy noeviction"),
         (FakeServer(error=redis.ConnectionError("refused")), "--redis-url"),
-        (FakeServer(error=redis.AuthenticationError("WRONGPASS")), "login"),
+        (FakeServer(error=redis.AuthenticationError("WRONGPASS")), "check user and password in --redis-url"),
         (FakeServer(error=redis.exceptions.NoPermissionError("no 'info'")), "refuses us.*rights that deploy/README.md"),
         (FakeServer(redis_mode="cluster"), "part of a cluster"),
         (FakeServer(server_mode="cluster"), "part of a cluster"),  # as Valkey calls it

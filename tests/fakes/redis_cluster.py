@@ -1,0 +1,31 @@
+"""A Redis Cluster's node, a real process, without a slot of its own: enough for one to be known by its answers."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+from worker.embedded_redis import find_server, free_port
+
+MAX_PORT = 55535  # nodes speak with each other on a port 10000 above
+PATIENCE = Retry(ConstantBackoff(0.02), 1000)
+
+
+@contextmanager
+def redis_cluster(folder: Path) -> Iterator[str]:
+    """Its URL."""
+    while (port := free_port()) > MAX_PORT:
+        pass
+    address = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
+    command = [find_server(), *address, "--cluster-enabled", "yes", "--save", ""]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        try:
+            with redis.Redis(port=port, retry=PATIENCE) as client:
+                assert client.info("server")["process_id"] == process.pid
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.kill()
