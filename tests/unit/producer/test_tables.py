@@ -162,8 +162,8 @@ def test_without_pyarrow_parquet_names_the_extra_and_csv_works(
     csv_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(BatchFileError, match=r"needs: pip install promptmill\[tables\]"):
+    with pytest.raises(BatchFileError, match=r"needs: pip install 'promptmill\[tables\]'"):
         open_table(tmp_path / "in.parquet")
-    with pytest.raises(BatchFileError, match=r"needs: pip install promptmill\[tables\]"):
+    with pytest.raises(BatchFileError, match=r"needs: pip install 'promptmill\[tables\]'"):
         select_writer(tmp_path / "out.parquet")
     write_table(csv_path, tmp_path / "out.csv")
