@@ -201,16 +201,14 @@ def batch_job_id(batch_id: str, custom_id: str, run: int = 0) -> str:
 
 def is_of_another_batch(answer_id: object, batch_id: str, custom_id: str) -> bool:
     """Whether the id of an output line names a job that is none of this batch's; the ids of refusals name no job."""
-    prefix = f"{ANSWER_ID}{_JOB_ID}"
-    if not isinstance(answer_id, str) or not answer_id.startswith(prefix):
+    if not isinstance(answer_id, str) or not answer_id.startswith(f"{ANSWER_ID}{_JOB_ID}"):
         return False
-    runs = range(MAX_RUNS_A_LINE + 1)
-    return all(answer_id != ANSWER_ID + batch_job_id(batch_id, custom_id, run) for run in runs)
+    return answer_id.removeprefix(ANSWER_ID) not in batch_job_ids(batch_id, custom_id)
 
 
-def batch_job_ids(batch_id: str, custom_id: str) -> list[str]:
-    """Every id that a line's jobs can have had."""
-    return [batch_job_id(batch_id, custom_id, run) for run in range(MAX_RUNS_A_LINE + 1)]
+def batch_job_ids(batch_id: str, custom_id: str) -> Iterator[str]:
+    """Every id that a line's jobs can have had, the first run's first: hardly ever is there another."""
+    return (batch_job_id(batch_id, custom_id, run) for run in range(MAX_RUNS_A_LINE + 1))
 
 
 def answer_to(number: int, line: BatchLine, outcome: Result | JobNotFoundError) -> Answer:

@@ -188,21 +188,28 @@ class TritonAttention:
             num_stages=_DECODE_STAGES if q.element_size() == 2 else 3,  # float32 is short of registers
         )
         if is_split:
-            merge_kernel[(num_heads, num_decodes)](
-                target,
-                output,
-                rules.sinks,
-                batch.query_start,
-                batch.context_lens,
-                num_splits,
-                num_heads,
-                WINDOW=constants["WINDOW"],
-                IS_MIXED=batch.is_open,
-                HEAD_DIM=head_dim,
-                SPLIT=constants["SPLIT"],
-                BLOCK_D=constants["BLOCK_D"],
-                num_warps=1,
-            )
+            _merge(target, output, batch, rules, split=constants["SPLIT"])
+
+
+def _merge(parts: Tensor, output: Tensor, batch: AttentionBatch, rules: _Rules, *, split: int) -> None:
+    """parts: `[num_decodes, num_heads, num_splits, head_dim + 4]`, each of `split` keys."""
+    num_decodes, num_heads, num_splits, _ = parts.shape
+    head_dim = output.shape[2]
+    merge_kernel[(num_heads, num_decodes)](
+        parts,
+        output,
+        rules.sinks,
+        batch.query_start,
+        batch.context_lens,
+        num_splits,
+        num_heads,
+        WINDOW=rules.sliding_window or 0,
+        IS_MIXED=batch.is_open,
+        HEAD_DIM=head_dim,
+        SPLIT=split,
+        BLOCK_D=_padded(head_dim),
+        num_warps=1,
+    )
 
 
 def choose_split(num_programs: int, max_context_len: int, *, least: int) -> int:
@@ -217,7 +224,7 @@ def choose_split(num_programs: int, max_context_len: int, *, least: int) -> int:
 
 def _constants(q: Tensor, layer: Tensor, rules: _Rules, num_rows: int, *, split: int) -> dict[str, Any]:
     _, _, block_size, num_kv_heads, head_dim = layer.shape
-    padded_dim = max(16, int(triton.next_power_of_2(head_dim)))
+    padded_dim = _padded(head_dim)
     return {
         "WINDOW": rules.sliding_window or 0,
         "GROUP": q.shape[1] // num_kv_heads,
@@ -228,6 +235,10 @@ def _constants(q: Tensor, layer: Tensor, rules: _Rules, num_rows: int, *, split:
         "BLOCK_N": max(16, min(_TILE_KEYS, _TILE_BYTES // (padded_dim * layer.element_size()))),
         "BLOCK_D": padded_dim,
     }
+
+
+def _padded(head_dim: int) -> int:
+    return max(16, int(triton.next_power_of_2(head_dim)))
 
 
 def _num_rows(group: int) -> int:

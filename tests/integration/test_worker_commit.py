@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import redis
 from rq import Queue
-from rq.job import JobStatus
+from rq.job import Job, JobStatus
 
 import worker.commit
 import worker.uploads
@@ -40,6 +40,14 @@ class BrokenStore:
         if len(self.puts) <= self.num_refusals:
             raise ResultStoreError("the store is down")
         return result.model_copy(update={"choices": [], "stored": f"s3://bucket/{result.job_id}.{attempt}"})
+
+
+def held_jobs(running: WorkerThread, queue: Queue, num_jobs: int) -> list[Job]:
+    """Jobs that run side by side and give nothing until the engine goes on."""
+    running.engine.pause()
+    jobs = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5) for _ in range(num_jobs)]
+    wait_until(lambda: len(running.engine.running) == num_jobs)
+    return jobs
 
 
 def worker_with(store: BrokenStore, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> WorkerThread:
@@ -116,9 +124,7 @@ def test_output_that_cannot_be_written_down_ends_its_job_alone(
     """Such as half a surrogate pair: it would raise in the loop that all jobs share."""
     monkeypatch.setattr(worker.commit, "FAILED_COMMIT_SECONDS", (0.01,))
     with WorkerThread(redis_url) as running:
-        running.engine.pause()
-        jobs = [queue.enqueue(FUNCTION, prompt=f"Job {at}", max_tokens=5) for at in range(3)]
-        wait_until(lambda: len(running.engine.running) == 3)
+        jobs = held_jobs(running, queue, 3)
         odd = next(request for request in running.engine.requests if request.request_id.startswith(jobs[1].id))
         odd.answers, odd.script = [[0, 1]], ["fine", "\ud83d"]
         running.engine.go_on()
@@ -134,9 +140,7 @@ def test_one_job_of_a_batch_that_cannot_be_committed_harms_no_other(
 ) -> None:
     monkeypatch.setattr(worker.commit, "FAILED_COMMIT_SECONDS", (0.01,))
     with WorkerThread(redis_url) as running:
-        running.engine.pause()
-        jobs = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, metadata={"row": row}) for row in range(8)]
-        wait_until(lambda: len(running.engine.running) == 8)
+        jobs = held_jobs(running, queue, 8)
         real = running.service._outcomes.add_success
 
         def broken(pipe: Any, job: Any, wire: str) -> None:
@@ -155,9 +159,7 @@ def test_a_job_whose_stream_key_holds_something_else_ends_as_failed(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
     with WorkerThread(redis_url) as running:
-        running.engine.pause()
-        job, other = (queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5) for _ in range(2))
-        wait_until(lambda: len(running.engine.running) == 2)
+        job, other = held_jobs(running, queue, 2)
         redis_client.delete(keys.stream_key(job.id))
         redis_client.set(keys.stream_key(job.id), "a stranger's")
         running.engine.go_on()

@@ -48,7 +48,7 @@ class Leftovers:
         """For each line, that of a job which ended by itself; its other jobs are cancelled, wherever they are."""
         if not lines:
             return []
-        jobs = [batch_job_ids(self.batch_id, line.custom_id) for line in lines]
+        jobs = [list(batch_job_ids(self.batch_id, line.custom_id)) for line in lines]
         num_known = yield from send(*(("EXISTS", *map(job_key, ids), *map(keys.result_key, ids)) for ids in jobs))
         known = [job_id for ids, number in zip(jobs, num_known, strict=True) if number for job_id in ids]
         ended = yield from self._stop((yield from look_at(known)))
