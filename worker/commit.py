@@ -28,6 +28,9 @@ MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 2.0
 FAILED_COMMIT_SECONDS = (0.1, 0.3, 1.0)  # between tries of a commit that raises what is no outage
 
+Commit = Callable[[list[RunningJob]], list[RunningJob]]
+"""Returns the jobs that are over; the others have been given to another commit."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,29 +58,29 @@ class Committer:
         self._is_closing.set()
         self._threads.stop(timeout_seconds)
 
-    def _submit(self, commit: Callable[[list[RunningJob]], None], jobs: list[RunningJob]) -> None:
+    def _submit(self, commit: Commit, jobs: list[RunningJob]) -> None:
         self._threads.submit(partial(self._persist, commit, jobs))
 
-    def _persist(self, commit: Callable[[list[RunningJob]], None], jobs: list[RunningJob]) -> None:
+    def _persist(self, commit: Commit, jobs: list[RunningJob]) -> None:
         try:
-            self._repeat(lambda: commit(jobs))
+            ended = self._repeat(lambda: commit(jobs))
         except Exception as error:  # of any type: RQ's handlers read what anybody may have written
             _log.exception("action=commit_failed job_ids=%s", ",".join(job.job_id for job in jobs))
             if len(jobs) > 1:  # one of them cannot be committed: the others must not suffer for it
                 for job in jobs:
                     self._submit(commit, [job])
                 return
-            self._insist(commit, jobs[0], error)
+            ended = self._insist(commit, jobs[0], error)
         if self._is_closing.is_set():
             return  # what was not committed is handed over, and what was is no longer under our fence
-        for job in jobs:
+        for job in ended:
             self._on_end(job)
 
-    def _insist(self, commit: Callable[[list[RunningJob]], None], job: RunningJob, error: Exception) -> None:
+    def _insist(self, commit: Commit, job: RunningJob, error: Exception) -> list[RunningJob]:
         """Try the job's commit a few times more; if it always raises, the job must end all the same: as failed."""
         for wait in FAILED_COMMIT_SECONDS:
             if self._is_closing.wait(wait):
-                return
+                return []
             try:
                 return self._repeat(lambda: commit([job]))
             except Exception as again:  # of any type, as before
@@ -89,8 +92,9 @@ class Committer:
             self._repeat(lambda: self._commit_bare(job, message))
         except Exception:  # of any type: the lease lapses, and another attempt finds the stored outcome
             _log.exception("action=commit_failed job_ids=%s", job.job_id)
+        return [job]
 
-    def _repeat(self, write: Callable[[], None]) -> None:
+    def _repeat(self, write: Callable[[], list[RunningJob]]) -> list[RunningJob]:
         """Until Redis has taken it, or the worker ends."""
         backoff = MIN_BACKOFF_SECONDS
         while True:
@@ -99,16 +103,18 @@ class Committer:
             except (WatchError, *REDIS_AWAY) as error:
                 _log.warning("action=commit_delayed error=%s", error)
             if self._is_closing.wait(backoff):
-                return None
+                return []
             backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
 
-    def _commit_batch(self, jobs: list[RunningJob]) -> None:
+    def _commit_batch(self, jobs: list[RunningJob]) -> list[RunningJob]:
+        """Those that others depend on go to RQ's own handler, which enqueues these: each by itself, so that a reply
+        that is lost costs one of them another try and not all."""
         with self._client.pipeline() as pipe:
             held = self._watch_held(pipe, jobs)
             if not held:
-                return
+                return jobs
             finished = [job for job in held if job.status == "finished"]
-            awaited = _awaited(pipe, finished)
+            awaited = self._watch_awaited(pipe, finished)
             pipe.multi()
             for job in held:
                 if job not in awaited:
@@ -117,11 +123,12 @@ class Committer:
                 self._outcomes.add_success_counts(pipe, plain)
             pipe.execute()
         _log.debug("action=committed num_jobs=%d", len(held) - len(awaited))
-        for job in awaited:  # others depend on it: RQ's own handler, which enqueues them, commits it
-            self._commit_by_handlers([job])
         for job in held:
             if job.status != "finished" and job.rq_job.has_rate_limit:
                 self._outcomes.release_slot(job)
+        for job in awaited:
+            self._submit(self._commit_by_handlers, [job])
+        return [job for job in jobs if job not in awaited]
 
     def _watch_held(self, pipe: Pipeline, jobs: list[RunningJob]) -> list[RunningJob]:
         fences = [keys.fence_key(job.job_id) for job in jobs]
@@ -134,6 +141,19 @@ class Committer:
                 _log.info("action=commit_fenced job_id=%s attempt=%d", job.job_id, job.claim.attempt)
         return held
 
+    def _watch_awaited(self, pipe: Pipeline, jobs: Sequence[RunningJob]) -> list[RunningJob]:
+        """Those that other jobs depend on. The transaction fails if that changes before it takes effect."""
+        names = [dependents_key(job.job_id) for job in jobs]
+        if not names:
+            return []
+        pipe.watch(*names)  # type: ignore[no-untyped-call]
+        if not pipe.exists(*names):
+            return []
+        with self._client.pipeline(transaction=False) as look:
+            for name in names:
+                look.exists(name)
+            return [job for job, is_awaited in zip(jobs, look.execute(), strict=True) if is_awaited]
+
     def _add(self, pipe: Pipeline, job: RunningJob) -> None:
         assert job.result is not None
         wire = job.result.to_wire()
@@ -143,7 +163,7 @@ class Committer:
             self._outcomes.add_cancelled(pipe, job)
         self._add_end(pipe, job, wire)
 
-    def _commit_by_handlers(self, jobs: list[RunningJob]) -> None:
+    def _commit_by_handlers(self, jobs: list[RunningJob]) -> list[RunningJob]:
         (job,) = jobs
         wire = "" if job.is_retried or job.result is None else job.result.to_wire()
         connection = FencedRedis(
@@ -159,17 +179,19 @@ class Committer:
         except LeaseLostError:
             _log.info("action=commit_fenced job_id=%s attempt=%d", job.job_id, job.claim.attempt)
             self._outcomes.enqueue_ready()  # if it is the reply that was lost, dependents wait in between
+        return jobs
 
-    def _commit_bare(self, job: RunningJob, reason: str) -> None:
+    def _commit_bare(self, job: RunningJob, reason: str) -> list[RunningJob]:
         """The failure alone, with nothing that could fail: what a key of another type refuses is left out."""
         assert job.result is not None
         with self._client.pipeline() as pipe:
             if not self._watch_held(pipe, [job]):
-                return
+                return [job]
             pipe.multi()
             self._outcomes.add_bare_failure(pipe, job, reason)
             self._add_end(pipe, job, job.result.to_wire())
             pipe.execute(raise_on_error=False)
+        return [job]
 
     def _add_end(self, pipe: Pipeline, job: RunningJob, wire: str) -> None:
         """Our part of a transaction: no lease and no fence any more; and, unless RQ tries again, the result."""
@@ -190,17 +212,6 @@ class Committer:
         pipe.publish(channel, line)
         pipe.xadd(channel, {keys.DATA_FIELD: line}, maxlen=keys.RESULTS_STREAM_MAX_ENTRIES, approximate=True)
         pipe.expire(channel, keys.RESULT_TTL_SECONDS)  # of a tenant that comes no more, nothing stays
-
-
-def _awaited(pipe: Pipeline, jobs: Sequence[RunningJob]) -> list[RunningJob]:
-    """Those that other jobs depend on. The transaction fails if that changes before it takes effect."""
-    names = [dependents_key(job.job_id) for job in jobs]
-    if not names:
-        return []
-    pipe.watch(*names)  # type: ignore[no-untyped-call]
-    if not pipe.exists(*names):
-        return []
-    return [job for job, name in zip(jobs, names, strict=True) if pipe.exists(name)]
 
 
 def _is_plain(job: RunningJob) -> bool:

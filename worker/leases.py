@@ -59,7 +59,7 @@ class LeaseKeeper:
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
     def start(self) -> None:
-        self.beat()  # the first one here: a worker that is up is seen to be up
+        self._try_beat()  # the first one here: a worker that is up is seen to be up
         self._thread.start()
 
     def tick(self) -> None:
@@ -107,10 +107,13 @@ class LeaseKeeper:
             if silence > MAX_LOOP_SILENCE_SECONDS:
                 _log.error("action=beat_withheld silence_seconds=%.1f", silence)
                 continue
-            try:
-                self.beat()
-            except REDIS_AWAY as error:
-                self._was_away = True
-                _log.warning("action=beat_failed error=%s", error)
-            except Exception:  # of any type: without beats every job would be lost
-                _log.exception("action=beat_failed")
+            self._try_beat()
+
+    def _try_beat(self) -> None:
+        try:
+            self.beat()
+        except REDIS_AWAY as error:
+            self._was_away = True
+            _log.warning("action=beat_failed error=%s", error)
+        except Exception:  # of any type: without beats every job would be lost
+            _log.exception("action=beat_failed")

@@ -155,6 +155,31 @@ def test_one_job_of_a_batch_that_cannot_be_committed_harms_no_other(
         wait_for_no_leftovers(redis_client)
 
 
+def test_jobs_that_others_wait_for_are_committed_each_by_itself(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose replies are lost again and again, its retries further and further apart, holds no other up."""
+    with WorkerThread(redis_url) as running:
+        jobs = held_jobs(running, queue, 8)
+        dependents = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, depends_on=job) for job in jobs]
+        handle, is_lossy = running.service._outcomes.handle_success, True
+
+        def lose_replies(job: Any, connection: Any) -> None:
+            if is_lossy and job.job_id == jobs[0].id:
+                raise redis.ConnectionError("Connection closed by server.")
+            handle(job, connection)
+
+        monkeypatch.setattr(running.service._outcomes, "handle_success", lose_replies)
+        running.engine.go_on()
+        for job in [*jobs[1:], *dependents[1:]]:
+            assert wait_for_result(redis_client, job.id).status == "finished"
+        assert redis_client.get(keys.result_key(jobs[0].id)) is None
+        is_lossy = False
+        for job in [jobs[0], dependents[0]]:
+            assert wait_for_result(redis_client, job.id).status == "finished"
+        wait_for_no_leftovers(redis_client)
+
+
 def test_a_job_whose_stream_key_holds_something_else_ends_as_failed(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:

@@ -60,6 +60,25 @@ def test_replies_that_are_lost_anywhere_lose_and_double_no_job(
         assert proxy.num_cuts > 0
 
 
+def test_a_worker_whose_first_beat_is_lost_serves_all_the_same(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = WorkerThread(redis_url)
+    beat, num_beats = running.service._leases.beat, 0
+
+    def lose_the_first() -> None:
+        nonlocal num_beats
+        num_beats += 1
+        if num_beats == 1:
+            raise redis.ConnectionError("Connection closed by server.")
+        beat()
+
+    monkeypatch.setattr(running.service._leases, "beat", lose_the_first)
+    with running:
+        check_all_ended_once(redis_client, enqueue_many(rq_queue(redis_client), 2, max_tokens=5))
+        wait_until(lambda: num_beats > 1 and redis_client.exists(keys.worker_key(running.name)))
+
+
 def test_a_redis_that_dies_and_comes_back_loses_no_job(tmp_path: Path) -> None:
     with EmbeddedRedis(data_dir=tmp_path) as server:
         engine = FakeEngine(step_seconds=0.02)
