@@ -26,6 +26,8 @@ class BatchProgress:
     num_failed: int
     num_output_tokens: int = 0
     started_at: float = field(default_factory=time.monotonic)
+    first_problem: str | None = None
+    """Of this run: which line failed first, and why."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -107,5 +109,6 @@ class BatchRun:
                 write(answer.line)
                 progress.num_done += 1
                 progress.num_failed += answer.is_failed
+                progress.first_problem = progress.first_problem or answer.problem
                 progress.num_output_tokens += answer.usage.completion_tokens
                 self._on_progress(progress)

@@ -77,6 +77,14 @@ class Answer:
     is_failed: bool
     usage: Usage = field(default_factory=Usage)
 
+    @property
+    def problem(self) -> str | None:
+        """Of one that failed: which, and why."""
+        if not self.is_failed:
+            return None
+        error = self.line["error"] or self.line["response"]["body"]["error"]
+        return f"{self.line['custom_id'] or f'line {self.number}'}: {error['message']}"
+
 
 @dataclass(frozen=True, slots=True)
 class _Item:

@@ -66,6 +66,8 @@ def run(source: Path, target: Path, **flags: Any) -> None:
         f"{num_good} answered, {progress.num_failed} failed, {progress.tokens_per_second:.0f} tokens/s → {target}",
         err=True,
     )
+    if progress.first_problem is not None:
+        click.echo(f"the first that failed, {progress.first_problem}", err=True)
     if progress.num_failed:
         sys.exit(1)
 

@@ -1,6 +1,8 @@
 """`promptmill submit`, `result` and `cancel`. Errors are left to `producer.cli`."""
 
 import json
+import math
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +17,22 @@ from producer.contract import Chunk, Result
 from producer.errors import JobFailedError, JobNotFoundError
 from producer.job import Job
 from producer.settings import ProducerSettings, load_settings, settings_options
+
+# Of `timeout`, and of a terminal that was closed; Windows has no SIGHUP.
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Seconds(click.FloatRange):
+    """A time to wait: zero is a look, and nan would be for ever."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no number of seconds; leave it out to wait without end", param, ctx)
+        return seconds
 
 
 def open_client(flags: dict[str, Any]) -> Client:
@@ -41,12 +59,12 @@ def open_client(flags: dict[str, Any]) -> Client:
     help="Before, or after, the queue's other jobs.",
 )
 @click.option("--tenant", metavar="NAME", help="Whose job it is: tenants take turns.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="How long to wait; the job goes on.")
+@click.option("--timeout", type=Seconds(), metavar="SECONDS", help="How long to wait; the job goes on.")
 @settings_options(ProducerSettings)
 def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout: float | None, **flags: Any) -> None:
     """Submit PROMPT (- for standard input) as a chat message, wait, and print the answer.
 
-    Ctrl-C cancels the job, and so does a reader of --stream that goes away.
+    Ctrl-C cancels the job, and so do SIGTERM, SIGHUP and a reader of --stream that goes away.
     """
     if is_streamed and (flags["n"] or 1) > 1:
         raise click.UsageError("--stream shows one answer; leave out --n")
@@ -85,6 +103,9 @@ def _hint_at_missing_workers(client: Client) -> None:
 
 @contextmanager
 def _cancelled_when_interrupted(client: Client, job_id: str) -> Iterator[None]:
+    for number in _STOP_SIGNALS:
+        if signal.getsignal(number) is signal.SIG_DFL:  # else it is somebody's, or ignored as by `nohup`
+            signal.signal(number, signal.default_int_handler)
     try:
         yield
     except (KeyboardInterrupt, OSError):  # or nobody can read on, as behind `| head`
@@ -127,7 +148,9 @@ def _print_result(result: Result, is_json: bool, *, has_streamed: bool = False) 
 @click.command()
 @click.argument("job_id")
 @click.option("--json", "is_json", is_flag=True, help="Print the whole result as JSON.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="How long to wait for it; default: until it is there.")
+@click.option(
+    "--timeout", type=Seconds(), metavar="SECONDS", help="How long to wait for it; default: until it is there."
+)
 @settings_options(ProducerSettings)
 def result(job_id: str, is_json: bool, timeout: float | None, **flags: Any) -> None:
     """Print the result of a job, once there is one."""

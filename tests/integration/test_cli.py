@@ -130,6 +130,8 @@ def test_a_failed_result_as_json_is_printed_all_the_same(
         (["submit", "x", "--redis-url", "http://x"], 2, "--redis-url (PROMPTMILL_REDIS_URL)"),
         (["submit", "x", "--redis-url", "redis://:secret@127.0.0.1:1/0"], 3, "redis://:***@127.0.0.1:1/0 cannot be"),
         (["submit", "x", "--timeout", "0.05"], 1, "has not ended within 0.05 s"),
+        (["submit", "x", "--timeout", "nan"], 2, "leave it out to wait without end"),
+        (["result", "x", "--timeout", "-1"], 2, "--timeout"),
         (["result", "nobody"], 1, "job nobody is not known"),
         (["cancel", "nobody"], 1, "job nobody is not known"),
         (["run", "missing.jsonl", "out.jsonl"], 2, "missing.jsonl"),
@@ -201,6 +203,7 @@ def test_run_answers_a_file_and_fails_for_a_broken_line(promptmill: Invoke, work
         result = promptmill("run", str(source), str(tmp_path / "new.jsonl"))
     assert refused.exit_code == 2 and "out.jsonl, line 1, answers another input" in refused.stderr
     assert result.exit_code == 1 and "1 answered, 1 failed" in result.stderr
+    assert "the first that failed, line 2: the line is no JSON: Expecting property name" in result.stderr
     assert len((tmp_path / "new.jsonl").read_text().splitlines()) == 2
 
 
@@ -225,10 +228,11 @@ def test_ctrl_c_leaves_the_output_whole_and_a_second_run_collects(
     assert {json.loads(line)["custom_id"] for line in target.read_text().splitlines()} == {"0", "1", "2"}
 
 
-def test_ctrl_c_on_submit_cancels_the_job(worker: FakeWorker, redis_url: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_submit_cancels_the_job(worker: FakeWorker, redis_url: str, number: signal.Signals) -> None:
     process = start("submit", "hello", url=redis_url)
     held = worker.claim().begin()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert f"job {held.job_id} was cancelled" in stderr and "Traceback" not in stderr
