@@ -1,51 +1,15 @@
-"""`BatchRun` on real files and a real Redis: broken lines, resuming, backpressure, jobs that came to nothing."""
+"""`BatchRun` on real files and a real Redis: answers, broken lines, backpressure, priority classes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 
-from producer import BatchFileError, Client
-from producer.batch import BatchProgress, BatchRun
-from producer.batch_protocol import BatchOptions
+from producer import BatchFileError
 from producer.contract import keys
-from producer.settings import ProducerSettings
+from tests.fakes.batch_runs import answers, by_id, chat, completion, run
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
-    return tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-
-
-def chat(custom_id: str, text: str, **fields: Any) -> str:
-    body = {"messages": [{"role": "user", "content": text}], **fields}
-    return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body})
-
-
-def completion(custom_id: str, text: str, **fields: Any) -> str:
-    return json.dumps({"custom_id": custom_id, "url": "/v1/completions", "body": {"prompt": text, **fields}})
-
-
-def run(redis_url: str, files: tuple[Path, Path], **options: Any) -> BatchProgress:
-    return batch(redis_url, files, **options).run()
-
-
-def batch(redis_url: str, files: tuple[Path, Path], **options: Any) -> BatchRun:
-    on_progress = options.pop("on_progress", lambda progress: None)
-    return BatchRun.of_files(ProducerSettings(redis_url=redis_url), *files, BatchOptions(**options), on_progress)
-
-
-def answers(target: Path) -> list[Any]:
-    return [json.loads(line) for line in target.read_bytes().splitlines()]
-
-
-def by_id(target: Path) -> dict[str, Any]:
-    return {answer["custom_id"]: answer for answer in answers(target)}
 
 
 def test_every_line_is_answered_in_openais_shape(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:
@@ -129,95 +93,6 @@ def test_lines_that_begin_alike_are_run_next_to_each_other(
     assert [answer["custom_id"] for answer in answers(files[1])] == ["0", "2", "4", "6", "1", "3", "5", "7"]
 
 
-def test_a_run_goes_on_behind_a_torn_line(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:
-    files[0].write_text("".join(chat(f"r{i}", f"word {i}") + "\n" for i in range(10)))
-    with worker.serving(echo):
-        run(redis_url, files)
-        whole = files[1].read_bytes()
-        lines = whole.splitlines(keepends=True)
-        files[1].write_bytes(b"".join(lines[:6]) + lines[6][:40])
-        progress = run(redis_url, files)
-    assert (progress.num_done, progress.num_failed) == (10, 0)
-    found = answers(files[1])
-    assert len(found) == 10 and set(by_id(files[1])) == {f"r{i}" for i in range(10)}
-
-
-def test_an_interrupted_run_is_taken_up_without_running_a_line_twice(
-    redis_url: str, worker: FakeWorker, files: tuple[Path, Path], redis_client: redis.Redis
-) -> None:
-    files[0].write_text("".join(chat(f"r{i}", f"word {i}") + "\n" for i in range(40)))
-    runs: list[str] = []
-
-    def count(held: HeldJob) -> None:
-        runs.append(held.job_id)
-        echo(held)
-
-    def interrupt(progress: BatchProgress) -> None:
-        if progress.num_done == 5:
-            raise KeyboardInterrupt
-
-    with worker.serving(count):
-        with pytest.raises(KeyboardInterrupt):
-            run(redis_url, files, on_progress=interrupt)
-        assert len(answers(files[1])) == 5
-        progress = run(redis_url, files)
-    assert (progress.num_done, progress.num_failed) == (40, 0)
-    assert len(runs) == len(set(runs)) == 40
-    assert set(by_id(files[1])) == {f"r{i}" for i in range(40)}
-
-
-def test_a_job_that_came_to_nothing_unseen_is_run_anew(
-    redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
-) -> None:
-    files[0].write_text(chat("a", "word") + "\n")
-
-    def interrupt_at_once(held: HeldJob) -> None:
-        with Client(redis_url) as client:
-            client.cancel(held.job_id)
-        held.begin().end("cancelled")
-
-    def stop(progress: BatchProgress) -> None:
-        if progress.num_done:
-            raise KeyboardInterrupt
-
-    with worker.serving(interrupt_at_once), pytest.raises(KeyboardInterrupt):
-        run(redis_url, files, on_progress=stop)
-    [seen] = answers(files[1])
-    assert seen["error"]["code"] == "batch_cancelled"
-    files[1].unlink()
-    with worker.serving(echo):
-        progress = run(redis_url, files)
-    assert (progress.num_done, progress.num_failed) == (1, 0)
-
-
-def test_another_run_of_the_same_file_is_run_anew(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:
-    files[0].write_text(chat("a", "word") + "\n")
-    with worker.serving(echo):
-        first = run(redis_url, files)
-        ids = [answers(files[1])[0]["id"]]
-        for run_id in ("", "second"):
-            files[1].unlink()
-            run(redis_url, files, run_id=run_id)
-            ids.append(answers(files[1])[0]["id"])
-    assert first.num_done == 1
-    assert ids[0] == ids[1] != ids[2]
-
-
-def test_answers_to_another_input_or_run_are_not_taken_for_this_ones(
-    redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
-) -> None:
-    files[0].write_text(chat("a", "word") + "\n")
-    with worker.serving(echo):
-        run(redis_url, files)
-        before = files[1].read_bytes()
-        with pytest.raises(BatchFileError, match=r"out\.jsonl, line 1, answers another input, or another --run-id"):
-            run(redis_url, files, run_id="second")
-        files[0].write_text(chat("a", "another word") + "\n")
-        with pytest.raises(BatchFileError, match=r"out\.jsonl, line 1, answers another input"):
-            run(redis_url, files)
-    assert files[1].read_bytes() == before
-
-
 def test_no_more_jobs_are_in_flight_than_allowed(
     redis_url: str, worker: FakeWorker, files: tuple[Path, Path], redis_client: redis.Redis
 ) -> None:
@@ -257,39 +132,6 @@ def test_priority_classes_go_to_their_queue(
     with low.serving(echo):
         assert run(redis_url, files, priority_class="low").num_done == 1
     low.close()
-
-
-def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(
-    redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
-) -> None:
-    files[0].write_text("".join(chat(f"r{i}", f"word {i}") + "\n" for i in range(120)))
-    command = [sys.executable, "-m", "producer.cli", "run", *map(str, files), "--redis-url", redis_url]
-    asked: list[str] = []
-    running: list[subprocess.Popen[bytes]] = []
-
-    def strike(held: HeldJob) -> None:
-        asked.append(held.job_id)
-        echo(held)
-        if len(asked) in (40, 80):
-            running[-1].kill()
-            running[-1].wait(60)
-
-    with worker.serving(strike):
-        for exit_code in (-9, -9, 0):
-            running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
-            assert running[-1].wait(120) == exit_code
-    assert len(asked) == len(set(asked)) == len(answers(files[1])) == len(by_id(files[1])) == 120
-
-
-def test_two_runs_into_one_output_are_refused(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:
-    files[0].write_text(chat("a", "word") + "\n")
-
-    def run_again(progress: BatchProgress) -> None:
-        with pytest.raises(BatchFileError, match="another `promptmill run` writes"):
-            run(redis_url, files)
-
-    with worker.serving(echo):
-        assert run(redis_url, files, on_progress=run_again).num_done == len(answers(files[1])) == 1
 
 
 def test_files_that_cannot_be_used_are_named(redis_url: str, tmp_path: Path) -> None:
