@@ -23,7 +23,7 @@ class FencedPipeline(Pipeline):
         """Raises LeaseLostError if the fence is another's now, WatchError if that happens meanwhile."""
         owner = self._owner
         try:
-            self._check_fence()
+            self._look()
             owner.epilogue(self)
             replies = super().execute(raise_on_error)
         except Exception as error:
@@ -32,17 +32,25 @@ class FencedPipeline(Pipeline):
         owner.has_committed = True
         return list(replies)
 
-    def _check_fence(self) -> None:
-        self.explicit_transaction = False  # watch() and get() are sent at once, what is buffered stays buffered
+    def _look(self) -> None:
+        """What has to be known before the transaction; what is buffered goes behind what that adds to it."""
+        buffered, self.command_stack = self.command_stack, []
+        self.explicit_transaction = False  # what follows is sent at once
         self.watch(self._owner.fence_key)  # type: ignore[no-untyped-call]
         held = self.get(self._owner.fence_key)
         if held != self._owner.fence.encode():
             raise LeaseLostError(self._owner.job_id)
+        self._owner.prologue(self)
+        self.command_stack = [*self.command_stack, *buffered]
         self.explicit_transaction = True
 
 
 class FencedRedis(redis.Redis):
-    """A connection for one commit of one job. `has_committed` and `error` tell what became of it."""
+    """A connection for one commit of one job. `has_committed` and `error` tell what became of it.
+
+    `prologue` is given the pipeline while it reads: what it watches must not change, and after `multi()` it adds to the
+    transaction.
+    """
 
     def __init__(
         self,
@@ -58,6 +66,7 @@ class FencedRedis(redis.Redis):
         self.fence_key = fence_key
         self.fence = fence
         self.epilogue = epilogue
+        self.prologue: Callable[[Pipeline], object] = lambda pipe: None
         self.has_committed = False
         self.error: Exception | None = None
 

@@ -32,7 +32,7 @@ from worker.parsing.model_format import ModelFormat
 from worker.queue_watch import QueueWatch
 from worker.recovery import Sweeper
 from worker.redis_client import REDIS_AWAY, check_server, connect, reached
-from worker.rq_bridge import RQ_PREFIX, JobReader, Outcomes, RqBridge
+from worker.rq_bridge import RQ_PREFIX, SLOTS_SECONDS, JobReader, Outcomes, RqBridge
 from worker.scripts import Scripts
 from worker.settings import WorkerSettings
 from worker.stop_signals import StopSignals
@@ -201,7 +201,8 @@ class WorkerService:
                 Chore("sweep", sweeper.interval_seconds, sweeper.sweep),
                 Chore("tenants", LOOK_SECONDS, self._tenants.look),
                 Chore("scheduler", SCHEDULER_SECONDS, self._run_scheduler),
-                Chore("ready", READY_SECONDS, lambda _: self._outcomes.enqueue_ready()),
+                Chore("ready", READY_SECONDS, lambda _: self._outcomes.enqueue_ready(self._tenants.names)),
+                Chore("slots", SLOTS_SECONDS, lambda _: self._bridge.free_slots()),
                 Chore("maintenance", MAINTENANCE_SECONDS, self._clean_registries),
                 Chore("stats", STATS_SECONDS, self._ask_stats),
             ]

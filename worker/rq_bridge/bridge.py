@@ -8,6 +8,7 @@ import redis
 from redis.client import Pipeline
 from rq import Queue, worker_registration
 from rq.defaults import RQ_KEY_PREFIX
+from rq.job import Job
 from rq.rate_limit import RateLimitRegistry
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
 from rq.scheduler import RQScheduler
@@ -25,16 +26,36 @@ RQ_PREFIX: str = RQ_KEY_PREFIX
 QUEUES_KEY: str = Queue.redis_queues_keys  # SET of the keys of all queues that were ever enqueued to
 QUEUE_PREFIX: str = Queue.redis_queue_namespace_prefix
 SUSPENDED_KEY: str = WORKERS_SUSPENDED  # there while RQ is suspended
+SLOTS_LOCK_KEY = "promptmill:slots"
+SLOTS_SECONDS = 5.0  # how long a slot stays taken at most that nobody has freed
+SLOTS_LOCK_MS = 4500  # one worker looks for all of them
 WORKER_TTL_SECONDS = 30  # RQ adds a minute: a worker that died stands in `rq info` for 90 s at most
 
 
 class ServedQueue(Queue):  # type: ignore[misc]
-    """RQ does not list a queue whose first job had to wait for others; then no worker would find a tenant's."""
+    """Where jobs wait for others, RQ leaves two things out."""
 
-    def enqueue_ready_jobs_by_queue(self, job_ids_by_queue_name: dict[str, list[str]]) -> None:
-        if job_ids_by_queue_name:
-            self.connection.sadd(QUEUES_KEY, *(f"{QUEUE_PREFIX}{name}" for name in job_ids_by_queue_name))
-        super().enqueue_ready_jobs_by_queue(job_ids_by_queue_name)
+    def move_dependents_to_ready(
+        self,
+        job: Job,
+        pipeline: Pipeline | None = None,
+        exclude_job_id: str | None = None,
+        refresh_job_status: bool = True,
+    ) -> dict[str, list[str]]:
+        """In a transaction that holds the job's outcome, that outcome counts and not what Redis says yet: a cancel that
+        came too late. And the dependents' queues are listed: of a queue whose first job had to wait, no worker would
+        know that it is a tenant's."""
+        names: dict[str, list[str]] = super().move_dependents_to_ready(
+            job,
+            pipeline=pipeline,
+            exclude_job_id=exclude_job_id,
+            refresh_job_status=refresh_job_status and pipeline is None,
+        )
+        if names:
+            (self.connection if pipeline is None else pipeline).sadd(
+                QUEUES_KEY, *(f"{QUEUE_PREFIX}{name}" for name in names)
+            )
+        return names
 
 
 class RqBridge(BaseWorker):  # type: ignore[misc]
@@ -124,9 +145,16 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
                     worker_registration.clean_worker_registry(queue)
                 finally:
                     queue.release_maintenance_lock()
-        for limit in RateLimitRegistry.all(self.connection):
-            limit.cleanup()
         self.last_cleaned_at = now()
+
+    def free_slots(self) -> None:
+        """Of rate limits whose jobs have ended: RQ frees one behind the commit, and whoever was to do so may be dead,
+        or got no reply. Until then other jobs wait for it."""
+        if self.connection.exists(RateLimitRegistry.rl_keys_key) and self.connection.set(
+            SLOTS_LOCK_KEY, 1, nx=True, px=SLOTS_LOCK_MS
+        ):
+            for limit in RateLimitRegistry.all(self.connection):
+                limit.cleanup()
 
 
 def _is_gone(pid: int) -> bool:

@@ -16,7 +16,7 @@ from rq.callbacks import execute_failure_callback, execute_stopped_callback, exe
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution, ExecutionRegistry
 from rq.job import Job, JobStatus
 from rq.rate_limit import release_slot
-from rq.registry import CanceledJobRegistry, StartedJobRegistry
+from rq.registry import CanceledJobRegistry, ReadyJobRegistry, StartedJobRegistry
 from rq.results import Result as RqResult
 from rq.timeouts import TimerDeathPenalty
 from rq.utils import utcformat
@@ -121,14 +121,19 @@ class Outcomes:
         running.rq_job._status = JobStatus.CANCELED
         release_slot(running.rq_job)
 
-    def enqueue_ready(self) -> None:
-        """Enqueue dependents that a commit made ready and nobody has enqueued. Tenants' queues may be thousands, and
-        hardly ever is there one: a look at all of them is one round trip."""
-        registries = [queue.ready_job_registry for queue in list(self._queues.values())]
-        if not self._connection.exists(*(registry.key for registry in registries)):
+    def enqueue_ready(self, tenant_queues: Sequence[str] = ()) -> None:
+        """Enqueue dependents that a commit made ready and nobody has enqueued, of the worker's queues and of these.
+        They may be thousands, and hardly ever is there one: a look at all of them is one round trip."""
+        names = list(dict.fromkeys([*list(self._queues), *tenant_queues]))
+        registries = [ReadyJobRegistry.key_template.format(name) for name in names]
+        if not self._connection.exists(*registries):
             return
-        for registry in registries:
-            registry.cleanup()
+        with self._connection.pipeline(transaction=False) as look:
+            for registry in registries:
+                look.exists(registry)
+            for name, has_any in zip(names, look.execute(), strict=True):
+                if has_any:
+                    self._queue(name).ready_job_registry.cleanup()
 
     def handle_success(self, running: RunningJob, connection: FencedRedis) -> None:
         """Raises what the commit raises. A success callback that fails does not undo the stored outcome."""
@@ -147,6 +152,10 @@ class Outcomes:
         """Failed, stopped, or back to the queue by RQ's Retry. Raises what the commit raises."""
         assert running.error is not None
         job, worker = self._fresh_job(running), _committing_through(self._bridge, connection)
+        queue = self._queue(running.claim.queue)
+        ready: dict[str, list[str]] = {}
+        if not running.is_retried:  # RQ does this behind the commit, and nobody does who dies in between
+            connection.prologue = lambda pipe: ready.update(queue.move_dependents_to_ready(job, pipeline=pipe))
         reason = f"{running.error.code}: {running.error.message}"
         if running.status == "stopped":
             worker._stopped_job_id = job.id
@@ -156,11 +165,10 @@ class Outcomes:
             job._status = JobStatus.FAILED
             problem = RuntimeError(reason)
             self._call_back(running, execute_failure_callback, job, CallbackPenalty, RuntimeError, problem, None)
-        worker.handle_job_failure(
-            job, self._queue(running.claim.queue), exc_string=reason, execution=self._execution(running)
-        )
+        worker.handle_job_failure(job, queue, exc_string=reason, execution=self._execution(running))
         if connection.error is not None:
             raise connection.error
+        queue.enqueue_ready_jobs_by_queue(ready)
 
     def _fresh_job(self, running: RunningJob) -> Job:
         """RQ's handlers change the job they are given; a commit that is tried again needs it as it was."""

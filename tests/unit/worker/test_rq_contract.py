@@ -41,7 +41,7 @@ PRIVATE_PARTS = {
     RQScheduler: "acquire_locks acquired_locks heartbeat enqueue_scheduled_jobs register_birth stop",
     Queue: (
         "acquire_maintenance_lock release_maintenance_lock enqueue_dependents ready_job_registry "
-        "enqueue_ready_jobs_by_queue finished_job_registry started_job_registry"
+        "enqueue_ready_jobs_by_queue move_dependents_to_ready finished_job_registry started_job_registry"
     ),
 }
 
