@@ -6,24 +6,28 @@ then, either the lost reply hid a success or another attempt has the job, and bo
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import redis
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
-from producer.contract import ErrorCode, ErrorInfo, keys
+from producer.contract import ErrorCode, ErrorInfo, Result, keys
 from worker.background import BackgroundThreads
 from worker.errors import LeaseLostError
 from worker.fence import FencedRedis
 from worker.redis_client import REDIS_AWAY
-from worker.rq_bridge import Outcomes, dependents_key, has_extras
+from worker.rq_bridge import Outcomes, calls_back, dependents_key, has_extras
 from worker.running_job import RunningJob
 from worker.scripts import RECORD_TTL_SECONDS
 
 MAX_BATCH = 64  # jobs in one transaction
 NUM_THREADS = 4
+NUM_CALLBACK_THREADS = 4  # a callback may take a minute, by default, before its job is committed
+NUM_WEBHOOK_THREADS = 8  # and an unreachable receiver ten seconds
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 2.0
 FAILED_COMMIT_SECONDS = (0.1, 0.3, 1.0)  # between tries of a commit that raises what is no outage
@@ -34,77 +38,93 @@ Commit = Callable[[list[RunningJob]], list[RunningJob]]
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """To commit some jobs, until Redis has taken it or the worker ends."""
+
+    threads: BackgroundThreads
+    commit: Commit
+    jobs: list[RunningJob]
+    backoff_seconds: float = MIN_BACKOFF_SECONDS  # before the next one, where Redis is away
+    num_failures: int = 0  # with what is no outage
+    is_bare: bool = False
+
+
 class Committer:
-    """Commits in background threads. `on_end` is called there once for every job that is over, until `close`."""
+    """Commits in background threads. `on_end` is called there once for every job that is over, until `close`.
+
+    No thread waits: a commit that has to be tried again is queued again, with a backoff of its own. What other people's
+    code or servers may hold up, callbacks and webhooks, has threads of its own.
+    """
 
     def __init__(self, client: redis.Redis, outcomes: Outcomes, on_end: Callable[[RunningJob], None]) -> None:
         self._client = client
         self._outcomes = outcomes
         self._on_end = on_end
         self._threads = BackgroundThreads(NUM_THREADS, "commit")
+        self._callers = BackgroundThreads(NUM_CALLBACK_THREADS, "callback")
+        self._senders = BackgroundThreads(NUM_WEBHOOK_THREADS, "webhook")
         self._is_closing = threading.Event()
 
     def commit(self, jobs: Sequence[RunningJob]) -> None:
         """Returns at once. The jobs' streams are stored to their ends; `result` and `status` are set."""
         batch = [job for job in jobs if _is_plain(job)]
         for start in range(0, len(batch), MAX_BATCH):
-            self._submit(self._commit_batch, batch[start : start + MAX_BATCH])
+            self._submit(_Try(self._threads, self._commit_batch, batch[start : start + MAX_BATCH]))
         for job in jobs:
             if not _is_plain(job):
-                self._submit(self._commit_by_handlers, [job])
+                threads = self._callers if calls_back(job.rq_job) else self._threads
+                self._submit(_Try(threads, self._commit_by_handlers, [job]))
 
     def close(self, timeout_seconds: float) -> None:
         """Give up what Redis does not take any more; what is under way may end within the timeout."""
         self._is_closing.set()
-        self._threads.stop(timeout_seconds)
+        end = time.monotonic() + timeout_seconds
+        for threads in (self._threads, self._callers, self._senders):
+            threads.stop(max(0.0, end - time.monotonic()))
 
-    def _submit(self, commit: Commit, jobs: list[RunningJob]) -> None:
-        self._threads.submit(partial(self._persist, commit, jobs))
+    def _submit(self, attempt: _Try, *, after_seconds: float = 0.0) -> None:
+        attempt.threads.submit(partial(self._persist, attempt), after_seconds=after_seconds)
 
-    def _persist(self, commit: Commit, jobs: list[RunningJob]) -> None:
+    def _persist(self, attempt: _Try) -> None:
         try:
-            ended = self._repeat(lambda: commit(jobs))
+            ended = attempt.commit(attempt.jobs)
+        except (WatchError, *REDIS_AWAY) as error:
+            _log.warning("action=commit_delayed error=%s", error)
+            backoff = attempt.backoff_seconds
+            next_one = replace(attempt, backoff_seconds=min(2 * backoff, MAX_BACKOFF_SECONDS))
+            if not self._is_closing.is_set():
+                self._submit(next_one, after_seconds=backoff)
+            return
         except Exception as error:  # of any type: RQ's handlers read what anybody may have written
-            _log.exception("action=commit_failed job_ids=%s", ",".join(job.job_id for job in jobs))
-            if len(jobs) > 1:  # one of them cannot be committed: the others must not suffer for it
-                for job in jobs:
-                    self._submit(commit, [job])
+            _log.exception("action=commit_failed job_ids=%s", ",".join(job.job_id for job in attempt.jobs))
+            if not attempt.is_bare:
+                self._insist(attempt, error)
                 return
-            ended = self._insist(commit, jobs[0], error)
+            ended = attempt.jobs  # the lease lapses, and another attempt finds the stored outcome
         if self._is_closing.is_set():
             return  # what was not committed is handed over, and what was is no longer under our fence
         for job in ended:
             self._on_end(job)
 
-    def _insist(self, commit: Commit, job: RunningJob, error: Exception) -> list[RunningJob]:
-        """Try the job's commit a few times more; if it always raises, the job must end all the same: as failed."""
-        for wait in FAILED_COMMIT_SECONDS:
-            if self._is_closing.wait(wait):
-                return []
-            try:
-                return self._repeat(lambda: commit([job]))
-            except Exception as again:  # of any type, as before
-                error = again
+    def _insist(self, attempt: _Try, error: Exception) -> None:
+        """One of several jobs cannot be committed: the others must not suffer for it. One by itself is tried a few
+        times more; if its commit always raises, the job must end all the same: as failed."""
+        if self._is_closing.is_set():
+            return
+        if len(attempt.jobs) > 1:
+            for job in attempt.jobs:
+                self._submit(replace(attempt, jobs=[job], backoff_seconds=MIN_BACKOFF_SECONDS))
+            return
+        [job], num_failures = attempt.jobs, attempt.num_failures
+        if num_failures < len(FAILED_COMMIT_SECONDS):
+            again = replace(attempt, num_failures=num_failures + 1, backoff_seconds=MIN_BACKOFF_SECONDS)
+            self._submit(again, after_seconds=FAILED_COMMIT_SECONDS[num_failures])
+            return
         message = f"the job's outcome could not be committed: {error!r}"
         _log.error("action=commit_given_up job_id=%s error=%r", job.job_id, error)
         job.fail_commit(ErrorInfo(code=ErrorCode.INTERNAL, message=message))
-        try:
-            self._repeat(lambda: self._commit_bare(job, message))
-        except Exception:  # of any type: the lease lapses, and another attempt finds the stored outcome
-            _log.exception("action=commit_failed job_ids=%s", job.job_id)
-        return [job]
-
-    def _repeat(self, write: Callable[[], list[RunningJob]]) -> list[RunningJob]:
-        """Until Redis has taken it, or the worker ends."""
-        backoff = MIN_BACKOFF_SECONDS
-        while True:
-            try:
-                return write()
-            except (WatchError, *REDIS_AWAY) as error:
-                _log.warning("action=commit_delayed error=%s", error)
-            if self._is_closing.wait(backoff):
-                return []
-            backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+        self._submit(_Try(self._threads, partial(self._commit_bare, reason=message), [job], is_bare=True))
 
     def _commit_batch(self, jobs: list[RunningJob]) -> list[RunningJob]:
         """Those that others depend on go to RQ's own handler, which enqueues these: each by itself, so that a reply
@@ -127,7 +147,7 @@ class Committer:
             if job.status != "finished" and job.rq_job.has_rate_limit:
                 self._outcomes.release_slot(job)
         for job in awaited:
-            self._submit(self._commit_by_handlers, [job])
+            self._submit(_Try(self._threads, self._commit_by_handlers, [job]))
         return [job for job in jobs if job not in awaited]
 
     def _watch_held(self, pipe: Pipeline, jobs: list[RunningJob]) -> list[RunningJob]:
@@ -179,19 +199,29 @@ class Committer:
         except LeaseLostError:
             _log.info("action=commit_fenced job_id=%s attempt=%d", job.job_id, job.claim.attempt)
             self._outcomes.enqueue_ready()  # if it is the reply that was lost, dependents wait in between
+            if not (job.rq_job.webhooks and self._has_committed(job)):
+                return jobs
+        if job.rq_job.webhooks and not job.is_retried:
+            self._senders.submit(partial(self._outcomes.send_webhooks, job))
         return jobs
 
-    def _commit_bare(self, job: RunningJob, reason: str) -> list[RunningJob]:
+    def _has_committed(self, job: RunningJob) -> bool:
+        """Whether the result that is stored is this attempt's."""
+        wire = self._client.get(keys.result_key(job.job_id))
+        return wire is not None and Result.model_validate_json(wire).attempts == job.claim.attempt
+
+    def _commit_bare(self, jobs: list[RunningJob], reason: str) -> list[RunningJob]:
         """The failure alone, with nothing that could fail: what a key of another type refuses is left out."""
+        (job,) = jobs
         assert job.result is not None
         with self._client.pipeline() as pipe:
             if not self._watch_held(pipe, [job]):
-                return [job]
+                return jobs
             pipe.multi()
             self._outcomes.add_bare_failure(pipe, job, reason)
             self._add_end(pipe, job, job.result.to_wire())
             pipe.execute(raise_on_error=False)
-        return [job]
+        return jobs
 
     def _add_end(self, pipe: Pipeline, job: RunningJob, wire: str) -> None:
         """Our part of a transaction: no lease and no fence any more; and, unless RQ tries again, the result."""

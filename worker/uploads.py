@@ -28,27 +28,26 @@ class Uploads:
 
         If the store stays down, Redis keeps the whole result, which says so in `error`; its status is what it was.
         """
-        self._threads.submit(lambda: self._put(job, on_stored))
+        self._threads.submit(lambda: self._put(job, on_stored, None))
 
-    def _put(self, job: RunningJob, on_stored: Callable[[], None]) -> None:
+    def _put(self, job: RunningJob, on_stored: Callable[[], None], waits: tuple[float, ...] | None) -> None:
+        """`waits`: before the tries that are left; None: it is the first."""
         assert job.result is not None
-        waits = () if time.monotonic() < self._down_until else RETRY_SECONDS
-        for wait in (*waits, None):
-            try:
-                job.result = self._store.put(job.result, job.object_attempt or job.claim.attempt)
-                break
-            except ResultStoreError as error:
-                _log.warning("action=store_failed job_id=%s error=%s", job.job_id, error)
-            except Exception:  # of any type: a job whose result cannot be stored must end all the same
-                _log.exception("action=store_failed job_id=%s", job.job_id)
-            if wait is None:
-                self._down_until = time.monotonic() + DOWN_SECONDS
-                _log.error("action=store_given_up job_id=%s: its result stays in Redis", job.job_id)
-                job.result = _not_stored(job.result)
-            else:
-                time.sleep(wait)
-            if job.stage is not Stage.STORING:
-                return  # another attempt has the job: it stores what it comes to
+        if job.stage is not Stage.STORING:
+            return  # another attempt has the job: it stores what it comes to
+        if waits is None:
+            waits = () if time.monotonic() < self._down_until else RETRY_SECONDS
+        try:
+            job.result = self._store.put(job.result, job.object_attempt or job.claim.attempt)
+        except Exception as error:  # of any type: a job whose result cannot be stored must end all the same
+            is_unknown = not isinstance(error, ResultStoreError)
+            _log.warning("action=store_failed job_id=%s error=%s", job.job_id, error, exc_info=is_unknown)
+            if waits:
+                self._threads.submit(lambda: self._put(job, on_stored, waits[1:]), after_seconds=waits[0])
+                return
+            self._down_until = time.monotonic() + DOWN_SECONDS
+            _log.error("action=store_given_up job_id=%s: its result stays in Redis", job.job_id)
+            job.result = _not_stored(job.result)
         on_stored()
 
 

@@ -18,13 +18,17 @@ from worker.errors import JobRefusedError
 
 
 class HeldJob(Job):  # type: ignore[misc]  # RQ's classes are untyped here
-    """A job whose status is only written in a transaction, and so under its fence."""
+    """A job whose status is only written in a transaction, and so under its fence, and whose webhooks are sent beside
+    its commit (`Outcomes.send_webhooks`)."""
 
     def set_status(self, status: JobStatus, pipeline: Pipeline | None = None) -> None:
         if pipeline is None:
             self._status = status  # RQ's retry() writes it once more, in its pipeline
         else:
             super().set_status(status, pipeline=pipeline)
+
+    def send_webhooks(self, status: str | JobStatus, *, exc_string: str | None = None) -> None:
+        """Nothing yet: RQ's handlers would wait for the receivers' answers."""
 
 
 class JobReader:
@@ -127,6 +131,11 @@ def has_extras(job: Job) -> bool:
         or job.has_rate_limit
         or job.get_result_ttl(RESULT_TTL_SECONDS) == 0
     )
+
+
+def calls_back(job: Job) -> bool:
+    """Whether somebody else's code runs before its commit."""
+    return bool(job._success_callback_name or job._failure_callback_name or job._stopped_callback_name)
 
 
 def _refusal(message: str) -> JobRefusedError:

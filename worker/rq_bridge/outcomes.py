@@ -146,17 +146,15 @@ class Outcomes:
         worker.handle_job_success(
             job=job, queue=queue, started_job_registry=queue.started_job_registry, execution=self._execution(running)
         )
-        job.send_webhooks(JobStatus.FINISHED)
 
     def handle_failure(self, running: RunningJob, connection: FencedRedis) -> None:
         """Failed, stopped, or back to the queue by RQ's Retry. Raises what the commit raises."""
-        assert running.error is not None
         job, worker = self._fresh_job(running), _committing_through(self._bridge, connection)
         queue = self._queue(running.claim.queue)
         ready: dict[str, list[str]] = {}
         if not running.is_retried:  # RQ does this behind the commit, and nobody does who dies in between
             connection.prologue = lambda pipe: ready.update(queue.move_dependents_to_ready(job, pipeline=pipe))
-        reason = f"{running.error.code}: {running.error.message}"
+        reason = _reason(running)
         if running.status == "stopped":
             worker._stopped_job_id = job.id
             self._call_back(running, execute_stopped_callback, job, CallbackPenalty)
@@ -169,6 +167,14 @@ class Outcomes:
         if connection.error is not None:
             raise connection.error
         queue.enqueue_ready_jobs_by_queue(ready)
+
+    def send_webhooks(self, running: RunningJob) -> None:
+        """Of a job that is committed. Waits for the receivers' answers, or for as long as the webhooks say."""
+        job = self._fresh_job(running)
+        if running.status == "finished":
+            Job.send_webhooks(job, JobStatus.FINISHED)
+        elif running.status == "failed":
+            Job.send_webhooks(job, JobStatus.FAILED, exc_string=_reason(running))
 
     def _fresh_job(self, running: RunningJob) -> Job:
         """RQ's handlers change the job they are given; a commit that is tried again needs it as it was."""
@@ -217,6 +223,11 @@ class _AlreadyJson:
     @staticmethod
     def loads(data: bytes) -> str:
         return data.decode()
+
+
+def _reason(running: RunningJob) -> str:
+    assert running.error is not None
+    return f"{running.error.code}: {running.error.message}"
 
 
 def _ended_at(running: RunningJob) -> datetime:

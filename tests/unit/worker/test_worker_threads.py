@@ -59,6 +59,26 @@ def test_a_background_task_that_hangs_does_not_hold_up_the_stop() -> None:
     release.set()
 
 
+def test_a_background_task_that_is_not_due_holds_no_other_up_and_is_done_at_the_stop() -> None:
+    threads, seen = BackgroundThreads(1, "test"), SimpleQueue[str]()
+    threads.submit(lambda: seen.put("late"), after_seconds=3600.0)
+    threads.submit(lambda: seen.put("soon"), after_seconds=0.05)
+    threads.submit(lambda: seen.put("at once"))
+    assert [seen.get(timeout=WAIT_SECONDS) for _ in range(2)] == ["at once", "soon"] and seen.empty()
+    threads.stop(WAIT_SECONDS)
+    assert seen.get(timeout=WAIT_SECONDS) == "late"
+
+
+def test_background_tasks_fall_due_while_others_hang() -> None:
+    """Whoever is free waits for what is due next, not only the one that was woken for it."""
+    threads, release, done = BackgroundThreads(2, "test"), threading.Event(), threading.Event()
+    threads.submit(lambda: assert_true(release.wait(WAIT_SECONDS)), after_seconds=0.05)
+    threads.submit(done.set, after_seconds=0.1)
+    assert done.wait(WAIT_SECONDS)
+    release.set()
+    threads.stop(WAIT_SECONDS)
+
+
 def assert_true(value: bool) -> None:
     assert value
 
