@@ -89,7 +89,7 @@ class EngineInfo:
     num_kv_blocks: int
     fingerprint: str  # weights, dtype, instruction set or GPU, and build: equal fingerprints, equal arithmetic
     is_batch_invariant: bool = False  # a row of logits is the same to the bit whatever is computed beside it
-    runs_ahead: bool = False  # a step of decodes is computed before the one before it is read
+    runs_ahead: bool = False  # a step is computed before the one before it is read
     step_tokens: int | None = None  # in one step, at most, as measured; None: as the configuration says
 
 

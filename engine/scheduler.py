@@ -17,15 +17,15 @@ The rules
   only if that makes it fit. Arrival alone preempts nobody, so jobs without priorities and deadlines never do.
 """
 
-from operator import attrgetter
+from collections.abc import Container
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.kv_cache.manager import KVCacheManager
 from engine.runner.slots import SequenceSlots, SlotRows
 from engine.sequence import Sequence
 from engine.step_draft import StepDraft
+from engine.step_forecast import NOTHING_FORESEEN, StepForecaster
 from engine.step_plan import StepPlan
 from engine.waiting_queue import WaitingQueue
 
@@ -38,8 +38,9 @@ class Scheduler:
     def __init__(
         self, slots: SequenceSlots, kv: KVCacheManager, *, max_num_tokens: int, looks_ahead: bool = False
     ) -> None:
-        """`looks_ahead`: give decodes the block of their next step, too, where one is free."""
-        self._looks_ahead = looks_ahead
+        """`looks_ahead`: say of each plan which one follows if all goes on, and keep to it where prompts go on."""
+        self._forecaster = StepForecaster(slots, kv) if looks_ahead else None
+        self._foreseen = NOTHING_FORESEEN
         self._slots = slots
         self._kv = kv
         self._max_num_tokens = max_num_tokens
@@ -78,16 +79,24 @@ class Scheduler:
         self._admit_urgent()
         ran_short = self._reserve_blocks()
         decodes = self._slots.decoding_slots()
-        draft = StepDraft(budget=self._budget - len(decodes))
-        if self._prefilling:
-            for sequence in sorted(self._prefilling.values(), key=attrgetter("urgency")):
-                self._plan_chunk(draft, sequence)
-        if not ran_short:
-            self._admit_waiting(draft)
-        if draft.slots:
-            return draft.mixed_plan(self._slots)
-        assert len(decodes) or not len(self._waiting), "sequences wait and none can run"
-        return self._decode_plan() if len(decodes) else None
+        foreseen, self._foreseen = self._foreseen, NOTHING_FORESEEN
+        draft = StepDraft(budget=self._budget - max(len(decodes), foreseen.num_decodes))
+        for sequence in self._by_urgency(first=foreseen.prefilling):
+            self._plan_chunk(draft, sequence)
+        has_more = not ran_short and self._admit_waiting(draft)
+        if not draft.slots and not len(decodes):
+            assert not len(self._waiting), "sequences wait and none can run"
+            return None
+        plan = draft.mixed_plan(self._slots) if draft.slots else self._decode_plan()
+        if self._forecaster is not None:
+            self._foreseen = self._forecaster.foresee(plan, self._by_urgency(), budget=self._budget, has_more=has_more)
+        return plan
+
+    def _by_urgency(self, first: Container[int] = ()) -> list[Sequence]:
+        """Whose prompts are not computed yet; those with an id in `first` before all others."""
+        if not self._prefilling:  # as in most steps
+            return []
+        return sorted(self._prefilling.values(), key=lambda s: (s.sequence_id not in first, s.urgency))
 
     # who runs --------------------------------------------------------------------------------------------------------
 
@@ -123,13 +132,17 @@ class Scheduler:
             self.preempt(self._slot_of(victim))
         return hits
 
-    def _admit_waiting(self, draft: StepDraft) -> None:
-        while draft.budget > 0 and self._slots.num_free and (head := self._waiting.head()) is not None:
+    def _admit_waiting(self, draft: StepDraft) -> bool:
+        """Whether somebody is left who fits, but for the tokens of the step."""
+        while self._slots.num_free and (head := self._waiting.head()) is not None:
             hits = self._kv.match(head)
             if self._waits_for_sibling(head) or not self._fits(head, hits):
-                return
+                return False
+            if draft.budget <= 0:
+                return True
             draft.newcomers.append(self._admit(head, hits))
             self._plan_chunk(draft, head)
+        return False
 
     def _fits(self, sequence: Sequence, hits: list[int]) -> bool:
         """Whether there is a slot, and blocks beyond the reserve."""
@@ -172,17 +185,7 @@ class Scheduler:
             kv.grow(full)
             for slot in self._prefilling:
                 kv.extend(slot)
-        if self._looks_ahead:
-            self._reserve_next(decoding)
         return ran_short
-
-    def _reserve_next(self, decoding: NDArray[np.int64]) -> None:
-        slots = self._slots
-        capacity = slots.capacity[decoding]
-        is_last = slots.num_computed[decoding] + 1 >= capacity
-        growing = decoding[is_last & (capacity < slots.max_blocks * slots.block_size)]
-        if 0 < len(growing) <= self._kv.num_available:
-            self._kv.grow(growing)
 
     def preempt(self, slot: int) -> None:
         """Back to the waiting, at its old place, with all its tokens and none of its blocks."""
@@ -215,9 +218,9 @@ class Scheduler:
 
     def _plan_chunk(self, draft: StepDraft, sequence: Sequence) -> None:
         slot = self._slot_of(sequence)
-        if num_new := draft.fit_chunk(self._slots, slot):
-            num_computed = int(self._slots.num_computed[slot]) + num_new
-            draft.indexed_blocks += self._kv.index_blocks(slot, num_computed)
+        start = int(self._slots.num_computed[slot])
+        if num_new := draft.fit_chunk(self._slots, slot, start):
+            draft.indexed_blocks += self._kv.index_blocks(slot, start + num_new)
 
     def _decode_plan(self) -> StepPlan:
         decodes = self._slots.decoding()
@@ -259,6 +262,7 @@ class Scheduler:
     def reduce_budget(self, num_tokens: int) -> None:
         """A step of `num_tokens` tokens did not fit the device: plan half as many, and feel the way up again."""
         self._budget = max(self._slots.max_num_seqs, num_tokens // 2)
+        self._foreseen = NOTHING_FORESEEN
         self._steps_since_shortage = 0
 
     def _recover_budget(self) -> None:

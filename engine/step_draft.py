@@ -4,11 +4,13 @@ Owns what is left of a step's budgets of tokens and of scored prompt tokens. Kno
 scheduler puts one chunk after the other into it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from engine.runner.slots import SequenceSlots
+from engine.runner.slots import SequenceSlots, SlotRows
 from engine.step_plan import MAX_SCORED_TOKENS, StepPlan
 
 
@@ -25,9 +27,8 @@ class StepDraft:
     newcomers: list[int] = field(default_factory=list)  # slots
     indexed_blocks: list[int] = field(default_factory=list)
 
-    def fit_chunk(self, table: SequenceSlots, slot: int) -> int:
-        """So many of the slot's tokens as the step may still compute, and score, next; takes them off the budgets."""
-        start = int(table.num_computed[slot])
+    def fit_chunk(self, table: SequenceSlots, slot: int, start: int) -> int:
+        """So many of the slot's tokens from there on as the step may yet compute, and score; taken off the budgets."""
         num_left = int(table.num_tokens[slot]) - start
         num_new = min(self.budget, num_left)
         if table.is_scoring:
@@ -53,11 +54,25 @@ class StepDraft:
     def mixed_plan(self, table: SequenceSlots) -> StepPlan:
         """The decodes' rows, then the chunks'."""
         decodes = table.decoding_slots()
+        return self._plan(table, decodes, table.num_computed[decodes], table.decoding)
+
+    def plan_after(self, table: SequenceSlots, rows: SlotRows, starts: NDArray[np.int64]) -> StepPlan:
+        """The same where these rows decode, at these positions."""
+        return self._plan(table, rows.slots, starts, lambda: rows)
+
+    def _plan(
+        self,
+        table: SequenceSlots,
+        decodes: NDArray[np.int64],
+        decode_starts: NDArray[np.int64],
+        gather: Callable[[], SlotRows],
+    ) -> StepPlan:
+        """`gather`: the decodes' rows, asked for if no others are sampled."""
         num_decodes, num_completing = len(decodes), len(self.completing)
         rows = np.empty((3, num_decodes + len(self.slots)), np.int64)
         slots, starts, num_new = rows
         slots[:num_decodes] = decodes
-        starts[:num_decodes] = table.num_computed[decodes]
+        starts[:num_decodes] = decode_starts
         num_new[:num_decodes] = 1
         rows[:, num_decodes:] = self.slots, self.starts, self.num_new
         sampled_index = np.arange(num_decodes + num_completing)
@@ -67,7 +82,7 @@ class StepDraft:
             starts=starts,
             num_new=num_new,
             num_tokens=num_decodes + sum(self.num_new),
-            sampled=table.rows(slots[sampled_index]) if num_completing else table.decoding(),
+            sampled=table.rows(slots[sampled_index]) if num_completing else gather(),
             sampled_index=sampled_index,
             num_decodes=num_decodes,
             newcomers=self.newcomers,

@@ -22,6 +22,7 @@ class StepPlan:
     num_decodes: int  # leading rows
     num_behind: NDArray[np.int64] | None = None  # [num_sampled], the row's tokens behind the sampled place; None: 0
     undrafted: "StepPlan | None" = None  # the same without the drafts that were added to it
+    following: "StepPlan | None" = None  # foreseen before the tokens are known that its decodes begin with
     newcomers: list[int] = field(default_factory=list)  # slots admitted by this plan
     indexed_blocks: list[int] = field(default_factory=list)  # in the prefix index already, computed by this step
 
@@ -33,6 +34,12 @@ class StepPlan:
     def is_decode(self) -> bool:
         """Every row computes one token and samples the next."""
         return self.sampled_index is None
+
+    @property
+    def sampled_positions(self) -> NDArray[np.int64]:
+        """Of each sampled row the index of its new token, `[num_sampled]`, where no row has drafts."""
+        ends = self.starts + self.num_new
+        return ends if self.sampled_index is None else ends[self.sampled_index]
 
     @property
     def first_samples(self) -> NDArray[np.int64]:

@@ -35,16 +35,17 @@ class BatchInputs:
     query_start: NDArray[np.int32]  # [num_seqs + 1]
     context_lens: NDArray[np.int32]  # [num_seqs]
     block_tables: NDArray[np.int32]  # [num_seqs, max_blocks of this step]
+    sequence_ids: NDArray[np.int64]  # [num_seqs]
     logits_indices: NDArray[np.int64]  # [num_sampled], packed tokens
     sampled_positions: NDArray[np.int64]  # [num_sampled], index in prompt + output of the token to come
     sampling: SlotRows  # num_sampled rows; the same object for as long as the same slots decode
     max_query_len: int
     max_context_len: int
     num_decodes: int = 0  # leading sequences with one token each
-    next_slots: NDArray[np.int64] | None = None  # of a step of decodes: each row's slot in the next one, -1 if none yet
     edits: LogitEdits | None = None  # None: no sampled row asks for any
     scored: ScoredTokens | None = None
     masks: TokenMasks | None = None  # of the sampled rows that have a grammar
+    following: "BatchInputs | None" = None  # foreseen; its first tokens are those that this step samples
 
     @property
     def num_seqs(self) -> int:
@@ -55,20 +56,23 @@ class BatchInputs:
         return len(self.input_ids)
 
     def behind(self, count: int) -> "BatchInputs":
-        """The step without its first rows, decodes that are sampled; needs a row behind them, and no extras."""
+        """The step without its first rows; needs a row behind them, and no extras."""
+        num_tokens = int(self.query_start[count])
+        num_sampled = int(np.searchsorted(self.logits_indices, num_tokens))
         return BatchInputs(
-            input_ids=self.input_ids[count:],
-            position_ids=self.position_ids[count:],
-            slot_mapping=self.slot_mapping[count:],
-            query_start=self.query_start[count:] - np.int32(count),
+            input_ids=self.input_ids[num_tokens:],
+            position_ids=self.position_ids[num_tokens:],
+            slot_mapping=self.slot_mapping[num_tokens:],
+            query_start=self.query_start[count:] - np.int32(num_tokens),
             context_lens=self.context_lens[count:],
             block_tables=self.block_tables[count:],
-            logits_indices=self.logits_indices[count:] - count,
-            sampled_positions=self.sampled_positions[count:],
-            sampling=self.sampling.behind(count),
+            sequence_ids=self.sequence_ids[count:],
+            logits_indices=self.logits_indices[num_sampled:] - num_tokens,
+            sampled_positions=self.sampled_positions[num_sampled:],
+            sampling=self.sampling.behind(num_sampled),
             max_query_len=self.max_query_len,
             max_context_len=int(self.context_lens[count:].max()),
-            num_decodes=self.num_decodes - count,
+            num_decodes=max(self.num_decodes - count, 0),
         )
 
 
@@ -78,10 +82,8 @@ _NO_TABLES = np.zeros((0, 0), np.int32)
 class BatchBuilder:
     """Builds `BatchInputs` from the slots' arrays."""
 
-    def __init__(self, slots: SequenceSlots, *, looks_ahead: bool = False) -> None:
-        """`looks_ahead`: say where the next tokens of decodes will go."""
+    def __init__(self, slots: SequenceSlots) -> None:
         self._slots = slots
-        self._looks_ahead = looks_ahead
         self._block_size = slots.block_size
         self._width = np.array(slots.block_size)  # an array: numpy takes twice as long to convert a number
         self._in_block = np.arange(slots.block_size)
@@ -96,7 +98,20 @@ class BatchBuilder:
 
         While the same rows decode, the arrays of one step are those of the one before, written anew.
         """
-        return self._build_decode(plan) if plan.is_decode else self._build_mixed(plan)
+        inputs = self._build_decode(plan) if plan.is_decode else self._build_mixed(plan)
+        inputs.following = None if plan.following is None else self._build_following(plan.following)
+        return inputs
+
+    def _build_following(self, plan: StepPlan) -> BatchInputs | None:
+        """A step whose decodes' tokens are not known yet; None if what it samples depends on more than logits."""
+        rows = plan.sampled
+        if rows.edits is not None or rows.logprob_rows is not None or len(rows.constrained):
+            return None
+        inputs = self._build_mixed(plan)
+        decodes = slice(plan.num_decodes)
+        is_missing = plan.starts[decodes] >= self._slots.capacity[plan.slots[decodes]]
+        inputs.slot_mapping[decodes][is_missing] = -1  # no block was free
+        return inputs
 
     def _build_decode(self, plan: StepPlan) -> BatchInputs:
         rows, positions = plan.sampled, plan.starts
@@ -108,12 +123,11 @@ class BatchBuilder:
         np.add(positions, plan.num_new, out=ends)
         inputs.context_lens[:] = ends
         inputs.max_context_len = int(ends[ends.argmax()])
-        if self._looks_ahead or np.count_nonzero(positions >= self._block_ends):
+        if np.count_nonzero(positions >= self._block_ends):
             self._enter_blocks(inputs, positions)
         inputs.input_ids[:] = self._slots.flat_token_ids[rows.token_offsets + positions]
         inputs.position_ids[:] = positions
         np.add(self._page_shifts, positions, out=inputs.slot_mapping)
-        inputs.next_slots = self._next_pages(rows, ends) if self._looks_ahead else None
         inputs.edits = self._edits(rows, ends)
         return inputs
 
@@ -128,6 +142,7 @@ class BatchBuilder:
             query_start=self._counting_32[: num_rows + 1],
             context_lens=np.empty(num_rows, np.int32),
             block_tables=_NO_TABLES,
+            sequence_ids=rows.sequence_ids,
             logits_indices=self._counting_64[:num_rows],
             sampled_positions=sampled_positions,
             sampling=rows,
@@ -140,7 +155,7 @@ class BatchBuilder:
         """Some of the decodes begin a block: until the next one does, places follow positions, and tables stay."""
         self._page_shifts = self._shifts(inputs.sampling.block_offsets, positions)
         self._block_ends = positions - positions % self._width + self._width
-        inputs.block_tables = self._block_tables(inputs.sampling.slots, inputs.max_context_len + self._looks_ahead)
+        inputs.block_tables = self._block_tables(inputs.sampling.slots, inputs.max_context_len)
 
     def _build_mixed(self, plan: StepPlan) -> BatchInputs:
         assert plan.sampled_index is not None
@@ -165,6 +180,7 @@ class BatchBuilder:
             query_start=query_start,
             context_lens=ends.astype(np.int32),
             block_tables=self._block_tables(plan.slots, max_context_len),
+            sequence_ids=self._slots.sequence_id[plan.slots],
             logits_indices=logits_indices,
             sampled_positions=sampled_positions,
             sampling=plan.sampled,
@@ -238,11 +254,6 @@ class BatchBuilder:
         blocks -= index
         blocks *= self._width
         return blocks
-
-    def _next_pages(self, rows: SlotRows, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """As `_pages`; -1 where the block is not there yet."""
-        is_there = positions < self._slots.capacity[rows.slots]
-        return np.where(is_there, self._pages(rows.block_offsets, positions - ~is_there), -1)
 
     def _block_tables(self, slots: NDArray[np.int64], max_context_len: int) -> NDArray[np.int32]:
         max_blocks = -(-max_context_len // self._block_size)

@@ -102,7 +102,7 @@ class GraphedSteps:
     def run(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Logits float32 `[num_sampled, vocab_size]` and the sampled positions; None if the step is not one for graphs.
 
-        token_ids: int64 `[num_tokens]` on the device, in place of the inputs'. What is returned lies in memory that the
+        token_ids: int64 on the device, in place of the inputs' first ones. What is returned lies in memory that the
         next step overwrites. Mutates the KV cache.
         """
         shape = choose_shape(

@@ -106,6 +106,7 @@ def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
         query_start=np.concatenate(([0], np.cumsum(lengths))).astype(np.int32),
         context_lens=lengths.astype(np.int32),
         block_tables=np.zeros((len(lengths), -(-int(lengths.max()) // config.block_size)), np.int32),
+        sequence_ids=np.zeros(len(lengths), np.int64),
         logits_indices=np.arange(num_sampled),
         sampled_positions=zeros,
         sampling=replace(

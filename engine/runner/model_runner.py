@@ -91,7 +91,7 @@ class ModelRunner:
             return sampled
 
     def _complete(self, taken: Taken) -> "_DeviceTokens":
-        """Compute what is left of a step whose decodes are computed already."""
+        """Compute what is left of a step whose first rows are computed already."""
         if taken.rest is None:
             return _DeviceTokens(taken.token_ids)
         return _DeviceTokens(torch.cat((taken.token_ids, self._forward(taken.rest).token_ids)))
@@ -109,7 +109,7 @@ class ModelRunner:
         return SampledTokens(token_ids, logprobs, prompt_logprobs)
 
     def _forward(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> "_DeviceTokens":
-        """token_ids: int64 `[num_tokens]` on the device, in place of the inputs'."""
+        """token_ids: int64 on the device, in place of the inputs' first ones."""
         if self._graphs is not None and (graphed := self._graphs.run(inputs, token_ids)) is not None:
             logits, positions = graphed
             tokens = _DeviceTokens(positions[:0])
@@ -149,7 +149,8 @@ class ModelRunner:
             max_context_len=inputs.max_context_len,
             num_decodes=inputs.num_decodes,
         )
-        input_ids = input_ids if token_ids is None else token_ids
+        if token_ids is not None:
+            input_ids = torch.cat((token_ids, input_ids[len(token_ids) :]))
         logits = self._model.forward(input_ids, position_ids, logits_rows)  # [num_sampled + num_scored, vocab]
         tokens = _DeviceTokens(logits_rows[:0])
         if scored is not None:

@@ -1,15 +1,16 @@
-"""Computes a step of decodes before the one before it is read, so that the device never waits for the host.
+"""Computes a step before the one before it is read, so that the device never waits for the host.
 
 While the host reads step N, books its tokens and plans step N + 1, the device computes step N + 1 already, from the
-tokens that lie on it. That is a guess at the plan: the same sequences, each one token on. The plan that comes takes
-from it what was guessed right, row by row, since a row does not depend on the others: prompts that came meanwhile are
-then computed in a step of their own, which costs a device no more than in one with the decodes, unless they are short.
-Likewise what lies behind a decode that was not guessed. A guess writes keys and values only where its sequences' next
-tokens go: whoever has the place then writes it again before anybody reads it. Knows nothing of models.
+tokens that lie on it. That is a guess at the plan, the one that was foreseen (`engine.step_forecast`): all sequences go
+on, and so do the prompts of which step N computed a part. The plan that comes takes from it what was guessed right, row
+by row, since a row does not depend on the others: prompts that came meanwhile are then computed in a step of their own,
+which costs a device no more than in one with the decodes, unless they are short. Likewise what lies behind a decode
+that was not guessed. A guess writes keys and values only where its sequences' next tokens go: whoever has the place
+then writes it again before anybody reads it. Knows nothing of models.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,24 +25,24 @@ Forward = Callable[[BatchInputs, Tensor], Tensor]
 
 @dataclass(slots=True, eq=False)
 class _Guess:
-    inputs: BatchInputs  # but for the token ids, which lie on the device
-    token_ids: Tensor  # int64 [num_seqs], what it sampled
-    expected_ids: NDArray[np.int64] | None = None  # its input tokens, once they are read
+    inputs: BatchInputs  # but for the decodes' token ids, which lie on the device
+    token_ids: Tensor  # int64 [num_sampled], what it sampled
+    expected_ids: NDArray[np.int64] | None = None  # of its decodes, once they are read: `[num_decodes]`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taken:
-    """The tokens of a step's decodes, int64 on the device, and what of the step is left to compute."""
+    """The tokens of a step's first rows, int64 on the device, and what of the step is left to compute."""
 
     token_ids: Tensor
     rest: BatchInputs | None
 
 
 class StepAhead:
-    """At most one step of decodes that is computed but not asked for yet."""
+    """At most one step that is computed but not asked for yet."""
 
     def __init__(self, forward: Forward, to_device: HostToDevice) -> None:
-        """`forward`: launches a step with these input tokens and returns what it samples, both int64 on the device."""
+        """`forward`: launches a step that begins with these tokens and returns what it samples, int64 on the device."""
         self._forward = forward
         self._to_device = to_device
         self._guess: _Guess | None = None
@@ -49,22 +50,26 @@ class StepAhead:
     def take(self, inputs: BatchInputs) -> "Taken | None":
         """What of a step is computed already; None if nothing is."""
         guess, self._guess = self._guess, None
-        num_decodes = _num_plain_decodes(inputs)
-        if guess is None or guess.expected_ids is None or not num_decodes:
+        if guess is None or guess.expected_ids is None or _has_extras(inputs):
             return None
-        rows = _right_rows(guess, inputs, num_decodes)
-        if not len(rows):
+        num_guessed = len(guess.expected_ids)
+        rows = _right_decodes(guess, inputs)
+        num_rows = len(rows)
+        if _has_right_chunks(guess, inputs, num_rows):
+            rows = np.concatenate((rows, np.arange(num_guessed, len(guess.token_ids))))
+            num_rows += guess.inputs.num_seqs - num_guessed
+        if not num_rows:
             return None
-        rest = inputs.behind(len(rows)) if inputs.num_seqs > len(rows) else None
-        if np.array_equal(rows, np.arange(guess.inputs.num_seqs)):
+        rest = inputs.behind(num_rows) if inputs.num_seqs > num_rows else None
+        if np.array_equal(rows, np.arange(len(guess.token_ids))):
             return Taken(guess.token_ids, rest)
         return Taken(guess.token_ids[self._to_device.send(rows)[0]], rest)
 
     def launch(self, inputs: BatchInputs, token_ids: Tensor) -> None:
-        """Compute the step after `inputs`, which samples `token_ids`, if that is a step of decodes."""
-        if inputs.next_slots is None or not _num_plain_decodes(inputs):
+        """Compute what is foreseen to follow `inputs`, which samples `token_ids`."""
+        following = inputs.following
+        if following is None:
             return
-        following = _following(inputs)
         try:
             sampled = self._forward(following, token_ids.clamp(min=0))  # a failed row's token is none
         except torch.AcceleratorError:
@@ -81,42 +86,52 @@ class StepAhead:
             self._guess.expected_ids = token_ids
 
 
-def _num_plain_decodes(inputs: BatchInputs) -> int:
-    """The step's leading decodes, if all its tokens depend on nothing that the host adds at every step; else 0."""
-    has_extras = inputs.edits is not None or inputs.masks is not None or inputs.scored is not None
-    if has_extras or inputs.sampling.logprob_rows is not None:
-        return 0
-    num_decodes = inputs.num_decodes
-    is_sampled = np.array_equal(inputs.logits_indices[:num_decodes], np.arange(num_decodes))
-    return num_decodes if is_sampled else 0
+def _has_extras(inputs: BatchInputs) -> bool:
+    """Whether what the step gives depends on what the host adds at every step, or is more than tokens."""
+    has_more = inputs.edits is not None or inputs.masks is not None or inputs.scored is not None
+    return has_more or inputs.sampling.logprob_rows is not None
 
 
-def _following(inputs: BatchInputs) -> BatchInputs:
-    assert inputs.next_slots is not None
-    return replace(
-        inputs,
-        position_ids=inputs.position_ids + 1,
-        slot_mapping=inputs.next_slots,
-        context_lens=inputs.context_lens + np.int32(1),
-        sampled_positions=inputs.sampled_positions + 1,
-        max_context_len=inputs.max_context_len + 1,
-        next_slots=None,
-    )
-
-
-def _right_rows(guess: _Guess, inputs: BatchInputs, num_decodes: int) -> NDArray[np.int64]:
+def _right_decodes(guess: _Guess, inputs: BatchInputs) -> NDArray[np.int64]:
     """The guess's rows of the inputs' first decodes, up to one that it lacks or has with another token or place."""
     assert guess.expected_ids is not None
-    slots, wanted = guess.inputs.sampling.slots, inputs.sampling.slots[:num_decodes]
-    order = slots.argsort()
-    places = np.searchsorted(slots, wanted, sorter=order)
-    rows: NDArray[np.int64] = order[np.minimum(places, len(slots) - 1)]
+    num_guessed = len(guess.expected_ids)
+    sampled = inputs.logits_indices[: inputs.num_decodes]
+    count = _num_leading(sampled == np.arange(len(sampled)))
+    if not count or not num_guessed:
+        return np.zeros(0, np.int64)
+    ids, wanted = guess.inputs.sequence_ids[:num_guessed], inputs.sequence_ids[:count]
+    order = ids.argsort()
+    places = np.searchsorted(ids, wanted, sorter=order)
+    rows: NDArray[np.int64] = order[np.minimum(places, num_guessed - 1)]
     pairs = (
-        (slots, wanted),
-        (guess.inputs.sampling.sequence_ids, inputs.sampling.sequence_ids),
+        (ids, wanted),
         (guess.inputs.position_ids, inputs.position_ids),
         (guess.inputs.slot_mapping, inputs.slot_mapping),
         (guess.expected_ids, inputs.input_ids),
     )
-    is_right = np.logical_and.reduce([guessed[rows] == actual[:num_decodes] for guessed, actual in pairs])
-    return rows if is_right.all() else rows[: is_right.argmin()]
+    return rows[: _num_leading(np.logical_and.reduce([guessed[rows] == actual[:count] for guessed, actual in pairs]))]
+
+
+def _has_right_chunks(guess: _Guess, inputs: BatchInputs, first: int) -> bool:
+    """Whether the guess has chunks, and the inputs have all of them from this row on, which decodes alone precede."""
+    assert guess.expected_ids is not None
+    num_guessed = len(guess.expected_ids)
+    end = first + guess.inputs.num_seqs - num_guessed
+    if not first < end <= inputs.num_seqs:
+        return False
+    guessed_rows, rows = slice(num_guessed, None), slice(first, end)
+    guessed_tokens, tokens = slice(num_guessed, None), slice(first, int(inputs.query_start[end]))
+    pairs = (
+        (guess.inputs.sequence_ids[guessed_rows], inputs.sequence_ids[rows]),
+        (guess.inputs.context_lens[guessed_rows], inputs.context_lens[rows]),
+        (guess.inputs.position_ids[guessed_tokens], inputs.position_ids[tokens]),
+        (guess.inputs.slot_mapping[guessed_tokens], inputs.slot_mapping[tokens]),
+        (guess.inputs.input_ids[guessed_tokens], inputs.input_ids[tokens]),
+    )
+    return all(np.array_equal(guessed, actual) for guessed, actual in pairs)
+
+
+def _num_leading(is_right: NDArray[np.bool_]) -> int:
+    """How many are true before the first that is not."""
+    return len(is_right) if is_right.all() else int(is_right.argmin())

@@ -73,6 +73,7 @@ def prefill_step(config: EngineConfig, num_tokens: int, max_model_len: int, num_
         query_start=query_start,
         context_lens=lengths.astype(np.int32),
         block_tables=tables.astype(np.int32),
+        sequence_ids=np.zeros(len(lengths), np.int64),
         logits_indices=query_start[1:].astype(np.int64) - 1,
         sampled_positions=lengths,
         sampling=plain_rows(len(lengths)),

@@ -24,7 +24,7 @@ class StepExecutor:
     def __init__(self, runner: Runner, slots: SequenceSlots) -> None:
         self._runner = runner
         self._slots = slots
-        self._builder = BatchBuilder(slots, looks_ahead=runner.info.runs_ahead)
+        self._builder = BatchBuilder(slots)
         self._masks = MaskFiller(runner.info.vocab_size)
 
     def run(self, plan: StepPlan) -> StepResult:

@@ -1,66 +1,27 @@
 """Steps computed ahead of their plan give the tokens of sequences that run alone, over pages where mistakes show."""
 
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import triton
-from torch import Tensor
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
-from engine.runner.batch_inputs import BatchInputs
 from engine.runner.model_runner import ModelRunner
-from engine.runner.step_ahead import StepAhead
-from engine.runner.transfer import HostToDevice
 from engine.sampling_params import SamplingParams
-from engine.step_plan import SampledTokens
-from tests.fakes.core_driver import CoreDriver
-from tests.fakes.fake_runner import FakeRunner, undisturbed_output
+from tests.fakes.core_driver import CoreDriver, random_prompt
+from tests.fakes.fake_runner import undisturbed_output
+from tests.fakes.fake_runner_ahead import FakeRunnerAhead
 from tests.fakes.fast_interpreter import speed_up_interpreter
 from tests.fakes.tiny_models import make_tiny_model
 
 speed_up_interpreter()
 
 
-class FakeRunnerAhead(FakeRunner):
-    """A fake whose steps go through `StepAhead`, as on a device."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.info = replace(self.info, runs_ahead=True)
-        self.ahead = StepAhead(self._forward, HostToDevice(torch.device("cpu")))
-        self.num_computed = self.num_taken = self.num_completed = 0
-
-    def execute(self, inputs: BatchInputs) -> SampledTokens:
-        taken = self.ahead.take(inputs)
-        self.num_taken += taken is not None
-        if taken is None:
-            tokens = torch.from_numpy(super().execute(inputs).token_ids)
-        elif taken.rest is None:
-            tokens = taken.token_ids
-        else:
-            self.num_completed += 1
-            tokens = torch.cat((taken.token_ids, torch.from_numpy(super().execute(taken.rest).token_ids)))
-        self.ahead.launch(inputs, tokens)
-        self.ahead.expect(tokens.numpy())
-        return SampledTokens(tokens.numpy())
-
-    def _forward(self, inputs: BatchInputs, token_ids: Tensor) -> Tensor:
-        self.num_computed += 1
-        return torch.from_numpy(super().execute(replace(inputs, input_ids=token_ids.numpy())).token_ids)
-
-    def _compute_row(self, inputs: BatchInputs, row: int) -> None:
-        if inputs.slot_mapping[inputs.query_start[row]] >= 0:  # a place that there is not yet is written by no kernel
-            super()._compute_row(inputs, row)
-
-
-def test_every_decode_but_the_first_one_is_computed_ahead() -> None:
+def test_every_step_but_the_first_one_is_computed_ahead() -> None:
     runner = FakeRunnerAhead(num_blocks=64)
     driver = CoreDriver(runner, prompt_lookup="off")
     for seed in range(4):
@@ -68,8 +29,9 @@ def test_every_decode_but_the_first_one_is_computed_ahead() -> None:
     driver.run()
     for seed in range(4):
         assert driver.outputs[seed] == undisturbed_output(runner.info, [seed, 2, 3], max_tokens=20, seed=seed)
-    # One step gives the first tokens, the first decode precedes the first guess, and nobody asks for the last guess.
-    assert (runner.num_taken, runner.num_computed) == (18, 19)
+    # The first step gives the first tokens, and nobody asks for the last guess.
+    assert (runner.num_taken, runner.num_computed) == (19, 20)
+    assert runner.idle_seconds == 0
 
 
 def test_a_guess_serves_those_that_go_on_when_others_end() -> None:
@@ -81,7 +43,7 @@ def test_a_guess_serves_those_that_go_on_when_others_end() -> None:
     for seed in range(4):
         expected = undisturbed_output(runner.info, [seed, 2, 3], max_tokens=6 + 3 * seed, seed=seed)
         assert driver.outputs[seed] == expected
-    assert runner.num_taken == runner.num_computed - 1 == 13
+    assert runner.num_taken == runner.num_computed - 1 == 14
 
 
 def test_a_prompt_that_comes_meanwhile_costs_no_guess() -> None:
@@ -94,7 +56,7 @@ def test_a_prompt_that_comes_meanwhile_costs_no_guess() -> None:
     driver.run()
     for seed in range(3):
         assert driver.outputs[seed] == undisturbed_output(runner.info, [seed, 2, 3], max_tokens=20, seed=seed)
-    assert runner.num_completed == 2 and runner.num_taken == runner.num_computed - 1
+    assert runner.num_completed == 2 and runner.num_taken == runner.num_computed - 1 == 27
 
 
 def test_a_newcomer_of_one_token_spoils_no_guess() -> None:
@@ -110,21 +72,84 @@ def test_a_newcomer_of_one_token_spoils_no_guess() -> None:
     assert runner.num_completed == 1 and runner.num_taken == runner.num_computed - 1
 
 
+@pytest.mark.parametrize(("num_prompt_tokens", "num_decodes"), [(61, 0), (50, 3), (39, 3)])
+def test_a_long_prompt_goes_on_ahead_in_one_forward_with_the_decodes(num_prompt_tokens: int, num_decodes: int) -> None:
+    runner = FakeRunnerAhead(num_blocks=64)
+    driver = CoreDriver(runner, max_num_tokens=12, prompt_lookup="off")
+    prompts = [[seed, 2] for seed in range(num_decodes)] + [[9] * num_prompt_tokens]
+    for seed, prompt in enumerate(prompts):
+        driver.add(prompt, max_tokens=25, seed=seed)
+    driver.run()
+    for seed, prompt in enumerate(prompts):
+        assert driver.outputs[seed] == undisturbed_output(runner.info, prompt, max_tokens=25, seed=seed)
+    # Every step but the first was computed ahead as a whole.
+    assert runner.num_completed == 0 and runner.num_taken == driver.core.get_stats().num_steps - 1
+    assert runner.idle_seconds == 0
+
+
+def test_a_prompts_chunk_stays_what_was_guessed_when_decodes_end_and_others_come() -> None:
+    runner = FakeRunnerAhead(num_blocks=64)
+    driver = CoreDriver(runner, max_num_seqs=5, max_num_tokens=12, prompt_lookup="off")
+    prompts = [[0, 2], [1, 2], [2, 2], [9] * 60, [3, 2], [4, 4]]
+    lengths = [3, 5, 20, 9, 9, 9]
+    for seed in range(4):
+        driver.add(prompts[seed], max_tokens=lengths[seed], seed=seed)
+    driver.step()
+    driver.add(prompts[4], max_tokens=lengths[4], seed=4)  # the fifth slot is his, when there are tokens
+    driver.add(prompts[5], max_tokens=lengths[5], seed=5, priority=-1)
+    while not driver.outputs[3]:
+        driver.step()
+    assert driver.outputs[5], "the more urgent one is computed beside the long prompt"
+    # But for the first step, and the one in which the last of the long prompt leaves tokens to the one who waits.
+    assert runner.num_completed == 0 and runner.num_taken == driver.core.get_stats().num_steps - 2
+    driver.run()
+    for seed in range(6):
+        expected = undisturbed_output(runner.info, prompts[seed], max_tokens=lengths[seed], seed=seed)
+        assert driver.outputs[seed] == expected
+
+
+@pytest.mark.parametrize("num_blocks", [200, 15])
+def test_the_device_never_waits_while_more_prompts_come_than_there_are_slots(num_blocks: int) -> None:
+    def run(*, is_ahead: bool) -> FakeRunnerAhead:
+        rng = random.Random(5)
+        runner = FakeRunnerAhead(num_blocks=num_blocks, is_ahead=is_ahead)
+        driver = CoreDriver(runner, max_num_seqs=5, max_num_tokens=16, prompt_lookup="off")
+        expected = []
+        for seed in range(30):
+            prompt, max_tokens = random_prompt(rng, rng.randint(1, 5)), rng.randint(2, 9)
+            driver.add(prompt, max_tokens=max_tokens, seed=seed)
+            expected.append(undisturbed_output(runner.info, prompt, max_tokens=max_tokens, seed=seed))
+        driver.run()
+        assert [driver.outputs[seed] for seed in range(30)] == expected
+        return runner
+
+    assert run(is_ahead=False).idle_seconds > 20
+    assert run(is_ahead=True).idle_seconds == 0
+
+
+def test_prompts_that_wait_for_the_next_steps_tokens_are_computed_in_one_forward_with_the_decodes() -> None:
+    runner = FakeRunnerAhead(num_blocks=64)
+    driver = CoreDriver(runner, max_num_seqs=8, max_num_tokens=12, prompt_lookup="off")
+    for seed in range(6):
+        driver.add([seed] * 8, max_tokens=10, seed=seed)
+    driver.run()
+    for seed in range(6):
+        assert driver.outputs[seed] == undisturbed_output(runner.info, [seed] * 8, max_tokens=10, seed=seed)
+    assert runner.num_completed == 0
+    assert runner.num_forwards == driver.core.get_stats().num_steps + 1
+
+
 @pytest.mark.parametrize("block_size", [1, 4])
 @pytest.mark.parametrize("num_blocks", [12, 24, 200])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_comings_endings_aborts_and_preemptions_change_no_token(block_size: int, num_blocks: int, seed: int) -> None:
     rng = random.Random(seed)
     runner = FakeRunnerAhead(num_blocks=num_blocks * 4 // block_size, block_size=block_size, max_model_len=40)
     driver = CoreDriver(runner, max_num_seqs=5, max_num_tokens=12, prompt_lookup=rng.choice(["on", "off"]))
     expected: dict[int, list[int]] = {}
-    while len(expected) < 30 or driver.core.has_work():
-        if len(expected) < 30 and rng.random() < 0.3:
-            prompt = [rng.randrange(3) for _ in range(rng.randint(1, 14))]
-            options: dict[str, Any] = {"max_tokens": rng.randint(1, 25), "seed": rng.randrange(9)}
-            options["stop_token_ids"] = tuple(rng.sample(range(50), 2))
-            sequence_id = driver.add(prompt, logprobs=None, **options)
-            expected[sequence_id] = undisturbed_output(runner.info, prompt, **options)
+    while len(expected) < 40 or driver.core.has_work():
+        if len(expected) < 40 and rng.random() < 0.3:
+            expected.update(_add_choices(rng, driver, runner))
         if expected and rng.random() < 0.05:
             victim = rng.choice(list(expected))
             driver.core.abort([victim])
@@ -133,6 +158,22 @@ def test_comings_endings_aborts_and_preemptions_change_no_token(block_size: int,
     assert driver.outputs == expected
     assert runner.num_taken > runner.num_completed > 0
     driver.core.check_integrity()
+
+
+def _add_choices(rng: random.Random, driver: CoreDriver, runner: FakeRunnerAhead) -> dict[int, list[int]]:
+    """Add a request with one choice or two, some of its tokens maybe there already; what is to come of each."""
+    prompt = [rng.randrange(3) for _ in range(rng.randint(1, 30))]
+    options: dict[str, Any] = {"max_tokens": rng.randint(1, 25), "seed": rng.randrange(9)}
+    options["stop_token_ids"] = tuple(rng.sample(range(50), 2))
+    urgency: dict[str, Any] = {"priority": rng.choice([0, 0, 0, 1]), "deadline": rng.choice([None, None, 3.0, 9.0])}
+    group = driver.num_added if rng.random() < 0.3 else None
+    expected = {}
+    for choice in range(1 if group is None else 2):
+        whole = undisturbed_output(runner.info, prompt, choice=choice, **options)
+        output = whole[: rng.randrange(len(whole))] if rng.random() < 0.2 else []
+        sequence_id = driver.add(prompt, choice=choice, group=group, output=output, **urgency, **options)
+        expected[sequence_id] = whole
+    return expected
 
 
 def test_a_sequence_that_goes_bad_or_raises_ahead_of_its_turn_fails_alone() -> None:
@@ -154,30 +195,61 @@ def test_a_sequence_that_goes_bad_or_raises_ahead_of_its_turn_fails_alone() -> N
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-def test_a_model_gives_the_same_tokens_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_gives_the_same_tokens_ahead_and_launches_each_step_before_the_one_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make_tiny_model("llama", tmp_path)
-    outputs = []
-    for attention in ("torch", "triton"):
-        monkeypatch.setattr(ModelRunner, "_runs_ahead", lambda self: self._model.uses_triton)
-        config = EngineConfig(
-            model_path=str(folder),
-            device="cpu",
-            dtype="float32",
-            attention=attention,
-            block_size=4,
-            max_num_seqs=3,
-            max_num_tokens=12,
-            num_kv_blocks=24,
-        )
-        core = EngineCore(config)
-        assert core.info.runs_ahead == (attention == "triton")
-        for i, prompt in enumerate([[20, 21, 22], [99], [30, 31]]):
-            params = SamplingParams(max_tokens=5 + 2 * i, temperature=0.9 * (i % 2), seed=i, ignore_eos=True)
-            core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=params))
-        tokens: list[tuple[int, int]] = []
-        while core.has_work():
-            step = core.step()
-            assert not step.errors
-            tokens += zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True)
-        outputs.append(np.array(tokens).tolist())
+    monkeypatch.setattr(ModelRunner, "_runs_ahead", lambda self: self._model.uses_triton)
+    log = _StepLog(monkeypatch)
+    outputs = [_run_model(folder, attention) for attention in ("torch", "triton")]
     assert outputs[0] == outputs[1]
+    reads = log.num_launched_at_reads
+    assert len(reads) > 10 and all(launched >= read + 2 for read, launched in enumerate(reads))
+
+
+class _StepLog:
+    """How many forwards a runner that computes ahead had launched when it read the tokens of each step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num_launched_at_reads: list[int] = []
+        self._num_launched = 0
+        forward, to_host = ModelRunner._forward, ModelRunner._to_host
+
+        def log_forward(runner: ModelRunner, *step: Any) -> Any:
+            self._num_launched += runner.info.runs_ahead
+            return forward(runner, *step)
+
+        def log_read(runner: ModelRunner, inputs: Any, tokens: Any, reading: Any) -> Any:
+            if runner.info.runs_ahead:
+                self.num_launched_at_reads.append(self._num_launched)
+            return to_host(runner, inputs, tokens, reading)
+
+        monkeypatch.setattr(ModelRunner, "_forward", log_forward)
+        monkeypatch.setattr(ModelRunner, "_to_host", log_read)
+
+
+def _run_model(folder: Path, attention: str) -> dict[int, list[int]]:
+    """The tokens of more prompts than there are slots, one of them longer than a step."""
+    config = EngineConfig(
+        model_path=str(folder),
+        device="cpu",
+        dtype="float32",
+        attention=attention,
+        block_size=4,
+        max_num_seqs=2,
+        max_num_tokens=8,
+        num_kv_blocks=24,
+    )
+    core = EngineCore(config)
+    assert core.info.runs_ahead == (attention == "triton")
+    prompts = [[20, 21, 22], list(range(30, 49)), [99], [30, 31]]
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(max_tokens=5 + i, temperature=0.9 * (i % 2), seed=i, ignore_eos=True)
+        core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=params))
+    tokens: dict[int, list[int]] = {i: [] for i in range(len(prompts))}
+    while core.has_work():
+        step = core.step()
+        assert not step.errors
+        for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
+            tokens[sequence_id].append(token_id)
+    return tokens
