@@ -1,4 +1,4 @@
-"""Chores beside the loop, each at its own pace, on one thread. A chore that fails is tried again at its next turn."""
+"""Chores beside the loop, each at its own pace. A chore that fails is tried again at its next turn."""
 
 import logging
 import threading
@@ -21,10 +21,12 @@ class Chore:
 
 
 class Housekeeper:
-    def __init__(self, chores: Sequence[Chore]) -> None:
+    """One thread's chores."""
+
+    def __init__(self, chores: Sequence[Chore], *, name: str = "housekeeping") -> None:
         self._chores = list(chores)
         self._is_stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()

@@ -43,7 +43,6 @@ HAND_OVER_SECONDS = 1.0  # how long it is tried again
 HAND_OVER_RETRY_SECONDS = 0.05
 THREADS_END_SECONDS = 0.2
 SCHEDULER_SECONDS = 1.0
-SCHEDULER_TAKE_OVER_SECONDS = 30.0
 READY_SECONDS = 5.0  # how long dependents wait at most whose enqueueing was cut short
 MAINTENANCE_SECONDS = 600.0
 STATS_SECONDS = 1.0
@@ -92,7 +91,6 @@ class WorkerService:
         self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
         self._started_at = time.time()
         self._stats: dict[str, Any] = {}
-        self._scheduler_takes_over_at = 0.0
         self._scripts = Scripts(RQ_PREFIX)
         self._bridge = RqBridge(client, settings.queue_names, name=self.name)
         reader = JobReader(
@@ -121,7 +119,7 @@ class WorkerService:
             on_watching=self._loop.pace.set_watched,
         )
         self._tenants = TenantQueues(client, self._scripts, queues=settings.queue_names)
-        self._housekeeper = self._build_housekeeper()
+        self._housekeepers = self._build_housekeepers()
 
     def _build_intake(self, reader: JobReader) -> Intake:
         settings = self._settings
@@ -188,7 +186,8 @@ class WorkerService:
             on_verdict=self._loop.report_verdict,
         )
 
-    def _build_housekeeper(self) -> Housekeeper:
+    def _build_housekeepers(self) -> list[Housekeeper]:
+        """Dead workers' jobs wait for no other chore: those go through as many queues as there are tenants."""
         sweeper = Sweeper(
             self._client,
             self._scripts,
@@ -196,17 +195,19 @@ class WorkerService:
             lease_seconds=self._settings.lease_seconds,
             on_orphan=self._loop.adopt,
         )
-        return Housekeeper(
-            [
-                Chore("sweep", sweeper.interval_seconds, sweeper.sweep),
-                Chore("tenants", LOOK_SECONDS, self._tenants.look),
-                Chore("scheduler", SCHEDULER_SECONDS, self._run_scheduler),
-                Chore("ready", READY_SECONDS, lambda _: self._outcomes.enqueue_ready(self._tenants.names)),
-                Chore("slots", SLOTS_SECONDS, lambda _: self._bridge.free_slots()),
-                Chore("maintenance", MAINTENANCE_SECONDS, self._clean_registries),
-                Chore("stats", STATS_SECONDS, self._ask_stats),
-            ]
-        )
+        return [
+            Housekeeper([Chore("sweep", sweeper.interval_seconds, sweeper.sweep)], name="sweep"),
+            Housekeeper(
+                [
+                    Chore("tenants", LOOK_SECONDS, self._tenants.look),
+                    Chore("scheduler", SCHEDULER_SECONDS, self._run_scheduler),
+                    Chore("ready", READY_SECONDS, lambda _: self._outcomes.enqueue_ready(self._tenants.names)),
+                    Chore("slots", SLOTS_SECONDS, lambda _: self._bridge.free_slots()),
+                    Chore("maintenance", MAINTENANCE_SECONDS, self._clean_registries),
+                    Chore("stats", STATS_SECONDS, self._ask_stats),
+                ]
+            ),
+        ]
 
     def request_stop(self) -> None:
         """From any thread, and in a signal handler."""
@@ -221,7 +222,8 @@ class WorkerService:
         self._leases.start()
         self._control.start()
         self._watch.start()
-        self._housekeeper.start()
+        for housekeeper in self._housekeepers:
+            housekeeper.start()
         _log.info("action=serving worker=%s queues=%s", self.name, ",".join(self._settings.queue_names))
         try:
             while not self._loop.is_done:
@@ -233,7 +235,8 @@ class WorkerService:
             raise self._loop.failure
 
     def _hand_over(self) -> None:
-        self._housekeeper.stop()
+        for housekeeper in self._housekeepers:
+            housekeeper.stop()
         self._control.stop()
         self._watch.stop()
         end = time.monotonic() + HAND_OVER_SECONDS
@@ -241,7 +244,8 @@ class WorkerService:
             try:
                 num_jobs = self._loop.hand_over()
                 self._leases.stop(THREADS_END_SECONDS)
-                self._housekeeper.join(THREADS_END_SECONDS)  # else RQ's scheduler may lock queues after the sign-off
+                for housekeeper in self._housekeepers:
+                    housekeeper.join(THREADS_END_SECONDS)  # else RQ's scheduler may lock queues after the sign-off
                 self._sign_off()
                 break
             except REDIS_AWAY as error:
@@ -279,10 +283,7 @@ class WorkerService:
         )
 
     def _run_scheduler(self, now: float) -> None:
-        take_over = now >= self._scheduler_takes_over_at
-        if take_over:
-            self._scheduler_takes_over_at = now + SCHEDULER_TAKE_OVER_SECONDS
-        self._bridge.run_scheduler(take_over=take_over, tenant_queues=self._tenants.names)
+        self._bridge.run_scheduler(now, tenant_queues=self._tenants.names)
 
     def _clean_registries(self, now: float) -> None:
         self._bridge.clean_registries(tenant_queues=self._tenants.names)

@@ -1,6 +1,5 @@
 """The worker as RQ sees it: one that beats, obeys commands, keeps the registries true, and holds many jobs at once."""
 
-import logging
 import os
 from collections.abc import Sequence
 
@@ -11,7 +10,6 @@ from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job
 from rq.rate_limit import RateLimitRegistry
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
-from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now
@@ -21,6 +19,7 @@ from rq.worker.base import WorkerStatus
 from producer.contract.keys import RESULT_TTL_SECONDS
 from worker.errors import StartRefusedError
 from worker.rq_bridge.held_job import HeldJob
+from worker.rq_bridge.scheduler import InlineScheduler
 
 RQ_PREFIX: str = RQ_KEY_PREFIX
 QUEUES_KEY: str = Queue.redis_queues_keys  # SET of the keys of all queues that were ever enqueued to
@@ -73,7 +72,7 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
             worker_ttl=WORKER_TTL_SECONDS,
             log_job_description=False,
         )
-        self._inline_scheduler: RQScheduler | None = None
+        self._inline_scheduler: InlineScheduler | None = None
 
     def _set_connection(self, connection: redis.Redis) -> redis.Redis:
         return connection  # RQ would raise the socket's timeout to minutes
@@ -116,23 +115,11 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
 
     # chores that RQ's worker does between jobs
 
-    def run_scheduler(self, *, take_over: bool, tenant_queues: Sequence[str] = ()) -> None:
-        """Enqueue what is due (enqueue_in, Retry intervals) on queues nobody else schedules; RQ would fork for it."""
+    def run_scheduler(self, now: float, *, tenant_queues: Sequence[str] = ()) -> None:
+        """`now`: monotonic seconds."""
         if self._inline_scheduler is None:
-            self._inline_scheduler = RQScheduler(
-                self.queues, connection=self.connection, serializer=JSONSerializer, logging_level=logging.WARNING
-            )
-            self._inline_scheduler._connection = self.connection  # else a pool of its own, as for a fork, left open
-        scheduler = self._inline_scheduler
-        if take_over:
-            scheduler._queue_names = {*self.queue_names(), *tenant_queues}
-            scheduler.acquire_locks()
-        if not scheduler.acquired_locks:
-            return
-        if not scheduler.pid:
-            scheduler.register_birth()
-        scheduler.heartbeat()
-        scheduler.enqueue_scheduled_jobs()
+            self._inline_scheduler = InlineScheduler(self.queue_names(), self.connection)
+        self._inline_scheduler.turn(now, {*self.queue_names(), *tenant_queues})
 
     def clean_registries(self, *, tenant_queues: Sequence[str] = ()) -> None:
         """RQ's maintenance, less what ours does not need: no intermediate queue is used, and the started registry is

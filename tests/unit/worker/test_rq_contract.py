@@ -38,7 +38,10 @@ PRIVATE_PARTS = {
         "restore cleanup should_retry has_rate_limit get_result_ttl key_for dependents_key_for set_status "
         "send_webhooks dependencies_key origin"
     ),
-    RQScheduler: "acquire_locks acquired_locks heartbeat enqueue_scheduled_jobs register_birth stop",
+    RQScheduler: (
+        "acquire_locks acquired_locks heartbeat enqueue_scheduled_jobs register_birth stop get_locking_key "
+        "prepare_registries"
+    ),
     Queue: (
         "acquire_maintenance_lock release_maintenance_lock enqueue_dependents ready_job_registry "
         "enqueue_ready_jobs_by_queue move_dependents_to_ready finished_job_registry started_job_registry"

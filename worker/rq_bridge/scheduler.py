@@ -1,0 +1,67 @@
+"""RQ's scheduler as a chore of ours: enqueues what is due (enqueue_in, Retry with intervals) on queues that nobody else
+schedules. RQ would fork for it, ask queue by queue, and leave a dead scheduler's queues alone for a minute.
+"""
+
+import logging
+from collections.abc import Collection, Sequence
+
+import redis
+from rq.registry import ScheduledJobRegistry
+from rq.scheduler import RQScheduler
+from rq.scripts import ACQUIRE_OR_REFRESH_LOCK_SCRIPT
+from rq.serializers import JSONSerializer
+from rq.utils import current_timestamp
+
+TAKE_OVER_SECONDS = 5.0  # between looks for queues that nobody schedules
+LOCK_SECONDS = 15  # without a beat, of which there is one a turn, a queue is anybody's
+_RQ_LOCK_SECONDS = 60  # which RQ adds to its interval
+
+
+class InlineScheduler(RQScheduler):  # type: ignore[misc]
+    """`turn` once a second, on one thread. Raises what Redis raises; the next turn goes on."""
+
+    def __init__(self, queues: Sequence[str], connection: redis.Redis) -> None:
+        self._queue_names: set[str] = set()
+        super().__init__(
+            queues,
+            connection=connection,
+            interval=LOCK_SECONDS - _RQ_LOCK_SECONDS,
+            serializer=JSONSerializer,
+            logging_level=logging.WARNING,
+        )
+        self._connection = connection  # else a pool of its own, as for a fork, left open
+        self._takes_over_at = 0.0
+
+    def turn(self, now: float, queues: Collection[str]) -> None:
+        """`now`: monotonic seconds. `queues`: that this worker schedules, where nobody else does."""
+        if now >= self._takes_over_at or not self._queue_names.issuperset(queues):
+            self._queue_names = set(queues)
+            self.acquire_locks()
+            self._takes_over_at = now + TAKE_OVER_SECONDS  # behind it: a reply that is lost costs a second
+        if not self.acquired_locks:
+            return
+        if not self.pid:
+            self.register_birth()
+        self.heartbeat()
+        self.enqueue_scheduled_jobs()
+
+    def acquire_locks(self, auto_start: bool = False) -> set[str]:
+        """Of all the queues, in one round trip."""
+        names = sorted(self._queue_names)
+        lock = self.connection.register_script(ACQUIRE_OR_REFRESH_LOCK_SCRIPT)
+        with self.connection.pipeline(transaction=False) as pipe:
+            for name in names:
+                lock(keys=[self.get_locking_key(name)], args=[self.name, LOCK_SECONDS], client=pipe)
+            self._acquired_locks = {name for name, is_mine in zip(names, pipe.execute(), strict=True) if is_mine}
+        return self._acquired_locks
+
+    def enqueue_scheduled_jobs(self) -> None:
+        """Hardly ever is there any that is due: a look at all queues is one round trip."""
+        names, now = sorted(self._acquired_locks), current_timestamp()
+        with self.connection.pipeline(transaction=False) as look:
+            for name in names:
+                look.zcount(ScheduledJobRegistry.key_template.format(name), "-inf", now)
+            due = [name for name, num_jobs in zip(names, look.execute(), strict=True) if num_jobs]
+        if due:
+            self.prepare_registries(due)
+            super().enqueue_scheduled_jobs()
