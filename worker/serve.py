@@ -24,6 +24,7 @@ from worker.started_process import running
 
 DEFAULT_PORT = 6379  # where clients look when they are told nothing
 POLL_SECONDS = 0.1
+LOCK_SECONDS = 5.0  # what a killed `serve` has left is gone by then
 EXIT_KILLED = 1  # the worker was ended by a signal that was not ours
 
 
@@ -58,16 +59,19 @@ def serve(settings: ServeSettings) -> int:
         http_port = _choose_port(settings.http_port, gateway_process.DEFAULT_PORT, "--http-port")
         click.echo(_greeting(settings, url, kept, http_port if gateway_process.is_installed() else None))
         environment = worker_process.environment_for(settings, url)
-        processes = [_start(stack, worker_process.COMMAND, environment)]
+        lifelines = [] if server is None else [server.lifeline]
+        processes = [_start(stack, worker_process.COMMAND, environment, lifelines)]
         if gateway_process.is_installed():
             gateway_environment = gateway_process.environment_for(environment, http_port, files=files)
-            processes.append(_start(stack, gateway_process.COMMAND, gateway_environment))
+            processes.append(_start(stack, gateway_process.COMMAND, gateway_environment, lifelines))
         return _wait(processes, server)
 
 
-def _start(stack: ExitStack, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+def _start(
+    stack: ExitStack, command: list[str], environment: dict[str, str], lifelines: list[int]
+) -> "subprocess.Popen[bytes]":
     """In a session of its own: Ctrl-C reaches it through us, and Redis outlives it in any case."""
-    return stack.enter_context(running(command, env=environment, start_new_session=True))
+    return stack.enter_context(running(command, env=environment, start_new_session=True, pass_fds=lifelines))
 
 
 def _wait(processes: list["subprocess.Popen[bytes]"], server: EmbeddedRedis | None) -> int:
@@ -100,11 +104,11 @@ def _wait(processes: list["subprocess.Popen[bytes]"], server: EmbeddedRedis | No
 
 @contextmanager
 def _embedded_redis(settings: ServeSettings) -> Iterator[EmbeddedRedis]:
-    port = _choose_port(settings.redis_port, DEFAULT_PORT, "--redis-port")
     with ExitStack() as stack:
-        if settings.data_dir is not None:
-            stack.enter_context(_locked(settings.data_dir))
-        yield stack.enter_context(EmbeddedRedis(data_dir=settings.data_dir, port=port))
+        # The server holds the lock as well: when we are killed it is there for as long as somebody still writes to it.
+        locks = [stack.enter_context(_locked(settings.data_dir))] if settings.data_dir is not None else []
+        port = _choose_port(settings.redis_port, DEFAULT_PORT, "--redis-port")
+        yield stack.enter_context(EmbeddedRedis(data_dir=settings.data_dir, port=port, pass_fds=locks))
 
 
 def _choose_port(given: int | None, default: int, flag: str) -> int:
@@ -126,19 +130,24 @@ def _is_free(port: int) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two servers that append to one file would ruin it."""
+def _locked(folder: Path) -> Iterator[int]:
+    """Two servers that append to one file would ruin it. Yields the lock's descriptor."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "promptmill.lock").open("w")
     except OSError as error:
         raise StartRefusedError(f"--data-dir {folder} cannot be used: {error}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StartRefusedError(f"--data-dir {folder} is in use by another promptmill serve") from error
-        yield
+        end = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise StartRefusedError(f"--data-dir {folder} is in use by another promptmill serve") from error
+                time.sleep(POLL_SECONDS)
+        yield lock.fileno()
 
 
 def _fate_of_data(data_dir: Path | None) -> str:

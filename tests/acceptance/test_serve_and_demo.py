@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 START_SECONDS = 240.0  # the demo model's first start converts it into the cache
 LEAVE_SECONDS = 10.0
+NUM_TOKENS = 2000  # which take longer than to kill who serves them
 ONE_THREAD = ("--num-threads", "1")  # two threads wait for each other where another core is busy
 MARK = "PROMPTMILL_TEST_MARK"
 
@@ -122,6 +123,29 @@ def test_serve_answers_keeps_its_data_and_leaves_nothing_behind(start: type[Comm
     with Client(url) as client:
         assert client.job(job.id).result(timeout=30).choices[0].token_ids
     assert again.end(signal.SIGTERM) == 0  # while the model is still being loaded
+    assert again.has_left_nothing()
+
+
+def test_a_killed_serve_leaves_nothing_running_and_the_next_goes_on_with_its_data(
+    start: type[Command], tmp_path: Path
+) -> None:
+    model = str(make_tiny_model("llama", tmp_path / "model", max_position_embeddings=2 * NUM_TOKENS))
+    port = free_port()
+    options = ("--redis-port", str(port), "--data-dir", str(tmp_path / "data"), "--model", model, *ONE_THREAD)
+    url = f"redis://127.0.0.1:{port}/0"
+    killed = start("serve", *options, stderr=subprocess.DEVNULL)
+    assert killed.process.stdout is not None and url in killed.process.stdout.readline()
+    wait_for_worker(url, killed)
+    with Client(url) as client:
+        job = client.submit([5, 6, 7], max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
+        next(job.stream(timeout=60))
+        killed.end(signal.SIGKILL)
+        again = start("serve", *options, stderr=subprocess.DEVNULL)  # while the others still end
+        assert again.process.stdout is not None and url in again.process.stdout.readline()
+        assert killed.has_left_nothing()
+        result = job.result(timeout=60)
+    assert result.attempts > 1 and len(result.choices[0].token_ids) == NUM_TOKENS
+    assert again.end(signal.SIGTERM) == 0
     assert again.has_left_nothing()
 
 

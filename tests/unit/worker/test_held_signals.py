@@ -37,13 +37,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list["subprocess.Popen[
     """Every process that is started, with a signal that comes before anybody has been told of it."""
     processes: list[subprocess.Popen[bytes]] = []
 
-    class Signalled(subprocess.Popen):  # type: ignore[type-arg]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            processes.append(self)
-            signal.raise_signal(signal.SIGTERM)
+    start = subprocess.Popen.__init__
 
-    monkeypatch.setattr(subprocess, "Popen", Signalled)
+    def signalled_start(process: "subprocess.Popen[bytes]", *args: Any, **options: Any) -> None:
+        start(process, *args, **options)
+        processes.append(process)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", signalled_start)
     yield processes
     for process in processes:
         process.kill()

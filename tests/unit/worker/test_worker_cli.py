@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from producer.settings import load_settings
-from worker import cli
+from worker import cli, serve
 from worker.embedded_redis import free_port
 from worker.errors import StartRefusedError
 from worker.serve import ServeSettings, _choose_port, _greeting, _locked
@@ -49,7 +49,8 @@ def test_a_free_port_is_taken_as_given() -> None:
     assert _choose_port(port, 6379, "--redis-port") == port
 
 
-def test_a_data_dir_serves_one_server_at_a_time(tmp_path: Path) -> None:
+def test_a_data_dir_serves_one_server_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "LOCK_SECONDS", 0.0)
     with _locked(tmp_path), pytest.raises(StartRefusedError, match="in use by another"), _locked(tmp_path):
         pass
     with _locked(tmp_path):
