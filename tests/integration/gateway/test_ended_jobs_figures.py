@@ -1,0 +1,67 @@
+"""Jobs that end are counted for Prometheus: those of every producer, from the start of a gateway on."""
+
+import time
+
+import redis
+
+from producer.async_transport import AsyncTransport
+from producer.contract import Result, Timings, Usage, keys
+from producer.gateway.console.ended_jobs import EndedJob
+from producer.gateway.console.results_follower import ResultsFollower
+from producer.gateway.metrics import GatewayMetrics
+from producer.workers import QueueStatus
+from tests.fakes.fake_worker import FakeWorker
+
+
+def write_line(connection: redis.Redis, job_id: str, *, seconds_ago: float) -> None:
+    """As a worker does at a job's end."""
+    line = Result(job_id=job_id, status="finished").to_wire()
+    at = f"{int((time.time() - seconds_ago) * 1000)}-0"
+    connection.xadd(keys.results_channel(keys.DEFAULT_QUEUE), {keys.DATA_FIELD: line}, id=at)
+
+
+async def test_what_ended_before_a_gateway_began_is_shown_and_not_counted(
+    transport: AsyncTransport, worker: FakeWorker
+) -> None:
+    told: list[str] = []
+    follower = ResultsFollower(transport, keys.DEFAULT_QUEUE, on_end=lambda job: told.append(job.job_id))
+    write_line(worker.connection, "before", seconds_ago=30)
+    await follower.look_for_queues()
+    await follower.read()
+    write_line(worker.connection, "after", seconds_ago=-1)
+    await follower.look_for_queues()
+    await follower.read()
+    assert [job.job_id for job in follower.ended.newest(9)] == ["after", "before"]
+    assert told == ["after"]
+
+
+def job(status: str, queue: str) -> EndedJob:
+    result = Result(
+        job_id="j",
+        status=status,
+        usage=Usage(prompt_tokens=3, completion_tokens=5, total_tokens=8),
+        timings=Timings(queued=0.3, first_token=0.4, total=2.0),
+    )
+    return EndedJob.from_line(result, queue, ended_at=1.0)
+
+
+def test_counters_begin_at_nought_and_tenants_share_those_of_their_class() -> None:
+    metrics = GatewayMetrics()
+
+    def lines() -> set[str]:
+        queues = [QueueStatus(name=name, depth=0, registries={}) for name in ("promptmill", "promptmill@acme")]
+        return set(metrics.render(queues, [], {}, is_redis_up=True).decode().splitlines())
+
+    begun = lines()
+    assert 'promptmill_jobs_ended_total{outcome="failed",queue="promptmill"} 0.0' in begun
+    assert not any("acme" in line for line in begun if line.startswith(("promptmill_jobs_ended", "promptmill_job_")))
+    metrics.observe_end(job("finished", "promptmill@acme"))
+    metrics.observe_end(job("failed", "promptmill"))
+    assert {
+        'promptmill_jobs_ended_total{outcome="finished",queue="promptmill"} 1.0',
+        'promptmill_jobs_ended_total{outcome="failed",queue="promptmill"} 1.0',
+        'promptmill_job_tokens_total{kind="prompt",queue="promptmill"} 6.0',
+        'promptmill_job_tokens_total{kind="output",queue="promptmill"} 10.0',
+        'promptmill_job_queued_seconds_count{queue="promptmill"} 2.0',
+        'promptmill_job_seconds_count{queue="promptmill"} 1.0',
+    } <= lines()
