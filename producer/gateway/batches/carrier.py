@@ -18,7 +18,7 @@ from producer.errors import FileStoreError, InvalidJobError
 from producer.gateway.api_keys import read_key
 from producer.gateway.batches.answer_file import AnswerFile
 from producer.gateway.batches.batch_lease import AnsweredLines, BatchLease, Wish
-from producer.gateway.batches.batch_record import BatchProblem, BatchStatus
+from producer.gateway.batches.batch_record import BatchProblem, BatchRecord, BatchStatus
 from producer.gateway.batches.input_check import (
     EndOfCheckError,
     InputCheck,
@@ -86,7 +86,7 @@ class Carrier:
                 return
             if self._lease.wish is Wish.STOP:
                 await self._lease.release()
-            elif self._has_begun or await self._begin(check, len(index)):
+            elif await self._begin(check, len(index)):
                 await self._answer(index)
 
     @property
@@ -112,6 +112,11 @@ class Carrier:
 
     async def _begin(self, check: InputCheck, num_lines: int) -> bool:
         """Whether the batch has lines to be answered: False where it has ended."""
+        record = self._lease.record
+        if self._has_begun:
+            if record.unreadable_since is not None:  # that is over: the next outage counts from its own beginning
+                await self._lease.begin(model=record.model or "", queue=record.queue or "", num_lines=num_lines)
+            return True
         if self._lease.wish in (Wish.CANCEL, Wish.EXPIRE):
             await self._finish_early()
             return False
@@ -191,20 +196,35 @@ class Carrier:
                 await answers.add(some)
         await answers.flush()
 
-    async def _finish_early(self) -> None:
-        await self._finish(BatchStatus.EXPIRED if self._lease.wish is Wish.EXPIRE else BatchStatus.CANCELLED)
+    async def _finish_early(self, problems: list[BatchProblem] | None = None) -> None:
+        await self._finish(BatchStatus.EXPIRED if self._lease.wish is Wish.EXPIRE else BatchStatus.CANCELLED, problems)
 
     async def _give_up_later(self, error: FileStoreError) -> None:
         """The store may only be away for a while: until then the batch waits."""
-        _log.warning("action=batch_input_unreadable batch=%s error=%s", self._lease.record.id, error)
+        record = self._lease.record
+        _log.warning("action=batch_input_unreadable batch=%s error=%s", record.id, error)
+        problems = [_unreadable(record)]
         if self._lease.wish in (Wish.CANCEL, Wish.EXPIRE):
-            await self._finish_early()
+            await self._finish_early(problems)
         elif await self._lease.note_unreadable() >= self._options.unreadable_seconds:
-            problem = BatchProblem(code="input_file_unreadable", message=str(error), param="input_file_id")
-            await self._finish(BatchStatus.FAILED, [problem])
+            await self._finish(BatchStatus.FAILED, problems)
         else:
             await self._lease.release(self._options.retry_seconds)
 
     async def _finish(self, status: BatchStatus, problems: list[BatchProblem] | None = None) -> None:
         await self._lease.finish(status, problems or [])
         _log.info("action=batch_ended batch=%s status=%s", self._lease.record.id, status)
+
+
+def _unreadable(record: BatchRecord) -> BatchProblem:
+    """What the batch's maker can do about it; where the file lay is the operator's affair, and in the log."""
+    num_answered = record.num_completed + record.num_failed
+    message = (
+        f"the input file cannot be read any more: upload it again, and make a batch of it ({record.input_file_id})"
+    )
+    if record.model is not None:
+        message = (
+            f"the input file ({record.input_file_id}) cannot be read any more, and {num_answered} of its "
+            f"{record.num_lines} requests were answered before: make a batch of the others"
+        )
+    return BatchProblem(code="input_file_unreadable", message=message, param="input_file_id")

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import redis
 
 from tests.fakes.batches import URL, batch_bench, jsonl, line
 from tests.fakes.fake_worker import FakeWorker, echo
-from tests.fakes.gateways import StartGateway, open_client
+from tests.fakes.gateways import StartGateway, open_client, wait_until
 from tests.fakes.webhook_receiver import receiving
 
 
@@ -20,6 +21,25 @@ def start_batch(client: openai.OpenAI, redis_url: str, lines: list[dict[str, Any
 
     file_id = asyncio.run(upload())
     return client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h").id  # type: ignore[arg-type]
+
+
+def test_a_batch_whose_window_ended_is_told_as_expired(
+    redis_url: str, redis_client: redis.Redis, start_gateway: StartGateway, low: FakeWorker
+) -> None:
+    gateway = start_gateway(webhook_private_targets=True)
+    with open_client(gateway) as client, receiving() as receiver:
+        endpoint = client.webhooks.create(name="mine", url=receiver.url, event_types=["batch.expired"])
+        batch_id = start_batch(client, redis_url, [line("a"), line("b")])
+        echo(low.claim())  # one of the two
+        wait_until(lambda: client.batches.retrieve(batch_id).request_counts.completed == 1)
+        redis_client.hset(f"promptmill:batch:{batch_id}", "expires_at", 1)
+        got = receiver.next(60)
+        event: Any = client.webhooks.unwrap(got.body, got.headers, secret=endpoint.signing_secret)
+        assert (event.type, event.data.id) == ("batch.expired", batch_id)
+        batch = client.batches.retrieve(batch_id)
+        assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("expired", 1, 1)
+        assert batch.output_file_id and "batch_expired" in client.files.content(str(batch.error_file_id)).text
+    assert receiver.num_received == 1
 
 
 def test_the_end_of_each_batch_is_told_once(redis_url: str, start_gateway: StartGateway, low: FakeWorker) -> None:

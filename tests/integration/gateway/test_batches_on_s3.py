@@ -1,0 +1,54 @@
+"""A batch whose files lie in a bucket, from the upload to the last byte of its answers: the official client, a gateway
+with its carrier process, a server of S3's protocol."""
+
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from tests.fakes.batches import URL, jsonl, line
+from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.file_stores import BucketOfFiles
+from tests.fakes.gateways import StartGateway, open_client, wait_until
+
+NUM_LINES = 300
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, request: pytest.FixtureRequest) -> BucketOfFiles:
+    return BucketOfFiles(s3_endpoint, request.node.name)
+
+
+def lines_of(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
+    found = [json.loads(text) for text in client.files.content(str(file_id)).read().splitlines()]
+    by_id = {entry["custom_id"]: entry for entry in found}
+    assert len(by_id) == len(found)
+    return by_id
+
+
+def test_a_batch_on_s3_is_answered_line_by_line_and_leaves_nothing_when_it_is_deleted(
+    start_gateway: StartGateway, low: FakeWorker, bucket: BucketOfFiles
+) -> None:
+    requests = [line(f"r{at}", "fail" if at % 50 == 7 else f"words of {at}") for at in range(NUM_LINES)]
+    failing = {entry["custom_id"] for entry in requests if entry["body"]["prompt"] == "fail"}
+    with open_client(start_gateway(**bucket.settings)) as client, low.serving(echo):
+        file_id = client.files.create(file=("in.jsonl", jsonl(requests)), purpose="batch").id
+        made = client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")  # type: ignore[arg-type]
+        wait_until(lambda: client.batches.retrieve(made.id).status not in ("validating", "in_progress", "finalizing"))
+        batch = client.batches.retrieve(made.id)
+        assert (batch.status, batch.errors) == ("completed", None)
+        counts = batch.request_counts
+        assert counts is not None
+        assert (counts.total, counts.completed, counts.failed) == (
+            NUM_LINES,
+            NUM_LINES - len(failing),
+            len(failing),
+        )
+        output, errors = lines_of(client, batch.output_file_id), lines_of(client, batch.error_file_id)
+        assert set(errors) == failing and set(output) | failing == {entry["custom_id"] for entry in requests}
+        assert output["r3"]["response"]["body"]["choices"][0]["text"] == "words of 3 "
+        assert len(bucket.names()) >= 3
+        for name in (file_id, batch.output_file_id, batch.error_file_id):
+            assert client.files.delete(str(name)).deleted
+        wait_until(lambda: not bucket.names())
