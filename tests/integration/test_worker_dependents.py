@@ -84,6 +84,24 @@ def test_who_may_run_after_a_failure_is_ready_in_the_same_moment(
         wait_for_no_leftovers(redis_client)
 
 
+def test_who_comes_to_depend_on_a_failure_in_the_midst_of_its_commit_runs(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move, seconds = ServedQueue.move_dependents_to_ready, []
+
+    def meet_a_dependent(self: ServedQueue, job: Job, **options: Any) -> dict[str, list[str]]:
+        names = move(self, job, **options)
+        if not seconds:
+            seconds.append(queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, depends_on=after_failure_of(job)))
+        return names
+
+    monkeypatch.setattr(ServedQueue, "move_dependents_to_ready", meet_a_dependent)
+    lost = lose_the_first_reply(monkeypatch)
+    first = queue.enqueue(FUNCTION, **REFUSED)
+    assert wait_for_result(redis_client, first.id).status == "failed"
+    assert wait_for_result(redis_client, seconds[0].id).status == "finished" and lost == [1]
+
+
 def test_a_cancel_that_came_too_late_keeps_nobody_waiting(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:

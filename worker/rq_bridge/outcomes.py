@@ -153,7 +153,7 @@ class Outcomes:
         queue = self._queue(running.claim.queue)
         ready: dict[str, list[str]] = {}
         if not running.is_retried:  # RQ does this behind the commit, and nobody does who dies in between
-            connection.prologue = lambda pipe: ready.update(queue.move_dependents_to_ready(job, pipeline=pipe))
+            connection.prologue = lambda pipe: ready.update(_move_dependents(queue, job, pipe))
         reason = _reason(running)
         if running.status == "stopped":
             worker._stopped_job_id = job.id
@@ -211,6 +211,13 @@ def _add_expiry(pipe: Pipeline, job: Job, seconds: int) -> None:
     """Of all that RQ keeps under the job's id."""
     for key in (job.key, job.dependencies_key, job.dependents_key):
         pipe.expire(key, seconds)
+
+
+def _move_dependents(queue: Queue, job: Job, pipe: Pipeline) -> dict[str, list[str]]:
+    """Whoever comes to depend on it before this takes effect makes it begin anew."""
+    pipe.watch(job.dependents_key)  # type: ignore[no-untyped-call]
+    ready: dict[str, list[str]] = queue.move_dependents_to_ready(job, pipeline=pipe)
+    return ready
 
 
 class _AlreadyJson:

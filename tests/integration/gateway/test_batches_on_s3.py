@@ -12,7 +12,7 @@ from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.file_stores import BucketOfFiles
 from tests.fakes.gateways import StartGateway, open_client, wait_until
 
-NUM_LINES = 300
+NUM_LINES = 60
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def lines_of(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
 def test_a_batch_on_s3_is_answered_line_by_line_and_leaves_nothing_when_it_is_deleted(
     start_gateway: StartGateway, low: FakeWorker, bucket: BucketOfFiles
 ) -> None:
-    requests = [line(f"r{at}", "fail" if at % 50 == 7 else f"words of {at}") for at in range(NUM_LINES)]
+    requests = [line(f"r{at}", "fail" if at % 20 == 7 else f"words of {at}") for at in range(NUM_LINES)]
     failing = {entry["custom_id"] for entry in requests if entry["body"]["prompt"] == "fail"}
     with open_client(start_gateway(**bucket.settings)) as client, low.serving(echo):
         file_id = client.files.create(file=("in.jsonl", jsonl(requests)), purpose="batch").id
