@@ -2,8 +2,10 @@
 
 import time
 
+import httpx2 as httpx
 import redis
 
+from producer import Client
 from producer.async_transport import AsyncTransport
 from producer.contract import Result, Timings, Usage, keys
 from producer.gateway.console.ended_jobs import EndedJob
@@ -11,6 +13,7 @@ from producer.gateway.console.results_follower import ResultsFollower
 from producer.gateway.metrics import GatewayMetrics
 from producer.workers import QueueStatus
 from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.gateways import StartGateway, wait_until
 
 
 def write_line(connection: redis.Redis, job_id: str, *, seconds_ago: float) -> None:
@@ -65,3 +68,16 @@ def test_counters_begin_at_nought_and_tenants_share_those_of_their_class() -> No
         'promptmill_job_queued_seconds_count{queue="promptmill"} 2.0',
         'promptmill_job_seconds_count{queue="promptmill"} 1.0',
     } <= lines()
+
+
+def test_a_gateway_without_a_console_counts_the_jobs_of_other_producers(
+    start_gateway: StartGateway, worker: FakeWorker, redis_url: str
+) -> None:
+    gateway = start_gateway(console=False)
+    with Client(redis_url) as client:
+        client.submit("x", max_tokens=1)
+    job = worker.claim().begin()
+    job.write("a", finish_reason="length")
+    job.end()
+    counted = 'promptmill_jobs_ended_total{outcome="finished",queue="promptmill"} 1.0'
+    wait_until(lambda: counted in httpx.get(f"{gateway.url}/metrics").text)

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -101,3 +102,13 @@ def test_the_readmes_command_makes_a_prometheus_rule_of_the_alerts() -> None:
     rule = yaml.safe_load(made)
     assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
     assert rule["spec"] == yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())
+
+
+def test_the_workers_image_makes_keys_though_it_has_nothing_of_the_gateways() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {kind: {re.split(r"[^\w-]", line)[0] for line in extras[kind]} for kind in ("worker", "gateway")}
+    missing = sorted(name.replace("-", "_") for name in names["gateway"] - names["worker"])
+    assert {"fastapi", "prometheus_client", "uvicorn"} <= set(missing)
+    program = f"import sys; sys.modules.update(dict.fromkeys({missing})); from producer.cli import main; main()"
+    command = [sys.executable, "-c", program, "keys", "add", "--help"]
+    assert "Make a key" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
