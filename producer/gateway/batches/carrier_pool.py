@@ -5,13 +5,14 @@ import logging
 from collections.abc import Callable
 
 from producer.async_transport import AsyncTransport
-from producer.errors import PromptmillError
+from producer.errors import PromptmillError, RedisUnavailableError
 from producer.gateway.batches.batch_lease import BatchLease, LeaseLostError, Wish
 from producer.gateway.batches.carrier import Carrier
 
 MAX_CARRIED = 32  # by one process; other batches wait for another replica, or for one of these to end
 HEARTBEAT_SECONDS = 1.0  # how soon a cancel is noticed, and how often leases are renewed
 RETRY_SECONDS = 15.0  # before a batch that could not be carried on is tried again
+REDIS_BACK_SECONDS = 1.0  # the same where it was Redis that was away: it takes the batch back once it is there again
 
 MakeCarrier = Callable[[BatchLease], Carrier]
 
@@ -83,13 +84,15 @@ class CarrierPool:
             _log.warning("action=batch_lost batch=%s", lease.record.id)
         except PromptmillError as error:
             _log.warning("action=batch_interrupted batch=%s error=%s", lease.record.id, error)
-            await self._put_back(lease)
+            await self._put_back(
+                lease, REDIS_BACK_SECONDS if isinstance(error, RedisUnavailableError) else RETRY_SECONDS
+            )
         except Exception:
             _log.exception("action=batch_failed batch=%s", lease.record.id)
-            await self._put_back(lease)
+            await self._put_back(lease, RETRY_SECONDS)
 
-    async def _put_back(self, lease: BatchLease) -> None:
+    async def _put_back(self, lease: BatchLease, after_seconds: float) -> None:
         try:
-            await lease.release(RETRY_SECONDS)
+            await lease.release(after_seconds)
         except PromptmillError:
             return  # its lease runs out by itself

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from producer.errors import RedisUnavailableError
 from producer.gateway.batches.batch_lease import BatchLease
 from producer.gateway.batches.batch_record import BatchStatus
+from producer.gateway.batches.carrier import Carrier
 from producer.gateway.batches.carrier_child import CarrierChild
-from producer.gateway.batches.carrier_pool import CarrierPool
+from producer.gateway.batches.carrier_pool import RETRY_SECONDS, CarrierPool
 from producer.gateway.settings import GatewaySettings
 from tests.fakes.batches import LEASE_SECONDS, BatchBench, batch_bench, eventually, line
-from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.fake_worker import FakeWorker, echo
 
 
 @pytest.fixture
@@ -42,6 +44,27 @@ async def test_a_pool_told_to_stop_while_it_claims_leaves_the_batch_to_others_at
     assert (await bench.get(created.id)).status is not BatchStatus.COMPLETED
     lease = await bench.claim()
     assert lease is not None and lease.record.id == created.id
+
+
+async def test_a_batch_goes_on_as_soon_as_redis_is_back(
+    bench: BatchBench, low: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = await bench.create([line("a")])
+    pool = CarrierPool(bench.redis, bench.carrier, lease_seconds=LEASE_SECONDS)
+    carry, num_carries = Carrier.carry, 0
+
+    async def lose_redis_first(carrier: Carrier) -> None:
+        nonlocal num_carries
+        num_carries += 1
+        if num_carries == 1:
+            raise RedisUnavailableError("away for a moment")
+        await carry(carrier)
+
+    monkeypatch.setattr(Carrier, "carry", lose_redis_first)
+    with low.serving(echo):
+        async with asyncio.timeout(RETRY_SECONDS - 5):
+            await pool.run(idle_seconds=2)
+    assert (await bench.get(created.id)).status is BatchStatus.COMPLETED and num_carries == 2
 
 
 async def test_a_carrier_that_hangs_is_replaced_by_its_own_gateway(
