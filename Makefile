@@ -50,11 +50,14 @@ test: $(STAMP)
 		tests/acceptance tests/integration
 	$(BIN)/pytest -m "alone and not gpu" tests/acceptance
 
-# Three workers under kill -9, SIGTERM, SIGSTOP, cut connections and Redis restarts; then every job is checked.
+# Three workers under kill -9, SIGTERM, SIGSTOP, cut connections and Redis restarts; then every job is checked. Before
+# that, runs of a few seconds without a model: dependents, retries, rate limits, cancels, each with a seed of its own.
 SEED ?= 1
+RUNS ?= 10
 MINUTES ?= 1
 MODEL ?= tiny
 chaos: $(STAMP)
+	$(BIN)/python -m tests.acceptance.chaos.mixture_run --seed $(SEED) --runs $(RUNS)
 	$(BIN)/python -m tests.acceptance.chaos.run --seed $(SEED) --minutes $(MINUTES) --model $(MODEL)
 
 bench: $(STAMP)

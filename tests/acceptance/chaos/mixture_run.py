@@ -1,0 +1,181 @@
+"""Chaos without a model: a mixture of jobs, workers that are cut off and killed, replies lost, a Redis that restarts.
+
+python -m tests.acceptance.chaos.mixture_run --seed 7 --runs 20
+"""
+
+import random
+import signal
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import redis
+
+from producer import Client, RedisUnavailableError
+from producer.contract import keys
+from tests.acceptance.chaos.mixture import Mixture
+from tests.acceptance.chaos.mixture_verdict import find_problems, left_behind
+from tests.acceptance.chaos.run import wait_for
+from tests.acceptance.chaos.watchers import Watchers
+from tests.acceptance.chaos.workload import ChaosJob
+from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.redis_proxy import CuttingProxy
+from tests.fakes.worker_runs import WorkerProcess, WorkerThread
+from worker.embedded_redis import EmbeddedRedis
+
+LEASE_SECONDS = 2.0
+NUM_WATCHED = 15
+END_SECONDS = 45.0
+MAX_SECONDS = 25.0  # from the end of the faults: what a killed scheduler had locked is anybody's after 20
+PAUSE_SECONDS = 0.1
+
+
+@dataclass(slots=True)
+class MixtureReport:
+    problems: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    num_jobs: int = 0
+    seconds: float = 0.0
+    """From the end of the faults to the end of the last job."""
+
+    def __str__(self) -> str:
+        head = f"{self.num_jobs} jobs, the last {self.seconds:.1f} s after the faults; {', '.join(self.events)}"
+        return "\n  ".join([head, *self.problems[:20]])
+
+
+class Scene:
+    """A Redis, workers on threads, perhaps one in a process of its own, and what becomes of them."""
+
+    def __init__(self, stack: ExitStack, folder: Path, rng: random.Random) -> None:
+        self._rng = rng
+        self.server = stack.enter_context(EmbeddedRedis(data_dir=folder / "redis", fsync="always"))
+        anywhere, num_threads = rng.random() < 0.5, rng.randint(1, 3)
+        self.proxies = [
+            stack.enter_context(CuttingProxy(self.server.port, seed=rng.randrange(1000), anywhere=anywhere))
+            for _ in range(num_threads + 2)
+        ]
+        for proxy in self.proxies[:num_threads]:
+            engine = FakeEngine(step_seconds=rng.choice((0.001, 0.005, 0.02)))
+            seqs = rng.choice((4, 16, 32))
+            stack.enter_context(WorkerThread(proxy.url, engine, lease_seconds=LEASE_SECONDS, max_num_seqs=seqs))
+        self.process: WorkerProcess | None = None
+        if rng.random() < 0.5:
+            self.start_process()
+        stack.callback(self.end_process)
+        loss = rng.choice((0.0, 0.005, 0.02) if anywhere else (0.0, 0.02, 0.1))
+        for proxy in self.proxies:
+            proxy.probability = loss
+
+    def start_process(self) -> None:
+        self.end_process()
+        url = self.proxies[-2].url
+        self.process = WorkerProcess(url, step_seconds=0.01, lease_seconds=LEASE_SECONDS, max_num_seqs=8)
+
+    def end_process(self) -> None:
+        if self.process is not None:
+            self.process.__exit__()
+
+    def hurt(self) -> str | None:
+        """One fault, or none; what it was."""
+        rng, chance = self._rng, self._rng.random()
+        if chance < 0.1:
+            rng.choice(self.proxies).cut_all()
+            return "cut"
+        if chance < 0.13:
+            seconds = rng.uniform(0.1, 3.0)
+            with rng.choice(self.proxies).partition():
+                time.sleep(seconds)
+            return f"cut off for {seconds:.1f} s"
+        if chance < 0.16:
+            seconds = rng.choice((0.0, 0.5, 3.0))
+            self.server.kill()
+            time.sleep(seconds)
+            self.server.start()
+            return f"Redis away for {seconds} s"
+        return self._hurt_process(chance) if self.process is not None else None
+
+    def _hurt_process(self, chance: float) -> str | None:
+        assert self.process is not None
+        if self.process.process.poll() is not None:  # it does not start where replies are lost
+            self.start_process()
+            return None
+        for below, number in ((0.22, signal.SIGKILL), (0.26, signal.SIGSTOP), (0.32, signal.SIGCONT)):
+            if chance < below:
+                self.process.signal(number)
+                return number.name
+        return None
+
+    def heal(self) -> None:
+        for proxy in self.proxies:
+            proxy.probability = 0.0
+        if self.process is not None:
+            self.process.signal(signal.SIGCONT)
+            if self.process.process.poll() is not None:
+                self.start_process()
+
+
+def run_mixture(seed: int, *, num_jobs: int, fault_seconds: float, folder: Path) -> MixtureReport:
+    rng, report = random.Random(seed), MixtureReport()
+    with ExitStack() as stack:
+        scene = Scene(stack, folder, rng)
+        connection = stack.enter_context(redis.Redis.from_url(scene.server.url))
+        client = stack.enter_context(Client(scene.server.url))
+        lossy = stack.enter_context(Client(scene.proxies[-1].url))
+        mixture = Mixture(connection, lossy, seed)
+        mixture.enqueue_some(num_jobs)
+        watched = rng.sample(sorted(mixture.expected), min(NUM_WATCHED, len(mixture.expected)))
+        jobs = [ChaosJob(job_id, None, None, {}) for job_id in watched]
+        watchers = Watchers(scene.proxies[-1].url, jobs, seed=seed)
+        watchers.start()
+        hurt_for(scene, fault_seconds, client, mixture, report)
+        scene.heal()
+        healed_at = time.monotonic()
+        wait_for(lambda: all(connection.exists(keys.result_key(job_id)) for job_id in mixture.expected), END_SECONDS)
+        report.num_jobs, report.seconds = len(mixture.expected), time.monotonic() - healed_at
+        wait_for(lambda: not left_behind(connection), END_SECONDS)
+        watchers.wait(END_SECONDS)
+        report.problems = find_problems(connection, mixture, watchers.seen)
+        if report.seconds > MAX_SECONDS:
+            report.problems.append(f"the last job took {report.seconds:.1f} s from the end of the faults")
+    return report
+
+
+def hurt_for(scene: Scene, seconds: float, client: Client, mixture: Mixture, report: MixtureReport) -> None:
+    """And carry the cancels out meanwhile."""
+    start = time.monotonic()
+    cancels = sorted(mixture.cancels)
+    while cancels or time.monotonic() - start < seconds:
+        while cancels and cancels[0][0] <= time.monotonic() - start:
+            try:
+                client.cancel(cancels[0][1])
+                cancels.pop(0)
+            except RedisUnavailableError:
+                continue
+        if time.monotonic() - start < seconds and (event := scene.hurt()):
+            report.events.append(event)
+        time.sleep(PAUSE_SECONDS)
+
+
+@click.command()
+@click.option("--seed", default=1, show_default=True, help="Of the first run; the others follow.")
+@click.option("--runs", "num_runs", default=10, show_default=True)
+@click.option("--jobs", "num_jobs", default=40, show_default=True)
+@click.option("--fault-seconds", default=5.0, show_default=True)
+def main(seed: int, num_runs: int, num_jobs: int, fault_seconds: float) -> None:
+    """Run after run; one that fails is named by its seed, with what went wrong."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the processes started are ended too
+    num_failed = 0
+    for number in range(seed, seed + num_runs):
+        with tempfile.TemporaryDirectory(prefix="promptmill-mixture-") as folder:
+            report = run_mixture(number, num_jobs=num_jobs, fault_seconds=fault_seconds, folder=Path(folder))
+        num_failed += bool(report.problems)
+        print(f"seed {number}: {'FAILED' if report.problems else 'passed'}, {report}", flush=True)
+    sys.exit(bool(num_failed))
+
+
+if __name__ == "__main__":
+    main()

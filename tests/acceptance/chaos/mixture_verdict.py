@@ -1,0 +1,93 @@
+"""What must hold of a mixture of jobs once all is healed: one outcome each, everywhere the same, and nothing left."""
+
+import itertools
+import json
+from collections import Counter
+
+import redis
+
+from producer.contract import Result, keys
+from tests.acceptance.chaos.mixture import Mixture
+from tests.acceptance.chaos.verdict import LEFTOVERS
+from tests.acceptance.chaos.watchers import Watched
+from tests.fakes.fake_engine import VOCAB_SIZE, text_of
+from tests.fakes.worker_runs import rq_queue
+
+WAITING = ("rq:ready:*", "rq:deferred:*", "rq:scheduled:*", "rq:rl:*:allowed", "rq:rl:*:rate_limited")
+FOR_EVER = (b"rq:queues", b"rq:finished:", b"rq:canceled:", b"rq:failed:", b"rq:worker", b"rq:rl")
+FOR_EVER += (b"promptmill:worker", b"promptmill:leased:")
+STEP = 7  # between two tokens of the fake engine
+RQ_STATUS = {"finished": b"finished", "failed": b"failed", "cancelled": b"canceled"}
+
+
+def left_behind(connection: redis.Redis) -> list[str]:
+    return [key.decode() for pattern in (*LEFTOVERS, *WAITING) for key in connection.scan_iter(pattern)]
+
+
+def find_problems(connection: redis.Redis, mixture: Mixture, seen: dict[str, Watched]) -> list[str]:
+    found = [f"left behind: {key}" for key in left_behind(connection)]
+    found += [
+        f"kept for ever: {key!r}"
+        for key in connection.scan_iter()
+        if connection.ttl(key) == -1 and not key.startswith(FOR_EVER)
+    ]
+    lines = Counter(
+        json.loads(fields[keys.DATA_FIELD.encode()])["job_id"]
+        for key in connection.scan_iter("promptmill:results:*")
+        for _, fields in connection.xrange(key)
+    )
+    registries = _registries(connection)
+    for job_id in mixture.expected:
+        wire = connection.get(keys.result_key(job_id))
+        if wire is None:
+            found.append(f"{job_id}: no result; RQ says {connection.hget(f'rq:job:{job_id}', 'status')!r}")
+            continue
+        result = Result.model_validate_json(wire)
+        problems = [*_output_problems(result), *_watch_problems(result, seen.get(job_id))]
+        if result.status not in mixture.expected[job_id]:
+            problems.append(f"ended as {result.status}: {result.error}")
+        if lines[job_id] != 1:
+            problems.append(f"{lines[job_id]} results lines")
+        is_kept = job_id not in mixture.forgotten
+        if registries.get(job_id, []) != [result.status] * is_kept:
+            problems.append(f"{result.status}, in the registries {registries.get(job_id)}")
+        if is_kept and connection.hget(f"rq:job:{job_id}", "status") != RQ_STATUS[result.status]:
+            problems.append(f"{result.status}, and RQ does not say so")
+        found += [f"{job_id}: {problem}" for problem in problems]
+    return found
+
+
+def _registries(connection: redis.Redis) -> dict[str, list[str]]:
+    """By job id, those it is in, by the outcome that each stands for."""
+    found: dict[str, list[str]] = {}
+    for key in connection.smembers("rq:queues"):
+        queue = rq_queue(connection, key.decode().split(":", 2)[2])
+        for status, registry in (
+            ("finished", queue.finished_job_registry),
+            ("failed", queue.failed_job_registry),
+            ("cancelled", queue.canceled_job_registry),
+        ):
+            for job_id in registry.get_job_ids(cleanup=False):
+                found.setdefault(job_id, []).append(status)
+    return found
+
+
+def _output_problems(result: Result) -> list[str]:
+    """The fake's tokens tell where one is missing or there twice."""
+    found = []
+    for choice in result.choices:
+        tokens = choice.token_ids
+        if any((after - before) % VOCAB_SIZE != STEP for before, after in itertools.pairwise(tokens)):
+            found.append(f"tokens {tokens}")
+        if choice.text != text_of(tokens):
+            found.append(f"text {choice.text!r} of {tokens}")
+    return found
+
+
+def _watch_problems(result: Result, watched: Watched | None) -> list[str]:
+    if watched is None or (result.status == "failed" and "JobFailedError" in (watched.problem or "")):
+        return []
+    if watched.problem is not None or not watched.has_ended:
+        return [f"its subscriber: {watched.problem or 'saw no end'}"]
+    texts = ["".join(chunk.text for chunk in watched.chunks if chunk.index == c.index) for c in result.choices]
+    return [] if texts == [choice.text for choice in result.choices] else [f"its subscriber saw {texts}"]
