@@ -99,14 +99,12 @@ class BatchBuilder:
         While the same rows decode, the arrays of one step are those of the one before, written anew.
         """
         inputs = self._build_decode(plan) if plan.is_decode else self._build_mixed(plan)
+        inputs.edits = self._edits(plan.sampled, inputs.sampled_positions)
         inputs.following = None if plan.following is None else self._build_following(plan.following)
         return inputs
 
-    def _build_following(self, plan: StepPlan) -> BatchInputs | None:
-        """A step whose decodes' tokens are not known yet; None if what it samples depends on more than logits."""
-        rows = plan.sampled
-        if rows.edits is not None or rows.logprob_rows is not None or len(rows.constrained):
-            return None
+    def _build_following(self, plan: StepPlan) -> BatchInputs:
+        """A step whose decodes' tokens are not known yet, nor what depends on them."""
         inputs = self._build_mixed(plan)
         decodes = slice(plan.num_decodes)
         is_missing = plan.starts[decodes] >= self._slots.capacity[plan.slots[decodes]]
@@ -128,7 +126,6 @@ class BatchBuilder:
         inputs.input_ids[:] = self._slots.flat_token_ids[rows.token_offsets + positions]
         inputs.position_ids[:] = positions
         np.add(self._page_shifts, positions, out=inputs.slot_mapping)
-        inputs.edits = self._edits(rows, ends)
         return inputs
 
     def _decode_inputs(self, rows: SlotRows) -> BatchInputs:
@@ -187,7 +184,6 @@ class BatchBuilder:
             max_query_len=max(lengths, default=1),
             max_context_len=max_context_len,
             num_decodes=num_decodes + _num_leading_ones(lengths),
-            edits=self._edits(plan.sampled, sampled_positions),
             scored=self._scored(plan, query_start) if self._slots.is_scoring else None,
         )
 

@@ -1,47 +1,39 @@
 """Runs steps on a device: the model, its KV cache and the sampler behind numpy arrays.
 
-Owns the loaded model, the cache's size, and the only host-device sync of a step. Knows nothing of sequences.
+Owns the loaded model and the cache's size. Knows nothing of sequences.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.attention.base import AttentionBatch
 from engine.config import EngineConfig
-from engine.grammar.masks import TokenMasks
-from engine.logit_editor import LogitEditor, undo
 from engine.messages import EngineInfo
 from engine.model.loader import LoadedModel, load_model
-from engine.row_logprobs import RowLogprobs
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.cuda_graphs import CudaCapture, GraphedSteps
 from engine.runner.device_errors import device_errors
-from engine.runner.logit_edits import EditRows, LogitEdits
 from engine.runner.memory import choose_num_blocks, largest_step
-from engine.runner.slots import SlotRows
 from engine.runner.step_ahead import StepAhead, Taken
 from engine.runner.step_budget import measure_step_tokens
+from engine.runner.step_sampler import DeviceTokens, StepLogits, StepSampler
 from engine.runner.thread_governor import ThreadGovernor
-from engine.runner.transfer import HostToDevice, start_reading
-from engine.sampler import SamplingBatch, create_sampler
-from engine.step_plan import BAD_LOGITS, SampledTokens
-from engine.token_logprobs import TokenLogprobs
+from engine.runner.transfer import HostToDevice
+from engine.sampler import create_sampler
+from engine.step_plan import SampledTokens
 
 _NOTHING = np.zeros(0, np.int64)
 
 
-@dataclass(slots=True, eq=False)
-class _DeviceTokens:
-    """A step's outcome, before it is waited for. Log-probabilities: the tokens'; the likeliest tokens; theirs."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _StepAhead:
+    """What was computed of a step before its plan was there."""
 
-    token_ids: Tensor  # int64 [num_sampled]
-    logprobs: tuple[Tensor, Tensor, Tensor] | None = None
-    prompt_logprobs: tuple[Tensor, Tensor, Tensor] | None = None
+    logits: Tensor  # float32 [num_sampled, vocab_size]
+    token_ids: Tensor | None  # int64 [num_sampled], where they take nothing else
 
 
 class ModelRunner:
@@ -51,15 +43,10 @@ class ModelRunner:
         """Load the model and allocate its cache. Raises `ModelLoadError` with the remedy."""
         self._model: LoadedModel = load_model(config)
         self._to_device = HostToDevice(self._model.device)
-        self._sampler = create_sampler(self._model.device, self._model.cache_dir, uses_triton=self._model.uses_triton)
-        self._sampling_rows: SlotRows | None = None
-        self._sampling_tensors: list[Tensor] = []
-        self._edit_rows: EditRows | None = None
-        self._edit_tensors: list[Tensor] = []
+        sampler = create_sampler(self._model.device, self._model.cache_dir, uses_triton=self._model.uses_triton)
+        self._sampler = StepSampler(sampler, self._to_device)
         self._graphs = _graphed_steps(config, self._model)
-        self._ahead = (
-            StepAhead(lambda *step: self._forward(*step).token_ids, self._to_device) if self._runs_ahead() else None
-        )
+        self._ahead = StepAhead(self._compute_ahead) if self._runs_ahead() else None
         measure = self._graphs.measure if self._graphs is not None else None
         num_blocks = choose_num_blocks(config, self._model, lambda: self._run_largest_step(config), measure)
         self._model.allocate_kv_cache(num_blocks)
@@ -81,44 +68,48 @@ class ModelRunner:
     def _execute(self, inputs: BatchInputs) -> SampledTokens:
         with device_errors():
             taken = self._ahead.take(inputs) if self._ahead is not None else None
-            tokens = self._forward(inputs) if taken is None else self._complete(taken)
-            reading = start_reading(tokens.token_ids)
+            tokens = self._compute(inputs) if taken is None else self._complete(inputs, taken)
+            reading = tokens.start_reading(inputs)
             if self._ahead is not None:
                 self._ahead.launch(inputs, tokens.token_ids)
-            sampled = self._to_host(inputs, tokens, reading)
+            sampled = reading()
             if self._ahead is not None:
                 self._ahead.expect(sampled.token_ids)
             return sampled
 
-    def _complete(self, taken: Taken) -> "_DeviceTokens":
+    def _compute(self, inputs: BatchInputs) -> DeviceTokens:
+        return self._sampler.sample(inputs, self._forward(inputs))
+
+    def _compute_ahead(self, inputs: BatchInputs, token_ids: Tensor) -> _StepAhead:
+        """What takes more than logits is sampled when its plan is there, while the device computes."""
+        step = self._forward(inputs, token_ids)
+        return _StepAhead(
+            step.logits, self._sampler.sample(inputs, step).token_ids if inputs.sampling.is_plain else None
+        )
+
+    def _complete(self, inputs: BatchInputs, taken: Taken[_StepAhead]) -> DeviceTokens:
         """Compute what is left of a step whose first rows are computed already."""
-        if taken.rest is None:
-            return _DeviceTokens(taken.token_ids)
-        return _DeviceTokens(torch.cat((taken.token_ids, self._forward(taken.rest).token_ids)))
+        step, rest = taken.computed, taken.rest
+        rows = None if taken.rows is None else self._to_device.send(taken.rows)[0]
+        if step.token_ids is not None and inputs.sampling.is_plain:
+            token_ids = step.token_ids if rows is None else step.token_ids[rows]
+            return DeviceTokens(token_ids if rest is None else torch.cat((token_ids, self._compute(rest).token_ids)))
+        logits = step.logits if rows is None else step.logits[rows]
+        if rest is not None:
+            parts, num_taken = logits, len(logits)
+            logits = parts.new_empty((len(inputs.logits_indices), parts.shape[1]))
+            logits[:num_taken] = parts  # the rest's logits may take their place
+            logits[num_taken:] = self._forward(rest).logits
+        positions = self._to_device.send(inputs.sampled_positions)[0]
+        return self._sampler.sample(inputs, StepLogits(logits, positions))
 
-    def _to_host(
-        self, inputs: BatchInputs, tokens: "_DeviceTokens", reading: Callable[[], NDArray[np.int64]]
-    ) -> SampledTokens:
-        """The step's only host-device sync, but for the tokens that grammars judge."""
-        token_ids = reading()
-        logprobs = prompt_logprobs = None
-        if tokens.logprobs is not None and inputs.sampling.logprob_rows is not None:
-            logprobs = _token_logprobs(inputs.sampling.logprob_rows, *tokens.logprobs)
-        if tokens.prompt_logprobs is not None and inputs.scored is not None:
-            prompt_logprobs = _token_logprobs(inputs.scored.slots, *tokens.prompt_logprobs)
-        return SampledTokens(token_ids, logprobs, prompt_logprobs)
-
-    def _forward(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> "_DeviceTokens":
+    def _forward(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> StepLogits:
         """token_ids: int64 on the device, in place of the inputs' first ones."""
         if self._graphs is not None and (graphed := self._graphs.run(inputs, token_ids)) is not None:
-            logits, positions = graphed
-            tokens = _DeviceTokens(positions[:0])
-            if len(positions):
-                self._sample(logits, inputs, positions, tokens)
-            return tokens
+            return StepLogits(*graphed)
         return self._forward_eagerly(inputs, token_ids)
 
-    def _forward_eagerly(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> "_DeviceTokens":
+    def _forward_eagerly(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> StepLogits:
         scored = inputs.scored
         num_sampled = len(inputs.logits_indices)
         logits_indices = inputs.logits_indices
@@ -151,102 +142,22 @@ class ModelRunner:
         )
         if token_ids is not None:
             input_ids = torch.cat((token_ids, input_ids[len(token_ids) :]))
-        logits = self._model.forward(input_ids, position_ids, logits_rows)  # [num_sampled + num_scored, vocab]
-        tokens = _DeviceTokens(logits_rows[:0])
+        logits = self._model.forward(input_ids, position_ids, logits_rows)
         if scored is not None:
-            rows = torch.arange(num_sampled, len(logits), device=logits.device)
-            wanted = self._sampler.logprobs(logits, rows, scored.num_top)
-            tokens.prompt_logprobs = wanted.of(logits, scored_ids), wanted.top_ids, wanted.top_logprobs
-        if num_sampled:
-            self._sample(logits[:num_sampled], inputs, sampled_positions, tokens)
-        return tokens
-
-    def _sample(self, logits: Tensor, inputs: BatchInputs, positions: Tensor, tokens: "_DeviceTokens") -> None:
-        """One token a row; `BAD_LOGITS` where a hidden state or the chosen logit was NaN or infinite.
-
-        A bad hidden state spoils its whole row of logits, so that one column tells, without a pass over them all.
-        """
-        is_sound = logits[:, 0] < float("inf")
-        batch = self._sampling_batch(inputs.sampling, positions)
-        wanted = self._wanted_logprobs(logits, inputs.sampling)
-        saved = self._logit_editor(inputs.edits).apply(logits) if inputs.edits is not None else []
-        token_ids = self._draw(logits, batch, inputs.masks)
-        is_sound &= logits.gather(1, token_ids[:, None])[:, 0].abs() < float("inf")  # nor is NaN
-        if wanted is not None:
-            undo(logits, saved)  # no mask hides a token that was drawn
-            logprobs = wanted.of(logits, token_ids[wanted.rows])
-            tokens.logprobs = logprobs, wanted.top_ids, wanted.top_logprobs
-        tokens.token_ids = torch.where(is_sound, token_ids, BAD_LOGITS)
-
-    def _draw(self, logits: Tensor, batch: SamplingBatch, masks: TokenMasks | None) -> Tensor:
-        """A token a row, one that its grammar, if any, admits: the host reads them to find out. Mutates logits."""
-        if masks is not None and (filtered := masks.before_sampling()) is not None:
-            self._sampler.mask(logits, *self._to_device.send(filtered.rows, filtered.bits))
-        token_ids = self._sampler.sample(logits, batch)
-        if masks is not None and (refused := masks.after_sampling(start_reading(token_ids)())) is not None:
-            rows, bits = self._to_device.send(refused.rows, refused.bits)
-            left = logits[rows]  # [num_refused, vocab]
-            self._sampler.mask(left, torch.arange(len(left), device=left.device), bits)
-            token_ids[rows] = self._sampler.sample(left, batch.select(rows))
-        return token_ids
-
-    def _wanted_logprobs(self, logits: Tensor, rows: SlotRows) -> RowLogprobs | None:
-        """The model's own distribution in the rows that report it: before anything changes the logits."""
-        if rows.logprob_rows is None:
-            return None
-        return self._sampler.logprobs(logits, self._sampling_tensors[-1], rows.num_top)
-
-    def _sampling_batch(self, rows: SlotRows, positions: Tensor) -> SamplingBatch:
-        """The rows' parameters on the device; they stay there for as long as the same rows decode."""
-        if rows is not self._sampling_rows:
-            self._sampling_rows = rows
-            self._sampling_tensors = self._to_device.send(
-                rows.temperature,
-                rows.top_p,
-                rows.top_k,
-                rows.min_p,
-                rows.seed,
-                rows.choice,
-                rows.logprob_rows if rows.logprob_rows is not None else _NOTHING,
-            )
-        temperature, top_p, top_k, min_p, seed, choice, _ = self._sampling_tensors
-        return SamplingBatch(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            seed=seed,
-            choice=choice,
-            position=positions,
-        )
-
-    def _logit_editor(self, edits: LogitEdits) -> LogitEditor:
-        """The edits on the device; what is constant of them stays there for as long as the same rows decode."""
-        rows = edits.rows
-        if rows is not self._edit_rows:
-            self._edit_rows = rows
-            self._edit_tensors = self._to_device.send(
-                rows.bias_rows,
-                rows.bias_ids,
-                rows.biases,
-                rows.penalized_rows,
-                rows.repetition,
-                rows.frequency,
-                rows.presence,
-            )
-        entries = self._to_device.send(edits.owners, edits.token_ids, edits.counts, edits.end_rows, edits.end_ids)
-        return self._sampler.editor(*self._edit_tensors, *entries)
+            return StepLogits(logits, sampled_positions, scored_ids)
+        return StepLogits(logits[:num_sampled], sampled_positions)
 
     @torch.inference_mode()
     def _run_largest_step(self, config: EngineConfig) -> None:
         """Prefill `max_num_tokens` tokens and sample `max_num_seqs`, all of it in the cache's first block."""
-        self._forward_eagerly(largest_step(config, self._model.max_model_len))
+        inputs = largest_step(config, self._model.max_model_len)
+        self._sampler.sample(inputs, self._forward_eagerly(inputs))
         torch.cuda.synchronize(self._model.device)
 
     @torch.inference_mode()
     def _run_to_end(self, inputs: BatchInputs) -> None:
         with device_errors():
-            start_reading(self._forward(inputs).token_ids)()
+            self._compute(inputs).start_reading(inputs)()
 
     def _describe(self, num_blocks: int, step_tokens: int | None) -> EngineInfo:
         model = self._model
@@ -276,12 +187,6 @@ def _graphed_steps(config: EngineConfig, model: LoadedModel) -> GraphedSteps | N
     if not config.cuda_graphs or model.device.type != "cuda" or not model.uses_triton:
         return None
     return GraphedSteps(model, max_num_seqs=config.max_num_seqs, make_capture=CudaCapture)
-
-
-def _token_logprobs(rows: NDArray[np.int64], logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor) -> TokenLogprobs:
-    return TokenLogprobs(
-        rows, logprobs.cpu().numpy(), top_ids.to(torch.int32).cpu().numpy(), top_logprobs.cpu().numpy()
-    )
 
 
 def _thread_governor(config: EngineConfig, device: torch.device) -> ThreadGovernor | None:

@@ -52,6 +52,11 @@ class SlotRows:
         result: NDArray[np.bool_] = (self.temperature > 0) & has_filter(self.top_p, self.top_k, self.min_p)
         return result
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that is asked of these rows is tokens, drawn from logits as they are."""
+        return self.edits is None and self.logprob_rows is None and not len(self.constrained)
+
     def behind(self, count: int) -> "SlotRows":
         """The rows behind the first ones: what a sampler asks about them, where nobody asks for more."""
         names = ("slots", "sequence_ids", "temperature", "top_p", "top_k", "min_p", "seed", "choice")

@@ -11,6 +11,7 @@ then writes it again before anybody reads it. Knows nothing of models.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,52 +19,50 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.runner.batch_inputs import BatchInputs
-from engine.runner.transfer import HostToDevice
 
-Forward = Callable[[BatchInputs, Tensor], Tensor]
+T = TypeVar("T")  # what a forward gives, a row for each that is sampled
 
 
 @dataclass(slots=True, eq=False)
-class _Guess:
+class _Guess(Generic[T]):
     inputs: BatchInputs  # but for the decodes' token ids, which lie on the device
-    token_ids: Tensor  # int64 [num_sampled], what it sampled
+    computed: T
     expected_ids: NDArray[np.int64] | None = None  # of its decodes, once they are read: `[num_decodes]`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Taken:
-    """The tokens of a step's first rows, int64 on the device, and what of the step is left to compute."""
+class Taken(Generic[T]):
+    """What was computed of a step's first rows, and what of it is left to compute."""
 
-    token_ids: Tensor
+    computed: T
+    rows: NDArray[np.int64] | None  # of what was computed, those that the step samples first; None: all, as they are
     rest: BatchInputs | None
 
 
-class StepAhead:
+class StepAhead(Generic[T]):
     """At most one step that is computed but not asked for yet."""
 
-    def __init__(self, forward: Forward, to_device: HostToDevice) -> None:
-        """`forward`: launches a step that begins with these tokens and returns what it samples, int64 on the device."""
+    def __init__(self, forward: Callable[[BatchInputs, Tensor], T]) -> None:
+        """`forward`: launches a step that begins with these tokens, int64 on the device."""
         self._forward = forward
-        self._to_device = to_device
-        self._guess: _Guess | None = None
+        self._guess: _Guess[T] | None = None
 
-    def take(self, inputs: BatchInputs) -> "Taken | None":
+    def take(self, inputs: BatchInputs) -> Taken[T] | None:
         """What of a step is computed already; None if nothing is."""
         guess, self._guess = self._guess, None
-        if guess is None or guess.expected_ids is None or _has_extras(inputs):
+        if guess is None or guess.expected_ids is None or inputs.scored is not None:
             return None
         num_guessed = len(guess.expected_ids)
         rows = _right_decodes(guess, inputs)
         num_rows = len(rows)
         if _has_right_chunks(guess, inputs, num_rows):
-            rows = np.concatenate((rows, np.arange(num_guessed, len(guess.token_ids))))
+            rows = np.concatenate((rows, np.arange(num_guessed, len(guess.inputs.logits_indices))))
             num_rows += guess.inputs.num_seqs - num_guessed
         if not num_rows:
             return None
         rest = inputs.behind(num_rows) if inputs.num_seqs > num_rows else None
-        if np.array_equal(rows, np.arange(len(guess.token_ids))):
-            return Taken(guess.token_ids, rest)
-        return Taken(guess.token_ids[self._to_device.send(rows)[0]], rest)
+        is_all = np.array_equal(rows, np.arange(len(guess.inputs.logits_indices)))
+        return Taken(guess.computed, None if is_all else rows, rest)
 
     def launch(self, inputs: BatchInputs, token_ids: Tensor) -> None:
         """Compute what is foreseen to follow `inputs`, which samples `token_ids`."""
@@ -71,14 +70,14 @@ class StepAhead:
         if following is None:
             return
         try:
-            sampled = self._forward(following, token_ids.clamp(min=0))  # a failed row's token is none
+            computed = self._forward(following, token_ids.clamp(min=0))  # a failed row's token is none
         except torch.AcceleratorError:
             raise
         except (
             Exception
         ):  # memory, or a sequence at fault: the step itself says so when its turn comes, or it fits then
             return
-        self._guess = _Guess(following, sampled)
+        self._guess = _Guess(following, computed)
 
     def expect(self, token_ids: NDArray[np.int64]) -> None:
         """What the step before the guess sampled, now that it is read."""
@@ -86,13 +85,7 @@ class StepAhead:
             self._guess.expected_ids = token_ids
 
 
-def _has_extras(inputs: BatchInputs) -> bool:
-    """Whether what the step gives depends on what the host adds at every step, or is more than tokens."""
-    has_more = inputs.edits is not None or inputs.masks is not None or inputs.scored is not None
-    return has_more or inputs.sampling.logprob_rows is not None
-
-
-def _right_decodes(guess: _Guess, inputs: BatchInputs) -> NDArray[np.int64]:
+def _right_decodes(guess: _Guess[T], inputs: BatchInputs) -> NDArray[np.int64]:
     """The guess's rows of the inputs' first decodes, up to one that it lacks or has with another token or place."""
     assert guess.expected_ids is not None
     num_guessed = len(guess.expected_ids)
@@ -113,7 +106,7 @@ def _right_decodes(guess: _Guess, inputs: BatchInputs) -> NDArray[np.int64]:
     return rows[: _num_leading(np.logical_and.reduce([guessed[rows] == actual[:count] for guessed, actual in pairs]))]
 
 
-def _has_right_chunks(guess: _Guess, inputs: BatchInputs, first: int) -> bool:
+def _has_right_chunks(guess: _Guess[T], inputs: BatchInputs, first: int) -> bool:
     """Whether the guess has chunks, and the inputs have all of them from this row on, which decodes alone precede."""
     assert guess.expected_ids is not None
     num_guessed = len(guess.expected_ids)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ALIGNMENT = 16  # bytes; any dtype may view the packed buffer at such an offset
-_NUM_BUFFERS = 8  # a step sends six times at most: the copy of the buffer whose turn it is was done long since
+_NUM_BUFFERS = 16  # a step sends nine times at most: the copy of the buffer whose turn it is was done long since
 
 
 class HostToDevice:

@@ -54,18 +54,25 @@ class FakeRunner:
         self._on_execute = on_execute
 
     def execute(self, inputs: BatchInputs) -> SampledTokens:
+        return SampledTokens(self._admitted(inputs, self._forward(inputs)))
+
+    def _forward(self, inputs: BatchInputs) -> NDArray[np.int64]:
+        """Write the step's pages and draw a token for each sampled row, whatever its grammar admits."""
         if self._on_execute is not None:
             self._on_execute(inputs)
         if self._raising_token is not None and self._raising_token in inputs.input_ids:
             raise ValueError(f"token {self._raising_token} makes the model raise")
         for row in range(inputs.num_seqs):
             self._compute_row(inputs, row)
-        tokens = np.array([self._sample(inputs, i) for i in range(len(inputs.logits_indices))], np.int64)
+        return np.array([self._sample(inputs, i) for i in range(len(inputs.logits_indices))], np.int64)
+
+    def _admitted(self, inputs: BatchInputs, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens that the rows' grammars admit, in place of those drawn. Mutates tokens."""
         if inputs.masks is not None:
             for masks in (inputs.masks.before_sampling(), inputs.masks.after_sampling(tokens.clip(0))):
                 if masks is not None:
                     self._sample_admitted(tokens, masks)
-        return SampledTokens(tokens)
+        return tokens
 
     def _compute_row(self, inputs: BatchInputs, row: int) -> None:
         first, end = int(inputs.query_start[row]), int(inputs.query_start[row + 1])

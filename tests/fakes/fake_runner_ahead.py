@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.step_ahead import StepAhead
-from engine.runner.transfer import HostToDevice
 from engine.step_plan import SampledTokens
 from tests.fakes.fake_runner import FakeRunner
 
@@ -26,7 +26,7 @@ class FakeRunnerAhead(FakeRunner):
     ) -> None:
         super().__init__(**options)
         self.info = replace(self.info, runs_ahead=True)
-        self.ahead = StepAhead(self._forward_ahead, HostToDevice(torch.device("cpu")))
+        self.ahead = StepAhead(self._launch_ahead)
         self._is_ahead = is_ahead
         self.num_forwards = self.num_computed = self.num_taken = self.num_completed = 0
         self.idle_seconds = 0.0  # of the device, between two forwards
@@ -39,28 +39,33 @@ class FakeRunnerAhead(FakeRunner):
         self._now += self._host_seconds
         taken = self.ahead.take(inputs)
         read_at = self._guess_done_at
-        tokens = torch.zeros(0, dtype=torch.int64) if taken is None else taken.token_ids
+        tokens = np.zeros(0, np.int64)
+        if taken is not None:
+            self.num_taken += 1
+            tokens = taken.computed if taken.rows is None else taken.computed[taken.rows]
         rest = inputs if taken is None else taken.rest
-        self.num_taken += taken is not None
         if rest is not None:
             self.num_completed += taken is not None
-            tokens = torch.cat((tokens, torch.from_numpy(self._forward(rest))))
+            tokens = np.concatenate((tokens, self._launch(rest)))
             read_at = self._done_at
+        if inputs.masks is not None:  # grammars judge what was read
+            self._now = max(self._now, read_at)
+        tokens = self._admitted(inputs, tokens.copy())
         if self._is_ahead:
-            self.ahead.launch(inputs, tokens)
+            self.ahead.launch(inputs, torch.from_numpy(tokens))
         self._now = max(self._now, read_at)
-        self.ahead.expect(tokens.numpy())
-        return SampledTokens(tokens.numpy())
+        self.ahead.expect(tokens)
+        return SampledTokens(tokens)
 
-    def _forward_ahead(self, inputs: BatchInputs, token_ids: Tensor) -> Tensor:
+    def _launch_ahead(self, inputs: BatchInputs, token_ids: Tensor) -> NDArray[np.int64]:
         self.num_computed += 1
         input_ids = np.concatenate((token_ids.numpy(), inputs.input_ids[len(token_ids) :]))
-        sampled = torch.from_numpy(self._forward(replace(inputs, input_ids=input_ids)))
+        sampled = self._launch(replace(inputs, input_ids=input_ids))
         self._guess_done_at = self._done_at
         return sampled
 
-    def _forward(self, inputs: BatchInputs) -> Any:
-        sampled = super().execute(inputs).token_ids
+    def _launch(self, inputs: BatchInputs) -> NDArray[np.int64]:
+        sampled = self._forward(inputs)
         if self.num_forwards:
             self.idle_seconds += max(0.0, self._now - self._done_at)
         self._done_at = max(self._now, self._done_at) + self._device_seconds

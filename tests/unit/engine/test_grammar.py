@@ -13,6 +13,7 @@ from engine.grammar_spec import GrammarSpec
 from engine.messages import FinishCode
 from tests.fakes.core_driver import CoreDriver
 from tests.fakes.fake_runner import FakeRunner
+from tests.fakes.fake_runner_ahead import FakeRunnerAhead
 from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, write_byte_tokenizer
 
 SCHEMA = {
@@ -42,9 +43,14 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_driver(
-    model_dir: Path, *, num_blocks: int = 200, max_num_tokens: int = 64, max_num_seqs: int = 8
+    model_dir: Path,
+    *,
+    num_blocks: int = 200,
+    max_num_tokens: int = 64,
+    max_num_seqs: int = 8,
+    runner_class: type[FakeRunner] = FakeRunner,
 ) -> CoreDriver:
-    runner = FakeRunner(
+    runner = runner_class(
         num_blocks=num_blocks,
         max_model_len=200,
         vocab_size=VOCAB_SIZE,
@@ -110,11 +116,12 @@ def test_a_sequence_resumes_at_any_token_with_the_same_output(model_dir: Path, s
         assert output_of(model_dir, spec, output=whole[:num_stored]) == whole
 
 
+@pytest.mark.parametrize("runner_class", [FakeRunner, FakeRunnerAhead])
 @pytest.mark.parametrize(("num_blocks", "max_num_tokens"), [(20, 64), (20, 8), (400, 9)])
 def test_batch_mates_chunks_and_preemption_change_nothing(
-    model_dir: Path, num_blocks: int, max_num_tokens: int
+    model_dir: Path, num_blocks: int, max_num_tokens: int, runner_class: type[FakeRunner]
 ) -> None:
-    driver = make_driver(model_dir, num_blocks=num_blocks, max_num_tokens=max_num_tokens)
+    driver = make_driver(model_dir, num_blocks=num_blocks, max_num_tokens=max_num_tokens, runner_class=runner_class)
     expected = {}
     for seed in range(4):
         for spec in SPECS:

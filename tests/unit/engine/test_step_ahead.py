@@ -9,8 +9,14 @@ import triton
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
+from engine.grammar_spec import GrammarSpec
 from engine.messages import AddSequence
+from engine.runner import model_runner, step_shapes
+from engine.runner.batch_inputs import BatchInputs
+from engine.runner.cuda_graphs import GraphedSteps
 from engine.runner.model_runner import ModelRunner
+from engine.runner.step_ahead import StepAhead
+from engine.runner.step_sampler import DeviceTokens
 from engine.sampling_params import SamplingParams
 from tests.fakes.core_driver import CoreDriver, random_prompt
 from tests.fakes.fake_runner import undisturbed_output
@@ -19,6 +25,15 @@ from tests.fakes.fast_interpreter import speed_up_interpreter
 from tests.fakes.tiny_models import make_tiny_model
 
 speed_up_interpreter()
+
+KINDS: list[dict[str, Any]] = [
+    {"logprobs": 2},
+    {},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.5, "logit_bias": ((5, 3.0),), "min_tokens": 2},
+    {"grammar": GrammarSpec("regex", "(ab|cd|[x-z]){3,30}")},
+    {"grammar": GrammarSpec("regex", "[0-9a-f]{4,40}"), "temperature": 1.1, "top_p": 0.9},
+    {"logprobs": 0, "frequency_penalty": 0.7},
+]
 
 
 def test_every_step_but_the_first_one_is_computed_ahead() -> None:
@@ -195,61 +210,82 @@ def test_a_sequence_that_goes_bad_or_raises_ahead_of_its_turn_fails_alone() -> N
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("kinds", [[{}], KINDS], ids=["plain", "of all kinds"])
 def test_a_model_gives_the_same_tokens_ahead_and_launches_each_step_before_the_one_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kinds: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_tiny_model("llama", tmp_path)
+    for name in ("_MIXED_STEP", "_MIN_MIXED_SEQS"):
+        monkeypatch.setattr(step_shapes, name, 4)
+    monkeypatch.setattr(step_shapes, "_MIN_BLOCKS", 2)
+    monkeypatch.setattr(model_runner, "_graphed_steps", _replayed_steps)
     monkeypatch.setattr(ModelRunner, "_runs_ahead", lambda self: self._model.uses_triton)
-    log = _StepLog(monkeypatch)
-    outputs = [_run_model(folder, attention) for attention in ("torch", "triton")]
-    assert outputs[0] == outputs[1]
-    reads = log.num_launched_at_reads
-    assert len(reads) > 10 and all(launched >= read + 2 for read, launched in enumerate(reads))
+    is_next_launched = _log_reads(monkeypatch)
+    (tokens, logprobs), (tokens_ahead, logprobs_ahead) = [_run_model(folder, a, kinds) for a in ("torch", "triton")]
+    assert tokens_ahead == tokens
+    assert logprobs_ahead == pytest.approx(logprobs, abs=1e-4)  # float32, added up in another order
+    # Where three run, the third waits for the second's prompt: then there is a step for which none is guessed.
+    assert len(is_next_launched) >= 10 and is_next_launched.count(False) == len(kinds[1:2])
 
 
-class _StepLog:
-    """How many forwards a runner that computes ahead had launched when it read the tokens of each step."""
+def _log_reads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each step of runners that compute ahead: whether the next one was launched when its tokens were read."""
+    is_next_launched: list[bool] = []
+    ahead: list[StepAhead[Any]] = []
+    launch, start_reading = StepAhead.launch, DeviceTokens.start_reading
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.num_launched_at_reads: list[int] = []
-        self._num_launched = 0
-        forward, to_host = ModelRunner._forward, ModelRunner._to_host
+    def note_launch(self: StepAhead[Any], inputs: BatchInputs, token_ids: Any) -> None:
+        ahead[:] = [self]
+        launch(self, inputs, token_ids)
 
-        def log_forward(runner: ModelRunner, *step: Any) -> Any:
-            self._num_launched += runner.info.runs_ahead
-            return forward(runner, *step)
+    def log_read(tokens: DeviceTokens, inputs: BatchInputs) -> Any:
+        reading = start_reading(tokens, inputs)
+        return lambda: (is_next_launched.extend(a._guess is not None for a in ahead), reading())[1]
 
-        def log_read(runner: ModelRunner, inputs: Any, tokens: Any, reading: Any) -> Any:
-            if runner.info.runs_ahead:
-                self.num_launched_at_reads.append(self._num_launched)
-            return to_host(runner, inputs, tokens, reading)
-
-        monkeypatch.setattr(ModelRunner, "_forward", log_forward)
-        monkeypatch.setattr(ModelRunner, "_to_host", log_read)
+    monkeypatch.setattr(StepAhead, "launch", note_launch)
+    monkeypatch.setattr(DeviceTokens, "start_reading", log_read)
+    return is_next_launched
 
 
-def _run_model(folder: Path, attention: str) -> dict[int, list[int]]:
-    """The tokens of more prompts than there are slots, one of them longer than a step."""
+class _ReplayedCall:
+    """A graph that calls what it captured."""
+
+    def __init__(self, run: Any) -> None:
+        self.replay = run
+
+
+def _replayed_steps(config: EngineConfig, model: Any) -> GraphedSteps | None:
+    if not model.uses_triton:
+        return None
+    return GraphedSteps(model, max_num_seqs=config.max_num_seqs, make_capture=lambda: _ReplayedCall)
+
+
+def _run_model(folder: Path, attention: str, kinds: list[dict[str, Any]]) -> tuple[dict[int, list[int]], list[float]]:
+    """Tokens and log-probabilities of more prompts than there are slots, one of them longer than a step."""
     config = EngineConfig(
         model_path=str(folder),
         device="cpu",
         dtype="float32",
         attention=attention,
         block_size=4,
-        max_num_seqs=2,
+        max_num_seqs=3 if len(kinds) > 1 else 2,
         max_num_tokens=8,
-        num_kv_blocks=24,
+        num_kv_blocks=32,
     )
     core = EngineCore(config)
     assert core.info.runs_ahead == (attention == "triton")
-    prompts = [[20, 21, 22], list(range(30, 49)), [99], [30, 31]]
-    for i, prompt in enumerate(prompts):
-        params = SamplingParams(max_tokens=5 + i, temperature=0.9 * (i % 2), seed=i, ignore_eos=True)
+    prompts = [[20, 21, 22], list(range(30, 49)), [99], [30, 31], [7, 8], [9]]
+    for i, prompt in enumerate(prompts[: max(4, len(kinds))]):
+        options = {"temperature": 0.9 * (i % 2)} | kinds[i % len(kinds)]
+        params = SamplingParams(max_tokens=3 + i, seed=i, ignore_eos=True, **options)
         core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=params))
     tokens: dict[int, list[int]] = {i: [] for i in range(len(prompts))}
+    logprobs: list[float] = []
     while core.has_work():
         step = core.step()
-        assert not step.errors
+        assert not step.errors and not step.grammar_errors
         for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
             tokens[sequence_id].append(token_id)
-    return tokens
+        if step.logprobs is not None:
+            logprobs += step.logprobs.logprobs.tolist() + step.logprobs.top_logprobs.reshape(-1).tolist()
+    return tokens, logprobs

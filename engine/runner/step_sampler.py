@@ -1,0 +1,161 @@
+"""From a step's logits to its tokens and log-probabilities, all on the device, and from there to the host.
+
+Owns what of the rows' parameters lies on the device already, and the host-device syncs of a step. Knows nothing of
+models.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.grammar.masks import TokenMasks
+from engine.logit_editor import LogitEditor, undo
+from engine.row_logprobs import RowLogprobs
+from engine.runner.batch_inputs import BatchInputs
+from engine.runner.logit_edits import EditRows, LogitEdits
+from engine.runner.slots import SlotRows
+from engine.runner.transfer import HostToDevice, start_reading
+from engine.sampler import Sampler, SamplingBatch
+from engine.step_plan import BAD_LOGITS, SampledTokens
+from engine.token_logprobs import TokenLogprobs
+
+_NOTHING = np.zeros(0, np.int64)
+
+
+@dataclass(slots=True, eq=False)
+class StepLogits:
+    """What a forward gives. The next one may write into the same memory."""
+
+    logits: Tensor  # float32 [num_sampled + num_scored, vocab_size]
+    positions: Tensor  # int64 [num_sampled], of the tokens to come
+    scored_ids: Tensor | None = None  # int64 [num_scored]
+
+
+@dataclass(slots=True, eq=False)
+class DeviceTokens:
+    """A step's outcome, before it is waited for. Log-probabilities: the tokens'; the likeliest tokens; theirs."""
+
+    token_ids: Tensor  # int64 [num_sampled]
+    logprobs: tuple[Tensor, Tensor, Tensor] | None = None
+    prompt_logprobs: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def start_reading(self, inputs: BatchInputs) -> Callable[[], SampledTokens]:
+        """Call the result to wait for the step, and for nothing that is launched after this call."""
+        token_ids = start_reading(self.token_ids)
+        scored = inputs.scored
+        logprobs = _start_reading(inputs.sampling.logprob_rows, self.logprobs)
+        prompt_logprobs = _start_reading(None if scored is None else scored.slots, self.prompt_logprobs)
+        return lambda: SampledTokens(token_ids(), logprobs(), prompt_logprobs())
+
+
+class StepSampler:
+    """One batched draw a step."""
+
+    def __init__(self, sampler: Sampler, to_device: HostToDevice) -> None:
+        self._sampler = sampler
+        self._to_device = to_device
+        self._sampling_rows: SlotRows | None = None
+        self._sampling_tensors: list[Tensor] = []
+        self._edit_rows: EditRows | None = None
+        self._edit_tensors: list[Tensor] = []
+
+    def sample(self, inputs: BatchInputs, step: StepLogits) -> DeviceTokens:
+        """The tokens of a step whose forward gave these logits. Mutates logits."""
+        logits, num_sampled = step.logits, len(step.positions)
+        tokens = DeviceTokens(step.positions[:0])
+        if inputs.scored is not None and step.scored_ids is not None:
+            rows = torch.arange(num_sampled, len(logits), device=logits.device)
+            wanted = self._sampler.logprobs(logits, rows, inputs.scored.num_top)
+            tokens.prompt_logprobs = wanted.of(logits, step.scored_ids), wanted.top_ids, wanted.top_logprobs
+        if num_sampled:
+            self._sample(logits[:num_sampled], inputs, step.positions, tokens)
+        return tokens
+
+    def _sample(self, logits: Tensor, inputs: BatchInputs, positions: Tensor, tokens: DeviceTokens) -> None:
+        """One token a row; `BAD_LOGITS` where a hidden state or the chosen logit was NaN or infinite.
+
+        A bad hidden state spoils its whole row of logits, so that one column tells, without a pass over them all.
+        """
+        is_sound = logits[:, 0] < float("inf")
+        batch = self._sampling_batch(inputs.sampling, positions)
+        wanted = self._wanted_logprobs(logits, inputs.sampling)
+        saved = self._logit_editor(inputs.edits).apply(logits) if inputs.edits is not None else []
+        token_ids = self._draw(logits, batch, inputs.masks)
+        is_sound &= logits.gather(1, token_ids[:, None])[:, 0].abs() < float("inf")  # nor is NaN
+        if wanted is not None:
+            undo(logits, saved)  # no mask hides a token that was drawn
+            logprobs = wanted.of(logits, token_ids[wanted.rows])
+            tokens.logprobs = logprobs, wanted.top_ids, wanted.top_logprobs
+        tokens.token_ids = torch.where(is_sound, token_ids, BAD_LOGITS)
+
+    def _draw(self, logits: Tensor, batch: SamplingBatch, masks: TokenMasks | None) -> Tensor:
+        """A token a row, one that its grammar, if any, admits: the host reads them to find out. Mutates logits."""
+        if masks is not None and (filtered := masks.before_sampling()) is not None:
+            self._sampler.mask(logits, *self._to_device.send(filtered.rows, filtered.bits))
+        token_ids = self._sampler.sample(logits, batch)
+        if masks is not None and (refused := masks.after_sampling(start_reading(token_ids)())) is not None:
+            rows, bits = self._to_device.send(refused.rows, refused.bits)
+            left = logits[rows]  # [num_refused, vocab]
+            self._sampler.mask(left, torch.arange(len(left), device=left.device), bits)
+            token_ids[rows] = self._sampler.sample(left, batch.select(rows))
+        return token_ids
+
+    def _wanted_logprobs(self, logits: Tensor, rows: SlotRows) -> RowLogprobs | None:
+        """The model's own distribution in the rows that report it: before anything changes the logits."""
+        if rows.logprob_rows is None:
+            return None
+        return self._sampler.logprobs(logits, self._sampling_tensors[-1], rows.num_top)
+
+    def _sampling_batch(self, rows: SlotRows, positions: Tensor) -> SamplingBatch:
+        """The rows' parameters on the device; they stay there for as long as the same rows decode."""
+        if rows is not self._sampling_rows:
+            self._sampling_rows = rows
+            self._sampling_tensors = self._to_device.send(
+                rows.temperature,
+                rows.top_p,
+                rows.top_k,
+                rows.min_p,
+                rows.seed,
+                rows.choice,
+                rows.logprob_rows if rows.logprob_rows is not None else _NOTHING,
+            )
+        temperature, top_p, top_k, min_p, seed, choice, _ = self._sampling_tensors
+        return SamplingBatch(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            seed=seed,
+            choice=choice,
+            position=positions,
+        )
+
+    def _logit_editor(self, edits: LogitEdits) -> LogitEditor:
+        """The edits on the device; what is constant of them stays there for as long as the same rows decode."""
+        rows = edits.rows
+        if rows is not self._edit_rows:
+            self._edit_rows = rows
+            self._edit_tensors = self._to_device.send(
+                rows.bias_rows,
+                rows.bias_ids,
+                rows.biases,
+                rows.penalized_rows,
+                rows.repetition,
+                rows.frequency,
+                rows.presence,
+            )
+        entries = self._to_device.send(edits.owners, edits.token_ids, edits.counts, edits.end_rows, edits.end_ids)
+        return self._sampler.editor(*self._edit_tensors, *entries)
+
+
+def _start_reading(
+    rows: NDArray[np.int64] | None, tensors: tuple[Tensor, Tensor, Tensor] | None
+) -> Callable[[], TokenLogprobs | None]:
+    if rows is None or tensors is None:
+        return lambda: None
+    logprobs, top_ids, top_logprobs = map(start_reading, (tensors[0], tensors[1].to(torch.int32), tensors[2]))
+    return lambda: TokenLogprobs(rows, logprobs(), top_ids(), top_logprobs())
