@@ -7,6 +7,7 @@ is the fence: what an attempt failed with counts only while it is the last one.
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ DEAD_KEY = "promptmill:webhooks:dead"  # ZSET of delivery ids that came to nothi
 DELIVERY_PREFIX = "promptmill:webhooks:delivery:"  # + EVENT:ENDPOINT: HASH of event, endpoint, attempts, error
 
 LEASE_SECONDS = 45.0  # longer than an attempt can take
+MAX_TO_ENDPOINT = 8  # at a time from one process: one that does not answer leaves room for the others
+MAX_LOOKED_AT = 10_000  # that are due, to find some of endpoints with room
 DEAD_TTL_SECONDS = 7 * 24 * 3600
 # Seconds between attempts: eleven of them within 26 hours.
 RETRY_DELAYS = (5.0, 20.0, 80.0, 320.0, 1280.0, 5120.0, 20480.0, 21600.0, 21600.0, 21600.0)
@@ -49,11 +52,17 @@ class PendingDelivery:
     is_dead: bool
 
 
-def claim_deliveries(max_deliveries: int, lease_seconds: float = LEASE_SECONDS) -> Protocol[list[ClaimedDelivery]]:
-    """Events out of the outbox, and deliveries whose time has come, each under a lease."""
+def claim_deliveries(
+    max_deliveries: int, lease_seconds: float = LEASE_SECONDS, *, under_way: Mapping[str, int] | None = None
+) -> Protocol[list[ClaimedDelivery]]:
+    """Events out of the outbox, and deliveries whose time has come, each under a lease.
+
+    `under_way`: by endpoint id, how many the caller has; those of an endpoint with MAX_TO_ENDPOINT wait.
+    """
+    limits = [MAX_TO_ENDPOINT, MAX_LOOKED_AT, json.dumps(dict(under_way or {}))]
     call = _CLAIM.call(
         [OUTBOX_KEY, ENDPOINTS_KEY, DISABLED_KEY, DUE_KEY, DEAD_KEY],
-        [DELIVERY_PREFIX, max_deliveries, lease_seconds, DEAD_TTL_SECONDS],
+        [DELIVERY_PREFIX, max_deliveries, lease_seconds, DEAD_TTL_SECONDS, *limits],
     )
     [_, found] = yield from send(_CLAIM.load, call)
     return [
@@ -137,6 +146,7 @@ def describe(delivery: PendingDelivery) -> dict[str, object]:
 _CLAIM = Script("""
 local outbox, endpoints, disabled, due, dead = unpack(KEYS, 1, 5)
 local prefix, max, lease, dead_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local max_to_endpoint, max_looked_at, under_way = tonumber(ARGV[5]), tonumber(ARGV[6]), cjson.decode(ARGV[7])
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
@@ -164,7 +174,7 @@ for _ = 1, math.min(100, redis.call('LLEN', outbox)) do
 end
 
 local claimed = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, max)) do
+local function claim(id)
   local event, endpoint_id = unpack(redis.call('HMGET', prefix .. id, 'event', 'endpoint'))
   local endpoint = endpoint_id and redis.call('HGET', endpoints, endpoint_id)
   if not endpoint then  -- taken away: there is nobody left to tell
@@ -178,7 +188,12 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, ma
   else
     redis.call('ZADD', due, now + lease, id)
     claimed[#claimed + 1] = {id, event, endpoint, redis.call('HINCRBY', prefix .. id, 'attempts', 1)}
+    under_way[endpoint_id] = (under_way[endpoint_id] or 0) + 1
   end
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, max_looked_at)) do
+  if #claimed >= max then break end
+  if (under_way[string.match(id, '[^:]*$')] or 0) < max_to_endpoint then claim(id) end
 end
 redis.call('ZREMRANGEBYSCORE', dead, '-inf', now - dead_ttl)
 return claimed

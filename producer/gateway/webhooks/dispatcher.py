@@ -6,6 +6,7 @@ it again, under the same webhook-id.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 from producer.async_transport import AsyncTransport
@@ -43,7 +44,7 @@ class WebhookDispatcher:
         self._sender = sender
         self._delay_after = delay_after
         self._lease_seconds = lease_seconds
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], str] = {}  # by task, whose endpoint it is
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -54,33 +55,39 @@ class WebhookDispatcher:
         if self._loop is not None:
             await end_tasks(self._loop)
         if self._under_way:
-            _, late = await asyncio.wait(self._under_way, timeout=STOP_SECONDS)
+            _, late = await asyncio.wait(set(self._under_way), timeout=STOP_SECONDS)
             await end_tasks(*late)
 
     async def _run(self) -> None:
         while True:
             try:
                 await self._claim()
-                pause = POLL_SECONDS
+                await self._wait()
+                continue
             except RedisUnavailableError as error:
                 _log.warning("action=webhooks_wait error=%s", error)
-                pause = REDIS_AWAY_SECONDS
             except Exception:
                 _log.exception("action=webhooks_failed")
-                pause = REDIS_AWAY_SECONDS
-            if len(self._under_way) >= MAX_CONCURRENT:
-                await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                await asyncio.sleep(pause)
+            await asyncio.sleep(REDIS_AWAY_SECONDS)
+
+    async def _wait(self) -> None:
+        """For what falls due, or for one that is settled: its endpoint may have others."""
+        if not self._under_way:
+            await asyncio.sleep(POLL_SECONDS)
+            return
+        is_full = len(self._under_way) >= MAX_CONCURRENT
+        timeout = None if is_full else POLL_SECONDS
+        await asyncio.wait(set(self._under_way), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
     async def _claim(self) -> None:
         """Take on what is due, as much as there is room for."""
         while (room := MAX_CONCURRENT - len(self._under_way)) > 0:
-            claimed = await self._redis.run(claim_deliveries(room, self._lease_seconds))
+            counts = Counter(self._under_way.values())
+            claimed = await self._redis.run(claim_deliveries(room, self._lease_seconds, under_way=counts))
             for delivery in claimed:
                 task = asyncio.create_task(self._deliver(delivery))
-                self._under_way.add(task)
-                task.add_done_callback(self._under_way.discard)
+                self._under_way[task] = delivery.endpoint.id
+                task.add_done_callback(self._under_way.pop)
             if len(claimed) < room:
                 return
 

@@ -13,6 +13,7 @@ from producer.gateway.webhooks.deliveries import (
     DEAD_KEY,
     DELIVERY_PREFIX,
     DUE_KEY,
+    MAX_TO_ENDPOINT,
     RETRY_DELAYS,
     claim_deliveries,
     list_deliveries,
@@ -20,6 +21,7 @@ from producer.gateway.webhooks.deliveries import (
     revive_deliveries,
     settle_delivery,
 )
+from producer.gateway.webhooks.dispatcher import MAX_CONCURRENT
 from producer.gateway.webhooks.endpoints import DISABLED_KEY, WebhookEndpoint, add_endpoint, remove_endpoint
 from producer.gateway.webhooks.outbox import OUTBOX_KEY
 from tests.fakes.webhook_dispatching import add, dispatching, next_of, tell, wait_for
@@ -50,6 +52,24 @@ async def test_openais_client_accepts_what_a_receiver_got(transport: AsyncTransp
     with pytest.raises(openai.InvalidWebhookSignatureError):
         unwrap(got, WebhookEndpoint.create(name="x", url="x", key_id=None).secret)
     assert not list(redis_client.scan_iter(DELIVERY_PREFIX + "*"))
+
+
+async def test_a_receiver_that_does_not_answer_leaves_room_for_others(transport: AsyncTransport) -> None:
+    answer = threading.Event()
+    with receiving(lambda number: Reply(holds=answer)) as silent, receiving() as other:
+        await add(transport, silent.url, key_id="silent")
+        await add(transport, other.url, key_id="other")
+        for number in range(2 * MAX_CONCURRENT):
+            await tell(transport, f"batch_{number}", key_id="silent")
+        async with dispatching(transport):
+            await wait_for(lambda: silent.num_received == MAX_TO_ENDPOINT)
+            for number in range(2 * MAX_TO_ENDPOINT):
+                await tell(transport, f"batch_{number}", key_id="other")
+            for _ in range(2 * MAX_TO_ENDPOINT):
+                await next_of(other)
+            assert silent.num_received == MAX_TO_ENDPOINT  # none was answered
+            answer.set()
+            await wait_for(lambda: silent.num_received == 2 * MAX_CONCURRENT)
 
 
 async def test_both_secrets_sign_while_an_old_one_is_kept(transport: AsyncTransport) -> None:
