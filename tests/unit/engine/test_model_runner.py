@@ -174,14 +174,15 @@ def test_a_step_beyond_the_devices_memory_changes_no_token_and_ends_nothing(
 def test_a_row_that_makes_the_sampler_raise_fails_alone(
     runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
 ) -> None:
-    sample = runner._sampler.sample
+    sampler = runner._sampler._sampler
+    sample = sampler.sample
 
     def raise_for_seed_13(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         if 13 in batch.seed:
             raise ValueError("a filter without a token")
         return sample(logits, batch)
 
-    monkeypatch.setattr(runner._sampler, "sample", raise_for_seed_13)
+    monkeypatch.setattr(sampler, "sample", raise_for_seed_13)
     core = EngineCore(config(tiny_llama), runner=runner)
     for i, seed in enumerate([12, 13, 14]):
         params = SamplingParams(max_tokens=4, seed=seed, ignore_eos=True)
@@ -202,7 +203,7 @@ def test_the_largest_step_runs_over_a_single_block(tiny_llama: Path) -> None:
     runner = ModelRunner(settings)
     runner._model.allocate_kv_cache(1)
     with torch.inference_mode():
-        tokens = runner._forward(memory.largest_step(settings, 40))
+        tokens = runner._compute(memory.largest_step(settings, 40))
     assert tokens.token_ids.shape == (8,)
     batch = runner._model.context.batch
     assert isinstance(batch, AttentionBatch) and batch.query_start.tolist() == [0, 40, 80, 100]

@@ -34,10 +34,10 @@ def test_a_pinned_buffer_is_written_again_only_when_its_copy_is_done() -> None:
         SimpleNamespace(  # type: ignore[misc]
             record=lambda i=i: happened.append(("copied", i)), synchronize=lambda i=i: happened.append(("waited", i))
         )
-        for i in range(8)
+        for i in range(16)
     ]
-    for _ in range(20):
+    for _ in range(40):
         to_device.send(np.arange(3))
-    assert [event for event, _ in happened] == ["waited", "copied"] * 20
+    assert [event for event, _ in happened] == ["waited", "copied"] * 40
     assert [buffer for _, buffer in happened[::2]] == [buffer for _, buffer in happened[1::2]]
-    assert len({buffer for _, buffer in happened}) == 8
+    assert len({buffer for _, buffer in happened}) == 16
