@@ -15,6 +15,7 @@
 #define PANELS 1
 #endif
 #define WEIGHT_BYTES 4
+#define PANELS_STAY 1 /* 3% less time for 512 rows with 2 threads, where memory hands over 4 bytes a weight */
 
 typedef struct {
   const float *x;      /* [num_rows, in_features], rows x_stride apart */

@@ -23,6 +23,7 @@
 #define PANELS 1
 #endif
 #define WEIGHT_BYTES 1
+#define PANELS_STAY 0
 #define QUANTISE_TASK 8       /* rows */
 #define LEAST_RANGE 1e-30f    /* a row with less between its ends is taken for zeros */
 #define ROUND 12582912.0f     /* 1.5 * 2^23: adding it rounds to an integer in the low bits */

@@ -2,13 +2,13 @@
  * bit of it.
  *
  * The weight lies in panels of LANES columns, each read front to back. All rows of a block pass over a panel before the
- * next, which the last of them fetches: memory is read while there is something to compute. A task is a block of panels
- * that stays in the L2 cache for the next block of rows.
+ * next, which the last of them fetches: memory is read while there is something to compute. A task is a block of panels,
+ * which fits the L2 cache, with a block of rows.
  *
  * Included by a kernel that has defined: ROWS and PANELS, the tile that its registers hold; WEIGHT_BYTES, the size of an
- * element; `product_args` with num_rows, in_features, out_features and num_threads; and
- * `tile(args, row, panel, num_rows, num_panels, ahead)`, whose counts are constants where it is inlined, and which
- * prefetches what lies `ahead` bytes behind the panels' elements that it reads.
+ * element; PANELS_STAY, whether the next task has the same panels, or else the same rows; `product_args` with num_rows,
+ * in_features, out_features and num_threads; and `tile(args, row, panel, num_rows, num_panels, ahead)`, whose counts are
+ * constants where it is inlined, and which prefetches what lies `ahead` bytes behind the panels' elements that it reads.
  */
 #define BLOCK_BYTES (256 * 1024) /* of panels in one task: half of a common L2 */
 #define BLOCK_ROWS (20 * ROWS)
@@ -55,17 +55,26 @@ INLINE int has_work_for_threads(const product_args *a) {
   return (int64_t)a->num_rows * a->in_features * a->out_features > MIN_WORK;
 }
 
-/* The whole product. Called by every thread of a parallel region. */
+/* How many of `size` make `count`, the last perhaps smaller. */
+INLINE int parts_of(int count, int size) { return (count + size - 1) / size; }
+
+/* The whole product. Called by every thread of a parallel region.
+ *
+ * Several tasks a thread, taken one by one: a core that is busy with something else holds up one of them at most. There
+ * are as many for each thread, and all of a size, or the other threads would wait for the one that has a task more. */
 static void product(const product_args *a) {
-  int num_panels = (a->out_features + LANES - 1) / LANES;
-  int fitting = BLOCK_BYTES / (a->in_features * LANES * WEIGHT_BYTES);
-  /* Several tasks a thread, taken one by one: a core that is busy with something else holds up one of them at most. */
-  int step = at_least(PANELS, at_most(fitting, num_panels / (4 * a->num_threads)) / PANELS * PANELS);
-  int num_steps = (num_panels + step - 1) / step, num_blocks = (a->num_rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+  int num_panels = parts_of(a->out_features, LANES), num_tiles = parts_of(num_panels, PANELS);
+  int fitting = at_least(1, BLOCK_BYTES / (a->in_features * PANELS * LANES * WEIGHT_BYTES));
+  int num_steps = at_least(parts_of(num_tiles, fitting), at_most(4 * a->num_threads, num_tiles));
+  num_steps = parts_of(num_steps, a->num_threads) * a->num_threads;
+  int num_blocks = at_least(1, parts_of(a->num_rows, BLOCK_ROWS)); /* rounded up, the last may be empty */
+  int block_rows = parts_of(parts_of(a->num_rows, num_blocks), ROWS) * ROWS;
 #pragma omp for schedule(dynamic, 1)
   for (int task = 0; task < num_steps * num_blocks; task++) {
-    int first_row = task / num_steps * BLOCK_ROWS, first_panel = task % num_steps * step;
-    block(a, first_row, at_most(first_row + BLOCK_ROWS, a->num_rows), first_panel,
-          at_most(first_panel + step, num_panels));
+    int first_row = (PANELS_STAY ? task % num_blocks : task / num_steps) * block_rows;
+    int64_t step = PANELS_STAY ? task / num_blocks : task % num_steps;
+    int first_tile = num_tiles * step / num_steps, last_tile = num_tiles * (step + 1) / num_steps;
+    block(a, first_row, at_most(first_row + block_rows, a->num_rows), first_tile * PANELS,
+          at_most(last_tile * PANELS, num_panels));
   }
 }

@@ -42,6 +42,24 @@ def test_a_packed_layer_computes_what_torchs_does_and_a_row_does_not_depend_on_i
         assert torch.equal(layer(x[:, :num_rows]), output[:, :num_rows]), num_rows
 
 
+@pytest.mark.parametrize("num_rows", [0, 121, 512, 2600])
+@pytest.mark.parametrize("out_features", [1, 90, 1000])
+def test_the_native_product_leaves_no_row_or_column_out_however_they_are_shared_out(
+    num_rows: int, out_features: int
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(out_features, 24, generator=generator) * 24**-0.5
+    x = torch.randn(num_rows, 24, generator=generator)
+    layer = KINDS["native-float32"][1](weight, None)
+    num_threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            torch.testing.assert_close(layer(x), nn.functional.linear(x, weight), rtol=0, atol=1e-5)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def test_the_native_product_is_the_same_to_the_bit_for_any_number_of_threads() -> None:
     make = KINDS["native-float32"][1]
     generator = torch.Generator().manual_seed(1)
