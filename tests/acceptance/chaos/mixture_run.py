@@ -3,6 +3,7 @@
 python -m tests.acceptance.chaos.mixture_run --seed 7 --runs 20
 """
 
+import logging
 import random
 import signal
 import sys
@@ -52,6 +53,7 @@ class Scene:
 
     def __init__(self, stack: ExitStack, folder: Path, rng: random.Random) -> None:
         self._rng = rng
+        self._folder = folder
         self.server = stack.enter_context(EmbeddedRedis(data_dir=folder / "redis", fsync="always"))
         anywhere, num_threads = rng.random() < 0.5, rng.randint(1, 3)
         self.proxies = [
@@ -73,7 +75,8 @@ class Scene:
     def start_process(self) -> None:
         self.end_process()
         url = self.proxies[-2].url
-        self.process = WorkerProcess(url, step_seconds=0.01, lease_seconds=LEASE_SECONDS, max_num_seqs=8)
+        log = self._folder / f"worker-{time.monotonic_ns()}.log"
+        self.process = WorkerProcess(url, step_seconds=0.01, lease_seconds=LEASE_SECONDS, max_num_seqs=8, log=log)
 
     def end_process(self) -> None:
         if self.process is not None:
@@ -165,8 +168,10 @@ def hurt_for(scene: Scene, seconds: float, client: Client, mixture: Mixture, rep
 @click.option("--runs", "num_runs", default=10, show_default=True)
 @click.option("--jobs", "num_jobs", default=40, show_default=True)
 @click.option("--fault-seconds", default=5.0, show_default=True)
-def main(seed: int, num_runs: int, num_jobs: int, fault_seconds: float) -> None:
+@click.option("--log", type=click.Path(dir_okay=False), default="/dev/null", help="What the workers on threads log.")
+def main(seed: int, num_runs: int, num_jobs: int, fault_seconds: float, log: str) -> None:
     """Run after run; one that fails is named by its seed, with what went wrong."""
+    logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the processes started are ended too
     num_failed = 0
     for number in range(seed, seed + num_runs):

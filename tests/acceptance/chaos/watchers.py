@@ -11,6 +11,8 @@ from producer import AsyncClient, JobNotFoundError, RedisUnavailableError
 from producer.contract import Chunk
 from tests.acceptance.chaos.workload import ChaosJob
 
+MAX_VISITS_ANEW = 20  # from then on a subscriber goes on where it was: long streams are read to their ends, too
+
 
 @dataclass(slots=True)
 class Watched:
@@ -72,7 +74,8 @@ class Watchers:
         rng = random.Random(f"{self._seed} {job_id}")
         watched = self.seen[job_id]
         while not watched.has_ended:
-            if watched.cursor is not None and rng.random() < 0.3:  # another reader, which saw nothing yet
+            begins_anew = watched.num_visits < MAX_VISITS_ANEW and rng.random() < 0.3
+            if watched.cursor is not None and begins_anew:  # another reader, which saw nothing yet
                 watched.forget()
             watched.num_visits += 1
             try:
