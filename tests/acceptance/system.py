@@ -16,6 +16,7 @@ import redis
 from producer import Client
 from tests.fakes.chat_templates import HERMES, LLAMA
 from worker.embedded_redis import EmbeddedRedis, free_port
+from worker.started_process import StartedProcess
 
 MODEL = "smollm2-135m"
 START_SECONDS = 180.0  # the demo model's first start dequantises it into the cache
@@ -27,7 +28,7 @@ class System:
 
     url: str
     log_dir: Path
-    processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    processes: list[StartedProcess] = field(default_factory=list)
     gateway_url: str = ""  # once there is one
 
     def environment(self, **extra: str) -> dict[str, str]:
@@ -42,9 +43,9 @@ class System:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "producer.cli", *arguments]
 
-    def start_worker(self, *arguments: str, wait: bool = True, **environment: str) -> "subprocess.Popen[bytes]":
+    def start_worker(self, *arguments: str, wait: bool = True, **environment: str) -> StartedProcess:
         log = (self.log_dir / f"worker-{len(self.processes)}.log").open("wb")
-        process = subprocess.Popen(
+        process = StartedProcess(
             self.command("worker", *arguments), env=self.environment(**environment), stdout=log, stderr=log
         )
         log.close()
@@ -53,7 +54,7 @@ class System:
             self.wait_for_worker(process)
         return process
 
-    def wait_for_worker(self, process: "subprocess.Popen[bytes]") -> None:
+    def wait_for_worker(self, process: StartedProcess) -> None:
         with Client(self.url) as client:
             end = time.monotonic() + START_SECONDS
             while not any(info.pid == process.pid for info in client.workers()):
@@ -65,7 +66,7 @@ class System:
         self.gateway_url = f"http://127.0.0.1:{port}"
         with (self.log_dir / "gateway.log").open("wb") as log:
             command = self.command("gateway", "--http-port", str(port))
-            process = subprocess.Popen(command, env=self.environment(), stdout=log, stderr=log)
+            process = StartedProcess(command, env=self.environment(), stdout=log, stderr=log)
         self.processes.append(process)
         end = time.monotonic() + START_SECONDS
         while True:

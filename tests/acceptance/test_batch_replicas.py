@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -26,20 +25,21 @@ from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
 from tests.fakes.gateways import wait_until
 from tests.fakes.holding_proxy import HoldingProxy
 from worker.embedded_redis import free_port
+from worker.started_process import StartedProcess
 
 LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
 NUM_LINES = 60
 MAX_IN_FLIGHT = 20
 START_SECONDS = 60.0
 
-Gateway = tuple[str, "subprocess.Popen[bytes]"]
+Gateway = tuple[str, StartedProcess]
 Start = Callable[..., Gateway]
 
 
 @pytest.fixture
 def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
     """Start a gateway, which leads a process group of its own: its carrier is in it."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[StartedProcess] = []
 
     def start(url: str = redis_url) -> Gateway:
         port = free_port()
@@ -63,7 +63,7 @@ def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
             *options,
         ]
         with (tmp_path / f"gateway-{port}.log").open("wb") as log:
-            process = subprocess.Popen(
+            process = StartedProcess(
                 [*command, "--files", str(tmp_path / "files")], stdout=log, stderr=log, start_new_session=True
             )
         started.append(process)
@@ -199,7 +199,7 @@ def test_a_carrier_does_not_outlive_its_gateway(
     assert files.read(batch_id)[0].status is BatchStatus.IN_PROGRESS
 
 
-def _create(gateway: Gateway, files: Files) -> tuple[str, "subprocess.Popen[bytes]"]:
+def _create(gateway: Gateway, files: Files) -> tuple[str, StartedProcess]:
     url, process = gateway
     file_id = files.put(jsonl([line(f"r{number}", f"word {number}") for number in range(NUM_LINES)]))
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60) as client:
@@ -208,7 +208,7 @@ def _create(gateway: Gateway, files: Files) -> tuple[str, "subprocess.Popen[byte
 
 def _end_elsewhere(
     other: Gateway,
-    killed: "subprocess.Popen[bytes]",
+    killed: StartedProcess,
     low: FakeWorker,
     files: Files,
     batch_id: str,
@@ -245,7 +245,7 @@ def _held_at(script: Script, redis_url: str) -> Iterator[HoldingProxy]:
         yield proxy
 
 
-def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+def _kill_group(process: StartedProcess) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -18,6 +18,7 @@ from producer.gateway.files import file_keys
 from tests.fakes.file_stores import FolderOfFiles, PlaceOfFiles
 from tests.fakes.gateways import wait_until
 from worker.embedded_redis import free_port
+from worker.started_process import StartedProcess
 
 START_SECONDS = 60.0
 NUM_SENT = 20_000_000  # two pieces of a multipart upload, and more
@@ -26,21 +27,21 @@ HEAD = (
     b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
 )
 
-Start = Callable[[], tuple[int, "subprocess.Popen[bytes]"]]
+Start = Callable[[], tuple[int, StartedProcess]]
 
 
 @pytest.fixture
 def start(redis_url: str, place: PlaceOfFiles, tmp_path: Path) -> Iterator[Start]:
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[StartedProcess] = []
 
-    def start() -> tuple[int, "subprocess.Popen[bytes]"]:
+    def start() -> tuple[int, StartedProcess]:
         port = free_port()
         command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(port), "--redis-url", redis_url]
         command += ["--http-drain-seconds", "0"]
         for name, value in place.settings.items():
             command += [f"--{name.replace('_', '-')}", value]
         with (tmp_path / f"gateway-{port}.log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            process = StartedProcess(command, stdout=log, stderr=log)
         started.append(process)
         end = time.monotonic() + START_SECONDS
         while not _answers(port):

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,23 +13,24 @@ import pytest
 
 from tests.fakes.fake_worker import FakeWorker, HeldJob
 from worker.embedded_redis import free_port
+from worker.started_process import StartedProcess
 
 NUM_STREAMS = 12
 NUM_WORDS = 60
 START_SECONDS = 60.0
 
-Start = Callable[[], tuple[str, "subprocess.Popen[bytes]"]]
+Start = Callable[[], tuple[str, StartedProcess]]
 
 
 @pytest.fixture
 def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[StartedProcess] = []
 
-    def start() -> tuple[str, "subprocess.Popen[bytes]"]:
+    def start() -> tuple[str, StartedProcess]:
         port = free_port()
         command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(port)]
         with (tmp_path / f"gateway-{port}.log").open("wb") as log:
-            process = subprocess.Popen([*command, "--redis-url", redis_url], stdout=log, stderr=log)
+            process = StartedProcess([*command, "--redis-url", redis_url], stdout=log, stderr=log)
         started.append(process)
         url, end = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
         while not _answers(url):

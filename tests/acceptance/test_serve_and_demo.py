@@ -18,6 +18,7 @@ import redis
 from producer import Client
 from tests.fakes.tiny_models import make_tiny_model
 from worker.embedded_redis import free_port
+from worker.started_process import StartedProcess
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
@@ -33,7 +34,7 @@ class Command:
 
     def __init__(self, *arguments: str, **options: object) -> None:
         self.mark = uuid4().hex
-        self.process = subprocess.Popen(
+        self.process = StartedProcess(
             [sys.executable, "-m", "producer.cli", *arguments],
             env={**os.environ, MARK: self.mark},
             text=True,
@@ -63,6 +64,8 @@ class Command:
         return not self.living_processes()
 
     def clean_up(self) -> None:
+        self.process.kill()
+        self.has_left_nothing()  # a server hides its environment: it is ended by its guard
         for pid in self.living_processes():
             os.kill(pid, signal.SIGKILL)
         self.process.wait()
@@ -188,7 +191,7 @@ def test_the_demo_answers_every_prompt_and_leaves_nothing_behind(start: type[Com
 def test_the_demo_draws_panels_in_a_terminal(start: type[Command], tmp_path: Path) -> None:
     model = str(make_tiny_model("llama", tmp_path))
     terminal, end = pty.openpty()
-    command = start("demo", *ONE_THREAD, "--model", model, stdin=end, stdout=end, stderr=end)
+    command = start("demo", *ONE_THREAD, "--model", model, stdout=end, stderr=end)
     os.close(end)
     shown = b""
     with os.fdopen(terminal, "rb", buffering=0) as screen:

@@ -1,7 +1,6 @@
 """Gateways as processes: one that is killed between a delivery and its record leaves it to another."""
 
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,19 +18,20 @@ from producer.operations import send
 from producer.transport import Transport
 from tests.fakes.gateways import wait_until
 from tests.fakes.webhook_receiver import Reply, receiving
+from worker.started_process import StartedProcess
 
-Start = Callable[[], "subprocess.Popen[bytes]"]
+Start = Callable[[], StartedProcess]
 
 
 @pytest.fixture
 def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[StartedProcess] = []
 
-    def start() -> "subprocess.Popen[bytes]":
+    def start() -> StartedProcess:
         arguments = ["gateway", "--http-port", "0", "--redis-url", redis_url, "--webhook-private-targets"]
         with (tmp_path / f"gateway-{len(started)}.log").open("wb") as log:
             command = [sys.executable, "-m", "producer.cli", *arguments]
-            started.append(subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log))
+            started.append(StartedProcess(command, cwd=tmp_path, stdout=log, stderr=log))
         return started[-1]
 
     yield start

@@ -10,6 +10,7 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from worker.embedded_redis import find_server, free_port
+from worker.started_process import StartedProcess
 
 MAX_PORT = 55535  # nodes speak with each other on a port 10000 above
 PATIENCE = Retry(ConstantBackoff(0.02), 1000)
@@ -22,7 +23,7 @@ def redis_cluster(folder: Path) -> Iterator[str]:
         pass
     address = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
     command = [find_server(), *address, "--cluster-enabled", "yes", "--save", ""]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+    with StartedProcess(command, stdout=subprocess.DEVNULL) as process:
         try:
             with redis.Redis(port=port, retry=PATIENCE) as client:
                 assert client.info("server")["process_id"] == process.pid

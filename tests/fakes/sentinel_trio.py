@@ -8,6 +8,7 @@ from typing import Self
 import redis
 
 from worker.embedded_redis import EmbeddedRedis, find_server, free_port
+from worker.started_process import StartedProcess
 
 SERVICE = "mill"
 WAIT_SECONDS = 60.0
@@ -21,7 +22,7 @@ class SentinelTrio:
         self.master = EmbeddedRedis(data_dir=folder / "master")
         self.replica = EmbeddedRedis(data_dir=folder / "replica")
         self._port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: StartedProcess | None = None
 
     @property
     def url(self) -> str:
@@ -40,7 +41,7 @@ class SentinelTrio:
             f"sentinel down-after-milliseconds {SERVICE} 500\n"
             f"sentinel failover-timeout {SERVICE} 2000\n"
         )
-        self._process = subprocess.Popen([find_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL)
+        self._process = StartedProcess([find_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL)
         with redis.Redis(port=self._port) as sentinel:
             _wait_until(lambda: sentinel.sentinel_slaves(SERVICE))
         return self

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from worker.outlet.select import select_result_store
 from worker.redis_client import connect
 from worker.service import WorkerService
 from worker.settings import WorkerSettings
+from worker.started_process import StartedProcess
 
 WAIT_SECONDS = 60.0
 FUNCTION = keys.JOB_FUNCTION
@@ -152,7 +152,7 @@ class WorkerProcess:
         environment |= {"PROMPTMILL_REDIS_URL": redis_url, "FAKE_STEP_SECONDS": str(step_seconds)}
         self._client = redis.Redis.from_url(redis_url)
         with log.open("wb") if log is not None else nullcontext() as sink:
-            self.process = subprocess.Popen(
+            self.process = StartedProcess(
                 [sys.executable, "-m", "tests.fakes.worker_runs"], env={**os.environ, **environment}, stderr=sink
             )
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from producer import Client
 from tests.fakes.redis_proxy import CuttingProxy
 from worker.embedded_redis import EmbeddedRedis
+from worker.started_process import StartedProcess
 
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
@@ -23,7 +23,7 @@ class Slot:
 
     number: int
     proxy: CuttingProxy
-    process: "subprocess.Popen[bytes] | None" = None
+    process: StartedProcess | None = None
     num_starts: int = 0
     start_at: float = 0.0
     """Monotonic seconds: an ended process is not replaced before."""
@@ -69,7 +69,7 @@ class Fleet:
             slot.exit_codes.append(slot.process.returncode)
         slot.num_starts += 1
         with (self._log_dir / f"worker-{slot.number}-{slot.num_starts}.log").open("wb") as log:
-            slot.process = subprocess.Popen(
+            slot.process = StartedProcess(
                 self._command,
                 env={**os.environ, "PROMPTMILL_REDIS_URL": slot.proxy.url},
                 stdout=log,
