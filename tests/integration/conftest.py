@@ -25,9 +25,3 @@ def worker_thread(redis_url: str) -> Iterator[WorkerThread]:
 def client(redis_url: str) -> Iterator[Client]:
     with Client(redis_url) as client:
         yield client
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """`make test` looks for tests that have the machine for themselves among those of acceptance."""
-    if item.get_closest_marker("alone") is not None:
-        raise pytest.UsageError(f"{item.nodeid} is marked as alone: such tests belong into tests/acceptance")
