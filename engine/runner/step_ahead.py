@@ -73,9 +73,7 @@ class StepAhead(Generic[T]):
             computed = self._forward(following, token_ids.clamp(min=0))  # a failed row's token is none
         except torch.AcceleratorError:
             raise
-        except (
-            Exception
-        ):  # memory, or a sequence at fault: the step itself says so when its turn comes, or it fits then
+        except Exception:  # memory, or a sequence at fault: the step itself says so when its turn comes
             return
         self._guess = _Guess(following, computed)
 

@@ -230,7 +230,9 @@ def test_ctrl_c_leaves_the_output_whole_and_a_second_run_collects(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_submit_cancels_the_job(worker: FakeWorker, redis_url: str, number: signal.Signals) -> None:
+    inherited = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and submit leaves it so
     process = start("submit", "hello", url=redis_url)
+    signal.signal(number, inherited)
     held = worker.claim().begin()
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
