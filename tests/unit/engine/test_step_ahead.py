@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,8 +28,8 @@ from tests.fakes.tiny_models import make_tiny_model
 speed_up_interpreter()
 
 KINDS: list[dict[str, Any]] = [
-    {"logprobs": 2},
     {},
+    {"logprobs": 2},
     {"repetition_penalty": 1.3, "presence_penalty": 0.5, "logit_bias": ((5, 3.0),), "min_tokens": 2},
     {"grammar": GrammarSpec("regex", "(ab|cd|[x-z]){3,30}")},
     {"grammar": GrammarSpec("regex", "[0-9a-f]{4,40}"), "temperature": 1.1, "top_p": 0.9},
@@ -224,8 +225,8 @@ def test_a_model_gives_the_same_tokens_ahead_and_launches_each_step_before_the_o
     (tokens, logprobs), (tokens_ahead, logprobs_ahead) = [_run_model(folder, a, kinds) for a in ("torch", "triton")]
     assert tokens_ahead == tokens
     assert logprobs_ahead == pytest.approx(logprobs, abs=1e-4)  # float32, added up in another order
-    # Where three run, the third waits for the second's prompt: then there is a step for which none is guessed.
-    assert len(is_next_launched) >= 10 and is_next_launched.count(False) == len(kinds[1:2])
+    # Where three run, one may wait for the tokens of the step after another's prompt: then none is guessed.
+    assert len(is_next_launched) >= 10 and is_next_launched.count(False) <= 2 * (len(kinds) > 1)
 
 
 def _log_reads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
@@ -240,24 +241,24 @@ def _log_reads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     def log_read(tokens: DeviceTokens, inputs: BatchInputs) -> Any:
         reading = start_reading(tokens, inputs)
-        return lambda: (is_next_launched.extend(a._guess is not None for a in ahead), reading())[1]
+
+        def read() -> Any:
+            is_next_launched.extend(one._guess is not None for one in ahead)
+            return reading()
+
+        return read
 
     monkeypatch.setattr(StepAhead, "launch", note_launch)
     monkeypatch.setattr(DeviceTokens, "start_reading", log_read)
     return is_next_launched
 
 
-class _ReplayedCall:
-    """A graph that calls what it captured."""
-
-    def __init__(self, run: Any) -> None:
-        self.replay = run
-
-
 def _replayed_steps(config: EngineConfig, model: Any) -> GraphedSteps | None:
-    if not model.uses_triton:
-        return None
-    return GraphedSteps(model, max_num_seqs=config.max_num_seqs, make_capture=lambda: _ReplayedCall)
+    """Graphs that call what they captured."""
+    made = GraphedSteps(
+        model, max_num_seqs=config.max_num_seqs, make_capture=lambda: lambda run: SimpleNamespace(replay=run)
+    )
+    return made if model.uses_triton else None
 
 
 def _run_model(folder: Path, attention: str, kinds: list[dict[str, Any]]) -> tuple[dict[int, list[int]], list[float]]:
@@ -274,18 +275,26 @@ def _run_model(folder: Path, attention: str, kinds: list[dict[str, Any]]) -> tup
     )
     core = EngineCore(config)
     assert core.info.runs_ahead == (attention == "triton")
+    tokens: dict[int, list[int]] = {}
+    logprobs: dict[int, list[float]] = {}
+
+    def step() -> None:
+        output = core.step()
+        assert not output.errors and not output.grammar_errors
+        for sequence_id, token_id in zip(output.sequence_ids.tolist(), output.token_ids.tolist(), strict=True):
+            tokens.setdefault(sequence_id, []).append(token_id)
+        if output.logprobs is not None:
+            ids = output.sequence_ids[output.logprobs.rows].tolist()
+            for sequence_id, logprob in zip(ids, output.logprobs.logprobs.tolist(), strict=True):
+                logprobs.setdefault(sequence_id, []).append(logprob)
+
     prompts = [[20, 21, 22], list(range(30, 49)), [99], [30, 31], [7, 8], [9]]
     for i, prompt in enumerate(prompts[: max(4, len(kinds))]):
         options = {"temperature": 0.9 * (i % 2)} | kinds[i % len(kinds)]
         params = SamplingParams(max_tokens=3 + i, seed=i, ignore_eos=True, **options)
         core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=params))
-    tokens: dict[int, list[int]] = {i: [] for i in range(len(prompts))}
-    logprobs: list[float] = []
+        if i == 0:  # the others join while it goes on
+            step()
     while core.has_work():
-        step = core.step()
-        assert not step.errors and not step.grammar_errors
-        for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
-            tokens[sequence_id].append(token_id)
-        if step.logprobs is not None:
-            logprobs += step.logprobs.logprobs.tolist() + step.logprobs.top_logprobs.reshape(-1).tolist()
-    return tokens, logprobs
+        step()
+    return tokens, [logprob for _, some in sorted(logprobs.items()) for logprob in some]
