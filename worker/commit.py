@@ -19,7 +19,7 @@ from producer.contract import ErrorCode, ErrorInfo, Result, keys
 from worker.background import BackgroundThreads
 from worker.errors import LeaseLostError
 from worker.fence import FencedRedis
-from worker.redis_client import REDIS_AWAY
+from worker.redis_client import REDIS_AWAY, which_exist
 from worker.rq_bridge import Outcomes, calls_back, dependents_key, has_extras
 from worker.running_job import RunningJob
 from worker.scripts import RECORD_TTL_SECONDS
@@ -167,12 +167,8 @@ class Committer:
         if not names:
             return []
         pipe.watch(*names)  # type: ignore[no-untyped-call]
-        if not pipe.exists(*names):
-            return []
-        with self._client.pipeline(transaction=False) as look:
-            for name in names:
-                look.exists(name)
-            return [job for job, is_awaited in zip(jobs, look.execute(), strict=True) if is_awaited]
+        existing = which_exist(self._client, names)
+        return [job for job, name in zip(jobs, names, strict=True) if name in existing]
 
     def _add(self, pipe: Pipeline, job: RunningJob) -> None:
         assert job.result is not None

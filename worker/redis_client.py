@@ -3,7 +3,7 @@
 No command is retried by the client: a lost reply may hide a write that happened. Who can repeat a write safely does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,16 @@ def connect(url: str) -> redis.Redis:
     sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
     master: redis.Redis = sentinel.master_for(behind.service, parser_class=ReplyParser, **behind.options)
     return master
+
+
+def which_exist(client: redis.Redis, names: Sequence[str]) -> set[str]:
+    """Which of these keys there are: mostly none, which one command says, and never more than two round trips."""
+    if not names or not client.exists(*names):
+        return set()
+    with client.pipeline(transaction=False) as look:
+        for name in names:
+            look.exists(name)
+        return {name for name, exists in zip(names, look.execute(), strict=True) if exists}
 
 
 def open_connection(client: redis.Redis) -> AbstractConnection:

@@ -24,6 +24,7 @@ from rq.utils import utcformat
 from producer.contract.keys import FAILURE_TTL_SECONDS, RESULT_TTL_SECONDS
 from worker.claim import Claim
 from worker.fence import FencedRedis
+from worker.redis_client import which_exist
 from worker.rq_bridge.bridge import RQ_PREFIX, RqBridge
 from worker.rq_bridge.held_job import JobReader
 from worker.running_job import RunningJob
@@ -123,17 +124,13 @@ class Outcomes:
 
     def enqueue_ready(self, tenant_queues: Sequence[str] = ()) -> None:
         """Enqueue dependents that a commit made ready and nobody has enqueued, of the worker's queues and of these.
-        They may be thousands, and hardly ever is there one: a look at all of them is one round trip."""
-        names = list(dict.fromkeys([*list(self._queues), *tenant_queues]))
-        registries = [ReadyJobRegistry.key_template.format(name) for name in names]
-        if not self._connection.exists(*registries):
-            return
-        with self._connection.pipeline(transaction=False) as look:
-            for registry in registries:
-                look.exists(registry)
-            for name, has_any in zip(names, look.execute(), strict=True):
-                if has_any:
-                    self._queue(name).ready_job_registry.cleanup()
+        They may be thousands, and hardly ever is there one."""
+        names = dict.fromkeys([*list(self._queues), *tenant_queues])
+        registries = {ReadyJobRegistry.key_template.format(name): name for name in names}
+        existing = which_exist(self._connection, list(registries))
+        for registry, name in registries.items():
+            if registry in existing:
+                self._queue(name).ready_job_registry.cleanup()
 
     def handle_success(self, running: RunningJob, connection: FencedRedis) -> None:
         """Raises what the commit raises. A success callback that fails does not undo the stored outcome."""
