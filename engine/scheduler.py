@@ -83,12 +83,14 @@ class Scheduler:
         draft = StepDraft(budget=self._budget - max(len(decodes), foreseen.num_decodes))
         for sequence in self._by_urgency(first=foreseen.prefilling):
             self._plan_chunk(draft, sequence)
-        has_more = not ran_short and self._admit_waiting(draft)
+        if not ran_short:
+            self._admit_waiting(draft)
         if not draft.slots and not len(decodes):
             assert not len(self._waiting), "sequences wait and none can run"
             return None
         plan = draft.mixed_plan(self._slots) if draft.slots else self._decode_plan()
         if self._forecaster is not None:
+            has_more = not ran_short and self._waits_for_tokens(draft)
             self._foreseen = self._forecaster.foresee(plan, self._by_urgency(), budget=self._budget, has_more=has_more)
         return plan
 
@@ -130,19 +132,27 @@ class Scheduler:
             if not head.is_before(victim):  # blocks that others share too did not come free
                 return None
             self.preempt(self._slot_of(victim))
+            hits = self._kv.match(head)  # with prefix caching off some may be gone with the victim
         return hits
 
-    def _admit_waiting(self, draft: StepDraft) -> bool:
-        """Whether somebody is left who fits, but for the tokens of the step."""
-        while self._slots.num_free and (head := self._waiting.head()) is not None:
+    def _admit_waiting(self, draft: StepDraft) -> None:
+        """Admit from the head of the line for as long as the step has tokens and the head fits."""
+        while draft.budget > 0 and (head := self._waiting_head()) is not None:
             hits = self._kv.match(head)
-            if self._waits_for_sibling(head) or not self._fits(head, hits):
-                return False
-            if draft.budget <= 0:
-                return True
+            if not self._fits(head, hits):
+                return
             draft.newcomers.append(self._admit(head, hits))
             self._plan_chunk(draft, head)
-        return False
+
+    def _waits_for_tokens(self, draft: StepDraft) -> bool:
+        """Whether the head of the line would have been admitted, had the step had tokens left."""
+        head = self._waiting_head() if draft.budget <= 0 else None
+        return head is not None and self._fits(head, self._kv.match(head))
+
+    def _waiting_head(self) -> Sequence | None:
+        """Who is next for a free slot; None if there is none, or if he is to wait for his sibling."""
+        head = self._waiting.head() if self._slots.num_free else None
+        return None if head is None or self._waits_for_sibling(head) else head
 
     def _fits(self, sequence: Sequence, hits: list[int]) -> bool:
         """Whether there is a slot, and blocks beyond the reserve."""

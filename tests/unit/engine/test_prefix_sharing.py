@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from engine.waiting_queue import MAX_OVERTAKINGS
 from tests.fakes.core_driver import CoreDriver
 from tests.fakes.fake_runner import FakeRunner, undisturbed_output
 
@@ -151,3 +152,21 @@ def test_choices_go_on_when_the_one_they_share_with_fails_or_is_aborted() -> Non
     driver.run()
     for choice, sequence_id in ((1, second), (2, third)):
         assert driver.outputs[sequence_id] == undisturbed_output(runner.info, prompt, max_tokens=6, choice=choice)
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_a_choice_that_takes_the_place_of_the_one_it_shares_with_computes_its_prompt_itself(
+    prefix_caching: bool,
+) -> None:
+    runner = FakeRunner(block_size=4)
+    driver = CoreDriver(runner, prefix_caching=prefix_caching, max_num_seqs=2)
+    prompt = list(range(13))
+    driver.add([1], max_tokens=1)
+    choices = add_choices(driver, prompt, 2, max_tokens=40, priority=1)
+    for num_overtakings in range(MAX_OVERTAKINGS):
+        driver.step()
+        driver.add([num_overtakings], max_tokens=1 if num_overtakings < MAX_OVERTAKINGS - 1 else 40)
+    driver.run()
+    assert driver.core.get_stats().num_preemptions > 0
+    for choice, sequence_id in enumerate(choices):
+        assert driver.outputs[sequence_id] == undisturbed_output(runner.info, prompt, max_tokens=40, choice=choice)
