@@ -5,27 +5,23 @@ Owns the loaded model and the cache's size. Knows nothing of sequences.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.base import AttentionBatch
 from engine.config import EngineConfig
 from engine.messages import EngineInfo
 from engine.model.loader import LoadedModel, load_model
 from engine.runner.batch_inputs import BatchInputs
-from engine.runner.cuda_graphs import CudaCapture, GraphedSteps
 from engine.runner.device_errors import device_errors
 from engine.runner.memory import choose_num_blocks, largest_step
 from engine.runner.step_ahead import StepAhead, Taken
 from engine.runner.step_budget import measure_step_tokens
+from engine.runner.step_forwards import StepForwards
 from engine.runner.step_sampler import DeviceTokens, StepLogits, StepSampler
 from engine.runner.thread_governor import ThreadGovernor
 from engine.runner.transfer import HostToDevice
 from engine.sampler import create_sampler
 from engine.step_plan import SampledTokens
-
-_NOTHING = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,10 +41,11 @@ class ModelRunner:
         self._to_device = HostToDevice(self._model.device)
         sampler = create_sampler(self._model.device, self._model.cache_dir, uses_triton=self._model.uses_triton)
         self._sampler = StepSampler(sampler, self._to_device)
-        self._graphs = _graphed_steps(config, self._model)
+        self._forwards = StepForwards(config, self._model, self._to_device)
         self._ahead = StepAhead(self._compute_ahead) if self._runs_ahead() else None
-        measure = self._graphs.measure if self._graphs is not None else None
-        num_blocks = choose_num_blocks(config, self._model, lambda: self._run_largest_step(config), measure)
+        num_blocks = choose_num_blocks(
+            config, self._model, lambda: self._run_largest_step(config), self._forwards.measure_graphs
+        )
         self._model.allocate_kv_cache(num_blocks)
         is_measured = self._ahead is not None and config.max_num_tokens is None
         step_tokens = measure_step_tokens(config, self._model, num_blocks, self._run_to_end) if is_measured else None
@@ -78,11 +75,11 @@ class ModelRunner:
             return sampled
 
     def _compute(self, inputs: BatchInputs) -> DeviceTokens:
-        return self._sampler.sample(inputs, self._forward(inputs))
+        return self._sampler.sample(inputs, self._forwards.run(inputs))
 
     def _compute_ahead(self, inputs: BatchInputs, token_ids: Tensor) -> _StepAhead:
         """What takes more than logits is sampled when its plan is there, while the device computes."""
-        step = self._forward(inputs, token_ids)
+        step = self._forwards.run(inputs, token_ids)
         return _StepAhead(
             step.logits, self._sampler.sample(inputs, step).token_ids if inputs.sampling.is_plain else None
         )
@@ -99,59 +96,15 @@ class ModelRunner:
             parts, num_taken = logits, len(logits)
             logits = parts.new_empty((len(inputs.logits_indices), parts.shape[1]))
             logits[:num_taken] = parts  # the rest's logits may take their place
-            logits[num_taken:] = self._forward(rest).logits
+            logits[num_taken:] = self._forwards.run(rest).logits
         positions = self._to_device.send(inputs.sampled_positions)[0]
         return self._sampler.sample(inputs, StepLogits(logits, positions))
-
-    def _forward(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> StepLogits:
-        """token_ids: int64 on the device, in place of the inputs' first ones."""
-        if self._graphs is not None and (graphed := self._graphs.run(inputs, token_ids)) is not None:
-            return StepLogits(*graphed)
-        return self._forward_eagerly(inputs, token_ids)
-
-    def _forward_eagerly(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> StepLogits:
-        scored = inputs.scored
-        num_sampled = len(inputs.logits_indices)
-        logits_indices = inputs.logits_indices
-        if scored is not None:
-            logits_indices = np.concatenate((logits_indices, scored.logits_indices))
-        elif not num_sampled:  # a model gives at least one row of logits; nobody reads this one
-            logits_indices = np.array([inputs.num_tokens - 1], np.int64)
-        input_ids, position_ids, logits_rows, sampled_positions, scored_ids, *batch = self._to_device.send(
-            inputs.input_ids,
-            inputs.position_ids,
-            logits_indices,
-            inputs.sampled_positions,
-            scored.token_ids if scored is not None else _NOTHING,
-            inputs.slot_mapping,
-            inputs.query_start,
-            inputs.context_lens,
-            inputs.block_tables,
-        )
-        slot_mapping, query_start, context_lens, block_tables = batch
-        self._model.context.batch = AttentionBatch(
-            query_start=query_start,
-            context_lens=context_lens,
-            block_tables=block_tables,
-            slot_mapping=slot_mapping,
-            num_seqs=inputs.num_seqs,
-            num_tokens=inputs.num_tokens,
-            max_query_len=inputs.max_query_len,
-            max_context_len=inputs.max_context_len,
-            num_decodes=inputs.num_decodes,
-        )
-        if token_ids is not None:
-            input_ids = torch.cat((token_ids, input_ids[len(token_ids) :]))
-        logits = self._model.forward(input_ids, position_ids, logits_rows)
-        if scored is not None:
-            return StepLogits(logits, sampled_positions, scored_ids)
-        return StepLogits(logits[:num_sampled], sampled_positions)
 
     @torch.inference_mode()
     def _run_largest_step(self, config: EngineConfig) -> None:
         """Prefill `max_num_tokens` tokens and sample `max_num_seqs`, all of it in the cache's first block."""
         inputs = largest_step(config, self._model.max_model_len)
-        self._sampler.sample(inputs, self._forward_eagerly(inputs))
+        self._sampler.sample(inputs, self._forwards.run_eagerly(inputs))
         torch.cuda.synchronize(self._model.device)
 
     @torch.inference_mode()
@@ -180,13 +133,6 @@ class ModelRunner:
     def _runs_ahead(self) -> bool:
         """Where launching is apart from computing, and nothing in a step waits for the device."""
         return self._model.device.type == "cuda" and self._model.uses_triton
-
-
-def _graphed_steps(config: EngineConfig, model: LoadedModel) -> GraphedSteps | None:
-    """None where kernels are launched one by one: the host's time counts on CUDA alone, and torch's attention waits."""
-    if not config.cuda_graphs or model.device.type != "cuda" or not model.uses_triton:
-        return None
-    return GraphedSteps(model, max_num_seqs=config.max_num_seqs, make_capture=CudaCapture)
 
 
 def _thread_governor(config: EngineConfig, device: torch.device) -> ThreadGovernor | None:

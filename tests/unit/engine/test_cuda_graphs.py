@@ -12,7 +12,7 @@ import triton
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
-from engine.runner import cuda_graphs, model_runner, step_shapes
+from engine.runner import cuda_graphs, step_forwards, step_shapes
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.cuda_graphs import CudaCapture, GraphedSteps
 from engine.runner.memory import largest_step
@@ -114,7 +114,7 @@ def graphed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tiles: None) 
         made.append(GraphedSteps(model, max_num_seqs=config.max_num_seqs, make_capture=lambda: ReplayedCall))
         return made[-1] if config.cuda_graphs else None
 
-    monkeypatch.setattr(model_runner, "_graphed_steps", make)
+    monkeypatch.setattr(step_forwards, "_graphed_steps", make)
     return make_tiny_model("llama", tmp_path), made
 
 

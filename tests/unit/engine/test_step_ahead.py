@@ -12,7 +12,7 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.grammar_spec import GrammarSpec
 from engine.messages import AddSequence
-from engine.runner import model_runner, step_shapes
+from engine.runner import step_forwards, step_shapes
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.cuda_graphs import GraphedSteps
 from engine.runner.model_runner import ModelRunner
@@ -219,7 +219,7 @@ def test_a_model_gives_the_same_tokens_ahead_and_launches_each_step_before_the_o
     for name in ("_MIXED_STEP", "_MIN_MIXED_SEQS"):
         monkeypatch.setattr(step_shapes, name, 4)
     monkeypatch.setattr(step_shapes, "_MIN_BLOCKS", 2)
-    monkeypatch.setattr(model_runner, "_graphed_steps", _replayed_steps)
+    monkeypatch.setattr(step_forwards, "_graphed_steps", _replayed_steps)
     monkeypatch.setattr(ModelRunner, "_runs_ahead", lambda self: self._model.uses_triton)
     is_next_launched = _log_reads(monkeypatch)
     (tokens, logprobs), (tokens_ahead, logprobs_ahead) = [_run_model(folder, a, kinds) for a in ("torch", "triton")]
