@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import print_and_keep
-from engine.attention.base import AttentionBatch
+from engine.attention.base import AttentionBatch, AttentionRules
 from engine.attention.native import NativeAttention
 from engine.attention.torch_backend import TorchAttention
 from engine.model.locate import default_cache_dir
@@ -70,10 +70,10 @@ def measure(case: str, dtype_name: str, parts: list[tuple[int, int]], rounds: in
     q = torch.randn(batch.num_tokens, NUM_HEADS, HEAD_DIM).to(dtype)
     k, v = (torch.randn(batch.num_tokens, NUM_KV_HEADS, HEAD_DIM).to(dtype) for _ in range(2))
     native, twin = NativeAttention(default_cache_dir() / "kernels"), TorchAttention()
-    rules = {"scaling": HEAD_DIM**-0.5, "sliding_window": None, "softcap": None, "sinks": None}
+    rules = AttentionRules(HEAD_DIM**-0.5)
     runs: dict[str, Callable[[Tensor], Tensor]] = {
-        "native": lambda layer: native.forward(q, k, v, layer, batch, **rules),  # type: ignore[arg-type]
-        "torch": lambda layer: twin.forward(q, k, v, layer, batch, **rules),  # type: ignore[arg-type]
+        "native": lambda layer: native.forward(q, k, v, layer, batch, rules),
+        "torch": lambda layer: twin.forward(q, k, v, layer, batch, rules),
         "sdpa": lambda layer: sdpa(q, k, v, layer, batch),
     }
     times = time_in_turn(runs, cache, rounds)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from benchmarks.gpu_models import ModelSize
-from engine.attention.base import PageSlots
+from engine.attention.base import AttentionRules, PageSlots
 from engine.attention.triton_backend import TritonAttention
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -73,8 +73,7 @@ def _attention(size: ModelSize, device: torch.device, dtype: torch.dtype, seed: 
         dtype=dtype,
         seed=seed,
     )
-    rules = {"scaling": size.head_dim**-0.5, "sliding_window": longest // 2, "softcap": 20.0}
-    rules["sinks"] = torch.linspace(-1, 3, size.heads)
+    rules = AttentionRules(size.head_dim**-0.5, longest // 2, softcap=20.0, sinks=torch.linspace(-1, 3, size.heads))
     cut = rng.randint(1, 15)
     lengths = [len(sequence.q) for sequence in world.sequences]
     steps = [
@@ -82,8 +81,8 @@ def _attention(size: ModelSize, device: torch.device, dtype: torch.dtype, seed: 
         [(1, 16, 17), (0, 0, 1), (3, longest - cut, longest - 1), (2, 0, lengths[2] - 1)],
         [(2, lengths[2] - 1, lengths[2]), (3, longest - 1, longest)],
     ]
-    outputs = world.run(OnKernelDevice(TritonAttention()), steps, **rules)
-    expected = [dense_attention(sequence, **rules) for sequence in world.sequences]  # type: ignore[arg-type]
+    outputs = world.run(OnKernelDevice(TritonAttention()), steps, rules)
+    expected = [dense_attention(sequence, rules) for sequence in world.sequences]
     return _close(torch.cat(outputs), torch.cat(expected), dtype)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks.attention_cpu import build_batch
 from benchmarks.gpu_models import DeviceLimits, ModelSize
 from benchmarks.gpu_timer import Timer
-from engine.attention.base import AttentionBatch, PageSlots
+from engine.attention.base import AttentionBatch, AttentionRules, PageSlots
 from engine.attention.triton_backend import TritonAttention
 from engine.model.norm_rule import NormRule
 from engine.model.triton_rows import TritonRows
@@ -78,11 +78,10 @@ def _attention_seconds(size: ModelSize, timer: Timer, parts: list[tuple[int, int
     num_sets = timer.num_sets(sum(context for _, context in parts) * size.kv_bytes // size.layers)
     pages = _draw(timer, num_sets, 2, num_blocks, 16, size.kv_heads, size.head_dim)
     q = _draw(timer, batch.num_tokens, size.heads, size.head_dim)
-    backend, rules = TritonAttention(), {"sliding_window": None, "softcap": None, "sinks": None}
-    scaling = size.head_dim**-0.5
+    backend, rules = TritonAttention(), AttentionRules(size.head_dim**-0.5)
 
     def attend(i: int) -> Tensor:
-        return backend.attend(q, pages[i], moved, scaling=scaling, **rules)  # type: ignore[arg-type]
+        return backend.attend(q, pages[i], moved, rules)
 
     return timer.seconds(attend, num_sets)
 

@@ -27,6 +27,16 @@ class AttentionBatch:
     is_open: bool = False  # of a CUDA graph: how many tokens each sequence has is known on the device alone
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionRules:
+    """What an attention layer asks of its scores, the same in every step."""
+
+    scaling: float  # of q · k
+    sliding_window: int | None = None  # a key is seen by a query at most one less than so many positions after it
+    softcap: float | None = None  # scores are bounded by `softcap * tanh(score / softcap)`
+    sinks: Tensor | None = None  # [num_heads], join each row's softmax without a value
+
+
 class AttentionBackend(Protocol):
     """Writes a step's keys and values into the pages, then attends over the pages.
 
@@ -40,25 +50,13 @@ class AttentionBackend(Protocol):
     build: str  # names what the bits of a result depend on besides the inputs: equal builds, equal arithmetic
 
     def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        kv_cache_layer: Tensor,
-        batch: AttentionBatch,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
+        self, q: Tensor, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules
     ) -> Tensor:
         """Return `[num_tokens, num_heads, head_dim]`, contiguous, in q's dtype. Mutates `kv_cache_layer`.
 
         q: `[num_tokens, num_heads, head_dim]`; k, v: `[num_tokens, num_kv_heads, head_dim]`, any strides.
         kv_cache_layer: `[2, num_blocks, block_size, num_kv_heads, head_dim]`, in q's dtype or in a shorter one; how a
         block's elements lie in their memory is the backend's own affair, since it alone reads what it wrote.
-        A key is seen by a query at most `sliding_window - 1` positions after it; `softcap` bounds the scores by
-        `softcap * tanh(score / softcap)`; `sinks` `[num_heads]` join each row's softmax without a value.
         """
         ...
 
@@ -67,17 +65,7 @@ class AttentionBackend(Protocol):
 class PagedBackend(AttentionBackend, Protocol):
     """A backend that also attends to pages into which another kernel wrote the step's keys and values."""
 
-    def attend(
-        self,
-        q: Tensor,
-        kv_cache_layer: Tensor,
-        batch: AttentionBatch,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
-    ) -> Tensor:
+    def attend(self, q: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules) -> Tensor:
         """`forward` without the writing."""
         ...
 

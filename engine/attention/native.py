@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.attention.base import AttentionBatch
+from engine.attention.base import AttentionBatch, AttentionRules
 from engine.kernels.build import build_library, load_library
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -34,23 +34,12 @@ class NativeAttention:
         self._attend = library.promptmill_attention
 
     def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        kv_cache_layer: Tensor,
-        batch: AttentionBatch,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
+        self, q: Tensor, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules
     ) -> Tensor:
         """See `AttentionBackend.forward`."""
         q, k, v = _with_dense_rows(q, q.dtype), _with_dense_rows(k, q.dtype), _with_dense_rows(v, q.dtype)
         output = torch.empty(q.shape, dtype=q.dtype)
-        if sinks is not None:
-            sinks = sinks.detach().float().contiguous()
+        sinks = None if rules.sinks is None else rules.sinks.detach().float().contiguous()
         _, _, block_size, num_kv_heads, head_dim = kv_cache_layer.shape
         keys = kv_cache_layer.data_ptr()
         arguments = _ARGUMENTS.pack(
@@ -72,12 +61,12 @@ class NativeAttention:
             num_kv_heads,
             head_dim,
             block_size,
-            sliding_window or 0,
+            rules.sliding_window or 0,
             torch.get_num_threads(),
             _FORMATS[q.dtype],
             _FORMATS[kv_cache_layer.dtype],
-            scaling,
-            softcap or 0.0,
+            rules.scaling,
+            rules.softcap or 0.0,
         )
         if self._attend(arguments) != 0:
             raise MemoryError("the attention kernel could not allocate its scratch memory")

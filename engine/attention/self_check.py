@@ -7,7 +7,7 @@ decode against the same row of a prefill, bit for bit.
 import torch
 from torch import Tensor
 
-from engine.attention.base import AttentionBackend, AttentionBatch
+from engine.attention.base import AttentionBackend, AttentionBatch, AttentionRules
 from engine.attention.torch_backend import TorchAttention
 from engine.kernels.threads import one_thread
 
@@ -66,10 +66,7 @@ def _run(
         *inputs,
         cache,
         _batch(lengths, query_lens),
-        scaling=0.2,
-        sliding_window=40 if has_rules else None,
-        softcap=3.0 if has_rules else None,
-        sinks=torch.linspace(-1, 1, _NUM_HEADS) if has_rules else None,
+        AttentionRules(0.2, 40, 3.0, torch.linspace(-1, 1, _NUM_HEADS)) if has_rules else AttentionRules(0.2),
     )
 
 

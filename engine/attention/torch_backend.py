@@ -19,21 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.attention.base import AttentionBatch
+from engine.attention.base import AttentionBatch, AttentionRules
 
 CHUNK_SIZE = 256  # keys; part of the arithmetic: another size gives other bits
 _MAX_TILE_TOKENS = 256  # query tokens of one prefill tile: bounds the scratch memory, does not touch the arithmetic
 _MIN_ROWS = 2  # a product with one row takes another path in the matrix library
-
-
-@dataclass(slots=True)
-class _Rules:
-    """What a layer asks of its scores."""
-
-    scaling: float
-    sliding_window: int | None
-    softcap: float | None
-    sinks: Tensor | None  # float32 [num_kv_heads, group]
 
 
 class TorchAttention:
@@ -44,29 +34,14 @@ class TorchAttention:
     build = "torch 1"
 
     def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        kv_cache_layer: Tensor,
-        batch: AttentionBatch,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
+        self, q: Tensor, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules
     ) -> Tensor:
         """See `AttentionBackend.forward`."""
         keys, values = kv_cache_layer.flatten(1, 2).unbind(0)  # [num_slots, num_kv_heads, head_dim]
         keys.index_copy_(0, batch.slot_mapping, _narrowed(k, keys.dtype))
         values.index_copy_(0, batch.slot_mapping, _narrowed(v, values.dtype))
         num_kv_heads = keys.shape[1]
-        grouped_q = q.reshape(
-            len(q), num_kv_heads, -1, q.shape[-1]
-        ).float()  # [num_tokens, num_kv_heads, group, head_dim]
-        if sinks is not None:
-            sinks = sinks.float().view(num_kv_heads, -1)
-        rules = _Rules(scaling, sliding_window, softcap, sinks)
+        grouped_q = q.reshape(len(q), num_kv_heads, -1, q.shape[-1]).float()  # [num_tokens, num_kv_heads, group, dim]
         pages = _Pages(keys, values, batch.block_tables.long(), block_size=kv_cache_layer.shape[2])
         output = torch.empty_like(grouped_q)
         for tokens, sequences, positions in _tiles(batch):
@@ -126,7 +101,7 @@ def _tiles(batch: AttentionBatch) -> list[tuple[Tensor, Tensor, Tensor]]:
     return tiles
 
 
-def _attend(q: Tensor, pages: _Pages, sequences: Tensor, positions: Tensor, rules: _Rules) -> Tensor:
+def _attend(q: Tensor, pages: _Pages, sequences: Tensor, positions: Tensor, rules: AttentionRules) -> Tensor:
     """Attention of one tile. q: float32 `[num_tokens, num_kv_heads, group, head_dim]`; returns the same shape."""
     group = q.shape[2]
     if group < _MIN_ROWS:
@@ -136,7 +111,7 @@ def _attend(q: Tensor, pages: _Pages, sequences: Tensor, positions: Tensor, rule
         maximum = q.new_full((*rows, 1), float("-inf"))
         total = q.new_zeros((*rows, 1))
     else:
-        maximum = rules.sinks[None, :, :, None].expand(*rows, 1)
+        maximum = rules.sinks.float().view(1, q.shape[1], group, 1).expand(*rows, 1)
         total = q.new_ones((*rows, 1))
     output = torch.zeros_like(q)
     last = int(positions.max())
@@ -150,7 +125,7 @@ def _attend(q: Tensor, pages: _Pages, sequences: Tensor, positions: Tensor, rule
 
 
 def _attend_chunk(
-    q: Tensor, pages: _Pages, sequences: Tensor, positions: Tensor, start: int, rules: _Rules
+    q: Tensor, pages: _Pages, sequences: Tensor, positions: Tensor, start: int, rules: AttentionRules
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Maximum, sum of exponentials and weighted values of the keys from `start` on; -inf, 0, 0 where none is seen."""
     key_positions = torch.arange(start, start + CHUNK_SIZE, device=q.device)

@@ -7,14 +7,14 @@ has the same bits in either; else a prefill takes a larger tile and all keys as 
 sequences are smaller, which is faster and gives other last bits.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from engine.attention.base import AttentionBatch
+from engine.attention.base import AttentionBatch, AttentionRules
 from engine.kernels.triton.attention import decode_kernel, merge_kernel, prefill_kernel
 from engine.kernels.triton.kv_write import write_kernel
 
@@ -31,16 +31,6 @@ _PREFILL_ROWS = 64
 _DECODE_STAGES = 5
 
 
-@dataclass(frozen=True, slots=True)
-class _Rules:
-    """What a layer asks of its scores."""
-
-    scaling: float
-    sliding_window: int | None
-    softcap: float | None  # None, or positive
-    sinks: Tensor | None  # float32 [num_heads]
-
-
 class TritonAttention:
     """`AttentionBackend` for float32, bfloat16 and float16 on CUDA; on a CPU under Triton's interpreter."""
 
@@ -51,23 +41,11 @@ class TritonAttention:
         self.build = f"triton {triton.__version__} split {SPLIT}" + (" one tile" if deterministic else "")
 
     def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        kv_cache_layer: Tensor,
-        batch: AttentionBatch,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
+        self, q: Tensor, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules
     ) -> Tensor:
         """See `AttentionBackend.forward`."""
         self.write(k, v, kv_cache_layer, batch)
-        return self.attend(
-            q, kv_cache_layer, batch, scaling=scaling, sliding_window=sliding_window, softcap=softcap, sinks=sinks
-        )
+        return self.attend(q, kv_cache_layer, batch, rules)
 
     def write(self, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch) -> None:
         """Put keys and values `[num_tokens, num_kv_heads, head_dim]` into their slots; negative ones are padding."""
@@ -89,17 +67,7 @@ class TritonAttention:
             BLOCK=triton.next_power_of_2(size),
         )
 
-    def attend(
-        self,
-        q: Tensor,
-        kv_cache_layer: Tensor,
-        batch: AttentionBatch,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
-    ) -> Tensor:
+    def attend(self, q: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules) -> Tensor:
         """`forward` over pages that hold the step's keys and values already."""
         keys = kv_cache_layer[0]
         _check_pages(keys)
@@ -108,9 +76,8 @@ class TritonAttention:
         if q.stride(2) != 1:
             q = q.contiguous()
         assert q.shape[1] % keys.shape[2] == 0 and q.shape[2] == keys.shape[3], "q fits the cache"
-        rules = _Rules(
-            scaling, sliding_window, softcap or None, None if sinks is None else sinks.detach().float().contiguous()
-        )
+        sinks = None if rules.sinks is None else rules.sinks.detach().float().contiguous()
+        rules = replace(rules, softcap=rules.softcap or None, sinks=sinks)
         output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         num_decodes = batch.num_seqs if batch.max_query_len == 1 or batch.is_open else batch.num_decodes
         num_known = 0 if batch.is_open else num_decodes
@@ -121,7 +88,13 @@ class TritonAttention:
         return output
 
     def _prefill(
-        self, q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, first_sequence: int, rules: _Rules
+        self,
+        q: Tensor,
+        layer: Tensor,
+        output: Tensor,
+        batch: AttentionBatch,
+        first_sequence: int,
+        rules: AttentionRules,
     ) -> None:
         group = q.shape[1] // layer.shape[3]
         # In float32, which has no tensor cores, the registers of a large tile do not suffice by far.
@@ -153,7 +126,7 @@ class TritonAttention:
         )
 
     def _decode(
-        self, q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, num_decodes: int, rules: _Rules
+        self, q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, num_decodes: int, rules: AttentionRules
     ) -> None:
         num_heads, head_dim = q.shape[1:]
         num_kv_heads = layer.shape[3]
@@ -191,7 +164,7 @@ class TritonAttention:
             _merge(target, output, batch, rules, split=constants["SPLIT"])
 
 
-def _merge(parts: Tensor, output: Tensor, batch: AttentionBatch, rules: _Rules, *, split: int) -> None:
+def _merge(parts: Tensor, output: Tensor, batch: AttentionBatch, rules: AttentionRules, *, split: int) -> None:
     """parts: `[num_decodes, num_heads, num_splits, head_dim + 4]`, each of `split` keys."""
     num_decodes, num_heads, num_splits, _ = parts.shape
     head_dim = output.shape[2]
@@ -222,7 +195,7 @@ def choose_split(num_programs: int, max_context_len: int, *, least: int) -> int:
     return split
 
 
-def _constants(q: Tensor, layer: Tensor, rules: _Rules, num_rows: int, *, split: int) -> dict[str, Any]:
+def _constants(q: Tensor, layer: Tensor, rules: AttentionRules, num_rows: int, *, split: int) -> dict[str, Any]:
     _, _, block_size, num_kv_heads, head_dim = layer.shape
     padded_dim = _padded(head_dim)
     return {

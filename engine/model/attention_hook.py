@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from engine.attention.base import AttentionBatch, AttentionContext, PageSlots
+from engine.attention.base import AttentionBatch, AttentionContext, AttentionRules, PageSlots
 from engine.errors import ModelLoadError
 from engine.kernels.threads import one_thread
 
@@ -28,16 +28,6 @@ class AttentionShape:
     num_layers: int
     num_kv_heads: int
     head_dim: int
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionRules:
-    """What an attention module asks for in every call; see `AttentionBackend.forward`."""
-
-    scaling: float
-    sliding_window: int | None
-    softcap: float | None
-    sinks: Tensor | None
 
 
 class RowAttention(Protocol):
@@ -80,18 +70,7 @@ class AttentionLayer:
         num_rows, num_tokens = q.shape[0], batch.num_tokens
         if num_tokens < num_rows:
             q, k, v = q[:num_tokens], k[:num_tokens], v[:num_tokens]
-        output = self._context.backend.forward(
-            q,
-            k,
-            v,
-            pages,
-            batch,
-            scaling=rules.scaling,
-            sliding_window=rules.sliding_window,
-            softcap=rules.softcap,
-            sinks=rules.sinks,
-        )
-        return _padded(output, num_rows)
+        return _padded(self._context.backend.forward(q, k, v, pages, batch, rules), num_rows)
 
     def pages(self) -> PageSlots | None:
         """See `RowAttention.pages`."""
@@ -105,16 +84,7 @@ class AttentionLayer:
         backend = self._context.paged_backend
         assert backend is not None, "pages are given by a backend that attends to them"
         pages, batch = self._step()
-        output = backend.attend(
-            q[: batch.num_tokens],
-            pages,
-            batch,
-            scaling=rules.scaling,
-            sliding_window=rules.sliding_window,
-            softcap=rules.softcap,
-            sinks=rules.sinks,
-        )
-        return _padded(output, len(q))
+        return _padded(backend.attend(q[: batch.num_tokens], pages, batch, rules), len(q))
 
     def _step(self) -> tuple[Tensor, AttentionBatch]:
         """The layer's pages and the step in hand."""

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from engine.model.attention_hook import AttentionRules, RowAttention
+from engine.attention.base import AttentionRules
+from engine.model.attention_hook import RowAttention
 from engine.model.native_rows import NativeRows
 from engine.model.norm_rule import NormRule
 from engine.model.packed_linear import plain_weight

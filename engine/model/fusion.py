@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attention.base import PageSlots
+from engine.attention.base import AttentionRules, PageSlots
 from engine.kernels.build import KernelBuildError
 from engine.kernels.threads import one_thread
-from engine.model.attention_hook import AttentionRules, RowAttention, attention_of, attention_set_to
+from engine.model.attention_hook import RowAttention, attention_of, attention_set_to
 from engine.model.fused_modules import (
     FusedAttention,
     FusedMLP,

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from engine.attention.base import AttentionBackend, AttentionBatch
+from engine.attention.base import AttentionBackend, AttentionBatch, AttentionRules
 
 KERNEL_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -34,7 +34,7 @@ class OnKernelDevice:
         self.is_row_invariant = backend.is_row_invariant
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, **rules: object
+        self, q: Tensor, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules
     ) -> Tensor:
         """See `AttentionBackend.forward`."""
         moved = {
@@ -43,9 +43,9 @@ class OnKernelDevice:
             if isinstance(value := getattr(batch, field.name), Tensor)
         }
         pages = kv_cache_layer.to(KERNEL_DEVICE)
-        rules |= {name: rule.to(KERNEL_DEVICE) for name, rule in rules.items() if isinstance(rule, Tensor)}
+        rules = replace(rules, sinks=None if rules.sinks is None else rules.sinks.to(KERNEL_DEVICE))
         q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
-        output = self._backend.forward(q, k, v, pages, replace(batch, **moved), **rules)  # type: ignore[arg-type]
+        output = self._backend.forward(q, k, v, pages, replace(batch, **moved), rules)
         if pages is not kv_cache_layer:
             kv_cache_layer.copy_(pages)
         return output.cpu()

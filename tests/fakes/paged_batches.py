@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.attention.base import AttentionBackend, AttentionBatch
+from engine.attention.base import AttentionBackend, AttentionBatch, AttentionRules
 
 
 @dataclass(slots=True)
@@ -29,11 +29,11 @@ class PagedWorld:
     def build(
         cls,
         lengths: list[int],
-        *,
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
         block_size: int = 16,
+        *,
         dtype: torch.dtype = torch.float32,
         kv_dtype: torch.dtype | None = None,
         seed: int = 0,
@@ -84,48 +84,39 @@ class PagedWorld:
         )
         return q, k, v, batch
 
-    def run(self, backend: AttentionBackend, steps: list[list[tuple[int, int, int]]], **rules: object) -> list[Tensor]:
+    def run(
+        self, backend: AttentionBackend, steps: list[list[tuple[int, int, int]]], rules: AttentionRules | None = None
+    ) -> list[Tensor]:
         """Run the steps over a fresh copy of the cache; one `[length, num_heads, head_dim]` for each sequence."""
         cache = self.kv_cache.clone()
-        options = {"scaling": self.head_dim**-0.5, "sliding_window": None, "softcap": None, "sinks": None} | rules
+        rules = rules or AttentionRules(self.kv_cache.shape[-1] ** -0.5)
         outputs = [torch.full_like(sequence.q, float("nan")) for sequence in self.sequences]
         for parts in steps:
             q, k, v, batch = self.step(parts)
-            output = backend.forward(q, k, v, cache, batch, **options)  # type: ignore[arg-type]
+            output = backend.forward(q, k, v, cache, batch, rules)
             offset = 0
             for index, first, last in parts:
                 outputs[index][first:last] = output[offset : offset + last - first]
                 offset += last - first
         return outputs
 
-    @property
-    def head_dim(self) -> int:
-        return self.kv_cache.shape[-1]
 
-
-def dense_attention(
-    sequence: PagedSequence,
-    *,
-    scaling: float,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
+def dense_attention(sequence: PagedSequence, rules: AttentionRules) -> Tensor:
     """Attention by its definition, in float64, without pages. Returns `[num_tokens, num_heads, head_dim]`."""
     q, k, v = (x.double().transpose(0, 1) for x in (sequence.q, sequence.k, sequence.v))
     group = q.shape[0] // k.shape[0]
     k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
-    scores = q @ k.transpose(1, 2) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = q @ k.transpose(1, 2) * rules.scaling
+    if rules.softcap is not None:
+        scores = rules.softcap * torch.tanh(scores / rules.softcap)
     distance = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
     hidden = distance < 0
-    if sliding_window is not None:
-        hidden |= distance >= sliding_window
+    if rules.sliding_window is not None:
+        hidden |= distance >= rules.sliding_window
     scores = scores.masked_fill(hidden, float("-inf"))
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.double()[:, None, None].expand(-1, q.shape[1], 1)], dim=-1)
+    if rules.sinks is not None:
+        scores = torch.cat([scores, rules.sinks.double()[:, None, None].expand(-1, q.shape[1], 1)], dim=-1)
     weights = torch.softmax(scores, dim=-1)
-    if sinks is not None:
+    if rules.sinks is not None:
         weights = weights[..., :-1]
     return (weights @ v).transpose(0, 1)

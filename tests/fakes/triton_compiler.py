@@ -112,6 +112,7 @@ def _type(value: Any) -> str:
 
 def launch_every_kernel() -> None:
     """Launch all kernels as models of common shapes do."""
+    from engine.attention.base import AttentionRules
     from engine.attention.triton_backend import TritonAttention
     from tests.fakes.paged_batches import PagedWorld
 
@@ -119,14 +120,14 @@ def launch_every_kernel() -> None:
         world = PagedWorld.build(
             [600, 40], num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype
         )
-        rules: dict[str, Any] = {"scaling": 0.1, "sliding_window": None, "softcap": None, "sinks": None}
+        rules = AttentionRules(0.1)
         if head_dim != 128:
-            rules |= {"sliding_window": 100, "softcap": 20.0, "sinks": torch.zeros(num_heads)}
+            rules = AttentionRules(0.1, sliding_window=100, softcap=20.0, sinks=torch.zeros(num_heads))
         for parts in ([(0, 0, 599), (1, 0, 39)], [(0, 599, 600), (1, 39, 40)], [(0, 599, 600), (1, 0, 39)]):
             q, k, v, batch = world.step(parts)
             batch.is_open = batch.max_query_len > 1 and parts[0][1] > 0  # as a graph of mixed steps is
             for is_deterministic in (False, True):
-                TritonAttention(deterministic=is_deterministic).forward(q, k, v, world.kv_cache, batch, **rules)
+                TritonAttention(deterministic=is_deterministic).forward(q, k, v, world.kv_cache, batch, rules)
     for dtype in (torch.bfloat16, torch.float32):
         _launch_rows(dtype)
     _launch_sampler()

@@ -1,12 +1,13 @@
 """Every backend against attention's definition, and against itself under other batches, chunks and threads."""
 
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine.attention.base import AttentionBackend
+from engine.attention.base import AttentionBackend, AttentionRules
 from engine.attention.native import NativeAttention
 from engine.attention.select import select_backend
 from engine.attention.torch_backend import TorchAttention
@@ -15,8 +16,10 @@ from engine.kernels.build import KernelBuildError, build_library
 from engine.kernels.cpu_features import cpu_flags
 from tests.fakes.paged_batches import PagedWorld, dense_attention
 
-SHAPES = [
-    # num_heads, num_kv_heads, head_dim, block_size
+Shape: TypeAlias = tuple[int, int, int, int]
+"""num_heads, num_kv_heads, head_dim, block_size"""
+
+SHAPES: list[Shape] = [
     (9, 3, 64, 16),  # SmolLM2
     (4, 4, 8, 4),
     (8, 1, 80, 16),
@@ -56,15 +59,15 @@ def chunked(world: PagedWorld, size: int) -> list[list[tuple[int, int, int]]]:
     ]
 
 
-def rules_of(name: str, num_heads: int) -> dict[str, object]:
-    sinks = torch.linspace(-1, 3, num_heads)
+def rules_of(name: str, shape: Shape) -> AttentionRules:
+    sinks, scaling = torch.linspace(-1, 3, shape[0]), shape[2] ** -0.5
     return {
-        "plain": {},
-        "window": {"sliding_window": 37},
-        "wide window": {"sliding_window": 300},
-        "softcap": {"softcap": 5.0},
-        "sinks": {"sinks": sinks},
-        "all": {"sliding_window": 100, "softcap": 20.0, "sinks": sinks, "scaling": 0.3},
+        "plain": AttentionRules(scaling),
+        "window": AttentionRules(scaling, sliding_window=37),
+        "wide window": AttentionRules(scaling, sliding_window=300),
+        "softcap": AttentionRules(scaling, softcap=5.0),
+        "sinks": AttentionRules(scaling, sinks=sinks),
+        "all": AttentionRules(0.3, sliding_window=100, softcap=20.0, sinks=sinks),
     }[name]
 
 
@@ -76,19 +79,16 @@ def cases(*rules: str) -> list[tuple[tuple[int, int, int, int], str]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("shape", "rules"), cases("plain", "window", "wide window", "softcap", "sinks"))
 def test_attention_over_pages_equals_its_definition(
-    backend: AttentionBackend, shape: tuple[int, int, int, int], rules: str, dtype: torch.dtype
+    backend: AttentionBackend, shape: Shape, rules: str, dtype: torch.dtype
 ) -> None:
-    num_heads, num_kv_heads, head_dim, block_size = shape
-    world = PagedWorld.build(
-        LENGTHS, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype
-    )
-    options = {"scaling": head_dim**-0.5} | rules_of(rules, num_heads)
-    outputs = world.run(backend, whole(world), **options)
+    world = PagedWorld.build(LENGTHS, *shape, dtype=dtype)
+    options = rules_of(rules, shape)
+    outputs = world.run(backend, whole(world), options)
     # float32: sums of a few hundred terms of size 1; bfloat16: the output's own rounding, 2^-8 relative.
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
     for sequence, output in zip(world.sequences, outputs, strict=True):
         assert output.dtype == dtype
-        expected = dense_attention(sequence, **options)  # type: ignore[arg-type]
+        expected = dense_attention(sequence, options)
         torch.testing.assert_close(output.double(), expected, atol=tolerance, rtol=tolerance)
 
 
@@ -96,27 +96,18 @@ def test_attention_over_pages_equals_its_definition(
 @pytest.mark.parametrize(("shape", "rules"), cases("plain", "window"))
 def test_a_row_has_the_same_bits_alone_packed_chunked_and_decoded(
     backend: AttentionBackend,
-    shape: tuple[int, int, int, int],
+    shape: Shape,
     rules: str,
     dtype: torch.dtype,
     kv_dtype: torch.dtype,
 ) -> None:
-    num_heads, num_kv_heads, head_dim, block_size = shape
-    world = PagedWorld.build(
-        [1, 40, 263, 530],
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        block_size=block_size,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-    )
-    options = rules_of(rules, num_heads)
-    expected = world.run(backend, whole(world), **options)
+    world = PagedWorld.build([1, 40, 263, 530], *shape, dtype=dtype, kv_dtype=kv_dtype)
+    options = rules_of(rules, shape)
+    expected = world.run(backend, whole(world), options)
     last = [[(i, 0, len(s.q) - 1) for i, s in enumerate(world.sequences) if len(s.q) > 1]]
     decode = [[(i, len(s.q) - 1, len(s.q)) for i, s in enumerate(world.sequences)]]
     for steps in (alone(world), chunked(world, 23), chunked(world, 129), last + decode):
-        assert_same_bits(expected, world.run(backend, steps, **options))
+        assert_same_bits(expected, world.run(backend, steps, options))
 
 
 def test_decoding_token_by_token_gives_the_bits_of_one_prefill(backend: AttentionBackend) -> None:
@@ -136,21 +127,12 @@ def test_a_row_has_the_same_bits_under_any_number_of_threads(backend: AttentionB
 @pytest.mark.parametrize(("dtype", "kv_dtype"), FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_native_kernel_equals_its_torch_twin(
-    native: NativeAttention, shape: tuple[int, int, int, int], dtype: torch.dtype, kv_dtype: torch.dtype
+    native: NativeAttention, shape: Shape, dtype: torch.dtype, kv_dtype: torch.dtype
 ) -> None:
-    num_heads, num_kv_heads, head_dim, block_size = shape
-    world = PagedWorld.build(
-        [1, 31, 300],
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        block_size=block_size,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-    )
-    options = rules_of("all", num_heads)
-    expected = world.run(TorchAttention(), chunked(world, 40), **options)
-    for a, b in zip(expected, world.run(native, chunked(world, 40), **options), strict=True):
+    world = PagedWorld.build([1, 31, 300], *shape, dtype=dtype, kv_dtype=kv_dtype)
+    options = rules_of("all", shape)
+    expected = world.run(TorchAttention(), chunked(world, 40), options)
+    for a, b in zip(expected, world.run(native, chunked(world, 40), options), strict=True):
         # Both sum in float32, scores of size 10 among it; in bfloat16 that may tip a rounding, which is 2^-8 relative.
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5 if dtype == torch.float32 else 2**-7)
 
@@ -163,13 +145,10 @@ def test_narrower_vectors_compute_the_same(
     monkeypatch.setattr("engine.kernels.build._architecture_flag", lambda: f"-march={architecture}")
     narrow = NativeAttention(kernels_dir)
     for shape in SHAPES:
-        num_heads, num_kv_heads, head_dim, block_size = shape
-        world = PagedWorld.build(
-            [1, 31, 300], num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size
-        )
-        options = rules_of("all", num_heads)
-        expected = world.run(native, chunked(world, 40), **options)
-        outputs = world.run(narrow, chunked(world, 40), **options)
+        world = PagedWorld.build([1, 31, 300], *shape)
+        options = rules_of("all", shape)
+        expected = world.run(native, chunked(world, 40), options)
+        outputs = world.run(narrow, chunked(world, 40), options)
         if architecture == "haswell" and "avx512f" in cpu_flags():  # both fuse multiply and add
             assert_same_bits(expected, outputs)
         for a, b in zip(expected, outputs, strict=True):
@@ -199,16 +178,11 @@ def test_a_shared_prefix_is_read_by_both_sequences_in_the_step_that_writes_it(ba
 def test_queries_of_any_strides_are_read_right(backend: AttentionBackend) -> None:
     world = PagedWorld.build([30, 9], num_heads=4, num_kv_heads=2, head_dim=16)
     q, k, v, batch = world.step(whole(world)[0])
-    options = {"scaling": 0.25, "sliding_window": None, "softcap": None, "sinks": None}
-    expected = backend.forward(q, k, v, world.kv_cache.clone(), batch, **options)  # type: ignore[arg-type]
+    rules = AttentionRules(0.25)
+    expected = backend.forward(q, k, v, world.kv_cache.clone(), batch, rules)
     strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
     cache = world.kv_cache.clone()
-    torch.testing.assert_close(
-        backend.forward(*strided, cache, batch, **options),  # type: ignore[arg-type]
-        expected,
-        atol=0,
-        rtol=0,
-    )
+    assert torch.equal(backend.forward(*strided, cache, batch, rules), expected)
 
 
 def assert_same_bits(expected: list[Tensor], outputs: list[Tensor]) -> None:

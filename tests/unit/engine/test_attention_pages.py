@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.attention.base import AttentionBackend
+from engine.attention.base import AttentionBackend, AttentionRules
 from engine.attention.native import NativeAttention
 from engine.attention.torch_backend import TorchAttention
 from engine.kernels.build import KernelBuildError, build_library
 from tests.fakes.kernel_builds import leave_unoptimised
 from tests.fakes.paged_batches import PagedWorld, dense_attention
-
-OPTIONS = {"scaling": 0.2, "sliding_window": None, "softcap": None, "sinks": None}
 
 
 def small_world(length: int, kv_dtype: torch.dtype = torch.float16, block_size: int = 16) -> PagedWorld:
@@ -26,7 +24,7 @@ def small_world(length: int, kv_dtype: torch.dtype = torch.float16, block_size: 
 def write(backend: AttentionBackend, world: PagedWorld) -> None:
     """Prefill the world's sequence into the world's own cache."""
     q, k, v, batch = world.step([(0, 0, len(world.sequences[0].q))])
-    backend.forward(q, k, v, world.kv_cache, batch, **OPTIONS)  # type: ignore[arg-type]
+    backend.forward(q, k, v, world.kv_cache, batch, AttentionRules(0.2))
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 5])
@@ -76,20 +74,21 @@ def test_keys_are_rounded_to_float16_as_torch_rounds_them(
     written = torch.cat([world.kv_cache[0, block].view(2, 32, 16) for block in sequence.blocks], dim=2)
     expected = sequence.k.clamp(-65504, 65504).half().permute(1, 2, 0).contiguous()
     assert torch.equal(written.view(torch.int16), expected.view(torch.int16))
-    outputs = world.run(backend, [[(0, 0, 256)]], scaling=1e-5)
-    for a, b in zip(outputs, world.run(TorchAttention(), [[(0, 0, 256)]], scaling=1e-5), strict=True):
+    steps, rules = [[(0, 0, 256)]], AttentionRules(1e-5)
+    outputs = world.run(backend, steps, rules)
+    for a, b in zip(outputs, world.run(TorchAttention(), steps, rules), strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5)  # as the twins' sums in float32 may differ
 
 
-@pytest.mark.parametrize("rules", [{}, {"sliding_window": 37, "softcap": 5.0, "sinks": torch.linspace(-1, 3, 4)}])
+@pytest.mark.parametrize("rules", [AttentionRules(0.2), AttentionRules(0.2, 37, 5.0, torch.linspace(-1, 3, 4))])
 def test_attention_over_float16_equals_its_definition_over_the_rounded_keys_and_values(
-    backend: AttentionBackend, rules: dict[str, object]
+    backend: AttentionBackend, rules: AttentionRules
 ) -> None:
     world = small_world(300)
-    outputs = world.run(backend, [[(0, 0, 256)], [(0, 256, 299)], [(0, 299, 300)]], scaling=0.2, **rules)
+    outputs = world.run(backend, [[(0, 0, 256)], [(0, 256, 299)], [(0, 299, 300)]], rules)
     sequence = world.sequences[0]
     rounded = replace(sequence, k=sequence.k.half(), v=sequence.v.half())
-    expected = dense_attention(rounded, scaling=0.2, **rules)  # type: ignore[arg-type]
+    expected = dense_attention(rounded, rules)
     assert outputs[0].dtype == torch.float32
     # Sums of a few hundred terms of size 1 in float32.
     torch.testing.assert_close(outputs[0].double(), expected, atol=2e-5, rtol=2e-5)
@@ -103,9 +102,10 @@ def test_keys_and_values_beyond_float16_become_its_largest_number_and_a_nan_stay
     sequence.k[3], sequence.v[3] = 1e6, -float("inf")
     expected = replace(sequence, k=sequence.k.clamp(-65504, 65504), v=sequence.v.clamp(-65504, 65504))
     sequence.k[20] = float("nan")
-    output = world.run(backend, [[(0, 0, 40)]], scaling=1e-6)[0]
+    rules = AttentionRules(1e-6)
+    output = world.run(backend, [[(0, 0, 40)]], rules)[0]
     rounded = replace(expected, k=expected.k.half(), v=expected.v.half())
-    torch.testing.assert_close(output[:20].double(), dense_attention(rounded, scaling=1e-6)[:20], atol=1e-4, rtol=2e-5)
+    torch.testing.assert_close(output[:20].double(), dense_attention(rounded, rules)[:20], atol=1e-4, rtol=2e-5)
     assert output[20:].isnan().all()
 
 

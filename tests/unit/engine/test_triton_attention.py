@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.attention import self_check, triton_backend
+from engine.attention.base import AttentionRules
 from engine.attention.select import select_backend
 from engine.attention.self_check import find_fault
 from engine.attention.torch_backend import TorchAttention
@@ -48,21 +49,19 @@ def _small_splits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def rules_of(name: str, num_heads: int) -> dict[str, object]:
+def rules_of(name: str, shape: tuple[int, int, int, int]) -> AttentionRules:
+    sinks, scaling = SINKS[: shape[0]], shape[2] ** -0.5
     return {
-        "plain": {},
-        "window": {"sliding_window": 21},
-        "softcap": {"softcap": 5.0},
-        "sinks": {"sinks": SINKS[:num_heads]},
-        "all": {"sliding_window": 40, "softcap": 20.0, "sinks": SINKS[:num_heads], "scaling": 0.3},
+        "plain": AttentionRules(scaling),
+        "window": AttentionRules(scaling, sliding_window=21),
+        "softcap": AttentionRules(scaling, softcap=5.0),
+        "sinks": AttentionRules(scaling, sinks=sinks),
+        "all": AttentionRules(0.3, sliding_window=40, softcap=20.0, sinks=sinks),
     }[name]
 
 
 def build(shape: tuple[int, int, int, int], dtype: torch.dtype, lengths: list[int] = LENGTHS) -> PagedWorld:
-    num_heads, num_kv_heads, head_dim, block_size = shape
-    return PagedWorld.build(
-        lengths, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype
-    )
+    return PagedWorld.build(lengths, *shape, dtype=dtype)
 
 
 def whole(world: PagedWorld) -> list[list[tuple[int, int, int]]]:
@@ -90,21 +89,21 @@ def test_prefill_and_decode_equal_attentions_definition(
     shape: tuple[int, int, int, int], rules: str, dtype: torch.dtype
 ) -> None:
     world = build(shape, dtype)
-    options = {"scaling": shape[2] ** -0.5} | rules_of(rules, shape[0])
-    outputs = world.run(OnKernelDevice(TritonAttention()), decoded(world), **options)
+    options = rules_of(rules, shape)
+    outputs = world.run(OnKernelDevice(TritonAttention()), decoded(world), options)
     for sequence, output in zip(world.sequences, outputs, strict=True):
         assert output.dtype == dtype
-        expected = dense_attention(sequence, **options)  # type: ignore[arg-type]
+        expected = dense_attention(sequence, options)
         torch.testing.assert_close(output.double(), expected, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_mixed_step_equals_the_torch_twin(dtype: torch.dtype) -> None:
     world = build((6, 2, 48, 4), dtype, [40, 5, 70, 23])
-    options = rules_of("all", 6)
+    options = rules_of("all", SHAPES[2])
     steps = [[(0, 0, 39), (2, 0, 30)], [(0, 39, 40), (2, 30, 70), (1, 0, 5), (3, 0, 23)]]
-    expected = world.run(TorchAttention(), steps, **options)
-    for a, b in zip(expected, world.run(OnKernelDevice(TritonAttention()), steps, **options), strict=True):
+    expected = world.run(TorchAttention(), steps, options)
+    for a, b in zip(expected, world.run(OnKernelDevice(TritonAttention()), steps, options), strict=True):
         torch.testing.assert_close(a, b, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
 
 
@@ -114,12 +113,12 @@ def test_a_row_has_the_same_bits_alone_packed_chunked_and_decoded_where_it_is_pr
     rules: str, dtype: torch.dtype
 ) -> None:
     world = build(SHAPES[2], dtype, [1, 20, 45])
-    backend, options = OnKernelDevice(TritonAttention(deterministic=True)), rules_of(rules, 6)
-    expected = world.run(backend, whole(world), **options)
+    backend, options = OnKernelDevice(TritonAttention(deterministic=True)), rules_of(rules, SHAPES[2])
+    expected = world.run(backend, whole(world), options)
     alone = [[(i, 0, len(sequence.q))] for i, sequence in enumerate(world.sequences)]
     chunks = [[(1, 0, 7), (2, 0, 33)], [(1, 7, 20), (0, 0, 1)], [(2, 33, 44)], [(2, 44, 45)]]
     for steps in (alone, chunks, decoded(world)):
-        for a, b in zip(expected, world.run(backend, steps, **options), strict=True):
+        for a, b in zip(expected, world.run(backend, steps, options), strict=True):
             assert torch.equal(a, b)
 
 
@@ -136,8 +135,7 @@ def test_a_step_that_says_how_many_decodes_lead_computes_the_same() -> None:
             for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
                 setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
             q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
-            rules = {"scaling": 0.2, "sliding_window": None, "softcap": None, "sinks": None}
-            output = backend.forward(q, k, v, cache, batch, **rules)  # type: ignore[arg-type]
+            output = backend.forward(q, k, v, cache, batch, AttentionRules(0.2))
         outputs.append(output.cpu())
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0], atol=2e-5, rtol=2e-5)
@@ -164,15 +162,14 @@ def test_a_graphs_step_finds_its_decodes_itself_and_gives_them_the_bits_of_a_ste
             for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
                 setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
             q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
-            rules = {"scaling": 0.2, "sliding_window": None, "softcap": None, "sinks": None}
-            output = backend.forward(q, k, v, cache, batch, **rules)  # type: ignore[arg-type]
+            output = backend.forward(q, k, v, cache, batch, AttentionRules(0.2))
         return output.cpu()
 
     mixed = run([(0, 39, 40), (3, 0, 30), (1, 8, 9), (2, 69, 70)], is_open=True)
     decodes = run([(0, 39, 40), (1, 8, 9), (2, 69, 70)], is_open=False)
     assert torch.equal(mixed[[0, 31, 32]], decodes)
     torch.testing.assert_close(
-        mixed[1:31].double(), dense_attention(world.sequences[3], scaling=0.2), atol=2e-5, rtol=0
+        mixed[1:31].double(), dense_attention(world.sequences[3], AttentionRules(0.2)), atol=2e-5, rtol=0
     )
 
 
@@ -203,8 +200,7 @@ def test_padding_is_not_written_and_comes_out_as_zeros() -> None:
         setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
     cache = torch.zeros_like(world.kv_cache, device=KERNEL_DEVICE)
     q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
-    rules = {"scaling": 1.0, "sliding_window": None, "softcap": None, "sinks": None}
-    output = TritonAttention().forward(q, k, v, cache, batch, **rules)  # type: ignore[arg-type]
+    output = TritonAttention().forward(q, k, v, cache, batch, AttentionRules(1.0))
     assert output[0].any() and not output[1].any()
     assert int(cache.ne(0).any(-1).sum()) == 2 * 2, "one token's keys and values in two heads"
 
@@ -227,7 +223,7 @@ def test_the_self_check_finds_no_fault_in_it_and_one_in_a_wrong_kernel(monkeypat
     backend = TritonAttention()
     assert find_fault(backend, torch.bfloat16, device=KERNEL_DEVICE) is None
     right = TritonAttention.attend
-    monkeypatch.setattr(TritonAttention, "attend", lambda self, *args, **rules: right(self, *args, **rules) * 1.1)
+    monkeypatch.setattr(TritonAttention, "attend", lambda self, *args: right(self, *args) * 1.1)
     fault = find_fault(backend, torch.bfloat16, device=KERNEL_DEVICE)
     assert fault is not None and "differs from its torch twin" in fault
 
