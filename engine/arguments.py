@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError
-from engine.field_types import require
+from engine.field_types import require, shown
 from engine.sampling_params import SamplingParams
 
 _MAX_PRIORITY = 2**53  # what JSON carries exactly
@@ -25,7 +25,7 @@ def read_params(params: SamplingParams | None) -> SamplingParams:
     if params is None:
         return SamplingParams()
     if not isinstance(params, SamplingParams):
-        raise InvalidRequestError(f"params must be SamplingParams; got {params!r:.80}", param="params")
+        raise InvalidRequestError(f"params must be SamplingParams; got {shown(params)}", param="params")
     return params
 
 

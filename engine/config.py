@@ -1,6 +1,7 @@
 """The engine's configuration: values only, read once and never edited."""
 
 from dataclasses import dataclass
+from math import inf
 
 from engine.field_types import check_field_types, require
 
@@ -58,32 +59,21 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_field_types(self)
-        require(self.max_num_seqs >= 1, "max_num_seqs", "must be at least 1", self.max_num_seqs)
+        for name in ("max_num_seqs", "max_model_len", "block_size", "num_kv_blocks", "max_cpu_kv_bytes", "num_threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, "must be at least 1", value)
         require(
             self.max_num_tokens is None or self.max_num_tokens >= self.max_num_seqs,
             "max_num_tokens",
             f"must be at least max_num_seqs ({self.max_num_seqs})",
             self.max_num_tokens,
         )
-        require(self.block_size >= 1, "block_size", "must be at least 1", self.block_size)
-        require(
-            self.num_kv_blocks is None or self.num_kv_blocks >= 1,
-            "num_kv_blocks",
-            "must be at least 1",
-            self.num_kv_blocks,
-        )
         require(0 < self.kv_memory_fraction <= 1, "kv_memory_fraction", "must lie in (0, 1]", self.kv_memory_fraction)
-        require(
-            self.max_model_len is None or self.max_model_len >= 1,
-            "max_model_len",
-            "must be at least 1",
-            self.max_model_len,
-        )
-        require(
-            self.prompt_lookup in SWITCHES, "prompt_lookup", f"must be one of {', '.join(SWITCHES)}", self.prompt_lookup
-        )
-        require(self.quantize in QUANTIZATIONS, "quantize", f"must be one of {', '.join(QUANTIZATIONS)}", self.quantize)
-        require(self.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}", self.dtype)
+        for name in ("step_timeout_seconds", "start_timeout_seconds"):
+            require(0 < getattr(self, name) < inf, name, "must be a positive number of seconds", getattr(self, name))
+        for name, options in (("prompt_lookup", SWITCHES), ("quantize", QUANTIZATIONS), ("dtype", DTYPES)):
+            value = getattr(self, name)
+            require(value in options, name, f"must be one of {', '.join(options)}", value)
 
     def step_tokens(self, device: str) -> int:
         """`max_num_tokens` of an engine on this device, such as `cpu` or `cuda:0`."""

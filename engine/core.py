@@ -54,6 +54,7 @@ class EngineCore:
         compiler = GrammarCompiler(self.info.model_dir, vocab_size=self.info.vocab_size, eos_token_ids=eos)
         self._grammars = PendingGrammars(compiler, eos)
         self._num_steps = 0
+        self._num_generated_tokens = 0
         self.announce: Callable[[list[int]], None] = lambda sequence_ids: None  # hears who begins, before it does
 
     def add(self, message: AddSequence) -> None:
@@ -94,8 +95,11 @@ class EngineCore:
         if admitted := self._scheduler.take_begun():
             self.announce(admitted)
         output = _nothing() if plan is None else self._compute(plan)
+        if begun is not None:
+            output = begun.then(output)
         self._num_steps += plan is not None
-        return output if begun is None else begun.then(output)
+        self._num_generated_tokens += len(output.token_ids)
+        return output
 
     def _compute(self, plan: StepPlan) -> StepOutput:
         if self._drafts is None:
@@ -127,7 +131,7 @@ class EngineCore:
             num_preemptions=self._scheduler.num_preemptions,
             num_steps=self._num_steps,
             num_prompt_tokens=self._recorder.num_prompt_tokens,
-            num_generated_tokens=self._recorder.num_generated_tokens + (drafts.num_accepted if drafts else 0),
+            num_generated_tokens=self._num_generated_tokens,
             num_kv_blocks=pool.num_blocks,
             num_kv_blocks_used=pool.num_used,
             num_kv_blocks_free=pool.num_available,

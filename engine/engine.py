@@ -46,10 +46,11 @@ class InferenceEngine:
         **fields: Any,
     ) -> None:
         """Takes the fields of `EngineConfig`, or `config` alone. Raises `InvalidRequestError` naming the field."""
+        given = model_path, max_num_seqs, max_num_tokens, device, dtype
         if config is None:
-            fields |= {"max_num_seqs": max_num_seqs, "max_num_tokens": max_num_tokens, "device": device, "dtype": dtype}
-            config = read_config(fields | {"model_path": model_path})
-        elif model_path is not None or fields:
+            names = ("model_path", "max_num_seqs", "max_num_tokens", "device", "dtype")
+            config = read_config(fields | dict(zip(names, given, strict=True)))
+        elif fields or given != (None, 256, None, "auto", "auto"):
             raise InvalidRequestError("give config alone or its fields, not both", param="config")
         self._config = config
         self._core_path = _core_path

@@ -6,6 +6,8 @@ from typing import Any, get_args, get_origin
 
 from engine.errors import InvalidRequestError
 
+_MAX_SHOWN = 80  # characters
+
 
 def check_field_types(values: Any) -> None:
     """Raises `InvalidRequestError` naming the first wrong field. Knows plain types, `|` and tuples."""
@@ -13,7 +15,7 @@ def check_field_types(values: Any) -> None:
         value = getattr(values, field.name)
         if not _is_instance(value, field.type):
             expected = getattr(field.type, "__name__", None) if isinstance(field.type, type) else None
-            raise InvalidRequestError(f"{field.name} must be {expected or field.type}; got {value!r}", param=field.name)
+            require(False, field.name, f"must be {expected or field.type}", value)
 
 
 def _is_instance(value: object, annotation: Any) -> bool:
@@ -37,4 +39,13 @@ def _are_instances(items: tuple[object, ...], types: tuple[Any, ...]) -> bool:
 def require(condition: bool, param: str, rule: str, value: object) -> None:
     """Raise `InvalidRequestError` for `param` unless its rule holds."""
     if not condition:
-        raise InvalidRequestError(f"{param} {rule}; got {value!r}", param=param)
+        raise InvalidRequestError(f"{param} {rule}; got {shown(value)}", param=param)
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it, whatever its size."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "an integer of thousands of digits"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

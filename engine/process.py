@@ -167,7 +167,8 @@ class _LastWords:
         for line in iter(lambda: self._stream.readline(_MAX_LINE_BYTES), b""):
             text = line.decode(errors="replace")
             self._lines.append(text)
-            with contextlib.suppress(OSError, ValueError):  # our own stderr is gone: the child must not block on it
+            # Our own stderr is closed, or there never was one: the child must not block on it.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
                 sys.stderr.write(text)
                 sys.stderr.flush()
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TypeAlias, TypeGuard
 
 from engine.errors import ContextLengthError, InvalidRequestError
+from engine.field_types import shown
 from engine.messages import EngineInfo
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ class PromptReader:
     def read_all(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """As `read`, tokenizing on several threads; the error names the place of the prompt at fault."""
         if not isinstance(prompts, list | tuple):
-            raise InvalidRequestError(f"prompts must be a list of prompts; got {prompts!r:.80}", param="prompts")
+            raise InvalidRequestError(f"prompts must be a list of prompts; got {shown(prompts)}", param="prompts")
         encoded = iter(self.tokenizer.encode_batch([prompt for prompt in prompts if _is_text(prompt)]))
         return [
             self._check_at(place, next(encoded) if _is_text(prompt) else prompt) for place, prompt in enumerate(prompts)
@@ -37,7 +38,9 @@ class PromptReader:
         if isinstance(prompt, str | list | tuple) and not prompt:
             raise InvalidRequestError("prompt is empty: it must hold at least one token", param="prompt")
         if not isinstance(prompt, list | tuple) or not all(type(token_id) is int for token_id in prompt):
-            raise InvalidRequestError(f"prompt must be text or a list of token ids; got {prompt!r:.80}", param="prompt")
+            raise InvalidRequestError(
+                f"prompt must be text or a list of token ids; got {shown(prompt)}", param="prompt"
+            )
         self._check_vocabulary(prompt, "prompt", "prompt")
         if len(prompt) >= self.info.max_model_len:
             raise ContextLengthError(
@@ -50,14 +53,15 @@ class PromptReader:
     def check_params(self, params: SamplingParams) -> None:
         """Raises `InvalidRequestError` where a parameter names a token that the model does not have."""
         self._check_vocabulary([token_id for token_id, _ in params.logit_bias], "logit_bias", "logit_bias")
-        self._check_vocabulary(params.stop_token_ids, "stop_token_ids", "stop_token_ids")
+        for name in ("stop_token_ids", "visible_token_ids"):
+            self._check_vocabulary(getattr(params, name), name, name)
 
     def check_output(self, output_token_ids: object, num_choices: int) -> list[list[int]]:
         """For each choice the tokens it already has, as lists of their own. Raises with param `output_token_ids`."""
         param = "output_token_ids"
         if not isinstance(output_token_ids, list | tuple):
             raise InvalidRequestError(
-                f"{param} must be a list with the token ids of each choice; got {output_token_ids!r:.80}", param=param
+                f"{param} must be a list with the token ids of each choice; got {shown(output_token_ids)}", param=param
             )
         if len(output_token_ids) > num_choices:
             raise InvalidRequestError(
@@ -67,7 +71,7 @@ class PromptReader:
         for index, token_ids in enumerate(output_token_ids):
             if not isinstance(token_ids, list | tuple) or not all(type(token_id) is int for token_id in token_ids):
                 raise InvalidRequestError(
-                    f"{param}[{index}] must be a list of token ids; got {token_ids!r:.80}", param=param
+                    f"{param}[{index}] must be a list of token ids; got {shown(token_ids)}", param=param
                 )
             self._check_vocabulary(token_ids, f"{param}[{index}]", param)
         return [list(token_ids) for token_ids in output_token_ids]
@@ -76,7 +80,8 @@ class PromptReader:
         if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.info.vocab_size):
             wrong = next(token_id for token_id in token_ids if not 0 <= token_id < self.info.vocab_size)
             raise InvalidRequestError(
-                f"{name} holds token id {wrong}, but the vocabulary ends at {self.info.vocab_size - 1}", param=param
+                f"{name} holds token id {shown(wrong)}, but the vocabulary ends at {self.info.vocab_size - 1}",
+                param=param,
             )
 
     def _check_at(self, place: int, prompt: object) -> list[int]:

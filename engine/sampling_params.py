@@ -1,13 +1,13 @@
 """How one request samples: values only, checked on construction."""
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from engine.field_types import check_field_types, require
 from engine.grammar_spec import GrammarSpec
 
 MAX_LOGPROBS = 20  # alternatives a token
+MAX_TEMPERATURE = 1000  # with which all tokens are equally likely, nearly
 
 
 def has_filter(top_p: Any, top_k: Any, min_p: Any) -> Any:
@@ -66,12 +66,10 @@ class SamplingParams:
         are_ids = all(token_id >= 0 for token_id in self.visible_token_ids)
         require(are_ids, "visible_token_ids", "must be token ids", self.visible_token_ids)
         require(self.n >= 1, "n", "must be at least 1", self.n)
-        require(
-            isfinite(self.temperature) and self.temperature >= 0, "temperature", "must be 0 or more", self.temperature
-        )
+        _require_in(self.temperature, "temperature", 0, MAX_TEMPERATURE)
         require(0 < self.top_p <= 1, "top_p", "must lie in (0, 1]", self.top_p)
         require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or None for off", self.top_k)
-        require(0 <= self.min_p <= 1, "min_p", "must lie in [0, 1]", self.min_p)
+        _require_in(self.min_p, "min_p", 0, 1)
         require(all(self.stop), "stop", "must not hold an empty string", self.stop)
         require(not (self.min_tokens and self.grammar), "min_tokens", "must be 0 with a grammar", self.min_tokens)
         _require_in(self.presence_penalty, "presence_penalty", -2, 2)

@@ -28,7 +28,6 @@ class StepRecorder:
         self._kv = kv
         self._scheduler = scheduler
         self.num_prompt_tokens = 0  # prefilled, recomputation included
-        self.num_generated_tokens = 0
         self.num_cached_tokens = 0
 
     def record(self, plan: StepPlan, result: StepResult) -> StepOutput:
@@ -58,7 +57,8 @@ class StepRecorder:
             logprobs=result.logprobs,
             prompt_logprobs=result.prompt_logprobs and self._take_scores(result.prompt_logprobs),
         )
-        self._count(plan, output.cached_tokens)
+        self.num_prompt_tokens += plan.num_tokens - plan.num_decodes
+        self.num_cached_tokens += sum(output.cached_tokens.values())
         ended = rows.slots[output.finish_codes.nonzero()[0]].tolist()
         if len(rows.constrained):
             output = self._advance_grammars(rows, output, ended)
@@ -69,7 +69,6 @@ class StepRecorder:
     def _advance_grammars(self, rows: SlotRows, output: StepOutput, ended: list[int]) -> StepOutput:
         """Append what grammars force after the sampled tokens; add the slots that these end to `ended`."""
         forced = append_forced_tokens(self._slots, rows, output)
-        self.num_generated_tokens += len(forced.output.token_ids) - len(output.token_ids)
         self._scheduler.extended(forced.extended)
         ended += [slot for slot in forced.ended if slot not in ended]
         return forced.output
@@ -79,12 +78,6 @@ class StepRecorder:
         slots, counts = np.unique(logprobs.rows, return_counts=True)
         self._slots.score_starts[slots] += counts
         return logprobs.with_rows(self._slots.sequence_id[logprobs.rows])
-
-    def _count(self, plan: StepPlan, cached_tokens: dict[int, int]) -> None:
-        self.num_prompt_tokens += plan.num_tokens - plan.num_decodes
-        self.num_generated_tokens += len(plan.sampled)
-        if cached_tokens:
-            self.num_cached_tokens += sum(cached_tokens.values())
 
     def _drop_failed(self, plan: StepPlan, result: StepResult) -> tuple[StepPlan, StepResult, dict[int, str]]:
         """End the failed sequences and return the rest of the plan, of its result, and the reasons by sequence id.

@@ -191,6 +191,7 @@ static int place_rows(product_args *a) {
 int promptmill_matmul_int8(const void *given) {
   product_args args = {0}, *a = &args;
   memcpy(a, given, offsetof(product_args, codes));
+  if (!a->num_rows) return 0; /* nothing takes no room */
   if (place_rows(a)) return 1;
 #pragma omp parallel num_threads(a->num_threads) if (has_work_for_threads(a))
   {

@@ -13,7 +13,7 @@ def device_errors() -> Iterator[None]:
     """Turn what torch raises for a device's memory and health into the engine's own errors."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:  # the latter of numpy, or of a kernel of ours
         raise DeviceMemoryError(str(error)) from None
     except torch.AcceleratorError as error:
         raise DeviceLostError(str(error)) from error

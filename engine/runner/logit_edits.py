@@ -82,7 +82,7 @@ class EditTable:
                 bias_ids=np.array([token_id for token_id, _ in params.logit_bias], np.int64),
                 biases=np.array([bias for _, bias in params.logit_bias], np.float32),
                 end_ids=np.array(sorted(set(sequence.early_stop_ids)), np.int64),
-                end_position=sequence.num_prompt_tokens + params.min_tokens,
+                end_position=min(sequence.num_prompt_tokens + params.min_tokens, sequence.finish_rule.max_total_tokens),
                 is_penalized=is_penalized,
             )
 

@@ -41,6 +41,7 @@ class CoreDriver:
         self.errors: dict[int, str] = {}
         self.cached_tokens: dict[int, int] = {}
         self._next_id = 0
+        self._num_tokens = 0
 
     @property
     def num_added(self) -> int:
@@ -101,6 +102,8 @@ class CoreDriver:
         self.finished.update(dict.fromkeys(step.grammar_errors, FinishCode.ERROR))
         self.errors.update(step.errors | step.grammar_errors)
         self.cached_tokens.update(step.cached_tokens)
+        self._num_tokens += len(step.token_ids)
+        assert self.core.get_stats().num_generated_tokens == self._num_tokens
         return step
 
     def run(self, max_steps: int = 10_000) -> None:

@@ -74,6 +74,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(engine: In
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"min_p": 1.5}, "min_p"),
@@ -90,6 +91,13 @@ def test_bad_sampling_params_are_refused_by_name(fields: dict[str, Any], param: 
     with pytest.raises(InvalidRequestError) as caught:
         SamplingParams(**fields)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("field", ["stop_token_ids", "visible_token_ids"])
+def test_params_that_name_tokens_beyond_the_vocabulary_are_refused(engine: InferenceEngine, field: str) -> None:
+    with pytest.raises(InvalidRequestError, match="vocabulary ends at") as caught:
+        engine.generate("a", SamplingParams(**{field: (1 << 40,)}))  # type: ignore[arg-type]
+    assert caught.value.param == field
 
 
 def test_params_of_a_wrong_type_or_number_are_refused(engine: InferenceEngine) -> None:
@@ -110,6 +118,10 @@ def test_params_of_a_wrong_type_or_number_are_refused(engine: InferenceEngine) -
         ({"max_num_seqs": 0}, "max_num_seqs"),
         ({"max_num_tokens": 8}, "max_num_tokens"),
         ({"dtype": "int3"}, "dtype"),
+        ({"num_threads": 0}, "num_threads"),
+        ({"max_cpu_kv_bytes": -1}, "max_cpu_kv_bytes"),
+        ({"step_timeout_seconds": float("nan")}, "step_timeout_seconds"),
+        ({"start_timeout_seconds": 0}, "start_timeout_seconds"),
         ({"in_process": "yes"}, "in_process"),
         ({"config": EngineConfig(model_path="x")}, "config"),
     ],
@@ -118,6 +130,21 @@ def test_bad_engine_fields_are_refused_by_name(fields: dict[str, Any], param: st
     with pytest.raises(InvalidRequestError) as caught:
         InferenceEngine("folder", **fields)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "fields", [{"stop": ("x" * 10_000, "")}, {"max_tokens": -(10**5000)}, {"stop_token_ids": (10**5000, "")}]
+)
+def test_a_refusal_is_short_whatever_was_given(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(**fields)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_configuration_is_given_whole_or_by_its_fields() -> None:
+    with pytest.raises(InvalidRequestError, match="not both") as caught:
+        InferenceEngine(config=EngineConfig(model_path="x"), max_num_seqs=4)
+    assert caught.value.param == "config"
 
 
 def test_an_engine_needs_a_model() -> None:

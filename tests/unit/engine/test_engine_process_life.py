@@ -27,7 +27,12 @@ from tests.fakes.output_recorder import OutputRecorder
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 
-def test_a_child_that_dies_while_loading_is_reported_with_its_last_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_stderr", [True, False])
+def test_a_child_that_dies_while_loading_is_reported_with_its_last_words(
+    tmp_path: Path, has_stderr: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_stderr:
+        monkeypatch.setattr(sys, "stderr", None)  # as in a process that was started with it closed
     with pytest.raises(ModelLoadError, match=r"exit code 3; its last words:\ncannot open the device"):
         process_engine(tmp_path, crashed_start=1).start()
 

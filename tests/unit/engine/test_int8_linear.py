@@ -72,6 +72,11 @@ def test_a_layer_computes_its_integer_twin_to_the_bit(
     assert torch.equal(Int8Linear(weight, layer_bias, kernels)(x), twin(x, weight, layer_bias, scales))
 
 
+def test_no_rows_give_no_rows() -> None:
+    weight, bias, x = random_layer(SHAPES[0], torch.float32)
+    assert Int8Linear(weight, bias, Int8Kernels(KERNELS))(x[:0]).shape == (0, SHAPES[0][0])
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_layer_is_close_to_the_unquantised_one(kernels: Int8Kernels, shape: tuple[int, int]) -> None:
     weight, _, _ = random_layer(shape, torch.float32)

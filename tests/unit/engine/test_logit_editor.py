@@ -36,6 +36,7 @@ EDITED = [
     SamplingParams(frequency_penalty=0.5, presence_penalty=-1.0, repetition_penalty=1.2),
     SamplingParams(min_tokens=6, stop_token_ids=(9, 11)),
     SamplingParams(min_tokens=5, stop_token_ids=(9, 11)),
+    SamplingParams(min_tokens=1 << 80),
     SamplingParams(min_tokens=6, repetition_penalty=1.1, logit_bias=((EOS, 50.0),), frequency_penalty=0.3),
 ]
 
