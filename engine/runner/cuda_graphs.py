@@ -2,12 +2,13 @@
 
 A launch costs the host some microseconds, and a step has hundreds: a replay costs one. The first step of a shape runs
 kernel by kernel, which also compiles what was not compiled yet. All graphs share one memory pool and one buffer of
-logits. A shape for which there is no memory stays uncaptured; a model that waits for the device in its forward has no
-graphs at all. Knows nothing of sampling.
+logits. A shape for which there is no memory stays uncaptured; a model whose forward cannot be captured, since it waits
+for the device, has no graphs at all. Knows nothing of sampling.
 """
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from engine.model.loader import LoadedModel
 from engine.runner.batch_inputs import BatchInputs
+from engine.runner.device_errors import is_of_memory
 from engine.runner.step_shapes import MAX_MIXED_TOKENS, StepBuffers, StepShape, choose_shape, decode_bucket
 
 logger = logging.getLogger(__name__)
@@ -44,9 +46,11 @@ class CudaCapture:
         """Capture what `run` launches, without running it. Raises what `run` does, or `torch.AcceleratorError`."""
         try:
             return self._capture(run)
-        except torch.OutOfMemoryError:  # what plain steps have cached is not given back while one is captured
-            torch.cuda.empty_cache()
-            return self._capture(run)
+        except RuntimeError as error:
+            if not is_of_memory(error):
+                raise
+        torch.cuda.empty_cache()  # what plain steps have cached is not given back while one is captured
+        return self._capture(run)
 
     def _capture(self, run: Callable[[], Any]) -> Graph:
         graph = torch.cuda.CUDAGraph()
@@ -56,8 +60,17 @@ class CudaCapture:
             try:
                 run()
             finally:
-                graph.capture_end()
+                self._end(graph)
         return graph
+
+    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
+        """torch leaves the pool open where a capture cannot be ended, and empties no cache while one is."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            with suppress(RuntimeError):  # it is closed already
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+            raise
 
 
 class GraphedSteps:
@@ -87,14 +100,21 @@ class GraphedSteps:
     def measure(self, free_bytes: Callable[[], int]) -> int:
         """Bytes that graphs of the largest shapes take: of these two, which are captured and dropped.
 
-        `free_bytes`: what is free on the device. Raises `torch.OutOfMemoryError`. Needs a KV cache, of any size.
+        `free_bytes`: what is free on the device. Raises what torch does for want of memory. Needs a KV cache, of any
+        size.
         """
         for shape in self._largest:  # compiles and warms up
             self._buffers.fill(shape, None)
             self._forward(shape)
         before = free_bytes()
         capture = self._make_capture()
-        graphs = [capture(lambda shape=shape: self._forward(shape)) for shape in self._largest]  # type: ignore[misc]
+        try:
+            graphs = [capture(lambda shape=shape: self._forward(shape)) for shape in self._largest]  # type: ignore[misc]
+        except RuntimeError as error:
+            if is_of_memory(error):
+                raise
+            self._give_up(self._largest[0], error)
+            return 0
         num_bytes = before - free_bytes()
         del graphs
         return max(num_bytes, 0)
@@ -128,11 +148,15 @@ class GraphedSteps:
         elif self._graphs[shape] is None and self._can_capture:
             try:
                 self._graphs[shape] = self._capture(lambda: self._forward(shape))
-            except RuntimeError as error:  # out of memory, or something in the model that waits for the device
-                logger.warning("action=capture_failed shape=%s reason=%r", shape, str(error).partition("\n")[0])
-                self._graphs[shape] = _Uncapturable(self, shape)
-                self._can_capture = isinstance(error, torch.OutOfMemoryError)
+            except RuntimeError as error:
+                self._give_up(shape, error)
         return self._graphs[shape]
+
+    def _give_up(self, shape: StepShape, error: RuntimeError) -> None:
+        """A shape for which there is no memory, or all of them, if something in the model waits for the device."""
+        logger.warning("action=capture_failed shape=%s reason=%r", shape, str(error).partition("\n")[0])
+        self._graphs[shape] = _Uncapturable(self, shape)
+        self._can_capture = is_of_memory(error)
 
     def _forward(self, shape: StepShape) -> None:
         tensors = self._buffers.tensors(shape)

@@ -15,6 +15,7 @@ from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.model.loader import LoadedModel
 from engine.runner.batch_inputs import BatchInputs, ScoredTokens
+from engine.runner.device_errors import is_of_memory
 from engine.runner.step_budget import plain_rows
 from engine.sampling_params import MAX_LOGPROBS
 from engine.step_plan import MAX_SCORED_TOKENS
@@ -79,7 +80,9 @@ def _free_on_cuda(
         run_largest_step()
         peak = torch.cuda.max_memory_allocated(device) - before
         graphs = measure_graphs(free_bytes) if measure_graphs is not None else 0
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_of_memory(error):
+            raise
         raise ModelLoadError(
             f"a step of max_num_tokens {config.step_tokens(str(device))} does not fit beside the weights: lower it "
             f"({error})"

@@ -104,8 +104,13 @@ class ModelRunner:
     def _run_largest_step(self, config: EngineConfig) -> None:
         """Prefill `max_num_tokens` tokens and sample `max_num_seqs`, all of it in the cache's first block."""
         inputs = largest_step(config, self._model.max_model_len)
+        num_sampled = len(inputs.logits_indices)
+        # What was computed of a step ahead of it, and the rows that are taken of that, lie there meanwhile.
+        num_beside = 0 if self._ahead is None else 2
+        beside = torch.empty((num_beside, num_sampled, self._model.vocab_size), device=self._model.device)
         self._sampler.sample(inputs, self._forwards.run_eagerly(inputs))
         torch.cuda.synchronize(self._model.device)
+        del beside
 
     @torch.inference_mode()
     def _run_to_end(self, inputs: BatchInputs) -> None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.runner.batch_inputs import BatchInputs
+from engine.runner.device_errors import is_of_device, is_of_memory
 
 T = TypeVar("T")  # what a forward gives, a row for each that is sampled
 
@@ -71,9 +71,9 @@ class StepAhead(Generic[T]):
             return
         try:
             computed = self._forward(following, token_ids.clamp(min=0))  # a failed row's token is none
-        except torch.AcceleratorError:
-            raise
-        except Exception:  # memory, or a sequence at fault: the step itself says so when its turn comes
+        except Exception as error:  # memory, or a sequence at fault: the step itself says so when its turn comes
+            if is_of_device(error) and not is_of_memory(error):
+                raise
             return
         self._guess = _Guess(following, computed)
 
@@ -84,43 +84,39 @@ class StepAhead(Generic[T]):
 
 
 def _right_decodes(guess: _Guess[T], inputs: BatchInputs) -> NDArray[np.int64]:
-    """The guess's rows of the inputs' first decodes, up to one that it lacks or has with another token or place."""
+    """The guess's rows of the inputs' first decodes, up to one that it lacks or has with another token or place.
+
+    A place belongs to one sequence at a time, and to one position of it: the rest of such a row is then right as well.
+    """
     assert guess.expected_ids is not None
-    num_guessed = len(guess.expected_ids)
-    sampled = inputs.logits_indices[: inputs.num_decodes]
-    count = _num_leading(sampled == np.arange(len(sampled)))
-    if not count or not num_guessed:
+    num_guessed, count = len(guess.expected_ids), inputs.num_decodes
+    if not num_guessed:
         return np.zeros(0, np.int64)
     ids, wanted = guess.inputs.sequence_ids[:num_guessed], inputs.sequence_ids[:count]
     order = ids.argsort()
     places = np.searchsorted(ids, wanted, sorter=order)
     rows: NDArray[np.int64] = order[np.minimum(places, num_guessed - 1)]
-    pairs = (
-        (ids, wanted),
-        (guess.inputs.position_ids, inputs.position_ids),
-        (guess.inputs.slot_mapping, inputs.slot_mapping),
-        (guess.expected_ids, inputs.input_ids),
+    is_right = (
+        (ids[rows] == wanted)
+        & (guess.inputs.slot_mapping[rows] == inputs.slot_mapping[:count])
+        & (guess.expected_ids[rows] == inputs.input_ids[:count])
     )
-    return rows[: _num_leading(np.logical_and.reduce([guessed[rows] == actual[:count] for guessed, actual in pairs]))]
+    return rows[: _num_leading(is_right)]
 
 
 def _has_right_chunks(guess: _Guess[T], inputs: BatchInputs, first: int) -> bool:
-    """Whether the guess has chunks, and the inputs have all of them from this row on, which decodes alone precede."""
+    """Whether the inputs have all chunks of the guess, if any, from this row on, which decodes alone precede.
+
+    A prompt's tokens do not change, so its chunk is the same where its places are.
+    """
     assert guess.expected_ids is not None
-    num_guessed = len(guess.expected_ids)
-    end = first + guess.inputs.num_seqs - num_guessed
-    if not first < end <= inputs.num_seqs:
+    chunks = slice(len(guess.expected_ids), None)
+    wanted = guess.inputs.sequence_ids[chunks]
+    end = first + len(wanted)
+    if not np.array_equal(wanted, inputs.sequence_ids[first:end]):
         return False
-    guessed_rows, rows = slice(num_guessed, None), slice(first, end)
-    guessed_tokens, tokens = slice(num_guessed, None), slice(first, int(inputs.query_start[end]))
-    pairs = (
-        (guess.inputs.sequence_ids[guessed_rows], inputs.sequence_ids[rows]),
-        (guess.inputs.context_lens[guessed_rows], inputs.context_lens[rows]),
-        (guess.inputs.position_ids[guessed_tokens], inputs.position_ids[tokens]),
-        (guess.inputs.slot_mapping[guessed_tokens], inputs.slot_mapping[tokens]),
-        (guess.inputs.input_ids[guessed_tokens], inputs.input_ids[tokens]),
-    )
-    return all(np.array_equal(guessed, actual) for guessed, actual in pairs)
+    places = inputs.slot_mapping[first : int(inputs.query_start[end])]
+    return np.array_equal(guess.inputs.slot_mapping[chunks], places)
 
 
 def _num_leading(is_right: NDArray[np.bool_]) -> int:

@@ -157,6 +157,12 @@ def test_graphs_of_the_largest_steps_are_measured(graphed: tuple[Path, list[Grap
     made[-1]._make_capture = lambda: lambda run: captured.append(run)  # type: ignore[assignment, return-value]
     assert made[-1].measure(lambda: next(free)) == 300 and len(captured) == 2
 
+    def wait_for_the_device(run: Callable[[], Any]) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    made[-1]._make_capture = lambda: wait_for_the_device  # type: ignore[assignment, return-value]
+    assert made[-1].measure(lambda: 1000) == 0 and not made[-1]._can_capture, "a start without graphs is one"
+
 
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
 @pytest.mark.parametrize(
@@ -215,6 +221,8 @@ def happened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty cache"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: _FakeGraph(calls, fails=False))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda _, pool: calls.append(f"close {pool}"), False)
     return calls
 
 
@@ -223,14 +231,16 @@ def test_a_capture_is_on_a_stream_of_its_own(happened: list[str]) -> None:
     assert happened == ["wait", "enter", "begin in pool 7", "run", "end", "leave"]
 
 
-def test_a_capture_that_fails_leaves_its_stream(happened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_that_fails_leaves_its_stream_and_its_pool(
+    happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def wait_for_the_device() -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: _FakeGraph(happened, fails=True))
     with pytest.raises(torch.AcceleratorError):
         CudaCapture()(wait_for_the_device)
-    assert happened == ["wait", "enter", "begin in pool 7", "end", "leave"]
+    assert happened == ["wait", "enter", "begin in pool 7", "end", "close 7", "leave"]
 
 
 def test_a_capture_without_memory_is_tried_again_with_what_was_cached(happened: list[str]) -> None:
