@@ -10,7 +10,7 @@ import click
 
 from producer.batch import BatchProgress, BatchRun
 from producer.batch_protocol import MAX_IN_FLIGHT, BatchOptions
-from producer.cli_prompt import prompt_options, sampling_fields
+from producer.cli_prompt import priority_class_option, prompt_options, sampling_fields
 from producer.settings import ProducerSettings, load_settings, settings_options
 from producer.table_run import TableOptions, TableRun
 from producer.tables.select import is_table
@@ -28,14 +28,11 @@ from producer.tables.select import is_table
     type=click.IntRange(min=1),
     default=MAX_IN_FLIGHT,
     show_default=True,
-    help="So many jobs on the queues at a time.",
+    metavar="N",
+    help="At most N jobs on the queues at a time.",
 )
 @click.option("--model", metavar="NAME", help="The model for every line, whatever the lines say.")
-@click.option(
-    "--priority-class",
-    type=click.Choice(["high", "low"], case_sensitive=False),
-    help="Before, or after, the queue's other jobs.",
-)
+@priority_class_option
 @click.option(
     "--run-id", default="", metavar="TEXT", help="Another run of the same file: give it a name to have it run anew."
 )

@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
-from producer.cli_prompt import prompt_options, sampling_fields
+from producer.cli_prompt import priority_class_option, prompt_options, sampling_fields
 from producer.client import Client
 from producer.contract import Chunk, Result
-from producer.errors import JobFailedError, JobNotFoundError
+from producer.contract.keys import split_tenant
+from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError
 from producer.job import Job
 from producer.settings import ProducerSettings, load_settings, settings_options
 
@@ -52,14 +53,12 @@ def open_client(flags: dict[str, Any]) -> Client:
 @click.option(
     "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and the N likeliest tokens."
 )
-@click.option("--n", type=int, metavar="N", help="So many independent answers.")
-@click.option(
-    "--priority-class",
-    type=click.Choice(["high", "low"], case_sensitive=False),
-    help="Before, or after, the queue's other jobs.",
-)
+@click.option("--n", type=int, metavar="N", help="Ask for N independent answers.")
+@priority_class_option
 @click.option("--tenant", metavar="NAME", help="Whose job it is: tenants take turns.")
-@click.option("--timeout", type=Seconds(), metavar="SECONDS", help="How long to wait; the job goes on.")
+@click.option(
+    "--timeout", type=Seconds(), metavar="SECONDS", help="How long to wait for the answer; the job goes on behind that."
+)
 @settings_options(ProducerSettings)
 def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout: float | None, **flags: Any) -> None:
     """Submit PROMPT (- for standard input) as a chat message, wait, and print the answer.
@@ -68,21 +67,23 @@ def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout:
     """
     if is_streamed and (flags["n"] or 1) > 1:
         raise click.UsageError("--stream shows one answer; leave out --n")
-    if flags["logprobs"] is not None and not is_json:
+    if detach and (is_streamed or is_json or timeout is not None):
+        raise click.UsageError("--detach does not wait for the answer; leave out --stream, --json and --timeout")
+    if flags["logprobs"] is not None and not (is_json or detach):
         raise click.UsageError("--logprobs are shown with --json; add it, or leave them out")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        raise click.UsageError("PROMPT is empty")
     job_id = str(uuid.uuid4())  # known before the job is, so that Ctrl-C finds it at any moment
-    with open_client(flags) as client:
-        fields = _request(sys.stdin.read() if prompt == "-" else prompt, flags)
-        with _cancelled_when_interrupted(client, job_id):
-            job = client.submit(job_id=job_id, priority_class=flags["priority_class"], **fields)
-            if detach:
-                click.echo(job.id)
-                return
-            _hint_at_missing_workers(client)
-            if is_streamed:
-                _print_stream(job, timeout, is_json)
-            outcome = job.result(timeout)
-        _print_result(outcome, is_json, has_streamed=is_streamed)
+    with open_client(flags) as client, _cancelled_when_interrupted(client, job_id):
+        job = client.submit(job_id=job_id, priority_class=flags["priority_class"], **_request(text, flags))
+        if detach:
+            click.echo(job.id)
+            return
+        _hint_at_missing_workers(client, job)
+        if is_streamed:
+            _print_stream(job, timeout, is_json)
+        _print_result(_wait(job, timeout, is_json), is_json, has_streamed=is_streamed)
 
 
 def _request(prompt: str, flags: dict[str, Any]) -> dict[str, Any]:
@@ -96,9 +97,10 @@ def _request(prompt: str, flags: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [*system, {"role": "user", "content": prompt}], **fields}
 
 
-def _hint_at_missing_workers(client: Client) -> None:
-    if not client.workers():
-        click.echo("no worker is alive yet, the job waits for one; to start one: promptmill worker", err=True)
+def _hint_at_missing_workers(client: Client, job: Job) -> None:
+    queue, _ = split_tenant(job.queue or "")
+    if not any(queue in worker.queues for worker in client.workers()):
+        click.echo(f"no live worker drains the queue {queue!r}; the job waits for one (promptmill worker)", err=True)
 
 
 @contextmanager
@@ -108,7 +110,9 @@ def _cancelled_when_interrupted(client: Client, job_id: str) -> Iterator[None]:
             signal.signal(number, signal.default_int_handler)
     try:
         yield
-    except (KeyboardInterrupt, OSError):  # or nobody can read on, as behind `| head`
+    except (KeyboardInterrupt, OSError) as error:  # or nobody can read on, as behind `| head`
+        if isinstance(error, ResultTimeoutError):  # an OSError, as every TimeoutError is
+            raise
         with suppress(JobNotFoundError):  # it had not been enqueued yet
             client.cancel(job_id)
             click.echo(f"job {job_id} was cancelled", err=True)
@@ -133,6 +137,16 @@ def _chunk_json(chunk: Chunk) -> str:
     return json.dumps({**chunk.model_dump(mode="json", exclude_none=True), "reset": chunk.reset}, ensure_ascii=False)
 
 
+def _wait(job: Job, timeout: float | None, is_json: bool) -> Result:
+    """The result. That of a job that failed is printed as JSON where that is wanted, and raised all the same."""
+    try:
+        return job.result(timeout)
+    except JobFailedError as error:
+        if is_json and error.result is not None:
+            click.echo(error.result.to_wire())
+        raise
+
+
 def _print_result(result: Result, is_json: bool, *, has_streamed: bool = False) -> None:
     """Print it, and leave with exit code 1 for one that is not whole."""
     if is_json:
@@ -155,13 +169,7 @@ def _print_result(result: Result, is_json: bool, *, has_streamed: bool = False) 
 def result(job_id: str, is_json: bool, timeout: float | None, **flags: Any) -> None:
     """Print the result of a job, once there is one."""
     with open_client(flags) as client:
-        try:
-            outcome = client.result(job_id, timeout=timeout)
-        except JobFailedError as error:
-            if is_json and error.result is not None:
-                click.echo(error.result.to_wire())
-            raise
-    _print_result(outcome, is_json)
+        _print_result(_wait(client.job(job_id), timeout, is_json), is_json)
 
 
 @click.command()

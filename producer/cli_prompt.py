@@ -10,18 +10,24 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _OPTIONS = (
     click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without its chat template."),
     click.option("--system", metavar="TEXT", help="A system message before the prompt."),
-    click.option("--max-tokens", type=int, metavar="N", help="At most so many tokens; default: until the model stops."),
+    click.option("--max-tokens", type=int, metavar="N", help="At most N tokens; default: until the model stops."),
     click.option("--temperature", type=float, metavar="T", help="0 (greedy) to 2; default: 1."),
     click.option("--top-p", type=float, metavar="P", help="Only the likeliest tokens that make up P."),
     click.option("--top-k", type=int, metavar="K", help="Only the K likeliest tokens."),
     click.option("--min-p", type=float, metavar="P", help="Only tokens at least P times as likely as the likeliest."),
-    click.option("--min-tokens", type=int, metavar="N", help="No end before so many tokens."),
+    click.option("--min-tokens", type=int, metavar="N", help="No end before N tokens."),
     click.option("--presence-penalty", type=float, metavar="P", help="-2 to 2: against tokens that the answer has."),
     click.option("--frequency-penalty", type=float, metavar="P", help="-2 to 2: the same for each time it has them."),
     click.option("--repetition-penalty", type=float, metavar="P", help="Above 1: against tokens of prompt and answer."),
     click.option("--seed", type=int, metavar="N", help="Makes a sampled answer repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."),
-    click.option("--ignore-eos", is_flag=True, default=None, help="Go on behind the model's own end."),
+    click.option("--ignore-eos", is_flag=True, default=None, help="Go on where the model would stop."),
+)
+
+priority_class_option = click.option(
+    "--priority-class",
+    type=click.Choice(["high", "low"], case_sensitive=False),
+    help="Before (high) or behind (low) the queue's other jobs.",
 )
 
 SAMPLING_FIELDS = (

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 _ACTION = "action="
-_QUIET_LOGGERS = ("boto3", "botocore", "rq", "s3transfer", "urllib3")  # they log every step at info
+_QUIET_LOGGERS = ("boto3", "botocore", "rq", "s3transfer", "urllib3", "uvicorn")  # they log every step at info
 
 
 def configure_logging(level: str, layout: Literal["text", "json"]) -> None:

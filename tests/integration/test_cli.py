@@ -63,7 +63,7 @@ def test_submit_sends_a_chat_with_every_option(promptmill: Invoke, worker: FakeW
 
 def test_submit_asks_for_penalties_and_logprobs(promptmill: Invoke, worker: FakeWorker) -> None:
     options = "--min-tokens 2 --presence-penalty 0.5 --frequency-penalty 0.25 --repetition-penalty 1.5 --logprobs 3"
-    promptmill("submit", "x", "--raw", "--detach", "--json", *options.split())
+    promptmill("submit", "x", "--raw", "--detach", *options.split())
     fields = {"min_tokens": 2, "presence_penalty": 0.5, "frequency_penalty": 0.25, "repetition_penalty": 1.5}
     assert worker.claim().arguments == {"v": 1, "prompt": "x", "logprobs": True, "top_logprobs": 3, **fields}
     assert promptmill("submit", "x", "--logprobs", "3").exit_code == 2
@@ -105,9 +105,11 @@ def test_a_failed_job_is_one_line_and_exit_code_1(promptmill: Invoke, worker: Fa
     with worker.serving(echo):
         result = promptmill("submit", "fail", "--raw")
         streamed = promptmill("submit", "fail", "--raw", "--stream")
+        as_json = promptmill("submit", "fail", "--raw", "--json")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.count("\n") == 1 and "told to fail" in result.stderr
     assert (streamed.exit_code, streamed.stdout) == (1, "fail \n")
+    assert (as_json.exit_code, json.loads(as_json.stdout)["status"]) == (1, "failed")
 
 
 def test_a_failed_result_as_json_is_printed_all_the_same(
@@ -131,6 +133,8 @@ def test_a_failed_result_as_json_is_printed_all_the_same(
         (["submit", "x", "--redis-url", "redis://:secret@127.0.0.1:1/0"], 3, "redis://:***@127.0.0.1:1/0 cannot be"),
         (["submit", "x", "--timeout", "0.05"], 1, "has not ended within 0.05 s"),
         (["submit", "x", "--timeout", "nan"], 2, "leave it out to wait without end"),
+        (["submit", ""], 2, "PROMPT is empty"),
+        (["submit", "x", "--detach", "--stream"], 2, "leave out --stream"),
         (["result", "x", "--timeout", "-1"], 2, "--timeout"),
         (["result", "nobody"], 1, "job nobody is not known"),
         (["cancel", "nobody"], 1, "job nobody is not known"),
@@ -154,9 +158,17 @@ def test_a_run_that_cannot_begin_says_why_in_one_line_without_a_bar(promptmill: 
     assert result.stderr == "Error: --prompt: there is no column 'nobody'; the columns are: country\n"
 
 
-def test_a_job_that_waits_for_a_worker_says_so(promptmill: Invoke, redis_url: str) -> None:
-    result = promptmill("submit", "x", "--timeout", "0.05")
-    assert "no worker is alive yet" in result.stderr
+def test_a_submit_whose_time_is_over_leaves_its_job_running(promptmill: Invoke, worker: FakeWorker) -> None:
+    for options in ([], ["--stream"]):
+        result = promptmill("submit", "one", "--timeout", "0.05", *options)
+        assert result.exit_code == 1 and "was cancelled" not in result.stderr
+        assert not worker.claim().is_cancelled()
+
+
+def test_a_job_whose_queue_nobody_drains_says_so(promptmill: Invoke, worker: FakeWorker) -> None:
+    result = promptmill("submit", "x", "--timeout", "0.05", "--queue", "nobody@acme")
+    assert "no live worker drains the queue 'nobody'" in result.stderr
+    assert "drains" not in promptmill("submit", "x", "--timeout", "0.05", "--tenant", "acme").stderr
 
 
 def test_cancel_tells_what_it_did_to_each(promptmill: Invoke, worker: FakeWorker, redis_url: str) -> None:

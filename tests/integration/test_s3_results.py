@@ -12,7 +12,6 @@ import pytest
 from producer.contract import Choice, Result
 from worker.embedded_redis import free_port
 from worker.errors import ResultStoreError, StartRefusedError
-from worker.outlet.redis_results import RedisResultStore
 from worker.outlet.s3_results import S3ResultStore
 from worker.outlet.select import select_result_store
 
@@ -42,6 +41,7 @@ def keys(bucket: Any) -> set[str]:
 
 def test_the_object_holds_the_full_result_and_redis_keeps_where_it_is(s3_endpoint: str, bucket: Any) -> None:
     store = select_result_store("s3://results/some/prefix/", s3_endpoint_url=s3_endpoint)
+    assert store is not None
     kept = store.put(result(), 1)
     assert kept.stored == "s3://results/some/prefix/job-1.json"
     assert kept.choices == [] and kept.model == "m"
@@ -51,7 +51,7 @@ def test_the_object_holds_the_full_result_and_redis_keeps_where_it_is(s3_endpoin
 
 
 def test_without_a_prefix_objects_lie_at_the_buckets_top(s3_endpoint: str, bucket: Any) -> None:
-    select_result_store("s3://results", s3_endpoint_url=s3_endpoint).put(result(), 1)
+    S3ResultStore("results", endpoint_url=s3_endpoint).put(result(), 1)
     assert keys(bucket) == {"job-1.json"}
 
 
@@ -113,10 +113,3 @@ def test_an_endpoint_that_does_not_answer_refuses_the_start(s3_endpoint: str) ->
     nobody = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(StartRefusedError, match=r"cannot reach bucket 'results' at http://127.0.0.1.*s3-endpoint-url"):
         S3ResultStore("results", "p", endpoint_url=nobody).check()
-
-
-def test_redis_results_stay_whole() -> None:
-    store = select_result_store("redis")
-    assert isinstance(store, RedisResultStore)
-    store.check()
-    assert store.put(result(), 2) == result()

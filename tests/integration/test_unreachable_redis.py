@@ -147,9 +147,9 @@ def test_a_gateway_waits_for_a_redis_that_is_not_up_yet(tmp_path: Path) -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            said = "".join(_until(process.stderr, "Uvicorn running on "))
+            said = "".join(_until(process.stderr, "action=serving "))
             assert f"action=redis_unavailable error=Redis at {url} cannot be reached" in said
-            address = re.findall(r"Uvicorn running on (\S+)", said)[0]
+            address = re.findall(r"action=serving url=(\S+)", said)[0]
             assert httpx.get(f"{address}/health").json()["redis"] == "unreachable"
             with EmbeddedRedis(data_dir=tmp_path, port=port):
                 assert httpx.get(f"{address}/health").json()["redis"] == "reachable"

@@ -56,7 +56,7 @@ class JobReader:
         try:
             job.restore(claim.fields)
         except Exception as error:  # of any type: RQ parses what anybody may have written
-            job, problem = self._new_job(claim), _refusal(f"the job's RQ record is malformed ({error})")
+            job, problem = self._new_job(claim), _refusal(_what_is_malformed(claim, error))
             job.data = claim.fields.get(b"data", b"")
         job.origin = claim.queue
         job.worker_name = self._worker_name
@@ -92,10 +92,10 @@ class JobReader:
             call = json.loads(job.data)
         except Exception as error:  # not JSON, not UTF-8, too deep
             raise _refusal("the job's data is not JSON (pickled?): enqueue it with RQ's JSONSerializer") from error
-        if not isinstance(call, list) or len(call) != 4:
+        if not isinstance(call, list) or len(call) != 4 or call[1] is not None:
             raise _refusal(f'the job\'s data must be the JSON list ["{JOB_FUNCTION}", null, [], {{fields}}]')
-        function, instance, args, kwargs = call
-        if function != JOB_FUNCTION or instance is not None:
+        function, _, args, kwargs = call
+        if function != JOB_FUNCTION:
             raise _refusal(f"function {str(function)[:100]!r} is not served here; enqueue {JOB_FUNCTION!r}")
         if args:
             raise _refusal("positional arguments are not taken; pass the request's fields by keyword")
@@ -136,6 +136,13 @@ def has_extras(job: Job) -> bool:
 def calls_back(job: Job) -> bool:
     """Whether somebody else's code runs before its commit."""
     return bool(job._success_callback_name or job._failure_callback_name or job._stopped_callback_name)
+
+
+def _what_is_malformed(claim: Claim, error: Exception) -> str:
+    what = str(error) or type(error).__name__
+    if b"data" not in claim.fields:
+        what = "it has no field data, which holds the request"
+    return f"the job's RQ record is malformed ({what})"
 
 
 def _refusal(message: str) -> JobRefusedError:

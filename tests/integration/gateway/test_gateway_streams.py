@@ -1,6 +1,7 @@
 """Streamed answers through the official client, and what is on the wire; a job's stream again from a cursor on."""
 
 import json
+import socket
 import threading
 from typing import Any
 
@@ -119,6 +120,22 @@ def test_a_stream_whose_attempt_began_anew_says_so_instead_of_repeating(
     seen = events(httpx.get(f"{gateway.url}/v1/jobs/{job.job_id}/stream?after=1-1", timeout=30).text)
     assert seen[0]["promptmill"]["reset"] and seen[0]["choices"] == []
     assert seen[1]["choices"][0]["text"] == "b"
+
+
+def test_a_client_that_does_not_read_is_held_to_the_time_of_a_request(
+    start_gateway: StartGateway, worker: FakeWorker
+) -> None:
+    gateway = start_gateway(request_timeout_seconds=2.0, keep_alive_seconds=0.05)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", gateway.port))
+        body = json.dumps({"model": "fake", "prompt": "x", "stream": True})
+        head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        job = worker.claim().begin()
+        for _ in range(8):
+            job.write("a" * (1 << 20), num_tokens=1)
+        wait_until(job.is_cancelled)
 
 
 def test_who_leaves_cancels_the_job_unless_it_is_detached(gateway: RunningGateway, worker: FakeWorker) -> None:

@@ -1,6 +1,7 @@
 """A worker's claims, and reading what anybody may have written into RQ's records."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -116,7 +117,7 @@ def test_a_good_call_gives_its_fields(reader: JobReader) -> None:
         ("{}", "JSON list"),
         (data(function="os.system"), "os.system"),
         (data(function=["x"]), "promptmill.generate"),
-        (data(instance={"a": 1}), "promptmill.generate"),
+        (data(instance={"a": 1}), "must be the JSON list"),
         (data(args=["x"]), "positional"),
         (data(kwargs=["x"]), "JSON object"),
         (data(kwargs={"prompt": "x" * 200_000}), "shorten"),
@@ -142,7 +143,7 @@ def test_a_bad_call_is_refused_with_the_reason(reader: JobReader, call: str, rea
 )
 def test_a_malformed_record_is_a_problem_and_no_exception(reader: JobReader, fields: dict[str, Any]) -> None:
     job, problem = reader.restore(make_claim(**fields))
-    assert problem is not None and "malformed" in str(problem)
+    assert problem is not None and re.search(r"malformed \(.+\)", str(problem))
     assert job.origin == "promptmill" and job.failure_ttl == FAILURE_TTL_SECONDS
 
 
