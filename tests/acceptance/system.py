@@ -36,7 +36,6 @@ class System:
             "PROMPTMILL_REDIS_URL": self.url,
             "PROMPTMILL_MODEL": MODEL,
             "PROMPTMILL_NUM_THREADS": "1",  # several would wait for each other where other tests have the cores
-            "OPENAI_BASE_URL": f"{self.gateway_url}/v1",
         }
         return {**os.environ, **ours, **extra}
 

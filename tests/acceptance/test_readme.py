@@ -1,4 +1,7 @@
-"""Every snippet of the README runs as it stands, against a worker with the real model."""
+"""Every snippet of the README and of docs/ runs as it stands, against a worker with the real model.
+
+Only the addresses are other ones: Redis and the gateway listen on free ports here.
+"""
 
 import os
 import re
@@ -15,18 +18,24 @@ from tests.acceptance.system import System
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    text = "\n".join(page.read_text() for page in PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def here(snippet: str, system: System) -> str:
+    return snippet.replace("http://localhost:8000", system.gateway_url).replace("redis://localhost:6379", system.url)
 
 
 @pytest.mark.parametrize("snippet", blocks("python"), ids=lambda snippet: snippet.splitlines()[0])
 def test_python_snippet_runs(request: pytest.FixtureRequest, snippet: str, tmp_path: Path) -> None:
     system: System = request.getfixturevalue("tool_system" if "tools=" in snippet else "running_system")
     script = tmp_path / "snippet.py"
-    script.write_text(snippet)
+    script.write_text(here(snippet, system))
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         env=system.environment(),
@@ -64,8 +73,8 @@ def test_the_curl_commands_are_answered(running_system: System) -> None:
     commands = [block for block in blocks("sh") if block.startswith("curl")]
     assert commands
     for command in commands:
-        here = command.replace("http://localhost:8000", running_system.gateway_url)
-        done = subprocess.run(["sh", "-ec", here], capture_output=True, text=True, timeout=120, check=False)
+        script = here(command, running_system)
+        done = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         assert "Paris" in done.stdout and "[DONE]" in done.stdout
 
@@ -86,6 +95,7 @@ def test_the_commands_that_answer_files_run(running_system: System, tmp_path: Pa
     assert (tmp_path / "out.jsonl").read_text().count("\n") == 1
 
 
-def test_every_folder_and_file_that_the_readme_links_to_exists() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (Path(__file__).parents[2] / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_folder_and_file_that_a_page_links_to_exists(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target

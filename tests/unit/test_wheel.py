@@ -80,4 +80,4 @@ def test_its_description_links_to_nothing_that_is_not_at_hand_there(metadata: Me
     assert metadata["Description-Content-Type"] == "text/markdown"
     targets = re.findall(r"\]\(([^)]*)\)", text)
     assert targets and all(target.startswith("https://") for target in targets), targets
-    assert "docs/" not in text and "### The console" in text and "### A file of requests as one batch" in text
+    assert "docs/console" not in text and "## How it compares" in text and "## From a file" in text
