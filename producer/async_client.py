@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Self
 
 from producer.async_transport import AsyncTransport
-from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields
+from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields, id_and_queue
 from producer.cancel import cancel
 from producer.contract import Result, WorkerInfo
 from producer.dead_letters import FailedJob, read_failed, retry
@@ -45,22 +45,14 @@ class AsyncClient(BaseClient):
         durable: bool = False,
         **fields: Any,
     ) -> AsyncJob:
-        """Enqueue one job; `fields` are those of `JobRequest`. Raises InvalidJobError naming the field.
-
-        `prompt` is text or token ids. `priority_class` is claimed before ("high") or after ("low") the queue itself.
-        With a `job_id` of your own, or an `idempotency_key`, a job that exists already is not enqueued again; another
-        request under the same key is refused with code `idempotency_conflict`. The job waits until every job of
-        `depends_on` has finished; where one of them fails or is cancelled, until that one is retried and finishes, or
-        this one is cancelled. One that was cancelled already is refused. With `durable`, it is on Redis' disk, and on a
-        replica where there is one, when this returns: DurabilityError otherwise.
-        """
+        """As `Client.submit`."""
         request = gather_fields(prompt, messages, fields)
         protocol = self._submit_one(
             request,
             queue=queue,
             priority_class=priority_class,
             job_id=job_id,
-            depends_on=[_id_and_queue(job)[0] for job in depends_on],
+            depends_on=[id_and_queue(job)[0] for job in depends_on],
             durable=durable,
         )
         job = await self._transport.run(protocol)
@@ -75,10 +67,7 @@ class AsyncClient(BaseClient):
         job_ids: Sequence[str] | None = None,
         durable: bool = False,
     ) -> list[AsyncJob]:
-        """Enqueue many jobs, hundreds a round trip. Each request is a mapping of `JobRequest` fields.
-
-        Every request is checked before any is enqueued: InvalidJobError names the item and its field.
-        """
+        """As `Client.submit_many`."""
         protocol = self._submit_many(
             requests, queue=queue, priority_class=priority_class, job_ids=job_ids, durable=durable
         )
@@ -93,62 +82,52 @@ class AsyncClient(BaseClient):
         self, job: AsyncJob | str, *, timeout: float | None = None, after: str | None = None
     ) -> AsyncSubscription:
         """As `Job.stream`."""
-        job_id, _ = _id_and_queue(job)
+        job_id, _ = id_and_queue(job)
         protocol = follow(job_id, after=parse_cursor(after), timeout=timeout)
         return AsyncSubscription(self._transport.iterate(protocol), after)
 
     async def result(self, job: AsyncJob | str, *, timeout: float | None = None) -> Result:
         """As `Job.result`. Any number that wait at once share one subscription."""
-        job_id, queue = _id_and_queue(job)
+        job_id, queue = id_and_queue(job)
         if queue is None:
             return await self._transport.run(wait_for_result(job_id, None, timeout))
         return await self._results.wait(job_id, queue, timeout)
 
     async def as_completed(self, jobs: Iterable[AsyncJob | str], timeout: float | None = None) -> AsyncIterator[Result]:
-        """The result of each job as it ends, those of failed jobs too: look at `status`. One subscription serves all.
-
-        `timeout`: seconds for all of them together; then ResultTimeoutError.
-        """
-        queues = dict(_id_and_queue(job) for job in jobs)
+        """As `Client.as_completed`."""
+        queues = dict(id_and_queue(job) for job in jobs)
         async for result in self._transport.iterate(as_completed(queues, timeout)):
             yield result
 
     async def cancel(self, job: AsyncJob | str) -> bool:
-        """Cancel a job, queued or running. True if it ends, or has ended, as cancelled. Raises JobNotFoundError.
-
-        A running job ends within one step of its worker, with what it has; if it ends by itself first, that stands.
-        """
-        job_id, _ = _id_and_queue(job)
+        """As `Client.cancel`."""
+        job_id, _ = id_and_queue(job)
         return await self._transport.run(cancel(job_id))
 
     async def retry(self, job: AsyncJob | str) -> bool:
-        """Put a job that failed back onto its queue, to start over. False if it has not failed.
-
-        Raises JobNotFoundError.
-        """
-        job_id, _ = _id_and_queue(job)
+        """As `Client.retry`."""
+        job_id, _ = id_and_queue(job)
         return await self._transport.run(retry(job_id))
 
     async def failed(self, limit: int | None = None) -> list[FailedJob]:
-        """The failed jobs of the queues that `queues` lists, the last failed first, with the reasons; `limit` of them
-        at most."""
+        """As `Client.failed`."""
         return await self._transport.run(read_failed(self.settings.queue, limit))
 
     async def status(self, job: AsyncJob | str) -> JobStatus:
         """As `Job.status`."""
-        job_id, _ = _id_and_queue(job)
+        job_id, _ = id_and_queue(job)
         return await self._transport.run(read_status(job_id))
 
     async def workers(self) -> list[WorkerInfo]:
-        """The live workers, by name: what each serves, and how busy it is."""
+        """As `Client.workers`."""
         return await self._transport.run(read_workers())
 
     async def queues(self) -> list[QueueStatus]:
-        """The queues that the live workers and this client use, with RQ's counts."""
+        """As `Client.queues`."""
         return await self._transport.run(read_queues(self.settings.queue))
 
     async def aclose(self) -> None:
-        """Close the connections. Jobs go on."""
+        """As `Client.close`."""
         await self._results.aclose()
         await self._transport.aclose()
 
@@ -157,7 +136,3 @@ class AsyncClient(BaseClient):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-
-def _id_and_queue(job: AsyncJob | str) -> tuple[str, str | None]:
-    return (job, None) if isinstance(job, str) else (job.id, job.queue)

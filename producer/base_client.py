@@ -6,6 +6,7 @@ from typing import Any
 from producer.contract import JobRequest, Message
 from producer.enqueue import Destination, NewJob, build_request, enqueue, prepare, prepare_many
 from producer.errors import InvalidJobError
+from producer.job import AsyncJob, Job
 from producer.operations import Protocol
 from producer.settings import ProducerSettings, load_settings
 from producer.workers import ModelDirectory
@@ -66,3 +67,7 @@ def gather_fields(prompt: Prompt, messages: Messages, fields: Mapping[str, Any])
     if messages is not None:
         gathered["messages"] = list(messages) if isinstance(messages, tuple) else messages
     return gathered
+
+
+def id_and_queue(job: Job | AsyncJob | str) -> tuple[str, str | None]:
+    return (job, None) if isinstance(job, str) else (job.id, job.queue)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
-from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields
+from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields, id_and_queue
 from producer.cancel import cancel
 from producer.contract import Result, WorkerInfo
 from producer.dead_letters import FailedJob, read_failed, retry
@@ -58,7 +58,7 @@ class Client(BaseClient):
             queue=queue,
             priority_class=priority_class,
             job_id=job_id,
-            depends_on=[_id_and_queue(job)[0] for job in depends_on],
+            depends_on=[id_and_queue(job)[0] for job in depends_on],
             durable=durable,
         )
         job = self._transport.run(protocol)
@@ -89,13 +89,13 @@ class Client(BaseClient):
 
     def stream(self, job: Job | str, *, timeout: float | None = None, after: str | None = None) -> Subscription:
         """As `Job.stream`."""
-        job_id, _ = _id_and_queue(job)
+        job_id, _ = id_and_queue(job)
         protocol = follow(job_id, after=parse_cursor(after), timeout=timeout)
         return Subscription(self._transport.iterate(protocol), after)
 
     def result(self, job: Job | str, *, timeout: float | None = None) -> Result:
         """As `Job.result`."""
-        job_id, queue = _id_and_queue(job)
+        job_id, queue = id_and_queue(job)
         return self._transport.run(wait_for_result(job_id, queue, timeout))
 
     def as_completed(self, jobs: Iterable[Job | str], timeout: float | None = None) -> Iterator[Result]:
@@ -103,7 +103,7 @@ class Client(BaseClient):
 
         `timeout`: seconds for all of them together; then ResultTimeoutError.
         """
-        queues = dict(_id_and_queue(job) for job in jobs)
+        queues = dict(id_and_queue(job) for job in jobs)
         yield from self._transport.iterate(as_completed(queues, timeout))
 
     def cancel(self, job: Job | str) -> bool:
@@ -111,7 +111,7 @@ class Client(BaseClient):
 
         A running job ends within one step of its worker, with what it has; if it ends by itself first, that stands.
         """
-        job_id, _ = _id_and_queue(job)
+        job_id, _ = id_and_queue(job)
         return self._transport.run(cancel(job_id))
 
     def retry(self, job: Job | str) -> bool:
@@ -119,7 +119,7 @@ class Client(BaseClient):
 
         Raises JobNotFoundError.
         """
-        job_id, _ = _id_and_queue(job)
+        job_id, _ = id_and_queue(job)
         return self._transport.run(retry(job_id))
 
     def failed(self, limit: int | None = None) -> list[FailedJob]:
@@ -129,7 +129,7 @@ class Client(BaseClient):
 
     def status(self, job: Job | str) -> JobStatus:
         """As `Job.status`."""
-        job_id, _ = _id_and_queue(job)
+        job_id, _ = id_and_queue(job)
         return self._transport.run(read_status(job_id))
 
     def workers(self) -> list[WorkerInfo]:
@@ -149,7 +149,3 @@ class Client(BaseClient):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _id_and_queue(job: Job | str) -> tuple[str, str | None]:
-    return (job, None) if isinstance(job, str) else (job.id, job.queue)

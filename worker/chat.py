@@ -51,7 +51,6 @@ class ChatRenderer:
         *,
         tools: list[dict[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        add_generation_prompt: bool = True,
     ) -> str:
         """The prompt text, special tokens included: encode it without adding them again.
 
@@ -74,7 +73,7 @@ class ChatRenderer:
             "messages": [template.plain(message) for message in messages],
             "tools": tools,
             "documents": None,
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": True,
         }
         try:
             return template.render(given)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from producer.contract import ErrorCode, ErrorInfo, keys
 from worker.commit import MAX_BATCH, Committer
 from worker.job_parts import JobParts
-from worker.outlet.redis_results import RedisResultStore
 from worker.rq_bridge import job_key, will_retry
 from worker.running_job import RunningJob, Stage
 from worker.uploads import Uploads
@@ -32,7 +31,7 @@ class Finisher:
         self._client = parts.client
         self._outlet = parts.outlet
         self._intake = parts.intake
-        self._uploads = None if isinstance(parts.store, RedisResultStore) else Uploads(parts.store)
+        self._uploads = None if parts.store is None else Uploads(parts.store)
         self._committer = committer
         self._post = post
         self._on_lost = on_lost

@@ -21,5 +21,5 @@ class JobParts:
     scripts: Scripts
     intake: Intake
     outlet: StreamOutlet
-    store: ResultStore
+    store: ResultStore | None  # None: full results stay in Redis
     outcomes: Outcomes

@@ -6,10 +6,9 @@ WINDOW_SECONDS = 10.0
 
 
 class TokenRate:
-    """Tokens a second over the last `window_seconds`. Times are seconds of one monotonic clock. One thread."""
+    """Tokens a second over the last `WINDOW_SECONDS`. Times are seconds of one monotonic clock. One thread."""
 
-    def __init__(self, *, window_seconds: float = WINDOW_SECONDS) -> None:
-        self._window_seconds = window_seconds
+    def __init__(self) -> None:
         self._samples: deque[tuple[float, int]] = deque()
         self._num_tokens = 0
 
@@ -28,5 +27,5 @@ class TokenRate:
         return self._num_tokens / elapsed
 
     def _forget(self, now: float) -> None:
-        while self._samples and self._samples[0][0] < now - self._window_seconds:
+        while self._samples and self._samples[0][0] < now - WINDOW_SECONDS:
             self._num_tokens -= self._samples.popleft()[1]

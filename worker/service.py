@@ -69,7 +69,8 @@ def run_worker(settings: WorkerSettings) -> None:
                 engine.launch()  # its child imports for a second or two; this process looks at all else meanwhile
             check_server(client, settings.redis_url)
             store = select_result_store(settings.results, s3_endpoint_url=settings.s3_endpoint_url)
-            store.check()
+            if store is not None:
+                store.check()
             engine.start()
             with reached(settings.redis_url):
                 service = WorkerService(settings, client, engine, store)
@@ -83,7 +84,7 @@ class WorkerService:
     """A worker's parts, on an engine that runs. For one `run()`."""
 
     def __init__(
-        self, settings: WorkerSettings, client: redis.Redis, engine: InferenceEngine, store: ResultStore
+        self, settings: WorkerSettings, client: redis.Redis, engine: InferenceEngine, store: ResultStore | None
     ) -> None:
         self._settings = settings
         self._client = client
@@ -153,7 +154,7 @@ class WorkerService:
         )
         return Translator(tokenizer, chat, model_format, self._engine.info, settings.served_model_names)
 
-    def _build_loop(self, store: ResultStore) -> JobLoop:
+    def _build_loop(self, store: ResultStore | None) -> JobLoop:
         settings = self._settings
         num_prefetched = max(MIN_PREFETCHED_SEQS, settings.max_num_seqs // 8)  # a step must not wait for a claim
         max_num_seqs = settings.max_num_seqs + num_prefetched

@@ -4,11 +4,10 @@ import re
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
-from pydantic_settings import SettingsConfigDict
 
 from engine.config import EngineConfig
 from producer.contract.keys import TENANT_PATTERN, class_queues
-from producer.settings import ENV_PREFIX, ProducerSettings
+from producer.settings import ProducerSettings
 from worker.parsing.model_format import ReasoningParserName, ToolParserName
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -16,8 +15,6 @@ DEFAULT_MODEL = "smollm2-135m"
 
 class WorkerSettings(ProducerSettings):
     """A worker's settings; the engine's are `engine_config`. List settings are comma separated."""
-
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
 
     model: str = Field(
         default=DEFAULT_MODEL, min_length=1, description="Model: a folder, a hub id, a .gguf file or smollm2-135m."

@@ -1,4 +1,4 @@
-"""Where a job's full result is kept."""
+"""Where a job's full result is kept, if not in Redis."""
 
 from typing import Protocol
 

@@ -2,13 +2,15 @@
 
 from worker.errors import StartRefusedError
 from worker.outlet.base import ResultStore
-from worker.outlet.redis_results import RedisResultStore
 
 
-def select_result_store(results: str, *, s3_endpoint_url: str | None = None) -> ResultStore:
-    """`redis`, or `s3://bucket/prefix`. Raises StartRefusedError if the store's library is not installed."""
+def select_result_store(results: str, *, s3_endpoint_url: str | None = None) -> ResultStore | None:
+    """That of `s3://bucket/prefix`; None for `redis`, where the commit writes results whole.
+
+    Raises StartRefusedError if the store's library is not installed.
+    """
     if results == "redis":
-        return RedisResultStore()
+        return None
     try:
         from worker.outlet.s3_results import S3ResultStore
     except ModuleNotFoundError as error:

@@ -6,14 +6,14 @@ from worker.metrics import TokenRate
 
 
 def test_the_rate_is_that_of_the_last_window() -> None:
-    rate = TokenRate(window_seconds=10)
+    rate = TokenRate()
     for second in range(100):
         rate.add(float(second), 50 if second < 50 else 7)
     assert rate.per_second(99.0) == pytest.approx(7, rel=0.15)
 
 
 def test_the_rate_falls_to_zero_when_nothing_comes() -> None:
-    rate = TokenRate(window_seconds=10)
+    rate = TokenRate()
     rate.add(0.0, 100)
     assert rate.per_second(5.0) == pytest.approx(20)
     assert rate.per_second(11.0) == 0
