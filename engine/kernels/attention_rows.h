@@ -83,22 +83,22 @@ INLINE void add_products(vec acc[MAX_ROWS][MAX_WIDE * NUM_VECS], const float *fa
                          const char *const *elements, int64_t place, int num_rows, int wide, int format) {
   vec held[MAX_WIDE * NUM_VECS];
   if (num_rows > MAX_ROWS / 2) {
-#pragma GCC unroll 8
+    UNROLL(8)
     for (int i = 0; i < wide * NUM_VECS; i++)
       held[i] = load_vec(elements[i / NUM_VECS] + place, i % NUM_VECS, format);
-#pragma GCC unroll 6
+    UNROLL(6)
     for (int r = 0; r < num_rows; r++) {
       vec factor = factors[r * stride] - (vec){0};
-#pragma GCC unroll 8
+      UNROLL(8)
       for (int i = 0; i < wide * NUM_VECS; i++) acc[r][i] += factor * held[i];
     }
   } else {
-#pragma GCC unroll 3
+    UNROLL(3)
     for (int r = 0; r < num_rows; r++) held[r] = factors[r * stride] - (vec){0};
-#pragma GCC unroll 8
+    UNROLL(8)
     for (int i = 0; i < wide * NUM_VECS; i++) {
       vec element = load_vec(elements[i / NUM_VECS] + place, i % NUM_VECS, format);
-#pragma GCC unroll 3
+      UNROLL(3)
       for (int r = 0; r < num_rows; r++) acc[r][i] += held[r] * element;
     }
   }

@@ -13,6 +13,8 @@ import subprocess
 from hashlib import blake2b
 from pathlib import Path
 
+import torch
+
 from engine.kernels.cpu_features import cpu_flags, cpu_name
 from engine.staged_file import staged_file
 
@@ -21,7 +23,7 @@ logger = logging.getLogger(__name__)
 _SOURCE_DIR = Path(__file__).parent
 _COMPILERS = ("cc", "gcc", "clang")
 # Nothing here may reorder floating-point operations (no -ffast-math): a row's order is the kernels' promise.
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-lm")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-lm")
 _COMPILE_TIMEOUT_SECONDS = 120.0
 
 
@@ -37,7 +39,7 @@ def build_library(name: str, kernels_dir: Path, *, flags: tuple[str, ...] = ()) 
     compiler = next((path for path in map(shutil.which, _COMPILERS) if path), None)
     if compiler is None:
         raise KernelBuildError(f"no C compiler ({', '.join(_COMPILERS)}) is installed")
-    flags = (_architecture_flag(), *flags, *_FLAGS)
+    flags = (_architecture_flag(), *flags, *_openmp_flags(), *_FLAGS)
     library = kernels_dir / f"{name}-{_build_key(compiler, flags)}.so"
     if not library.exists():
         _compile(compiler, _SOURCE_DIR / f"{name}.c", flags, library)
@@ -47,6 +49,8 @@ def build_library(name: str, kernels_dir: Path, *, flags: tuple[str, ...] = ()) 
 def load_library(path: Path) -> ctypes.CDLL:
     """Load a built library. Raises `KernelBuildError` if it does not load here."""
     try:
+        if _is_macos():
+            ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libomp.dylib"), mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelBuildError(f"{path} does not load ({error}); delete it to have it built again") from error
@@ -75,6 +79,17 @@ def _run_compiler(compiler: str, source: Path, flags: tuple[str, ...], target: P
 
 def _architecture_flag() -> str:
     return "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
+
+
+def _openmp_flags() -> tuple[str, ...]:
+    """Apple's compiler knows OpenMP but has no library of it: there the kernels find torch's when they are loaded."""
+    if not _is_macos():
+        return ("-fopenmp",)
+    return ("-Xclang", "-fopenmp", "-Xlinker", "-undefined", "-Xlinker", "dynamic_lookup")
+
+
+def _is_macos() -> bool:
+    return platform.system() == "Darwin"
 
 
 def _build_key(compiler: str, flags: tuple[str, ...]) -> str:

@@ -1,5 +1,6 @@
-"""What the CPU can do, as Linux names it."""
+"""What the CPU can do, as Linux names it; on macOS only which one it is."""
 
+import platform
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +15,8 @@ def cpu_flags() -> frozenset[str]:
 
 @cache
 def cpu_name() -> str:
-    """The first core's model, or an empty string."""
-    return _first_value("model name", "CPU part")
+    """The first core's model; on macOS the kernel's version, which ends with the chip that it was built for."""
+    return platform.version() if platform.system() == "Darwin" else _first_value("model name", "CPU part")
 
 
 def _first_value(*names: str) -> str:

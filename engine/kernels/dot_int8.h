@@ -1,6 +1,6 @@
 /* Exact sums of products of 8-bit numbers, on whatever dot products the CPU has: the same integers on all of them.
  *
- * A row's numbers are unsigned, a weight's signed. AVX2 and AVX512BW add products of neighbours in 16 bits, four
+ * A row's numbers are unsigned, a weight's signed. AVX2, AVX512BW and 64-bit Arm's base add products in 16 bits, four
  * of them here, which would saturate; so the packing of a weight keeps the sum of the positive ones of each four, and
  * that of the negative ones, within MAX_FOUR.
  */
@@ -11,12 +11,10 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
-#elif defined(__ARM_FEATURE_DOTPROD)
-#include <arm_neon.h>
 #endif
 
 #define DEPTH 8      /* elements of a row that one `dot` takes */
-#define MAX_FOUR 128 /* 255 * 128 is the most that 16 bits hold */
+#define MAX_FOUR 128 /* 255 * 128 is the most that 16 bits hold; of codes stored 128 lower it is as much on either side */
 /* Lanes of 16 bits sum elements {0, 1, 4, 5} and {2, 3, 6, 7} of each eight. */
 #define FOUR_OF(k) ((k) / 2 % 2)
 
@@ -25,7 +23,7 @@ typedef struct {
 } int_lanes;
 
 /* What a row's codes are stored lower, to be signed bytes for a CPU that multiplies signed by signed. */
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__aarch64__)
 #define CODE_OFFSET 128
 #else
 #define CODE_OFFSET 0
@@ -38,6 +36,11 @@ INLINE void store_codes(uint8_t *p, const int_lanes *codes) {
   shorts = _mm256_permute4x64_epi64(shorts, 0xD8);
   __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1));
   _mm_storeu_si128((__m128i *)p, bytes);
+#elif defined(__aarch64__)
+  int16x8_t low = vcombine_s16(vqmovn_s32((int32x4_t)codes->v[0]), vqmovn_s32((int32x4_t)codes->v[1]));
+  int16x8_t high = vcombine_s16(vqmovn_s32((int32x4_t)codes->v[2]), vqmovn_s32((int32x4_t)codes->v[3]));
+  uint8x16_t bytes = vcombine_u8(vqmovun_s16(low), vqmovun_s16(high));
+  vst1q_u8(p, veorq_u8(bytes, vdupq_n_u8(CODE_OFFSET)));
 #else
   typedef uint8_t bytes __attribute__((vector_size(WIDTH)));
   EACH_VEC {
@@ -80,6 +83,14 @@ INLINE void dot(int_lanes *acc, const uint8_t *codes, const int8_t *weight) {
   EACH_VEC {
     int32x4_t sum = vdotq_s32((int32x4_t)acc->v[i], vreinterpretq_s8_s32(vdupq_n_s32(low)), vld1q_s8(weight + 16 * i));
     acc->v[i] = (ints)vdotq_s32(sum, vreinterpretq_s8_s32(vdupq_n_s32(high)), vld1q_s8(weight + 64 + 16 * i));
+  }
+#elif defined(__aarch64__)
+  int8x16_t first = vreinterpretq_s8_s32(vdupq_n_s32(low)), last = vreinterpretq_s8_s32(vdupq_n_s32(high));
+  EACH_VEC {
+    int8x16_t w = vld1q_s8(weight + 16 * i), x = vld1q_s8(weight + 64 + 16 * i);
+    int16x8_t two = vmlal_s8(vmull_s8(vget_low_s8(first), vget_low_s8(w)), vget_low_s8(last), vget_low_s8(x));
+    int16x8_t next = vmlal_high_s8(vmull_high_s8(first, w), last, x);
+    acc->v[i] = (ints)vpadalq_s16((int32x4_t)acc->v[i], vpaddq_s16(two, next));
   }
 #else
   for (int column = 0; column < LANES; column++)

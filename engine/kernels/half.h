@@ -44,6 +44,11 @@ static inline uint16_t to_f16(float x) {
   x = x > F16_LARGEST ? F16_LARGEST : x < -F16_LARGEST ? -F16_LARGEST : x;
 #if defined(__F16C__)
   return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+  __fp16 half = x;
+  uint16_t bits;
+  memcpy(&bits, &half, 2);
+  return bits;
 #else
   uint32_t bits = bits_of(x), sign = bits >> 16 & 0x8000, size = bits & 0x7FFFFFFF;
   if (x != x) return (uint16_t)(sign | 0x7E00);
@@ -54,9 +59,15 @@ static inline uint16_t to_f16(float x) {
 }
 
 static inline float from_f16(uint16_t x) {
+#if defined(__aarch64__)
+  __fp16 half;
+  memcpy(&half, &x, 2);
+  return half;
+#else
   uint32_t size = (uint32_t)(x & 0x7FFF) << 13;
   uint32_t odd = size >= 0x0F800000u ? 0x7F800000u : 0; /* infinity or nan */
   return float_of(bits_of(float_of(size) * 0x1p112f) | odd | (uint32_t)(x & 0x8000) << 16);
+#endif
 }
 
 #endif

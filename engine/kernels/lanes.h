@@ -13,6 +13,8 @@
 
 #if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "half.h"
@@ -28,6 +30,14 @@
 #define NUM_VECS (LANES / WIDTH)
 #define INLINE static inline __attribute__((always_inline))
 #define EACH_VEC for (int i = 0; i < NUM_VECS; i++)
+/* Unroll the loop that follows, whose count, a constant of up to `most`, is known once it is inlined. Clang takes gcc's
+ * pragma for exactly that many, and leaves accumulators in memory. */
+#define PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define UNROLL(most) _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL(most) PRAGMA(GCC unroll most)
+#endif
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -59,6 +69,8 @@ INLINE vec vec_f16(const uint16_t *p) {
   return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 #elif defined(__F16C__)
   return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#elif defined(__aarch64__)
+  return (vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
   words bits = __builtin_convertvector((halves) * (const loose_halves *)p, words);
   words size = (bits & 0x7FFF) << 13, is_odd = (words)(size >= 0x0F800000u); /* infinity or nan */
@@ -67,12 +79,19 @@ INLINE vec vec_f16(const uint16_t *p) {
 #endif
 }
 
+INLINE vec vec_bf16(const uint16_t *p) {
+#if defined(__aarch64__) /* gcc 12 converts vectors of four halves one by one */
+  return (vec)vzip1q_u16(vdupq_n_u16(0), vcombine_u16(vld1_u16(p), vdup_n_u16(0)));
+#else
+  return (vec)(__builtin_convertvector((halves) * (const loose_halves *)p, words) << 16);
+#endif
+}
+
 /* The i-th WIDTH elements of a row. */
 INLINE vec load_vec(const void *row, int64_t i, int format) {
   if (format == F32) return *(const loose_vec *)((const float *)row + i * WIDTH);
   const uint16_t *p = (const uint16_t *)row + i * WIDTH;
-  if (format == F16) return vec_f16(p);
-  return (vec)(__builtin_convertvector((halves) * (const loose_halves *)p, words) << 16);
+  return format == F16 ? vec_f16(p) : vec_bf16(p);
 }
 
 /* The i-th sixteen elements of a row. */

@@ -59,30 +59,30 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
   const float *x = a->x + row * a->x_stride, *weight = a->weight + (int64_t)panel * a->in_features * LANES;
   int64_t panel_size = (int64_t)a->in_features * LANES;
   const float *rows[ROWS];
-#pragma GCC unroll 12
+  UNROLL(12)
   for (int r = 0; r < num_rows; r++) {
     rows[r] = x + r * a->x_stride;
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int p = 0; p < num_panels; p++) acc[r][p] = splat(0);
   }
   for (int64_t k = 0; k < a->in_features; k++) {
     lanes column[PANELS];
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int p = 0; p < num_panels; p++) {
       const float *elements = weight + p * panel_size + k * LANES;
       __builtin_prefetch((const char *)elements + ahead);
       column[p] = load_f32(elements);
     }
-#pragma GCC unroll 12
+    UNROLL(12)
     for (int r = 0; r < num_rows; r++) {
       lanes value = splat(rows[r][k]);
-#pragma GCC unroll 2
+      UNROLL(2)
       for (int p = 0; p < num_panels; p++) acc[r][p] = mul_add(value, column[p], acc[r][p]);
     }
   }
-#pragma GCC unroll 12
+  UNROLL(12)
   for (int r = 0; r < num_rows; r++)
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int p = 0; p < num_panels; p++) {
       lanes sum = acc[r][p]; /* a copy, so that the accumulators have no address and stay in registers */
       finish(a, row + r, (panel + p) * LANES, &sum);

@@ -101,27 +101,27 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
   int_lanes acc[ROWS][PANELS];
   const uint8_t *codes = a->codes + (int64_t)row * depth;
   const int8_t *weight = a->weight + (int64_t)panel * depth * LANES;
-#pragma GCC unroll 12
+  UNROLL(12)
   for (int r = 0; r < num_rows; r++)
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int p = 0; p < num_panels; p++) acc[r][p] = (int_lanes){0};
   for (int64_t k = 0; k < depth; k += DEPTH) {
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int p = 0; p < num_panels; p++) {
       const int8_t *next = weight + (int64_t)p * depth * LANES + k * LANES + ahead;
       __builtin_prefetch(next);
       __builtin_prefetch(next + 64);
     }
-#pragma GCC unroll 12
+    UNROLL(12)
     for (int r = 0; r < num_rows; r++)
-#pragma GCC unroll 2
+      UNROLL(2)
       for (int p = 0; p < num_panels; p++)
         dot(&acc[r][p], codes + (int64_t)r * depth + k, weight + (int64_t)p * depth * LANES + k * LANES);
   }
   int_lanes sums[ROWS * PANELS]; /* a copy, so that the accumulators have no address and stay in registers */
-#pragma GCC unroll 12
+  UNROLL(12)
   for (int r = 0; r < num_rows; r++)
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int p = 0; p < num_panels; p++) sums[r * num_panels + p] = acc[r][p];
   finish(a, row, panel, num_rows, num_panels, sums);
 }

@@ -222,6 +222,24 @@ def test_a_kernel_that_computes_wrongly_is_not_used(
     assert "differs from its torch twin" in caplog.text
 
 
+def test_on_macos_the_compiler_is_asked_for_openmp_in_the_way_that_apples_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        '#!/bin/sh\nprintf "%s\\n" "$@" > "$0.arguments"\n'
+        'for argument; do [ "$last" = -o ] && : > "$argument"; last=$argument; done\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("engine.kernels.build._is_macos", lambda: True)
+    build_library("matmul", tmp_path / "kernels")
+    arguments = Path(f"{compiler}.arguments").read_text().splitlines()
+    assert arguments[arguments.index("-fopenmp") - 1] == "-Xclang", "its driver refuses -fopenmp"
+    assert arguments[arguments.index("dynamic_lookup") - 2 :][:3] == ["-undefined", "-Xlinker", "dynamic_lookup"]
+    assert "-lomp" not in arguments, "it has no library of OpenMP"
+
+
 def test_a_build_is_reused_and_a_failed_one_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         path = build_library("matmul", tmp_path)

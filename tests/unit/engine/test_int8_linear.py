@@ -125,13 +125,19 @@ def test_a_weight_that_is_not_finite_is_refused(kernels: Int8Kernels) -> None:
         kernels.pack(torch.full((4, 8), float("nan")))
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 instruction sets")
 @pytest.mark.parametrize(
-    "flags", [("-march=x86-64",), ("-mavx2", "-include", str(EMULATED_VNNI))], ids=["none", "vnni"]
+    ("machine", "flags"),
+    [
+        pytest.param("x86_64", ("-march=x86-64",), id="none"),
+        pytest.param("x86_64", ("-mavx2", "-include", str(EMULATED_VNNI)), id="vnni"),
+        pytest.param("aarch64", ("-march=armv8-a",), id="neon"),
+    ],
 )
 def test_every_instruction_sets_path_gives_the_same_bits(
-    kernels: Int8Kernels, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    kernels: Int8Kernels, machine: str, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if platform.machine() != machine:
+        pytest.skip(f"names an instruction set of {machine}")
     if "-mavx2" in flags and ("avx2" not in cpu_flags() or "avx512f" in cpu_flags()):
         pytest.skip("AVX-VNNI is emulated by AVX2, and compiled where there is no AVX512")
     monkeypatch.setattr(int8_linear, "_FLAGS", (*int8_linear._FLAGS, *flags))
