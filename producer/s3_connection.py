@@ -3,7 +3,7 @@
 Credentials come from boto3's own chain.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
@@ -31,7 +31,15 @@ def connect(endpoint_url: str | None) -> "S3Client":
         request_checksum_calculation="when_required",  # not every S3-compatible store knows the newer checksums
         response_checksum_validation="when_required",
     )
-    return boto3.client("s3", endpoint_url=endpoint_url, config=config)
+    client = boto3.client("s3", endpoint_url=endpoint_url, config=config)
+    client.meta.events.register_last("before-call.s3", _send_at_once)
+    return client
+
+
+def _send_at_once(params: dict[str, Any], **_: Any) -> None:
+    """Without asking for a go-ahead (`Expect: 100-continue`), which costs a round trip: a connection that ends in the
+    middle of that answer leaves botocore in a loop without an end."""
+    params["headers"].pop("Expect", None)
 
 
 def describe(bucket: str, endpoint_url: str | None) -> str:

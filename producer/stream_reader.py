@@ -2,6 +2,10 @@
 
 Published entries may come twice, late or not at all; the stream itself has each of them once, in order. The reader
 drops what it has, and where an entry does not follow the last one it says so, and its owner reads the stream.
+
+A Redis that lost writes which it had published (a fail-over) may have less than was shown, or something else under the
+same ids. Mostly the worker writes it again. Where it cannot, the reader meets a stream that does not go on from what it
+has shown: it takes that back, with a reset, and reads the stream from its beginning.
 """
 
 from collections.abc import Sequence
@@ -25,6 +29,7 @@ from producer.contract import (
 from producer.contract.keys import DATA_FIELD, MARKER_FIELD
 
 BEGINNING = EntryId(0, 0)
+MAX_ENTRIES_A_READ = 1000
 
 Entry = tuple[bytes, dict[bytes, bytes]]  # as XRANGE returns it
 
@@ -62,7 +67,10 @@ class StreamReader:
     job_id: str
     last_id: EntryId = BEGINNING
     done: Done | None = None
+    must_read_on: bool = False
+    """Whether the last range was not the whole rest of the stream."""
     _progress: dict[int, _Progress] = field(default_factory=dict)
+    _is_reading_again: bool = False  # from the beginning, after a loss
     _knows_all: bool = field(init=False)  # whether `_progress` counts everything the consumer was ever shown
     _has_shown: bool = field(init=False)
 
@@ -79,23 +87,32 @@ class StreamReader:
             return None  # not written by a worker; the stream tells
         if entry_id <= self.last_id:
             return []
-        if not entry_id.follows(self.last_id):
+        if not entry_id.follows(self.last_id) or not self._goes_on(entry):
             return None
         return self._take(entry_id, entry)
 
     def take_range(self, entries: Sequence[Entry]) -> list[Delivery]:
-        """Entries read from the stream, starting behind `last_id`, in order."""
+        """Entries read from the stream in order, at most MAX_ENTRIES_A_READ, the one at `last_id` included."""
+        self.must_read_on = len(entries) == MAX_ENTRIES_A_READ
         had_shown = self._has_shown
+        if entries and self.last_id not in (BEGINNING, EntryId.parse(entries[0][0])):
+            return self._start_over(had_shown)
         deliveries: list[Delivery] = []
         for raw_id, fields in entries:
             entry_id = EntryId.parse(raw_id)
+            if entry_id <= self.last_id:
+                continue
             if MARKER_FIELD.encode() in fields:
                 if Marker.model_validate_json(fields[MARKER_FIELD.encode()]).reset:
                     self._void()
                     deliveries = [self._reset_at(entry_id)] if had_shown else []
                 self.last_id = entry_id
             elif DATA_FIELD.encode() in fields:
-                deliveries += self._take(entry_id, parse_entry(fields[DATA_FIELD.encode()]))
+                entry = parse_entry(fields[DATA_FIELD.encode()])
+                if not (self._goes_on(entry) or self._is_reading_again):
+                    return self._start_over(had_shown)
+                deliveries += self._take(entry_id, entry)
+        self._is_reading_again = self._is_reading_again and self.must_read_on
         return deliveries
 
     def take_result(self, result: Result) -> list[Delivery]:
@@ -109,6 +126,22 @@ class StreamReader:
             if chunk is not None:
                 deliveries.append(Delivery(self.last_id, chunk))
         return deliveries
+
+    def _goes_on(self, entry: Chunk | Done) -> bool:
+        """Whether it can be what follows all that was shown."""
+        if not self._knows_all or self.done is not None:
+            return True
+        if isinstance(entry, Done):
+            return entry.usage.completion_tokens == sum(progress.num_tokens for progress in self._progress.values())
+        progress = self._progress.get(entry.index)
+        return entry.token_offset == (0 if progress is None else progress.num_tokens)
+
+    def _start_over(self, had_shown: bool) -> list[Delivery]:
+        """The stream is not the one that was shown."""
+        self._void()
+        self.last_id = BEGINNING
+        self.must_read_on = self._is_reading_again = True
+        return [self._reset_at(BEGINNING)] if had_shown else []
 
     def _take(self, entry_id: EntryId, entry: Chunk | Done) -> list[Delivery]:
         self.last_id = entry_id

@@ -12,10 +12,9 @@ from producer.contract import Chunk, EntryId, ErrorCode, ErrorInfo, JobOutcome, 
 from producer.errors import InvalidJobError, JobFailedError, ResultTimeoutError
 from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe, send
 from producer.outcome import OutcomeWatch, look_commands, parse_look
-from producer.stream_reader import BEGINNING, Delivery, StreamReader
+from producer.stream_reader import BEGINNING, MAX_ENTRIES_A_READ, Delivery, StreamReader
 
 LOOK_SECONDS = 2.0  # of silence, before the stream and the job's status are looked at
-MAX_ENTRIES_A_READ = 1000
 
 
 class StreamEnd(NamedTuple):
@@ -144,12 +143,12 @@ class _Follower:
     def _look(self) -> Protocol[None]:
         """The job's status first: an end that it shows was written to the stream before."""
         *replies, entries = yield from send(*look_commands(self._job_id), self._range_command())
-        look = parse_look(self._job_id, replies)
+        look, last_id = parse_look(self._job_id, replies), self._reader.last_id
         yield from self._take_range(entries)
         if self._reader.done is not None:
             if not look.has_come_back(self._reader.last_id.attempt):  # else a reset will follow
                 yield from self._end_if_done()
-        elif not entries:
+        elif self._reader.last_id == last_id:
             result = yield from self._watch.conclude(look)
             if result is not None:
                 yield from self._emit(self._reader.take_result(result))
@@ -157,12 +156,12 @@ class _Follower:
 
     def _take_range(self, entries: Sequence[Any]) -> Protocol[None]:
         yield from self._emit(self._reader.take_range(entries))
-        while len(entries) == MAX_ENTRIES_A_READ:
+        while self._reader.must_read_on:
             [entries] = yield from send(self._range_command())
             yield from self._emit(self._reader.take_range(entries))
 
     def _range_command(self) -> tuple[Any, ...]:
-        return ("XRANGE", self._key, f"({self._reader.last_id}", "+", "COUNT", MAX_ENTRIES_A_READ)
+        return ("XRANGE", self._key, str(self._reader.last_id), "+", "COUNT", MAX_ENTRIES_A_READ)
 
     def _emit(self, deliveries: Sequence[Delivery]) -> Protocol[None]:
         for delivery in deliveries:

@@ -104,30 +104,10 @@ def low(redis_url: str) -> Iterator[FakeWorker]:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """An S3-protocol server (moto) with the bucket `results`; credentials are in the environment."""
-    import boto3
-    from moto.server import ThreadedMotoServer
+    from tests.fakes.flaky_s3 import FlakyS3
 
-    saved = {name: os.environ.get(name) for name in _S3_ENVIRONMENT}
-    os.environ.update(_S3_ENVIRONMENT)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="results")
-    yield endpoint
-    server.stop()
-    for name, value in saved.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-_S3_ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
+    with FlakyS3(seed=0) as server:
+        yield server.endpoint
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from producer.contract import (
     Usage,
     WorkerInfo,
     keys,
+    parse_entry,
 )
 
 LEASE_SECONDS = 3600.0
@@ -51,11 +52,12 @@ class HeldJob:
     num_prompt_tokens: int = 2
 
     def begin(self, *, reset: bool = False) -> "HeldJob":
-        """The marker of this attempt. With `reset`, nothing of the attempts before counts."""
+        """The marker of this attempt. With `reset`, nothing of the attempts before counts; else it goes on there."""
+        rows = [] if reset else self.connection.xrange(keys.stream_key(self.job_id))
+        stored = [parse_entry(row[keys.DATA_FIELD.encode()]) for _, row in rows if keys.DATA_FIELD.encode() in row]
+        self.chunks = [entry for entry in stored if isinstance(entry, Chunk)]
         marker = Marker(job_id=self.job_id, attempt=self.attempt, worker="fake", reset=reset, prompt_token_ids=[1, 2])
         self._append(keys.MARKER_FIELD, marker.to_wire(), publish=False)
-        if reset:
-            self.chunks.clear()
         return self
 
     def write(

@@ -1,6 +1,7 @@
 """Results in S3, against a server of its protocol."""
 
 import json
+import socket
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import boto3
 import pytest
 
 from producer.contract import Choice, Result
+from tests.fakes.flaky_s3 import ENVIRONMENT
 from worker.embedded_redis import free_port
 from worker.errors import ResultStoreError, StartRefusedError
 from worker.outlet.s3_results import S3ResultStore
@@ -113,3 +115,24 @@ def test_an_endpoint_that_does_not_answer_refuses_the_start(s3_endpoint: str) ->
     nobody = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(StartRefusedError, match=r"cannot reach bucket 'results' at http://127.0.0.1.*s3-endpoint-url"):
         S3ResultStore("results", "p", endpoint_url=nobody).check()
+
+
+def test_a_store_that_hangs_up_amid_its_first_answer_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where botocore waits for a go-ahead, the end of the connection amid that leaves it in an endless loop."""
+    monkeypatch.setattr("producer.s3_connection.MAX_ATTEMPTS", 1)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        store = S3ResultStore("results", "p", endpoint_url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                assert b"expect" not in connection.recv(65536).lower(), "that would be a loop for ever"
+                connection.sendall(b"HTTP/1.1 100 Continue\r\n")
+
+        with ThreadPoolExecutor() as pool:
+            hung_up = pool.submit(hang_up)
+            with pytest.raises(ResultStoreError, match="job-1"):
+                store.put(result(), 1)
+            hung_up.result()

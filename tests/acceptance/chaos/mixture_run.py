@@ -1,4 +1,5 @@
-"""Chaos without a model: a mixture of jobs, workers that are cut off and killed, replies lost, a Redis that restarts.
+"""Chaos without a model: a mixture of jobs, workers that are cut off and killed, replies lost, a Redis that restarts,
+a bucket for the results that fails as buckets do.
 
 python -m tests.acceptance.chaos.mixture_run --seed 7 --runs 20
 """
@@ -12,6 +13,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 import redis
@@ -24,6 +26,7 @@ from tests.acceptance.chaos.run import wait_for
 from tests.acceptance.chaos.watchers import Watchers
 from tests.acceptance.chaos.workload import ChaosJob
 from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.flaky_s3 import BUCKET, FlakyS3
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import WorkerProcess, WorkerThread
 from worker.embedded_redis import EmbeddedRedis
@@ -33,6 +36,7 @@ NUM_WATCHED = 15
 END_SECONDS = 45.0
 MAX_SECONDS = 25.0  # from the end of the faults: what a killed scheduler had locked is anybody's after 20
 PAUSE_SECONDS = 0.1
+S3_SHARE = 0.4
 
 
 @dataclass(slots=True)
@@ -51,7 +55,7 @@ class MixtureReport:
 class Scene:
     """A Redis, workers on threads, perhaps one in a process of its own, and what becomes of them."""
 
-    def __init__(self, stack: ExitStack, folder: Path, rng: random.Random) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, rng: random.Random, seed: int) -> None:
         self._rng = rng
         self._folder = folder
         self.server = stack.enter_context(EmbeddedRedis(data_dir=folder / "redis", fsync="always"))
@@ -60,10 +64,16 @@ class Scene:
             stack.enter_context(CuttingProxy(self.server.port, seed=rng.randrange(1000), anywhere=anywhere))
             for _ in range(num_threads + 2)
         ]
+        self.store: FlakyS3 | None = None
+        self.settings: dict[str, Any] = {"lease_seconds": LEASE_SECONDS}
+        self._rng_of_store = random.Random(f"store of {seed}")
+        if self._rng_of_store.random() < S3_SHARE:
+            self.store = stack.enter_context(FlakyS3(seed=seed))
+            self.settings |= {"results": f"s3://{BUCKET}/mixture/{seed}", "s3_endpoint_url": self.store.endpoint}
         for proxy in self.proxies[:num_threads]:
             engine = FakeEngine(step_seconds=rng.choice((0.001, 0.005, 0.02)))
             seqs = rng.choice((4, 16, 32))
-            stack.enter_context(WorkerThread(proxy.url, engine, lease_seconds=LEASE_SECONDS, max_num_seqs=seqs))
+            stack.enter_context(WorkerThread(proxy.url, engine, **self.settings, max_num_seqs=seqs))
         self.process: WorkerProcess | None = None
         if rng.random() < 0.5:
             self.start_process()
@@ -71,12 +81,15 @@ class Scene:
         loss = rng.choice((0.0, 0.005, 0.02) if anywhere else (0.0, 0.02, 0.1))
         for proxy in self.proxies:
             proxy.probability = loss
+        if self.store is not None:
+            self.store.probability = self._rng_of_store.choice((0.0, 0.1, 0.5))
+            self.store.proxy.probability = self._rng_of_store.choice((0.0, 0.02, 0.1))
 
     def start_process(self) -> None:
         self.end_process()
         url = self.proxies[-2].url
         log = self._folder / f"worker-{time.monotonic_ns()}.log"
-        self.process = WorkerProcess(url, step_seconds=0.01, lease_seconds=LEASE_SECONDS, max_num_seqs=8, log=log)
+        self.process = WorkerProcess(url, step_seconds=0.01, **self.settings, max_num_seqs=8, log=log)
 
     def end_process(self) -> None:
         if self.process is not None:
@@ -84,6 +97,8 @@ class Scene:
 
     def hurt(self) -> str | None:
         """One fault, or none; what it was."""
+        if event := self._hurt_store():
+            return event
         rng, chance = self._rng, self._rng.random()
         if chance < 0.1:
             rng.choice(self.proxies).cut_all()
@@ -101,6 +116,15 @@ class Scene:
             return f"Redis away for {seconds} s"
         return self._hurt_process(chance) if self.process is not None else None
 
+    def _hurt_store(self) -> str | None:
+        """It stays as it is until the next fault of its own."""
+        if self.store is None or self._rng_of_store.random() >= 0.06:
+            return None
+        is_down, hangs = self._rng_of_store.choice(((False, False), (True, False), (False, True)))
+        self.store.is_down = is_down
+        (self.store.go_on.clear if hangs else self.store.go_on.set)()
+        return "S3 refuses" if is_down else "S3 hangs" if hangs else "S3 is back"
+
     def _hurt_process(self, chance: float) -> str | None:
         assert self.process is not None
         if self.process.process.poll() is not None:  # it does not start where replies are lost
@@ -113,6 +137,8 @@ class Scene:
         return None
 
     def heal(self) -> None:
+        if self.store is not None:
+            self.store.heal()
         for proxy in self.proxies:
             proxy.probability = 0.0
         if self.process is not None:
@@ -124,7 +150,7 @@ class Scene:
 def run_mixture(seed: int, *, num_jobs: int, fault_seconds: float, folder: Path) -> MixtureReport:
     rng, report = random.Random(seed), MixtureReport()
     with ExitStack() as stack:
-        scene = Scene(stack, folder, rng)
+        scene = Scene(stack, folder, rng, seed)
         connection = stack.enter_context(redis.Redis.from_url(scene.server.url))
         client = stack.enter_context(Client(scene.server.url))
         lossy = stack.enter_context(Client(scene.proxies[-1].url))
@@ -141,7 +167,7 @@ def run_mixture(seed: int, *, num_jobs: int, fault_seconds: float, folder: Path)
         report.num_jobs, report.seconds = len(mixture.expected), time.monotonic() - healed_at
         wait_for(lambda: not left_behind(connection), END_SECONDS)
         watchers.wait(END_SECONDS)
-        report.problems = find_problems(connection, mixture, watchers.seen)
+        report.problems = find_problems(connection, mixture, watchers.seen, scene.store)
         if report.seconds > MAX_SECONDS:
             report.problems.append(f"the last job took {report.seconds:.1f} s from the end of the faults")
     return report

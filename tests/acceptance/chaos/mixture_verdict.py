@@ -5,12 +5,14 @@ import json
 from collections import Counter
 
 import redis
+from botocore.exceptions import ClientError
 
-from producer.contract import Result, keys
+from producer.contract import ErrorCode, Result, keys
 from tests.acceptance.chaos.mixture import Mixture
 from tests.acceptance.chaos.verdict import LEFTOVERS
 from tests.acceptance.chaos.watchers import Watched
 from tests.fakes.fake_engine import VOCAB_SIZE, text_of
+from tests.fakes.flaky_s3 import BUCKET, FlakyS3
 from tests.fakes.worker_runs import rq_queue
 
 WAITING = ("rq:ready:*", "rq:deferred:*", "rq:scheduled:*", "rq:rl:*:allowed", "rq:rl:*:rate_limited")
@@ -24,7 +26,9 @@ def left_behind(connection: redis.Redis) -> list[str]:
     return [key.decode() for pattern in (*LEFTOVERS, *WAITING) for key in connection.scan_iter(pattern)]
 
 
-def find_problems(connection: redis.Redis, mixture: Mixture, seen: dict[str, Watched]) -> list[str]:
+def find_problems(
+    connection: redis.Redis, mixture: Mixture, seen: dict[str, Watched], store: FlakyS3 | None
+) -> list[str]:
     found = [f"left behind: {key}" for key in left_behind(connection)]
     found += [
         f"kept for ever: {key!r}"
@@ -43,7 +47,10 @@ def find_problems(connection: redis.Redis, mixture: Mixture, seen: dict[str, Wat
             found.append(f"{job_id}: no result; RQ says {connection.hget(f'rq:job:{job_id}', 'status')!r}")
             continue
         result = Result.model_validate_json(wire)
-        problems = [*_output_problems(result), *_watch_problems(result, seen.get(job_id))]
+        problems = _store_problems(result, store)
+        if store is not None and result.stored is not None and not problems:
+            result = whole(result, store)
+        problems += [*_output_problems(result), *_watch_problems(result, seen.get(job_id))]
         if result.status not in mixture.expected[job_id]:
             problems.append(f"ended as {result.status}: {result.error}")
         if lines[job_id] != 1:
@@ -70,6 +77,27 @@ def _registries(connection: redis.Redis) -> dict[str, list[str]]:
             for job_id in registry.get_job_ids(cleanup=False):
                 found.setdefault(job_id, []).append(status)
     return found
+
+
+def whole(result: Result, store: FlakyS3) -> Result:
+    """A result with what the bucket has of it."""
+    key = str(result.stored).removeprefix(f"s3://{BUCKET}/")
+    return Result.model_validate_json(store.objects.Object(key).get()["Body"].read())
+
+
+def _store_problems(result: Result, store: FlakyS3 | None) -> list[str]:
+    """Outcomes lie in the bucket, all else in Redis alone; what lies there is what Redis says of it."""
+    is_given_up = result.error is not None and result.error.code is ErrorCode.RESULT_STORE_ERROR
+    if result.stored is None:
+        is_right = store is None or is_given_up or result.status in ("failed", "cancelled")
+        return [] if is_right else ["its result should lie in the bucket"]
+    if store is None or result.choices:
+        return [f"{len(result.choices)} choices beside {result.stored}"]
+    try:
+        stored = whole(result, store)
+    except ClientError as error:
+        return [f"{result.stored}: {error}"]
+    return [] if stored.model_copy(update={"choices": [], "stored": result.stored}) == result else [f"{stored} in S3"]
 
 
 def _output_problems(result: Result) -> list[str]:

@@ -27,7 +27,8 @@ def answer(job: HeldJob, *chunks: dict[str, Any], prompt: PromptEcho | None = No
     """These chunks, and the result that they make."""
     job.begin()
     for at, fields in enumerate(chunks):
-        chunk = Chunk(job_id=job.job_id, prompt=prompt if at == 0 else None, **fields)
+        offset = sum(len(earlier.token_ids) for earlier in job.chunks)
+        chunk = Chunk(job_id=job.job_id, token_offset=offset, prompt=prompt if at == 0 else None, **fields)
         job.chunks.append(chunk)
         job.seq += 1
         job._append(keys.DATA_FIELD, chunk.to_wire(), publish=True)

@@ -1,19 +1,23 @@
 """The rules of reading a stream, without a Redis: any mix of lost, late and repeated messages gives each chunk once."""
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, ToolCallDelta
+from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, ToolCallDelta, Usage, parse_entry
 from producer.contract.keys import DATA_FIELD, MARKER_FIELD
-from producer.stream_reader import Entry, StreamReader
+from producer.stream_reader import BEGINNING, Delivery, Entry, StreamReader
 
 
-def chunk(text: str, index: int = 0) -> Chunk:
-    return Chunk(job_id="j", index=index, text=text, token_ids=[ord(character) for character in text])
+def chunk(text: str, index: int = 0, offset: int = 0) -> Chunk:
+    """A token a character; `offset` tokens of the choice come before."""
+    token_ids = [ord(character) for character in text]
+    return Chunk(job_id="j", index=index, text=text, token_ids=token_ids, token_offset=offset)
 
 
-def done() -> Done:
-    return Done(job_id="j", done=True, status="finished")
+def done(num_tokens: int = 0) -> Done:
+    return Done(job_id="j", done=True, status="finished", usage=Usage(completion_tokens=num_tokens))
 
 
 def data(entry_id: EntryId, entry: Chunk | Done) -> Entry:
@@ -51,12 +55,12 @@ def test_entries_behind_the_end_count_only_after_a_reset() -> None:
     entries = [
         marker(1),
         data(EntryId(1, 1), chunk("old")),
-        data(EntryId(1, 2), done()),
+        data(EntryId(1, 2), done(num_tokens=3)),
         data(EntryId(1, 3), chunk("ghost")),
     ]
     assert [delivery.chunk.text for delivery in reader.take_range(entries)] == ["old"]
     assert reader.done is not None
-    again = reader.take_range([marker(2, reset=True), data(EntryId(2, 1), chunk("new"))])
+    again = reader.take_range([entries[-1], marker(2, reset=True), data(EntryId(2, 1), chunk("new"))])
     assert [(delivery.chunk.reset, delivery.chunk.text) for delivery in again] == [(True, ""), (False, "new")]
     assert reader.done is None
 
@@ -64,7 +68,7 @@ def test_entries_behind_the_end_count_only_after_a_reset() -> None:
 def test_a_reset_before_anything_was_shown_is_not_told() -> None:
     entries = [marker(1), data(EntryId(1, 1), chunk("old")), marker(2, reset=True), data(EntryId(2, 1), chunk("new"))]
     assert [delivery.chunk.text for delivery in StreamReader("j").take_range(entries)] == ["new"]
-    resumed = StreamReader("j", EntryId(1, 1)).take_range(entries[2:])
+    resumed = StreamReader("j", EntryId(1, 1)).take_range(entries[1:])
     assert [(delivery.chunk.reset, str(delivery.entry_id)) for delivery in resumed] == [(True, "2-0"), (False, "2-1")]
 
 
@@ -85,16 +89,36 @@ def test_the_result_gives_what_is_missing_of_each_choice() -> None:
 @st.composite
 def histories(draw: st.DrawFn) -> list[Entry]:
     """A stream of one to three attempts, some of which start over, and its end."""
-    entries: list[Entry] = []
-    number = 0
-    for attempt in range(1, draw(st.integers(1, 3)) + 1):
-        entries.append(marker(attempt, reset=attempt > 1 and draw(st.booleans())))
-        for seq in range(1, draw(st.integers(0, 6)) + 1):
-            number += 1
-            entries.append(data(EntryId(attempt, seq), chunk(f"{number} ", draw(st.integers(0, 1)))))
-    last = EntryId.parse(entries[-1][0])
-    entries.append(data(EntryId(last.attempt, last.seq + 1), done()))
+    return go_on(draw, [], draw(st.integers(1, 3)))
+
+
+def go_on(draw: st.DrawFn, entries: list[Entry], num_attempts: int, *, has_marker: bool = False) -> list[Entry]:
+    """`entries`, and further attempts to the end; with `has_marker` the first of them has begun."""
+    entries = list(entries)
+    first = EntryId.parse(entries[-1][0]) if entries else EntryId(0, 0)
+    num_tokens = held_tokens(entries)
+    seq = first.seq if has_marker else 0
+    for attempt in range(first.attempt + (not has_marker), first.attempt + (not has_marker) + num_attempts):
+        if not (has_marker and attempt == first.attempt):
+            seq, reset = 0, attempt > 1 and draw(st.booleans())
+            entries.append(marker(attempt, reset=reset))
+            num_tokens = Counter() if reset else num_tokens
+        for _ in range(draw(st.integers(0, 6))):
+            seq, index = seq + 1, draw(st.integers(0, 1))
+            text = "".join(token_text(index, num_tokens[index] + at) for at in range(draw(st.integers(1, 3))))
+            entries.append(data(EntryId(attempt, seq), chunk(text, index, num_tokens[index])))
+            num_tokens[index] += len(text)
+    entries.append(data(EntryId(attempt, seq + 1), done(num_tokens.total())))
     return entries
+
+
+def token_text(index: int, at: int) -> str:
+    """What the engine says there, in every attempt."""
+    return "abcdefghijklmnopqrstuvwxyz"[(at + 13 * index) % 26]
+
+
+def held_tokens(history: list[Entry]) -> Counter[int]:
+    return Counter({index: len(text) for index, text in shown_text(history).items()})
 
 
 def shown_text(history: list[Entry]) -> dict[int, str]:
@@ -104,44 +128,81 @@ def shown_text(history: list[Entry]) -> dict[int, str]:
         if MARKER_FIELD.encode() in fields:
             if Marker.model_validate_json(fields[MARKER_FIELD.encode()]).reset:
                 texts.clear()
-        else:
-            entry = Chunk.model_validate_json(fields[DATA_FIELD.encode()])
-            if entry.text:
-                texts[entry.index] = texts.get(entry.index, "") + entry.text
+            continue
+        entry = parse_entry(fields[DATA_FIELD.encode()])
+        if isinstance(entry, Chunk) and entry.text:
+            texts[entry.index] = texts.get(entry.index, "") + entry.text
     return texts
+
+
+class Consumer:
+    """A reader, and what it has shown."""
+
+    def __init__(self) -> None:
+        self.reader = StreamReader("j")
+        self.held: dict[int, str] = {}
+
+    def follow(self, history: list[Entry], choices: st.DataObject, num_stored: int) -> None:
+        """Hear of entries as they are stored, at random, to where `num_stored` of them are."""
+        seen = 0
+        while seen < num_stored:
+            seen = min(num_stored, seen + choices.draw(st.integers(1, 4)))
+            visible = [entry for entry in history[:seen] if DATA_FIELD.encode() in entry[1]]
+            if visible and choices.draw(st.booleans()):
+                deliveries = self.reader.take_published(published(choices.draw(st.sampled_from(visible))))
+                if deliveries is None:
+                    self.read(history[:seen])
+                else:
+                    self._hold(deliveries)
+
+    def read(self, stored: list[Entry]) -> None:
+        self.reader.must_read_on = True
+        while self.reader.must_read_on:
+            rest = [entry for entry in stored if EntryId.parse(entry[0]) >= self.reader.last_id]
+            self._hold(self.reader.take_range(rest))
+
+    def _hold(self, deliveries: list[Delivery]) -> None:
+        for _, delivered in deliveries:
+            if delivered.reset:
+                self.held.clear()
+            elif delivered.text:
+                self.held[delivered.index] = self.held.get(delivered.index, "") + delivered.text
 
 
 @given(histories(), st.data())
 def test_whatever_is_lost_late_or_repeated_each_chunk_is_shown_once_in_order(
     history: list[Entry], choices: st.DataObject
 ) -> None:
-    reader = StreamReader("j")
-    held: dict[int, str] = {}
-    num_stored = 0
+    consumer = Consumer()
+    consumer.follow(history, choices, len(history))
+    consumer.read(history)
+    assert consumer.reader.done is not None
+    assert consumer.held == shown_text(history)
 
-    def hold(deliveries: list[Chunk]) -> None:
-        for delivered in deliveries:
-            if delivered.reset:
-                held.clear()
-            else:
-                held[delivered.index] = held.get(delivered.index, "") + delivered.text
 
-    def read_stream() -> None:
-        rest = [entry for entry in history[:num_stored] if EntryId.parse(entry[0]) > reader.last_id]
-        hold([delivery.chunk for delivery in reader.take_range(rest)])
+@given(histories(), st.data(), st.booleans())
+def test_whatever_a_redis_lost_that_was_shown_already_the_reader_ends_with_what_the_stream_says(
+    history: list[Entry], choices: st.DataObject, is_same_attempt: bool
+) -> None:
+    """A fail-over: the stream is cut back, and goes on as another attempt, or as the same one with other entries."""
+    consumer = Consumer()
+    consumer.follow(history, choices, choices.draw(st.integers(0, len(history) - 1)))
+    num_kept = choices.draw(st.integers(1, len(history) - 1))
+    other = go_on(choices.draw, history[:num_kept], 1, has_marker=is_same_attempt)
+    consumer.follow(other, choices, len(other))
+    consumer.read(other)
+    if consumer.reader.done is None:  # it has seen more entries than there are: the result says the rest
+        assert consumer.reader.last_id >= EntryId.parse(other[-1][0])
+    else:
+        assert consumer.held == shown_text(other)
 
-    while num_stored < len(history):
-        num_stored += choices.draw(st.integers(1, 4))
-        visible = [entry for entry in history[:num_stored] if DATA_FIELD.encode() in entry[1]]
-        if visible and choices.draw(st.booleans()):
-            deliveries = reader.take_published(published(choices.draw(st.sampled_from(visible))))
-            if deliveries is None:
-                read_stream()
-            else:
-                hold([delivery.chunk for delivery in deliveries])
-    read_stream()
-    assert reader.done is not None
-    assert {index: text for index, text in held.items() if text} == shown_text(history)
+
+def test_a_cursor_whose_entry_was_lost_begins_anew() -> None:
+    entries = [marker(1), data(EntryId(1, 1), chunk("a")), marker(2), data(EntryId(2, 1), chunk("b", offset=1))]
+    reader = StreamReader("j", EntryId(1, 2))
+    [reset] = reader.take_range(entries[2:])
+    assert reset.chunk.reset and reset.entry_id == BEGINNING and reader.must_read_on
+    assert [delivery.chunk.text for delivery in reader.take_range(entries)] == ["a", "b"]
 
 
 def test_an_expired_stream_gives_the_rest_of_reasoning_and_calls() -> None:
