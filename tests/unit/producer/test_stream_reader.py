@@ -87,12 +87,14 @@ def test_the_result_gives_what_is_missing_of_each_choice() -> None:
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[Entry]:
+def histories(draw: st.DrawFn, num_choices: int = 2) -> list[Entry]:
     """A stream of one to three attempts, some of which start over, and its end."""
-    return go_on(draw, [], draw(st.integers(1, 3)))
+    return go_on(draw, [], draw(st.integers(1, 3)), num_choices)
 
 
-def go_on(draw: st.DrawFn, entries: list[Entry], num_attempts: int, *, has_marker: bool = False) -> list[Entry]:
+def go_on(
+    draw: st.DrawFn, entries: list[Entry], num_attempts: int, num_choices: int = 1, *, has_marker: bool = False
+) -> list[Entry]:
     """`entries`, and further attempts to the end; with `has_marker` the first of them has begun."""
     entries = list(entries)
     first = EntryId.parse(entries[-1][0]) if entries else EntryId(0, 0)
@@ -104,7 +106,7 @@ def go_on(draw: st.DrawFn, entries: list[Entry], num_attempts: int, *, has_marke
             entries.append(marker(attempt, reset=reset))
             num_tokens = Counter() if reset else num_tokens
         for _ in range(draw(st.integers(0, 6))):
-            seq, index = seq + 1, draw(st.integers(0, 1))
+            seq, index = seq + 1, draw(st.integers(0, num_choices - 1))
             text = "".join(token_text(index, num_tokens[index] + at) for at in range(draw(st.integers(1, 3))))
             entries.append(data(EntryId(attempt, seq), chunk(text, index, num_tokens[index])))
             num_tokens[index] += len(text)
@@ -180,7 +182,7 @@ def test_whatever_is_lost_late_or_repeated_each_chunk_is_shown_once_in_order(
     assert consumer.held == shown_text(history)
 
 
-@given(histories(), st.data(), st.booleans())
+@given(histories(num_choices=1), st.data(), st.booleans())
 def test_whatever_a_redis_lost_that_was_shown_already_the_reader_ends_with_what_the_stream_says(
     history: list[Entry], choices: st.DataObject, is_same_attempt: bool
 ) -> None:
