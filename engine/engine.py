@@ -71,23 +71,30 @@ class InferenceEngine:
             return
         try:
             info = supervisor.wait_until_ready()
-            self._reader = PromptReader(Tokenizer.from_folder(info.model_dir), info)
+            reader = PromptReader(Tokenizer.from_folder(info.model_dir), info)
         except BaseException:
-            self.stop()
+            self._stop(supervisor)
             raise
+        with self._lock:
+            if self._supervisor is supervisor:
+                self._reader = reader
 
     def _launched(self) -> Supervisor:
         with self._lock:
             if self._supervisor is None:
-                self._reader = None
                 self._supervisor = Supervisor(self._config, self._core_path)
                 self._supervisor.launch()
             return self._supervisor
 
     def stop(self) -> None:
         """Ends the child within a second or two and every request with an error. May be called at any time, twice."""
+        self._stop(self._supervisor)
+
+    def _stop(self, supervisor: Supervisor | None) -> None:
+        """Another one that was launched meanwhile goes on."""
         with self._lock:
-            supervisor, self._supervisor = self._supervisor, None
+            if self._supervisor is supervisor:
+                self._supervisor = self._reader = None
         if supervisor is not None:
             supervisor.stop()
 

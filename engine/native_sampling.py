@@ -1,6 +1,6 @@
 """The sampler's passes over the vocabulary through engine/kernels/sampling.c: passes pointers, on a CPU.
 
-The twins of the functions of the same names in `engine.sampler`.
+The twin is `engine.torch_sampling`.
 """
 
 import struct
@@ -26,22 +26,19 @@ class NativeSampling:
         self._candidates = library.promptmill_candidates
 
     def mask(self, logits: Tensor, rows: Tensor, bits: Tensor) -> None:
-        """Make minus infinity of the logits whose bit is 0. Mutates some rows; bits: int32 `[num_rows, num_words]`."""
+        """See `VocabularyPasses.mask`."""
         assert bits.shape[1] * 32 >= logits.shape[1], "a bit for every logit"
         self._mask(_pack(logits, rows, bits=bits.contiguous()))
 
     def argmax(self, logits: Tensor) -> Tensor:
-        """The largest logit of each row, the lowest id among equals: int64 `[num_rows]`."""
+        """See `VocabularyPasses.argmax`."""
         rows = torch.arange(len(logits))
         tokens = torch.empty(len(rows), dtype=torch.int64)
         self._argmax(_pack(logits, rows, tokens=tokens))
         return tokens
 
     def draw(self, logits: Tensor, rows: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
-        """The Gumbel maximum over the whole vocabulary: int64 `[num_rows]`.
-
-        rows: int64 `[num_rows]`, which rows of logits; temperature: float32 `[num_rows]`; keys: int32 `[2, num_rows]`.
-        """
+        """See `VocabularyPasses.draw`."""
         tokens = torch.empty(len(rows), dtype=torch.int64)
         self._draw(_pack(logits, rows, temperature=temperature.contiguous(), keys=keys.contiguous(), tokens=tokens))
         return tokens
@@ -49,18 +46,12 @@ class NativeSampling:
     def candidates(
         self, logits: Tensor, rows: Tensor, temperature: Tensor, min_p: Tensor, num_candidates: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The largest x of each row in descending order, their ids, and the mass that min-p keeps of the vocabulary.
-
-        Returns float32 and int32 `[num_rows, num_candidates]`, and float64 `[num_rows]`.
-        """
+        """See `VocabularyPasses.candidates`."""
         values, token_ids, mass, _ = self._find(logits, rows, temperature, min_p, num_candidates)
         return values, token_ids, mass
 
     def likeliest(self, logits: Tensor, rows: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """The tokens with some rows' largest logits, in descending order, equal ones by id; log of the sum of e^logit.
-
-        Returns int64 `[num_rows, num_tokens]` and float64 `[num_rows]`.
-        """
+        """See `VocabularyPasses.likeliest`."""
         ones, zeros = torch.ones(len(rows)), torch.zeros(len(rows))
         _, token_ids, _, log_sum = self._find(logits, rows, ones, zeros, num_tokens)
         return token_ids.to(torch.int64), log_sum

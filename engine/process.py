@@ -51,9 +51,9 @@ class Child(ABC):
         """Queues a message: a child that has stopped reading must not stop the parent as well."""
         self._outbox.put(message)
 
+    @abstractmethod
     def kill(self) -> None:
         """Ends the child at once; what it had sent can still be read, then comes EOF."""
-        self._kill()
 
     def close(self) -> str:
         """Makes sure that the child is gone, frees what it held here and says why it ended."""
@@ -71,9 +71,6 @@ class Child(ABC):
 
     @abstractmethod
     def _start(self, child_pipe: ChildPipe) -> None: ...
-
-    @abstractmethod
-    def _kill(self) -> None: ...
 
     @abstractmethod
     def _end(self) -> str: ...
@@ -102,7 +99,7 @@ class ChildProcess(Child):
     def pid(self) -> int:
         return self._process.pid
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         self._process.kill()
 
     def _end(self) -> str:
@@ -133,7 +130,7 @@ class ChildThread(Child):
         finally:
             _shut_down(child_pipe)  # wakes the thread that reads it; closing alone would not
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         _shut_down(self.pipe)
 
     def _end(self) -> str:

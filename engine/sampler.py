@@ -70,7 +70,10 @@ class VocabularyPasses(Protocol):
         ...
 
     def draw(self, logits: Tensor, rows: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
-        """The Gumbel maximum over the whole vocabulary of some rows: int64 `[num_rows]`."""
+        """The Gumbel maximum over the whole vocabulary of some rows: int64 `[num_rows]`.
+
+        rows: int64 `[num_rows]`, which rows of logits; temperature: float32 `[num_rows]`; keys: int32 `[2, num_rows]`.
+        """
         ...
 
     def mask(self, logits: Tensor, rows: Tensor, bits: Tensor) -> None:

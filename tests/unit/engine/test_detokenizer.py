@@ -107,12 +107,6 @@ def test_a_character_that_the_prompt_began_is_completed_by_the_output() -> None:
     assert pieces(SENTENCEPIECE, data[:5], data[5:]) == ["", "😀"]
 
 
-@given(text=_texts)
-def test_replaying_the_tokens_gives_the_same_pieces(text: str) -> None:
-    output = encode(BYTE_LEVEL, text)
-    assert pieces(BYTE_LEVEL, [], output) == pieces(BYTE_LEVEL, [], output)
-
-
 @both_kinds
 def test_a_special_token_made_visible_stands_in_the_text_as_it_is_spelt(raw: RawTokenizer) -> None:
     table = TABLES[id(raw)]

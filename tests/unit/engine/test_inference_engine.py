@@ -5,18 +5,21 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine import (
+    EngineInfo,
     EngineNotRunningError,
     InferenceEngine,
     InvalidRequestError,
     ModelLoadError,
     SamplingParams,
 )
+from engine.supervisor import Supervisor
 from tests.fakes.echo_engines import ENDLESS, echo_engine
 from tests.fakes.fake_core import VOCAB_SIZE
 from tests.fakes.output_recorder import OutputRecorder
@@ -77,16 +80,9 @@ def test_stop_strings_end_the_answer_and_free_its_sequence(engine: InferenceEngi
 def test_tokens_past_the_stop_in_the_same_step_are_dropped(tmp_path: Path) -> None:
     with echo_engine(tmp_path, tokens_per_step=50) as engine:
         (output,) = engine.generate_batch(["the quick brown fox"], SamplingParams(stop=("brown",)))
+        said, said_before = (engine.tokenizer.decode(ids) for ids in (output.token_ids, output.token_ids[:-1]))
     assert output.text == "the quick "
-    assert engine_text_ends(output.token_ids, tmp_path)
-
-
-def engine_text_ends(token_ids: list[int], folder: Path) -> bool:
-    """Whether the last token is the one that completed the stop string."""
-    from engine.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.from_folder(folder)
-    return "brown" in tokenizer.decode(token_ids) and "brown" not in tokenizer.decode(token_ids[:-1])
+    assert "brown" in said and "brown" not in said_before
 
 
 async def test_generate_async_equals_generate(engine: InferenceEngine) -> None:
@@ -228,6 +224,26 @@ def test_start_and_stop_may_be_called_twice_and_again(tmp_path: Path) -> None:
         assert engine.generate("hello", SamplingParams(max_tokens=1)) == "hello"
         engine.stop()
         engine.stop()
+
+
+def test_a_start_that_another_thread_stopped_leaves_the_next_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = echo_engine(tmp_path)
+    wait = Supervisor.wait_until_ready
+
+    def wait_while_others_stop_and_launch(supervisor: Supervisor) -> EngineInfo:
+        monkeypatch.undo()
+        engine.stop()
+        engine.launch()
+        return wait(supervisor)
+
+    monkeypatch.setattr(Supervisor, "wait_until_ready", wait_while_others_stop_and_launch)
+    with suppress(EngineNotRunningError):
+        engine.start()
+    launched = engine._supervisor
+    with engine:
+        assert launched is not None and engine._supervisor is launched
 
 
 def test_stop_ends_the_requests_under_way(tmp_path: Path) -> None:
