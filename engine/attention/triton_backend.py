@@ -140,6 +140,7 @@ class TritonAttention:
         if is_split:
             shape = (num_decodes, num_heads, num_splits, head_dim + 4)
             target = torch.empty(shape, dtype=torch.float32, device=q.device)
+        # In this order neighbours read one page at a time, and programs that have nothing to do come between others.
         decode_kernel[(num_kv_heads, num_splits, num_decodes)](
             q,
             layer[0],

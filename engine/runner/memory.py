@@ -142,13 +142,17 @@ def _machine_bytes() -> int:
 
 
 def _cgroup_bytes(root: Path) -> list[int]:
-    """What is left under each limit that is set (version 2, then version 1)."""
-    pairs = [
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ]
+    """What is left under each limit that is set (version 2, then version 1).
+
+    A group is charged for the files that it has read as well; what of them is not in use makes room for whoever asks.
+    """
     left = [1 << 62]
-    for limit, usage in pairs:
-        if (root / limit).exists() and (text := (root / limit).read_text().strip()) != "max":
-            left.append(int(text) - int((root / usage).read_text()))
+    for folder, limit, usage in (
+        (root, "memory.max", "memory.current"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        if (folder / limit).exists() and (text := (folder / limit).read_text().strip()) != "max":
+            figures = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            unused = int(figures.get("total_inactive_file") or figures["inactive_file"])
+            left.append(int(text) - int((folder / usage).read_text()) + unused)
     return left

@@ -30,6 +30,20 @@ def _decoded_token(query_start_ptr, sequence, IS_MIXED: tl.constexpr):
     return sequence
 
 
+@triton.jit
+def _pages(k_ptr, v_ptr, shift, table_ptr, slot_stride):
+    """Where one head's keys and values of a sequence lie; shift: of the head in a slot."""
+    return k_ptr + shift, v_ptr + shift, table_ptr, slot_stride
+
+
+@triton.jit
+def _store_only_part(out_ptr, sinks_ptr, heads, first_place, is_row, mask, part, HEAD_DIM: tl.constexpr):
+    """Rows whose keys are all in one split."""
+    m, s, o = start_rows(sinks_ptr, heads, is_row, mask.shape[0], mask.shape[1])
+    m, s, o = merge_split(m, s, o, part[0], part[1], part[2])
+    store_rows(out_ptr, first_place + heads, mask, s, o, HEAD_DIM)
+
+
 @triton.jit(do_not_specialize=["table_stride"])
 def decode_kernel(
     q_ptr,
@@ -57,40 +71,30 @@ def decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One (kv head, split, sequence), to the output, or to parts `[num_seqs, num_heads, num_splits, HEAD_DIM + 4]`.
-
-    In this order neighbours read one page at a time, and programs that have nothing to do come between others.
-    """
-    head = tl.program_id(0)
-    split = tl.program_id(1)
+    """One (kv head, split, sequence), to the output, or to parts `[num_seqs, num_heads, num_splits, HEAD_DIM + 4]`."""
+    head, split = tl.program_id(0), tl.program_id(1)
     sequence = tl.program_id(2).to(tl.int64)
     token = _decoded_token(query_start_ptr, sequence, IS_MIXED)
-    if IS_MIXED:  # noqa: SIM102 (known to the compiler; the other is not)
-        if token < 0:
-            return
     end = tl.load(context_lens_ptr + sequence)
+    first_key = tl.maximum(split * SPLIT, first_tile(end - 1, WINDOW, BLOCK_N))
+    # A graph has the splits of the longest context that it is for; the merge reads none behind the end.
+    if (token < 0) | (IS_SPLIT & (first_key >= end)):
+        return
     rows = tl.arange(0, BLOCK_M)
     is_row = rows < GROUP
     mask = is_row[:, None] & (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
     heads = head * GROUP + rows
     q = load_rows(q_ptr, token, heads, q_token_stride, q_head_stride, mask)
     positions = tl.zeros((BLOCK_M,), tl.int32) + (end - 1)
-    first_key = tl.maximum(split * SPLIT, first_tile(end - 1, WINDOW, BLOCK_N))
-    if IS_SPLIT:  # noqa: SIM102 (known to the compiler; the other is not)
-        if first_key >= end:  # not read by the merge: a graph has the splits of the longest context that it is for
-            return
-    shift = head * HEAD_DIM
-    pages = (k_ptr + shift, v_ptr + shift, tables_ptr + sequence * table_stride, slot_stride)
+    pages = _pages(k_ptr, v_ptr, head * HEAD_DIM, tables_ptr + sequence * table_stride, slot_stride)
     end = tl.minimum(end, (split + 1) * SPLIT)
-    m, s, o = attend_split(q, positions, first_key, end, pages, scaling, softcap, WINDOW, BLOCK_SIZE, HEAD_DIM, BLOCK_N)
+    part = attend_split(q, positions, first_key, end, pages, scaling, softcap, WINDOW, BLOCK_SIZE, HEAD_DIM, BLOCK_N)
     num_heads = tl.num_programs(0) * GROUP
     if IS_SPLIT:
         places = (sequence * num_heads + heads) * tl.num_programs(1) + split
-        store_part(out_ptr, places, is_row, mask, m, s, o, HEAD_DIM)
+        store_part(out_ptr, places, is_row, mask, part, HEAD_DIM)
     else:
-        start_m, start_s, start_o = start_rows(sinks_ptr, heads, is_row, BLOCK_M, BLOCK_D)
-        m, s, o = merge_split(start_m, start_s, start_o, m, s, o)
-        store_rows(out_ptr, token * num_heads + heads, mask, s, o, HEAD_DIM)
+        _store_only_part(out_ptr, sinks_ptr, heads, token * num_heads, is_row, mask, part, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["num_splits"])
@@ -111,9 +115,8 @@ def merge_kernel(
     """One (head, sequence): the splits of `parts` in order of position."""
     sequence = tl.program_id(1).to(tl.int64)
     token = _decoded_token(query_start_ptr, sequence, IS_MIXED)
-    if IS_MIXED:  # noqa: SIM102 (as above)
-        if token < 0:
-            return
+    if token < 0:
+        return
     end = tl.load(context_lens_ptr + sequence)
     dims = tl.arange(0, BLOCK_D)
     heads = tl.program_id(0) + tl.zeros((1,), tl.int32)
@@ -182,11 +185,8 @@ def prefill_kernel(
     """One (tile of query tokens of one sequence, kv head): splits are merged on the way; SPLIT 0: all keys are one."""
     TOKENS: tl.constexpr = BLOCK_M // GROUP
     sequence, start, num_queries, first = find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS)
-    if first >= num_queries:
+    if (first >= num_queries) | (IS_MIXED & (num_queries == 1)):
         return
-    if IS_MIXED:  # noqa: SIM102 (as above)
-        if num_queries == 1:
-            return
     rows = tl.arange(0, BLOCK_M)
     queries = first + rows // GROUP
     is_row = (rows < TOKENS * GROUP) & (queries < num_queries)
@@ -198,8 +198,8 @@ def prefill_kernel(
     positions = before + queries
     first_key = first_tile(before + first, WINDOW, BLOCK_N)
     end = before + tl.minimum(first + TOKENS, num_queries)
-    shift = tl.program_id(1) * HEAD_DIM
-    pages = (k_ptr + shift, v_ptr + shift, tables_ptr + sequence.to(tl.int64) * table_stride, slot_stride)
+    table_ptr = tables_ptr + sequence.to(tl.int64) * table_stride
+    pages = _pages(k_ptr, v_ptr, tl.program_id(1) * HEAD_DIM, table_ptr, slot_stride)
     m, s, o = start_rows(sinks_ptr, heads, is_row, BLOCK_M, BLOCK_D)
     m, s, o = attend_keys(
         m, s, o, q, positions, first_key, end, pages, scaling, softcap, WINDOW, BLOCK_SIZE, HEAD_DIM, SPLIT, BLOCK_N

@@ -161,8 +161,9 @@ def store_rows(out_ptr, places, mask, s, o, HEAD_DIM: tl.constexpr):
 
 
 @triton.jit
-def store_part(parts_ptr, places, is_row, mask, m, s, o, HEAD_DIM: tl.constexpr):
-    """A split's rows for a later merge, two values behind each, and two of padding: whole vectors are stored."""
+def store_part(parts_ptr, places, is_row, mask, part, HEAD_DIM: tl.constexpr):
+    """A split's (m, s, o) for a later merge, two values behind each, and two of padding: whole vectors are stored."""
+    m, s, o = part
     part_ptr = parts_ptr + places * (HEAD_DIM + 4)
     tl.store(part_ptr[:, None] + tl.arange(0, o.shape[1])[None, :], o, mask=mask)
     tl.store(part_ptr + HEAD_DIM, m, mask=is_row)
