@@ -28,6 +28,7 @@ from engine.model.triton_rows import TritonRows
 from engine.sampler import Sampler, SamplingBatch
 from engine.sampling_params import SamplingParams
 from engine.triton_sampling import TritonSampler
+from tests.fakes.core_driver import run_to_end
 from tests.fakes.kernel_device import OnKernelDevice, poisoned_memory
 from tests.fakes.packed_forward import Part, run
 from tests.fakes.paged_batches import PagedWorld, dense_attention
@@ -182,11 +183,7 @@ def _greedy(folder: Path, device: torch.device, twin: torch.nn.Module, prompts: 
     params = SamplingParams(max_tokens=num_new, temperature=0.0, ignore_eos=True)
     for i, prompt in enumerate(prompts):
         core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt.tolist(), params=params))
-    outputs: list[list[int]] = [[] for _ in prompts]
-    while core.has_work():
-        step = core.step()
-        for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
-            outputs[sequence_id].append(token_id)
+    outputs = run_to_end(core, len(prompts))
     twin.generation_config.eos_token_id = None
     for prompt, output in zip(prompts, outputs, strict=True):
         ids = prompt[None].to(device)

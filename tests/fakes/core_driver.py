@@ -14,6 +14,18 @@ def random_prompt(rng: random.Random, length: int) -> list[int]:
     return [rng.randrange(50) for _ in range(length)]
 
 
+def run_to_end(core: EngineCore, num_sequences: int) -> list[list[int]]:
+    """The tokens that sequences 0, 1, 2, … are given until nothing is left to do; none of them may fail."""
+    outputs: list[list[int]] = [[] for _ in range(num_sequences)]
+    while core.has_work():
+        step = core.step()
+        core.check_integrity()
+        assert not step.errors
+        for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
+            outputs[sequence_id].append(token_id)
+    return outputs
+
+
 class CoreDriver:
     """Checks integrity after each step."""
 

@@ -12,6 +12,7 @@ from engine.core import EngineCore
 from engine.messages import AddSequence
 from engine.runner.transfer import HostToDevice
 from engine.sampling_params import SamplingParams
+from tests.fakes.core_driver import run_to_end
 from tests.fakes.tiny_models import make_tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -51,11 +52,5 @@ def test_the_cache_is_sized_by_what_the_largest_step_leaves_and_tokens_equal_the
         for i in range(6):
             params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
             core.add(AddSequence(sequence_id=i, prompt_token_ids=[20 + i] * (1 + 17 * i), params=params))
-        tokens: dict[int, list[int]] = {}
-        while core.has_work():
-            step = core.step()
-            for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
-                tokens.setdefault(sequence_id, []).append(token_id)
-        core.check_integrity()
-        outputs.append(tokens)
+        outputs.append(run_to_end(core, 6))
     assert outputs[0] == outputs[1]

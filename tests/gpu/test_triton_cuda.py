@@ -19,6 +19,7 @@ from engine.model.paged_modules import PagedLayer
 from engine.runner.cuda_graphs import CudaCapture
 from engine.runner.model_runner import ModelRunner
 from engine.sampling_params import SamplingParams
+from tests.fakes.core_driver import run_to_end
 from tests.fakes.packed_forward import BLOCK_SIZE, LENGTHS, prompts, run, steps_of
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
 
@@ -40,14 +41,7 @@ def generate(folder: Path, **options: Any) -> tuple[list[list[int]], ModelRunner
     for i in range(12):
         params = SamplingParams(max_tokens=6 + 3 * i, temperature=0.8 * (i % 2), seed=i, top_p=0.9, ignore_eos=True)
         core.add(AddSequence(sequence_id=i, prompt_token_ids=[20 + i] * (1 + 9 * i), params=params))
-    outputs: list[list[int]] = [[] for _ in range(12)]
-    while core.has_work():
-        step = core.step()
-        core.check_integrity()
-        assert not step.errors
-        for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
-            outputs[sequence_id].append(token_id)
-    return outputs, runner
+    return run_to_end(core, 12), runner
 
 
 def test_graphs_are_captured_and_change_no_token(tiny_qwen: Path) -> None:

@@ -19,6 +19,7 @@ from engine.messages import AddSequence
 from engine.model.loader import LoadedModel, load_model
 from engine.model.registry import ARCHITECTURES
 from engine.sampling_params import SamplingParams
+from tests.fakes.core_driver import run_to_end
 from tests.fakes.expert_routers import Routers
 from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run
 from tests.fakes.tiny_models import MIXTURES_OF_EXPERTS, VOCAB_SIZE, make_tiny_model
@@ -76,17 +77,11 @@ def test_tokens_are_generates_chunked_preempted_hit_resumed_and_forked(tiny: tup
                 sequence_id=i,
                 prompt_token_ids=prompt,
                 params=params,
-                output_token_ids=list(outputs[i]),
+                output_token_ids=outputs[i],
                 group_id=len(own + shared) if i >= len(own + shared) else None,
             )
         )
-    while core.has_work():
-        step = core.step()
-        core.check_integrity()
-        assert not step.errors
-        for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
-            outputs[sequence_id].append(token_id)
-    assert outputs == expected
+    assert [had + new for had, new in zip(outputs, run_to_end(core, len(everything)), strict=True)] == expected
     stats = core.get_stats()
     assert stats.num_preemptions and stats.num_cached_tokens > len(prefix) and not stats.num_kv_blocks_used
 

@@ -19,6 +19,7 @@ from engine.runner.memory import largest_step
 from engine.runner.model_runner import ModelRunner
 from engine.runner.step_shapes import StepBuffers, StepShape, choose_shape, decode_bucket
 from engine.sampling_params import SamplingParams
+from tests.fakes.core_driver import run_to_end
 from tests.fakes.fast_interpreter import speed_up_interpreter
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -130,14 +131,7 @@ def generate(folder: Path, **overrides: Any) -> list[list[int]]:
     for i, prompt in enumerate(prompts):
         params = SamplingParams(max_tokens=4, temperature=0.0 if i else 0.9, seed=i, ignore_eos=True)
         core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=params))
-    outputs: list[list[int]] = [[] for _ in prompts]
-    while core.has_work():
-        step = core.step()
-        core.check_integrity()
-        assert not step.errors
-        for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
-            outputs[sequence_id].append(token_id)
-    return outputs
+    return run_to_end(core, len(prompts))
 
 
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")

@@ -1,7 +1,6 @@
 """Fused modules: which architectures get them, what they compute, and that one which computes otherwise stays out."""
 
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +47,6 @@ def rows() -> NativeRows:
     return NativeRows(default_cache_dir() / "kernels")
 
 
-@pytest.fixture
-def torch_threads() -> Iterator[None]:
-    """Puts torch's number of threads back."""
-    num_threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(num_threads)
-
-
 @pytest.mark.parametrize("architecture", sorted(FUSED))
 def test_an_architectures_modules_are_fused(architecture: str, tmp_path: Path) -> None:
     model = load_model(EngineConfig(model_path=str(make_tiny_model(architecture, tmp_path)), dtype="float32"))
@@ -100,7 +91,7 @@ def test_a_replaced_module_is_gone_before_the_next_is_made(tmp_path: Path, monke
 @pytest.mark.parametrize("size", [8, 48, 576, 1001])
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_a_norm_is_its_formula_and_a_row_does_not_depend_on_its_batch(
-    rows: NativeRows, dtype: torch.dtype, size: int, num_threads: int, torch_threads: None
+    rows: NativeRows, dtype: torch.dtype, size: int, num_threads: int
 ) -> None:
     x, weight = random((130, 2 * size), dtype), random((size,), dtype)
     out, alone = torch.empty_like(x), torch.empty_like(x)

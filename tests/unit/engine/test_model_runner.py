@@ -20,6 +20,7 @@ from engine.runner.memory import choose_num_blocks, free_host_bytes
 from engine.runner.model_runner import ModelRunner
 from engine.sampler import SamplingBatch
 from engine.sampling_params import SamplingParams
+from tests.fakes.core_driver import run_to_end
 from tests.fakes.reference import generate, random_prompts
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -47,14 +48,7 @@ def run(core: EngineCore, prompts: list[list[int]], **params: Any) -> list[list[
     sampling = SamplingParams(**{"max_tokens": 20, "temperature": 0.0, "ignore_eos": True} | params)
     for i, prompt in enumerate(prompts):
         core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=sampling))
-    outputs: list[list[int]] = [[] for _ in prompts]
-    while core.has_work():
-        step = core.step()
-        core.check_integrity()
-        assert not step.errors
-        for sequence_id, token_id in zip(step.sequence_ids.tolist(), step.token_ids.tolist(), strict=True):
-            outputs[sequence_id].append(token_id)
-    return outputs
+    return run_to_end(core, len(prompts))
 
 
 def reference(folder: Path, prompts: list[list[int]]) -> list[list[int]]:

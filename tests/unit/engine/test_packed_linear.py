@@ -51,13 +51,9 @@ def test_the_native_product_leaves_no_row_or_column_out_however_they_are_shared_
     weight = torch.randn(out_features, 24, generator=generator) * 24**-0.5
     x = torch.randn(num_rows, 24, generator=generator)
     layer = KINDS["native-float32"][1](weight, None)
-    num_threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            torch.testing.assert_close(layer(x), nn.functional.linear(x, weight), rtol=0, atol=1e-5)
-    finally:
-        torch.set_num_threads(num_threads)
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, weight), rtol=0, atol=1e-5)
 
 
 def test_the_native_product_is_the_same_to_the_bit_for_any_number_of_threads() -> None:
@@ -65,14 +61,10 @@ def test_the_native_product_is_the_same_to_the_bit_for_any_number_of_threads() -
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(250, 576, generator=generator)
     layer = make(torch.randn(1000, 576, generator=generator), None)
-    num_threads = torch.get_num_threads()
-    try:
-        outputs = []
-        for count in (1, 2, 3, 16):
-            torch.set_num_threads(count)
-            outputs.append(layer(x))
-    finally:
-        torch.set_num_threads(num_threads)
+    outputs = []
+    for count in (1, 2, 3, 16):
+        torch.set_num_threads(count)
+        outputs.append(layer(x))
     assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 

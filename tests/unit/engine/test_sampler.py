@@ -131,15 +131,11 @@ def test_a_row_draws_the_same_token_alone_in_any_order_and_under_any_number_of_t
     expected = sampler.sample(logits.clone(), batch)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(2))
     assert torch.equal(sampler.sample(logits[order], batch.select(order)), expected[order])
-    before = torch.get_num_threads()
-    try:
-        for count in (1, 3, 8):
-            torch.set_num_threads(count)
-            for row in range(60):
-                one = torch.tensor([row])
-                assert sampler.sample(logits[one], batch.select(one)) == expected[row]
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 3, 8):
+        torch.set_num_threads(count)
+        for row in range(60):
+            one = torch.tensor([row])
+            assert sampler.sample(logits[one], batch.select(one)) == expected[row]
 
 
 def test_native_passes_draw_what_torch_draws(native_passes: NativeSampling) -> None:
@@ -176,18 +172,14 @@ def test_a_rows_logprobs_are_the_same_to_the_bit_alone_and_under_any_number_of_t
     tokens = torch.arange(30)
     together = sampler.logprobs(logits, torch.arange(30), 5)
     expected = together.of(logits, tokens)
-    before = torch.get_num_threads()
-    try:
-        for count in (1, 3, 8):
-            torch.set_num_threads(count)
-            for row in (0, 7, 29):
-                one = torch.tensor([0])
-                alone = logits[row : row + 1]
-                found = sampler.logprobs(alone, one, 20)
-                assert torch.equal(found.of(alone, tokens[row : row + 1])[0], expected[row])
-                assert torch.equal(found.top_logprobs[0, :5], together.top_logprobs[row])
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 3, 8):
+        torch.set_num_threads(count)
+        for row in (0, 7, 29):
+            one = torch.tensor([0])
+            alone = logits[row : row + 1]
+            found = sampler.logprobs(alone, one, 20)
+            assert torch.equal(found.of(alone, tokens[row : row + 1])[0], expected[row])
+            assert torch.equal(found.top_logprobs[0, :5], together.top_logprobs[row])
 
 
 def test_the_logits_are_left_as_they_were(sampler: Sampler) -> None:
