@@ -19,8 +19,6 @@ from queue import Empty, SimpleQueue
 from types import ModuleType
 from typing import Protocol, TypeAlias
 
-import numpy as np
-
 from engine.errors import EngineError
 from engine.messages import (
     AbortSequences,
@@ -158,11 +156,7 @@ class _Loop:
             if not isinstance(error, EngineError):
                 traceback.print_exc()
             reason = str(error) if isinstance(error, EngineError) else _describe(error)
-            self._pipe.send(_no_tokens(errors={message.sequence_id: reason}))
-
-
-def _no_tokens(errors: dict[int, str]) -> StepOutput:
-    return StepOutput(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int8), errors=errors)
+            self._pipe.send(StepOutput.nothing(errors={message.sequence_id: reason}))
 
 
 def _describe(error: BaseException) -> str:

@@ -94,7 +94,7 @@ class EngineCore:
         plan = self._scheduler.schedule()
         if admitted := self._scheduler.take_begun():
             self.announce(admitted)
-        output = _nothing() if plan is None else self._compute(plan)
+        output = StepOutput.nothing() if plan is None else self._compute(plan)
         if begun is not None:
             output = begun.then(output)
         self._num_steps += plan is not None
@@ -111,7 +111,7 @@ class EngineCore:
 
     def _begin_constrained(self) -> StepOutput:
         """Let the sequences run whose grammars are ready, and report what these force upon them at once."""
-        begun = _nothing()
+        begun = StepOutput.nothing()
         for prepared in self._grammars.take_done(waits=not self._has_runnable):
             sequence = prepared.sequence
             if prepared.error is not None:
@@ -151,7 +151,3 @@ def _model_runner(config: EngineConfig) -> Runner:
     from engine.runner.model_runner import ModelRunner
 
     return ModelRunner(config)
-
-
-def _nothing() -> StepOutput:
-    return StepOutput.of_tokens(0, [], [])

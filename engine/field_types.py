@@ -1,12 +1,10 @@
-"""Checks the values of a dataclass against its annotations, for values that come from outside."""
+"""Checks the values of a dataclass against its annotations, and shows values that came from outside in messages."""
 
 from dataclasses import fields
 from types import UnionType
 from typing import Any, get_args, get_origin
 
 from engine.errors import InvalidRequestError
-
-_MAX_SHOWN = 80  # characters
 
 
 def check_field_types(values: Any) -> None:
@@ -45,7 +43,15 @@ def require(condition: bool, param: str, rule: str, value: object) -> None:
 def shown(value: object) -> str:
     """A value as a message shows it, whatever its size."""
     try:
-        text = repr(value)
+        return _ends(repr(value), 80)
     except ValueError:
         return "an integer of thousands of digits"
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
+def shortened(text: str) -> str:
+    """A library's message, which may hold all that the library was given: long lines, and all of it, by both ends."""
+    return _ends("\n".join(_ends(line, 200) for line in text.strip().splitlines()), 1000)
+
+
+def _ends(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"

@@ -134,6 +134,11 @@ class StepOutput:
     """Sequences whose grammar does not compile, or cannot go on, with the reason; what they gave before counts."""
 
     @classmethod
+    def nothing(cls, errors: dict[int, str] | None = None) -> "StepOutput":
+        """No tokens; perhaps sequences that failed."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int8), errors=errors or {})
+
+    @classmethod
     def of_tokens(cls, sequence_id: int, token_ids: list[int], finish_codes: list[FinishCode]) -> "StepOutput":
         """Some tokens of one sequence."""
         return cls(

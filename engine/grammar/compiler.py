@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import InvalidRequestError
+from engine.field_types import shortened
 from engine.grammar_spec import JSON_STYLE, GrammarSpec
 
 if TYPE_CHECKING:  # imported with the first grammar: most workers never see one, and it takes half a second
@@ -60,7 +61,9 @@ class GrammarCompiler:
         except ValueError as error:
             reason = str(error)
         if reason is not None:
-            raise InvalidRequestError(f"the grammar ({spec.kind}) does not compile: {reason.strip()}", param="grammar")
+            raise InvalidRequestError(
+                f"the grammar ({spec.kind}) does not compile: {shortened(reason)}", param="grammar"
+            )
         return matcher
 
     def _vocabulary(self) -> "LLTokenizer":

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from engine.field_types import shortened
+
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
@@ -99,4 +101,4 @@ class GrammarMatcher:
         return taken
 
     def _fail(self) -> None:
-        self.error = f"the grammar cannot go on: {self.llguidance.get_error().strip()}"
+        self.error = f"the grammar cannot go on: {shortened(self.llguidance.get_error())}"

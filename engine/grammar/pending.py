@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from engine.errors import InvalidRequestError
+from engine.field_types import shortened
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.matcher import GrammarMatcher
 from engine.sequence import Sequence
@@ -84,13 +85,10 @@ class PendingGrammars:
         prepared = pending.prepared
         assert prepared is not None
         if prepared.done():
-            error = prepared.exception()
-            if (
-                error is not None
-            ):  # any at all: a panic in the compiler is no `Exception`, and costs this sequence alone
-                reason = (
-                    str(error) if isinstance(error, InvalidRequestError) else f"the grammar compiler failed: {error}"
-                )
+            # Any error at all: a panic in the compiler is no `Exception`, and costs this sequence alone.
+            if (error := prepared.exception()) is not None:
+                is_refusal = isinstance(error, InvalidRequestError)
+                reason = str(error) if is_refusal else f"the grammar compiler failed: {shortened(str(error))}"
                 return PreparedSequence(pending.sequence, [], reason)
             matcher, forced = prepared.result()
             pending.sequence.grammar = matcher

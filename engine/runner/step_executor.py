@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.errors import DeviceLostError, DeviceMemoryError
+from engine.field_types import shortened
 from engine.grammar.masks import MaskFiller, TokenMasks
 from engine.runner.base import Runner
 from engine.runner.batch_inputs import BatchBuilder
@@ -46,7 +47,9 @@ class StepExecutor:
         except DeviceLostError:
             raise
         except Exception as error:
-            failure = _Failure(f"{type(error).__name__}: {error}", is_memory=isinstance(error, DeviceMemoryError))
+            failure = _Failure(
+                shortened(f"{type(error).__name__}: {error}"), is_memory=isinstance(error, DeviceMemoryError)
+            )
         # Only here, where the exception and the tensors that its frames held are gone, is there memory for the parts.
         return self._run_parts(plan, failure)
 
@@ -78,7 +81,7 @@ class StepExecutor:
         return StepResult(
             token_ids=np.concatenate([result.token_ids for result in results]),
             logprobs=concatenate(
-                result.logprobs and result.logprobs.with_rows(result.logprobs.rows + before)
+                result.logprobs and result.logprobs.moved(before)
                 for result, before in zip(results, num_before, strict=False)
             ),
             prompt_logprobs=concatenate(result.prompt_logprobs for result in results),

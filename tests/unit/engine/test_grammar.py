@@ -163,6 +163,7 @@ def test_a_stop_token_among_forced_ones_ends_the_sequence(model_dir: Path) -> No
         (GrammarSpec("json_schema", '{"type": "objekt"}'), "Invalid type: objekt"),
         (GrammarSpec("json_schema", '{"not": {"type": "string"}}'), "Unimplemented keys"),
         (GrammarSpec("regex", "(a"), "unclosed group"),
+        (GrammarSpec("regex", f"({'a' * 10_000}"), "unclosed group"),
         (GrammarSpec("regex", "(?=a)b"), "look-around"),
         (GrammarSpec("lark", "start: missing"), "unknown name"),
         (GrammarSpec("lark", 'start: "a" /[^\\s\\S]/'), "cannot go on"),
@@ -173,7 +174,7 @@ def test_a_grammar_that_cannot_be_had_fails_its_sequence_alone(model_dir: Path, 
     failing = driver.add([1, 2, 3], grammar=spec)
     other = driver.add([1, 2, 3], grammar=SPECS[2])
     driver.run()
-    assert reason in driver.errors[failing]
+    assert reason in driver.errors[failing] and len(driver.errors[failing]) < 1100
     assert driver.finished[failing] is FinishCode.ERROR and driver.finished[other] is FinishCode.STOP
     assert driver.core.get_stats().num_kv_blocks_used == 0
 
