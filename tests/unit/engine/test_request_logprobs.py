@@ -81,8 +81,7 @@ def test_a_resumed_request_reports_its_prompt_no_more_and_its_replay_has_no_logp
     assert token.logprobs is not None and len(token.logprobs) == 1
 
 
-def test_a_grammar_that_cannot_be_had_ends_its_request_with_a_kind_of_its_own() -> None:
-    table = Table()
+def test_a_grammar_that_cannot_be_had_ends_its_request_with_a_kind_of_its_own(table: Table) -> None:
     (first,), (second,) = table.add("a"), table.add("b")
     table.tokens(grammar_errors={first: "unclosed group"})
     assert (table.outputs["a"][-1].error_kind, table.outputs["a"][-1].error) == ("grammar", "unclosed group")
