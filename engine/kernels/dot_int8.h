@@ -31,7 +31,10 @@ typedef struct {
 
 /* A row's codes, kept within [0, 255] and stored CODE_OFFSET lower. */
 INLINE void store_codes(uint8_t *p, const int_lanes *codes) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  __m512i at_least_0 = _mm512_max_epi32((__m512i)codes->v[0], (__m512i)(ints){0});
+  _mm_storeu_si128((__m128i *)p, _mm512_cvtusepi32_epi8(at_least_0));
+#elif defined(__AVX2__)
   __m256i shorts = _mm256_packs_epi32((__m256i)codes->v[0], (__m256i)codes->v[1]); /* in halves of each */
   shorts = _mm256_permute4x64_epi64(shorts, 0xD8);
   __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1));

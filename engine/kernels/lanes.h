@@ -80,11 +80,23 @@ INLINE vec vec_f16(const uint16_t *p) {
 }
 
 INLINE vec vec_bf16(const uint16_t *p) {
-#if defined(__aarch64__) /* gcc 12 converts vectors of four halves one by one */
+  /* What gcc 12 makes of the general conversion takes vectors apart and joins them again. */
+#if defined(__aarch64__)
   return (vec)vzip1q_u16(vdupq_n_u16(0), vcombine_u16(vld1_u16(p), vdup_n_u16(0)));
+#elif WIDTH == 16
+  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+#elif defined(__AVX2__)
+  return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
 #else
   return (vec)(__builtin_convertvector((halves) * (const loose_halves *)p, words) << 16);
 #endif
+}
+
+/* To bfloat16 as `to_bf16` rounds; the low half of each element is left as it comes. */
+INLINE words bf16_above(vec x) {
+  words bits = (words)x, is_nan = (words)(x != x);
+  bits += ((bits >> 16) & 1) + 0x7FFF;
+  return (bits & ~is_nan) | (0x7FC00000 & is_nan);
 }
 
 /* The i-th WIDTH elements of a row. */
@@ -255,24 +267,21 @@ INLINE lanes load_part(const void *row, int i, int size, int is_bf16) {
 
 INLINE void store_part(void *row, int i, int size, lanes x, int is_bf16) {
   float values[LANES];
-  if (!is_bf16 && i + LANES <= size) {
-    store((float *)row + i, x);
-    return;
-  }
-  store(values, x);
-  if (i + LANES <= size)
-    for (int l = 0; l < LANES; l++) put(row, i + l, values[l], is_bf16);
-  else
+  if (i + LANES > size) {
+    store(values, x);
     for (int l = i; l < size; l++) put(row, l, values[l - i], is_bf16);
+  } else if (is_bf16) {
+    uint16_t *p = (uint16_t *)row + i;
+    EACH_VEC *(loose_halves *)(p + i * WIDTH) = __builtin_convertvector(bf16_above(x.v[i]) >> 16, halves);
+  } else {
+    store((float *)row + i, x);
+  }
 }
 
 /* As a number of the row's format. */
 INLINE lanes rounded(lanes x, int is_bf16) {
-  float values[LANES];
-  if (!is_bf16) return x;
-  store(values, x);
-  for (int l = 0; l < LANES; l++) values[l] = from_bf16(to_bf16(values[l]));
-  return load_f32(values);
+  EACH_VEC if (is_bf16) x.v[i] = (vec)(bf16_above(x.v[i]) & 0xFFFF0000);
+  return x;
 }
 
 #endif

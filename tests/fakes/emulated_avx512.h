@@ -1,0 +1,117 @@
+/* Stands in for AVX512 where the CPU has AVX2: the same results in halves. To be included before a kernel's source.
+ *
+ * Vectors of 512 bits in plain C the compiler halves itself; these are the instructions that kernels name.
+ * -DEMULATED_VNNI: AVX512-VNNI, too; else sums of 8-bit products are those of AVX512BW.
+ */
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct {
+  __m256i low, high;
+} both;
+
+static inline both halves_of(const void *vector) {
+  both parts;
+  memcpy(&parts, vector, 64);
+  return parts;
+}
+
+/* One AVX2 instruction with both halves of two vectors. */
+#define IN_HALVES(NAME, TYPE, DO)                          \
+  static inline TYPE NAME(TYPE a, TYPE b) {                \
+    both x = halves_of(&a), y = halves_of(&b), result;     \
+    result.low = DO(x.low, y.low);                         \
+    result.high = DO(x.high, y.high);                      \
+    memcpy(&a, &result, 64);                               \
+    return a;                                              \
+  }
+
+static inline __m256i larger_of(__m256i a, __m256i b) {
+  return _mm256_castps_si256(_mm256_max_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)));
+}
+
+IN_HALVES(emulated_max_ps, __m512, larger_of)
+IN_HALVES(emulated_max_epi32, __m512i, _mm256_max_epi32)
+IN_HALVES(emulated_add_epi16, __m512i, _mm256_add_epi16)
+IN_HALVES(emulated_maddubs_epi16, __m512i, _mm256_maddubs_epi16)
+IN_HALVES(emulated_madd_epi16, __m512i, _mm256_madd_epi16)
+
+static inline __m512 emulated_cvtph_ps(__m256i halves) {
+  __m512 result;
+  __m256 parts[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
+                     _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+  memcpy(&result, parts, 64);
+  return result;
+}
+
+static inline __m512i emulated_cvtepu16_epi32(__m256i shorts) {
+  __m512i result;
+  __m256i parts[2] = {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(shorts)),
+                      _mm256_cvtepu16_epi32(_mm256_extracti128_si256(shorts, 1))};
+  memcpy(&result, parts, 64);
+  return result;
+}
+
+static inline __m512i emulated_slli_epi32(__m512i a, int count) {
+  both x = halves_of(&a);
+  x.low = _mm256_slli_epi32(x.low, count);
+  x.high = _mm256_slli_epi32(x.high, count);
+  memcpy(&a, &x, 64);
+  return a;
+}
+
+static inline __m512i emulated_loadu_si512(const void *p) {
+  __m512i result;
+  memcpy(&result, p, 64);
+  return result;
+}
+
+static inline __m512i emulated_set1_epi32(int32_t x) {
+  __m256i parts[2] = {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+  return emulated_loadu_si512(parts);
+}
+
+static inline __m512i emulated_set1_epi16(int16_t x) {
+  __m256i parts[2] = {_mm256_set1_epi16(x), _mm256_set1_epi16(x)};
+  return emulated_loadu_si512(parts);
+}
+
+static inline __m128i emulated_cvtusepi32_epi8(__m512i a) {
+  uint32_t x[16];
+  uint8_t bytes[16];
+  memcpy(x, &a, 64);
+  for (int i = 0; i < 16; i++) bytes[i] = x[i] > 255 ? 255 : x[i];
+  return _mm_loadu_si128((const __m128i *)bytes);
+}
+
+static __attribute__((noinline)) __m512i emulated_dpbusd_epi32(__m512i sum, __m512i unsigned_bytes, __m512i signed_bytes) {
+  uint8_t a[64];
+  int8_t b[64];
+  int32_t c[16];
+  memcpy(a, &unsigned_bytes, 64);
+  memcpy(b, &signed_bytes, 64);
+  memcpy(c, &sum, 64);
+  for (int i = 0; i < 64; i++) c[i / 4] += a[i] * b[i];
+  return emulated_loadu_si512(c);
+}
+
+#define _mm512_max_ps emulated_max_ps
+#define _mm512_max_epi32 emulated_max_epi32
+#define _mm512_add_epi16 emulated_add_epi16
+#define _mm512_maddubs_epi16 emulated_maddubs_epi16
+#define _mm512_madd_epi16 emulated_madd_epi16
+#define _mm512_cvtph_ps emulated_cvtph_ps
+#define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
+#define _mm512_slli_epi32 emulated_slli_epi32
+#define _mm512_loadu_si512 emulated_loadu_si512
+#define _mm512_set1_epi32 emulated_set1_epi32
+#define _mm512_set1_epi16 emulated_set1_epi16
+#define _mm512_cvtusepi32_epi8 emulated_cvtusepi32_epi8
+#define _mm512_dpbusd_epi32 emulated_dpbusd_epi32
+
+#define __AVX512F__ 1
+#define __AVX512BW__ 1
+#ifdef EMULATED_VNNI
+#define __AVX512VNNI__ 1
+#endif
