@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.process_figures import children
+
 Finding = dict[str, Any]
 STAGE_SECONDS = 300
 LEAST_SECONDS = 20  # no stage is begun with less
@@ -110,13 +112,13 @@ def run_apart(stage: str, command: list[str], journal: StageJournal, until: floa
     if seconds < LEAST_SECONDS:
         return False
     start = time.monotonic()
-    process = subprocess.Popen(command, start_new_session=True)  # what it starts ends with it
+    process = subprocess.Popen(command, start_new_session=True)
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
         code = None
     finally:
-        _kill_group(process)
+        end_with_all(process)
     journal.read_again()
     if code is None and seconds < STAGE_SECONDS:
         return False
@@ -127,7 +129,16 @@ def run_apart(stage: str, command: list[str], journal: StageJournal, until: floa
     return True
 
 
-def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+def end_with_all(process: "subprocess.Popen[bytes]") -> None:
+    """Kill it and whatever it started, in sessions of their own too: a peer that is left keeps the device's memory."""
+    started = _descendants(process.pid)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    return [each for child in children(pid) for each in (child, *_descendants(child))]

@@ -53,9 +53,10 @@ def stages_of(settings: Settings) -> list[str]:
     names = ["limits"]
     for size in settings.models:
         names += [f"kernel checks: {size.name}", f"weights: {size.name}"]
-        if size is settings.models[0]:
-            names += [f"engine checks: {size.name}", f"tests: {size.name}"]
+        is_first = size is settings.models[0]
+        names += [f"engine checks: {size.name}"] if is_first else []
         names += [f"kernels: {size.name}", f"race: {size.name}: {OURS}", f"idle: {size.name}"]
+        names += [f"tests: {size.name}"] if is_first else []
     installed = [name for name in settings.peers if name == "transformers"]
     more = [QUEUED] if settings.is_smoke else [*VARIANTS, QUEUED]  # the interpreter takes long for them
     for size in settings.models:
@@ -108,7 +109,9 @@ class Work:
             self._note("limits", f"On {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}.")
         versions = f"torch {torch.__version__}, Triton {triton.__version__}, transformers {version('transformers')}"
         self._note("limits", f"Python {platform.python_version()}, {versions}; checks with seed {self._settings.seed}.")
-        limits = measure_limits(self._timer, num_bytes=1 << (20 if is_smoke else 32), matrix=64 if is_smoke else 8192)
+        # Two buffers of what fits beside others on the device, and no cache holds.
+        num_bytes = 1 << 20 if is_smoke else min(1 << 32, torch.cuda.mem_get_info()[0] // 4)
+        limits = measure_limits(self._timer, num_bytes=num_bytes, matrix=64 if is_smoke else 8192)
         self._journal.add("limits", kind="limits", **asdict(limits))
 
     def _kernel_checks(self, stage: str, size: ModelSize) -> None:

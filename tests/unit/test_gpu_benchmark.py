@@ -12,7 +12,7 @@ import pytest
 from benchmarks import gpu_stages
 from benchmarks.gpu_models import DeviceLimits, ModelSize, least_seconds
 from benchmarks.gpu_race import gap_shares
-from benchmarks.gpu_stages import StageJournal, run_apart, run_here
+from benchmarks.gpu_stages import StageJournal, end_with_all, run_apart, run_here
 from benchmarks.workload import Workload
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +70,16 @@ def test_a_stage_that_hangs_is_ended_and_not_begun_again(tmp_path: Path, monkeyp
     journal.add("a", kind="number", value=1)
     assert run_apart("a", HANGING, journal, until=float("inf"))
     assert journal.outcomes == {"a": "it took more than 1 s"} and len(journal.findings("number")) == 1
+
+
+def test_what_a_stage_started_ends_with_it_in_a_session_of_its_own_too() -> None:
+    peer = [sys.executable, "-c", "print(flush=True); import signal; signal.pause()"]
+    code = f"import subprocess; subprocess.Popen({peer!r}, start_new_session=True).wait()"
+    stage = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert stage.stdout is not None and stage.stdout.readline() == b"\n", "the peer runs"
+    end_with_all(stage)
+    assert stage.stdout.read() == b"", "nobody holds the other end"
+    stage.stdout.close()
 
 
 def test_a_stage_that_a_calls_end_cuts_off_is_begun_again_by_the_next(
