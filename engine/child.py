@@ -165,7 +165,7 @@ def _describe(error: BaseException) -> str:
 
 def main() -> None:
     """A process of its own, whose pipe is the file descriptor given as its argument."""
-    _leave_signals_to_parent()
+    leave_signals_to_parent()
     fd = int(sys.argv[1])
     os.set_inheritable(fd, False)  # what the core starts must not keep the pipe open
     pipe: ChildPipe = Connection(fd)
@@ -194,8 +194,11 @@ def _import_lightly(start: StartCore) -> ModuleType:
     return module
 
 
-def _leave_signals_to_parent() -> None:
-    """Ctrl-C reaches the whole process group, but the parent decides; it blocked these signals until now."""
+def leave_signals_to_parent() -> None:
+    """Ctrl-C reaches the whole process group, but the parent decides; it blocked these signals until now.
+
+    When the parent ends, so does this process, whatever it does.
+    """
     signals = {signal.SIGINT, signal.SIGTERM}
     for number in signals:
         signal.signal(number, signal.SIG_IGN)

@@ -8,12 +8,15 @@ from engine.field_types import check_field_types, require
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How to run one model on one device. Raises `InvalidRequestError` naming the field."""
+    """How to run one model. Raises `InvalidRequestError` naming the field."""
 
     model_path: str
     """A local folder, a hub id, a `.gguf` file or `smollm2-135m`."""
     device: str = "auto"
     """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:N`."""
+    tensor_parallel_size: int = 1
+    """Processes that share the model, each with a part of every layer: one for each GPU from `device` on, if the model
+    is too large for one. On a CPU all of them compute on it."""
     dtype: str = "auto"
     """`auto` (on CUDA the checkpoint's; on CPU bfloat16 where the CPU computes it natively, else float32),
     `float32`, `bfloat16`, `float16`."""
@@ -59,9 +62,11 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_field_types(self)
-        for name in ("max_num_seqs", "max_model_len", "block_size", "num_kv_blocks", "max_cpu_kv_bytes", "num_threads"):
+        for name in COUNTS:
             value = getattr(self, name)
             require(value is None or value >= 1, name, "must be at least 1", value)
+        size = self.tensor_parallel_size
+        require(size == 1 or not self.in_process, "tensor_parallel_size", "must be 1 with in_process", size)
         require(
             self.max_num_tokens is None or self.max_num_tokens >= self.max_num_seqs,
             "max_num_tokens",
@@ -86,6 +91,15 @@ class EngineConfig:
 # AVX2 cores took 20 to 24 s with 256, 512, 1024 and 8192.
 _CPU_STEP_TOKENS = 512
 _GPU_STEP_TOKENS = 8192
+COUNTS = (
+    "tensor_parallel_size",
+    "max_num_seqs",
+    "max_model_len",
+    "block_size",
+    "num_kv_blocks",
+    "max_cpu_kv_bytes",
+    "num_threads",
+)
 QUANTIZATIONS = ("none", "int8")
 SWITCHES = ("auto", "on", "off")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -110,7 +110,9 @@ class ChildProcess(Child):
         with contextlib.suppress(subprocess.TimeoutExpired):  # held up in the kernel: it is killed, whenever it wakes
             self._process.wait(_REAP_SECONDS)
         words = self._words.close()
-        return _describe_exit(self._process.returncode) + (f"; its last words:\n{words}" if words else "")
+        return describe_exit("the engine process", self._process.returncode) + (
+            f"; its last words:\n{words}" if words else ""
+        )
 
 
 class ChildThread(Child):
@@ -170,13 +172,14 @@ class _LastWords:
                 sys.stderr.flush()
 
 
-def _describe_exit(code: int | None) -> str:
+def describe_exit(name: str, code: int | None) -> str:
+    """How a process ended; None: it did not."""
     if code is None:
-        return "the engine process does not end, not even killed"
+        return f"{name} does not end, not even killed"
     if code < 0:
         with contextlib.suppress(ValueError):
-            return f"the engine process was killed by {signal.Signals(-code).name}"
-    return f"the engine process ended with exit code {code}"
+            return f"{name} was killed by {signal.Signals(-code).name}"
+    return f"{name} ended with exit code {code}"
 
 
 def _shut_down(pipe: "ParentPipe | ChildPipe") -> None:

@@ -55,6 +55,9 @@ class WorkerSettings(ProducerSettings):
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Device: auto, cpu, cuda or cuda:N."
     )
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, description="GPUs that share one model, from --device on; on a CPU, processes that do."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number format: auto, float32, bfloat16 or float16."
     )
@@ -183,6 +186,7 @@ class WorkerSettings(ProducerSettings):
         return EngineConfig(
             model_path=self.model,
             device=self.device,
+            tensor_parallel_size=self.tensor_parallel_size,
             dtype=self.dtype,
             quantize=self.quantize,
             max_num_seqs=self.max_num_seqs,

@@ -6,12 +6,16 @@ import torch
 
 from engine.errors import ModelLoadError
 from engine.kernels.cpu_features import cpu_flags
+from engine.parallel.rank import ALONE, Rank
 
 _CPU_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 and, last, Arm
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that is there. Raises `ModelLoadError` otherwise."""
+def resolve_device(name: str, rank: Rank = ALONE) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that is there: this rank's, of as many GPUs as there are ranks.
+
+    Raises `ModelLoadError` otherwise.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -23,10 +27,22 @@ def resolve_device(name: str) -> torch.device:
     if device.type != "cuda":
         raise ModelLoadError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
-    index = device.index or 0
-    if index >= count:
+    first = device.index or 0
+    if first >= count:
         raise ModelLoadError(f"device {name!r} is not there: torch sees {count} CUDA devices; use cpu or another")
-    return torch.device("cuda", index)
+    if first + rank.size > count:
+        raise ModelLoadError(
+            f"tensor_parallel_size {rank.size} takes as many GPUs from cuda:{first} on, but torch sees {count} CUDA "
+            f"devices; set it to {count - first} or less"
+        )
+    return torch.device("cuda", first + rank.index)
+
+
+def describe_devices(device: torch.device, num_ranks: int) -> str:
+    """The leader's device and those behind it, such as `cuda:0`, `cuda:0-3` or `cpu x2`."""
+    if num_ranks == 1:
+        return str(device)
+    return f"{device} x{num_ranks}" if device.type == "cpu" else f"{device}-{device.index + num_ranks - 1}"
 
 
 def use_device(device: torch.device) -> None:

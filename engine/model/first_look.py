@@ -7,6 +7,7 @@ from engine.config import EngineConfig
 from engine.model.checkpoint import open_checkpoint
 from engine.model.locate import find_gguf, find_model_dir
 from engine.model.registry import find_architecture
+from engine.parallel.rank import check_even
 
 
 def check_model(config: EngineConfig) -> None:
@@ -14,3 +15,4 @@ def check_model(config: EngineConfig) -> None:
     if find_gguf(config.model_path) is None:
         checkpoint = open_checkpoint(find_model_dir(config.model_path))
         find_architecture(checkpoint.config, source=config.model_path)
+        check_even(checkpoint.config, config.tensor_parallel_size)

@@ -1,7 +1,7 @@
 """What replaces a decoder's modules: merged products, and one pass where transformers has many.
 
-Owns the forward of each, by the names that transformers' decoders share. Whether one computes what its original does is
-not known here: `engine.model.fusion` tries it.
+Owns the forward of each, by the names that transformers' decoders share; what is not merged keeps its name. Whether one
+computes what its original does is not known here: `engine.model.fusion` tries it.
 """
 
 from collections.abc import Iterable
@@ -84,8 +84,8 @@ class FusedAttention(nn.Module):
         self._head_dim = head_dim
         self._q_norm, self._k_norm = norms
         self.qkv = merge(original, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
-        self.o = merge(original, ("o_proj",), "o_proj")
-        self._q_size = self.o.in_features
+        self.o_proj = merge(original, ("o_proj",), "o_proj")
+        self._q_size = self.o_proj.in_features
         self._kv_size = (self.qkv.out_features - self._q_size) // 2
         self.attention: RowAttention | None = None
         self.rotates = True
@@ -109,7 +109,7 @@ class NativeAttentionModule(FusedAttention):
         """x: `[T, hidden_size]`; a new tensor of its shape."""
         qkv = self.qkv.forward(x)
         self._rows.chain(*self.head_links(qkv, position_embeddings))
-        return self.o.forward(self.attend(*self.heads(qkv)))
+        return self.o_proj.forward(self.attend(*self.heads(qkv)))
 
     def head_links(self, qkv: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> list[bytes]:
         """The calls between the product and attention, in place; qkv: `[T, q_size + 2 * kv_size]`."""
@@ -148,7 +148,7 @@ class FusedMLP(nn.Module):
         self._rows = rows
         self.is_gelu = is_gelu
         self.gate_up = merge(original, ("gate_proj", "up_proj"), "gate_up_proj")
-        self.down = merge(original, ("down_proj",), "down_proj")
+        self.down_proj = merge(original, ("down_proj",), "down_proj")
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[1, T, hidden_size]`."""
@@ -156,7 +156,7 @@ class FusedMLP(nn.Module):
 
     def of_rows(self, x: Tensor) -> Tensor:
         """x: `[T, hidden_size]`; a new tensor of its shape."""
-        return self.down.forward(self._rows.glu(self.gate_up.forward(x), is_gelu=self.is_gelu))
+        return self.down_proj.forward(self._rows.glu(self.gate_up.forward(x), is_gelu=self.is_gelu))
 
 
 def merge(original: nn.Module, names: Iterable[str], merged_name: str) -> nn.Linear:

@@ -25,6 +25,7 @@ from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer
 from engine.model.preparation import Preparation
 from engine.model.prepared_models import PreparedModels
 from engine.model.registry import find_architecture, max_position
+from engine.parallel.rank import ALONE, Rank
 
 _MIN_ROWS = 2  # matrix libraries take another path, with other bits, for a single row
 
@@ -96,14 +97,16 @@ class LoadedModel:
             return logits.float() if out is None else out.copy_(logits)
 
 
-def load_model(config: EngineConfig) -> LoadedModel:
+def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
     """Load `config.model_path` onto its device. Raises `ModelLoadError` with what is wrong and the remedy.
+
+    A rank of several loads its part, whose sums are then to be added up (`engine.parallel.row_parallel`).
 
     `config.num_threads` is set for the whole process; the KV cache is allocated later, by `allocate_kv_cache`.
     """
     cache_dir = cache_dir_of(config)
     kernels_dir = cache_dir / "kernels"
-    device = _take_device(config)
+    device = _take_device(config, rank)
     checkpoint = open_checkpoint(prepare_model_dir(config.model_path, cache_dir))
     architecture = find_architecture(checkpoint.config, source=config.model_path)
     dtype = resolve_dtype(config.dtype, device, checkpoint.dtype_name)
@@ -120,7 +123,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     uses_triton = context.paged_backend is not None
     kit = choose_kit(uses_triton, device, dtype, kernels_dir)
     packer = _choose_packer(config, uses_triton, device, dtype, kernels_dir)
-    preparation = Preparation(checkpoint, architecture, device, dtype, context, kit, packer)
+    preparation = Preparation(checkpoint, architecture, device, dtype, context, kit, packer, rank)
     prepared = preparation.run(PreparedModels(cache_dir / "prepared"))
     model, shape = prepared.model, prepared.shape
     return LoadedModel(
@@ -138,21 +141,23 @@ def load_model(config: EngineConfig) -> LoadedModel:
         head_dim=shape.head_dim,
         block_size=config.block_size,
         kv_dtype=kv_dtype,
-        fingerprint=_fingerprint(checkpoint, device, dtype, kv_dtype, backend.build, packer, prepared.fused),
+        fingerprint=_fingerprint(checkpoint, device, dtype, kv_dtype, backend.build, packer, prepared.fused, rank),
         backend_name=backend.name,
         is_batch_invariant=_is_batch_invariant(config, model.config, backend, packer, device, dtype),
         row_step=ROW_STEP if uses_triton and config.deterministic else 1,
     )
 
 
-def _take_device(config: EngineConfig) -> torch.device:
+def _take_device(config: EngineConfig, rank: Rank) -> torch.device:
     """The device that is asked for, as this process's own, with its threads. Raises `ModelLoadError`."""
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, rank)
     use_device(device)
     if config.quantize != "none" and device.type != "cpu":
         raise ModelLoadError(f"quantize {config.quantize} is for a CPU, not for {device}; set quantize to none")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    elif rank.size > 1:  # on one machine
+        torch.set_num_threads(max(1, torch.get_num_threads() // rank.size))
     return device
 
 
@@ -213,6 +218,7 @@ def _fingerprint(
     attention_build: str,
     packer: LinearPacker | None,
     fused: str,
+    rank: Rank,
 ) -> str:
     """Names the arithmetic: weights, dtypes, attention, instruction set or GPU, and the libraries' builds."""
     parts = [
@@ -224,6 +230,7 @@ def _fingerprint(
         fused,
         describe_arithmetic(device),
         f"transformers {transformers.__version__}",
+        *([] if rank.size == 1 else [f"sums of {rank.size} ranks"]),
     ]
     return blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
 

@@ -68,7 +68,7 @@ class NativeLayer(nn.Module):
         key = self, num_rows, dtype, torch.get_num_threads()
         if key not in workspace.prepared:
             attention, mlp = self.self_attn, self.mlp
-            products: tuple[nn.Module, ...] = (attention.qkv, attention.o, mlp.gate_up, mlp.down)
+            products: tuple[nn.Module, ...] = (attention.qkv, attention.o_proj, mlp.gate_up, mlp.down_proj)
             chained = [product for product in products if isinstance(product, ChainedLinear)]
             is_chained = len(chained) == len(products)
             workspace.prepared[key] = self._prepare(num_rows, dtype, angles, *chained) if is_chained else None

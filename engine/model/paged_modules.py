@@ -47,7 +47,7 @@ class PagedAttentionModule(FusedAttention):
             output = attention.attend_rows(q, slots.keys, slots.values, self._rules)
         else:
             output = attention.attend_written(q, self._rules)
-        return self.o(output.view(1, len(qkv), q_size)), None
+        return self.o_proj(output.view(1, len(qkv), q_size)), None
 
 
 @dataclass(slots=True, eq=False)

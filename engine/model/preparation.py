@@ -25,6 +25,8 @@ from engine.model.light_transformers import light_loading
 from engine.model.packed_linear import LinearPacker, pack_linears
 from engine.model.prepared_models import PreparedModels
 from engine.model.registry import Architecture
+from engine.parallel.rank import ALONE, Rank
+from engine.parallel.sharding import ShardPlan, drop_output_layer, read_shard, shard_config
 
 _SOURCES = Path(__file__).parent
 
@@ -50,6 +52,7 @@ class Preparation:
     context: AttentionContext
     kit: FusionKit | None
     packer: LinearPacker | None
+    rank: Rank = ALONE
 
     def run(self, kept: PreparedModels) -> Prepared:
         """The model, from what is kept or anew. Raises `ModelLoadError`."""
@@ -63,7 +66,7 @@ class Preparation:
         return prepared
 
     def _prepare(self) -> Prepared:
-        model = _load_weights(self.architecture, self.checkpoint, self.dtype).to(self.device)
+        model = _load_weights(self.architecture, self.checkpoint, self.dtype, self.rank).to(self.device)
         shape = attach_attention(model, self.context, num_layers=model.config.num_hidden_layers)
         vocab_size = model.get_output_embeddings().weight.shape[0]
         fused = "" if self.kit is None else fuse_model(model, self.kit, self.device, self.dtype)
@@ -89,6 +92,7 @@ class Preparation:
             str(self.dtype),
             "" if self.kit is None else self.kit.rows.build,
             "" if self.packer is None else self.packer.build,
+            str(self.rank),
             describe_arithmetic(self.device),
             transformers.__version__,
             _build(),
@@ -100,22 +104,25 @@ class Preparation:
 def _build() -> str:
     """Names our code that models are made of, and made by."""
     digest = blake2b(digest_size=12)
-    for path in sorted([*_SOURCES.glob("*.py"), *(_SOURCES.parent / "attention").glob("*.py")]):
+    folders = (_SOURCES, _SOURCES.parent / "attention", _SOURCES.parent / "parallel")
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _load_weights(architecture: Architecture, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """The transformers model, in eval mode on the CPU, every weight of it from the checkpoint."""
+def _load_weights(architecture: Architecture, checkpoint: Checkpoint, dtype: torch.dtype, rank: Rank) -> Any:
+    """The transformers model, a rank's part of it, in eval mode on the CPU, every weight from the checkpoint."""
     transformers_logging.disable_progress_bar()
     model_class = getattr(importlib.import_module(architecture.module_name), architecture.class_name)
+    source = {"pretrained_model_name_or_path": str(checkpoint.folder), "local_files_only": True}
+    if rank.size > 1:
+        source = _shard(model_class.config_class.from_pretrained(**source), checkpoint, rank)
     try:
         with light_loading():
             model, info = model_class.from_pretrained(
-                str(checkpoint.folder),
+                **source,
                 dtype=dtype,
                 attn_implementation=ATTENTION_NAME,
-                local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
             )
@@ -130,4 +137,16 @@ def _load_weights(architecture: Architecture, checkpoint: Checkpoint, dtype: tor
             f"{checkpoint.folder} lacks {len(missing)} weights of {architecture.class_name}, {missing[0]} among them; "
             "fetch the model again"
         )
+    if not rank.is_leader:
+        drop_output_layer(model)
     return model.eval()
+
+
+def _shard(config: Any, checkpoint: Checkpoint, rank: Rank) -> dict[str, Any]:
+    """What a rank's part of a model is loaded from."""
+    plan = ShardPlan(config)
+    return {
+        "pretrained_model_name_or_path": None,
+        "config": shard_config(config, rank),
+        "state_dict": read_shard(checkpoint.weight_files, plan, rank),
+    }

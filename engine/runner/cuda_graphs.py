@@ -38,7 +38,9 @@ class CudaCapture:
     when a capture fails.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, errors_of: str = "global") -> None:
+        """errors_of: whose calls spoil a capture; see `capture_error_mode` of `torch.cuda.graph`."""
+        self._errors_of = errors_of
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
@@ -56,7 +58,7 @@ class CudaCapture:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool)
+            graph.capture_begin(pool=self._pool, capture_error_mode=self._errors_of)
             try:
                 run()
             finally:

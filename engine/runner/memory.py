@@ -47,6 +47,7 @@ def choose_num_blocks(
         num_bytes = _free_on_cuda(config, model, run_largest_step, measure_graphs)
     else:
         num_bytes = min(int(config.kv_memory_fraction * free_host_bytes()), config.max_cpu_kv_bytes)
+        num_bytes //= config.tensor_parallel_size  # ranks share the machine's memory
     num_blocks = max(0, num_bytes) // model.kv_block_bytes
     max_num_tokens = config.step_tokens(str(model.device))
     num_needed = -(-min(max_num_tokens, model.max_model_len) // model.block_size)

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from engine.config import EngineConfig
 from engine.messages import EngineInfo
+from engine.model.devices import describe_devices
 from engine.model.loader import LoadedModel, load_model
+from engine.parallel.leader import AnnouncedForwards, Leader
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.device_errors import device_errors
 from engine.runner.memory import choose_num_blocks, largest_step
 from engine.runner.step_ahead import StepAhead, Taken
 from engine.runner.step_budget import measure_step_tokens
-from engine.runner.step_forwards import StepForwards
+from engine.runner.step_forwards import Forwards, StepForwards
 from engine.runner.step_sampler import DeviceTokens, StepLogits, StepSampler
 from engine.runner.thread_governor import ThreadGovernor
 from engine.runner.transfer import HostToDevice
@@ -37,19 +39,23 @@ class ModelRunner:
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model and allocate its cache. Raises `ModelLoadError` with the remedy."""
-        self._model: LoadedModel = load_model(config)
+        leader = Leader(config) if config.tensor_parallel_size > 1 else None
+        self._model: LoadedModel = load_model(config) if leader is None else leader.load_model()
         self._to_device = HostToDevice(self._model.device)
         sampler = create_sampler(self._model.device, self._model.cache_dir, uses_triton=self._model.uses_triton)
         self._sampler = StepSampler(sampler, self._to_device)
-        self._forwards = StepForwards(config, self._model, self._to_device)
+        own = StepForwards(config, self._model, self._to_device)
         self._ahead = StepAhead(self._compute_ahead) if self._runs_ahead() else None
         num_blocks = choose_num_blocks(
-            config, self._model, lambda: self._run_largest_step(config), self._forwards.measure_graphs
+            config, self._model, lambda: self._run_largest_step(own, config), own.measure_graphs
         )
+        if leader is not None:
+            num_blocks = leader.agree(num_blocks)
+        self._forwards: Forwards = own if leader is None else AnnouncedForwards(leader, own)
         self._model.allocate_kv_cache(num_blocks)
         is_measured = self._ahead is not None and config.max_num_tokens is None
         step_tokens = measure_step_tokens(config, self._model, num_blocks, self._run_to_end) if is_measured else None
-        self.info = self._describe(num_blocks, step_tokens)
+        self.info = self._describe(config, num_blocks, step_tokens)
         self._governor = _thread_governor(config, self._model.device)
 
     @torch.inference_mode()
@@ -101,14 +107,14 @@ class ModelRunner:
         return self._sampler.sample(inputs, StepLogits(logits, positions))
 
     @torch.inference_mode()
-    def _run_largest_step(self, config: EngineConfig) -> None:
+    def _run_largest_step(self, forwards: StepForwards, config: EngineConfig) -> None:
         """Prefill `max_num_tokens` tokens and sample `max_num_seqs`, all of it in the cache's first block."""
         inputs = largest_step(config, self._model.max_model_len)
         num_sampled = len(inputs.logits_indices)
         # What was computed of a step ahead of it, and the rows that are taken of that, lie there meanwhile.
         num_beside = 0 if self._ahead is None else 2
         beside = torch.empty((num_beside, num_sampled, self._model.vocab_size), device=self._model.device)
-        self._sampler.sample(inputs, self._forwards.run_eagerly(inputs))
+        self._sampler.sample(inputs, forwards.run_eagerly(inputs))
         torch.cuda.synchronize(self._model.device)
         del beside
 
@@ -117,10 +123,10 @@ class ModelRunner:
         with device_errors():
             self._compute(inputs).start_reading(inputs)()
 
-    def _describe(self, num_blocks: int, step_tokens: int | None) -> EngineInfo:
+    def _describe(self, config: EngineConfig, num_blocks: int, step_tokens: int | None) -> EngineInfo:
         model = self._model
         return EngineInfo(
-            device=str(model.device),
+            device=describe_devices(model.device, config.tensor_parallel_size),
             dtype=str(model.dtype).removeprefix("torch."),
             attention=model.backend_name,
             max_model_len=min(model.max_model_len, num_blocks * model.block_size),
@@ -143,6 +149,8 @@ class ModelRunner:
 def _thread_governor(config: EngineConfig, device: torch.device) -> ThreadGovernor | None:
     """For the threads of a CPU's steps, unless their number is asked for, or they are somebody else's too."""
     num_threads = torch.get_num_threads()
+    if config.tensor_parallel_size > 1:  # a rank's threads wait for those of the others
+        return None
     if device.type != "cpu" or config.num_threads is not None or config.in_process or num_threads == 1:
         return None
     return ThreadGovernor(num_threads, torch.set_num_threads)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.errors import DeviceLostError
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.device_errors import is_of_device, is_of_memory
 
@@ -71,6 +72,8 @@ class StepAhead(Generic[T]):
             return
         try:
             computed = self._forward(following, token_ids.clamp(min=0))  # a failed row's token is none
+        except DeviceLostError:  # with other ranks within the forward
+            raise
         except Exception as error:  # memory, or a sequence at fault: the step itself says so when its turn comes
             if is_of_device(error) and not is_of_memory(error):
                 raise

@@ -3,6 +3,7 @@
 Knows nothing of sampling, nor of steps before and after.
 """
 
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -92,4 +93,6 @@ def _graphed_steps(config: EngineConfig, model: LoadedModel) -> GraphedSteps | N
     """None where kernels are launched one by one: the host's time counts on CUDA alone, and torch's attention waits."""
     if not config.cuda_graphs or model.device.type != "cuda" or not model.uses_triton:
         return None
-    return GraphedSteps(model, max_num_seqs=config.max_num_seqs, make_capture=CudaCapture)
+    # NCCL asks for its events on a thread of its own, at any time.
+    make_capture = CudaCapture if config.tensor_parallel_size == 1 else partial(CudaCapture, "thread_local")
+    return GraphedSteps(model, max_num_seqs=config.max_num_seqs, make_capture=make_capture)

@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from tests.acceptance.system import System
+from tests.fakes.tiny_models import make_tiny_model
 from worker.embedded_redis import free_port
 
 
@@ -25,6 +26,12 @@ def test_a_model_folder_that_is_missing(system: System, tmp_path: Path) -> None:
 def test_a_model_folder_that_is_damaged(system: System, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     assert str(tmp_path) in refusal(system, "--model", str(tmp_path))
+
+
+def test_a_model_that_cannot_be_shared_out_among_so_many_ranks(system: System, tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path)
+    line = refusal(system, "--model", str(folder), "--tensor-parallel-size", "4")
+    assert "tensor_parallel_size 4 does not divide" in line and "set it to 1 or 2" in line
 
 
 def test_a_redis_that_is_not_there(system: System) -> None:

@@ -1,0 +1,60 @@
+"""What crosses the pipes between the leader of some ranks and its followers: values only."""
+
+from dataclasses import dataclass
+
+from engine.config import EngineConfig
+from engine.parallel.rank import Rank
+from engine.runner.batch_inputs import BatchInputs
+
+# leader → follower ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartFollower:
+    """The first message: load this rank's part of the model, then join the others."""
+
+    config: EngineConfig
+    rank: Rank
+    store_fd: int  # a file that all ranks hold, by which they find each other
+
+
+@dataclass(frozen=True, slots=True)
+class AllocateCache:
+    """So many blocks fit on every rank; the steps follow."""
+
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunForward:
+    """One forward, which the leader runs as well."""
+
+    inputs: BatchInputs  # without what only the sampler needs
+    num_given: int  # of the first tokens, which the leader's device gives to the others'
+
+
+LeaderMessage = StartFollower | AllocateCache | RunForward
+
+# follower → leader ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The rank's part of the model is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """So many blocks fit on this rank."""
+
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class FollowerFailed:
+    """The last message of a rank that cannot start; the reason names the remedy."""
+
+    reason: str
+
+
+FollowerMessage = Loaded | Measured | FollowerFailed
