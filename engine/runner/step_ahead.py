@@ -90,9 +90,11 @@ def _right_decodes(guess: _Guess[T], inputs: BatchInputs) -> NDArray[np.int64]:
     """The guess's rows of the inputs' first decodes, up to one that it lacks or has with another token or place.
 
     A place belongs to one sequence at a time, and to one position of it: the rest of such a row is then right as well.
+    A row of one token that samples none is no decode: a grammar forces more, for which the step has no room.
     """
     assert guess.expected_ids is not None
-    num_guessed, count = len(guess.expected_ids), inputs.num_decodes
+    sampled = inputs.logits_indices[: inputs.num_decodes]
+    num_guessed, count = len(guess.expected_ids), _num_leading(sampled == np.arange(len(sampled)))
     if not num_guessed:
         return np.zeros(0, np.int64)
     ids, wanted = guess.inputs.sequence_ids[:num_guessed], inputs.sequence_ids[:count]

@@ -85,6 +85,14 @@ def test_from_the_first_decode_on_that_was_not_guessed_all_is_computed(sequence:
     assert taken.rest.sequence_ids.tolist() == [sequence, 12, 14]
 
 
+def test_a_row_of_one_token_that_samples_none_is_no_decode_that_was_guessed() -> None:
+    """As of a sequence whose grammar forces more tokens than the step has room for."""
+    inputs = step(SEQUENCES, DECODE_SLOTS, DECODE_TOKENS, chunk_sequence=None)
+    taken = take(replace(inputs, logits_indices=np.array([0, 2]), sampling=plain_rows(2)))
+    assert rows_of(taken) == [0] and taken is not None and taken.rest is not None
+    assert taken.rest.logits_indices.tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("sequence", "slots"),
     [
