@@ -1,6 +1,7 @@
 """Constrained sequences in a core: whatever happens to them, they stay sentences of their grammars, the same ones."""
 
 import json
+import random
 import re
 import threading
 from pathlib import Path
@@ -48,11 +49,12 @@ def make_driver(
     num_blocks: int = 200,
     max_num_tokens: int = 64,
     max_num_seqs: int = 8,
+    max_model_len: int = 200,
     runner_class: type[FakeRunner] = FakeRunner,
 ) -> CoreDriver:
     runner = runner_class(
         num_blocks=num_blocks,
-        max_model_len=200,
+        max_model_len=max_model_len,
         vocab_size=VOCAB_SIZE,
         eos_token_ids=(EOS_TOKEN_ID,),
         model_dir=str(model_dir),
@@ -117,23 +119,39 @@ def test_a_sequence_resumes_at_any_token_with_the_same_output(model_dir: Path, s
 
 
 @pytest.mark.parametrize("runner_class", [FakeRunner, FakeRunnerAhead])
-@pytest.mark.parametrize(("num_blocks", "max_num_tokens"), [(20, 64), (20, 8), (400, 9)])
-def test_batch_mates_chunks_and_preemption_change_nothing(
-    model_dir: Path, num_blocks: int, max_num_tokens: int, runner_class: type[FakeRunner]
+@pytest.mark.parametrize("seed", range(8))
+def test_under_any_load_a_sequence_says_what_it_says_alone(
+    model_dir: Path, seed: int, runner_class: type[FakeRunner]
 ) -> None:
-    driver = make_driver(model_dir, num_blocks=num_blocks, max_num_tokens=max_num_tokens, runner_class=runner_class)
-    expected = {}
-    for seed in range(4):
-        for spec in SPECS:
-            expected[driver.add([1, 2, 3], max_tokens=150, seed=seed, grammar=spec)] = output_of(model_dir, spec, seed)
-        free = driver.add([1, 2, 3, seed], max_tokens=30, seed=seed)
-        alone = make_driver(model_dir)
-        alone.add([1, 2, 3, seed], max_tokens=30, seed=seed)
-        alone.run()
-        expected[free] = alone.outputs[0]
-    driver.run()
-    assert driver.outputs == expected
-    assert (driver.core.get_stats().num_preemptions > 0) == (num_blocks == 20)
+    """Chunks, preemptions, aborts and resumptions, choices, and steps with hardly a token for what grammars force."""
+    rng = random.Random(seed)
+    max_num_seqs = rng.randint(2, 5)
+    driver = make_driver(
+        model_dir,
+        num_blocks=rng.choice([13, 20, 60]),
+        max_num_tokens=max_num_seqs + rng.choice([0, 1, 5, 40]),
+        max_num_seqs=max_num_seqs,
+        max_model_len=50,
+        runner_class=runner_class,
+    )
+    expected: dict[int, list[int]] = {}
+    while driver.num_added < 20 or driver.core.has_work():
+        if driver.num_added < 20 and rng.random() < 0.4:
+            prompt, spec = [rng.randrange(1, 60) for _ in range(rng.randint(1, 12))], rng.choice([*SPECS, None])
+            group, n = driver.num_added, rng.choice([1, 1, 3])
+            for choice in range(n):
+                alone = make_driver(model_dir, max_model_len=50)
+                alone.add(prompt, max_tokens=40, choice=choice, grammar=spec)
+                alone.run()
+                output = alone.outputs[0]
+                resumed = output[: rng.randrange(len(output))] if rng.random() < 0.3 else []
+                fields = {"output": resumed, "priority": rng.choice([0, 0, 1]), "group": group if n > 1 else None}
+                expected[driver.add(prompt, max_tokens=40, choice=choice, grammar=spec, **fields)] = output  # type: ignore[arg-type]
+        if rng.random() < 0.03 and (running := set(expected) - set(driver.finished)):
+            driver.core.abort([victim := min(running)])
+            expected[victim] = list(driver.outputs[victim])
+        driver.step()
+    assert driver.outputs == expected and not driver.errors
 
 
 @pytest.mark.parametrize("spec", SPECS)
