@@ -71,7 +71,7 @@ def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout:
         raise click.UsageError("--detach does not wait for the answer; leave out --stream, --json and --timeout")
     if flags["logprobs"] is not None and not (is_json or detach):
         raise click.UsageError("--logprobs are shown with --json; add it, or leave them out")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_standard_input() if prompt == "-" else prompt
     if not text:
         raise click.UsageError("PROMPT is empty")
     job_id = str(uuid.uuid4())  # known before the job is, so that Ctrl-C finds it at any moment
@@ -84,6 +84,14 @@ def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout:
         if is_streamed:
             _print_stream(job, timeout, is_json)
         _print_result(_wait(job, timeout, is_json), is_json, has_streamed=is_streamed)
+
+
+def _read_standard_input() -> str:
+    """As UTF-8, whatever the locale says."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"standard input is not UTF-8: {error}") from error
 
 
 def _request(prompt: str, flags: dict[str, Any]) -> dict[str, Any]:

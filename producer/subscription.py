@@ -4,6 +4,7 @@ Owns the protocol (subscribe, catch up, listen, look every few seconds) and the 
 entries are in `producer.stream_reader`, those for ends that publish nothing in `producer.outcome`.
 """
 
+import re
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any, NamedTuple, Self, cast
@@ -15,6 +16,7 @@ from producer.outcome import OutcomeWatch, look_commands, parse_look
 from producer.stream_reader import BEGINNING, MAX_ENTRIES_A_READ, Delivery, StreamReader
 
 LOOK_SECONDS = 2.0  # of silence, before the stream and the job's status are looked at
+CURSOR_PATTERN = r"[0-9]{1,9}-[0-9]{1,9}"
 
 
 class StreamEnd(NamedTuple):
@@ -87,12 +89,12 @@ class AsyncSubscription:
 
 def parse_cursor(after: str | None) -> EntryId:
     """The entry id of a `Subscription.last_id`. Raises InvalidJobError."""
-    try:
-        return EntryId.parse(after) if after is not None else BEGINNING
-    except ValueError:
-        raise InvalidJobError(
-            f"after: must be the last_id of a subscription, such as '1-17'; got {after!r}", param="after"
-        ) from None
+    if after is None:
+        return BEGINNING
+    if not re.fullmatch(CURSOR_PATTERN, after):
+        message = f"after: must be the last_id of a subscription, such as '1-17'; got {after!r:.60}"
+        raise InvalidJobError(message, param="after")
+    return EntryId.parse(after)
 
 
 def follow(job_id: str, *, after: EntryId, timeout: float | None) -> Protocol[None]:

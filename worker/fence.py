@@ -29,7 +29,6 @@ class FencedPipeline(Pipeline):
         except Exception as error:
             owner.error = error  # RQ's failure handler swallows what execute() raises
             raise
-        owner.has_committed = True
         return list(replies)
 
     def _look(self) -> None:
@@ -46,7 +45,7 @@ class FencedPipeline(Pipeline):
 
 
 class FencedRedis(redis.Redis):
-    """A connection for one commit of one job. `has_committed` and `error` tell what became of it.
+    """A connection for one commit of one job. `error` is what the commit raised, if it did.
 
     `prologue` is given the pipeline while it reads: what it watches must not change, and after `multi()` it adds to the
     transaction.
@@ -67,7 +66,6 @@ class FencedRedis(redis.Redis):
         self.fence = fence
         self.epilogue = epilogue
         self.prologue: Callable[[Pipeline], object] = lambda pipe: None
-        self.has_committed = False
         self.error: Exception | None = None
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> FencedPipeline:

@@ -35,11 +35,11 @@ class WorkerSettings(ProducerSettings):
     )
     callbacks: str = Field(
         default="",
-        description="Dotted names that RQ callbacks of jobs may name, comma separated; all others are refused.",
+        description="RQ callbacks that jobs may name, as dotted names, comma separated; others are refused.",
     )
     webhooks: str = Field(
         default="",
-        description="URLs under which RQ webhooks of jobs may lie, comma separated; all others are refused.",
+        description="URLs that RQ webhooks of jobs may be at, or below, comma separated; others are refused.",
     )
 
     chat_template: str | None = Field(
@@ -73,34 +73,35 @@ class WorkerSettings(ProducerSettings):
     num_threads: int | None = Field(
         default=None, ge=1, description="Threads of a CPU step; default: torch's choice, fewer while others hold cores."
     )
-    max_num_seqs: int = Field(default=256, ge=1, description="Sequences in one step, at most.")
+    max_num_seqs: int = Field(default=256, ge=1, description="Largest number of sequences in one step.")
     max_num_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="Tokens in one step, at most: decodes first, then chunks of prompts; default: 512 on a CPU, on a "
-        "GPU as many as it measures to be fast, and no fewer than --max-num-seqs.",
+        description="Largest number of tokens in one step: decodes first, then chunks of prompts; default: 512 on a "
+        "CPU, on a GPU as many as it measures to be fast, and no fewer than --max-num-seqs.",
     )
     max_model_len: int | None = Field(
         default=None, ge=1, description="Tokens of prompt and output together; default: the model's own."
     )
     block_size: int = Field(default=16, ge=1, description="Tokens in one KV block.")
     num_kv_blocks: int | None = Field(
-        default=None, ge=1, description="KV blocks in all; default: from the memory share."
+        default=None, ge=1, description="Number of KV blocks; default: from --kv-memory-fraction."
     )
     kv_memory_fraction: float = Field(
         default=0.9, gt=0, le=1, description="Share of the free device memory that the KV cache takes."
     )
-    max_cpu_kv_bytes: int = Field(default=1 << 30, ge=1, description="On a CPU the KV cache takes no more bytes.")
-    prefix_caching: bool = Field(default=True, description="Share the KV blocks of equal prompt beginnings.")
+    max_cpu_kv_bytes: int = Field(default=1 << 30, ge=1, description="Upper limit of the KV cache on a CPU, in bytes.")
+    prefix_caching: bool = Field(default=True, description="Share the KV blocks of prompts that begin alike.")
     prompt_lookup: Literal["auto", "on", "off"] = Field(
-        default="auto", description="Guess tokens from prompt and output: on, off, or auto (where nothing changes)."
+        default="auto",
+        description="Speculate on tokens from prompt and output: on, off, or auto (where it changes no answer).",
     )
     step_timeout_seconds: float = Field(
-        default=120.0, gt=0, allow_inf_nan=False, description="A step that takes longer is a hung device."
+        default=120.0, gt=0, allow_inf_nan=False, description="A step that takes longer counts as a hung device."
     )
 
     lease_seconds: float = Field(
-        default=15.0, ge=2, le=3600, description="A worker that does not answer for so long loses its jobs."
+        default=15.0, ge=2, le=3600, description="A worker that is silent for this long loses its jobs."
     )
     max_num_jobs: int | None = Field(
         default=None, ge=1, description="Jobs held at once, waiting ones included; default: from --max-num-seqs."
@@ -110,16 +111,17 @@ class WorkerSettings(ProducerSettings):
     )
     tenant_limits: str = Field(
         default="",
-        description="The same for single tenants, comma separated: TENANT=N, before --max-running-per-tenant.",
+        description="The same for single tenants, as TENANT=N, comma separated; overrides --max-running-per-tenant.",
     )
     drain: Literal["hand-over", "finish"] = Field(
-        default="hand-over", description="On SIGTERM: hand-over gives running jobs back to the queue, finish ends them."
+        default="hand-over",
+        description="On SIGTERM: hand-over gives running jobs back to their queues, finish completes them.",
     )
     drain_seconds: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="With --drain finish: jobs that still run after so long are given back; default: no limit.",
+        description="With --drain finish: jobs that still run after this long are given back; default: no limit.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Log level: debug, info, warning or error."

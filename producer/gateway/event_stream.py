@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from fastapi.responses import Response
@@ -21,7 +22,7 @@ from producer.end_tasks import end_tasks
 from producer.errors import PromptmillError
 from producer.gateway.answer import cancel_jobs, wait_until_gone
 from producer.gateway.chunk_bodies import DONE, KEEP_ALIVE, error_event
-from producer.gateway.drain import Drain
+from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError, from_client_error, to_response, unexpected_error
 from producer.gateway.job_stream import JobStream
 from producer.job import AsyncJob
@@ -42,30 +43,33 @@ class EventStream(Response):
     def __init__(
         self,
         streams: Sequence[JobStream],
-        drain: Drain,
+        context: GatewayContext,
         *,
-        cancels: Sequence[AsyncJob],
-        timeout_seconds: float,
-        keep_alive_seconds: float,
-        headers: Mapping[str, str],
+        cancels: Sequence[AsyncJob] = (),
+        headers: Mapping[str, str] = MappingProxyType({}),
         on_usage: OnUsage | None = None,
     ) -> None:
         super().__init__(headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self.headers["content-type"] = MEDIA_TYPE
         self._streams = streams
-        self._drain = drain
+        self._drain = context.drain
+        self._open_streams = context.metrics.open_streams
         self._cancels = cancels
-        self._timeout_seconds = timeout_seconds
-        self._keep_alive_seconds = keep_alive_seconds
+        self._timeout_seconds = context.settings.request_timeout_seconds
+        self._keep_alive_seconds = context.settings.keep_alive_seconds
         self._on_usage = on_usage
         self._has_started = False
         self._sent_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope, self._receive, self._send = scope, receive, send
+        with self._open_streams.track_inprogress():
+            await self._stream()
+
+    async def _stream(self) -> None:
         writer = asyncio.create_task(self._write())
-        gone = asyncio.create_task(wait_until_gone(receive))
+        gone = asyncio.create_task(wait_until_gone(self._receive))
         drained = asyncio.create_task(self._drain.over.wait())
         keeper = asyncio.create_task(self._keep_alive())
         try:

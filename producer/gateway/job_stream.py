@@ -15,7 +15,6 @@ from producer.job import AsyncJob
 
 SendEvent = Callable[[bytes], Awaitable[None]]
 BEGINNING = "0-0"
-CURSOR_PATTERN = r"^\d{1,9}-\d{1,9}$"
 
 
 class Renderer(Protocol):

@@ -21,10 +21,8 @@ def respond(context: GatewayContext, accepted: AcceptedRequest) -> EventStream:
     ]
     return EventStream(
         streams,
-        context.drain,
+        context,
         cancels=[] if accepted.is_detached else accepted.jobs,
-        timeout_seconds=context.settings.request_timeout_seconds,
-        keep_alive_seconds=context.settings.keep_alive_seconds,
         headers=accepted.headers,
         on_usage=lambda usage: accepted.settle(context, usage),
     )

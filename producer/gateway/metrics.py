@@ -38,7 +38,7 @@ class GatewayMetrics:
             buckets=SECONDS,
             registry=self._registry,
         )
-        self.open_streams = Gauge("promptmill_open_streams", "Streams being sent.", registry=self._registry)
+        self.open_streams = Gauge("promptmill_open_streams", "Streams that are being sent.", registry=self._registry)
         self._first_token = Histogram(
             "promptmill_time_to_first_token_seconds",
             "Seconds from a streamed request to its first token.",

@@ -13,14 +13,14 @@ class WebhookSettings(ProducerSettings):
     """What those need who call webhooks."""
 
     webhook_private_targets: bool = Field(
-        default=False, description="Webhooks may go to loopback and private addresses, too."
+        default=False, description="Webhooks may go to loopback and private addresses as well."
     )
 
 
 class GatewaySettings(WebhookSettings):
     """What `promptmill gateway` needs beside a producer's settings."""
 
-    http_host: str = Field(default="127.0.0.1", description="Address to listen on; others than loopback need API keys.")
+    http_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs API keys.")
     http_port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     allow_anonymous: bool = Field(default=False, description="Serve requests that carry no API key, on any address.")
     tls_certfile: str | None = Field(default=None, description="Certificate chain (PEM): serve HTTPS.")
@@ -34,17 +34,21 @@ class GatewaySettings(WebhookSettings):
         description="Where /v1/files are kept: a folder that all gateways see, or s3://BUCKET/PREFIX.",
     )
     max_file_bytes: int = Field(default=200_000_000, ge=1024, description="Larger files get 413.")
-    max_queue_depth: int = Field(default=10_000, ge=1, description="Jobs waiting on a queue from which on it gets 429.")
-    batch_max_in_flight: int = Field(default=2000, ge=1, description="Jobs that a batch has on the queues at a time.")
+    max_queue_depth: int = Field(
+        default=10_000, ge=1, description="Requests get 429 while this many jobs wait on their queue."
+    )
+    batch_max_in_flight: int = Field(
+        default=2000, ge=1, description="Largest number of a batch's jobs on the queues at a time."
+    )
     batch_lease_seconds: float = Field(
-        default=15.0, ge=3.0, description="A gateway that is silent for so long loses its batches to another."
+        default=15.0, ge=3.0, description="A gateway that is silent for this long loses its batches to another."
     )
     request_timeout_seconds: float = Field(
-        default=600.0, gt=0, description="A response that is not complete by then ends with 408, its job is cancelled."
+        default=600.0, gt=0, description="A response that takes longer ends with 408, and its job is cancelled."
     )
-    keep_alive_seconds: float = Field(default=15.0, gt=0, description="A silent stream gets a comment so often.")
+    keep_alive_seconds: float = Field(default=15.0, gt=0, description="How often a silent stream gets a comment.")
     http_drain_seconds: float = Field(
-        default=20.0, ge=0, description="On SIGTERM, responses may go on for so long; then streams end resumably."
+        default=20.0, ge=0, description="After SIGTERM responses may go on for this long; then streams end resumably."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Log level: debug, info, warning or error."

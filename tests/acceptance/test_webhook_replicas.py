@@ -13,7 +13,7 @@ import redis
 
 from producer.gateway.webhooks.deliveries import DUE_KEY
 from producer.gateway.webhooks.endpoints import WebhookEndpoint, add_endpoint
-from producer.gateway.webhooks.outbox import Event, append_event
+from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
 from producer.operations import send
 from producer.transport import Transport
 from tests.fakes.gateways import wait_until
@@ -49,7 +49,7 @@ def test_what_a_killed_replica_had_delivered_unrecorded_is_delivered_again_under
         event = Event.of("batch.completed", "batch_1", key_id=None, created_at=1_700_000_000)
         transport = Transport(redis_url)
         transport.run(add_endpoint(endpoint))
-        transport.run(send(append_event(event)))
+        transport.run(send(("RPUSH", OUTBOX_KEY, event.to_wire())))
         transport.close()
         killed = start()
         first = receiver.next(60)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from producer.async_transport import AsyncTransport
 from producer.gateway.webhooks.dispatcher import WebhookDispatcher
 from producer.gateway.webhooks.endpoints import WebhookEndpoint, add_endpoint
-from producer.gateway.webhooks.outbox import Event, append_event
+from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
 from producer.gateway.webhooks.sender import WebhookSender
 from producer.gateway.webhooks.targets import Resolver, TargetRules
 from producer.operations import send
@@ -42,7 +42,7 @@ async def tell(
     transport: AsyncTransport, batch_id: str, event_type: str = "batch.completed", key_id: str | None = "k"
 ) -> Event:
     event = Event.of(event_type, batch_id, key_id=key_id, created_at=1_700_000_000)  # type: ignore[arg-type]
-    await transport.run(send(append_event(event)))
+    await transport.run(send(("RPUSH", OUTBOX_KEY, event.to_wire())))
     return event
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,13 +15,14 @@ from click.testing import CliRunner, Result
 from producer import Client
 from producer.cli import main
 from tests.fakes.fake_worker import FakeWorker, echo
+from worker.started_process import StartedProcess
 
 Invoke = Callable[..., Result]
 
 
 @pytest.fixture
 def promptmill(redis_url: str) -> Invoke:
-    def invoke(*arguments: str, input: str | None = None, **environment: str) -> Result:
+    def invoke(*arguments: str, input: str | bytes | None = None, **environment: str) -> Result:
         environment = {"PROMPTMILL_REDIS_URL": redis_url, **environment}
         result = CliRunner().invoke(main, arguments, input=input, env=environment)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -59,6 +61,11 @@ def test_submit_sends_a_chat_with_every_option(promptmill: Invoke, worker: FakeW
         "n": 2,
     }
     high.close()
+
+
+def test_standard_input_that_is_no_utf_8_is_refused(promptmill: Invoke, redis_url: str) -> None:
+    result = promptmill("submit", "-", input=b"caf\xe9")
+    assert result.exit_code == 2 and "standard input is not UTF-8" in result.stderr
 
 
 def test_submit_asks_for_penalties_and_logprobs(promptmill: Invoke, worker: FakeWorker) -> None:
@@ -256,14 +263,13 @@ def test_a_signal_to_submit_cancels_the_job(worker: FakeWorker, redis_url: str, 
 def test_a_reader_that_goes_away_from_a_stream_cancels_the_job(worker: FakeWorker, redis_url: str) -> None:
     process = start("submit", "hello", "--stream", url=redis_url)
     held = worker.claim().begin()
-    assert process.stdout is not None
     held.write("one")
     assert process.stdout.read(3) == "one"
     process.stdout.close()
     held.write("two")
     assert process.wait(30) == 1
     assert held.is_cancelled()
-    assert process.stderr is not None and "Traceback" not in process.stderr.read()
+    assert "Traceback" not in process.stderr.read()
     process.stderr.close()
 
 
@@ -284,8 +290,9 @@ def test_output_that_finds_no_room_is_one_line(redis_url: str, arguments: list[s
         assert done.stderr == "Error: standard output cannot be written: No space left on device\n"
 
 
-def start(*arguments: str, url: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+def start(*arguments: str, url: str) -> Any:
+    """A `StartedProcess` whose pipes carry text."""
+    return StartedProcess(
         [sys.executable, "-m", "producer.cli", *arguments],
         env={**os.environ, "PROMPTMILL_REDIS_URL": url},
         stdout=subprocess.PIPE,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO, cast
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -21,6 +22,7 @@ from worker.embedded_redis import EmbeddedRedis, free_port
 from worker.errors import StartRefusedError
 from worker.service import run_worker
 from worker.settings import WorkerSettings
+from worker.started_process import running
 
 FEW_SECONDS = 10.0  # a try to connect takes up to 5 s
 REMEDIES = {
@@ -144,21 +146,17 @@ def test_a_gateway_waits_for_a_redis_that_is_not_up_yet(tmp_path: Path) -> None:
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
     command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", "0", "--redis-url", url]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            said = "".join(_until(process.stderr, "action=serving "))
-            assert f"action=redis_unavailable error=Redis at {url} cannot be reached" in said
-            address = re.findall(r"action=serving url=(\S+)", said)[0]
-            assert httpx.get(f"{address}/health").json()["redis"] == "unreachable"
-            with EmbeddedRedis(data_dir=tmp_path, port=port):
-                assert httpx.get(f"{address}/health").json()["redis"] == "reachable"
-        finally:
-            process.kill()
+    with running(command, stderr=subprocess.PIPE) as process, cast(IO[bytes], process.stderr) as log:
+        said = "".join(_until(log, "action=serving "))
+        assert f"action=redis_unavailable error=Redis at {url} cannot be reached" in said
+        address = re.findall(r"action=serving url=(\S+)", said)[0]
+        assert httpx.get(f"{address}/health").json()["redis"] == "unreachable"
+        with EmbeddedRedis(data_dir=tmp_path, port=port):
+            assert httpx.get(f"{address}/health").json()["redis"] == "reachable"
 
 
-def _until(lines: Iterable[str], mark: str) -> Iterator[str]:
-    for line in lines:
+def _until(lines: Iterable[bytes], mark: str) -> Iterator[str]:
+    for line in map(bytes.decode, lines):
         yield line
         if mark in line:
             return

@@ -164,10 +164,6 @@ class JobStream:
         return self._num_inherited > 0
 
     @property
-    def is_sealed(self) -> bool:
-        return self._is_sealed
-
-    @property
     def is_marked(self) -> bool:
         """Whether Redis has the attempt's marker."""
         return self._num_stored > self._num_inherited

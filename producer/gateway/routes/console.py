@@ -27,7 +27,8 @@ from producer.gateway.console.job_lists import JobLists, scope_of
 from producer.gateway.console.result_series import BUCKET_SECONDS, Bucket, merged, percentile
 from producer.gateway.context import Context, GatewayContext
 from producer.gateway.event_stream import EventStream
-from producer.gateway.job_stream import CURSOR_PATTERN, JobStream
+from producer.gateway.job_stream import JobStream
+from producer.subscription import CURSOR_PATTERN
 
 MAX_JOBS = 200
 _IDS_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": JobIds.model_json_schema()}}}}
@@ -101,20 +102,14 @@ async def stream_job(
     context: Context,
     caller: Authenticated,
     job_id: str,
-    after: Annotated[str | None, Query(pattern=CURSOR_PATTERN)] = None,
+    after: Annotated[str | None, Query(pattern=f"^{CURSOR_PATTERN}$")] = None,
 ) -> Response:
     """The job's output as events: from its beginning, or behind the cursor that an event carried."""
     await _check_sight(context, caller, job_id)
     await context.client.status(job_id)  # a job of which nothing is left is not found, before a stream begins
     job = context.client.job(job_id)
-    return EventStream(
-        [JobStream(job, ChunkEvents(), None, includes_usage=True, after=after, shows_resets=True)],
-        context.drain,
-        cancels=[],
-        timeout_seconds=context.settings.request_timeout_seconds,
-        keep_alive_seconds=context.settings.keep_alive_seconds,
-        headers={},
-    )
+    stream = JobStream(job, ChunkEvents(), None, includes_usage=True, after=after, shows_resets=True)
+    return EventStream([stream], context)
 
 
 @router.post("/jobs/retry", openapi_extra=_IDS_BODY)

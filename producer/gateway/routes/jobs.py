@@ -11,9 +11,10 @@ from producer.gateway.chunk_bodies import ChunkRenderer
 from producer.gateway.context import Context, GatewayContext
 from producer.gateway.event_stream import EventStream
 from producer.gateway.job_records import JobRecord
-from producer.gateway.job_stream import BEGINNING, CURSOR_PATTERN, JobStream
+from producer.gateway.job_stream import BEGINNING, JobStream
 from producer.openai_request import in_callers_words
 from producer.openai_response import error_body, response_body
+from producer.subscription import CURSOR_PATTERN
 
 router = APIRouter(tags=["jobs"])
 
@@ -52,7 +53,7 @@ async def stream_job(
     context: Context,
     caller: Authenticated,
     job_id: str,
-    after: Annotated[str | None, Query(pattern=CURSOR_PATTERN)] = None,
+    after: Annotated[str | None, Query(pattern=f"^{CURSOR_PATTERN}$")] = None,
 ) -> Response:
     """The job's stream of events: from its beginning, or behind the cursor that an event carried. Leaving it does not
     cancel the job."""
@@ -67,14 +68,7 @@ async def stream_job(
         shows_resets=True,
         callers_names=record.callers_names,
     )
-    return EventStream(
-        [stream],
-        context.drain,
-        cancels=[],
-        timeout_seconds=context.settings.request_timeout_seconds,
-        keep_alive_seconds=context.settings.keep_alive_seconds,
-        headers={},
-    )
+    return EventStream([stream], context)
 
 
 async def _find(context: GatewayContext, caller: Caller, job_id: str) -> tuple[str, JobRecord]:

@@ -12,8 +12,6 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from producer.operations import Command
-
 OUTBOX_KEY = "promptmill:webhooks:outbox"  # LIST of events as JSON, the oldest first
 
 EventType = Literal["batch.completed", "batch.failed", "batch.cancelled", "batch.expired"]
@@ -51,8 +49,3 @@ class Event(BaseModel):
         """What receivers get, in OpenAI's form."""
         body: dict[str, Any] = {"id": self.id, "object": "event", "created_at": self.created_at}
         return json.dumps({**body, "type": self.type, "data": {"id": self.object_id}}, separators=(",", ":"))
-
-
-def append_event(event: Event) -> Command:
-    """For a pipeline or a MULTI."""
-    return ("RPUSH", OUTBOX_KEY, event.to_wire())

@@ -11,6 +11,7 @@ from producer import BatchFileError, Client
 from producer.batch import BatchProgress
 from tests.fakes.batch_runs import answers, by_id, chat, run
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from worker.started_process import StartedProcess
 
 
 def test_a_run_goes_on_behind_a_torn_line(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:
@@ -108,7 +109,7 @@ def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(
     files[0].write_text("".join(chat(f"r{i}", f"word {i}") + "\n" for i in range(120)))
     command = [sys.executable, "-m", "producer.cli", "run", *map(str, files), "--redis-url", redis_url]
     asked: list[str] = []
-    running: list[subprocess.Popen[bytes]] = []
+    running: list[StartedProcess] = []
 
     def strike(held: HeldJob) -> None:
         asked.append(held.job_id)
@@ -119,7 +120,7 @@ def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(
 
     with worker.serving(strike):
         for exit_code in (-9, -9, 0):
-            running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            running.append(StartedProcess(command, stderr=subprocess.DEVNULL))
             assert running[-1].wait(120) == exit_code
     assert len(asked) == len(set(asked)) == len(answers(files[1])) == len(by_id(files[1])) == 120
 

@@ -60,8 +60,9 @@ def test_an_ended_stream_can_be_read_again_and_from_a_cursor(client: Client, wor
     stream.close()
     assert texts(list(job.stream())) == ["one ", "two ", "three"]
     assert texts(list(job.stream(after=cursor))) == ["two ", "three"]
-    with pytest.raises(InvalidJobError, match="after: must be the last_id"):
-        job.stream(after="soon")
+    for nonsense in ("soon", "1--5", f"1-{2**64}"):
+        with pytest.raises(InvalidJobError, match="after: must be the last_id"):
+            job.stream(after=nonsense)
 
 
 def test_lost_and_repeated_messages_are_made_good(client: Client, worker: FakeWorker) -> None:

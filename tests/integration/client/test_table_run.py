@@ -22,6 +22,7 @@ from producer.settings import ProducerSettings
 from producer.table_run import TableOptions, TableRun
 from producer.tables.select import open_table
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from worker.started_process import StartedProcess
 
 Invoke = Callable[..., Result]
 
@@ -250,7 +251,7 @@ def test_ctrl_c_and_kill_9_lose_nothing_and_ask_nothing_twice(
     command = [sys.executable, "-m", "producer.cli", "run", str(source), str(target), "--prompt", "say {text}"]
     environment = {**os.environ, "PROMPTMILL_REDIS_URL": redis_url}
     asked: list[str] = []
-    running: list[subprocess.Popen[bytes]] = []
+    running: list[StartedProcess] = []
     ends = {80: signal.SIGINT, 160: signal.SIGKILL, 240: signal.SIGKILL}
 
     def strike(held: HeldJob) -> None:
@@ -263,7 +264,7 @@ def test_ctrl_c_and_kill_9_lose_nothing_and_ask_nothing_twice(
     exit_codes = []
     with worker.serving(strike):
         for _ in range(len(ends) + 1):
-            running.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
+            running.append(StartedProcess(command, env=environment, stderr=subprocess.DEVNULL))
             exit_codes.append(running[-1].wait(120))
             assert target.exists() or journal.exists()
     assert exit_codes == [130, -9, -9, 0]

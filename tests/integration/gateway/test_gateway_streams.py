@@ -61,6 +61,7 @@ def test_the_wire_has_no_ids_and_a_silent_stream_is_kept_alive(start_gateway: St
         job = worker.claim()
         lines = response.iter_lines()
         assert [next(lines) for _ in range(3)] == [": keep-alive"] * 3
+        assert "promptmill_open_streams 1.0" in httpx.get(f"{gateway.url}/metrics").text
         job.begin().write("a", finish_reason="stop")
         job.end()
         rest = list(lines)
@@ -68,6 +69,7 @@ def test_the_wire_has_no_ids_and_a_silent_stream_is_kept_alive(start_gateway: St
     assert not [line for line in rest if line.startswith(("id:", "retry:"))]
     first = json.loads(next(line for line in rest if line.startswith("data: "))[6:])
     assert first["promptmill"] == {"job_id": response.headers["x-promptmill-job-id"], "cursor": "1-1"}
+    wait_until(lambda: "promptmill_open_streams 0.0" in httpx.get(f"{gateway.url}/metrics").text)
 
 
 def test_the_client_reads_a_stream_that_was_kept_alive(start_gateway: StartGateway, worker: FakeWorker) -> None:

@@ -13,7 +13,7 @@ from producer.cli import main
 from producer.gateway.api_keys import add_key, make_key
 from producer.gateway.webhooks.deliveries import DEAD_KEY
 from producer.gateway.webhooks.endpoints import DISABLED_KEY, MAX_ENDPOINTS_A_KEY
-from producer.gateway.webhooks.outbox import EVENT_TYPES, Event, append_event
+from producer.gateway.webhooks.outbox import EVENT_TYPES, OUTBOX_KEY, Event
 from producer.operations import send
 from producer.transport import Transport
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
@@ -41,7 +41,7 @@ def promptmill(redis_url: str) -> Invoke:
 def tell(redis_url: str, batch_id: str, key_id: str | None = None) -> Event:
     event = Event.of("batch.completed", batch_id, key_id=key_id, created_at=1_700_000_000)
     transport = Transport(redis_url)
-    transport.run(send(append_event(event)))
+    transport.run(send(("RPUSH", OUTBOX_KEY, event.to_wire())))
     transport.close()
     return event
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event, append_event
+from producer.gateway.webhooks.outbox import Event
 
 
 def test_an_event_has_the_same_id_however_often_it_is_told() -> None:
@@ -25,13 +25,6 @@ def test_a_receiver_gets_openais_form_and_not_the_key() -> None:
         "type": "batch.cancelled",
         "data": {"id": "batch_1"},
     }
-
-
-def test_what_lies_in_the_outbox_is_the_event() -> None:
-    event = Event.of("batch.expired", "batch_1", key_id=None, created_at=7)
-    name, key, wire = append_event(event)
-    assert (name, key) == ("RPUSH", OUTBOX_KEY)
-    assert Event.model_validate_json(wire) == event
 
 
 def test_only_known_events_can_be_told() -> None:
