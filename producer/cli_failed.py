@@ -27,7 +27,8 @@ def failed(is_json: bool, limit: int | None, **flags: Any) -> None:
 
 def _line(job: FailedJob) -> str:
     attempts = f"{job.attempts or '?'} attempt{'s' if job.attempts > 1 else ''}"
-    return f"{job.job_id}  {job.queue}  {job.failed_at[:19]}  {attempts}  {job.code}: {' '.join(job.message.split())}"
+    when = f"{job.failed_at[:19]}Z" if job.failed_at else "?"
+    return f"{job.job_id}  {job.queue}  {when}  {attempts}  {job.code}: {' '.join(job.message.split())}"
 
 
 @click.command()

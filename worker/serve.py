@@ -158,12 +158,12 @@ def _greeting(settings: WorkerSettings, url: str, kept: str, http_port: int | No
     gateway = f"http://127.0.0.1:{http_port}/v1" if http_port is not None else f"none: {gateway_process.REMEDY}"
     return "\n".join(
         [
-            f"redis   {redact_url(url)}{kept}",
-            f"worker  {', '.join(settings.served_model_names)} from {', '.join(settings.queue_names)}",
-            f"try     {_submit_command(settings, url)}",
-            f"openai  {gateway}",
-            *([f"console http://127.0.0.1:{http_port}/"] if http_port is not None else []),
-            "stop    Ctrl-C",
+            f"redis    {redact_url(url)}{kept}",
+            f"worker   {', '.join(settings.served_model_names)} from {', '.join(settings.queue_names)}",
+            f"try      {_submit_command(settings, url)}",
+            f"openai   {gateway}",
+            *([f"console  http://127.0.0.1:{http_port}/"] if http_port is not None else []),
+            "stop     Ctrl-C",
         ]
     )
 

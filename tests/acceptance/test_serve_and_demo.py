@@ -170,7 +170,7 @@ def test_serve_ends_with_its_redis_and_says_why(start: type[Command], tmp_path: 
 def test_serve_on_a_given_redis_starts_none_of_its_own(start: type[Command], redis_url: str) -> None:
     command = start("serve", *ONE_THREAD, "--redis-url", redis_url, stderr=subprocess.DEVNULL)
     assert command.process.stdout is not None
-    assert command.process.stdout.readline() == f"redis   {redis_url}\n"
+    assert command.process.stdout.readline() == f"redis    {redis_url}\n"
     wait_for_worker(redis_url, command)
     assert command.end(signal.SIGTERM) == 0
     assert command.has_left_nothing()

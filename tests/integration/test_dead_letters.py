@@ -1,6 +1,7 @@
 """Jobs that failed: listed with their reasons, and put back to start over."""
 
 import json
+import re
 
 import pytest
 import redis
@@ -107,6 +108,7 @@ def test_the_command_line_lists_and_retries(client: Client, redis_url: str, redi
         first, second, third = (let_fail(client, worker) for _ in range(3))
     shown = promptmill(redis_url, "failed").stdout.splitlines()
     assert len(shown) == 3 and shown[-1].startswith(first) and shown[-1].endswith("engine_error: out of luck")
+    assert re.search(r"  20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ  1 attempt  ", shown[-1])
     lines = promptmill(redis_url, "failed", "--json", "--limit", "2").stdout.splitlines()
     assert [json.loads(line)["job_id"] for line in lines] == [third, second]
     one = promptmill(redis_url, "retry", first, "nobody")

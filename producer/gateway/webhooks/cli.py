@@ -150,7 +150,7 @@ def deliveries(is_json: bool, **flags: Any) -> None:
         click.echo(json.dumps(found, indent=2))
         return
     for one in found:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(str(one["at"]))))
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(float(str(one["at"]))))
         click.echo(f"{one['id']}  {one['status']}  attempts={one['attempts']}  {when}  {one['error'] or ''}".rstrip())
 
 
