@@ -75,8 +75,7 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
         message = "model: is required; GET /v1/models lists what is served"
         raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="model")
     jobs = [_owned(job, caller, key, at) for at, job in enumerate(asked.jobs)]
-    num_tokens = sum(estimate_tokens(job) for job in jobs)
-    await _admit(context, caller, asked.model, jobs[0].tenant, num_tokens)
+    num_tokens = await _admit(context, caller, asked.model, jobs)
     ids = [_job_id(job) for job in jobs]
     records = _records(asked, caller, asked.model, ids)
     await context.records.write(dict(zip(ids, records, strict=True)))
@@ -102,12 +101,12 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
     return AcceptedRequest(asked, caller, enqueued, records, is_detached, num_tokens)
 
 
-async def _admit(context: GatewayContext, caller: Caller, model: str, tenant: str | None, num_tokens: int) -> None:
-    """Raises ApiError: 403, 404, 503, 429."""
+async def _admit(context: GatewayContext, caller: Caller, model: str, jobs: list[JobRequest]) -> int:
+    """The tokens that were taken of the key's limit. Raises ApiError: 403, 404, 503, 429."""
     if not caller.may_use(model):
         message = f"model: the API key may not use {model!r}"
         raise ApiError(HTTPStatus.FORBIDDEN, "model_not_allowed", message, param="model")
-    queue = tenant_queue(await context.catalog.find_queue(model), tenant)
+    queue = tenant_queue(await context.catalog.find_queue(model), jobs[0].tenant)
     [depth] = await context.redis.run(send(("LLEN", queue_key(queue))))
     if depth >= context.settings.max_queue_depth:
         raise ApiError(
@@ -116,8 +115,9 @@ async def _admit(context: GatewayContext, caller: Caller, model: str, tenant: st
             f"{depth} requests are waiting already; nothing was enqueued, try again later",
             retry_after_seconds=DEPTH_RETRY_AFTER_SECONDS,
         )
-    if caller.key is not None:
-        await context.limits.take(caller.key, num_tokens)
+    if caller.key is None:
+        return 0
+    return await context.limits.take(caller.key, sum(map(estimate_tokens, jobs)))
 
 
 def _owned(job: JobRequest, caller: Caller, key: str | None, at: int) -> JobRequest:

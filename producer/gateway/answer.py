@@ -10,9 +10,9 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive
 
-from producer.contract import ErrorCode, ErrorInfo, Result
+from producer.contract import ErrorCode, ErrorInfo, Result, Usage
 from producer.end_tasks import end_tasks
-from producer.errors import PromptmillError
+from producer.errors import JobFailedError, PromptmillError
 from producer.gateway.acceptance import AcceptedRequest
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, from_client_error, from_info
@@ -27,15 +27,17 @@ async def answer(context: GatewayContext, accepted: AcceptedRequest, request: Re
     try:
         results = await _wait(context, accepted, request.receive)
     except PromptmillError as error:
+        if isinstance(error, JobFailedError):
+            await accepted.settle(context, error.result.usage if error.result is not None else Usage())
         raise from_client_error(error, accepted.asked.callers_names).with_headers(**accepted.headers) from error
     except ApiError as error:
         raise error.with_headers(**accepted.headers) from error
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
+    await accepted.settle(context, add_usage([result.usage for result in results]))
     for result in results:
         if result.status != "finished":
             raise from_info(cancelled_elsewhere(result.job_id)).with_headers(**accepted.headers)
-    await accepted.settle(context, add_usage([result.usage for result in results]))
     body = joint_response_body(accepted.asked.url, results, created=accepted.created)
     return JSONResponse({**body, "model": accepted.model}, headers=accepted.headers)
 

@@ -78,6 +78,7 @@ class EventStream(Response):
             await end_tasks(keeper)
             if writer.done():
                 if (error := writer.exception()) is not None:
+                    await self._tell_usage()
                     await cancel_jobs(self._cancels)  # of several jobs the others; one that has ended stays as it is
                     await self._fail(_as_api_error(error))
             elif gone.done():
@@ -90,13 +91,18 @@ class EventStream(Response):
 
     async def _write(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            copies = [tasks.create_task(stream.copy_to(self._send_event)) for stream in self._streams]
-        usage = add_usage([copy.result() for copy in copies])
-        if self._on_usage is not None:
-            await self._on_usage(usage)
+            for stream in self._streams:
+                tasks.create_task(stream.copy_to(self._send_event))
+        usage = await self._tell_usage()
         rest = self._streams[0].renderer.render_usage(usage) if self._streams[0].includes_usage else b""
         await self._send_event(rest + DONE)
         await self._finish()
+
+    async def _tell_usage(self) -> Usage:
+        usage = add_usage([stream.usage for stream in self._streams])
+        if self._on_usage is not None:
+            await self._on_usage(usage)
+        return usage
 
     async def _keep_alive(self) -> None:
         """A comment whenever nothing was sent for so long. Beside the rest: a client that does not read holds us up."""

@@ -28,8 +28,8 @@ class Renderer(Protocol):
 
 
 class JobStream:
-    """`cursor` is that of the last entry handed on. `timer`: None, where nobody's wait is measured. `shows_resets`:
-    whoever reads knows what a reset means."""
+    """`cursor` is that of the last entry handed on, `usage` what the stream's end says. `timer`: None, where nobody's
+    wait is measured. `shows_resets`: whoever reads knows what a reset means."""
 
     def __init__(
         self,
@@ -50,34 +50,39 @@ class JobStream:
         self.includes_usage = includes_usage
         self.renderer = renderer
         self.cursor = after or BEGINNING
+        self.usage = Usage()
 
     @property
     def job_id(self) -> str:
         return self._job.id
 
-    async def copy_to(self, send: SendEvent) -> Usage:
+    async def copy_to(self, send: SendEvent) -> None:
         """To the stream's end. Raises ApiError or a PromptmillError where that is no answer's."""
         try:
-            return await self._copy_to(send)
+            await self._copy_to(send)
         except JobFailedError as error:
             raise from_client_error(error, self._callers_names) from error
 
-    async def _copy_to(self, send: SendEvent) -> Usage:
+    async def _copy_to(self, send: SendEvent) -> None:
         async with aclosing(self._job.stream(after=self._after)) as chunks:
-            async for chunk in chunks:
-                cursor = chunks.last_id
-                if chunk.reset:
-                    await send(self._render_reset(cursor))
-                events = self.renderer.render(chunk, cursor)
-                if self._timer is not None and chunk.token_ids:
-                    self._timer.take(len(chunk.token_ids))
-                if events:
-                    await send(b"".join(events))
-                    self.cursor = cursor
+            try:
+                async for chunk in chunks:
+                    await self._hand_on(chunk, chunks.last_id, send)
+            finally:
+                self.usage = chunks.end.usage if chunks.end is not None else self.usage
         assert chunks.end is not None, "a stream that does not raise has an end"
         if chunks.end.status != "finished":
             raise from_info(cancelled_elsewhere(self._job.id))
-        return chunks.end.usage
+
+    async def _hand_on(self, chunk: Chunk, cursor: str, send: SendEvent) -> None:
+        if chunk.reset:
+            await send(self._render_reset(cursor))
+        events = self.renderer.render(chunk, cursor)
+        if self._timer is not None and chunk.token_ids:
+            self._timer.take(len(chunk.token_ids))
+        if events:
+            await send(b"".join(events))
+            self.cursor = cursor
 
     def _render_reset(self, cursor: str) -> bytes:
         if self._shows_resets:

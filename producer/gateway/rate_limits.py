@@ -1,8 +1,8 @@
 """Requests and tokens a minute of each key, counted in Redis for all replicas together.
 
-Two buckets a key, filled evenly over the minute. A request takes one request and as many tokens as it may come to; when
-it has ended, what it did not use is put back, or what it used beyond is taken as well. A gateway that dies in between
-leaves the estimate taken, which the next minute makes good.
+Two buckets a key, filled evenly over the minute. A request takes one request and as many tokens as it may come to, but
+never more than a minute's; when it has ended, well or not, what it did not use is put back, or what it used beyond is
+taken as well. Where nobody sees its end, the estimate stays taken, which the next minute makes good.
 """
 
 from http import HTTPStatus
@@ -22,8 +22,10 @@ class RateLimits:
     def __init__(self, redis: AsyncTransport) -> None:
         self._redis = redis
 
-    async def take(self, key: ApiKey, num_tokens: int) -> None:
-        """Raises ApiError (429) with the seconds after which it would go through."""
+    async def take(self, key: ApiKey, num_tokens: int) -> int:
+        """The tokens that were taken. Raises ApiError (429) with the seconds after which it would go through."""
+        if key.tokens_per_minute is not None:
+            num_tokens = min(num_tokens, key.tokens_per_minute)  # what asks for more goes through a full bucket
         wait_seconds, which = await self._call(key, num_requests=1, num_tokens=num_tokens, is_forced=False)
         if wait_seconds > 0:
             limit = key.requests_per_minute if which == "requests" else key.tokens_per_minute
@@ -31,6 +33,7 @@ class RateLimits:
             raise ApiError(
                 HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_exceeded", message, retry_after_seconds=wait_seconds + 0.5
             )
+        return num_tokens
 
     async def settle(self, key: ApiKey, *, num_taken: int, usage: Usage) -> None:
         if key.tokens_per_minute is not None:
@@ -68,9 +71,8 @@ for i, name in ipairs({'requests', 'tokens'}) do
   local limit, cost = tonumber(ARGV[i]), tonumber(ARGV[i + 2])
   if limit > 0 then
     local level = math.min(limit, (tonumber(held[i + 1]) or limit) + elapsed * limit / 60)
-    local needed = math.min(cost, limit)  -- what asks for more goes through a full bucket
-    if not forced and level < needed and (needed - level) * 60 / limit > wait then
-      wait, which = (needed - level) * 60 / limit, name
+    if not forced and level < cost and (cost - level) * 60 / limit > wait then
+      wait, which = (cost - level) * 60 / limit, name
     end
     levels[#levels + 1] = name
     levels[#levels + 1] = string.format('%.3f', math.min(limit, level - cost))

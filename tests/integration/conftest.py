@@ -1,12 +1,14 @@
-"""A client and a worker with a fake engine on a real Redis, and its queue as RQ sees it."""
+"""A client, the command line and a worker with a fake engine on a real Redis, and its queue as RQ sees it."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import redis
 from rq import Queue
 
 from producer import Client
+from tests.fakes.command_line import Invoke, invoke
 from tests.fakes.worker_runs import WorkerThread, rq_queue
 
 
@@ -25,3 +27,9 @@ def worker_thread(redis_url: str) -> Iterator[WorkerThread]:
 def client(redis_url: str) -> Iterator[Client]:
     with Client(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def promptmill(redis_url: str) -> Invoke:
+    """The command line on that Redis."""
+    return partial(invoke, redis_url)

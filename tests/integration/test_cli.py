@@ -2,33 +2,15 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from producer import Client
-from producer.cli import main
+from tests.fakes.command_line import Invoke
 from tests.fakes.fake_worker import FakeWorker, echo
-from worker.started_process import StartedProcess
-
-Invoke = Callable[..., Result]
-
-
-@pytest.fixture
-def promptmill(redis_url: str) -> Invoke:
-    def invoke(*arguments: str, input: str | bytes | None = None, **environment: str) -> Result:
-        environment = {"PROMPTMILL_REDIS_URL": redis_url, **environment}
-        result = CliRunner().invoke(main, arguments, input=input, env=environment)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return invoke
 
 
 def test_submit_prints_the_answer_and_nothing_else(promptmill: Invoke, worker: FakeWorker) -> None:
@@ -37,12 +19,12 @@ def test_submit_prints_the_answer_and_nothing_else(promptmill: Invoke, worker: F
     assert (result.exit_code, result.stdout, result.stderr) == (0, "one two \n", "")
 
 
-def test_submit_sends_a_chat_with_every_option(promptmill: Invoke, worker: FakeWorker) -> None:
+def test_submit_sends_a_chat_with_every_option(promptmill: Invoke, worker: FakeWorker, redis_url: str) -> None:
     arguments = ["--system", "Be brief.", "--model", "fake", "--top-p", "0.5", "--top-k", "4", "--min-p", "0.1"]
     arguments += ["--seed", "7", "--stop", "a", "--stop", "b", "--ignore-eos", "--n", "2", "--priority-class", "high"]
     detached = promptmill("submit", "-", "--detach", *arguments, input="from standard input")
     assert detached.exit_code == 0
-    high = FakeWorker(_url(worker), queue="promptmill:high")
+    high = FakeWorker(redis_url, queue="promptmill:high")
     held = high.claim()
     assert held.job_id == detached.stdout.strip()
     assert held.arguments == {
@@ -226,53 +208,6 @@ def test_run_answers_a_file_and_fails_for_a_broken_line(promptmill: Invoke, work
     assert len((tmp_path / "new.jsonl").read_text().splitlines()) == 2
 
 
-def test_ctrl_c_leaves_the_output_whole_and_a_second_run_collects(
-    promptmill: Invoke, worker: FakeWorker, tmp_path: Path
-) -> None:
-    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    lines = [{"custom_id": str(i), "url": "/v1/completions", "body": {"prompt": f"p{i}"}} for i in range(3)]
-    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    process = start("run", str(source), str(target), url=_url(worker))
-    echo(worker.claim())
-    while not (target.exists() and target.read_bytes().endswith(b"\n")):
-        assert process.poll() is None
-        signal.sigtimedwait([], 0.01)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "run the same command again" in stderr and "Traceback" not in stderr
-    with worker.serving(echo):
-        result = promptmill("run", str(source), str(target))
-    assert result.exit_code == 0
-    assert {json.loads(line)["custom_id"] for line in target.read_text().splitlines()} == {"0", "1", "2"}
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_submit_cancels_the_job(worker: FakeWorker, redis_url: str, number: signal.Signals) -> None:
-    inherited = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and submit leaves it so
-    process = start("submit", "hello", url=redis_url)
-    signal.signal(number, inherited)
-    held = worker.claim().begin()
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert f"job {held.job_id} was cancelled" in stderr and "Traceback" not in stderr
-    assert held.is_cancelled()
-
-
-def test_a_reader_that_goes_away_from_a_stream_cancels_the_job(worker: FakeWorker, redis_url: str) -> None:
-    process = start("submit", "hello", "--stream", url=redis_url)
-    held = worker.claim().begin()
-    held.write("one")
-    assert process.stdout.read(3) == "one"
-    process.stdout.close()
-    held.write("two")
-    assert process.wait(30) == 1
-    assert held.is_cancelled()
-    assert "Traceback" not in process.stderr.read()
-    process.stderr.close()
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("arguments", [["--help"], ["status"], ["failed"]])
 def test_output_that_finds_no_room_is_one_line(redis_url: str, arguments: list[str]) -> None:
@@ -288,19 +223,3 @@ def test_output_that_finds_no_room_is_one_line(redis_url: str, arguments: list[s
             )
         assert done.returncode == 1
         assert done.stderr == "Error: standard output cannot be written: No space left on device\n"
-
-
-def start(*arguments: str, url: str) -> Any:
-    """A `StartedProcess` whose pipes carry text."""
-    return StartedProcess(
-        [sys.executable, "-m", "producer.cli", *arguments],
-        env={**os.environ, "PROMPTMILL_REDIS_URL": url},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _url(worker: FakeWorker) -> str:
-    options = worker.connection.connection_pool.connection_kwargs
-    return f"redis://{options['host']}:{options['port']}/0"

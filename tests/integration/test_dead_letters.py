@@ -5,18 +5,13 @@ import re
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
 from rq.registry import FailedJobRegistry
 
 from producer import AsyncClient, Client, JobFailedError, JobNotFoundError, JobStatus
-from producer.cli import main
 from producer.contract import keys
+from tests.fakes.command_line import Invoke
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import WorkerThread, leftovers, rq_queue, wait_for_no_leftovers, wait_until
-
-
-def promptmill(redis_url: str, *arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments, env={"PROMPTMILL_REDIS_URL": redis_url})
 
 
 def let_fail(client: Client, worker: WorkerThread, tenant: str | None = None) -> str:
@@ -102,18 +97,20 @@ def test_a_lost_reply_retries_once(client: Client, redis_url: str, redis_client:
     assert rq_queue(redis_client).get_job_ids() == ids
 
 
-def test_the_command_line_lists_and_retries(client: Client, redis_url: str, redis_client: redis.Redis) -> None:
-    assert promptmill(redis_url, "failed").stdout == "no job has failed\n"
+def test_the_command_line_lists_and_retries(
+    promptmill: Invoke, client: Client, redis_url: str, redis_client: redis.Redis
+) -> None:
+    assert promptmill("failed").stdout == "no job has failed\n"
     with WorkerThread(redis_url) as worker:
         first, second, third = (let_fail(client, worker) for _ in range(3))
-    shown = promptmill(redis_url, "failed").stdout.splitlines()
+    shown = promptmill("failed").stdout.splitlines()
     assert len(shown) == 3 and shown[-1].startswith(first) and shown[-1].endswith("engine_error: out of luck")
     assert re.search(r"  20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ  1 attempt  ", shown[-1])
-    lines = promptmill(redis_url, "failed", "--json", "--limit", "2").stdout.splitlines()
+    lines = promptmill("failed", "--json", "--limit", "2").stdout.splitlines()
     assert [json.loads(line)["job_id"] for line in lines] == [third, second]
-    one = promptmill(redis_url, "retry", first, "nobody")
+    one = promptmill("retry", first, "nobody")
     assert one.exit_code == 1 and one.stdout == f"{first} queued again\n"
-    rest = promptmill(redis_url, "retry", "--all")
+    rest = promptmill("retry", "--all")
     assert rest.exit_code == 0 and len(rest.stdout.splitlines()) == 2
     assert set(rq_queue(redis_client).get_job_ids()) == {first, second, third}
-    assert promptmill(redis_url, "retry").exit_code == 2
+    assert promptmill("retry").exit_code == 2

@@ -5,37 +5,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
 
 from producer.batch import BatchProgress
 from producer.batch_protocol import BatchOptions
-from producer.cli import main
 from producer.errors import BatchFileError, InvalidJobError
 from producer.settings import ProducerSettings
 from producer.table_run import TableOptions, TableRun
 from producer.tables.select import open_table
+from tests.fakes.command_line import Invoke
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
 from worker.started_process import StartedProcess
-
-Invoke = Callable[..., Result]
-
-
-@pytest.fixture
-def promptmill(redis_url: str) -> Invoke:
-    def invoke(*arguments: object) -> Result:
-        environment = {"PROMPTMILL_REDIS_URL": redis_url}
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments], env=environment)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return invoke
 
 
 def table_run(redis_url: str, source: Path, target: Path, prompt: str = "say {text}", **options: Any) -> TableRun:

@@ -11,9 +11,9 @@ import redis
 
 from producer import Client
 from producer.contract import ErrorCode, ErrorInfo, Result, Timings, Usage, keys
+from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway, wait_until
-from tests.integration.gateway.test_gateway_security import promptmill
 
 
 def ask(gateway: RunningGateway, path: str, key: str | None = None, **parameters: Any) -> Any:
@@ -131,8 +131,8 @@ def test_jobs_are_cancelled_whoever_enqueued_them(gateway: RunningGateway, worke
 def test_a_key_sees_and_touches_its_own_jobs_alone(
     redis_url: str, start_gateway: StartGateway, worker: FakeWorker
 ) -> None:
-    mine, other = (promptmill(redis_url, "keys", "add", name) for name in ("mine", "other"))
-    operator = promptmill(redis_url, "keys", "add", "ops", "--operator")
+    mine, other = (new_key(redis_url, name) for name in ("mine", "other"))
+    operator = new_key(redis_url, "ops", "--operator")
     gateway = start_gateway()
     job_id = start(gateway, "x", mine)
     with Client(redis_url) as client:
@@ -161,7 +161,7 @@ def test_a_key_sees_and_touches_its_own_jobs_alone(
 
 
 def test_whoever_has_no_key_is_shown_no_list_where_there_are_keys(redis_url: str, start_gateway: StartGateway) -> None:
-    promptmill(redis_url, "keys", "add", "mine")
+    new_key(redis_url, "mine")
     with running_gateway(redis_url) as closed:
         assert httpx.get(f"{closed.url}/console/session").status_code == 401
     shown = ask(start_gateway(allow_anonymous=True), "jobs")

@@ -2,40 +2,25 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 
 import openai
 import pytest
 import redis
-from click.testing import CliRunner, Result
 
-from producer.cli import main
 from producer.gateway.api_keys import add_key, make_key
 from producer.gateway.webhooks.deliveries import DEAD_KEY
 from producer.gateway.webhooks.endpoints import DISABLED_KEY, MAX_ENDPOINTS_A_KEY
 from producer.gateway.webhooks.outbox import EVENT_TYPES, OUTBOX_KEY, Event
 from producer.operations import send
 from producer.transport import Transport
+from tests.fakes.command_line import Invoke
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
 from tests.fakes.webhook_receiver import Reply, receiving
-
-Invoke = Callable[..., Result]
 
 
 @pytest.fixture
 def gateway(start_gateway: StartGateway) -> RunningGateway:
     return start_gateway(webhook_private_targets=True)
-
-
-@pytest.fixture
-def promptmill(redis_url: str) -> Invoke:
-    def invoke(*arguments: str, **environment: str) -> Result:
-        environment = {"PROMPTMILL_REDIS_URL": redis_url, **environment}
-        result = CliRunner().invoke(main, arguments, env=environment)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return invoke
 
 
 def tell(redis_url: str, batch_id: str, key_id: str | None = None) -> Event:
