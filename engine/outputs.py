@@ -9,10 +9,15 @@ from engine.errors import EngineDiedError, EngineError, EngineNotRunningError, I
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 ErrorKind = Literal["refused", "grammar", "poison", "died", "stopped"]
-"""Why a request ended with `error`: `refused`: the core refused or failed this request alone; `grammar`: its
-grammar does not compile or cannot go on; `poison`: the engine
-process died three times in a row while it ran, without a new token for it; `died`: the engine process cannot be started
-again; `stopped`: the engine was stopped. The last two may be tried again elsewhere."""
+"""Why a request ended with `error`.
+
+- `refused`: the core refused or failed this request alone;
+- `grammar`: its grammar does not compile or cannot go on;
+- `poison`: the engine's process died three times in a row while it ran, without a new token for it;
+- `died`: the engine's process cannot be started again;
+- `stopped`: the engine was stopped.
+
+The last two may be tried again elsewhere."""
 
 
 class TokenLogprob(NamedTuple):

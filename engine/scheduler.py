@@ -8,10 +8,10 @@ The rules
   one step of `max_num_tokens` tokens.
 - Urgency is (priority, deadline, arrival). Waiting sequences are admitted in that order, and a head that does not fit
   holds up the line, so that large ones are not passed over for ever. `WaitingQueue` says why nobody starves.
-- Admission takes blocks for all of a sequence's present tokens, so prefills never run short; decodes may, and so may
-  sequences whose grammar has forced tokens on them, which are computed like a prompt's. Then the least urgent running
-  sequence is preempted: its blocks go, its tokens stay, it
-  waits at its old place and is computed again. The most urgent one is never preempted, so there is always progress.
+- Admission takes blocks for all of a sequence's present tokens, so prefills never run short. Decodes may, and so may
+  sequences on which a grammar forces tokens, which are computed like a prompt's. Then the least urgent running sequence
+  is preempted: its blocks go, its tokens stay, it waits at its old place and is computed again. The most urgent one is
+  never preempted, so there is always progress.
 - The choices of one request begin once the first of them has its whole prompt planned, and start from its blocks.
 - A waiting sequence preempts running ones only of a lower priority, or of the same and a later deadline or none, and
   only if that makes it fit. Arrival alone preempts nobody, so jobs without priorities and deadlines never do.

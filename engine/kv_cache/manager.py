@@ -1,7 +1,7 @@
 """Gives the blocks of the KV cache to slots: from the prefix cache where it can, from the pool where it must.
 
 Owns the block pool, the prefix index and the block tables' contents. Knows nothing of priorities or budgets: the
-scheduler asks `can_admit` and `num_available`, and decides who has to go.
+scheduler asks `num_wanted` and `num_available`, and decides who has to go.
 
 The choices of one request share their prompt's full blocks through the index too. Of the block that the prompt ends
 in, each choice computes its own copy: at most one block of tokens, in the step it begins with, which is cheaper than a
