@@ -52,6 +52,8 @@ class WaitingQueue:
 
     def remove(self, sequence_id: int) -> Sequence | None:
         """Take out any sequence; None if it does not wait here."""
+        if sequence_id in self._sequences and sequence_id == self._oldest():
+            self._num_overtakings = 0  # the next one may have come when all of them had happened
         return self._sequences.pop(sequence_id, None)
 
     def __contains__(self, sequence_id: int) -> bool:

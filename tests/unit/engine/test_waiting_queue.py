@@ -21,11 +21,17 @@ def make(sequence_id: int, priority: int = 0, deadline: float = inf) -> Sequence
     )
 
 
+def admit_next(queue: WaitingQueue) -> int:
+    head = queue.head()
+    assert head is not None
+    queue.admit(head)
+    return head.sequence_id
+
+
 def admit_all(queue: WaitingQueue) -> list[int]:
     order = []
-    while (head := queue.head()) is not None:
-        queue.admit(head)
-        order.append(head.sequence_id)
+    while len(queue):
+        order.append(admit_next(queue))
     return order
 
 
@@ -85,12 +91,21 @@ def test_the_oldest_is_overtaken_a_bounded_number_of_times_in_a_row() -> None:
     order = []
     for sequence_id in range(2, 60):
         queue.push(make(sequence_id, priority=0))
-        head = queue.head()
-        assert head is not None
-        queue.admit(head)
-        order.append(head.sequence_id)
+        order.append(admit_next(queue))
     assert order.index(0) == MAX_OVERTAKINGS
     assert order.index(1) == 2 * MAX_OVERTAKINGS + 1
+
+
+def test_who_comes_after_the_oldest_was_overtaken_is_not_promoted_when_that_one_leaves() -> None:
+    queue = WaitingQueue()
+    queue.push(make(0, priority=9))
+    for sequence_id in range(1, MAX_OVERTAKINGS + 1):
+        queue.push(make(sequence_id, priority=0))
+        assert admit_next(queue) == sequence_id
+    queue.push(make(98, priority=9))
+    queue.push(make(99, priority=0))
+    queue.remove(0)
+    assert admit_all(queue) == [99, 98]
 
 
 def test_a_promoted_sequence_stays_the_most_urgent_when_it_comes_back() -> None:
