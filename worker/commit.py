@@ -227,8 +227,8 @@ class Committer:
             pipe.expire(keys.stream_key(job.job_id), RECORD_TTL_SECONDS)  # until the next attempt marks it
             return
         assert job.result is not None
-        if not job.stream.is_stored:  # nothing could be written to it: no done entry began its expiry
-            pipe.expire(keys.stream_key(job.job_id), keys.STREAM_TTL_SECONDS)
+        # Its done entry began this, but where none could be written, or a Redis that was replaced has lost it.
+        pipe.expire(keys.stream_key(job.job_id), keys.STREAM_TTL_SECONDS)
         if job.status == "finished":
             self._outcomes.add_not_cancelled(pipe, job)
         pipe.delete(keys.attempt_key(job.job_id))

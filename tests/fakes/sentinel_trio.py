@@ -1,4 +1,4 @@
-"""A Redis with a replica and a Sentinel, real processes, for fail-overs."""
+"""A Redis with a replica and a Sentinel, real processes, for fail-overs, again and again."""
 
 import subprocess
 import time
@@ -15,7 +15,7 @@ WAIT_SECONDS = 60.0
 
 
 class SentinelTrio:
-    """`fail_over` kills the master; the Sentinel then promotes the replica."""
+    """`fail_over` kills the master; the Sentinel then promotes the replica. `rejoin` makes the old one its replica."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -31,9 +31,7 @@ class SentinelTrio:
     def __enter__(self) -> Self:
         self.master.start()
         self.replica.start()
-        with redis.Redis(port=self.replica.port) as client:
-            client.replicaof("127.0.0.1", str(self.master.port))
-            _wait_until(lambda: client.info("replication")["master_link_status"] == "up")
+        self._replicate()
         config = self._folder / "sentinel.conf"
         config.write_text(
             f"port {self._port}\nbind 127.0.0.1\ndir {self._folder}\n"
@@ -42,8 +40,9 @@ class SentinelTrio:
             f"sentinel failover-timeout {SERVICE} 2000\n"
         )
         self._process = StartedProcess([find_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL)
-        with redis.Redis(port=self._port) as sentinel:
+        with redis.Redis(port=self._port, decode_responses=True) as sentinel:
             _wait_until(lambda: sentinel.sentinel_slaves(SERVICE))
+            sentinel.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", 100)  # it learns of a replica in no time
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -56,8 +55,53 @@ class SentinelTrio:
     def fail_over(self) -> None:
         """Returns once the replica is the master."""
         self.master.kill()
+        self.wait_for_promotion()
+
+    def hand_over(self) -> None:
+        """The Sentinel is told to promote the replica, which has all; it refuses as long as the last time is near."""
+        with redis.Redis(port=self._port, decode_responses=True) as sentinel:
+            _wait_until(lambda: sentinel.sentinel_failover(SERVICE))
+
+    def wait_for_promotion(self) -> None:
         with redis.Redis(port=self.replica.port) as client:
             _wait_until(lambda: client.info("replication")["role"] == "master")
+
+    def cut_off_replica(self) -> None:
+        """It looks for its master elsewhere: what is written from now on is lost with the master. After two seconds the
+        Sentinel puts it right."""
+        with redis.Redis(port=self.replica.port) as client:
+            client.replicaof("127.0.0.1", "1")
+
+    def rejoin(self) -> None:
+        """The old master starts again, unless it runs, and follows the new one; they have changed their names."""
+        self.master, self.replica = self.replica, self.master
+        if not _answers(self.replica.port):
+            self.replica.start()
+        self._replicate()
+        with redis.Redis(port=self._port, decode_responses=True) as sentinel:
+            _wait_until(lambda: self._is_ready(sentinel))
+
+    def _is_ready(self, sentinel: redis.Redis) -> bool:
+        """Whether it would fail over again."""
+        master = sentinel.sentinel_master(SERVICE)
+        replicas = {replica["port"]: replica for replica in sentinel.sentinel_slaves(SERVICE)}
+        is_linked = replicas.get(self.replica.port, {}).get("master-link-status") == "ok"
+        return master["port"] == self.master.port and master["flags"] == "master" and is_linked
+
+    def _replicate(self) -> None:
+        with redis.Redis(port=self.master.port) as client:
+            client.config_set("repl-diskless-sync-delay", 0)
+        with redis.Redis(port=self.replica.port) as client:
+            client.replicaof("127.0.0.1", str(self.master.port))
+            _wait_until(lambda: client.info("replication")["master_link_status"] == "up")
+
+
+def _answers(port: int) -> bool:
+    try:
+        with redis.Redis(port=port, socket_timeout=1.0) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
 
 
 def _wait_until(condition: object) -> None:

@@ -197,6 +197,16 @@ class HangingStore:
             time.sleep(3600)
 
 
+class ForgetfulEngine(FakeEngine):
+    """Remembers nothing of what it was given: nobody could ask, and what a process holds is to be measured."""
+
+    def submit(self, *args: Any, **options: Any) -> None:
+        super().submit(*args, **options)
+        self.submitted.clear()
+        self.requests.clear()
+        self.num_resumed_tokens.clear()
+
+
 def main() -> None:
     """Run a worker whose engine is the fake; what else is fake, the environment says."""
     import logging
@@ -204,7 +214,7 @@ def main() -> None:
     import worker.service
 
     logging.basicConfig(level="INFO")
-    engine = FakeEngine(step_seconds=float(os.environ["FAKE_STEP_SECONDS"]))
+    engine = ForgetfulEngine(step_seconds=float(os.environ["FAKE_STEP_SECONDS"]))
     worker.service.InferenceEngine = lambda config: engine  # type: ignore[assignment,misc]
     if "FAKE_HANGING_STORE" in os.environ:
         worker.service.select_result_store = lambda *args, **kwargs: HangingStore()

@@ -21,6 +21,7 @@ from tests.fakes.worker_runs import (
     wait_until,
 )
 from worker.errors import ResultStoreError
+from worker.running_job import RunningJob
 
 Threads = Iterator[WorkerThread]
 
@@ -92,6 +93,23 @@ def test_a_result_whose_worker_died_before_the_commit_is_stored_again_under_the_
         result = wait_for_result(redis_client, job.id)
         assert store.puts == [(job.id, 1)] and result.attempts == 2
         assert second.engine.submitted == []
+
+
+def test_a_stream_whose_end_a_fail_over_lost_before_the_commit_expires_all_the_same(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url) as running:
+        committer = running.service._loop._committer
+        commit = committer.commit
+
+        def lose_the_end(jobs: list[RunningJob]) -> None:
+            redis_client.persist(keys.stream_key(jobs[0].job_id))
+            commit(jobs)
+
+        committer.commit = lose_the_end  # type: ignore[assignment,method-assign]
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
+        wait_for_result(redis_client, job.id)
+        assert redis_client.ttl(keys.stream_key(job.id)) > 0
 
 
 def test_a_commit_that_always_raises_ends_the_job_as_failed_with_its_output(

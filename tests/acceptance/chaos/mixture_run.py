@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import redis
 
 from producer import Client, RedisUnavailableError
 from producer.contract import keys
 from tests.acceptance.chaos.mixture import Mixture
 from tests.acceptance.chaos.mixture_verdict import find_problems, left_behind
 from tests.acceptance.chaos.run import wait_for
+from tests.acceptance.chaos.sentinel_scene import SentinelScene
 from tests.acceptance.chaos.watchers import Watchers
 from tests.acceptance.chaos.workload import ChaosJob
 from tests.fakes.fake_engine import FakeEngine
@@ -30,6 +30,7 @@ from tests.fakes.flaky_s3 import BUCKET, FlakyS3
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import WorkerProcess, WorkerThread
 from worker.embedded_redis import EmbeddedRedis
+from worker.redis_client import connect
 
 LEASE_SECONDS = 2.0
 NUM_WATCHED = 15
@@ -54,6 +55,9 @@ class MixtureReport:
 
 class Scene:
     """A Redis, workers on threads, perhaps one in a process of its own, and what becomes of them."""
+
+    keeps_ids = True
+    """Whether an entry of a stream stays what it was: else a cursor alone does not tell where its reader was."""
 
     def __init__(self, stack: ExitStack, folder: Path, rng: random.Random, seed: int) -> None:
         self._rng = rng
@@ -84,6 +88,17 @@ class Scene:
         if self.store is not None:
             self.store.probability = self._rng_of_store.choice((0.0, 0.1, 0.5))
             self.store.proxy.probability = self._rng_of_store.choice((0.0, 0.02, 0.1))
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def lossy_url(self) -> str:
+        return self.proxies[-1].url
+
+    def wait_until_stored(self) -> None:
+        """What Redis has acknowledged it keeps."""
 
     def start_process(self) -> None:
         self.end_process()
@@ -147,18 +162,21 @@ class Scene:
                 self.start_process()
 
 
-def run_mixture(seed: int, *, num_jobs: int, fault_seconds: float, folder: Path) -> MixtureReport:
+def run_mixture(
+    seed: int, *, num_jobs: int, fault_seconds: float, folder: Path, has_sentinel: bool = False
+) -> MixtureReport:
     rng, report = random.Random(seed), MixtureReport()
     with ExitStack() as stack:
-        scene = Scene(stack, folder, rng, seed)
-        connection = stack.enter_context(redis.Redis.from_url(scene.server.url))
-        client = stack.enter_context(Client(scene.server.url))
-        lossy = stack.enter_context(Client(scene.proxies[-1].url))
+        scene = SentinelScene(stack, folder, rng) if has_sentinel else Scene(stack, folder, rng, seed)
+        connection = stack.enter_context(connect(scene.url))
+        client = stack.enter_context(Client(scene.url))
+        lossy = stack.enter_context(Client(scene.lossy_url))
         mixture = Mixture(connection, lossy, seed)
         mixture.enqueue_some(num_jobs)
+        scene.wait_until_stored()
         watched = rng.sample(sorted(mixture.expected), min(NUM_WATCHED, len(mixture.expected)))
         jobs = [ChaosJob(job_id, None, None, {}) for job_id in watched]
-        watchers = Watchers(scene.proxies[-1].url, jobs, seed=seed)
+        watchers = Watchers(scene.lossy_url, jobs, seed=seed, keep_cursors=scene.keeps_ids)
         watchers.start()
         hurt_for(scene, fault_seconds, client, mixture, report)
         scene.heal()
@@ -173,7 +191,9 @@ def run_mixture(seed: int, *, num_jobs: int, fault_seconds: float, folder: Path)
     return report
 
 
-def hurt_for(scene: Scene, seconds: float, client: Client, mixture: Mixture, report: MixtureReport) -> None:
+def hurt_for(
+    scene: Scene | SentinelScene, seconds: float, client: Client, mixture: Mixture, report: MixtureReport
+) -> None:
     """And carry the cancels out meanwhile."""
     start = time.monotonic()
     cancels = sorted(mixture.cancels)
@@ -194,15 +214,22 @@ def hurt_for(scene: Scene, seconds: float, client: Client, mixture: Mixture, rep
 @click.option("--runs", "num_runs", default=10, show_default=True)
 @click.option("--jobs", "num_jobs", default=40, show_default=True)
 @click.option("--fault-seconds", default=5.0, show_default=True)
+@click.option("--sentinel", "has_sentinel", is_flag=True, help="Fail-overs instead of all that.")
 @click.option("--log", type=click.Path(dir_okay=False), default="/dev/null", help="What the workers on threads log.")
-def main(seed: int, num_runs: int, num_jobs: int, fault_seconds: float, log: str) -> None:
+def main(seed: int, num_runs: int, num_jobs: int, fault_seconds: float, has_sentinel: bool, log: str) -> None:
     """Run after run; one that fails is named by its seed, with what went wrong."""
     logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the processes started are ended too
     num_failed = 0
     for number in range(seed, seed + num_runs):
         with tempfile.TemporaryDirectory(prefix="promptmill-mixture-") as folder:
-            report = run_mixture(number, num_jobs=num_jobs, fault_seconds=fault_seconds, folder=Path(folder))
+            report = run_mixture(
+                number,
+                num_jobs=num_jobs,
+                fault_seconds=fault_seconds,
+                folder=Path(folder),
+                has_sentinel=has_sentinel,
+            )
         num_failed += bool(report.problems)
         print(f"seed {number}: {'FAILED' if report.problems else 'passed'}, {report}", flush=True)
     sys.exit(bool(num_failed))

@@ -45,8 +45,10 @@ class Watched:
 class Watchers:
     """Watch every job from the start of the block to its end, or to the end of the block."""
 
-    def __init__(self, url: str, jobs: Sequence[ChaosJob], *, seed: int) -> None:
+    def __init__(self, url: str, jobs: Sequence[ChaosJob], *, seed: int, keep_cursors: bool = True) -> None:
+        """Without `keep_cursors`, who comes back begins anew."""
         self._url = url
+        self._keep_cursors = keep_cursors
         self._seed = seed
         self.seen = {job.job_id: Watched() for job in jobs}
         self._is_over = threading.Event()
@@ -75,11 +77,13 @@ class Watchers:
         watched = self.seen[job_id]
         while not watched.has_ended:
             begins_anew = watched.num_visits < MAX_VISITS_ANEW and rng.random() < 0.3
-            if watched.cursor is not None and begins_anew:  # another reader, which saw nothing yet
+            if watched.cursor is not None and (
+                begins_anew or not self._keep_cursors
+            ):  # another reader, which saw nothing yet
                 watched.forget()
             watched.num_visits += 1
             try:
-                await self._visit(client, job_id, rng.randint(1, 60))
+                await self._visit(client, job_id, rng.randint(1, 60) if self._keep_cursors else None)
             except (JobNotFoundError, RedisUnavailableError):  # not submitted yet
                 pass
             except Exception as error:  # of any type: it is what this test looks for
@@ -87,16 +91,16 @@ class Watchers:
             if not watched.has_ended:
                 await asyncio.sleep(rng.uniform(0.0, 0.5))
 
-    async def _visit(self, client: AsyncClient, job_id: str, max_chunks: int) -> None:
+    async def _visit(self, client: AsyncClient, job_id: str, max_chunks: int | None) -> None:
         """Read some chunks, and leave in the middle or at the end."""
         watched = self.seen[job_id]
-        chunks = client.stream(job_id, after=watched.cursor)
+        num_chunks, chunks = 0, client.stream(job_id, after=watched.cursor)
         try:
             async for chunk in chunks:
                 watched.take(chunk)
                 watched.cursor = chunks.last_id
-                max_chunks -= 1
-                if max_chunks <= 0:
+                num_chunks += 1
+                if num_chunks == max_chunks:
                     return
             watched.has_ended = True
         finally:
