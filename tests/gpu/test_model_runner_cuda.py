@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -27,7 +29,7 @@ def test_arrays_arrive_whole_in_one_pinned_copy_while_earlier_ones_are_still_in_
     to_device = HostToDevice(torch.device("cuda"))
     sent = []
     for step in range(50):
-        arrays = [np.full((step + 1, 3), step, np.int64), np.full(7, step, np.int32), np.full(5, step, np.float32)]
+        arrays: list[NDArray[Any]] = [np.full((step + 1, 3), step), np.full(7, step, np.int32), np.full(5, 0.5 + step)]
         sent.append((arrays, to_device.send(*arrays)))
         torch.cuda.synchronize()
     for arrays, tensors in sent:

@@ -16,8 +16,9 @@ from engine.core import EngineCore
 from engine.messages import AddSequence
 from engine.model.loader import load_model
 from engine.model.paged_modules import PagedLayer
-from engine.runner.cuda_graphs import CudaCapture
+from engine.runner.cuda_graphs import CudaCapture, GraphedSteps
 from engine.runner.model_runner import ModelRunner
+from engine.runner.step_forwards import StepForwards
 from engine.sampling_params import SamplingParams
 from tests.fakes.core_driver import run_to_end
 from tests.fakes.packed_forward import BLOCK_SIZE, LENGTHS, prompts, run, steps_of
@@ -44,11 +45,17 @@ def generate(folder: Path, **options: Any) -> tuple[list[list[int]], ModelRunner
     return run_to_end(core, 12), runner
 
 
+def graphs_of(runner: ModelRunner) -> GraphedSteps | None:
+    assert isinstance(runner._forwards, StepForwards)
+    return runner._forwards._graphs
+
+
 def test_graphs_are_captured_and_change_no_token(tiny_qwen: Path) -> None:
     expected, _ = generate(tiny_qwen, device="cpu")
     plain, without = generate(tiny_qwen, device="cuda", cuda_graphs=False)
     graphed, runner = generate(tiny_qwen, device="cuda")
-    assert without._graphs is None and runner._graphs is not None and runner._graphs.num_graphs > 0
+    graphs = graphs_of(runner)
+    assert graphs_of(without) is None and graphs is not None and graphs.num_graphs > 0
     assert plain == expected and graphed == expected
 
 
@@ -70,14 +77,15 @@ def test_graphs_are_measured_before_the_cache_takes_the_memory(tiny_qwen: Path) 
         model_path=str(tiny_qwen), device="cuda", dtype="bfloat16", max_num_seqs=8, kv_memory_fraction=0.02
     )
     runner = ModelRunner(config)
-    assert runner._graphs is not None and runner.info.step_tokens is not None
+    graphs = graphs_of(runner)
+    assert graphs is not None and runner.info.step_tokens is not None
 
     def free_bytes() -> int:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
 
-    num_graphs = runner._graphs.num_graphs  # of the steps that were timed
-    assert runner._graphs.measure(free_bytes) > 0 and runner._graphs.num_graphs == num_graphs
+    num_graphs = graphs.num_graphs  # of the steps that were timed
+    assert graphs.measure(free_bytes) > 0 and graphs.num_graphs == num_graphs
 
 
 def test_the_modules_are_fused_on_a_gpu_too(tiny_qwen: Path) -> None:
