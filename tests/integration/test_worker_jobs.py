@@ -10,6 +10,7 @@ import redis
 from rq import Queue
 from rq.job import Job, JobStatus
 
+from producer import Client, JobFailedError
 from producer.contract import ErrorCode, keys
 from tests.fakes.worker_runs import (
     FUNCTION,
@@ -135,13 +136,19 @@ def test_a_malformed_record_fails_alone(
     wait_for_no_leftovers(redis_client)
 
 
-def test_ids_without_a_job_are_dropped(worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+def test_ids_that_name_no_job_are_dropped_and_malformed_ones_say_why(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis, redis_url: str
+) -> None:
     redis_client.set("rq:job:text", "no hash")
-    redis_client.rpush(queue.key, "gone", "text", "bad id!", "rq:job:x")
+    call = json.dumps([FUNCTION, None, [], {"prompt": "x"}])
+    redis_client.hset("rq:job:order:42", mapping={"status": "queued", "origin": queue.name, "data": call})
+    redis_client.rpush(queue.key, "gone", "text", "bad id!", "rq:job:x", "order:42")
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
     assert wait_for_result(redis_client, job.id).status == "finished"
     assert queue.count == 0
     wait_for_no_leftovers(redis_client)
+    with Client(redis_url) as client, pytest.raises(JobFailedError, match="a job id consists of letters"):
+        client.result("order:42", timeout=30)
 
 
 def test_jobs_finish_out_of_order(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:

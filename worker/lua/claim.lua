@@ -31,9 +31,20 @@ local function undo_requeue(id, queue)
     'origin', queue)
 end
 
+-- a job that nobody can run under its id: whoever waits for it finds the reason in RQ's own field
+local function fail_malformed(id)
+  if redis.call('TYPE', job_key(id)).ok == 'hash' then
+    redis.call('HSET', job_key(id), 'status', 'failed', 'exc_info', 'a job id consists of letters, digits, _ and -')
+    redis.call('EXPIRE', job_key(id), record_ttl)
+  end
+end
+
 -- why a job on the list is not to be run, or nil
 local function refusal(id, queue)
-  if not string.match(id, '^[%w_-]+$') then return 'malformed id' end
+  if not string.match(id, '^[%w_-]+$') then
+    fail_malformed(id)
+    return 'malformed id'
+  end
   local fields = redis.pcall('HMGET', job_key(id), 'status', 'data')
   if fields.err then return 'its key is no hash' end
   if not fields[1] and not fields[2] then return 'its hash is gone' end
