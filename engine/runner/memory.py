@@ -16,7 +16,7 @@ from engine.errors import ModelLoadError
 from engine.model.loader import LoadedModel
 from engine.runner.batch_inputs import BatchInputs, ScoredTokens
 from engine.runner.device_errors import is_of_memory
-from engine.runner.step_budget import plain_rows
+from engine.runner.step_budget import plain_rows, prompts_step
 from engine.sampling_params import MAX_LOGPROBS
 from engine.step_plan import MAX_SCORED_TOKENS
 
@@ -97,20 +97,10 @@ def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
     """The inputs that take the most memory: a full token budget, and as many rows of logits as there can be."""
     num_tokens = config.step_tokens("cuda")
     num_sampled = min(config.max_num_seqs, num_tokens)
-    lengths = np.full(-(-num_tokens // max_model_len), max_model_len, np.int64)
-    lengths[-1] = num_tokens - int(lengths[:-1].sum())
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    ones = np.ones(num_sampled, np.float32)
-    zeros = np.zeros(num_sampled, np.int64)
+    ones, zeros = np.ones(num_sampled, np.float32), np.zeros(num_sampled, np.int64)
     scored = np.zeros(min(MAX_SCORED_TOKENS, num_tokens), np.int64)
-    return BatchInputs(
-        input_ids=np.zeros(num_tokens, np.int64),
-        position_ids=positions,
-        slot_mapping=positions % config.block_size,
-        query_start=np.concatenate(([0], np.cumsum(lengths))).astype(np.int32),
-        context_lens=lengths.astype(np.int32),
-        block_tables=np.zeros((len(lengths), -(-int(lengths.max()) // config.block_size)), np.int32),
-        sequence_ids=np.zeros(len(lengths), np.int64),
+    return replace(
+        prompts_step(config, num_tokens, min(num_tokens, max_model_len), num_blocks=1),
         logits_indices=np.arange(num_sampled),
         sampled_positions=zeros,
         sampling=replace(
@@ -122,8 +112,6 @@ def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
             logprob_rows=np.arange(num_sampled),
             num_top=MAX_LOGPROBS,
         ),
-        max_query_len=int(lengths.max()),
-        max_context_len=int(lengths.max()),
         scored=ScoredTokens(scored, scored, scored, MAX_LOGPROBS),
     )
 

@@ -56,8 +56,12 @@ def choose_step_tokens(most: int, max_num_seqs: int, step_seconds: Callable[[int
 
 
 def prefill_step(config: EngineConfig, num_tokens: int, max_model_len: int, num_blocks: int) -> BatchInputs:
-    """The inputs of a step of prompts of some hundred tokens, each of which yields a greedy token."""
-    length = min(_PROMPT_TOKENS, max_model_len, num_tokens)
+    """The inputs of a step of prompts of some hundred tokens."""
+    return prompts_step(config, num_tokens, min(_PROMPT_TOKENS, max_model_len, num_tokens), num_blocks)
+
+
+def prompts_step(config: EngineConfig, num_tokens: int, length: int, num_blocks: int) -> BatchInputs:
+    """The inputs of a step of prompts of this length, the last perhaps shorter, each of which yields a greedy token."""
     lengths = np.full(-(-num_tokens // length), length, np.int64)
     lengths[-1] = num_tokens - int(lengths[:-1].sum())
     positions = np.concatenate([np.arange(size) for size in lengths])
