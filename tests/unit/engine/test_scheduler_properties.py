@@ -13,11 +13,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine import waiting_queue
 from engine.errors import DeviceMemoryError
 from engine.messages import FinishCode
 from engine.runner.batch_inputs import BatchInputs
+from engine.waiting_queue import MAX_OVERTAKINGS
 from tests.fakes.core_driver import CoreDriver
 from tests.fakes.fake_runner import FakeRunner, undisturbed_output
+from tests.fakes.fake_runner_ahead import FakeRunnerAhead
 
 POISON, RAISING = 10, 11  # tokens that the model itself is not asked to say
 tokens = st.integers(0, 2)  # few, so that prefixes meet
@@ -40,6 +43,8 @@ class CoreMachine(RuleBasedStateMachine):
         extra_tokens=st.integers(0, 12) | st.integers(30, 100),
         prefix_caching=st.booleans(),
         prompt_lookup=st.sampled_from(["on", "off"]),
+        runner_class=st.sampled_from([FakeRunner, FakeRunnerAhead]),
+        max_overtakings=st.sampled_from([1, 16]),
     )
     def start(
         self,
@@ -49,8 +54,11 @@ class CoreMachine(RuleBasedStateMachine):
         extra_tokens: int,
         prefix_caching: bool,
         prompt_lookup: str,
+        runner_class: type[FakeRunner],
+        max_overtakings: int,
     ) -> None:
-        self.runner = FakeRunner(
+        waiting_queue.MAX_OVERTAKINGS = max_overtakings
+        self.runner = runner_class(
             num_blocks=num_blocks,
             block_size=block_size,
             max_model_len=40,
@@ -139,6 +147,7 @@ class CoreMachine(RuleBasedStateMachine):
                 assert output == expected and self.driver.finished[sequence_id] is FinishCode.LENGTH
 
     def teardown(self) -> None:
+        waiting_queue.MAX_OVERTAKINGS = MAX_OVERTAKINGS
         if not hasattr(self, "driver"):
             return
         self.driver.run()
