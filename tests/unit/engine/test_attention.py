@@ -12,6 +12,7 @@ from engine.attention.native import NativeAttention
 from engine.attention.select import select_backend
 from engine.attention.torch_backend import TorchAttention
 from engine.errors import InvalidRequestError
+from engine.kernels import build
 from engine.kernels.build import KernelBuildError, build_library
 from engine.kernels.cpu_features import cpu_flags
 from tests.fakes.paged_batches import PagedWorld, dense_attention
@@ -220,6 +221,22 @@ def test_a_kernel_that_computes_wrongly_is_not_used(
     options = {"device": torch.device("cpu"), "dtype": torch.float32, "cache_dir": kernels_dir.parent}
     assert select_backend("auto", **options).name == "torch"  # type: ignore[arg-type]
     assert "differs from its torch twin" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "flag"),
+    [
+        ("x86_64", {"avx2"}, "-march=native"),
+        ("aarch64", {"asimd", "asimddp", "sve2", "sha3"}, "-march=armv8.2-a+dotprod"),
+        ("aarch64", {"asimd"}, "-march=armv8-a"),
+    ],
+)
+def test_on_arm_the_kernels_are_compiled_for_what_they_use_whatever_the_compiler_calls_native(
+    machine: str, features: set[str], flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.kernels.build.platform.machine", lambda: machine)
+    monkeypatch.setattr("engine.kernels.build.cpu_flags", lambda: frozenset(features))
+    assert build._architecture_flag() == flag
 
 
 def test_on_macos_the_compiler_is_asked_for_openmp_in_the_way_that_apples_takes(
