@@ -70,6 +70,22 @@ class PagedBackend(AttentionBackend, Protocol):
         ...
 
 
+@runtime_checkable
+class ChainedBackend(AttentionBackend, Protocol):
+    """A backend whose calls may be parts of a chain of native calls."""
+
+    def link(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, layer: int, rules: AttentionRules) -> bytes | None:
+        """The call that does `forward`, into out, for the step that was entered last; None: not by these rules.
+
+        Tensors as `forward` has them, or with more rows, which it neither reads nor writes.
+        """
+        ...
+
+    def enter(self, batch: AttentionBatch, kv_cache: Tensor) -> None:
+        """What the calls are to work on. kv_cache: of all layers. Cheap if it is what was entered last."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class PageSlots:
     """Where a step's keys and values go: slots int64 `[num_tokens]`, negative for padding, in these pages."""
@@ -94,5 +110,6 @@ class AttentionContext:
     def __init__(self, backend: AttentionBackend) -> None:
         self.backend = backend
         self.paged_backend = backend if isinstance(backend, PagedBackend) else None
+        self.chained_backend = backend if isinstance(backend, ChainedBackend) else None
         self.kv_cache: Tensor | None = None  # [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]
         self.batch: AttentionBatch | None = None

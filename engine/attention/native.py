@@ -4,6 +4,7 @@ The kernel is compiled when the backend is made; it shares torch's OpenMP thread
 block's keys, `[num_kv_heads, head_dim, block_size]`, and of its values, `[num_kv_heads, block_size, head_dim]`.
 """
 
+import ctypes
 import struct
 from pathlib import Path
 
@@ -12,26 +13,28 @@ from torch import Tensor
 
 from engine.attention.base import AttentionBatch, AttentionRules
 from engine.kernels.build import build_library, load_library
+from engine.kernels.native_function import NativeFunction
 
 DTYPES = (torch.float32, torch.bfloat16)
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # half.h's; the last for keys and values alone
 
-# `attention_args` of attention.c: eleven pointers, seven 64-bit and ten 32-bit integers, two floats. Packed at once,
-# because setting the fields of a ctypes structure one by one costs more than a short attention itself.
-_ARGUMENTS = struct.Struct("@11P7q10i2f")
+# Of `attention_args` in attention_rows.h: what a layer's call is given, and what is a step's.
+_CALL = struct.Struct("@6P6q6i2fq")
+_STEP = struct.Struct("@5P3q4i")
 
 
 class NativeAttention:
-    """`AttentionBackend` for float32 and bfloat16 on a CPU. Raises `KernelBuildError` where it cannot be compiled."""
+    """`ChainedBackend` for float32 and bfloat16 on a CPU. Raises `KernelBuildError` where it cannot be compiled."""
 
     name = "native"
     is_row_invariant = True
 
     def __init__(self, kernels_dir: Path) -> None:
         path = build_library("attention", kernels_dir)
-        library = load_library(path)
+        self._attend = NativeFunction(load_library(path), "promptmill_attention")
+        self._step = ctypes.create_string_buffer(_STEP.size)
+        self._entered: tuple[AttentionBatch, Tensor] | None = None
         self.build = path.stem
-        self._attend = library.promptmill_attention
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules
@@ -40,52 +43,71 @@ class NativeAttention:
         q, k, v = _with_dense_rows(q, q.dtype), _with_dense_rows(k, q.dtype), _with_dense_rows(v, q.dtype)
         output = torch.empty(q.shape, dtype=q.dtype)
         sinks = None if rules.sinks is None else rules.sinks.detach().float().contiguous()
-        _, _, block_size, num_kv_heads, head_dim = kv_cache_layer.shape
-        keys = kv_cache_layer.data_ptr()
-        arguments = _ARGUMENTS.pack(
+        self._set_step(batch, kv_cache_layer[None])
+        self._entered = None
+        self._attend(self._call(q, k, v, output, 0, rules, sinks))
+        return output
+
+    def enter(self, batch: AttentionBatch, kv_cache: Tensor) -> None:
+        """See `ChainedBackend.enter`."""
+        if self._entered is None or batch is not self._entered[0] or kv_cache is not self._entered[1]:
+            self._set_step(batch, kv_cache)
+            self._entered = batch, kv_cache  # held, because the step has the addresses of what they hold
+
+    def link(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, layer: int, rules: AttentionRules) -> bytes | None:
+        """See `ChainedBackend.link`."""
+        if rules.sinks is not None:  # nobody would hold them in the kernel's dtype
+            return None
+        assert q.stride(2) == k.stride(2) == v.stride(2) == 1 and out.is_contiguous(), "dense rows"
+        return self._attend.link(self._call(q, k, v, out, layer, rules, None))
+
+    def _call(
+        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, layer: int, rules: AttentionRules, sinks: Tensor | None
+    ) -> bytes:
+        return _CALL.pack(
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
-            output.data_ptr(),
-            keys,
-            keys + kv_cache_layer.stride(0) * kv_cache_layer.itemsize,
-            *_pointers(batch),
+            out.data_ptr(),
+            ctypes.addressof(self._step),
             0 if sinks is None else sinks.data_ptr(),
             *q.stride()[:2],
             *k.stride()[:2],
             *v.stride()[:2],
-            batch.block_tables.stride(0),
-            batch.num_seqs,
-            batch.num_tokens,
+            layer,
             q.shape[1],
-            num_kv_heads,
-            head_dim,
-            block_size,
+            k.shape[1],
+            k.shape[2],
             rules.sliding_window or 0,
             torch.get_num_threads(),
-            _FORMATS[q.dtype],
-            _FORMATS[kv_cache_layer.dtype],
             rules.scaling,
             rules.softcap or 0.0,
+            _FORMATS[q.dtype],
         )
-        if self._attend(arguments) != 0:
-            raise MemoryError("the attention kernel could not allocate its scratch memory")
-        return output
 
-
-def _pointers(batch: AttentionBatch) -> tuple[int, int, int, int]:
-    """Query starts, context lengths, block tables and slots, of the types that the kernel reads."""
-    for x in (batch.query_start, batch.context_lens):
-        assert x.dtype == torch.int32 and x.is_contiguous(), "query_start and context_lens are int32 and contiguous"
-    assert batch.slot_mapping.dtype == torch.int64 and batch.slot_mapping.is_contiguous(), "slot_mapping is int64"
-    tables = batch.block_tables
-    assert tables.dtype == torch.int32 and (tables.stride(1) == 1 or tables.shape[1] == 1), "block_tables is int32"
-    return (
-        batch.query_start.data_ptr(),
-        batch.context_lens.data_ptr(),
-        tables.data_ptr(),
-        batch.slot_mapping.data_ptr(),
-    )
+    def _set_step(self, batch: AttentionBatch, kv_cache: Tensor) -> None:
+        """kv_cache: `[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]`."""
+        tables, slots = batch.block_tables, batch.slot_mapping
+        for x in (batch.query_start, batch.context_lens):
+            assert x.dtype == torch.int32 and x.is_contiguous(), "query_start and context_lens are int32 and contiguous"
+        assert slots.dtype == torch.int64 and slots.is_contiguous(), "slot_mapping is int64"
+        assert tables.dtype == torch.int32 and (tables.stride(1) == 1 or tables.shape[1] == 1), "block_tables is int32"
+        _STEP.pack_into(
+            self._step,
+            0,
+            batch.query_start.data_ptr(),
+            batch.context_lens.data_ptr(),
+            tables.data_ptr(),
+            slots.data_ptr(),
+            kv_cache.data_ptr(),
+            kv_cache.stride(0) * kv_cache.itemsize,
+            kv_cache.stride(1) * kv_cache.itemsize,
+            tables.stride(0),
+            batch.num_seqs,
+            batch.num_tokens,
+            kv_cache.shape[3],
+            _FORMATS[kv_cache.dtype],
+        )
 
 
 def _with_dense_rows(x: Tensor, dtype: torch.dtype) -> Tensor:

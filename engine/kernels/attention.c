@@ -11,6 +11,7 @@
  * whole pages are read front to back. Keys are taken in blocks of BLOCK_PANELS that stay in the L1 cache for all rows of
  * a task.
  */
+#include <stddef.h>
 #include <stdlib.h>
 
 #include "attention_rows.h"
@@ -252,8 +253,14 @@ static scratch *get_scratch(const attention_args *a) {
   return s;
 }
 
-/* Write the step's keys and values into the pages, then attend. Returns 0, or 1 if there is no memory. */
-int promptmill_attention(const attention_args *a) {
+/* Write the step's keys and values into the pages, then attend. given: all before `query_start`. Returns 0, or 1 if there
+ * is no memory. */
+int promptmill_attention(const void *given) {
+  attention_args args, *a = &args;
+  memcpy(a, given, offsetof(attention_args, query_start));
+  memcpy(&a->query_start, a->step, offsetof(attention_args, keys) - offsetof(attention_args, query_start));
+  a->keys = a->cache + a->layer * a->layer_bytes;
+  a->values = (char *)a->keys + a->keys_bytes;
   int64_t work;
   task *tasks = malloc(sizeof(task) * (max_tasks(a) + 1));
   if (!tasks) return 1;

@@ -32,20 +32,27 @@
 typedef struct {
   const void *q, *k, *v;            /* [num_tokens, heads, head_dim], elements of head_dim side by side */
   void *out;                        /* [num_tokens, num_heads, head_dim], contiguous */
-  void *keys;                       /* [num_blocks, num_kv_heads, head_dim, block_size] */
-  void *values;                     /* [num_blocks, num_kv_heads, block_size, head_dim] */
+  const void *step;                 /* what lies between `query_start` and `keys` here, at the time of the call */
+  const float *sinks;               /* [num_heads], or NULL */
+  int64_t q_strides[2], k_strides[2], v_strides[2]; /* of token and head, in elements */
+  int32_t layer, num_heads, num_kv_heads, head_dim;
+  int32_t sliding_window;           /* 0: none */
+  int32_t num_threads;
+  float scaling, softcap;           /* softcap 0: none */
+  int64_t format;                   /* of q, k, v, out */
+
   const int32_t *query_start;       /* [num_seqs + 1] */
   const int32_t *context_lens;      /* [num_seqs] */
   const int32_t *block_tables;      /* [num_seqs, table_stride] */
   const int64_t *slot_mapping;      /* [num_tokens] */
-  const float *sinks;               /* [num_heads], or NULL */
-  int64_t q_strides[2], k_strides[2], v_strides[2]; /* of token and head, in elements */
+  char *cache;                      /* of all layers */
+  int64_t layer_bytes, keys_bytes;  /* of a layer, and of its keys, behind which its values lie */
   int64_t table_stride;
-  int32_t num_seqs, num_tokens, num_heads, num_kv_heads, head_dim, block_size;
-  int32_t sliding_window;           /* 0: none */
-  int32_t num_threads;
-  int32_t format, kv_format;        /* of q, k, v, out; of keys and values */
-  float scaling, softcap;           /* softcap 0: none */
+  int32_t num_seqs, num_tokens, block_size;
+  int32_t kv_format;                /* of keys and values */
+
+  void *keys;                       /* [num_blocks, num_kv_heads, head_dim, block_size]; these two are set here */
+  void *values;                     /* [num_blocks, num_kv_heads, block_size, head_dim] */
 } attention_args;
 
 /* One thread's memory for one task; rows are ordered by kv head, token, head of the group. */

@@ -19,6 +19,7 @@ from engine.kernels.threads import one_thread
 
 ATTENTION_NAME = "promptmill"
 _ATTRIBUTE = "promptmill_attention"
+_NO_STEP = "the runner sets the step before each forward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,17 @@ class RowAttention(Protocol):
 
     def attend_written(self, q: Tensor, rules: AttentionRules) -> Tensor:
         """`attend_rows` after the keys and values were written to `pages`."""
+        ...
+
+    def link(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules) -> bytes | None:
+        """The native call that does `attend_rows` into out, in any step once it is entered; None: not to be had.
+
+        Of padding it leaves out as it is.
+        """
+        ...
+
+    def enter(self) -> None:
+        """Have what `link` gave work on the step in hand."""
         ...
 
 
@@ -86,12 +98,22 @@ class AttentionLayer:
         pages, batch = self._step()
         return _padded(backend.attend(q[: batch.num_tokens], pages, batch, rules), len(q))
 
+    def link(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules) -> bytes | None:
+        """See `RowAttention.link`."""
+        backend = self._context.chained_backend
+        return None if backend is None else backend.link(q, k, v, out, self._index, rules)
+
+    def enter(self) -> None:
+        """See `RowAttention.enter`."""
+        context = self._context
+        assert context.chained_backend is not None, "links are given by a backend that has them"
+        assert context.batch is not None and context.kv_cache is not None, _NO_STEP
+        context.chained_backend.enter(context.batch, context.kv_cache)
+
     def _step(self) -> tuple[Tensor, AttentionBatch]:
         """The layer's pages and the step in hand."""
         context = self._context
-        assert context.batch is not None and context.kv_cache is not None, (
-            "the runner sets the step before each forward"
-        )
+        assert context.batch is not None and context.kv_cache is not None, _NO_STEP
         return context.kv_cache[self._index], context.batch
 
 

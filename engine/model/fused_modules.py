@@ -138,6 +138,11 @@ class NativeAttentionModule(FusedAttention):
         assert self.attention is not None, "fusion gives every module its attention"
         return self.attention.attend_rows(q, k, v, self._rules).view(len(q), self._q_size)
 
+    def attention_link(self, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> bytes | None:
+        """`attend` into attended, in any step that its attention has entered; None: that is not to be had."""
+        assert self.attention is not None, "fusion gives every module its attention"
+        return self.attention.link(q, k, v, attended.view(q.shape), self._rules)
+
 
 class FusedMLP(nn.Module):
     """Merged gate and up, one pass of activation and product, then down."""

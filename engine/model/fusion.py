@@ -76,7 +76,7 @@ def choose_kit(uses_triton: bool, device: torch.device, dtype: torch.dtype, kern
     return FusionKit(native_rows, partial(NativeAttentionModule, native_rows), partial(NativeLayer, native_rows))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Trial:
     """Stands in for the attention of one module: notes the rules, and mixes q, k and v into something cheap."""
 
@@ -93,6 +93,12 @@ class _Trial:
 
     def attend_written(self, q: Tensor, rules: AttentionRules) -> Tensor:
         raise AssertionError("a trial has no pages")
+
+    def link(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules) -> bytes | None:
+        return None
+
+    def enter(self) -> None:
+        raise AssertionError("a trial has no step")
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, rules: AttentionRules) -> Tensor:
         group = q.shape[1] // k.shape[1]

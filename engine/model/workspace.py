@@ -4,10 +4,12 @@ So a call is put together once for a number of rows, not in every step. Belongs 
 a time. Knows nothing of what the rows are.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+_Angles: TypeAlias = tuple[Tensor, Tensor]  # cos and sin
 
 _MIN_ROWS = 64
 _MAX_PREPARED = 4096  # steps of prompts have many sizes: then what was prepared is dropped and made again
@@ -19,7 +21,7 @@ class Workspace:
     def __init__(self) -> None:
         self._num_rows = 0
         self._tensors: dict[tuple[str, int, torch.dtype], Tensor] = {}
-        self._angles: tuple[Tensor, Tensor] | None = None
+        self._angles: tuple[_Angles, _Angles] | None = None  # as given last, and at their place
         self.prepared: dict[Any, Any] = {}
 
     def reserve(self, num_rows: int) -> None:
@@ -33,19 +35,22 @@ class Workspace:
             self.prepared.clear()
 
     def rows(self, name: str, num_rows: int, size: int, dtype: torch.dtype) -> Tensor:
-        """`[num_rows, size]`, at the same place in every call with these arguments; num_rows: no more than reserved."""
+        """`[num_rows, size]`, at the same place in every call with these arguments; num_rows: no more than reserved.
+
+        Zeros to begin with: a padding row that nobody writes is no nan.
+        """
         key = name, size, dtype
         if key not in self._tensors:
             with torch.inference_mode(False):
-                self._tensors[key] = torch.empty((self._num_rows, size), dtype=dtype)
+                self._tensors[key] = torch.zeros((self._num_rows, size), dtype=dtype)
         return self._tensors[key][:num_rows]
 
-    def take_angles(self, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def take_angles(self, given: _Angles) -> _Angles:
         """A step's cos and sin `[1, T, rotary_dim]` at their place; copied where they are others than before."""
-        num_rows, size = given[0].shape[1:]
-        cos, sin = (self.rows(name, num_rows, size, given[0].dtype)[None] for name in ("cos", "sin"))
-        if given is not self._angles:
+        if self._angles is None or given is not self._angles[0]:
+            num_rows, size = given[0].shape[1:]
+            cos, sin = (self.rows(name, num_rows, size, given[0].dtype)[None] for name in ("cos", "sin"))
             cos.copy_(given[0])
             sin.copy_(given[1])
-            self._angles = given
-        return cos, sin
+            self._angles = given, (cos, sin)
+        return self._angles[1]

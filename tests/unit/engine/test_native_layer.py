@@ -18,6 +18,7 @@ from engine.model.native_linear import NativeLinear, load_matmul
 from engine.model.native_rows import NativeRows
 from engine.model.norm_rule import NormRule
 from engine.model.workspace import Workspace
+from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
 from tests.fakes.tiny_models import make_tiny_model
 
 KERNELS = default_cache_dir() / "kernels"
@@ -30,7 +31,10 @@ def rows() -> NativeRows:
 
 
 class HalfQuery:
-    """Stands in for attention; knows no pages."""
+    """Stands in for attention; knows no pages, and is no native call."""
+
+    def link(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules) -> None:
+        return None
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, rules: AttentionRules) -> Tensor:
         return q * 0.5 + k.mean((1, 2), keepdim=True) - v.mean((1, 2), keepdim=True)
@@ -65,6 +69,25 @@ def test_a_layer_in_chains_computes_to_the_bit_what_its_modules_do(
         assert torch.equal(layer(longer, repeated), expected.repeat(1, 4, 1))  # their tensors have moved
         assert torch.equal(layer(x, position_embeddings), expected)
         assert len(layer._rows.workspace.prepared) == 2
+
+
+@pytest.mark.parametrize(("dtype", "quantize"), KINDS)
+def test_attention_within_a_chain_computes_to_the_bit_what_it_does_between_two(
+    dtype: str, quantize: str, tmp_path: Path
+) -> None:
+    folder = str(make_tiny_model("mistral", tmp_path))  # with a sliding window
+    model = load_model(EngineConfig(model_path=folder, dtype=dtype, quantize=quantize, block_size=BLOCK_SIZE))
+    workspace = next(module for module in model.model.modules() if isinstance(module, NativeLayer))._rows.workspace
+    sequences, steps = prompts(model.vocab_size), steps_of(7)  # the last step has one token, and is padded to two
+    workspace.prepared.clear()  # of what was tried at load
+    within = run(model, sequences, steps)
+    again = run(model, sequences, steps)  # the pages have moved
+    assert all(chains.whole is not None for chains in workspace.prepared.values())
+    model.context.chained_backend = None
+    workspace.prepared.clear()
+    apart = run(model, sequences, steps)
+    assert all(chains.whole is None for chains in workspace.prepared.values())
+    assert all(map(torch.equal, within, apart)) and all(map(torch.equal, again, apart))
 
 
 def test_a_workspace_holds_the_angles_that_it_was_given_last() -> None:
