@@ -135,7 +135,8 @@ def _make_pool(url: str, options: dict[str, Any]) -> redis.asyncio.ConnectionPoo
             parser_class=AsyncReplyParser,
             **options,
         )
-    sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
+    to_sentinels = {**options, **behind.tls}
+    sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=to_sentinels, **options)  # type: ignore[no-untyped-call]
     master = sentinel.master_for(behind.service, parser_class=AsyncReplyParser, **behind.options)
     pool: redis.asyncio.ConnectionPool = master.connection_pool
     return pool

@@ -129,6 +129,7 @@ def _connect(url: str, options: dict[str, Any]) -> redis.Redis:
         if url.startswith("rediss://"):
             options["connection_class"] = PromptSSLConnection
         return redis.Redis.from_url(url, parser_class=ReplyParser, **options)
-    sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
+    to_sentinels = {**options, **behind.tls}
+    sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=to_sentinels, **options)  # type: ignore[no-untyped-call]
     master: redis.Redis = sentinel.master_for(behind.service, parser_class=ReplyParser, **behind.options)
     return master

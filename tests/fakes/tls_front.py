@@ -5,15 +5,19 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import trustme
 
 
 @contextmanager
-def tls_front(upstream_port: int) -> Iterator[int]:
-    """The port. Its certificate is from nobody whom anybody trusts."""
+def tls_front(upstream_port: int, *, ca_file: Path | None = None) -> Iterator[int]:
+    """The port. Its certificate is from nobody whom anybody trusts, but who is told to by `ca_file`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    authority = trustme.CA()
+    if ca_file is not None:
+        authority.cert_pem.write_to_path(str(ca_file))
+    authority.issue_cert("127.0.0.1").configure_cert(context)
     ports: list[int] = []
     is_up = threading.Event()
     loop = asyncio.new_event_loop()
@@ -28,6 +32,10 @@ def tls_front(upstream_port: int) -> Iterator[int]:
             ports.append(server.sockets[0].getsockname()[1])
             is_up.set()
             await stop.wait()
+        for connection in asyncio.all_tasks() - {asyncio.current_task()}:
+            connection.cancel()
+            with suppress(asyncio.CancelledError):
+                await connection
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), name="tls-front")
     thread.start()
@@ -41,8 +49,10 @@ def tls_front(upstream_port: int) -> Iterator[int]:
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    try:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+    finally:
+        writer.close()
