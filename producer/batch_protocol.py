@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from producer.batch_lines import ANSWER_ID, BadLineError, BatchLine, answer_line, bad_line, refusal_line
-from producer.contract import ErrorCode, ErrorInfo, JobRequest, Result, Usage
+from producer.contract import ErrorCode, ErrorInfo, JobRequest, Usage
 from producer.enqueue import MAX_JOBS_A_SEND, NewJob, build_job, enqueue
 from producer.errors import InvalidJobError, JobNotFoundError
 from producer.line_index import Entry
 from producer.openai_request import request_from_body
 from producer.openai_response import invalid_job_info
 from producer.operations import Emit, Protocol, Sleep, send
+from producer.outcome import Outcome
 from producer.results import ResultCollector
 from producer.rq_names import queue_key
 
@@ -131,7 +132,7 @@ class BatchProtocol:
         yield Emit(answers)
         yield from self._enqueue((yield from self._check_all(again)))
 
-    def _is_stale(self, item: _Item, outcome: Result | JobNotFoundError) -> bool:
+    def _is_stale(self, item: _Item, outcome: Outcome) -> bool:
         """An earlier run's job that came to nothing, and that nobody was told of."""
         if item.is_new or item.run >= MAX_RUNS_A_LINE:
             return False
@@ -219,7 +220,7 @@ def batch_job_ids(batch_id: str, custom_id: str) -> Iterator[str]:
     return (batch_job_id(batch_id, custom_id, run) for run in range(MAX_RUNS_A_LINE + 1))
 
 
-def answer_to(number: int, line: BatchLine, outcome: Result | JobNotFoundError) -> Answer:
+def answer_to(number: int, line: BatchLine, outcome: Outcome) -> Answer:
     """What the end of its job says to a line."""
     if isinstance(outcome, JobNotFoundError):
         return _refusal(number, line, ErrorInfo(code=ErrorCode.JOB_NOT_FOUND, message=str(outcome)))

@@ -7,7 +7,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 from producer.cancel import settle_cancelled
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
@@ -15,6 +15,9 @@ from producer.errors import JobNotFoundError, ResultStoreError
 from producer.operations import Command, Protocol, ReadObjects, send
 from producer.rq_names import job_key, rq_results_key
 from producer.stored_request import decompressed
+
+Outcome: TypeAlias = Result | JobNotFoundError
+"""How a job ended: its result, or that nothing is left of it."""
 
 NUM_LOOKS_BEFORE_GIVING_UP = 2  # an outcome is committed in steps: one look may fall between two of them
 
@@ -153,13 +156,19 @@ def read_line(job_id: str) -> Protocol[Result | None]:
 
 
 def read_result(job_id: str) -> Protocol[Result | None]:
-    """The whole result, from the store too. Raises ResultStoreError if that cannot be read."""
+    """The whole result, from the store too. Raises JobNotFoundError if it is no longer there, ResultStoreError if the
+    store cannot be read."""
     [result] = yield from read_results([job_id])
+    if isinstance(result, JobNotFoundError):
+        raise result
     return result
 
 
-def read_results(job_ids: Sequence[str]) -> Protocol[list[Result | None]]:
-    """As `read_result`, of many: one round trip to Redis, and what lies in the store is read side by side."""
+def read_results(job_ids: Sequence[str]) -> Protocol[list[Outcome | None]]:
+    """As `read_result`, of many: one round trip to Redis, and what lies in the store is read side by side.
+
+    A result that is no longer there is returned as the error: it holds up none of the others.
+    """
     if not job_ids:
         return []
     values = yield from send(*(("GET", keys.result_key(job_id)) for job_id in job_ids))
@@ -169,8 +178,14 @@ def read_results(job_ids: Sequence[str]) -> Protocol[list[Result | None]]:
     return [_whole(result, next(objects)) if result is not None and result.stored else result for result in results]
 
 
-def _whole(result: Result, data: bytes) -> Result:
+def _whole(result: Result, data: bytes | None) -> Outcome:
     """A result whose choices lie in a store, with them."""
+    if data is None:
+        return JobNotFoundError(
+            result.job_id,
+            f"job {result.job_id} has ended, but {result.stored} is not there: it was deleted, and the job can be "
+            "submitted again, or PROMPTMILL_S3_ENDPOINT_URL names another store",
+        )
     try:
         whole = Result.model_validate_json(data)
     except ValueError as error:

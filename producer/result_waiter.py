@@ -9,7 +9,8 @@ from producer.async_transport import AsyncTransport
 from producer.contract import Result
 from producer.end_tasks import end_tasks
 from producer.errors import PromptmillError, ResultTimeoutError
-from producer.results import Outcome, ResultCollector, result_of, wait_for_result
+from producer.outcome import Outcome
+from producer.results import ResultCollector, result_of, wait_for_result
 
 
 class ResultWaiter:

@@ -8,12 +8,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
 from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError
 from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe
-from producer.outcome import Look, OutcomeWatch, look_at, read_results
+from producer.outcome import Look, Outcome, OutcomeWatch, look_at, read_results
 
 LOOK_SECONDS = 2.0  # of silence, before the jobs are looked at; thousands of them are looked at more rarely
 LOOKS_A_SECOND = 2000  # at most, so that waiting for very many jobs does not burden Redis
@@ -23,8 +23,6 @@ MAX_ENDED_A_LOOK = 500
 MAX_LINES_A_READ = 1000  # of other jobs too, before the clock is looked at
 
 Item = TypeVar("Item")
-Outcome: TypeAlias = Result | JobNotFoundError
-"""How a job ended: its result, or that nothing is left of it."""
 
 
 def wait_for_result(job_id: str, queue: str | None, timeout: float | None) -> Protocol[Result]:

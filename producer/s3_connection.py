@@ -50,6 +50,11 @@ def error_code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
+def is_missing_key(error: Exception) -> bool:
+    """Whether the bucket answered, and has nothing under that key."""
+    return isinstance(error, ClientError) and error_code(error) == "NoSuchKey"
+
+
 def explain(error: BotoCoreError | ClientError, where: str, *, flag: str, rights: str) -> str:
     """Why the bucket `where` cannot be used, and the remedy. `flag` names it; `rights` is what its user needs."""
     if isinstance(error, NoCredentialsError | PartialCredentialsError):

@@ -17,8 +17,8 @@ MAX_READS_AT_ONCE = 16  # of one call; a read is mostly waiting
 _connecting = threading.Lock()  # boto3's default session makes clients for one thread at a time
 
 
-def read_objects(urls: Sequence[str], endpoint_url: str | None) -> list[bytes]:
-    """The bytes behind each URL, read side by side. Raises ResultStoreError, the first in order."""
+def read_objects(urls: Sequence[str], endpoint_url: str | None) -> list[bytes | None]:
+    """See `read_object`, of each URL, side by side. Raises ResultStoreError, the first in order."""
     if len(urls) == 1:
         return [read_object(urls[0], endpoint_url)]
     # Threads of this call alone: a pool kept for the next one would be without threads in a forked process.
@@ -26,10 +26,10 @@ def read_objects(urls: Sequence[str], endpoint_url: str | None) -> list[bytes]:
         return list(pool.map(lambda url: read_object(url, endpoint_url), urls))
 
 
-def read_object(url: str, endpoint_url: str | None) -> bytes:
-    """The bytes behind `s3://bucket/key`. Credentials come from boto3's own chain. Raises ResultStoreError."""
+def read_object(url: str, endpoint_url: str | None) -> bytes | None:
+    """The bytes behind `s3://bucket/key`, or None if the bucket has no such key. Raises ResultStoreError."""
     try:
-        from producer.s3_connection import S3_ERRORS
+        from producer.s3_connection import S3_ERRORS, is_missing_key
     except ImportError as error:
         raise ResultStoreError(f"the result lies at {url}; reading it needs: pip install 'promptmill[s3]'") from error
     parts = urlsplit(url)
@@ -41,6 +41,8 @@ def read_object(url: str, endpoint_url: str | None) -> bytes:
         with client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"] as body:
             return body.read()
     except (*S3_ERRORS, ValueError) as error:
+        if is_missing_key(error):
+            return None
         raise ResultStoreError(
             f"the result at {url} cannot be read from {endpoint_url or 'AWS S3'}: {error}; check the credentials and "
             "PROMPTMILL_S3_ENDPOINT_URL"

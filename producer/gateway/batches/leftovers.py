@@ -7,6 +7,7 @@ the line, so each is looked for. One that has ended by itself answers its line a
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeGuard
 
 from producer.batch_lines import BadLineError, BatchLine, bad_line, unanswered_line
 from producer.batch_protocol import Answer, answer_to, batch_job_id, batch_job_ids
@@ -15,7 +16,7 @@ from producer.contract import Result, keys
 from producer.errors import JobNotFoundError
 from producer.line_index import Entry
 from producer.operations import Emit, Protocol, send
-from producer.outcome import Look, look_at, read_results
+from producer.outcome import Look, Outcome, look_at, read_results
 from producer.rq_names import job_key
 
 LINES_AT_ONCE = 200
@@ -53,7 +54,7 @@ class Leftovers:
         known = [job_id for ids, number in zip(jobs, num_known, strict=True) if number for job_id in ids]
         ended = yield from self._stop((yield from look_at(known)))
         results = dict(zip(ended, (yield from read_results(ended)), strict=True))
-        return [next(filter(_is_answer, map(results.get, ids)), None) for ids in jobs]
+        return [next((result for result in map(results.get, ids) if _is_answer(result)), None) for ids in jobs]
 
     def _stop(self, looks: Sequence[Look]) -> Protocol[list[str]]:
         """Cancel the jobs that have not ended; returns those that had."""
@@ -74,5 +75,5 @@ class Leftovers:
         return Answer(number, body, is_failed=True)
 
 
-def _is_answer(result: Result | None) -> bool:
-    return result is not None and result.status not in STOPPED
+def _is_answer(outcome: Outcome | None) -> TypeGuard[Result]:
+    return isinstance(outcome, Result) and outcome.status not in STOPPED

@@ -9,9 +9,10 @@ from pathlib import Path
 import boto3
 import pytest
 
-from producer import AsyncClient, Client, ResultStoreError, s3_connection, stored_results
+from producer import AsyncClient, Client, JobNotFoundError, ResultStoreError, s3_connection, stored_results
 from producer.batch import BatchRun
 from producer.batch_protocol import BatchOptions
+from producer.contract import ErrorCode
 from producer.settings import ProducerSettings
 from producer.stored_results import MAX_READS_AT_ONCE, read_object
 from tests.fakes.fake_worker import FakeWorker, HeldJob
@@ -39,7 +40,7 @@ def met(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Barrier]:
     """No object is read unless so many are asked for at the same time."""
     barrier = threading.Barrier(NUM_TOGETHER, timeout=20)
 
-    def read_together(url: str, endpoint_url: str | None) -> bytes:
+    def read_together(url: str, endpoint_url: str | None) -> bytes | None:
         barrier.wait()
         return read_object(url, endpoint_url)
 
@@ -155,6 +156,23 @@ def test_a_result_in_a_store_that_cannot_be_read_names_the_remedy(
     with Client(redis_url, s3_endpoint_url=s3_endpoint) as client:
         job = client.submit("a")
         held = worker.claim().begin()
-        held.end(stored="s3://results/nothing-here.json")
-        with pytest.raises(ResultStoreError, match=r"s3://results/nothing-here.*PROMPTMILL_S3_ENDPOINT_URL"):
+        held.end(stored="s3://no-such-bucket/a.json")
+        with pytest.raises(ResultStoreError, match=r"s3://no-such-bucket/a.*PROMPTMILL_S3_ENDPOINT_URL"):
             job.result(timeout=30)
+
+
+def test_a_result_that_was_deleted_from_its_store_holds_up_no_other(
+    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Callable[[HeldJob], None]
+) -> None:
+    with Client(redis_url, s3_endpoint_url=s3_endpoint) as client:
+        first, deleted, last = jobs = client.submit_many([{"prompt": prompt} for prompt in "abc"])
+        for _ in jobs:
+            store(worker.claim())
+        boto3.client("s3", endpoint_url=s3_endpoint).delete_object(Bucket="results", Key=f"jobs/{deleted.id}.json")
+        results = {result.job_id: result for result in client.as_completed(jobs, timeout=60)}
+        assert [results[job.id].text for job in (first, last)] == ["a", "c"]
+        error = results[deleted.id].error
+        assert error is not None and error.code is ErrorCode.JOB_NOT_FOUND
+        assert f"s3://results/jobs/{deleted.id}.json is not there" in error.message
+        with pytest.raises(JobNotFoundError, match="submitted again"):
+            deleted.result(timeout=30)
