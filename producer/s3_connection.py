@@ -14,19 +14,24 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 30
-MAX_ATTEMPTS = 4  # of one request, boto3's own backoff between them
+MAX_ATTEMPTS = 4
 MAX_CONNECTIONS = 128  # kept open once made; more are made where more threads ask at once
 
 S3_ERRORS = (BotoCoreError, ClientError)
 _DENIED = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "ExpiredToken")
 
 
-def connect(endpoint_url: str | None) -> "S3Client":
-    """Opens no connection yet. A client may be used by several threads. Raises BotoCoreError or ValueError."""
+def connect(
+    endpoint_url: str | None, *, max_attempts: int | None = None, read_timeout_seconds: float = READ_TIMEOUT_SECONDS
+) -> "S3Client":
+    """Opens no connection yet. A client may be used by several threads. Raises BotoCoreError or ValueError.
+
+    max_attempts: of one request, boto3's own backoff between them; by default `MAX_ATTEMPTS`.
+    """
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        read_timeout=READ_TIMEOUT_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
+        read_timeout=read_timeout_seconds,
+        retries={"mode": "standard", "total_max_attempts": max_attempts or MAX_ATTEMPTS},
         max_pool_connections=MAX_CONNECTIONS,
         request_checksum_calculation="when_required",  # not every S3-compatible store knows the newer checksums
         response_checksum_validation="when_required",

@@ -119,7 +119,7 @@ def test_an_endpoint_that_does_not_answer_refuses_the_start(s3_endpoint: str) ->
 
 def test_a_store_that_hangs_up_amid_its_first_answer_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where botocore waits for a go-ahead, the end of the connection amid that leaves it in an endless loop."""
-    monkeypatch.setattr("producer.s3_connection.MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("worker.outlet.s3_results.MAX_ATTEMPTS", 1)
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -8,6 +8,10 @@ from producer.contract import Result
 from producer.s3_connection import S3_ERRORS, connect, describe, explain
 from worker.errors import ResultStoreError, StartRefusedError
 
+# Who uploads tries again by itself (worker/uploads.py): a store that hangs is given up after two minutes.
+MAX_ATTEMPTS = 2
+READ_TIMEOUT_SECONDS = 10.0
+
 PROBE_NAME = (
     ".promptmill"  # written and deleted at every start, to learn before the first job whether writing is allowed
 )
@@ -21,7 +25,7 @@ class S3ResultStore:
         self._prefix = f"{prefix}/" if prefix else ""
         self._where = describe(bucket, endpoint_url)
         try:
-            self._client = connect(endpoint_url)
+            self._client = connect(endpoint_url, max_attempts=MAX_ATTEMPTS, read_timeout_seconds=READ_TIMEOUT_SECONDS)
         except (BotoCoreError, ValueError) as error:
             raise StartRefusedError(f"no S3 client for {self._where}: {error}") from error
 
