@@ -22,7 +22,7 @@
 #define ROWS 5
 #define PANELS 1
 #endif
-#define WEIGHT_BYTES 1
+#define WEIGHT_BYTES(a) 1
 #define PANELS_STAY 0
 #define QUANTISE_TASK 8       /* rows */
 #define LEAST_RANGE 1e-30f    /* a row with less between its ends is taken for zeros */

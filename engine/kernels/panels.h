@@ -5,8 +5,8 @@
  * next, which the last of them fetches: memory is read while there is something to compute. A task is a block of panels,
  * which fits the L2 cache, with a block of rows.
  *
- * Included by a kernel that has defined: ROWS and PANELS, the tile that its registers hold; WEIGHT_BYTES, the size of an
- * element; PANELS_STAY, whether the next task has the same panels, or else the same rows; `product_args` with num_rows,
+ * Included by a kernel that has defined: ROWS and PANELS, the tile that its registers hold; WEIGHT_BYTES(args), the size
+ * of an element; PANELS_STAY, whether the next task has the same panels, or else the same rows; `product_args` with num_rows,
  * in_features, out_features and num_threads; and `tile(args, row, panel, num_rows, num_panels, ahead)`, whose counts are
  * constants where it is inlined, and which prefetches what lies `ahead` bytes behind the panels' elements that it reads.
  */
@@ -37,7 +37,7 @@ INLINE void rows_of_tile(const product_args *a, int row, int panel, int num_rows
 static void block(const product_args *a, int first_row, int last_row, int first_panel, int last_panel) {
   /* Tiles of even height: 8 rows are two of 4, because a low tile waits for its few chains of additions. */
   int num_tiles = (last_row - first_row + ROWS - 1) / ROWS;
-  int64_t panel_bytes = (int64_t)a->in_features * LANES * WEIGHT_BYTES;
+  int64_t panel_bytes = (int64_t)a->in_features * LANES * WEIGHT_BYTES(a);
   for (int panel = first_panel, num_panels; panel < last_panel; panel += num_panels) {
     num_panels = panel + PANELS <= last_panel ? PANELS : 1;
     for (int row = first_row, num_rows, left = num_tiles; left > 0; row += num_rows, left--) {
@@ -64,7 +64,7 @@ INLINE int parts_of(int count, int size) { return (count + size - 1) / size; }
  * are as many for each thread, and all of a size, or the other threads would wait for the one that has a task more. */
 static void product(const product_args *a) {
   int num_panels = parts_of(a->out_features, LANES), num_tiles = parts_of(num_panels, PANELS);
-  int fitting = at_least(1, BLOCK_BYTES / (a->in_features * PANELS * LANES * WEIGHT_BYTES));
+  int fitting = at_least(1, BLOCK_BYTES / (a->in_features * PANELS * LANES * WEIGHT_BYTES(a)));
   int num_steps = at_least(parts_of(num_tiles, fitting), at_most(4 * a->num_threads, num_tiles));
   num_steps = parts_of(num_steps, a->num_threads) * a->num_threads;
   int num_blocks = at_least(1, parts_of(a->num_rows, BLOCK_ROWS)); /* rounded up, the last may be empty */

@@ -101,7 +101,8 @@ def multiply() -> None:
             weight = (random(out_features, in_features) * in_features**-0.5).to(dtype)
             layers = [Int8Linear(weight, random(out_features).to(dtype), kernels)]
             if dtype == torch.float32:
-                layers.append(NativeLinear(weight, random(out_features), matmul))  # type: ignore[arg-type]
+                bias = random(out_features)
+                layers += [NativeLinear(values, bias, matmul) for values in (weight, weight.bfloat16().float())]  # type: ignore[list-item]
             for layer in layers:
                 for num_rows in (*range(1, 26), 61):
                     x = random(num_rows, in_features, dtype=dtype)

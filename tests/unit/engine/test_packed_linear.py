@@ -56,6 +56,23 @@ def test_the_native_product_leaves_no_row_or_column_out_however_they_are_shared_
         torch.testing.assert_close(layer(x), nn.functional.linear(x, weight), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 13, 250])
+@pytest.mark.parametrize("out_features", [37, 192])
+def test_a_weight_of_bfloat16s_numbers_is_kept_in_half_of_the_bytes_and_gives_the_same_bits(
+    num_rows: int, out_features: int
+) -> None:
+    make = KINDS["native-float32"][1]
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(out_features, 200, generator=generator).bfloat16().float()
+    bias, x = torch.randn(out_features, generator=generator), torch.randn(num_rows, 200, generator=generator)
+    narrow, wide = (
+        make(weight, bias),
+        make(torch.cat([weight, torch.full((1, 200), 1 / 3)]), torch.cat([bias, bias[:1]])),
+    )
+    assert (narrow._panels.dtype, wide._panels.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(narrow(x), wide(x)[:, :out_features])
+
+
 def test_the_native_product_is_the_same_to_the_bit_for_any_number_of_threads() -> None:
     make = KINDS["native-float32"][1]
     generator = torch.Generator().manual_seed(1)

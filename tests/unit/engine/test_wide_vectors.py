@@ -78,12 +78,13 @@ def test_attention(native: NativeAttention, kernels_dir: Path, dtype: torch.dtyp
 
 def test_products_in_float32(kernels_dir: Path) -> None:
     _, matmul = for_avx512(load_matmul, kernels_dir)
-    weight, bias, x = random(90, 100) / 10, random(90), random(61, 100)
-    layer = NativeLinear(weight, bias, matmul)
-    whole = layer(x)
-    assert_close(whole, torch.nn.functional.linear(x, weight, bias))
-    for num_rows in range(1, 26):  # tiles of every height
-        assert torch.equal(layer(x[:num_rows]), whole[:num_rows])
+    wide, bias, x = random(90, 100) / 10, random(90), random(61, 100)
+    for weight in (wide, wide.bfloat16().float()):
+        layer = NativeLinear(weight, bias, matmul)
+        whole = layer(x)
+        assert_close(whole, torch.nn.functional.linear(x, weight, bias))
+        for num_rows in range(1, 26):  # tiles of every height
+            assert torch.equal(layer(x[:num_rows]), whole[:num_rows])
 
 
 @pytest.mark.parametrize("instructions", ["BW", "VNNI"])
