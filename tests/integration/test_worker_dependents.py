@@ -17,6 +17,7 @@ from producer.contract import keys
 from tests.fakes.worker_runs import FUNCTION, WorkerThread, wait_for_no_leftovers, wait_for_result, wait_until
 from worker.fence import FencedPipeline
 from worker.rq_bridge.bridge import ServedQueue
+from worker.rq_bridge.outcomes import Outcomes
 
 REFUSED = {"prompt": ""}  # fails at once
 SLOT = RateLimit("slot", 1)
@@ -75,7 +76,7 @@ def test_who_may_run_after_a_failure_is_ready_in_the_same_moment(
         FUNCTION, prompt="Hello", max_tokens=2, depends_on=after_failure_of(first)
     )
     with monkeypatch.context() as dying:
-        dying.setattr(worker.service, "READY_SECONDS", 3600.0)
+        dying.setattr(Outcomes, "enqueue_ready", lambda self, names: None)
         with WorkerThread(redis_url):
             wait_for_result(redis_client, first.id)
             assert redis_client.zrange(f"rq:ready:{tenants}", 0, -1) == [second.id.encode()]

@@ -188,8 +188,8 @@ class _FakeGraph:
         self._happened = happened
         self._fails = fails
 
-    def capture_begin(self, *, pool: int) -> None:
-        self._happened.append(f"begin in pool {pool}")
+    def capture_begin(self, *, pool: int, capture_error_mode: str) -> None:
+        self._happened.append(f"begin in pool {pool}, errors {capture_error_mode}")
 
     def capture_end(self) -> None:
         self._happened.append("end")
@@ -222,7 +222,7 @@ def happened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_capture_is_on_a_stream_of_its_own(happened: list[str]) -> None:
     CudaCapture()(lambda: happened.append("run"))
-    assert happened == ["wait", "enter", "begin in pool 7", "run", "end", "leave"]
+    assert happened == ["wait", "enter", "begin in pool 7, errors global", "run", "end", "leave"]
 
 
 def test_a_capture_that_fails_leaves_its_stream_and_its_pool(
@@ -234,7 +234,7 @@ def test_a_capture_that_fails_leaves_its_stream_and_its_pool(
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: _FakeGraph(happened, fails=True))
     with pytest.raises(torch.AcceleratorError):
         CudaCapture()(wait_for_the_device)
-    assert happened == ["wait", "enter", "begin in pool 7", "end", "close 7", "leave"]
+    assert happened == ["wait", "enter", "begin in pool 7, errors global", "end", "close 7", "leave"]
 
 
 def test_a_capture_without_memory_is_tried_again_with_what_was_cached(happened: list[str]) -> None:
@@ -243,5 +243,5 @@ def test_a_capture_without_memory_is_tried_again_with_what_was_cached(happened: 
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     CudaCapture()(run)
-    attempt = ["wait", "enter", "begin in pool 7", "end", "leave"]
+    attempt = ["wait", "enter", "begin in pool 7, errors global", "end", "leave"]
     assert happened == [*attempt, "empty cache", *attempt]
