@@ -94,6 +94,8 @@ def test_a_decoder_layer_is_so_many_kernels(architecture: str, num_kernels: int,
 def test_a_layer_behind_another_is_given_its_first_norm_and_computes_it_itself_for_other_rows(tmp_path: Path) -> None:
     model = load(make_tiny_model("llama", tmp_path))
     model.allocate_kv_cache(4)
+    assert model.context.kv_cache is not None
+    model.context.kv_cache.zero_()  # of what is attended to, only the last token is written here
     first, second = (module for module in model.model.modules() if isinstance(module, PagedLayer))
     hidden = torch.randn(2, 48, generator=torch.Generator().manual_seed(0))
     model.context.batch = batch_of([(0, 5, 6), (1, 9, 10)], (torch.arange(2), torch.arange(2, 4)))
