@@ -13,10 +13,9 @@ from torch import Tensor
 
 from engine.attention.base import AttentionBatch, AttentionRules
 from engine.kernels.build import build_library, load_library
-from engine.kernels.native_function import NativeFunction
+from engine.kernels.native_function import FORMATS, NativeFunction
 
-DTYPES = (torch.float32, torch.bfloat16)
-_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # half.h's; the last for keys and values alone
+DTYPES = (torch.float32, torch.bfloat16)  # keys and values may be float16, too
 
 # Of `attention_args` in attention_rows.h: what a layer's call is given, and what is a step's.
 _CALL = struct.Struct("@6P6q6i2fq")
@@ -82,7 +81,7 @@ class NativeAttention:
             torch.get_num_threads(),
             rules.scaling,
             rules.softcap or 0.0,
-            _FORMATS[q.dtype],
+            FORMATS[q.dtype],
         )
 
     def _set_step(self, batch: AttentionBatch, kv_cache: Tensor) -> None:
@@ -106,7 +105,7 @@ class NativeAttention:
             batch.num_seqs,
             batch.num_tokens,
             kv_cache.shape[3],
-            _FORMATS[kv_cache.dtype],
+            FORMATS[kv_cache.dtype],
         )
 
 

@@ -7,6 +7,10 @@ import ctypes
 import struct
 from collections.abc import Callable
 
+import torch
+
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # half.h's names of number formats
+
 _LINK = struct.Struct("@P1q")  # `chained_call` of rows.c
 _ADDRESS = struct.Struct("@P")
 

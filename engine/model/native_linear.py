@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from engine.kernels.build import build_library, load_library
-from engine.kernels.native_function import NativeFunction
+from engine.kernels.native_function import FORMATS, NativeFunction
 
 _PANEL = 16  # LANES of lanes.h
 # `product_args` of matmul.c: five pointers, two 64-bit and five 32-bit integers, padded to 8 bytes.
 _ARGUMENTS = struct.Struct("@5P2q5i4x")
-_FORMATS = {torch.float32: 0, torch.bfloat16: 1}  # of half.h
 
 
 def load_matmul(kernels_dir: Path) -> tuple[str, NativeFunction]:
@@ -63,7 +62,7 @@ class NativeLinear(nn.Module):
             self.in_features,
             self.out_features,
             torch.get_num_threads(),
-            _FORMATS[self._panels.dtype],
+            FORMATS[self._panels.dtype],
         )
 
 

@@ -104,7 +104,7 @@ def _works(packer: LinearPacker, dtype: torch.dtype) -> bool:
     """Whether a packed layer computes what torch's does, each row the same in every batch."""
     weight = torch.randn(90, 80, generator=torch.Generator().manual_seed(0)) * 80**-0.5  # outputs of about 1
     # Some kinds keep narrow numbers in another format.
-    return _computes(packer, weight.to(dtype)) and _computes(packer, weight.to(torch.bfloat16).to(dtype))
+    return all(_computes(packer, weight.to(numbers).to(dtype)) for numbers in {dtype, torch.bfloat16})
 
 
 def _computes(packer: LinearPacker, weight: Tensor) -> bool:

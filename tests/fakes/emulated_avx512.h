@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "emulated_vnni.h"
+
 typedef struct {
   __m256i low, high;
 } both;
@@ -37,21 +39,17 @@ IN_HALVES(emulated_add_epi16, __m512i, _mm256_add_epi16)
 IN_HALVES(emulated_maddubs_epi16, __m512i, _mm256_maddubs_epi16)
 IN_HALVES(emulated_madd_epi16, __m512i, _mm256_madd_epi16)
 
-static inline __m512 emulated_cvtph_ps(__m256i halves) {
-  __m512 result;
-  __m256 parts[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
-                     _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
-  memcpy(&result, parts, 64);
-  return result;
-}
+/* One AVX2 instruction that widens each half of a vector of 16-bit numbers. */
+#define WIDENED(NAME, TYPE, HALF, DO)                                                                       \
+  static inline TYPE NAME(__m256i shorts) {                                                                 \
+    TYPE result;                                                                                            \
+    HALF parts[2] = {DO(_mm256_castsi256_si128(shorts)), DO(_mm256_extracti128_si256(shorts, 1))};          \
+    memcpy(&result, parts, 64);                                                                             \
+    return result;                                                                                          \
+  }
 
-static inline __m512i emulated_cvtepu16_epi32(__m256i shorts) {
-  __m512i result;
-  __m256i parts[2] = {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(shorts)),
-                      _mm256_cvtepu16_epi32(_mm256_extracti128_si256(shorts, 1))};
-  memcpy(&result, parts, 64);
-  return result;
-}
+WIDENED(emulated_cvtph_ps, __m512, __m256, _mm256_cvtph_ps)
+WIDENED(emulated_cvtepu16_epi32, __m512i, __m256i, _mm256_cvtepu16_epi32)
 
 static inline __m512i emulated_slli_epi32(__m512i a, int count) {
   both x = halves_of(&a);
@@ -86,14 +84,10 @@ static inline __m128i emulated_cvtusepi32_epi8(__m512i a) {
 }
 
 static __attribute__((noinline)) __m512i emulated_dpbusd_epi32(__m512i sum, __m512i unsigned_bytes, __m512i signed_bytes) {
-  uint8_t a[64];
-  int8_t b[64];
-  int32_t c[16];
-  memcpy(a, &unsigned_bytes, 64);
-  memcpy(b, &signed_bytes, 64);
-  memcpy(c, &sum, 64);
-  for (int i = 0; i < 64; i++) c[i / 4] += a[i] * b[i];
-  return emulated_loadu_si512(c);
+  both result = halves_of(&sum), x = halves_of(&unsigned_bytes), y = halves_of(&signed_bytes);
+  result.low = emulated_dpbusd(result.low, x.low, y.low);
+  result.high = emulated_dpbusd(result.high, x.high, y.high);
+  return emulated_loadu_si512(&result);
 }
 
 #define _mm512_max_ps emulated_max_ps
