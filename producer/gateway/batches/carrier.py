@@ -17,7 +17,7 @@ from producer.contract import JobRequest, keys
 from producer.errors import FileStoreError, InvalidJobError
 from producer.gateway.api_keys import read_key
 from producer.gateway.batches.answer_file import AnswerFile
-from producer.gateway.batches.batch_lease import AnsweredLines, BatchLease, Wish
+from producer.gateway.batches.batch_lease import AnsweredLines, BatchLease, LeaseLostError, Wish
 from producer.gateway.batches.batch_record import BatchProblem, BatchRecord, BatchStatus
 from producer.gateway.batches.input_check import (
     EndOfCheckError,
@@ -150,13 +150,17 @@ class Carrier:
         if self._lease.wish is Wish.GO_ON:
             await self._run_lines(index, await self._lease.read_answered(), answers)
             await answers.flush()
-        if self._lease.wish is Wish.STOP:
+        wish = self._lease.wish  # as of now: while the rest is settled this process may be told to stop
+        if wish is Wish.LOST:  # the jobs are another carrier's
+            raise LeaseLostError(self._lease.record.id)
+        if wish is Wish.STOP:
             await self._lease.release()
-        elif self._lease.wish is Wish.GO_ON and await self._lease.finalize() is BatchStatus.FINALIZING:
+        elif wish is Wish.GO_ON and await self._lease.finalize() is BatchStatus.FINALIZING:
             await self._finish(BatchStatus.COMPLETED)
         else:
-            await self._settle_the_rest(index, answers)
-            await self._finish_early()
+            status = _early_end(wish)
+            await self._settle_the_rest(index, answers, status)
+            await self._finish(status)
 
     async def _run_lines(self, index: LineIndex, answered: AnsweredLines, answers: AnswerFile) -> None:
         record = self._lease.record
@@ -183,9 +187,9 @@ class Carrier:
         return queue
         yield  # a protocol without operations
 
-    async def _settle_the_rest(self, index: LineIndex, answers: AnswerFile) -> None:
+    async def _settle_the_rest(self, index: LineIndex, answers: AnswerFile, status: BatchStatus) -> None:
         """The lines without an answer get the error that says why there is none."""
-        is_cancelled = self._lease.wish is not Wish.EXPIRE
+        is_cancelled = status is BatchStatus.CANCELLED
         code = "batch_cancelled" if is_cancelled else "batch_expired"
         message = "the batch was cancelled" if is_cancelled else "the batch's completion window ended"
         answered = await self._lease.read_answered()
@@ -197,7 +201,7 @@ class Carrier:
         await answers.flush()
 
     async def _finish_early(self, problems: list[BatchProblem] | None = None) -> None:
-        await self._finish(BatchStatus.EXPIRED if self._lease.wish is Wish.EXPIRE else BatchStatus.CANCELLED, problems)
+        await self._finish(_early_end(self._lease.wish), problems)
 
     async def _give_up_later(self, error: FileStoreError) -> None:
         """The store may only be away for a while: until then the batch waits."""
@@ -214,6 +218,10 @@ class Carrier:
     async def _finish(self, status: BatchStatus, problems: list[BatchProblem] | None = None) -> None:
         await self._lease.finish(status, problems or [])
         _log.info("action=batch_ended batch=%s status=%s", self._lease.record.id, status)
+
+
+def _early_end(wish: Wish) -> BatchStatus:
+    return BatchStatus.EXPIRED if wish is Wish.EXPIRE else BatchStatus.CANCELLED
 
 
 def _unreadable(record: BatchRecord) -> BatchProblem:

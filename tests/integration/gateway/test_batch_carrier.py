@@ -135,6 +135,29 @@ async def test_an_expired_batch_keeps_its_answers_and_says_of_the_rest_that_it_e
     assert events(redis_client) == [("batch.expired", created.id)]
 
 
+async def test_a_batch_that_expires_while_its_process_is_told_to_stop_ends_as_expired(
+    bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = await bench.create([line("a")])
+    lease = await bench.claim()
+    assert lease is not None
+    carrying = asyncio.create_task(bench.carrier(lease).carry())
+    await asyncio.to_thread(low.claim)
+    reserve = bench.files.reserve
+
+    async def stop_and_reserve(part: str) -> None:
+        """For the line's error: there is no other part."""
+        lease.wish_for(Wish.STOP)
+        await reserve(part)
+
+    monkeypatch.setattr(bench.files, "reserve", stop_and_reserve)
+    lease.wish_for(Wish.EXPIRE)
+    await carrying
+    record = await bench.get(created.id)
+    assert record.status is BatchStatus.EXPIRED and record.cancelled_at is None
+    assert (await answers(bench, record))["a"]["error"]["code"] == "batch_expired"
+
+
 async def test_output_can_be_read_while_the_batch_runs(bench: BatchBench, low: FakeWorker) -> None:
     created = await bench.create([line("a"), line("b")])
     carrying = asyncio.create_task(bench.carry())

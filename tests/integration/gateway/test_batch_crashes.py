@@ -12,7 +12,7 @@ import redis as redis_py
 from producer.async_transport import AsyncTransport
 from producer.contract import keys
 from producer.gateway.batches.batch_keys import OPEN_KEY
-from producer.gateway.batches.batch_lease import BatchLease, Wish
+from producer.gateway.batches.batch_lease import BatchLease, LeaseLostError, Wish
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
 from producer.gateway.batches.carrier import Carrier
 from producer.gateway.files.file_records import FileRecords
@@ -167,3 +167,26 @@ async def test_a_carrier_that_was_taken_for_dead_changes_nothing_any_more(
         with suppress(Exception):
             await sleeping
         await check_end(bench, created, BatchStatus.COMPLETED)
+
+
+async def test_a_carrier_that_learns_that_another_has_its_batch_cancels_no_job_of_it(
+    redis_url: str, redis_client: redis_py.Redis, tmp_path: Path, low: FakeWorker
+) -> None:
+    async with batch_bench(redis_url, tmp_path) as bench:
+        created = await bench.create([line("a"), line("b")])
+        stale = await bench.claim()
+        assert stale is not None
+        sleeping = asyncio.create_task(bench.carrier(stale).carry())
+        jobs = [await asyncio.to_thread(low.claim) for _ in range(2)]
+        redis_client.zadd(OPEN_KEY, {created.id: 0})
+        fresh = await bench.claim()
+        assert fresh is not None
+        await BatchLease.renew(bench.redis, [stale], 15.0)  # as it wakes, with every line still to be answered
+        with pytest.raises(LeaseLostError):
+            await sleeping
+        assert not any(job.is_cancelled() for job in jobs)
+        for job in jobs:
+            echo(job)
+        await bench.carrier(fresh).carry()
+        record = await bench.get(created.id)
+        assert record.status is BatchStatus.COMPLETED and (record.num_completed, record.num_failed) == (2, 0)
