@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from producer.client import Client
     from producer.contract import Choice, Chunk, ErrorCode, ErrorInfo, JobRequest, Message, Result, Usage, WorkerInfo
     from producer.dead_letters import FailedJob
+    from producer.deliveries import WebhookCounts
     from producer.errors import (
         BatchFileError,
         DurabilityError,
@@ -58,6 +59,7 @@ __all__ = [
     "SettingsError",
     "Subscription",
     "Usage",
+    "WebhookCounts",
     "WorkerInfo",
 ]
 
@@ -72,6 +74,7 @@ _MODULES = {
     "Message": "producer.contract",
     "Result": "producer.contract",
     "Usage": "producer.contract",
+    "WebhookCounts": "producer.deliveries",
     "WorkerInfo": "producer.contract",
     "FailedJob": "producer.dead_letters",
     "BatchFileError": "producer.errors",

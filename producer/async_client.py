@@ -8,6 +8,7 @@ from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_
 from producer.cancel import cancel
 from producer.contract import Result, WorkerInfo
 from producer.dead_letters import FailedJob, read_failed, retry
+from producer.deliveries import WebhookCounts, count_deliveries
 from producer.enqueue import PriorityClass
 from producer.job import AsyncJob
 from producer.outcome import JobStatus, read_status
@@ -125,6 +126,10 @@ class AsyncClient(BaseClient):
     async def queues(self) -> list[QueueStatus]:
         """As `Client.queues`."""
         return await self._transport.run(read_queues(self.settings.queue))
+
+    async def webhook_counts(self) -> WebhookCounts:
+        """As `Client.webhook_counts`."""
+        return await self._transport.run(count_deliveries())
 
     async def aclose(self) -> None:
         """As `Client.close`."""

@@ -8,6 +8,7 @@ import click
 
 from producer.cli_jobs import open_client
 from producer.contract import WorkerInfo
+from producer.deliveries import WebhookCounts
 from producer.settings import ProducerSettings, settings_options
 from producer.workers import QueueStatus
 
@@ -19,19 +20,23 @@ RARE = ("deferred", "scheduled")  # columns that are left out where they are emp
 @click.option("--host", help="Show this host's workers alone, and exit with 1 if none is alive: a health check.")
 @settings_options(ProducerSettings)
 def status(is_json: bool, host: str | None, **flags: Any) -> None:
-    """Show the queues and the live workers."""
+    """Show the queues, the live workers, and webhooks that are not delivered."""
     with open_client(flags) as client:
-        queues, workers = client.queues(), client.workers()
+        queues, workers, webhooks = client.queues(), client.workers(), client.webhook_counts()
     if host is not None:
         workers = [worker for worker in workers if worker.hostname == host]
     if is_json:
         shown = {
             "queues": [dataclasses.asdict(queue) for queue in queues],
             "workers": [worker.model_dump(mode="json") for worker in workers],
+            "webhooks": dataclasses.asdict(webhooks),
         }
         click.echo(json.dumps(shown, indent=2))
     else:
         _print_tables(queues, workers)
+        if webhooks != WebhookCounts():
+            counts = f"{webhooks.waiting} waiting, {webhooks.dead} dead"
+            click.echo(f"Webhooks: {counts}; to see them: promptmill webhooks deliveries")
     if host is not None and not workers:
         raise SystemExit(1)
 

@@ -7,6 +7,7 @@ from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_
 from producer.cancel import cancel
 from producer.contract import Result, WorkerInfo
 from producer.dead_letters import FailedJob, read_failed, retry
+from producer.deliveries import WebhookCounts, count_deliveries
 from producer.enqueue import PriorityClass
 from producer.job import Job
 from producer.outcome import JobStatus, read_status
@@ -139,6 +140,10 @@ class Client(BaseClient):
     def queues(self) -> list[QueueStatus]:
         """The queues that the live workers and this client use, with RQ's counts."""
         return self._transport.run(read_queues(self.settings.queue))
+
+    def webhook_counts(self) -> WebhookCounts:
+        """How many webhooks, of batches and of RQ jobs, wait for their receivers, and how many came to nothing."""
+        return self._transport.run(count_deliveries())
 
     def close(self) -> None:
         """Close the connections. Jobs go on."""

@@ -15,7 +15,7 @@ import redis
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
-from producer.contract import ErrorCode, ErrorInfo, Result, keys
+from producer.contract import ErrorCode, ErrorInfo, keys
 from worker.background import BackgroundThreads
 from worker.errors import LeaseLostError
 from worker.fence import FencedRedis
@@ -27,7 +27,6 @@ from worker.scripts import RECORD_TTL_SECONDS
 MAX_BATCH = 64  # jobs in one transaction
 NUM_THREADS = 4
 NUM_CALLBACK_THREADS = 4  # a callback may take a minute, by default, before its job is committed
-NUM_WEBHOOK_THREADS = 8  # and an unreachable receiver ten seconds
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 2.0
 FAILED_COMMIT_SECONDS = (0.1, 0.3, 1.0)  # between tries of a commit that raises what is no outage
@@ -53,17 +52,24 @@ class _Try:
 class Committer:
     """Commits in background threads. `on_end` is called there once for every job that is over, until `close`.
 
-    No thread waits: a commit that has to be tried again is queued again, with a backoff of its own. What other people's
-    code or servers may hold up, callbacks and webhooks, has threads of its own.
+    No thread waits: a commit that has to be tried again is queued again, with a backoff of its own. Callbacks are other
+    people's code and may hang: they have threads of their own. `on_webhooks` is called once webhooks are owed.
     """
 
-    def __init__(self, client: redis.Redis, outcomes: Outcomes, on_end: Callable[[RunningJob], None]) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        outcomes: Outcomes,
+        on_end: Callable[[RunningJob], None],
+        *,
+        on_webhooks: Callable[[], None] = lambda: None,
+    ) -> None:
         self._client = client
         self._outcomes = outcomes
         self._on_end = on_end
         self._threads = BackgroundThreads(NUM_THREADS, "commit")
         self._callers = BackgroundThreads(NUM_CALLBACK_THREADS, "callback")
-        self._senders = BackgroundThreads(NUM_WEBHOOK_THREADS, "webhook")
+        self._on_webhooks = on_webhooks
         self._is_closing = threading.Event()
 
     def commit(self, jobs: Sequence[RunningJob]) -> None:
@@ -80,7 +86,7 @@ class Committer:
         """Give up what Redis does not take any more; what is under way may end within the timeout."""
         self._is_closing.set()
         end = time.monotonic() + timeout_seconds
-        for threads in (self._threads, self._callers, self._senders):
+        for threads in (self._threads, self._callers):
             threads.stop(max(0.0, end - time.monotonic()))
 
     def _submit(self, attempt: _Try, *, after_seconds: float = 0.0) -> None:
@@ -102,6 +108,8 @@ class Committer:
                 self._insist(attempt, error)
                 return
             ended = attempt.jobs  # the lease lapses, and another attempt finds the stored outcome
+        if any(job.rq_job.webhooks for job in attempt.jobs):
+            self._on_webhooks()
         if self._is_closing.is_set():
             return  # what was not committed is handed over, and what was is no longer under our fence
         for job in ended:
@@ -195,16 +203,7 @@ class Committer:
         except LeaseLostError:
             _log.info("action=commit_fenced job_id=%s attempt=%d", job.job_id, job.claim.attempt)
             self._outcomes.enqueue_ready()  # if it is the reply that was lost, dependents wait in between
-            if not (job.rq_job.webhooks and self._has_committed(job)):
-                return jobs
-        if job.rq_job.webhooks and not job.is_retried:
-            self._senders.submit(partial(self._outcomes.send_webhooks, job))
         return jobs
-
-    def _has_committed(self, job: RunningJob) -> bool:
-        """Whether the result that is stored is this attempt's."""
-        wire = self._client.get(keys.result_key(job.job_id))
-        return wire is not None and Result.model_validate_json(wire).attempts == job.claim.attempt
 
     def _commit_bare(self, jobs: list[RunningJob], reason: str) -> list[RunningJob]:
         """The failure alone, with nothing that could fail: what a key of another type refuses is left out."""
@@ -238,6 +237,7 @@ class Committer:
         pipe.publish(channel, line)
         pipe.xadd(channel, {keys.DATA_FIELD: line}, maxlen=keys.RESULTS_STREAM_MAX_ENTRIES, approximate=True)
         pipe.expire(channel, keys.RESULT_TTL_SECONDS)  # of a tenant that comes no more, nothing stays
+        self._outcomes.add_webhooks(pipe, job)
 
 
 def _is_plain(job: RunningJob) -> bool:

@@ -61,7 +61,10 @@ class JobLoop:
         self._held = HeldJobs()
         self._limits = Limits(self._held)
         self._committer = Committer(
-            parts.client, parts.outcomes, lambda job: self._events.post(partial(self._release, job))
+            parts.client,
+            parts.outcomes,
+            lambda job: self._events.post(partial(self._release, job)),
+            on_webhooks=parts.courier.wake if parts.courier is not None else lambda: None,
         )
         self._finisher = Finisher(parts, self._committer, post=self._events.post, on_lost=self._drop)
         self._admission = Admission(

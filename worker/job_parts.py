@@ -10,6 +10,7 @@ from worker.outlet.base import ResultStore
 from worker.outlet.stream import StreamOutlet
 from worker.rq_bridge import Outcomes
 from worker.scripts import Scripts
+from worker.webhook_courier import WebhookCourier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,3 +24,4 @@ class JobParts:
     outlet: StreamOutlet
     store: ResultStore | None  # None: full results stay in Redis
     outcomes: Outcomes
+    courier: WebhookCourier | None  # None: no job of this worker has webhooks

@@ -38,6 +38,7 @@ from worker.settings import WorkerSettings
 from worker.stop_signals import StopSignals
 from worker.tenant_queues import LOOK_SECONDS, TenantQueues
 from worker.translate import Translator
+from worker.webhook_courier import WebhookCourier
 
 HAND_OVER_SECONDS = 1.0  # how long it is tried again
 HAND_OVER_RETRY_SECONDS = 0.05
@@ -103,6 +104,8 @@ class WorkerService:
         )
         self._intake = self._build_intake(reader)
         self._outcomes = Outcomes(self._bridge, reader)
+        allowed = settings.allowed_webhooks
+        self._courier = WebhookCourier(settings.redis_url, allowed) if allowed else None
         self._loop = self._build_loop(store)
         self._leases = self._build_leases()
         self._control = ControlListener(
@@ -166,6 +169,7 @@ class WorkerService:
             outlet=StreamOutlet(self._client, self._scripts),
             store=store,
             outcomes=self._outcomes,
+            courier=self._courier,
         )
         return JobLoop(
             parts,
@@ -223,6 +227,8 @@ class WorkerService:
         self._leases.start()
         self._control.start()
         self._watch.start()
+        if self._courier is not None:
+            self._courier.start()
         for housekeeper in self._housekeepers:
             housekeeper.start()
         _log.info("action=serving worker=%s queues=%s", self.name, ",".join(self._settings.queue_names))
@@ -240,6 +246,8 @@ class WorkerService:
             housekeeper.stop()
         self._control.stop()
         self._watch.stop()
+        if self._courier is not None:
+            self._courier.stop()
         end = time.monotonic() + HAND_OVER_SECONDS
         while True:
             try:
@@ -255,6 +263,8 @@ class WorkerService:
                     message = f"Redis is away ({error}): the worker's jobs come back when their leases end"
                     raise HandOverError(message) from error
             time.sleep(HAND_OVER_RETRY_SECONDS)
+        if self._courier is not None:
+            self._courier.close(THREADS_END_SECONDS)
         _log.info("action=handed_over worker=%s num_jobs=%d", self.name, num_jobs)
 
     def _sign_off(self) -> None:

@@ -8,6 +8,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from producer.contract import JobOutcome, WorkerInfo, keys
+from producer.deliveries import WebhookCounts
 from producer.gateway.console.ended_jobs import EndedJob
 from producer.gateway.token_timer import TokenTimer
 from producer.workers import QueueStatus
@@ -70,12 +71,13 @@ class GatewayMetrics:
         queues: Sequence[QueueStatus],
         workers: Sequence[WorkerInfo],
         batches: Mapping[str, int],
+        webhooks: WebhookCounts | None,
         *,
         is_redis_up: bool,
     ) -> bytes:
         """Everything in Prometheus's text format. `batches`: how many, by status."""
         self._fleet.queues, self._fleet.workers, self._fleet.is_redis_up = queues, workers, is_redis_up
-        self._fleet.batches = batches
+        self._fleet.batches, self._fleet.webhooks = batches, webhooks
         self._jobs.begin(queue.name for queue in queues)
         return generate_latest(self._registry)
 
@@ -131,6 +133,7 @@ class _Fleet(Collector):
         self.queues: Sequence[QueueStatus] = ()
         self.workers: Sequence[WorkerInfo] = ()
         self.batches: Mapping[str, int] = {}
+        self.webhooks: WebhookCounts | None = None
         self.is_redis_up = False
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -154,6 +157,13 @@ class _Fleet(Collector):
         for status, count in self.batches.items():
             batches.add_metric([status], count)
         yield batches
+        webhooks = GaugeMetricFamily(
+            "promptmill_webhooks", "Webhooks that wait for their receivers, or came to nothing.", labels=["state"]
+        )
+        if self.webhooks is not None:
+            webhooks.add_metric(["waiting"], self.webhooks.waiting)
+            webhooks.add_metric(["dead"], self.webhooks.dead)
+        yield webhooks
         for name, annotation in _figures().items():
             text = f"A worker's {annotation}, as it says itself."
             family = GaugeMetricFamily(f"promptmill_worker_{name}", text, labels=["worker", "model"])

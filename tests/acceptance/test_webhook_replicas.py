@@ -11,7 +11,7 @@ import openai
 import pytest
 import redis
 
-from producer.gateway.webhooks.deliveries import DUE_KEY
+from producer.deliveries import BATCHES
 from producer.gateway.webhooks.endpoints import WebhookEndpoint, add_endpoint
 from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
 from producer.operations import send
@@ -55,12 +55,12 @@ def test_what_a_killed_replica_had_delivered_unrecorded_is_delivered_again_under
         first = receiver.next(60)
         killed.send_signal(signal.SIGKILL)
         killed.wait(10)
-        [(delivery, leased_until)] = redis_client.zrange(DUE_KEY, 0, -1, withscores=True)
+        [(delivery, leased_until)] = redis_client.zrange(BATCHES.due, 0, -1, withscores=True)
         assert time.time() + 20 < leased_until < time.time() + 60  # nobody else has it before
-        redis_client.zadd(DUE_KEY, {delivery: time.time()})  # the lease's time has passed
+        redis_client.zadd(BATCHES.due, {delivery: time.time()})  # the lease's time has passed
         start()
         second = receiver.next(60)
-        wait_until(lambda: not redis_client.exists(DUE_KEY))
+        wait_until(lambda: not redis_client.exists(BATCHES.due))
         release.set()
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == event.id
     assert first.body == second.body

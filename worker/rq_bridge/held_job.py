@@ -4,7 +4,6 @@ import json
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import redis
 from redis.client import Pipeline
@@ -13,13 +12,14 @@ from rq.serializers import JSONSerializer
 
 from producer.contract import ErrorCode
 from producer.contract.keys import FAILURE_TTL_SECONDS, JOB_FUNCTION, RESULT_TTL_SECONDS
+from worker.allowed_urls import find_allowed
 from worker.claim import Claim
 from worker.errors import JobRefusedError
 
 
 class HeldJob(Job):  # type: ignore[misc]  # RQ's classes are untyped here
-    """A job whose status is only written in a transaction, and so under its fence, and whose webhooks are sent beside
-    its commit (`Outcomes.send_webhooks`)."""
+    """A job whose status is only written in a transaction, and so under its fence, and whose webhooks are written in
+    the same one (`Outcomes.add_webhooks`)."""
 
     def set_status(self, status: JobStatus, pipeline: Pipeline | None = None) -> None:
         if pipeline is None:
@@ -28,7 +28,7 @@ class HeldJob(Job):  # type: ignore[misc]  # RQ's classes are untyped here
             super().set_status(status, pipeline=pipeline)
 
     def send_webhooks(self, status: str | JobStatus, *, exc_string: str | None = None) -> None:
-        """Nothing yet: RQ's handlers would wait for the receivers' answers."""
+        """Nothing: RQ's handlers would wait for the receivers' answers, and forget who gave none."""
 
 
 class JobReader:
@@ -76,10 +76,14 @@ class JobReader:
             if callback and callback not in self._allowed_callbacks:
                 refused.append(f"callback {callback!r} (see --callbacks)")
                 setattr(job, name, None)
-        allowed = [hook for hook in job.webhooks if any(_is_under(hook.url, url) for url in self._allowed_webhooks)]
+        allowed = [hook for hook in job.webhooks if self.find_allowed(hook.url) is not None]
         refused += [f"webhook {hook.url!r} (see --webhooks)" for hook in job.webhooks if hook not in allowed]
         job.webhooks = allowed
         return _refusal(f"the worker does not allow {', '.join(refused)}") if refused else None
+
+    def find_allowed(self, url: str) -> str | None:
+        """The entry of the webhooks' allow-list that the URL is at or below."""
+        return find_allowed(url, self._allowed_webhooks)
 
     def read_kwargs(self, job: Job) -> dict[str, Any]:
         """The fields of the request. Raises JobRefusedError for what is no call of the one function we serve."""
@@ -126,7 +130,6 @@ def has_extras(job: Job) -> bool:
     """Whether success means more than writing the job's own keys."""
     return bool(
         job._success_callback_name
-        or job.webhooks
         or job.repeats_left
         or job.has_rate_limit
         or job.get_result_ttl(RESULT_TTL_SECONDS) == 0
@@ -147,11 +150,3 @@ def _what_is_malformed(claim: Claim, error: Exception) -> str:
 
 def _refusal(message: str) -> JobRefusedError:
     return JobRefusedError(ErrorCode.INVALID_REQUEST, message)
-
-
-def _is_under(url: str, allowed: str) -> bool:
-    """Whether `url` is the allowed one or lies below it; hosts and parts of the path are compared whole."""
-    given, top = urlsplit(url), urlsplit(allowed)
-    same_host = (given.scheme, given.netloc) == (top.scheme, top.netloc)
-    is_below = f"{given.path}/".startswith(f"{top.path.rstrip('/')}/")
-    return same_host and is_below and ".." not in unquote(given.path).split("/")

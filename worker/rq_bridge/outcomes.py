@@ -22,11 +22,13 @@ from rq.timeouts import TimerDeathPenalty
 from rq.utils import utcformat
 
 from producer.contract.keys import FAILURE_TTL_SECONDS, RESULT_TTL_SECONDS
+from producer.deliveries import JOBS
 from worker.claim import Claim
 from worker.fence import FencedRedis
 from worker.redis_client import which_exist
 from worker.rq_bridge.bridge import RQ_PREFIX, RqBridge
 from worker.rq_bridge.held_job import JobReader
+from worker.rq_bridge.webhooks import build_webhook
 from worker.running_job import RunningJob
 
 _log = logging.getLogger(__name__)
@@ -92,7 +94,7 @@ class Outcomes:
         pipe.zrem(CanceledJobRegistry.key_template.format(running.claim.queue), running.job_id)
 
     def add_bare_failure(self, pipe: Pipeline, running: RunningJob, reason: str) -> None:
-        """Failed, without what RQ's handler does for others (dependents, callbacks, webhooks)."""
+        """Failed, without what RQ's handler does for others (dependents, callbacks)."""
         job = running.rq_job
         ended_at = _ended_at(running)
         pipe.hset(job.key, mapping={"status": JobStatus.FAILED.value, "ended_at": utcformat(ended_at)})
@@ -165,13 +167,22 @@ class Outcomes:
             raise connection.error
         queue.enqueue_ready_jobs_by_queue(ready)
 
-    def send_webhooks(self, running: RunningJob) -> None:
-        """Of a job that is committed. Waits for the receivers' answers, or for as long as the webhooks say."""
+    def add_webhooks(self, pipe: Pipeline, running: RunningJob) -> None:
+        """What the job's end owes to its webhooks, due at once, for whichever worker gets to it."""
+        if not running.rq_job.webhooks or running.status not in ("finished", "failed"):
+            return
         job = self._fresh_job(running)
-        if running.status == "finished":
-            Job.send_webhooks(job, JobStatus.FINISHED)
-        elif running.status == "failed":
-            Job.send_webhooks(job, JobStatus.FAILED, exc_string=_reason(running))
+        exc_string = _reason(running) if running.status == "failed" else None
+        hooks = [hook for hook in job.webhooks if hook.job_status == running.status]
+        for number, hook in enumerate(hooks):
+            try:
+                fields = build_webhook(job, hook, exc_string, allowed=self._reader.find_allowed(hook.url)).to_fields()
+            except Exception:  # of any type: what cannot be written down must not keep the job from its end
+                _log.exception("action=webhook_unwritable job_id=%s", running.job_id)
+                continue
+            delivery_id = f"{running.claim.execution_id}-{number}"  # one execution commits, and once
+            pipe.hset(JOBS.prefix + delivery_id, mapping=fields)
+            pipe.zadd(JOBS.due, {delivery_id: 0})
 
     def _fresh_job(self, running: RunningJob) -> Job:
         """RQ's handlers change the job they are given; a commit that is tried again needs it as it was."""

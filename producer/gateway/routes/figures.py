@@ -15,12 +15,13 @@ router = APIRouter(tags=["figures"])
 
 @router.get("/stats")
 async def stats(context: Context, caller: Operator) -> dict[str, Any]:
-    """The queues with the numbers of their jobs, batches by status, the workers with their scheduler's and memory's
-    figures."""
+    """The queues with the numbers of their jobs, batches by status, webhooks that are not delivered, the workers with
+    their scheduler's and memory's figures."""
     queues = await context.client.queues()
     return {
         "queues": [dataclasses.asdict(queue) for queue in queues],
         "batches": await context.batches.count_by_status(),
+        "webhooks": dataclasses.asdict(await context.client.webhook_counts()),
         "workers": [worker.model_dump(mode="json") for worker in await context.catalog.workers()],
     }
 
@@ -30,8 +31,8 @@ async def metrics(context: Context, caller: Operator) -> Response:
     """Prometheus's text format. Without Redis the gateway's own figures alone."""
     try:
         queues, workers = await context.client.queues(), await context.catalog.workers()
-        batches = await context.batches.count_by_status()
-        text = context.metrics.render(queues, workers, batches, is_redis_up=True)
+        batches, webhooks = await context.batches.count_by_status(), await context.client.webhook_counts()
+        text = context.metrics.render(queues, workers, batches, webhooks, is_redis_up=True)
     except RedisUnavailableError:
-        text = context.metrics.render([], [], {}, is_redis_up=False)
+        text = context.metrics.render([], [], {}, None, is_redis_up=False)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

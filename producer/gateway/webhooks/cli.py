@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import click
 from pydantic import ValidationError
 
+from producer.deliveries import JOBS, PendingDelivery, list_deliveries, revive_deliveries
 from producer.errors import SettingsError
 from producer.gateway.api_keys import read_key
 from producer.gateway.settings import WebhookSettings
-from producer.gateway.webhooks.deliveries import describe, list_deliveries, revive_deliveries
 from producer.gateway.webhooks.endpoints import (
     WebhookEndpoint,
     add_endpoint,
@@ -24,6 +24,7 @@ from producer.gateway.webhooks.endpoints import (
     replace_endpoint,
 )
 from producer.gateway.webhooks.outbox import EVENT_TYPES, Event
+from producer.job_webhooks import JobWebhook
 from producer.operations import Protocol
 from producer.settings import ProducerSettings, load_settings, settings_options
 from producer.transport import Transport
@@ -33,9 +34,10 @@ T = TypeVar("T")
 
 @click.group()
 def webhooks() -> None:
-    """Who is told when a batch ends: make, list, rotate and remove endpoints; see what could not be delivered.
+    """Who is told when a batch ends: make, list, rotate and remove endpoints. For batches' webhooks and for those of
+    RQ jobs: see what could not be delivered, and try it again.
 
-    Requests follow the Standard Webhooks rules; OpenAI's clients check them with `client.webhooks.unwrap`.
+    Requests to endpoints follow the Standard Webhooks rules; OpenAI's clients check them with `client.webhooks.unwrap`.
     """
 
 
@@ -145,13 +147,15 @@ def test(endpoint_id: str, event: Any, **flags: Any) -> None:
 @settings_options(ProducerSettings)
 def deliveries(is_json: bool, **flags: Any) -> None:
     """Show what waits for its next attempt, and what came to nothing within seven days."""
-    found = [describe(delivery) for delivery in _run(load_settings(ProducerSettings, flags), list_deliveries())]
+    found = [_describe(delivery) for delivery in _run(load_settings(ProducerSettings, flags), list_deliveries())]
     if is_json:
         click.echo(json.dumps(found, indent=2))
         return
     for one in found:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(float(str(one["at"]))))
-        click.echo(f"{one['id']}  {one['status']}  attempts={one['attempts']}  {when}  {one['error'] or ''}".rstrip())
+        job = f"  job={one['job_id']}" if "job_id" in one else ""
+        what = f"{one['id']}  {one['status']}{job}  attempts={one['attempts']}  {when}  {one['error'] or ''}"
+        click.echo(what.rstrip())
 
 
 @webhooks.command("retry")
@@ -170,6 +174,16 @@ def retry(delivery_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:
     unknown = [delivery_id for delivery_id in delivery_ids if delivery_id not in revived]
     if unknown:
         raise SettingsError(f"not dead: {', '.join(unknown)}; promptmill webhooks deliveries shows those that are")
+
+
+def _describe(delivery: PendingDelivery) -> dict[str, object]:
+    what: dict[str, object] = {"id": delivery.id, "status": "dead" if delivery.is_dead else "waiting"}
+    if delivery.ledger is JOBS:
+        what |= JobWebhook.describe(delivery.event)
+    else:
+        event = Event.model_validate_json(delivery.event)
+        what |= {"event": json.loads(event.to_body()), "endpoint_id": delivery.endpoint}
+    return {**what, "attempts": delivery.num_attempts, "error": delivery.error or None, "at": delivery.at}
 
 
 def _check_url(settings: WebhookSettings, url: str) -> None:

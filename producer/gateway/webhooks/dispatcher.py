@@ -7,26 +7,19 @@ it again, under the same webhook-id.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
 
 from producer.async_transport import AsyncTransport
+from producer.deliveries import GONE, Answer, RetryDelay, conclude, retry_delay, settle_delivery
 from producer.end_tasks import end_tasks
 from producer.errors import RedisUnavailableError
-from producer.gateway.webhooks.deliveries import (
-    LEASE_SECONDS,
-    ClaimedDelivery,
-    claim_deliveries,
-    retry_delay,
-    settle_delivery,
-)
-from producer.gateway.webhooks.sender import Answer, WebhookSender
+from producer.gateway.webhooks.deliveries import LEASE_SECONDS, EventDelivery, claim_deliveries
+from producer.gateway.webhooks.endpoints import disable_endpoint
+from producer.gateway.webhooks.sender import WebhookSender
 
 POLL_SECONDS = 1.0
 REDIS_AWAY_SECONDS = 5.0
 MAX_CONCURRENT = 32  # a receiver that is slow holds one of them for an attempt's time
 STOP_SECONDS = 5.0  # for attempts under way when the process ends
-
-RetryDelay = Callable[[int, float | None], float | None]
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +84,7 @@ class WebhookDispatcher:
             if len(claimed) < room:
                 return
 
-    async def _deliver(self, delivery: ClaimedDelivery) -> None:
+    async def _deliver(self, delivery: EventDelivery) -> None:
         try:
             answer = await self._sender.send(
                 delivery.endpoint.url,
@@ -105,20 +98,12 @@ class WebhookDispatcher:
         except Exception:
             _log.exception("action=webhook_failed delivery=%s", delivery.id)
 
-    async def _settle(self, delivery: ClaimedDelivery, answer: Answer) -> None:
+    async def _settle(self, delivery: EventDelivery, answer: Answer) -> None:
+        if answer.status == GONE:
+            await self._redis.run(disable_endpoint(delivery.endpoint.id))
+            _log.warning("action=webhook_endpoint_disabled endpoint=%s", delivery.endpoint.id)
+        verdict, delay = conclude(answer, delivery.attempt, self._delay_after)
+        await self._redis.run(settle_delivery(delivery, verdict, delay_seconds=delay, error=answer.problem))
+        level = {"delivered": logging.INFO, "retry": logging.WARNING, "dead": logging.ERROR}[verdict]
         what = f"delivery={delivery.id} type={delivery.event.type} attempt={delivery.attempt}"
-        if answer.is_delivered:
-            await self._redis.run(settle_delivery(delivery, "delivered"))
-            _log.info("action=webhook_delivered %s status=%s", what, answer.status)
-        elif answer.status == 410:
-            await self._redis.run(settle_delivery(delivery, "gone", error=answer.problem))
-            _log.warning("action=webhook_endpoint_disabled %s endpoint=%s", what, delivery.endpoint.id)
-        else:
-            delay = self._delay_after(delivery.attempt, answer.retry_after_seconds)
-            if delay is None:
-                await self._redis.run(settle_delivery(delivery, "dead", error=answer.problem))
-                _log.error("action=webhook_dead %s error=%s", what, answer.problem)
-                return
-            retry = settle_delivery(delivery, "retry", delay_seconds=delay, error=answer.problem)
-            await self._redis.run(retry)
-            _log.warning("action=webhook_retried %s delay=%.0f error=%s", what, delay, answer.problem)
+        _log.log(level, "action=webhook_%s %s status=%s error=%s", verdict, what, answer.status, answer.problem)

@@ -113,6 +113,10 @@ def enable_endpoint(endpoint_id: str) -> Protocol[bool]:
     return bool(num_removed)
 
 
+def disable_endpoint(endpoint_id: str) -> Protocol[None]:
+    yield from send(("HSET", DISABLED_KEY, endpoint_id, int(time.time())))
+
+
 def list_disabled() -> Protocol[set[str]]:
     [names] = yield from send(("HKEYS", DISABLED_KEY))
     return {name.decode() for name in names}

@@ -9,29 +9,16 @@ import base64
 import hmac
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 
 import httpx2
 
+from producer.deliveries import Answer, read_retry_after
 from producer.gateway.webhooks.endpoints import SECRET_PREFIX
 from producer.gateway.webhooks.targets import Target, TargetError, TargetRules
 
 ATTEMPT_SECONDS = 20.0  # in all, resolving and every address included
 CONNECT_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """`status` is None where no response came."""
-
-    status: int | None
-    problem: str = ""
-    retry_after_seconds: float | None = None
-
-    @property
-    def is_delivered(self) -> bool:
-        return self.status is not None and 200 <= self.status < 300
 
 
 class WebhookSender:
@@ -76,7 +63,7 @@ class WebhookSender:
             response = await client.send(request, stream=True)
             await response.aclose()  # the answer's body says nothing to us, however long it is
         problem = "" if response.is_success else f"answered {response.status_code}"
-        return Answer(response.status_code, problem, _retry_after(response))
+        return Answer(response.status_code, problem, read_retry_after(response.headers.get("retry-after")))
 
     def _headers(self, target: Target, message_id: str, body: str, secrets: Sequence[str]) -> dict[str, str]:
         timestamp = str(int(time.time()))
@@ -94,8 +81,3 @@ class WebhookSender:
 def _sign(secret: str, text: str) -> str:
     key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
     return "v1," + base64.b64encode(hmac.digest(key, text.encode(), "sha256")).decode()
-
-
-def _retry_after(response: httpx2.Response) -> float | None:
-    text = response.headers.get("retry-after", "")
-    return float(text) if text.isdecimal() and len(text) < 8 else None

@@ -53,7 +53,7 @@ def test_counters_begin_at_nought_and_tenants_share_those_of_their_class() -> No
 
     def lines() -> set[str]:
         queues = [QueueStatus(name=name, depth=0, registries={}) for name in ("promptmill", "promptmill@acme")]
-        return set(metrics.render(queues, [], {}, is_redis_up=True).decode().splitlines())
+        return set(metrics.render(queues, [], {}, None, is_redis_up=True).decode().splitlines())
 
     begun = lines()
     assert 'promptmill_jobs_ended_total{outcome="failed",queue="promptmill"} 0.0' in begun

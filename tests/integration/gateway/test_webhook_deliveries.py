@@ -9,18 +9,15 @@ import redis
 from openai.types.webhooks import BatchCompletedWebhookEvent
 
 from producer.async_transport import AsyncTransport
-from producer.gateway.webhooks.deliveries import (
-    DEAD_KEY,
-    DELIVERY_PREFIX,
-    DUE_KEY,
-    MAX_TO_ENDPOINT,
+from producer.deliveries import (
+    BATCHES,
     RETRY_DELAYS,
-    claim_deliveries,
     list_deliveries,
     retry_delay,
     revive_deliveries,
     settle_delivery,
 )
+from producer.gateway.webhooks.deliveries import MAX_TO_ENDPOINT, claim_deliveries
 from producer.gateway.webhooks.dispatcher import MAX_CONCURRENT
 from producer.gateway.webhooks.endpoints import DISABLED_KEY, WebhookEndpoint, add_endpoint, remove_endpoint
 from producer.gateway.webhooks.outbox import OUTBOX_KEY
@@ -42,7 +39,7 @@ async def test_openais_client_accepts_what_a_receiver_got(transport: AsyncTransp
         event = await tell(transport, "batch_1")
         async with dispatching(transport):
             got = await next_of(receiver)
-            await wait_for(lambda: not redis_client.exists(DUE_KEY, OUTBOX_KEY, f"{DELIVERY_PREFIX}*"))
+            await wait_for(lambda: not redis_client.exists(BATCHES.due, OUTBOX_KEY, f"{BATCHES.prefix}*"))
     accepted = unwrap(got, endpoint.secret)
     assert (accepted.id, accepted.data.id, accepted.created_at) == (event.id, "batch_1", 1_700_000_000)
     assert got.headers["webhook-id"] == event.id
@@ -51,7 +48,7 @@ async def test_openais_client_accepts_what_a_receiver_got(transport: AsyncTransp
     assert got.path == "/hook"
     with pytest.raises(openai.InvalidWebhookSignatureError):
         unwrap(got, WebhookEndpoint.create(name="x", url="x", key_id=None).secret)
-    assert not list(redis_client.scan_iter(DELIVERY_PREFIX + "*"))
+    assert not list(redis_client.scan_iter(BATCHES.prefix + "*"))
 
 
 async def test_a_receiver_that_does_not_answer_leaves_room_for_others(transport: AsyncTransport) -> None:
@@ -127,7 +124,7 @@ async def test_what_nobody_takes_is_dead_and_can_be_seen_and_revived(
         endpoint = await add(transport, receiver.url)
         event = await tell(transport, "batch_1")
         async with dispatching(transport, delay_after=lambda attempt, _: 0.0 if attempt < 3 else None):
-            await wait_for(lambda: redis_client.zcard(DEAD_KEY))
+            await wait_for(lambda: redis_client.zcard(BATCHES.dead))
             [dead] = await transport.run(list_deliveries())
             assert (dead.id, dead.is_dead, dead.num_attempts) == (f"{event.id}:{endpoint.id}", True, 3)
             assert dead.error == "answered 500"
@@ -135,7 +132,7 @@ async def test_what_nobody_takes_is_dead_and_can_be_seen_and_revived(
             assert any("action=webhook_dead" in record.message for record in caplog.records)
             is_up.set()
             assert await transport.run(revive_deliveries([dead.id, "unknown"])) == [dead.id]
-            await wait_for(lambda: receiver.num_received == 4 and not redis_client.exists(DUE_KEY, DEAD_KEY))
+            await wait_for(lambda: receiver.num_received == 4 and not redis_client.exists(BATCHES.due, BATCHES.dead))
     assert await transport.run(list_deliveries()) == []
 
 
@@ -169,10 +166,10 @@ async def test_what_was_under_way_to_an_endpoint_that_was_removed_is_dropped(
     endpoint = await add(transport, "http://127.0.0.1:9/")
     await tell(transport, "batch_1")
     async with dispatching(transport, delay_after=lambda attempt, _: 0.0):
-        await wait_for(lambda: redis_client.zcard(DUE_KEY))
+        await wait_for(lambda: redis_client.zcard(BATCHES.due))
         await transport.run(remove_endpoint(endpoint.id))
-        await wait_for(lambda: not redis_client.exists(DUE_KEY))
-    assert not list(redis_client.scan_iter(DELIVERY_PREFIX + "*"))
+        await wait_for(lambda: not redis_client.exists(BATCHES.due))
+    assert not list(redis_client.scan_iter(BATCHES.prefix + "*"))
 
 
 async def test_a_slow_receiver_does_not_hold_up_the_others(transport: AsyncTransport) -> None:
@@ -194,7 +191,7 @@ async def test_many_replicas_deliver_each_event_once(transport: AsyncTransport, 
         await add(transport, receiver.url)
         events = {(await tell(transport, f"batch_{number}")).id for number in range(50)}
         async with dispatching(transport), dispatching(transport), dispatching(transport):
-            await wait_for(lambda: not redis_client.exists(OUTBOX_KEY, DUE_KEY))
+            await wait_for(lambda: not redis_client.exists(OUTBOX_KEY, BATCHES.due))
     got = [receiver.next(1).headers["webhook-id"] for _ in range(50)]
     assert set(got) == events and receiver.num_received == 50
 

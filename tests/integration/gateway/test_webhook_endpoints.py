@@ -7,8 +7,8 @@ import openai
 import pytest
 import redis
 
+from producer.deliveries import BATCHES
 from producer.gateway.api_keys import add_key, make_key
-from producer.gateway.webhooks.deliveries import DEAD_KEY
 from producer.gateway.webhooks.endpoints import DISABLED_KEY, MAX_ENDPOINTS_A_KEY
 from producer.gateway.webhooks.outbox import EVENT_TYPES, OUTBOX_KEY, Event
 from producer.operations import send
@@ -202,7 +202,7 @@ def test_the_command_line_shows_and_revives_what_came_to_nothing(
         added = promptmill("webhooks", "add", receiver.url, PROMPTMILL_WEBHOOK_PRIVATE_TARGETS="true")
         endpoint_id = added.stdout.split()[0]
         event = tell(redis_url, "batch_1")
-        wait_until(lambda: redis_client.zcard(DEAD_KEY))
+        wait_until(lambda: redis_client.zcard(BATCHES.dead))
         assert "disabled" in promptmill("webhooks", "list").stdout
         [shown] = json.loads(promptmill("webhooks", "deliveries", "--json").stdout)
         assert (shown["status"], shown["attempts"], shown["error"]) == ("dead", 1, "answered 410")

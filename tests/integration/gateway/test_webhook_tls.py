@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import trustme
 
+from producer.deliveries import Answer
 from producer.gateway.webhooks.endpoints import WebhookEndpoint
-from producer.gateway.webhooks.sender import Answer, WebhookSender
+from producer.gateway.webhooks.sender import WebhookSender
 from producer.gateway.webhooks.targets import TargetRules
 from tests.fakes.webhook_receiver import WebhookReceiver, receiving
 

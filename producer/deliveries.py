@@ -1,0 +1,198 @@
+"""Webhook deliveries as Redis keeps them: when one is tried again, how it ends, what is seen of it. Sends nothing.
+
+There are two ledgers: what batches' ends owe, which gateways deliver, and what jobs' ends owe, which workers do. A
+delivery is a hash, and a member of its ledger's `due`, scored by the second of its next attempt. Whoever claims it
+pushes that second behind its lease: if it dies, another takes over, under the same webhook-id. The number of attempts
+is the fence: what an attempt failed with counts only while it is the last one.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from producer.operations import Protocol, Script, send
+
+DEAD_TTL_SECONDS = 7 * 24 * 3600
+# Seconds between attempts: eleven of them within 26 hours.
+RETRY_DELAYS = (5.0, 20.0, 80.0, 320.0, 1280.0, 5120.0, 20480.0, 21600.0, 21600.0, 21600.0)
+MAX_RETRY_AFTER_SECONDS = 21600.0  # what a receiver may ask for
+JITTER = 0.2  # of a delay, either way: receivers that were down do not get everything at once
+GONE = 410  # the status of a receiver that wants nothing more
+
+Verdict = Literal["delivered", "retry", "dead"]
+RetryDelay = Callable[[int, float | None], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Names in Redis."""
+
+    due: str  # ZSET of delivery ids, scored by the epoch second of the next attempt
+    dead: str  # ZSET of delivery ids that came to nothing, scored by when
+    prefix: str  # + delivery id: HASH of event, endpoint, attempts, error
+
+
+BATCHES = Ledger("promptmill:webhooks:due", "promptmill:webhooks:dead", "promptmill:webhooks:delivery:")
+JOBS = Ledger("promptmill:job_webhooks:due", "promptmill:job_webhooks:dead", "promptmill:job_webhooks:delivery:")
+LEDGERS = (BATCHES, JOBS)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedDelivery:
+    """An attempt that somebody makes."""
+
+    ledger: Ledger
+    id: str
+    attempt: int  # from 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A receiver's. `status` is None where no response came."""
+
+    status: int | None
+    problem: str = ""
+    retry_after_seconds: float | None = None
+
+    @property
+    def is_delivered(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+
+@dataclass(frozen=True, slots=True)
+class PendingDelivery:
+    """One that waits for its next attempt at `at`, or died then. `event` and `endpoint` are the ledger's affair."""
+
+    ledger: Ledger
+    id: str
+    event: bytes
+    endpoint: str
+    num_attempts: int
+    error: str
+    at: float  # epoch seconds
+    is_dead: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookCounts:
+    """Deliveries that wait for an attempt (or have one under way), and those that came to nothing within seven days."""
+
+    waiting: int = 0
+    dead: int = 0
+
+
+def conclude(answer: Answer, attempt: int, delay_after: RetryDelay) -> tuple[Verdict, float]:
+    """What an attempt came to, and the seconds until the next."""
+    if answer.is_delivered:
+        return "delivered", 0.0
+    delay = None if answer.status == GONE else delay_after(attempt, answer.retry_after_seconds)
+    return ("dead", 0.0) if delay is None else ("retry", delay)
+
+
+def settle_delivery(
+    delivery: ClaimedDelivery, verdict: Verdict, *, delay_seconds: float = 0.0, error: str = ""
+) -> Protocol[None]:
+    """It is delivered, dead, or tried once more after the delay."""
+    ledger, arguments = delivery.ledger, [delivery.id, delivery.attempt, verdict, delay_seconds, error]
+    call = _SETTLE.call([ledger.prefix + delivery.id, ledger.due, ledger.dead], [*arguments, DEAD_TTL_SECONDS])
+    yield from send(_SETTLE.load, call)
+
+
+def retry_delay(attempt: int, retry_after_seconds: float | None) -> float | None:
+    """Seconds before the attempt behind this one; None: it was the last."""
+    if attempt > len(RETRY_DELAYS):
+        return None
+    delay = RETRY_DELAYS[attempt - 1] * random.uniform(1 - JITTER, 1 + JITTER)
+    return max(delay, min(retry_after_seconds or 0.0, MAX_RETRY_AFTER_SECONDS))
+
+
+def read_retry_after(text: str | None) -> float | None:
+    """Of a header: seconds; a date counts as none."""
+    return float(text) if text is not None and text.isdecimal() and len(text) < 8 else None
+
+
+def count_deliveries() -> Protocol[WebhookCounts]:
+    """Of both ledgers."""
+    counts = yield from send(*(("ZCARD", name) for ledger in LEDGERS for name in (ledger.due, ledger.dead)))
+    return WebhookCounts(waiting=sum(counts[::2]), dead=sum(counts[1::2]))
+
+
+def list_deliveries() -> Protocol[list[PendingDelivery]]:
+    """Of each ledger what waits, the next first, and then what is dead, the latest first."""
+    found: list[PendingDelivery] = []
+    for ledger in LEDGERS:
+        found += yield from _list_ledger(ledger)
+    return found
+
+
+def _list_ledger(ledger: Ledger) -> Protocol[list[PendingDelivery]]:
+    [due, dead] = yield from send(
+        ("ZRANGE", ledger.due, 0, -1, "WITHSCORES"), ("ZREVRANGE", ledger.dead, 0, -1, "WITHSCORES")
+    )
+    scored = [(due[i], due[i + 1], False) for i in range(0, len(due), 2)]
+    scored += [(dead[i], dead[i + 1], True) for i in range(0, len(dead), 2)]
+    if not scored:
+        return []
+    fields = yield from send(
+        *(("HMGET", ledger.prefix + name.decode(), "event", "endpoint", "attempts", "error") for name, _, _ in scored)
+    )
+    return [
+        PendingDelivery(
+            ledger=ledger,
+            id=name.decode(),
+            event=event,
+            endpoint=endpoint.decode(),
+            num_attempts=int(attempts),
+            error=(error or b"").decode(),
+            at=float(at),
+            is_dead=is_dead,
+        )
+        for (name, at, is_dead), (event, endpoint, attempts, error) in zip(scored, fields, strict=True)
+        if event is not None  # delivered, or forgotten, in between
+    ]
+
+
+def revive_deliveries(delivery_ids: list[str]) -> Protocol[list[str]]:
+    """Dead ones have all their attempts before them again. Those of the ids that were dead."""
+    if not delivery_ids:
+        return []
+    calls = [
+        _REVIVE.call([ledger.prefix + name, ledger.due, ledger.dead], [name])
+        for name in delivery_ids
+        for ledger in LEDGERS
+    ]
+    [_, *revived] = yield from send(_REVIVE.load, *calls)
+    return [name for name, *found in zip(delivery_ids, revived[::2], revived[1::2], strict=True) if any(found)]
+
+
+_SETTLE = Script("""
+local delivery, due, dead = unpack(KEYS)
+local id, attempt, verdict, delay, problem, dead_ttl = unpack(ARGV)
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
+if verdict == 'delivered' then  -- that holds, even if another attempt is under way by now
+  redis.call('ZREM', due, id)
+  redis.call('DEL', delivery)
+  return
+end
+if redis.call('HGET', delivery, 'attempts') ~= attempt then return end
+redis.call('HSET', delivery, 'error', problem)
+if verdict == 'retry' then
+  redis.call('ZADD', due, now + tonumber(delay), id)
+else
+  redis.call('ZREM', due, id)
+  redis.call('ZADD', dead, now, id)
+  redis.call('EXPIRE', delivery, dead_ttl)
+end
+""")
+
+_REVIVE = Script("""
+local delivery, due, dead = KEYS[1], KEYS[2], KEYS[3]
+if redis.call('ZREM', dead, ARGV[1]) == 0 then return 0 end
+if redis.call('EXISTS', delivery) == 0 then return 0 end
+redis.call('HSET', delivery, 'attempts', 0)
+redis.call('PERSIST', delivery)
+redis.call('ZADD', due, 0, ARGV[1])
+return 1
+""")

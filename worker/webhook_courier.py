@@ -1,0 +1,106 @@
+"""Delivers webhooks of jobs that have ended, whichever worker ran them. At least once.
+
+What is owed lies in Redis from the job's commit on (`producer.job_webhooks`), and each delivery is settled when its
+receiver has answered. Of a worker that ends or dies in between, another one delivers it again, under the same
+`webhook-id`. Nothing here is waited for by a job.
+"""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Collection
+from functools import partial
+
+from producer.deliveries import RetryDelay, conclude, retry_delay, settle_delivery
+from producer.errors import RedisUnavailableError
+from producer.job_webhooks import JobDelivery, claim_job_webhooks
+from producer.transport import Transport
+from worker.allowed_urls import is_under
+from worker.background import BackgroundThreads
+from worker.webhook_sender import send_webhook
+
+POLL_SECONDS = 1.0
+REDIS_AWAY_SECONDS = 5.0
+NUM_THREADS = 16  # a receiver that does not answer holds one for as long as its webhook says
+MAX_TO_RECEIVER = 8  # at a time, of each URL that is allowed
+
+_log = logging.getLogger(__name__)
+
+
+class WebhookCourier:
+    """`allowed`: URLs that webhooks may be at, or below; it takes no others."""
+
+    def __init__(self, redis_url: str, allowed: Collection[str], *, delay_after: RetryDelay = retry_delay) -> None:
+        self._transport = Transport(redis_url)
+        self._allowed = tuple(allowed)
+        self._delay_after = delay_after
+        self._senders = BackgroundThreads(NUM_THREADS, "webhook")
+        self._under_way: Counter[str] = Counter()  # by what is allowed
+        self._lock = threading.Lock()  # guards the counter
+        self._has_news = threading.Event()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """A job that has webhooks was committed."""
+        self._has_news.set()
+
+    def stop(self) -> None:
+        """None is claimed after this. What is under way may end; what does not is another worker's after its lease."""
+        self._is_stopping = True
+        self.wake()
+
+    def close(self, timeout_seconds: float) -> None:
+        """After `stop`."""
+        self._senders.stop(timeout_seconds)
+        self._transport.close()
+
+    def _run(self) -> None:
+        while not self._is_stopping:
+            pause = POLL_SECONDS
+            self._has_news.clear()
+            try:
+                self._claim_some()
+            except RedisUnavailableError as error:
+                _log.warning("action=webhooks_wait error=%s", error)
+                pause = REDIS_AWAY_SECONDS
+            except Exception:  # of any type: webhooks that were not delivered yet wait for the next turn
+                _log.exception("action=webhooks_failed")
+                pause = REDIS_AWAY_SECONDS
+            self._has_news.wait(pause)
+
+    def _claim_some(self) -> None:
+        with self._lock:
+            room = {url: MAX_TO_RECEIVER - self._under_way[url] for url in self._allowed}
+            num_free = NUM_THREADS - self._under_way.total()
+        if num_free <= 0:
+            return
+        for delivery in self._transport.run(claim_job_webhooks(num_free, room)):
+            with self._lock:
+                self._under_way[delivery.webhook.allowed] += 1
+            self._senders.submit(partial(self._deliver, delivery))
+
+    def _deliver(self, delivery: JobDelivery) -> None:
+        try:
+            self._attempt(delivery)
+        except RedisUnavailableError as error:
+            _log.warning("action=webhook_unsettled delivery=%s error=%s", delivery.id, error)
+        finally:
+            with self._lock:
+                self._under_way[delivery.webhook.allowed] -= 1
+            self.wake()  # there is room for another
+
+    def _attempt(self, delivery: JobDelivery) -> None:
+        webhook = delivery.webhook
+        if not is_under(webhook.url, webhook.allowed):
+            self._transport.run(settle_delivery(delivery, "dead", error="its URL is not the one that is allowed"))
+            return
+        answer = send_webhook(webhook, message_id=delivery.id)
+        verdict, delay = conclude(answer, delivery.attempt, self._delay_after)
+        self._transport.run(settle_delivery(delivery, verdict, delay_seconds=delay, error=answer.problem))
+        level = {"delivered": logging.INFO, "retry": logging.WARNING, "dead": logging.ERROR}[verdict]
+        what = f"delivery={delivery.id} job_id={webhook.job_id} attempt={delivery.attempt}"
+        _log.log(level, "action=webhook_%s %s status=%s error=%s", verdict, what, answer.status, answer.problem)
