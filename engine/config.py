@@ -19,7 +19,8 @@ class EngineConfig:
     is too large for one. On a CPU all of them compute on it."""
     dtype: str = "auto"
     """`auto` (on CUDA the checkpoint's; on CPU bfloat16 where the CPU computes it natively, else float32),
-    `float32`, `bfloat16`, `float16`."""
+    `float32`, `bfloat16`, `float16`: of weights, keys and values. A CPU that does not multiply in it computes in
+    float32 from them."""
     quantize: str = "none"
     """`none`, or on a CPU `int8`: linear layers with 8-bit weights and activations, the output layer included."""
     max_num_seqs: int = 256

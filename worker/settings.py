@@ -59,7 +59,7 @@ class WorkerSettings(ProducerSettings):
         default=1, ge=1, description="GPUs that share one model, from --device on; on a CPU, processes that do."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Number format: auto, float32, bfloat16 or float16."
+        default="auto", description="Number format of weights, keys and values: auto, float32, bfloat16 or float16."
     )
     quantize: Literal["none", "int8"] = Field(
         default="none", description="Linear layers in 8 bits on a CPU: int8, or none. Faster, and not the same tokens."

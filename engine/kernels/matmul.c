@@ -3,8 +3,8 @@
  * An output is one chain of multiply-adds over k in ascending order, begun at 0, whatever tile, task or thread computes
  * it; then bias and addend are added, in this order. So a row's bits do not depend on its batch.
  *
- * A panel of the weight is [in_features, LANES], contiguous, with missing columns as zeros. Its elements may be bfloat16:
- * half of the bytes, for numbers that lose nothing by it.
+ * A panel of the weight is [in_features, LANES], contiguous, with missing columns as zeros. Its elements may be of 16
+ * bits: half of the bytes, and widened as they are read.
  */
 #include "lanes.h"
 
@@ -25,7 +25,7 @@ typedef struct {
   const float *addend; /* [num_rows, out_features], rows out_stride apart, or NULL; may be out */
   float *out;          /* [num_rows, out_features], rows out_stride apart */
   int64_t x_stride, out_stride;
-  int32_t num_rows, in_features, out_features, num_threads, weight_format; /* F32 or BF16 */
+  int32_t num_rows, in_features, out_features, num_threads, weight_format;
 } product_args;
 
 /* Add bias and addend and write. A function of its own: inlined into every tile it takes a compiler a minute. */
@@ -94,6 +94,8 @@ INLINE void tile_of(const product_args *a, int row, int panel, int num_rows, int
 INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead) {
   if (a->weight_format == BF16)
     tile_of(a, row, panel, num_rows, num_panels, ahead, BF16);
+  else if (a->weight_format == F16)
+    tile_of(a, row, panel, num_rows, num_panels, ahead, F16);
   else
     tile_of(a, row, panel, num_rows, num_panels, ahead, F32);
 }

@@ -1,11 +1,14 @@
-"""Which device and dtype a model runs in, and what names their arithmetic."""
+"""Which device and dtypes a model runs in, and what names their arithmetic."""
 
 import platform
+from dataclasses import dataclass
 
 import torch
 
+from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.kernels.cpu_features import cpu_flags
+from engine.model.registry import Architecture
 from engine.parallel.rank import ALONE, Rank
 
 _CPU_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 and, last, Arm
@@ -49,6 +52,36 @@ def use_device(device: torch.device) -> None:
     """Make this thread launch on it: streams, events and Triton's kernels follow that choice, not their tensors."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Dtypes:
+    """The formats of a model's numbers: what is kept in fewer bytes than it is computed in is widened as it is read."""
+
+    weights: torch.dtype  # what `EngineConfig.dtype` names; rounded to, whatever they are kept in
+    activations: torch.dtype  # computed in
+    kv_cache: torch.dtype
+
+
+def resolve_dtypes(
+    config: EngineConfig, device: torch.device, architecture: Architecture, checkpoint_dtype: str | None
+) -> Dtypes:
+    """`config.dtype` is the weights' and the cache's. Where the CPU has no products of it, float32 is computed.
+
+    In int8 half of float32's bytes are enough for keys and values: a decode's attention waits for them alone.
+    """
+    weights = resolve_dtype(config.dtype, device, checkpoint_dtype)
+    kv_cache = torch.float16 if config.quantize == "int8" and weights == torch.float32 else weights
+    return Dtypes(weights, torch.float32 if _widens(config, device, architecture, weights) else weights, kv_cache)
+
+
+def _widens(config: EngineConfig, device: torch.device, architecture: Architecture, weights: torch.dtype) -> bool:
+    """Whether weights are widened as they are read: on a CPU, by our own products."""
+    if device.type != "cpu" or config.attention == "triton":  # whose kernels know one dtype, by its interpreter too
+        return False
+    if architecture.has_experts:  # they would all be kept in float32
+        return False
+    return weights == torch.float16 or (weights == torch.bfloat16 and not cpu_has_bfloat16())
 
 
 def resolve_dtype(name: str, device: torch.device, checkpoint_dtype: str | None) -> torch.dtype:

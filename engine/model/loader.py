@@ -17,14 +17,14 @@ from engine.attention.select import select_backend
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.model.checkpoint import Checkpoint, open_checkpoint
-from engine.model.devices import describe_arithmetic, resolve_device, resolve_dtype, use_device
+from engine.model.devices import Dtypes, describe_arithmetic, resolve_device, resolve_dtypes, use_device
 from engine.model.fusion import choose_kit
 from engine.model.library_linear import ROW_STEP
 from engine.model.locate import cache_dir_of, prepare_model_dir
 from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer
 from engine.model.preparation import Preparation
 from engine.model.prepared_models import PreparedModels
-from engine.model.registry import find_architecture, max_position
+from engine.model.registry import Architecture, find_architecture, max_position
 from engine.parallel.rank import ALONE, Rank
 
 _MIN_ROWS = 2  # matrix libraries take another path, with other bits, for a single row
@@ -37,7 +37,7 @@ class LoadedModel:
     model: nn.Module
     context: AttentionContext
     device: torch.device
-    dtype: torch.dtype
+    dtypes: Dtypes
     model_dir: Path  # holds tokenizer.json
     cache_dir: Path  # for whatever else is compiled for this model's device
     max_model_len: int  # tokens
@@ -47,7 +47,6 @@ class LoadedModel:
     num_kv_heads: int
     head_dim: int
     block_size: int  # tokens
-    kv_dtype: torch.dtype
     fingerprint: str  # equal fingerprints, equal arithmetic
     backend_name: str
     is_batch_invariant: bool
@@ -61,7 +60,7 @@ class LoadedModel:
     @property
     def kv_block_bytes(self) -> int:
         """Bytes of one KV block over all layers."""
-        return 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim * self.kv_dtype.itemsize
+        return 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim * self.dtypes.kv_cache.itemsize
 
     def allocate_kv_cache(self, num_blocks: int) -> None:
         """Give the context a cache of `num_blocks` blocks. Raises `ModelLoadError` if the memory is not there."""
@@ -69,7 +68,7 @@ class LoadedModel:
         self.context.kv_cache = None
         try:
             # Not zeroed: no backend reads a slot before it is written, and a CPU hands out pages when they are touched.
-            self.context.kv_cache = torch.empty(shape, dtype=self.kv_dtype, device=self.device)
+            self.context.kv_cache = torch.empty(shape, dtype=self.dtypes.kv_cache, device=self.device)
         except RuntimeError as error:  # out of memory, on either kind of device
             size = num_blocks * self.kv_block_bytes
             raise ModelLoadError(
@@ -109,28 +108,27 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
     device = _take_device(config, rank)
     checkpoint = open_checkpoint(prepare_model_dir(config.model_path, cache_dir))
     architecture = find_architecture(checkpoint.config, source=config.model_path)
-    dtype = resolve_dtype(config.dtype, device, checkpoint.dtype_name)
-    kv_dtype = _choose_kv_dtype(config, dtype)
+    dtypes = resolve_dtypes(config, device, architecture, checkpoint.dtype_name)
     backend = select_backend(
         config.attention,
         device=device,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
+        dtype=dtypes.activations,
+        kv_dtype=dtypes.kv_cache,
         cache_dir=cache_dir,
         deterministic=config.deterministic,
     )
     context = AttentionContext(backend)
     uses_triton = context.paged_backend is not None
-    kit = choose_kit(uses_triton, device, dtype, kernels_dir)
-    packer = _choose_packer(config, uses_triton, device, dtype, kernels_dir)
-    preparation = Preparation(checkpoint, architecture, device, dtype, context, kit, packer, rank)
+    kit = choose_kit(uses_triton, device, dtypes.activations, kernels_dir)
+    packer = _choose_packer(config, uses_triton, device, dtypes.activations, kernels_dir)
+    preparation = Preparation(checkpoint, architecture, device, dtypes, context, kit, packer, rank)
     prepared = preparation.run(PreparedModels(cache_dir / "prepared"))
     model, shape = prepared.model, prepared.shape
     return LoadedModel(
         model=model,
         context=context,
         device=device,
-        dtype=dtype,
+        dtypes=dtypes,
         model_dir=checkpoint.folder,
         cache_dir=cache_dir,
         max_model_len=_max_model_len(model.config, config.max_model_len),
@@ -140,10 +138,9 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         block_size=config.block_size,
-        kv_dtype=kv_dtype,
-        fingerprint=_fingerprint(checkpoint, device, dtype, kv_dtype, backend.build, packer, prepared.fused, rank),
+        fingerprint=_fingerprint(checkpoint, device, dtypes, backend.build, packer, prepared.fused, rank),
         backend_name=backend.name,
-        is_batch_invariant=_is_batch_invariant(config, model.config, backend, packer, device, dtype),
+        is_batch_invariant=_is_batch_invariant(config, architecture, backend, packer, device, dtypes.activations),
         row_step=ROW_STEP if uses_triton and config.deterministic else 1,
     )
 
@@ -159,11 +156,6 @@ def _take_device(config: EngineConfig, rank: Rank) -> torch.device:
     elif rank.size > 1:  # on one machine
         torch.set_num_threads(max(1, torch.get_num_threads() // rank.size))
     return device
-
-
-def _choose_kv_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
-    """Of keys and values. In int8 half of float32's bytes are enough: a decode's attention waits for them alone."""
-    return torch.float16 if config.quantize == "int8" and dtype == torch.float32 else dtype
 
 
 def _choose_packer(
@@ -183,7 +175,7 @@ def _choose_packer(
 
 def _is_batch_invariant(
     config: EngineConfig,
-    model_config: Any,
+    architecture: Architecture,
     backend: AttentionBackend,
     packer: LinearPacker | None,
     device: torch.device,
@@ -191,7 +183,7 @@ def _is_batch_invariant(
 ) -> bool:
     """Raises `ModelLoadError` where it was asked for and is not."""
     is_float32_on_cpu = device.type == "cpu" and dtype == torch.float32
-    has_free_experts = _has_experts(model_config) and (device.type != "cpu" or is_float32_on_cpu)
+    has_free_experts = architecture.has_experts and (device.type != "cpu" or is_float32_on_cpu)
     is_invariant = packer is not None and backend.is_row_invariant and not has_free_experts
     if config.deterministic and not is_invariant:
         reason = (
@@ -213,8 +205,7 @@ def _max_model_len(model_config: Any, asked: int | None) -> int:
 def _fingerprint(
     checkpoint: Checkpoint,
     device: torch.device,
-    dtype: torch.dtype,
-    kv_dtype: torch.dtype,
+    dtypes: Dtypes,
     attention_build: str,
     packer: LinearPacker | None,
     fused: str,
@@ -223,8 +214,7 @@ def _fingerprint(
     """Names the arithmetic: weights, dtypes, attention, instruction set or GPU, and the libraries' builds."""
     parts = [
         checkpoint.fingerprint(),
-        str(dtype),
-        str(kv_dtype),
+        str(dtypes),
         attention_build,
         "linear" if packer is None else packer.build,
         fused,
@@ -233,11 +223,6 @@ def _fingerprint(
         *([] if rank.size == 1 else [f"sums of {rank.size} ranks"]),
     ]
     return blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
-
-
-def _has_experts(model_config: Any) -> bool:
-    """Their grouped product in float32 goes through a library that chooses its order of additions by the rows."""
-    return any(getattr(model_config, name, 0) for name in ("num_experts", "num_local_experts"))
 
 
 def _at_least_two(rows: Tensor) -> Tensor:

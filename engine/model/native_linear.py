@@ -1,8 +1,8 @@
 """Linear layers in float32 on a CPU through engine/kernels/matmul.c: packs the weight once, passes pointers.
 
-A weight whose numbers are all bfloat16's, as in most checkpoints, is kept so: the same bits come out, and half of the
-bytes are read. The twin is `torch.nn.functional.linear`. A row is the same to the bit in every batch, for any number of
-threads.
+A weight whose numbers are all bfloat16's, as in most checkpoints, or float16's, is kept so: the same bits come out, and
+half of the bytes are read. The twin is `torch.nn.functional.linear`. A row is the same to the bit in every batch, for
+any number of threads.
 """
 
 import struct
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine.kernels.build import build_library, load_library
 from engine.kernels.native_function import FORMATS, NativeFunction
+from engine.model.narrow_weights import narrowed
 
 _PANEL = 16  # LANES of lanes.h
 # `product_args` of matmul.c: five pointers, two 64-bit and five 32-bit integers, padded to 8 bytes.
@@ -31,7 +32,7 @@ class NativeLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, matmul: NativeFunction) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._panels = pack_panels(_narrowed(weight.detach()))
+        self._panels = pack_panels(narrowed(weight.detach()))
         self._bias = None if bias is None else bias.detach().contiguous()
         self._matmul = matmul
 
@@ -64,12 +65,6 @@ class NativeLinear(nn.Module):
             torch.get_num_threads(),
             FORMATS[self._panels.dtype],
         )
-
-
-def _narrowed(weight: Tensor) -> Tensor:
-    """As bfloat16 where that changes no number."""
-    narrow = weight.to(torch.bfloat16)
-    return narrow if torch.equal(narrow.float(), weight) else weight
 
 
 def pack_panels(weight: Tensor) -> Tensor:

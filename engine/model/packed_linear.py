@@ -22,6 +22,7 @@ from engine.errors import ModelLoadError
 from engine.kernels.build import KernelBuildError
 from engine.kernels.threads import one_thread
 from engine.model import int8_linear, native_linear, onednn_linear
+from engine.model.narrow_weights import NARROW
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +104,8 @@ def _tolerance(dtype: torch.dtype) -> float:
 def _works(packer: LinearPacker, dtype: torch.dtype) -> bool:
     """Whether a packed layer computes what torch's does, each row the same in every batch."""
     weight = torch.randn(90, 80, generator=torch.Generator().manual_seed(0)) * 80**-0.5  # outputs of about 1
-    # Some kinds keep narrow numbers in another format.
-    return all(_computes(packer, weight.to(numbers).to(dtype)) for numbers in {dtype, torch.bfloat16})
+    formats = (dtype, *NARROW) if dtype == torch.float32 else (dtype,)  # narrow numbers may be kept in their own
+    return all(_computes(packer, weight.to(numbers).to(dtype)) for numbers in formats)
 
 
 def _computes(packer: LinearPacker, weight: Tensor) -> bool:

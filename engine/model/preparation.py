@@ -19,9 +19,10 @@ from engine.attention.base import AttentionContext
 from engine.errors import ModelLoadError
 from engine.model.attention_hook import ATTENTION_NAME, AttentionShape, attach_attention
 from engine.model.checkpoint import Checkpoint
-from engine.model.devices import describe_arithmetic
+from engine.model.devices import Dtypes, describe_arithmetic
 from engine.model.fusion import FusionKit, fuse_model
 from engine.model.light_transformers import light_loading
+from engine.model.narrow_weights import narrow_embeddings, round_weights
 from engine.model.packed_linear import LinearPacker, pack_linears
 from engine.model.prepared_models import PreparedModels
 from engine.model.registry import Architecture
@@ -48,7 +49,7 @@ class Preparation:
     checkpoint: Checkpoint
     architecture: Architecture
     device: torch.device
-    dtype: torch.dtype
+    dtypes: Dtypes
     context: AttentionContext
     kit: FusionKit | None
     packer: LinearPacker | None
@@ -66,12 +67,18 @@ class Preparation:
         return prepared
 
     def _prepare(self) -> Prepared:
-        model = _load_weights(self.architecture, self.checkpoint, self.dtype, self.rank).to(self.device)
+        dtype = self.dtypes.activations
+        model = _load_weights(self.architecture, self.checkpoint, dtype, self.rank)
+        if self.dtypes.weights != dtype:
+            round_weights(model, self.dtypes.weights)
+        model.to(self.device)
         shape = attach_attention(model, self.context, num_layers=model.config.num_hidden_layers)
         vocab_size = model.get_output_embeddings().weight.shape[0]
-        fused = "" if self.kit is None else fuse_model(model, self.kit, self.device, self.dtype)
+        fused = "" if self.kit is None else fuse_model(model, self.kit, self.device, dtype)
         if self.packer is not None:
             pack_linears(model, self.packer)
+            if self.device.type == "cpu":
+                narrow_embeddings(model)
         return Prepared(model, shape, vocab_size, fused)
 
     def _shared(self) -> dict[str, object]:
@@ -89,7 +96,7 @@ class Preparation:
         parts = [
             self.checkpoint.fingerprint(),
             *(f"{stat.st_size} {stat.st_mtime_ns}" for stat in files),
-            str(self.dtype),
+            str(self.dtypes),
             "" if self.kit is None else self.kit.rows.build,
             "" if self.packer is None else self.packer.build,
             str(self.rank),

@@ -18,6 +18,7 @@ class Architecture:
     model_type: str  # as in config.json
     package: str  # under transformers.models
     class_name: str
+    has_experts: bool = False  # multiplied in the model's dtype, by a library that chooses its order of additions
 
     @property
     def module_name(self) -> str:
@@ -32,16 +33,16 @@ ARCHITECTURES = {
         Architecture("gemma3_text", "gemma3", "Gemma3ForCausalLM"),
         Architecture("gpt2", "gpt2", "GPT2LMHeadModel"),
         Architecture("gpt_neox", "gpt_neox", "GPTNeoXForCausalLM"),
-        Architecture("gpt_oss", "gpt_oss", "GptOssForCausalLM"),
+        Architecture("gpt_oss", "gpt_oss", "GptOssForCausalLM", has_experts=True),
         Architecture("granite", "granite", "GraniteForCausalLM"),
         Architecture("llama", "llama", "LlamaForCausalLM"),
         Architecture("mistral", "mistral", "MistralForCausalLM"),
-        Architecture("mixtral", "mixtral", "MixtralForCausalLM"),
+        Architecture("mixtral", "mixtral", "MixtralForCausalLM", has_experts=True),
         Architecture("olmo2", "olmo2", "Olmo2ForCausalLM"),
         Architecture("phi3", "phi3", "Phi3ForCausalLM"),
         Architecture("qwen2", "qwen2", "Qwen2ForCausalLM"),
         Architecture("qwen3", "qwen3", "Qwen3ForCausalLM"),
-        Architecture("qwen3_moe", "qwen3_moe", "Qwen3MoeForCausalLM"),
+        Architecture("qwen3_moe", "qwen3_moe", "Qwen3MoeForCausalLM", has_experts=True),
         Architecture("smollm3", "smollm3", "SmolLM3ForCausalLM"),
         Architecture("starcoder2", "starcoder2", "Starcoder2ForCausalLM"),
     )

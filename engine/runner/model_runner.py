@@ -127,7 +127,7 @@ class ModelRunner:
         model = self._model
         return EngineInfo(
             device=describe_devices(model.device, config.tensor_parallel_size),
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=str(model.dtypes.weights).removeprefix("torch."),
             attention=model.backend_name,
             max_model_len=min(model.max_model_len, num_blocks * model.block_size),
             vocab_size=model.vocab_size,

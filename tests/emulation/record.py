@@ -28,7 +28,8 @@ from tests.fakes.paged_batches import PagedWorld
 
 KERNELS = default_cache_dir() / "kernels"
 BOTH = (torch.float32, torch.bfloat16)
-FORMATS = [*((dtype, dtype) for dtype in BOTH), (torch.float32, torch.float16)]
+NARROW = (torch.bfloat16, torch.float16)
+FORMATS = [*((dtype, dtype) for dtype in BOTH), *((torch.float32, kv_dtype) for kv_dtype in NARROW)]
 SHAPES = [(9, 3, 64, 16), (8, 1, 80, 16), (6, 2, 20, 3), (2, 1, 256, 32), (12, 2, 32, 16)]
 calls: list[tuple[str, str, bytes, list[tuple[int, int, int]], list[bytes], list[bytes]]] = []
 
@@ -102,7 +103,9 @@ def multiply() -> None:
             layers = [Int8Linear(weight, random(out_features).to(dtype), kernels)]
             if dtype == torch.float32:
                 bias = random(out_features)
-                layers += [NativeLinear(values, bias, matmul) for values in (weight, weight.bfloat16().float())]  # type: ignore[list-item]
+                layers += [  # type: ignore[list-item]
+                    NativeLinear(weight.to(kept).float(), bias, matmul) for kept in (torch.float32, *NARROW)
+                ]
             for layer in layers:
                 for num_rows in (*range(1, 26), 61):
                     x = random(num_rows, in_features, dtype=dtype)

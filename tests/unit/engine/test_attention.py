@@ -33,6 +33,7 @@ LENGTHS = [1, 2, 17, 255, 256, 257, 600]
 FORMATS = [
     pytest.param(torch.float32, torch.float32, id="float32"),
     pytest.param(torch.bfloat16, torch.bfloat16, id="bfloat16"),
+    pytest.param(torch.float32, torch.bfloat16, id="float32 over bfloat16"),
     pytest.param(torch.float32, torch.float16, id="float32 over float16"),
 ]
 

@@ -28,7 +28,7 @@ def write(backend: AttentionBackend, world: PagedWorld) -> None:
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 5])
-@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_native_kernel_lays_keys_out_by_dimension_and_values_by_slot(
     native: NativeAttention, kv_dtype: torch.dtype, block_size: int
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.model import devices
 from engine.model.loader import LoadedModel, load_model
 from engine.model.registry import ARCHITECTURES
 from tests.fakes.packed_forward import BLOCK_SIZE, LENGTHS, prompts, run, steps_of
@@ -15,8 +16,11 @@ from tests.fakes.tiny_models import MIXTURES_OF_EXPERTS, VOCAB_SIZE, make_tiny_m
 ARITHMETICS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
+    "float16": {"dtype": "float16"},
+    "native bfloat16": {"dtype": "bfloat16"},
     "int8": {"dtype": "float32", "quantize": "int8"},
-    "int8 of bfloat16": {"dtype": "bfloat16", "quantize": "int8"},
+    "int8 of float16": {"dtype": "float16", "quantize": "int8"},
+    "int8 of native bfloat16": {"dtype": "bfloat16", "quantize": "int8"},
 }
 NUM_DEMO_LAYERS = 3  # of 30 that are all of one shape: an order of sums follows from shapes
 
@@ -26,20 +30,27 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return request.param, make_tiny_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_logits_do_not_depend_on_chunks_or_batch_mates(tiny: tuple[str, Path], arithmetic: str) -> None:
+@pytest.fixture(params=ARITHMETICS)
+def options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Of the engine, on a CPU that multiplies bfloat16 itself or not."""
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: "native" in request.param)
+    return ARITHMETICS[request.param]
+
+
+def test_logits_do_not_depend_on_chunks_or_batch_mates(tiny: tuple[str, Path], options: dict[str, Any]) -> None:
     architecture, folder = tiny
-    if ARITHMETICS[arithmetic]["dtype"] == "float32" and architecture in MIXTURES_OF_EXPERTS:
+    if options["dtype"] != "bfloat16" and architecture in MIXTURES_OF_EXPERTS:
         # The experts' grouped product goes through a library that chooses its order by the rows.
-        pytest.skip("not promised for mixtures of experts in float32")
-    model = load_model(EngineConfig(model_path=str(folder), block_size=BLOCK_SIZE, **ARITHMETICS[arithmetic]))
+        pytest.skip("not promised for mixtures of experts in float32 and float16")
+    model = load_model(EngineConfig(model_path=str(folder), block_size=BLOCK_SIZE, **options))
+    assert model.is_batch_invariant or model.dtypes.activations == torch.bfloat16, "oneDNN may not pack bfloat16 here"
     assert_invariant(model, VOCAB_SIZE)
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_the_demo_models_logits_do_not_depend_on_chunks_batch_mates_or_threads(arithmetic: str) -> None:
-    model = load_model(EngineConfig(model_path="smollm2-135m", block_size=BLOCK_SIZE, **ARITHMETICS[arithmetic]))
+@pytest.mark.parametrize("options", ["float32", "bfloat16", "float16", "native bfloat16", "int8"], indirect=True)
+def test_the_demo_models_logits_do_not_depend_on_chunks_batch_mates_or_threads(options: dict[str, Any]) -> None:
+    model = load_model(EngineConfig(model_path="smollm2-135m", block_size=BLOCK_SIZE, **options))
     del model.model.get_decoder().layers[NUM_DEMO_LAYERS:]  # type: ignore[operator]
     torch.set_num_threads(1)
     expected = run(model, prompts(40_000), steps_of(1000))

@@ -165,7 +165,7 @@ def test_a_quantised_model_has_another_fingerprint_no_plain_linear_layer_and_key
     quantised = load_model(EngineConfig(model_path=folder, dtype="float32", quantize="int8"))
     assert quantised.fingerprint != plain.fingerprint
     assert quantised.is_batch_invariant
-    assert (plain.kv_dtype, quantised.kv_dtype) == (torch.float32, torch.float16)
+    assert (plain.dtypes.kv_cache, quantised.dtypes.kv_cache) == (torch.float32, torch.float16)
     assert quantised.kv_block_bytes * 2 == plain.kv_block_bytes
     assert any(isinstance(module, Int8Linear) for module in quantised.model.modules())
     assert not any(isinstance(module, nn.Linear) for module in quantised.model.modules())

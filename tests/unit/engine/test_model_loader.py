@@ -14,7 +14,9 @@ from engine.attention.base import AttentionBatch, AttentionContext
 from engine.attention.torch_backend import TorchAttention
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError, ModelLoadError
+from engine.model import devices, loader
 from engine.model.attention_hook import attach_attention
+from engine.model.devices import Dtypes
 from engine.model.loader import LoadedModel, load_model
 from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
 from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, make_tiny_model
@@ -36,7 +38,7 @@ def test_a_loaded_model_describes_itself(folder: Path) -> None:
     assert model.eos_token_ids == (EOS_TOKEN_ID,)
     assert model.kv_block_bytes == 2 * 2 * 16 * 2 * 8 * 4
     assert model.model_dir == folder.resolve()
-    assert model.dtype == torch.float32
+    assert model.dtypes == Dtypes(torch.float32, torch.float32, torch.float32)
     assert not model.model.training
 
 
@@ -76,12 +78,39 @@ def test_a_single_token_is_computed_as_it_is_among_others(folder: Path) -> None:
 
 
 def test_dtype_auto_is_bfloat16_only_where_the_cpu_computes_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.model import devices
-
     monkeypatch.setattr(devices, "cpu_flags", lambda: frozenset({"avx512f", "avx512_vnni"}))
-    assert load(folder, dtype="auto", device="cpu").dtype == torch.float32
+    assert load(folder, dtype="auto", device="cpu").dtypes.weights == torch.float32
     monkeypatch.setattr(devices, "cpu_flags", lambda: frozenset({"avx512f", "avx512_bf16"}))
-    assert load(folder, dtype="auto", device="cpu").dtype == torch.bfloat16
+    assert load(folder, dtype="auto", device="cpu").dtypes.weights == torch.bfloat16
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_a_dtype_that_the_cpu_does_not_multiply_in_is_of_weights_keys_and_values_and_float32_is_computed(
+    folder: Path, quantize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"avx512f"}
+    monkeypatch.setattr(devices, "cpu_flags", lambda: frozenset(flags))
+    for dtype in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        model = load(folder, dtype=name, device="cpu", quantize=quantize)
+        assert model.dtypes == Dtypes(weights=dtype, activations=torch.float32, kv_cache=dtype)
+        assert model.backend_name == load(folder, device="cpu").backend_name
+        embeddings, output = model.model.get_input_embeddings(), model.model.get_output_embeddings()
+        assert embeddings._table.dtype == dtype
+        assert quantize == "int8" or output._panels.dtype == dtype
+    flags.add("avx512_bf16")
+    for dtype in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        activations = load(folder, dtype=name, device="cpu", quantize=quantize).dtypes.activations
+        assert activations == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+
+
+def test_a_weight_that_float16_has_no_number_for_is_named_with_the_remedy(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = 1e5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"model.norm.weight has numbers of up to 1e\+05.*set dtype to bfloat16"):
+        load(folder, dtype="float16", device="cpu")
 
 
 def test_the_fingerprint_changes_with_weights_dtype_and_attention_and_with_nothing_else(
@@ -200,8 +229,11 @@ def test_an_unknown_attention_backend_is_refused_with_the_list(folder: Path) -> 
         load(folder, attention="flash")
 
 
-def test_a_model_whose_layers_do_not_call_the_engines_attention_is_refused(folder: Path) -> None:
-    model = load(folder, dtype="float16").model  # nothing is fused in it
+def test_a_model_whose_layers_do_not_call_the_engines_attention_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "choose_kit", lambda *given: None)  # nothing is fused in it
+    model = load(folder).model
     model.model.layers[1].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
     with pytest.raises(ModelLoadError, match="only 1 of the model's 2 layers attend through"):
         attach_attention(model, AttentionContext(TorchAttention()), num_layers=2)

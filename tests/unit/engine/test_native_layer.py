@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import EngineConfig
+from engine.model import devices
 from engine.model.attention_hook import AttentionRules
 from engine.model.int8_linear import Int8Kernels, Int8Linear
-from engine.model.loader import load_model
+from engine.model.loader import LoadedModel, load_model
 from engine.model.locate import default_cache_dir
 from engine.model.native_layer import NativeLayer
 from engine.model.native_linear import NativeLinear, load_matmul
@@ -22,7 +23,22 @@ from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
 from tests.fakes.tiny_models import make_tiny_model
 
 KERNELS = default_cache_dir() / "kernels"
-KINDS = [("float32", "none"), ("float32", "int8"), ("bfloat16", "int8")]
+KINDS = [
+    ("float32", "none"),
+    ("float32", "int8"),
+    ("bfloat16", "none"),
+    ("float16", "none"),
+    ("native bfloat16", "int8"),
+]
+
+
+@pytest.fixture
+def model(dtype: str, quantize: str, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    """On a CPU that multiplies bfloat16 itself where the dtype says so."""
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: dtype.startswith("native"))
+    folder = str(make_tiny_model(architecture, tmp_path))
+    dtype = dtype.removeprefix("native ")
+    return load_model(EngineConfig(model_path=folder, dtype=dtype, quantize=quantize, block_size=BLOCK_SIZE))
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +62,14 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma"])
 @pytest.mark.parametrize(("dtype", "quantize"), KINDS)
-def test_a_layer_in_chains_computes_to_the_bit_what_its_modules_do(
-    architecture: str, dtype: str, quantize: str, tmp_path: Path
-) -> None:
-    folder = str(make_tiny_model(architecture, tmp_path))
-    model = load_model(EngineConfig(model_path=folder, dtype=dtype, quantize=quantize))
+def test_a_layer_in_chains_computes_to_the_bit_what_its_modules_do(model: LoadedModel) -> None:
     layer = next(module for module in model.model.modules() if isinstance(module, NativeLayer))
     layer.self_attn.attention = HalfQuery()  # type: ignore[assignment]
     hidden_size, head_dim = layer.input_layernorm.weight.shape[0], layer.self_attn._head_dim
-    x = random(1, 23, hidden_size, dtype=model.dtype)
+    x = random(1, 23, hidden_size, dtype=model.dtypes.activations)
     before = x.clone()
     angles = random(1, 23, head_dim)
-    position_embeddings = angles.cos().to(model.dtype), angles.sin().to(model.dtype)
+    position_embeddings = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     with torch.inference_mode():
         expected = layer._by_modules(x[0], position_embeddings)[None]
         for _ in range(2):  # as prepared, and as kept
@@ -71,12 +83,9 @@ def test_a_layer_in_chains_computes_to_the_bit_what_its_modules_do(
         assert len(layer._rows.workspace.prepared) == 2
 
 
+@pytest.mark.parametrize("architecture", ["mistral"])  # with a sliding window
 @pytest.mark.parametrize(("dtype", "quantize"), KINDS)
-def test_attention_within_a_chain_computes_to_the_bit_what_it_does_between_two(
-    dtype: str, quantize: str, tmp_path: Path
-) -> None:
-    folder = str(make_tiny_model("mistral", tmp_path))  # with a sliding window
-    model = load_model(EngineConfig(model_path=folder, dtype=dtype, quantize=quantize, block_size=BLOCK_SIZE))
+def test_attention_within_a_chain_computes_to_the_bit_what_it_does_between_two(model: LoadedModel) -> None:
     workspace = next(module for module in model.model.modules() if isinstance(module, NativeLayer))._rows.workspace
     sequences, steps = prompts(model.vocab_size), steps_of(7)  # the last step has one token, and is padded to two
     workspace.prepared.clear()  # of what was tried at load

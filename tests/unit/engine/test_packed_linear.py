@@ -58,18 +58,20 @@ def test_the_native_product_leaves_no_row_or_column_out_however_they_are_shared_
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 13, 250])
 @pytest.mark.parametrize("out_features", [37, 192])
-def test_a_weight_of_bfloat16s_numbers_is_kept_in_half_of_the_bytes_and_gives_the_same_bits(
-    num_rows: int, out_features: int
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_weight_of_a_16_bit_formats_numbers_is_kept_in_half_of_the_bytes_and_gives_the_same_bits(
+    num_rows: int, out_features: int, dtype: torch.dtype
 ) -> None:
     make = KINDS["native-float32"][1]
     generator = torch.Generator().manual_seed(3)
-    weight = torch.randn(out_features, 200, generator=generator).bfloat16().float()
+    weight = torch.randn(out_features, 200, generator=generator).to(dtype).float()
+    weight[3, 5:7] = torch.tensor([2.0**-24, 65504.0]).to(dtype).float()  # float16's least and largest
     bias, x = torch.randn(out_features, generator=generator), torch.randn(num_rows, 200, generator=generator)
     narrow, wide = (
         make(weight, bias),
         make(torch.cat([weight, torch.full((1, 200), 1 / 3)]), torch.cat([bias, bias[:1]])),
     )
-    assert (narrow._panels.dtype, wide._panels.dtype) == (torch.bfloat16, torch.float32)
+    assert (narrow._panels.dtype, wide._panels.dtype) == (dtype, torch.float32)
     assert torch.equal(narrow(x), wide(x)[:, :out_features])
 
 

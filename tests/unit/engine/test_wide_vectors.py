@@ -24,6 +24,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 FORMATS = [
     pytest.param(torch.float32, torch.float32, id="float32"),
     pytest.param(torch.bfloat16, torch.bfloat16, id="bfloat16"),
+    pytest.param(torch.float32, torch.bfloat16, id="float32 over bfloat16"),
     pytest.param(torch.float32, torch.float16, id="float32 over float16"),
 ]
 SHAPES = [(9, 3, 64, 16), (2, 1, 80, 32), (6, 2, 20, 3), (12, 2, 32, 16)]  # heads, kv heads, head_dim, block_size
@@ -79,7 +80,7 @@ def test_attention(native: NativeAttention, kernels_dir: Path, dtype: torch.dtyp
 def test_products_in_float32(kernels_dir: Path) -> None:
     _, matmul = for_avx512(load_matmul, kernels_dir)
     wide, bias, x = random(90, 100) / 10, random(90), random(61, 100)
-    for weight in (wide, wide.bfloat16().float()):
+    for weight in (wide, wide.bfloat16().float(), wide.half().float()):
         layer = NativeLinear(weight, bias, matmul)
         whole = layer(x)
         assert_close(whole, torch.nn.functional.linear(x, weight, bias))
