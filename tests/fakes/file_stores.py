@@ -37,7 +37,8 @@ class BucketOfFiles:
         prefix = f"{self.prefix}/"
         listed = client.list_objects_v2(Bucket="results", Prefix=prefix).get("Contents", [])
         begun = client.list_multipart_uploads(Bucket="results", Prefix=prefix).get("Uploads", [])
-        return {entry["Key"].removeprefix(prefix) for entry in [*listed, *begun]}
+        names = {entry["Key"].removeprefix(prefix) for entry in [*listed, *begun]}
+        return {name for name in names if not name.startswith(".")}
 
     def remove(self, name: str) -> None:
         boto3.client("s3", endpoint_url=self.endpoint).delete_object(Bucket="results", Key=f"{self.prefix}/{name}")

@@ -151,10 +151,13 @@ end
 -- Lines are answered once: these are already, because the reply to this very call was lost.
 if redis.call('GETBIT', answered, ARGV[at]) == 1 then return 'recorded' end
 
--- All or nothing: a part that is due may be gone from the store by now.
+-- All or nothing: a part that is due may be gone from the store by now; or be there again, if it was written since.
 for _, file in ipairs(files) do
   local due_at = tonumber(redis.call('ZSCORE', 'promptmill:files:unrecorded', file.part) or 0)
-  if due_at <= file_time() then return 'late' end
+  if due_at <= file_time() then
+    for _, written in ipairs(files) do redis.call('ZADD', 'promptmill:files:unrecorded', 0, written.part) end
+    return 'late'
+  end
 end
 for _, file in ipairs(files) do
   if redis.call('HSETNX', key, file.field, file.id) == 1 then

@@ -34,7 +34,6 @@ def main() -> None:
 
 async def _carry(settings: GatewaySettings) -> None:
     store = select_file_store(settings.files, s3_endpoint_url=settings.s3_endpoint_url)
-    store.check()
     redis = AsyncTransport(settings.redis_url, settings.s3_endpoint_url)
     files = FileRecords(redis, store)
     options = CarrierOptions(

@@ -33,11 +33,13 @@ class FileStore(Protocol):
     """May be used from several threads at once, and from several processes on several machines."""
 
     where: str  # for people: the folder, or s3://BUCKET/PREFIX
-    identity: str
-    """Without spaces, known once checked: the same for everybody who sees the same parts, and for nobody else."""
+
+    @property
+    def identity(self) -> str:
+        """Without spaces: the same for everybody who sees the same parts, and for nobody else."""
 
     def check(self) -> None:
-        """Once, before anything else: whether parts can be written. Raises SettingsError with the remedy."""
+        """For whoever starts a gateway: whether parts can be written. Raises SettingsError with the remedy."""
 
     def writer(self, part: str) -> PartWriter:
         """Of a new part; a name is never used twice. Raises FileStoreError."""

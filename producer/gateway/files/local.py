@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -20,12 +21,26 @@ class LocalFileStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.where = str(folder)
-        self.identity = ""
+
+    @cached_property
+    def identity(self) -> str:
+        """Made by whoever comes first: linking is what only one of several can do."""
+        path = self._folder / IDENTITY_NAME
+        if not path.exists():
+            own = self._folder / f"{IDENTITY_NAME}-{uuid4().hex}"
+            own.write_text(uuid4().hex)
+            try:
+                os.link(own, path)
+            except FileExistsError:
+                pass
+            finally:
+                own.unlink()
+        return path.read_text().strip()
 
     def check(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self.identity = self._read_identity()
+            _ = self.identity  # made, unless somebody has
             probe = self._folder / f"{IDENTITY_NAME}-{uuid4().hex}"
             probe.write_bytes(b"")
             probe.unlink()
@@ -60,20 +75,6 @@ class LocalFileStore:
     def _path(self, part: str) -> Path:
         check_part_name(part)
         return self._folder / part
-
-    def _read_identity(self) -> str:
-        """Made by whoever comes first: linking is what only one of several can do."""
-        path = self._folder / IDENTITY_NAME
-        if not path.exists():
-            own = self._folder / f"{IDENTITY_NAME}-{uuid4().hex}"
-            own.write_text(uuid4().hex)
-            try:
-                os.link(own, path)
-            except FileExistsError:
-                pass
-            finally:
-                own.unlink()
-        return path.read_text().strip()
 
 
 class LocalPartWriter:

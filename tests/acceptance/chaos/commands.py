@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from tests.acceptance.chaos.schedule import STEP_TIMEOUT_SECONDS
 from tests.fakes.chat_templates import HERMES
 
 MAX_NUM_SEQS = 8  # small, so that jobs wait, and are handed from worker to worker
@@ -22,6 +23,7 @@ def worker_command(model: str, folder: Path, lease_seconds: float) -> list[str]:
     template = folder / "template.jinja"
     template.write_text(HERMES)
     options += ["--chat-template", str(template), "--tool-parser", "hermes"]
+    options += ["--step-timeout-seconds", str(STEP_TIMEOUT_SECONDS)]
     return [sys.executable, "-m", "producer.cli", "worker", "--model", model, "--num-threads", "1", *options]
 
 

@@ -105,6 +105,11 @@ class Fleet:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def hang_child(self, slot: Slot) -> None:
+        """One that the worker kills meanwhile has no need to be woken."""
+        if not slot.is_stopped:
+            self._stop_all(slot, self._children(slot))
+
     def terminate(self, slot: Slot) -> None:
         """SIGTERM; a worker that is stopped gets it when it is woken."""
         if slot.process is not None:
@@ -113,8 +118,11 @@ class Fleet:
     def stop(self, slot: Slot, *, with_child: bool) -> None:
         if slot.process is None or slot.process.poll() is not None:
             return
-        slot.stopped_pids = [slot.process.pid, *(self._children(slot) if with_child else [])]
-        for pid in slot.stopped_pids:
+        self._stop_all(slot, [slot.process.pid, *(self._children(slot) if with_child else [])])
+
+    def _stop_all(self, slot: Slot, pids: list[int]) -> None:
+        slot.stopped_pids = sorted({*slot.stopped_pids, *pids})
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
 

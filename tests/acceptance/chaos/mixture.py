@@ -4,6 +4,7 @@ seed, each with what may become of it."""
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import redis
@@ -24,6 +25,8 @@ QUEUES = (
 )
 REFUSED = ""  # as a prompt: the job fails at once
 MAX_CANCEL_SECONDS = 3.0
+PRODUCERS = 4
+MANY = 60
 
 
 class Mixture:
@@ -91,19 +94,34 @@ class Mixture:
     def kept_nowhere(self) -> None:
         self.forgotten.add(self._enqueue(result_ttl=0).id)
 
-    def submitted_twice(self) -> None:
-        for _ in range(2):
-            while True:
-                try:
-                    job = self._client.submit("Hello", max_tokens=5, idempotency_key=f"key {len(self.expected)}")
-                    break
-                except RedisUnavailableError:
-                    continue
-        self.expected[job.id] = {"finished"}
+    def submitted_at_once(self) -> None:
+        """By several producers under one key, each of them twice."""
+        fields = {"prompt": "Hello", "max_tokens": 5, "idempotency_key": f"key {len(self.expected)}"}
+        with ThreadPoolExecutor(PRODUCERS) as pool:
+            told = list(pool.map(lambda _: self._submit_many([fields]), range(2 * PRODUCERS)))
+        assert len(set(map(tuple, told))) == 1, told
+
+    def many(self) -> None:
+        """Their producer may be cut off amid them, and submits all of them again; and once more."""
+        number = len(self.expected)
+        requests = [
+            {"prompt": "Hello", "max_tokens": 2, "idempotency_key": f"many {number} {at}"} for at in range(MANY)
+        ]
+        assert self._submit_many(requests) == self._submit_many(requests)
+
+    def _submit_many(self, requests: list[dict[str, Any]]) -> list[str]:
+        while True:
+            try:
+                ids = [job.id for job in self._client.submit_many(requests)]
+                break
+            except RedisUnavailableError:
+                continue
+        self.expected |= {job_id: {"finished"} for job_id in ids}
+        return ids
 
 
 KINDS: tuple[Callable[[Mixture], None], ...] = (
     *[Mixture.plain] * 6,
     *[Mixture.chain, Mixture.fan, Mixture.after_failure, Mixture.failing, Mixture.limited],
-    *[Mixture.with_deadline, Mixture.cancelled, Mixture.kept_nowhere, Mixture.submitted_twice],
+    *[Mixture.with_deadline, Mixture.cancelled, Mixture.kept_nowhere, Mixture.submitted_at_once, Mixture.many],
 )

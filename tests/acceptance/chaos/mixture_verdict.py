@@ -35,11 +35,7 @@ def find_problems(
         for key in connection.scan_iter()
         if connection.ttl(key) == -1 and not key.startswith(FOR_EVER)
     ]
-    lines = Counter(
-        json.loads(fields[keys.DATA_FIELD.encode()])["job_id"]
-        for key in connection.scan_iter("promptmill:results:*")
-        for _, fields in connection.xrange(key)
-    )
+    lines = num_ends(connection)
     registries = _registries(connection)
     for job_id in mixture.expected:
         wire = connection.get(keys.result_key(job_id))
@@ -62,6 +58,15 @@ def find_problems(
             problems.append(f"{result.status}, and RQ does not say so")
         found += [f"{job_id}: {problem}" for problem in problems]
     return found
+
+
+def num_ends(connection: redis.Redis) -> Counter[str]:
+    """How often each job ended, by the results lines."""
+    return Counter(
+        json.loads(fields[keys.DATA_FIELD.encode()])["job_id"]
+        for key in connection.scan_iter("promptmill:results:*")
+        for _, fields in connection.xrange(key)
+    )
 
 
 def _registries(connection: redis.Redis) -> dict[str, list[str]]:

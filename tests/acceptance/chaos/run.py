@@ -168,6 +168,9 @@ def strike(fleet: Fleet, slot: Slot, event: Event) -> Callable[[], object] | Non
         case Fault.STOP:
             fleet.stop(slot, with_child=event.seconds > 3.0)
             return lambda: fleet.wake(slot)
+        case Fault.HANG_CHILD:
+            fleet.hang_child(slot)
+            return lambda: fleet.wake(slot)
         case Fault.CUT:
             slot.proxy.probability = REPLY_LOSS
             slot.proxy.cut_all()

@@ -8,6 +8,7 @@ from enum import StrEnum
 class Fault(StrEnum):
     KILL_PARENT = "kill -9 the worker"
     KILL_CHILD = "kill -9 its engine"
+    HANG_CHILD = "SIGSTOP its engine: it is killed where that lasts, and goes on where not"
     TERMINATE = "SIGTERM the worker"
     STOP = "SIGSTOP the worker, SIGCONT later"
     CUT = "cut connections of the worker"
@@ -17,11 +18,15 @@ class Fault(StrEnum):
 WEIGHTS = {
     Fault.KILL_PARENT: 4,
     Fault.KILL_CHILD: 3,
+    Fault.HANG_CHILD: 3,
     Fault.TERMINATE: 3,
     Fault.STOP: 3,
     Fault.CUT: 4,
     Fault.RESTART_REDIS: 2,
 }
+
+
+STEP_TIMEOUT_SECONDS = 4.0  # of the workers of a run: longer than a step of a tiny model on a busy machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,8 @@ def make_schedule(seed: int, *, seconds: float, num_workers: int, lease_seconds:
 def _duration(rng: random.Random, fault: Fault, lease_seconds: float) -> float:
     if fault is Fault.STOP:  # shorter than a lease, or longer: then it wakes as a zombie
         return rng.uniform(0.5, 2.5) * lease_seconds
+    if fault is Fault.HANG_CHILD:
+        return rng.uniform(0.2, 2.0) * STEP_TIMEOUT_SECONDS
     if fault is Fault.RESTART_REDIS:
         return rng.choice((0.0, rng.uniform(0.0, 1.0), rng.uniform(1.0, 1.5) * lease_seconds))
     return rng.uniform(0.0, 2.0)

@@ -11,6 +11,7 @@ import redis as redis_py
 
 from producer.async_transport import AsyncTransport
 from producer.contract import keys
+from producer.gateway.batches import answer_file
 from producer.gateway.batches.batch_keys import OPEN_KEY
 from producer.gateway.batches.batch_lease import BatchLease, LeaseLostError, Wish
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
@@ -190,3 +191,27 @@ async def test_a_carrier_that_learns_that_another_has_its_batch_cancels_no_job_o
         await bench.carrier(fresh).carry()
         record = await bench.get(created.id)
         assert record.status is BatchStatus.COMPLETED and (record.num_completed, record.num_failed) == (2, 0)
+
+
+async def test_a_part_that_was_deleted_before_it_was_written_is_written_again_and_deleted_again(
+    redis_url: str, tmp_path: Path, low: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a carrier that stood still for so long that its part was taken for a dead one's."""
+    monkeypatch.setattr(answer_file, "STORE_AWAY_SECONDS", 0.0)
+    async with batch_bench(redis_url, tmp_path) as bench:
+        created = await bench.create([line("a")])
+        reserve, late = bench.files.reserve, list[str]()
+
+        async def reserve_and_forget(part: str) -> None:
+            await reserve(part)
+            if not late:
+                late.append(part)
+                await bench.files.forget(part)
+
+        monkeypatch.setattr(bench.files, "reserve", reserve_and_forget)
+        with low.serving(echo):
+            await bench.carry()
+        record = await bench.get(created.id)
+        assert record.num_completed == 1
+        assert [entry["custom_id"] for entry in await bench.read_lines(record.output_file_id)] == ["a"]
+        assert await bench.files.due_parts() == late

@@ -17,6 +17,7 @@ from producer.gateway.batches.carrier_pool import RETRY_SECONDS, CarrierPool
 from producer.gateway.settings import GatewaySettings
 from tests.fakes.batches import LEASE_SECONDS, BatchBench, batch_bench, eventually, line
 from tests.fakes.fake_worker import FakeWorker, echo
+from worker.embedded_redis import free_port
 
 
 @pytest.fixture
@@ -86,6 +87,26 @@ async def test_a_carrier_that_hangs_is_replaced_by_its_own_gateway(
             os.kill(first, 0)
     finally:
         await child.aclose()
+
+
+async def test_a_carrier_starts_while_the_store_is_away_and_ends_what_is_cancelled(
+    bench: BatchBench, redis_url: str
+) -> None:
+    created = await bench.create([line("a")])
+    await bench.records.cancel(created.id)
+    away = f"http://127.0.0.1:{free_port()}"
+    child = CarrierChild(
+        GatewaySettings(redis_url=redis_url, files="s3://away/files", s3_endpoint_url=away), bench.records
+    )
+    child.start()
+    try:
+        await eventually(lambda: _has_ended(bench, created.id))
+    finally:
+        await child.aclose()
+
+
+async def _has_ended(bench: BatchBench, batch_id: str) -> bool:
+    return (await bench.get(batch_id)).status.has_ended
 
 
 async def _carrier_of(bench: BatchBench, child: CarrierChild, batch_id: str) -> int | None:

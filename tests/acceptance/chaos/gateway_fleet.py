@@ -1,0 +1,143 @@
+"""Gateways as processes, each behind a proxy to Redis of its own, and what may happen to them and to their carriers."""
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import httpx2 as httpx
+
+from tests.acceptance.chaos.fleet import children_of
+from tests.fakes.redis_proxy import CuttingProxy
+from worker.embedded_redis import free_port
+from worker.started_process import StartedProcess
+
+START_SECONDS = 60.0
+LEASE_SECONDS = 3.0  # of a batch
+
+
+class GatewaySlot:
+    """One gateway at one address, whatever process it has now."""
+
+    def __init__(self, number: int, proxy: CuttingProxy, options: list[str], log_dir: Path) -> None:
+        self.proxy = proxy
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._options = options
+        self._log = log_dir / f"gateway-{number}.log"
+        self._process: StartedProcess | None = None
+        self._start_at = 0.0
+        self._stopped: list[int] = []
+        self._wake_at = 0.0
+
+    @property
+    def carriers(self) -> list[int]:
+        return [] if self._process is None else children_of(self._process.pid)
+
+    def look_after(self) -> None:
+        """What a supervisor does: a new process for one that ended; those that stand still are woken."""
+        now = time.monotonic()
+        if self._stopped and now >= self._wake_at:
+            self.wake()
+        if (self._process is None or self._process.poll() is not None) and now >= self._start_at:
+            self._start()
+
+    def wake(self) -> None:
+        for pid in self._stopped:
+            _signal(pid, signal.SIGCONT)
+        self._stopped = []
+
+    def kill(self, seconds: float) -> None:
+        """With its carrier, as when a machine goes; `seconds` until it is there again."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._stopped = []
+            self._start_at = time.monotonic() + seconds
+
+    def terminate(self, seconds: float) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._start_at = time.monotonic() + seconds
+
+    def kill_carrier(self) -> None:
+        for pid in self.carriers:
+            _signal(pid, signal.SIGKILL)
+
+    def stop(self, seconds: float, *, only_carrier: bool) -> None:
+        """SIGSTOP for so long: beyond the lease it wakes with batches that are others'."""
+        if self._process is not None and not self._stopped:
+            self._stopped = [*self.carriers, *([] if only_carrier else [self._process.pid])]
+            self._wake_at = time.monotonic() + seconds
+            for pid in self._stopped:
+                _signal(pid, signal.SIGSTOP)
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health/live", timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(self.port)]
+        command += ["--redis-url", self.proxy.url, "--batch-lease-seconds", str(LEASE_SECONDS), *self._options]
+        with self._log.open("ab") as log:
+            self._process = StartedProcess(
+                [*command, "--http-drain-seconds", "1"], stdout=log, stderr=log, start_new_session=True
+            )
+
+
+class GatewayFleet:
+    def __init__(self, proxies: list[CuttingProxy], options: list[str], log_dir: Path) -> None:
+        self.slots = [GatewaySlot(at, proxy, options, log_dir) for at, proxy in enumerate(proxies)]
+
+    def __enter__(self) -> "GatewayFleet":
+        self.heal()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for slot in self.slots:
+            slot.kill(0.0)
+
+    def look_after(self) -> None:
+        for slot in self.slots:
+            slot.look_after()
+
+    def hurt(self, rng: random.Random) -> str:
+        """One fault; what it was."""
+        slot, seconds = rng.choice(self.slots), rng.uniform(0.5, 2.5) * LEASE_SECONDS
+        match rng.randrange(5):
+            case 0:
+                slot.kill(rng.uniform(0.0, 2.0))
+                return "gateway killed"
+            case 1:
+                slot.terminate(0.0)
+                return "gateway told to stop"
+            case 2:
+                slot.kill_carrier()
+                return "carrier killed"
+            case 3:
+                slot.stop(seconds, only_carrier=True)
+                return f"carrier stands still for {seconds:.1f} s"
+            case _:
+                slot.stop(seconds, only_carrier=False)
+                return f"gateway stands still for {seconds:.1f} s"
+
+    def heal(self) -> None:
+        """Returns once each answers."""
+        end = time.monotonic() + START_SECONDS
+        for slot in self.slots:
+            slot.wake()
+        while not all(slot.answers() for slot in self.slots):
+            self.look_after()
+            assert time.monotonic() < end, "a gateway does not answer"
+            time.sleep(0.1)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
