@@ -25,7 +25,7 @@ from engine.model.loader import load_model
 from engine.model.norm_rule import NormRule
 from engine.model.triton_linear import TritonLinear
 from engine.model.triton_rows import TritonRows
-from engine.sampler import Sampler, SamplingBatch
+from engine.sampler import Sampler
 from engine.sampling_params import SamplingParams
 from engine.triton_sampling import TritonSampler
 from tests.fakes.core_driver import run_to_end
@@ -135,7 +135,7 @@ def _sampler(size: ModelSize, device: torch.device, seed: int) -> str:
     logits = torch.randn(num_rows, size.vocab, generator=torch.Generator().manual_seed(seed)) * 3
     batch = random_batch(num_rows, seed=seed)
     expected = Sampler().sample(logits.clone(), batch)
-    moved = SamplingBatch(*(getattr(batch, name).to(device) for name in SamplingBatch.__slots__))
+    moved = batch.to(device)
     num_others = int((TritonSampler().sample(logits.to(device), moved).cpu() != expected).sum())
     return "ok" if not num_others else f"{num_others} of {num_rows} tokens differ"
 

@@ -16,9 +16,9 @@ lies deeper by halving the range of x.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -47,10 +47,21 @@ class SamplingBatch:
     seed: Tensor  # int64
     choice: Tensor  # int64
     position: Tensor  # int64, index of the token being sampled in prompt + output
+    may_draw: bool = True  # False: the host knows that all rows are greedy
+    may_cut: bool = True  # False: likewise, that no row is drawn with top-k or top-p
+
+    def to(self, device: torch.device) -> "SamplingBatch":
+        """The batch with its tensors on a device."""
+        return self._each(lambda tensor: tensor.to(device))
 
     def select(self, rows: Tensor) -> "SamplingBatch":
         """The batch of some rows; rows: int64 `[num_selected]`."""
-        return SamplingBatch(*(getattr(self, name)[rows] for name in self.__slots__))
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "SamplingBatch":
+        values = {name: getattr(self, name) for name in self.__slots__}
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
     def keys(self) -> Tensor:
         """Keys of the rows' noise, int32 `[2, num_rows]`."""

@@ -9,15 +9,18 @@ import torch
 import triton
 from torch import Tensor
 
+from engine.kernels.triton.filters import gather_kernel, profile_kernel, threshold_kernel
 from engine.kernels.triton.logits import mask_kernel, penalize_kernel
-from engine.kernels.triton.sampling import choose_kernel, draw_kernel, filter_kernel, max_kernel
+from engine.kernels.triton.sampling import choose_kernel, draw_kernel, max_kernel
 from engine.logit_editor import LogitEditor
 from engine.sampler import Sampler, SamplingBatch
 
 _BLOCK = 2048
 _CHUNK = 8192  # tokens of the vocabulary that one program looks at
 _NUM_ENTRIES = 256
-_FILTER_BLOCK = 8192  # for any number of rows: the order in which a row's mass is added up goes with it
+_ROOM = 16_384  # tokens of a row among which its threshold is sought, where they suffice
+_STEPS, _POINTS = 8, 16  # at which a row is profiled; to which a range is narrowed at once
+_FILTER_BLOCK = 1024  # for any number of rows: the order in which a row's mass is added up goes with it
 
 
 class TritonLogitEditor(LogitEditor):
@@ -54,50 +57,21 @@ class TritonSampler(Sampler):
         """See `Sampler.sample`."""
         assert logits.dtype == torch.float32 and logits.stride(1) == 1, "logits are float32 rows"
         num_rows, vocab_size = logits.shape
-        num_chunks, stride = triton.cdiv(vocab_size, _CHUNK), logits.stride(0)
+        num_chunks = triton.cdiv(vocab_size, _CHUNK)
         new = partial(torch.empty, device=logits.device)
-        largest, row_max = new((num_rows, num_chunks)), new(num_rows)
-        scores, ids = (new((num_rows, num_chunks), dtype=dtype) for dtype in (torch.float64, torch.int32))
-        thresholds = new(num_rows, dtype=torch.int32)
-        greedy, tokens = (new(num_rows, dtype=torch.int64) for _ in range(2))
-        padded_chunks = triton.next_power_of_2(num_chunks)
-        max_kernel[(num_rows, num_chunks)](logits, largest, ids, stride, vocab_size, CHUNK=_CHUNK, BLOCK=_BLOCK)
-        filter_kernel[(num_rows,)](
-            logits,
-            largest,
-            ids,
-            batch.temperature,
-            batch.top_p,
-            batch.top_k,
-            batch.min_p,
-            row_max,
-            thresholds,
-            greedy,
-            stride,
-            vocab_size,
-            num_chunks,
-            NUM_CHUNKS=padded_chunks,
-            BLOCK=_FILTER_BLOCK,
-            num_warps=16,
-        )
-        draw_kernel[(num_rows, num_chunks)](
-            logits,
-            row_max,
-            thresholds,
-            batch.temperature,
-            batch.min_p,
-            batch.seed,
-            batch.choice,
-            batch.position,
-            scores,
-            ids,
-            stride,
-            vocab_size,
-            CHUNK=_CHUNK,
-            BLOCK=_BLOCK,
-        )
+        largest, largest_ids = new((num_rows, num_chunks)), new((num_rows, num_chunks), dtype=torch.int32)
+        tokens = new(num_rows, dtype=torch.int64)
+        grid = num_rows, num_chunks
+        max_kernel[grid](logits, largest, largest_ids, logits.stride(0), vocab_size, CHUNK=_CHUNK, BLOCK=_BLOCK)
+        thresholds = _thresholds(logits, largest, batch) if batch.may_draw and batch.may_cut else None
+        scores = new(grid) if batch.may_draw else None
+        parameters = batch.temperature, batch.min_p, batch.seed, batch.choice, batch.position
+        shape = logits.stride(0), vocab_size, num_chunks
+        constants = {"NUM_CHUNKS": triton.next_power_of_2(num_chunks), "CHUNK": _CHUNK, "BLOCK": _BLOCK}
+        if scores is not None:
+            draw_kernel[grid](logits, largest, thresholds, *parameters, scores, *shape, **constants)
         choose_kernel[(num_rows,)](
-            scores, ids, batch.temperature, greedy, tokens, vocab_size, num_chunks, NUM_CHUNKS=padded_chunks
+            logits, largest, largest_ids, thresholds, *parameters, scores, tokens, *shape, **constants, num_warps=16
         )
         return tokens
 
@@ -107,3 +81,34 @@ class TritonSampler(Sampler):
         mask_kernel[(len(rows), triton.cdiv(logits.shape[1], _BLOCK))](
             logits, rows, bits, logits.stride(0), bits.stride(0), logits.shape[1], BLOCK=_BLOCK
         )
+
+
+def _thresholds(logits: Tensor, largest: Tensor, batch: SamplingBatch) -> Tensor:
+    """The least order that top-k and top-p keep in each row, int32; largest: logits of chunks."""
+    num_rows, num_chunks = grid = largest.shape
+    new = partial(torch.empty, device=logits.device)
+    counts, masses = new((*grid, _STEPS)), new((*grid, _STEPS), dtype=torch.float64)
+    room, thresholds = new((num_rows, _ROOM)), new(num_rows, dtype=torch.int32)
+    shape = logits.stride(0), logits.shape[1], num_chunks
+    constants = {"NUM_CHUNKS": triton.next_power_of_2(num_chunks), "STEPS": _STEPS, "BLOCK": _FILTER_BLOCK}
+    filters = batch.temperature, batch.top_p, batch.top_k
+    profile_kernel[grid](
+        logits, largest, *filters, batch.min_p, counts, masses, *shape, **constants, CHUNK=_CHUNK, num_warps=8
+    )
+    gather_kernel[grid](logits, largest, *filters, counts, masses, room, *shape, **constants, CHUNK=_CHUNK, ROOM=_ROOM)
+    threshold_kernel[(num_rows,)](
+        logits,
+        largest,
+        *filters,
+        batch.min_p,
+        counts,
+        masses,
+        room,
+        thresholds,
+        *shape,
+        **constants,
+        ROOM=_ROOM,
+        POINTS=_POINTS,
+        num_warps=16,
+    )
+    return thresholds

@@ -60,6 +60,7 @@ class StepSampler:
         self._to_device = to_device
         self._sampling_rows: SlotRows | None = None
         self._sampling_tensors: list[Tensor] = []
+        self._may_draw = self._may_cut = True
         self._edit_rows: EditRows | None = None
         self._edit_tensors: list[Tensor] = []
 
@@ -123,6 +124,8 @@ class StepSampler:
                 rows.choice,
                 rows.logprob_rows if rows.logprob_rows is not None else _NOTHING,
             )
+            self._may_draw = bool((rows.temperature > 0).any())
+            self._may_cut = bool(((rows.temperature > 0) & ((rows.top_p < 1) | (rows.top_k > 0))).any())
         temperature, top_p, top_k, min_p, seed, choice, _ = self._sampling_tensors
         return SamplingBatch(
             temperature=temperature,
@@ -132,6 +135,8 @@ class StepSampler:
             seed=seed,
             choice=choice,
             position=positions,
+            may_draw=self._may_draw,
+            may_cut=self._may_cut,
         )
 
     def _logit_editor(self, edits: LogitEdits) -> LogitEditor:

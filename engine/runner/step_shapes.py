@@ -7,6 +7,7 @@ graphs or of models.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 import numpy as np
@@ -167,6 +168,7 @@ def _layout(shape: StepShape) -> Iterator[tuple[str, type[np.generic], tuple[int
         begin += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
+@cache
 def _num_bytes(shape: StepShape) -> int:
     return max(end for *_, end in _layout(shape))
 

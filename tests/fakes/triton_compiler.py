@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 # Bytes of shared memory that one program may have, by compute capability.
-SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448}
+SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 # Too large a tile makes thousands of them. What a decode in float32, without tensor cores, lacks is let pass.
 _MAX_STACK_BYTES = 512
 _TYPES = {

@@ -16,7 +16,7 @@ KERNELS = {
     "choose_kernel",
     "decode_kernel",
     "draw_kernel",
-    "filter_kernel",
+    "gather_kernel",
     "glu_kernel",
     "linear_kernel",
     "mask_kernel",
@@ -25,7 +25,9 @@ KERNELS = {
     "norm_kernel",
     "penalize_kernel",
     "prefill_kernel",
+    "profile_kernel",
     "qkv_kernel",
+    "threshold_kernel",
     "write_kernel",
 }
 

@@ -5,15 +5,18 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from engine import triton_sampling
+from engine.kernels.triton.sampling import MARGIN, gumbel, near_gumbel
 from engine.logit_editor import LogitEditor, undo
 from engine.sampler import Sampler, SamplingBatch
 from engine.triton_sampling import TritonLogitEditor, TritonSampler
 from tests.fakes.fast_interpreter import speed_up_interpreter
 from tests.fakes.kernel_device import KERNEL_DEVICE, poisoned_memory
-from tests.fakes.sampling_batches import random_batch
+from tests.fakes.sampling_batches import batch_of, random_batch
 
 speed_up_interpreter()
 # NumPy warns where integers wrap, and of NaN.
@@ -38,20 +41,70 @@ def random_logits(num_rows: int, vocab_size: int, *, scale: float = 3.0) -> Tens
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    moved = SamplingBatch(*(getattr(batch, name).to(KERNEL_DEVICE) for name in SamplingBatch.__slots__))
+    moved = batch.to(KERNEL_DEVICE)
     return TritonSampler().sample(logits.to(KERNEL_DEVICE), moved).cpu()
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "scale", "num_rows"),
-    [(1, 3.0, 8), (15, 0.1, 32), (257, 0.1, 16), (257, 3.0, 32), (1100, 0.1, 16), (1100, 3.0, 16)],  # 3 chunks
+    ("vocab_size", "scale", "num_rows", "room"),  # room for a whole row, for some of it, or for next to nothing
+    [
+        (1, 3.0, 8, 9),
+        (15, 0.1, 32, 99),
+        (257, 0.1, 16, 64),
+        (257, 3.0, 32, 64),
+        (1100, 0.1, 16, 8),
+        (1100, 3.0, 16, 99),
+    ],
 )
-def test_the_tokens_are_those_that_torch_draws(vocab_size: int, scale: float, num_rows: int) -> None:
+def test_the_tokens_are_those_that_torch_draws(
+    vocab_size: int, scale: float, num_rows: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_sampling, "_ROOM", room)
     logits, batch = random_logits(num_rows, vocab_size, scale=scale), random_batch(num_rows, seed=9)
     expected = Sampler().sample(logits.clone(), batch)
     copy = logits.clone()
     assert torch.equal(sample(logits, batch), expected)
     assert torch.equal(logits, copy), "the logits are left as they were"
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 0.05, 30.0])
+def test_thresholds_are_found_at_any_temperature(temperature: float) -> None:
+    logits, batch = random_logits(8, 700), random_batch(8, seed=4)
+    batch.temperature = torch.full((8,), temperature)
+    assert torch.equal(sample(logits, batch), Sampler().sample(logits.clone(), batch))
+
+
+def test_what_the_host_knows_of_the_rows_spares_kernels_and_changes_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(4, 600)
+    greedy, drawn = batch_of(4, temperature=0.0), batch_of(4, temperature=0.8, min_p=0.01)
+    expected = [sample(logits, batch) for batch in (greedy, drawn)]
+    assert expected[0].tolist() == logits.argmax(dim=1).tolist()
+    with monkeypatch.context() as patched:
+        patched.setattr(triton_sampling, "_thresholds", None)
+        drawn.may_cut = False
+        assert torch.equal(sample(logits, drawn), expected[1])
+        patched.setattr(triton_sampling, "draw_kernel", None)
+        greedy.may_draw = False
+        assert torch.equal(sample(logits, greedy), expected[0])
+
+
+@triton.jit
+def _noise_kernel(bits_ptr, near_ptr, exact_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    places = tl.arange(0, BLOCK)
+    bits = tl.load(bits_ptr + places)
+    tl.store(near_ptr + places, near_gumbel(bits))
+    tl.store(exact_ptr + places, gumbel(bits))
+
+
+def test_noise_in_float32_is_within_a_tenth_of_the_margin_of_the_noise_that_counts() -> None:
+    edges = [start + step for start in (-(2**31), -(2**24), -1, 2**20, 2**31 - 4096) for step in range(1024)]
+    anywhere = torch.randint(-(2**31), 2**31, (8192 - len(edges),), generator=torch.Generator().manual_seed(5))
+    bits = torch.cat([torch.tensor(edges), anywhere]).to(torch.int32)
+    bits[-1] = 2**31 - 1
+    near, exact = torch.empty(8192, device=KERNEL_DEVICE), torch.empty(8192, dtype=torch.float64, device=KERNEL_DEVICE)
+    _noise_kernel[(1,)](bits.to(KERNEL_DEVICE), near, exact, BLOCK=8192)
+    difference = (near.double() - exact).abs().max()
+    assert difference < MARGIN.value / 10 and exact.max() > 22
 
 
 def test_ties_with_the_last_one_kept_are_kept_and_greedy_rows_take_the_lowest_id() -> None:
