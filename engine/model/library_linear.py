@@ -68,7 +68,13 @@ class LibraryTrials:
         layer = LibraryLinear(weight, bias)
         key = layer.out_features, layer.in_features, bias is not None
         if key not in self._found:
-            self._found[key] = layer.keeps_bits()
+            try:
+                self._found[key] = layer.keeps_bits()
+            except RuntimeError as error:
+                # As torch does where another library, which cannot be kept from splitting K, has to help out. An error
+                # of the device, which stays, comes again with the next call.
+                logger.warning("action=library_refused shape=%s reason=%r", key, str(error).partition("\n")[0])
+                self._found[key] = False
             logger.info("action=library_tried shape=%s keeps_bits=%s", key, self._found[key])
         return layer if self._found[key] else None
 

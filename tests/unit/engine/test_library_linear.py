@@ -65,6 +65,16 @@ def test_a_layer_whose_rows_depend_on_their_number_is_not_taken_and_each_shape_i
     assert trials.layer(torch.randn(7, 5), None) is not None, "as was found before"
 
 
+def test_a_layer_that_the_library_refuses_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, shapes: list[tuple[int, ...]]
+) -> None:
+    def refuse(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise RuntimeError("split-K cannot be forbidden to this library")
+
+    monkeypatch.setattr(library_linear, "_product", refuse)
+    assert LibraryTrials().layer(torch.randn(7, 5), None) is None
+
+
 def test_numbers_of_rows_are_few_and_bounded_by_the_memory_of_outputs() -> None:
     assert [padded_rows(n) for n in (0, 1, 64, 65, 513, 2048, 2049, 8192)] == [0, 64, 64, 128, 640, 2048, 2560, 8192]
     assert row_counts(4096)[-1] == 8192 and len(row_counts(4096)) == 32
