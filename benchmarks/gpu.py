@@ -37,7 +37,12 @@ PEERS = "transformers,vllm,sglang"
 
 @click.command()
 @click.option("--sizes", default=",".join(SIZES), show_default=True, help="Models, by comma.")
-@click.option("--sequences", default="256,64,1,16,512", show_default=True, help="Prompts of a run, by comma.")
+@click.option(
+    "--sequences",
+    default="256,64,1,16,512",
+    show_default=True,
+    help="Prompts of a run, by comma; variants get the first.",
+)
 @click.option("--peer-sequences", default="256", show_default=True, help="The same of peers, which take longer.")
 @click.option("--peers", default=PEERS, show_default=True, help="Which peers, by comma.")
 @click.option("--seed", type=int, help="Of the checks' inputs; default: another one each time.")

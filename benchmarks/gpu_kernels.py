@@ -12,7 +12,6 @@ from engine.attention.base import AttentionBatch, AttentionRules, PageSlots
 from engine.attention.triton_backend import TritonAttention
 from engine.model.norm_rule import NormRule
 from engine.model.triton_rows import TritonRows
-from engine.sampler import SamplingBatch
 from engine.triton_sampling import TritonSampler
 from tests.fakes.sampling_batches import batch_of, random_batch
 
@@ -41,29 +40,29 @@ def time_kernels(size: ModelSize, timer: Timer, limits: DeviceLimits, *, is_smok
     yield from _samplers(size, timer, num_rows, limits)
 
 
-def _by_bytes(name: str, case: str, seconds: float, num_bytes: float, limits: DeviceLimits) -> list[str]:
+def by_bytes(name: str, case: str, seconds: float, num_bytes: float, limits: DeviceLimits) -> list[str]:
     share = num_bytes / seconds / limits.bytes_a_second
     return [name, case, f"{seconds * 1e6:.1f}", f"{num_bytes / seconds / 1e9:.3g} GB/s", f"{share:.0%}"]
 
 
-def _by_flops(name: str, case: str, seconds: float, flops: float, limits: DeviceLimits) -> list[str]:
+def by_flops(name: str, case: str, seconds: float, flops: float, limits: DeviceLimits) -> list[str]:
     share = flops / seconds / limits.flops_a_second
     return [name, case, f"{seconds * 1e6:.1f}", f"{flops / seconds / 1e12:.3g} TFLOP/s", f"{share:.0%}"]
 
 
 def _decode(size: ModelSize, timer: Timer, limits: DeviceLimits, num_seqs: int, context: int) -> list[str]:
-    seconds = _attention_seconds(size, timer, [(1, context)] * num_seqs)
+    seconds = attention_seconds(size, timer, [(1, context)] * num_seqs)
     num_bytes = num_seqs * context * size.kv_bytes / size.layers
-    return _by_bytes("decode attention", f"{num_seqs} x {context}", seconds, num_bytes, limits)
+    return by_bytes("decode attention", f"{num_seqs} x {context}", seconds, num_bytes, limits)
 
 
 def _prefill(size: ModelSize, timer: Timer, limits: DeviceLimits, length: int) -> list[str]:
-    seconds = _attention_seconds(size, timer, [(length, length)])
+    seconds = attention_seconds(size, timer, [(length, length)])
     flops = 2 * size.heads * size.head_dim * length**2
-    return _by_flops("prefill attention", f"1 x {length}", seconds, flops, limits)
+    return by_flops("prefill attention", f"1 x {length}", seconds, flops, limits)
 
 
-def _attention_seconds(size: ModelSize, timer: Timer, parts: list[tuple[int, int]]) -> float:
+def attention_seconds(size: ModelSize, timer: Timer, parts: list[tuple[int, int]]) -> float:
     batch, num_blocks = build_batch(parts)
     moved = AttentionBatch(
         query_start=batch.query_start.to(timer.device),
@@ -105,7 +104,7 @@ def _rows(size: ModelSize, timer: Timer, limits: DeviceLimits, num_rows: int) ->
         ),
     }
     case = f"{num_rows} rows"
-    return [_by_bytes(name, case, timer.seconds(run, num_sets), count, limits) for name, (run, count) in runs.items()]
+    return [by_bytes(name, case, timer.seconds(run, num_sets), count, limits) for name, (run, count) in runs.items()]
 
 
 def _samplers(size: ModelSize, timer: Timer, num_rows: int, limits: DeviceLimits) -> Iterator[list[str]]:
@@ -118,9 +117,9 @@ def _samplers(size: ModelSize, timer: Timer, num_rows: int, limits: DeviceLimits
         "all filters": random_batch(num_rows, seed=0),
     }
     for name, batch in batches.items():
-        moved = SamplingBatch(*(getattr(batch, field).to(timer.device) for field in SamplingBatch.__slots__))
+        moved = batch.to(timer.device)
         seconds = timer.seconds(lambda _, moved=moved: TritonSampler().sample(logits, moved))  # type: ignore[misc]
-        yield _by_bytes(f"sampler, {name}", f"{num_rows} x {size.vocab}", seconds, 4 * logits.numel(), limits)
+        yield by_bytes(f"sampler, {name}", f"{num_rows} x {size.vocab}", seconds, 4 * logits.numel(), limits)
 
 
 def _draw(timer: Timer, *shape: int) -> Tensor:

@@ -29,6 +29,7 @@ OURS = "promptmill"
 # Ours with other settings; how many tokens a step has by default it measures itself.
 VARIANTS = {"promptmill, deterministic": {"deterministic": True}, "promptmill, 8192 a step": {"max_num_tokens": 8192}}
 QUEUED = "promptmill, queued"
+MORE = "more"  # a race's part with all numbers of sequences behind the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +50,28 @@ class Settings:
 
 
 def stages_of(settings: Settings) -> list[str]:
-    """Their names, in order. One is `kind`, or `kind: model`, or `kind: model: contender`."""
-    names = ["limits"]
-    for size in settings.models:
-        names += [f"kernel checks: {size.name}", f"weights: {size.name}"]
-        is_first = size is settings.models[0]
-        names += [f"engine checks: {size.name}"] if is_first else []
-        names += [f"kernels: {size.name}", f"race: {size.name}: {OURS}", f"idle: {size.name}"]
-        names += [f"tests: {size.name}"] if is_first else []
-    installed = [name for name in settings.peers if name == "transformers"]
-    more = [QUEUED] if settings.is_smoke else [*VARIANTS, QUEUED]  # the interpreter takes long for them
-    for size in settings.models:
-        names += [f"race: {size.name}: {name}" for name in installed]
-        names.append(f"linears: {size.name}")
-        names += [f"race: {size.name}: {name}" for name in more]
-        names.append(f"first job: {size.name}")
-    others = [name for name in settings.peers if name not in installed]
-    return names + [f"race: {size.name}: {name}" for size in settings.models for name in others]
+    """Their names, in order. One is `kind`, or `kind: model`, or `kind: model: contender`, and of a race perhaps its
+    second part: what comes first is whether and how fast the engine runs, with the largest number of sequences."""
+    first, *others = (size.name for size in settings.models)
+    names = ["limits", f"weights: {first}", f"engine checks: {first}", f"race: {first}: {OURS}"]
+    has_more = len(settings.sequences) > 1 and not settings.is_smoke
+    names += [f"race: {first}: {OURS}: {MORE}"] if has_more else []
+    names.append(f"kernels: {first}")
+    for name in others:
+        names += [f"weights: {name}", f"race: {name}: {OURS}"]
+    installed = [peer for peer in settings.peers if peer == "transformers"]
+    names += [f"race: {first}: {peer}" for peer in installed]
+    names += [f"kernel checks: {name}" for name in (first, *others)]
+    names += [f"idle: {first}", f"tests: {first}"]
+    names += [f"race: {name}: {OURS}: {MORE}" for name in others if has_more]
+    names += [f"{kind}: {name}" for name in others for kind in ("kernels", "idle")]
+    names += [f"race: {name}: {peer}" for name in others for peer in installed]
+    variants = [QUEUED] if settings.is_smoke else [*VARIANTS, QUEUED]  # the interpreter takes long for them
+    for name in (first, *others):
+        names += [f"race: {name}: {variant}" for variant in variants]
+        names += [f"{kind}: {name}" for kind in ("first job", "tiles", "linears")]
+    rest = [peer for peer in settings.peers if peer not in installed]
+    return names + [f"race: {name}: {peer}" for name in (first, *others) for peer in rest]
 
 
 class Work:
@@ -94,6 +100,7 @@ class Work:
             "engine checks": self._engine_checks,
             "tests": self._tests,
             "kernels": self._kernels,
+            "tiles": self._tiles,
             "linears": self._linears,
             "race": self._race,
             "idle": self._idle,
@@ -144,16 +151,22 @@ class Work:
         for row in time_kernels(size, self._timer, self._measured_limits(), is_smoke=self._settings.is_smoke):
             self._journal.add(stage, kind="kernel", row=[size.name, *row])
 
+    def _tiles(self, stage: str, size: ModelSize) -> None:
+        from benchmarks.gpu_tiles import time_tiles
+
+        for row in time_tiles(size, self._timer, self._measured_limits(), is_smoke=self._settings.is_smoke):
+            self._journal.add(stage, kind="kernel", row=[size.name, *row])
+
     def _linears(self, stage: str, size: ModelSize) -> None:
         from benchmarks.gpu_linears import compare_linears
 
         for row in compare_linears(size, self._timer, is_smoke=self._settings.is_smoke):
             self._journal.add(stage, kind="linear", row=row)
 
-    def _race(self, stage: str, size: ModelSize, name: str) -> None:
+    def _race(self, stage: str, size: ModelSize, name: str, part: str = "") -> None:
         """Contenders come one after the other: each takes the device's memory."""
         end_id = min(size.vocab, 40_000)
-        workloads = self._workloads(name, end_id)
+        workloads = self._workloads(name, part, end_id)
         with self._contender(name, self._race_settings(size)) as contender:
             if isinstance(contender, OursOnGpu) and contender.step_tokens is not None:
                 self._note(stage, f"{size.name}, {name}: steps of {contender.step_tokens} tokens at most, as measured.")
@@ -174,14 +187,16 @@ class Work:
                     itl=itl,
                 )
 
-    def _workloads(self, name: str, end_id: int) -> list[Workload]:
+    def _workloads(self, name: str, part: str, end_id: int) -> list[Workload]:
+        """Our engine gets the first number of sequences, then the others as a part of their own; variants the first."""
         settings = self._settings
-        counts = settings.sequences if name.startswith(OURS) else settings.peer_sequences
-        lengths = (100, 1024)
+        counts, lengths = settings.peer_sequences, (100, 1024)
         if settings.is_smoke:
             counts, lengths = (2,), (4, 8)
+        elif name.startswith(OURS):
+            counts = settings.sequences[1:] if part == MORE else settings.sequences[:1]
         workloads = [uniform_workload(count, lengths, lengths, seed=count, end_id=end_id) for count in counts]
-        if not settings.is_smoke:  # for the time to the first token
+        if not settings.is_smoke and part != MORE:  # for the time to the first token
             workloads.insert(1, uniform_workload(16, (512, 512), (32, 32), seed=0, end_id=end_id))
         return workloads
 

@@ -26,9 +26,11 @@ _TILE_KEYS = 64  # likewise, at most; a split is a whole number of tiles
 _TILE_BYTES = 16_384  # of a tile's keys, at most: several such tiles are on their way into a GPU's shared memory
 _MIN_ROWS = 16  # the fewest rows of a tensor core's product
 _PREFILL_ROWS = 64
+_PREFILL_STAGES = 3
 # The block table is loaded before the keys that it leads to: with fewer stages no tile is on its way while one is
 # computed with (the compiler's waits are for all copies then).
 _DECODE_STAGES = 5
+_DECODE_WARPS = 4
 
 
 class TritonAttention:
@@ -122,7 +124,8 @@ class TritonAttention:
             **_constants(q, layer, rules, num_rows, split=SPLIT if self.is_row_invariant else 0),
             IS_MIXED=batch.is_open,
             # A thread holds so many of the output's values that two warpgroups share a wide head's tile.
-            num_warps=8 if num_rows * q.shape[2] > _PREFILL_ROWS * 128 else 4,
+            num_warps=8 if num_rows * q.shape[2] > 64 * 128 else 4,
+            num_stages=_PREFILL_STAGES,
         )
 
     def _decode(
@@ -158,7 +161,7 @@ class TritonAttention:
             **constants,
             IS_SPLIT=is_split,
             IS_MIXED=batch.is_open,
-            num_warps=4,
+            num_warps=_DECODE_WARPS,
             num_stages=_DECODE_STAGES if q.element_size() == 2 else 3,  # float32 is short of registers
         )
         if is_split:
