@@ -9,20 +9,22 @@ from producer.errors import DurabilityError
 from producer.operations import Command, Protocol, send
 
 CONFIRM_MS = 5000
+ON_DISK = "WAITAOF"
 
 
 def confirm_commands(num_replicas: int) -> list[Command]:
     """What follows the writes on the same connection. See `check_confirmed`."""
     wait: list[Command] = [("WAIT", 1, CONFIRM_MS)] if num_replicas else []
-    return [*wait, ("WAITAOF", 1, 0, CONFIRM_MS)]
+    return [*wait, (ON_DISK, 1, 0, CONFIRM_MS)]
 
 
 def count_replicas() -> Protocol[int]:
     """Raises DurabilityError if this Redis cannot promise anything; nothing was enqueued then."""
-    role, known, persistence = yield from send(("ROLE",), ("COMMAND", "INFO", "WAITAOF"), ("INFO", "persistence"))
-    if not known or not _first(known):
+    # "COMMAND INFO" in one word: redis-py reads the reply to COMMAND, and cannot where a command is not known
+    role, [known], persistence = yield from send(("ROLE",), ("COMMAND INFO", ON_DISK), ("INFO", "persistence"))
+    if not known:
         raise DurabilityError("durable=True needs WAITAOF, which Redis has since 7.2; nothing was enqueued")
-    if not int(_field(persistence, "aof_enabled")):
+    if not persistence["aof_enabled"]:
         raise DurabilityError("durable=True needs a Redis with `appendonly yes`; nothing was enqueued")
     return len(role[2]) if isinstance(role[2], list) else 0
 
@@ -41,15 +43,3 @@ def _unconfirmed(where: str) -> DurabilityError:
         f"Redis did not confirm within {CONFIRM_MS / 1000:g} s that what was enqueued is {where}: "
         "submit it again with the same job_id or idempotency_key"
     )
-
-
-def _first(known: Any) -> Any:
-    return next(iter(known.values())) if isinstance(known, dict) else known[0]
-
-
-def _field(info: Any, name: str) -> Any:
-    """Of INFO's reply, parsed or not."""
-    if isinstance(info, dict):
-        return info[name]
-    lines = info.decode().splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line)[name]

@@ -17,12 +17,12 @@ from redis.sentinel import Sentinel
 from producer.contract.sentinel_url import SentinelUrl
 from producer.redis_failures import explain
 from producer.redis_replies import ReplyParser
+from producer.server_version import is_too_old
 from worker.errors import StartRefusedError
 
 SOCKET_TIMEOUT_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 2.0
 HEALTH_CHECK_SECONDS = 30
-MIN_SERVER_VERSION = (6, 2)
 
 # What says that Redis cannot serve right now, and may later: the work is kept and tried again.
 REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError)
@@ -79,10 +79,8 @@ def check_server(client: redis.Redis, url: str) -> None:
     """Raises StartRefusedError, with the remedy, where jobs could be lost."""
     with reached(url):
         server, memory = client.info("server"), client.info("memory")
-    version = str(server["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < MIN_SERVER_VERSION:
-        needed = ".".join(map(str, MIN_SERVER_VERSION))
-        raise StartRefusedError(f"Redis {version} is too old: promptmill needs {needed} or newer")
+    if (problem := is_too_old(server)) is not None:
+        raise StartRefusedError(problem)
     if "cluster" in (server.get("redis_mode"), server.get("server_mode")):  # Redis' word for it, and Valkey's
         raise StartRefusedError(explain(ClusterError(), url))
     policy = memory.get("maxmemory_policy", "noeviction")

@@ -1,13 +1,15 @@
 """The URL of a Redis that Sentinels watch over, which redis-py has no form of. Opens no connection."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 SCHEMES = ("redis+sentinel", "rediss+sentinel")
 DEFAULT_PORT = 26379
 FORM = "redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]…]/SERVICE[/DB]"
 TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs")
+_PARTS = re.compile(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?")  # hosts and login, path, query; matches any text
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +27,16 @@ class SentinelUrl:
     @classmethod
     def parse(cls, url: str) -> Self | None:
         """None for any other URL. Raises ValueError for one that names Sentinels and is not whole."""
-        parts = urlsplit(url)
-        if parts.scheme not in SCHEMES:
+        scheme, _, rest = url.partition("://")
+        if scheme not in SCHEMES:
             return None
-        login, _, hosts = parts.netloc.rpartition("@")
-        service, _, db = parts.path.strip("/").partition("/")
+        # Not by urlsplit, which takes one host: an IPv6 address among several is refused since Python 3.14.
+        place, path, query = _PARTS.match(rest).groups("")  # type: ignore[union-attr]
+        login, _, hosts = place.rpartition("@")
+        service, _, db = path.strip("/").partition("/")
         if not service or (db and not db.isdigit()):
             raise ValueError(f"a URL of Sentinels has the form {FORM}")
-        tls = _tls_options(parts.query, has_tls=parts.scheme == "rediss+sentinel")
+        tls = _tls_options(query, has_tls=scheme == "rediss+sentinel")
         user, _, password = login.partition(":")
         options = {
             "db": int(db or 0),

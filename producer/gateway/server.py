@@ -14,6 +14,8 @@ from producer.gateway.app import create_app
 from producer.gateway.context import GatewayContext
 from producer.gateway.drain import Drain
 from producer.gateway.settings import GatewaySettings
+from producer.operations import send
+from producer.server_version import is_too_old
 
 BACKLOG = 2048
 EXIT_GRACE_SECONDS = 5.0  # after the drain: for responses to be flushed
@@ -73,6 +75,19 @@ async def _serve(settings: GatewaySettings) -> None:
     _check_address(settings.http_host, settings.http_port)
     context = GatewayContext.build(settings)
     try:
+        await _check_redis(context)
+    except BaseException:
+        await context.aclose()  # uvloop waits for connections that are still open when it is closed
+        raise
+    await build_server(settings, context).serve()
+
+
+async def _check_redis(context: GatewayContext) -> None:
+    """Raises RedisRefusedError, SettingsError."""
+    try:
+        [server] = await context.redis.run(send(("INFO", "server")))
+        if (problem := is_too_old(server)) is not None:
+            raise RedisRefusedError(problem)
         await context.files.claim_store()
     except RedisRefusedError:
         raise  # waiting does not help: whoever starts the gateway is told
@@ -80,7 +95,6 @@ async def _serve(settings: GatewaySettings) -> None:
         _log.warning("action=redis_unavailable error=%s", error)
     except FileStoreError as error:
         raise SettingsError(str(error)) from error
-    await build_server(settings, context).serve()
 
 
 def _check_address(host: str, port: int) -> None:

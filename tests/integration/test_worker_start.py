@@ -8,6 +8,9 @@ import pytest
 import redis
 from rq.worker import BaseWorker
 
+from producer import RedisRefusedError, server_version
+from producer.gateway.server import run_gateway
+from producer.gateway.settings import GatewaySettings
 from tests.fakes.worker_runs import WorkerThread
 from worker.embedded_redis import EmbeddedRedis
 from worker.errors import StartRefusedError
@@ -39,6 +42,24 @@ def evicting_redis(redis_url: str, redis_client: redis.Redis) -> Iterator[str]:
 def test_a_redis_that_evicts_is_refused_with_the_remedy(evicting_redis: str) -> None:
     with pytest.raises(StartRefusedError, match=r"allkeys-lru.*noeviction"):
         run_worker(WorkerSettings(redis_url=evicting_redis, model="no-such-model"))
+
+
+def test_a_redis_that_is_too_old_is_refused_by_workers_and_gateways(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = WorkerSettings(redis_url=redis_url, model="no-such-model")
+    monkeypatch.setattr(server_version, "MIN_SERVER_VERSION", (99, 1))
+    with pytest.raises(StartRefusedError, match=r"too old: promptmill needs 99\.1"):
+        run_worker(settings)
+    with pytest.raises(RedisRefusedError, match=r"too old: promptmill needs 99\.1"):
+        run_gateway(GatewaySettings(redis_url=redis_url))
+
+
+@pytest.mark.parametrize(
+    ("version", "is_served"), [("6.0.16", False), ("6.2.14", True), ("7.2.4", True), ("10.0", True)]
+)
+def test_versions_are_compared_as_numbers(version: str, is_served: bool) -> None:
+    assert (server_version.is_too_old({"redis_version": version}) is None) == is_served
 
 
 def test_a_name_that_a_live_worker_has_is_refused(redis_url: str, redis_client: redis.Redis) -> None:

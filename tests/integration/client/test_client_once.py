@@ -7,7 +7,7 @@ import pytest
 import redis
 from rq.registry import DeferredJobRegistry
 
-from producer import AsyncClient, Client, DurabilityError, ErrorCode, InvalidJobError, JobStatus
+from producer import AsyncClient, Client, DurabilityError, ErrorCode, InvalidJobError, JobStatus, durability
 from producer.contract import keys
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import WorkerThread, rq_queue, wait_for_no_leftovers, wait_until
@@ -153,3 +153,12 @@ def test_a_redis_without_an_append_only_file_promises_nothing() -> None:
         with pytest.raises(DurabilityError, match="appendonly yes"):
             client.submit("Hello", durable=True)
         assert queued(connection) == []
+
+
+def test_a_redis_that_cannot_wait_for_its_disk_promises_nothing(
+    client: Client, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durability, "ON_DISK", "WAITAOF-OF-7.2")  # no server knows it
+    with pytest.raises(DurabilityError, match=r"since 7\.2"):
+        client.submit("Hello", durable=True)
+    assert queued(redis_client) == []

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from producer.redis_replies import ReplyParser
 from tests.fakes.flaky_redis import FlakyRedis
 from worker.outlet.stream import StreamOutlet
 from worker.scripts import Scripts
@@ -11,7 +12,7 @@ from worker.scripts import Scripts
 
 @pytest.fixture
 def client(redis_url: str) -> Iterator[FlakyRedis]:
-    with FlakyRedis.from_url(redis_url) as client:
+    with FlakyRedis.from_url(redis_url, parser_class=ReplyParser) as client:
         yield client
 
 
