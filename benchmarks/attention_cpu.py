@@ -108,7 +108,7 @@ def time_in_turn(runs: dict[str, Callable[[Tensor], Tensor]], cache: Tensor, rou
 def build_batch(parts: list[tuple[int, int]]) -> tuple[AttentionBatch, int]:
     """The step and how many blocks its cache has; each sequence's blocks are scattered."""
     counts = [-(-context // BLOCK_SIZE) for _, context in parts]
-    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)).split(counts)
+    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)).split(counts)  # type: ignore[no-untyped-call]
     slots = []
     for (query, context), blocks in zip(parts, order, strict=True):
         positions = torch.arange(context - query, context)

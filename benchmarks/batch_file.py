@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import httpx2 as httpx
 import openai
@@ -29,7 +30,7 @@ from producer.contract import Choice, Result, Usage, WorkerInfo, keys
 from worker.embedded_redis import EmbeddedRedis, free_port
 
 MODEL = "none"
-URL = "/v1/chat/completions"
+URL: Final = "/v1/chat/completions"
 QUEUE = keys.class_queue(keys.DEFAULT_QUEUE, "low")
 NUM_SYSTEM_PROMPTS = 8
 SAMPLE_SECONDS = 0.02
@@ -57,7 +58,8 @@ def main() -> None:
 
 
 def source_megabytes(options: argparse.Namespace) -> int:
-    return round(options.num_lines * (options.system_chars + options.user_chars + 150) / 1e6)
+    size: float = options.num_lines * (options.system_chars + options.user_chars + 150)
+    return round(size / 1e6)
 
 
 def _write_file(path: Path, options: argparse.Namespace) -> None:

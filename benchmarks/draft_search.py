@@ -86,7 +86,7 @@ def make_core(switch: str, num_seqs: int, num_tokens: int) -> EngineCore:
         prompt = [rng.randrange(100, VOCAB_SIZE) for _ in range(num_tokens)]
         params = SamplingParams(max_tokens=None, temperature=0.0, ignore_eos=True)
         core.add(AddSequence(sequence_id=sequence_id, prompt_token_ids=prompt, params=params))
-    for _ in range(num_seqs * num_tokens // config.max_num_tokens + 3):
+    for _ in range(num_seqs * num_tokens // config.step_tokens("cpu") + 3):
         core.step()
     return core
 

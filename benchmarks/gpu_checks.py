@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def check_kernels(
 ) -> Iterator[tuple[str, str]]:
     """What came of each kernel's check: `ok`, or what differs, or what it raised."""
     checks: dict[str, Callable[[], str]] = {
-        f"{name} {str(dtype).removeprefix('torch.')}": lambda check=check, dtype=dtype: check(size, device, dtype, seed)
+        f"{name} {str(dtype).removeprefix('torch.')}": partial(check, size, device, dtype, seed)
         for dtype in dtypes
         for name, check in (("attention", _attention), ("rows", _rows), ("linear", _linear))
     }
@@ -184,7 +185,7 @@ def _greedy(folder: Path, device: torch.device, twin: torch.nn.Module, prompts: 
     for i, prompt in enumerate(prompts):
         core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt.tolist(), params=params))
     outputs = run_to_end(core, len(prompts))
-    twin.generation_config.eos_token_id = None
+    twin.generation_config.eos_token_id = None  # type: ignore[union-attr]
     for prompt, output in zip(prompts, outputs, strict=True):
         ids = prompt[None].to(device)
         mask = torch.ones_like(ids)

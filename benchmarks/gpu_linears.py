@@ -18,7 +18,7 @@ from engine.model.triton_linear import TritonLinear
 from engine.runner.step_shapes import MAX_MIXED_TOKENS, decode_bucket
 
 _TIMED_ROWS = (16, 64, 256, 2048)
-_SMOKE_ROWS = (2, 3)
+_SMOKE_ROWS = [2, 3]
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class Queued:
 
 @contextmanager
 def ours(settings: RaceSettings, **more: object) -> Iterator[Contender]:
-    smoke = {"in_process": True, "num_kv_blocks": 64, "max_num_seqs": 4, "max_num_tokens": 32}
+    smoke: dict[str, object] = {"in_process": True, "num_kv_blocks": 64, "max_num_seqs": 4, "max_num_tokens": 32}
     # Greedy tokens of random weights run in circles, which prompt lookup would guess.
     options: dict[str, object] = {"device": str(settings.device), "dtype": "bfloat16", "prefix_caching": False}
     options |= {"attention": "triton", "prompt_lookup": "off"} | (smoke if settings.is_smoke else {"max_num_seqs": 512})
@@ -139,7 +139,7 @@ def idle_shares(settings: RaceSettings, num_seqs: int, end_id: int) -> tuple[flo
     spans = [
         (event.time_range.start, event.time_range.end)
         for event in profile.events() or []
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
     ]
     if not spans:
         raise PeerError("the profiler saw no kernels on the device")

@@ -27,7 +27,10 @@ from tests.fakes.fast_interpreter import speed_up_interpreter
 
 OURS = "promptmill"
 # Ours with other settings; how many tokens a step has by default it measures itself.
-VARIANTS = {"promptmill, deterministic": {"deterministic": True}, "promptmill, 8192 a step": {"max_num_tokens": 8192}}
+VARIANTS: dict[str, dict[str, object]] = {
+    "promptmill, deterministic": {"deterministic": True},
+    "promptmill, 8192 a step": {"max_num_tokens": 8192},
+}
 QUEUED = "promptmill, queued"
 MORE = "more"  # a race's part with all numbers of sequences behind the first
 

@@ -21,5 +21,5 @@ class PublishOnlyOutlet(StreamOutlet):
 
 
 if __name__ == "__main__":
-    worker.service.StreamOutlet = PublishOnlyOutlet  # type: ignore[misc]
+    worker.service.StreamOutlet = PublishOnlyOutlet  # type: ignore[attr-defined]
     worker_command()

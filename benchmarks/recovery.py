@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import click
 import redis
@@ -79,7 +80,7 @@ def start_worker(url: str, client: Client, lease_seconds: float) -> "subprocess.
 
 
 def stored_chunks(connection: redis.Redis, job_id: str) -> list[Chunk]:
-    rows = connection.xrange(keys.stream_key(job_id))
+    rows: Any = connection.xrange(keys.stream_key(job_id))
     entries = [parse_entry(fields[b"d"]) for _, fields in rows if b"d" in fields]
     return [entry for entry in entries if isinstance(entry, Chunk)]
 

@@ -73,7 +73,7 @@ def measure_queued(number: int) -> list[list[str]]:
 
 def measure_running(number: int) -> list[list[str]]:
     """All of them at once in one worker, in the middle of their output."""
-    settings = {"PROMPTMILL_MAX_NUM_SEQS": str(number), "FAKE_STEP_SECONDS": "0.05"}
+    settings: dict[str, Any] = {"PROMPTMILL_MAX_NUM_SEQS": str(number), "FAKE_STEP_SECONDS": "0.05"}
     with (
         worker_process(module=FAKE_WORKER, **settings) as (url, _),
         Client(url) as client,

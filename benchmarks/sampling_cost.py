@@ -89,9 +89,9 @@ def step(params: SamplingParams, sampler: Sampler, logits: torch.Tensor) -> Call
     slots = fill_slots(params, num_rows)
     rows = slots.rows(np.arange(num_rows))
     positions = slots.num_tokens.copy()
+    columns = {name: getattr(rows, name) for name in SamplingBatch.__slots__ if name != "position"}
     batch = SamplingBatch(
-        *(torch.from_numpy(getattr(rows, name)).to(device) for name in SamplingBatch.__slots__ if name != "position"),
-        position=torch.from_numpy(positions).to(device),
+        **{name: torch.from_numpy(values).to(device) for name, values in {**columns, "position": positions}.items()}
     )
     constant = ["bias_rows", "bias_ids", "biases", "penalized_rows", "repetition", "frequency", "presence"]
     fixed = [torch.from_numpy(getattr(rows.edits, name)).to(device) for name in constant] if rows.edits else []

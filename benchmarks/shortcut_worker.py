@@ -40,5 +40,5 @@ class ShortcutEngine(InferenceEngine):
 
 
 if __name__ == "__main__":
-    worker.service.InferenceEngine = ShortcutEngine  # type: ignore[misc]
+    worker.service.InferenceEngine = ShortcutEngine  # type: ignore[attr-defined]
     worker_command()
