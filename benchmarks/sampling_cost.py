@@ -89,10 +89,17 @@ def step(params: SamplingParams, sampler: Sampler, logits: torch.Tensor) -> Call
     slots = fill_slots(params, num_rows)
     rows = slots.rows(np.arange(num_rows))
     positions = slots.num_tokens.copy()
-    columns = {name: getattr(rows, name) for name in SamplingBatch.__slots__ if name != "position"}
     batch = SamplingBatch(
-        **{name: torch.from_numpy(values).to(device) for name, values in {**columns, "position": positions}.items()}
-    )
+        temperature=torch.from_numpy(rows.temperature),
+        top_p=torch.from_numpy(rows.top_p),
+        top_k=torch.from_numpy(rows.top_k),
+        min_p=torch.from_numpy(rows.min_p),
+        seed=torch.from_numpy(rows.seed),
+        choice=torch.from_numpy(rows.choice),
+        position=torch.from_numpy(positions),
+        may_draw=bool((rows.temperature > 0).any()),
+        may_cut=bool(((rows.temperature > 0) & ((rows.top_p < 1) | (rows.top_k > 0))).any()),
+    ).to(device)
     constant = ["bias_rows", "bias_ids", "biases", "penalized_rows", "repetition", "frequency", "presence"]
     fixed = [torch.from_numpy(getattr(rows.edits, name)).to(device) for name in constant] if rows.edits else []
     wanted_rows = torch.from_numpy(rows.logprob_rows).to(device) if rows.logprob_rows is not None else None
