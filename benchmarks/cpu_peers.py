@@ -7,7 +7,9 @@ contender. Speeds are those of whole runs; the median of several rounds, and of 
 Measurements are kept in a journal as they come, and the table is made of all of them; so a long race can be run in
 several calls, of some minutes each.
 
-    python -m benchmarks.cpu_peers [--rounds 3] [--peers openvino,vllm,llama.cpp,transformers] [--minutes 8] [--fresh]
+A peer's name may be followed by the dtype that it is to compute in.
+
+    python -m benchmarks.cpu_peers [--rounds 3] [--peers openvino,vllm:bfloat16] [--minutes 8] [--fresh]
 """
 
 import statistics
@@ -32,7 +34,12 @@ from engine.model.locate import default_cache_dir, prepare_model_dir
 
 MODEL = "smollm2-135m"
 JOURNAL = ENVIRONMENTS / "cpu_peers.jsonl"
-OURS = {"promptmill": "none", "promptmill int8": "int8"}
+OURS = {
+    "promptmill float32": {"dtype": "float32"},
+    "promptmill bfloat16": {"dtype": "bfloat16"},
+    "promptmill int8": {"quantize": "int8"},
+}
+THEIRS = "openvino,vllm:float32,vllm:bfloat16,llama.cpp,transformers"
 
 
 class Contender(Protocol):
@@ -77,7 +84,7 @@ def _take(watch: Stopwatch, i: int, errors: list[str]) -> Callable[[RequestOutpu
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--peers", default=",".join(PEERS), show_default=True, help="Which peers, by comma.")
+@click.option("--peers", default=THEIRS, show_default=True, help="Which peers, by comma.")
 @click.option("--loads", default=None, help="Which loads, by their place from 0 on, by comma; default: all.")
 @click.option("--minutes", type=float, help="Begin no run after so many; call again to go on.")
 @click.option("--fresh", is_flag=True, help="Forget what earlier calls measured.")
@@ -117,11 +124,13 @@ class Paddock:
         return self._contenders[name]
 
     def _ours(self, name: str) -> Contender:
-        return Ours(self._stack.enter_context(InferenceEngine(MODEL, prefix_caching=False, quantize=OURS[name])))
+        engine = InferenceEngine(MODEL, prefix_caching=False, **OURS[name])  # type: ignore[arg-type]
+        return Ours(self._stack.enter_context(engine))
 
     def _peer(self, name: str) -> Contender:
         model_dir = str(prepare_model_dir(MODEL, default_cache_dir()))
-        process = start(PEERS[name], model_dir, str(our_dtype()).removeprefix("torch."))
+        engine, _, dtype = name.partition(":")
+        process = start(PEERS[engine], model_dir, dtype or str(our_dtype()).removeprefix("torch."))
         self._stack.callback(process.close)
         return process
 
@@ -139,15 +148,16 @@ def report(journal: RaceJournal, rounds: int) -> None:
     bound = measure_bound(our_dtype())
     rows = []
     for title in LOADS:
-        if "promptmill" in (runs := journal.of_load(title, rounds)):
+        if OURS.keys() & (runs := journal.of_load(title, rounds)).keys():
             rows += table(title, runs, [workload_of(title, number) for number in range(rounds)], bound)
     notes = [
-        f"SmolLM2-135M-Instruct; promptmill in {our_dtype()} and in int8; greedy; {rounds} rounds.",
+        f"SmolLM2-135M-Instruct; int8 and peers without another dtype in {our_dtype()}; greedy; {rounds} rounds.",
         f"Bound: {bound}, a large matrix product in {our_dtype()} and reading memory, both measured; for each load "
-        "the longer of what its matrix products and its weights take. int8 has less of both to do, and may pass it.",
+        "the longer of what its matrix products and its weights take. What is kept or computed in less may pass it.",
     ]
     notes += [f"{name} has no figures: {reason}" for name, reason in journal.reasons.items()]
-    columns = ["load", "contender", "output tokens/s", "ours / its", "int8 / its", "share of bound", "TTFT s", "ITL ms"]
+    ratios = [f"{name.removeprefix('promptmill ')} / its" for name in OURS]
+    columns = ["load", "contender", "output tokens/s", *ratios, "share of bound", "TTFT s", "ITL ms"]
     print_and_keep("cpu_peers", columns, rows, notes)
 
 

@@ -40,16 +40,16 @@ def run_race(contenders: dict[str, FixedContender], journal: RaceJournal, *, rou
 def test_the_table_has_speeds_ratios_and_latencies_of_every_contender() -> None:
     journal = RaceJournal()
     contenders = {
-        "promptmill": FixedContender(2.0),
+        "promptmill float32": FixedContender(2.0),
         "promptmill int8": FixedContender(1.0),
         "slow": FixedContender(5.0),
     }
     run_race(contenders, journal, rounds=2)
     rows = table("load", journal.of_load(LOAD, 2), [WORKLOAD, WORKLOAD], Bound(flops(WORKLOAD), 1e30, 4))
     assert rows == [
-        ["load", "promptmill", "2", "1.00", "2.00", "50%", "0.50", "500.0"],
-        ["load", "promptmill int8", "5", "0.50", "1.00", "100%", "0.50", "500.0"],
-        ["load", "slow", "1", "2.50", "5.00", "20%", "0.50", "500.0"],
+        ["load", "promptmill float32", "2", "1.00", "-", "2.00", "50%", "0.50", "500.0"],
+        ["load", "promptmill int8", "5", "0.50", "-", "1.00", "100%", "0.50", "500.0"],
+        ["load", "slow", "1", "2.50", "-", "5.00", "20%", "0.50", "500.0"],
     ]
 
 
