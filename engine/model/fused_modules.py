@@ -107,9 +107,14 @@ class NativeAttentionModule(FusedAttention):
 
     def of_rows(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
         """x: `[T, hidden_size]`; a new tensor of its shape."""
+        output: Tensor = self.o_proj.forward(self.attended(x, position_embeddings))
+        return output
+
+    def attended(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
+        """What the output product is made of, `[T, q_size]`, for x `[T, hidden_size]`."""
         qkv = self.qkv.forward(x)
         self._rows.chain(*self.head_links(qkv, position_embeddings))
-        return self.o_proj.forward(self.attend(*self.heads(qkv)))
+        return self.attend(*self.heads(qkv))
 
     def head_links(self, qkv: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> list[bytes]:
         """The calls between the product and attention, in place; qkv: `[T, q_size + 2 * kv_size]`."""

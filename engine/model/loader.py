@@ -3,6 +3,7 @@
 Owns the model, its KV cache tensor and the attention context between them. Knows nothing of sequences or scheduling.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -21,6 +22,7 @@ from engine.model.devices import Dtypes, describe_arithmetic, resolve_device, re
 from engine.model.fusion import choose_kit
 from engine.model.library_linear import ROW_STEP
 from engine.model.locate import cache_dir_of, prepare_model_dir
+from engine.model.native_layer import NativeLayer
 from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer
 from engine.model.preparation import Preparation
 from engine.model.prepared_models import PreparedModels
@@ -85,15 +87,23 @@ class LoadedModel:
         wanted. Returns float32 `[num_logits, vocab_size]`, written to `out` if given. Mutates the KV cache.
         """
         num_logits = logits_indices.shape[0]
-        with torch.inference_mode():
+        wanted, last_layer = _at_least_two(logits_indices), None
+        if len(wanted) < len(input_ids):
+            last_layer = self._native_last_layer()
+        with torch.inference_mode(), nullcontext() if last_layer is None else last_layer.wanting(wanted):
             output = self.model(
                 input_ids=_at_least_two(input_ids)[None],
                 position_ids=_at_least_two(position_ids)[None],
                 use_cache=False,
-                logits_to_keep=_at_least_two(logits_indices),
+                logits_to_keep=wanted if last_layer is None else 0,  # all that the layer returns
             )
             logits: Tensor = output.logits[0, :num_logits]
             return logits.float() if out is None else out.copy_(logits)
+
+    def _native_last_layer(self) -> NativeLayer | None:
+        """The last one, if it can leave out what nobody wants."""
+        layers = getattr(self.model.get_decoder(), "layers", None)  # type: ignore[operator]
+        return layers[-1] if layers is not None and isinstance(layers[-1], NativeLayer) else None
 
 
 def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:

@@ -6,7 +6,10 @@ is no native call it stands between two chains. Whether a layer computes what it
 `engine.model.fusion` tries it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +38,16 @@ class NativeLayer(nn.Module):
         ):
             raise AttributeError("the layer's norms, attention or MLP are not fused")
         self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp = norm, attention, next_norm, mlp
+        self._wanted: Tensor | None = None  # int64 [num_wanted]: rows that are computed behind attention; None: all
+
+    @contextmanager
+    def wanting(self, rows: Tensor) -> Iterator[None]:
+        """For a while `forward` returns these rows alone, int64 `[num_wanted]`, no more than it is given."""
+        self._wanted = rows
+        try:
+            yield
+        finally:
+            self._wanted = None
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None, **kwargs: object
@@ -47,7 +60,10 @@ class NativeLayer(nn.Module):
 
     def _by_modules(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
         x = x.contiguous()
-        x = self.self_attn.of_rows(self.input_layernorm.of_rows(x), position_embeddings).add_(x)
+        attended = self.self_attn.attended(self.input_layernorm.of_rows(x), position_embeddings)
+        if self._wanted is not None:
+            attended, x = attended[self._wanted], x[self._wanted]
+        x = self.self_attn.o_proj.forward(attended).add_(x)
         return self.mlp.of_rows(self.post_attention_layernorm.of_rows(x)).add_(x)
 
     def _in_chains(self, hidden_states: Tensor, chains: "_Chains") -> Tensor:
@@ -55,20 +71,30 @@ class NativeLayer(nn.Module):
         hidden = chains.hidden
         if hidden_states.data_ptr() != hidden.data_ptr():  # the first layer's, or behind one that is not in chains
             hidden.copy_(hidden_states)
-        if chains.whole is not None:
+        if chains.attended is not None:
             self._attention.enter()
+        if chains.whole is not None and self._wanted is None:
             chains.whole()
             return hidden
-        chains.to_attention()
-        attended = self.self_attn.attend(*chains.heads)  # has a name: a chain holds addresses, not tensors
-        chains.from_attention.start_from(attended.data_ptr())
-        chains.from_attention()
+        chains.first()
+        attended = self.self_attn.attend(*chains.heads) if chains.attended is None else chains.attended
+        if self._wanted is not None:
+            return self._wanted_rows(self._wanted, hidden[0], attended)[None]
+        chains.behind.start_from(attended.data_ptr())  # held until it has run: a chain has addresses, not tensors
+        chains.behind()
         return hidden
 
     @property
     def _attention(self) -> RowAttention:
         assert self.self_attn.attention is not None, "fusion gives every module its attention"
         return self.self_attn.attention
+
+    def _products(self) -> "_Products | None":
+        """None where one cannot be a part of a chain."""
+        attention, mlp = self.self_attn, self.mlp
+        products: tuple[nn.Module, ...] = (attention.qkv, attention.o_proj, mlp.gate_up, mlp.down_proj)
+        chained = [product for product in products if isinstance(product, ChainedLinear)]
+        return _Products(*chained) if len(chained) == len(products) else None
 
     def _chains(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> "_Chains | None":
         """As prepared for so many rows; None where a product cannot be a part of a chain."""
@@ -77,53 +103,73 @@ class NativeLayer(nn.Module):
         angles = None if position_embeddings is None else workspace.take_angles(position_embeddings)
         key = self, self._attention, num_rows, dtype, torch.get_num_threads()
         if key not in workspace.prepared:
-            attention, mlp = self.self_attn, self.mlp
-            products: tuple[nn.Module, ...] = (attention.qkv, attention.o_proj, mlp.gate_up, mlp.down_proj)
-            chained = [product for product in products if isinstance(product, ChainedLinear)]
-            is_chained = len(chained) == len(products)
-            workspace.prepared[key] = self._prepare(num_rows, dtype, angles, *chained) if is_chained else None
+            products = self._products()
+            workspace.prepared[key] = None if products is None else self._prepare(num_rows, dtype, angles, products)
         chains: _Chains | None = workspace.prepared[key]
         return chains
 
     def _prepare(
-        self,
-        num_rows: int,
-        dtype: torch.dtype,
-        angles: tuple[Tensor, Tensor] | None,
-        qkv_product: ChainedLinear,
-        o: ChainedLinear,
-        gate_up_product: ChainedLinear,
-        down: ChainedLinear,
+        self, num_rows: int, dtype: torch.dtype, angles: tuple[Tensor, Tensor] | None, products: "_Products"
     ) -> "_Chains":
-        rows, attention = self._rows, self.self_attn
-
-        def place(name: str, size: int) -> Tensor:
-            return rows.workspace.rows(name, num_rows, size, dtype)
-
-        hidden, normed = place("hidden", down.out_features), place("normed", down.out_features)
-        qkv, attended = place("qkv", qkv_product.out_features), place("attended", o.in_features)
-        gate_up, active = place("gate_up", gate_up_product.out_features), place("active", down.in_features)
+        rows, attention, workspace = self._rows, self.self_attn, self._rows.workspace
+        hidden = workspace.rows("hidden", num_rows, products.down.out_features, dtype)
+        normed = workspace.rows("normed", num_rows, products.down.out_features, dtype)
+        qkv = workspace.rows("qkv", num_rows, products.qkv.out_features, dtype)
+        attended = workspace.rows("attended", num_rows, products.o.in_features, dtype)
         heads = attention.heads(qkv)
-        before = (
+        first = [
             self.input_layernorm.link(rows, hidden, normed),
-            qkv_product.link(normed, qkv),
+            products.qkv.link(normed, qkv),
             *attention.head_links(qkv, angles),
-        )
-        behind = (
-            o.link(attended, hidden, hidden),
-            self.post_attention_layernorm.link(rows, hidden, normed),
-            gate_up_product.link(normed, gate_up),
-            rows.glu_link(gate_up, active, is_gelu=self.mlp.is_gelu),
-            down.link(active, hidden, hidden),
-        )
+        ]
+        behind = self._links_behind(products, hidden, attended)
         between = attention.attention_link(*heads, attended)
+        if between is not None:
+            first.append(between)
         return _Chains(
             hidden=hidden[None],
             heads=heads,
-            whole=None if between is None else rows.chain.prepare(*before, between, *behind),
-            to_attention=rows.chain.prepare(*before),
-            from_attention=rows.chain.prepare(*behind),
+            attended=None if between is None else attended,
+            whole=None if between is None else rows.chain.prepare(*first, *behind),
+            first=rows.chain.prepare(*first),
+            behind=rows.chain.prepare(*behind),
         )
+
+    def _links_behind(self, products: "_Products", hidden: Tensor, attended: Tensor) -> list[bytes]:
+        """The calls behind attention, of hidden rows as they came to the layer."""
+        rows, num_rows, dtype = self._rows, len(hidden), hidden.dtype
+        normed = rows.workspace.rows("normed", num_rows, products.down.out_features, dtype)
+        gate_up = rows.workspace.rows("gate_up", num_rows, products.gate_up.out_features, dtype)
+        active = rows.workspace.rows("active", num_rows, products.down.in_features, dtype)
+        return [
+            products.o.link(attended, hidden, hidden),
+            self.post_attention_layernorm.link(rows, hidden, normed),
+            products.gate_up.link(normed, gate_up),
+            rows.glu_link(gate_up, active, is_gelu=self.mlp.is_gelu),
+            products.down.link(active, hidden, hidden),
+        ]
+
+    def _wanted_rows(self, wanted: Tensor, hidden: Tensor, attended: Tensor) -> Tensor:
+        """What is behind attention, for these of the rows `[num_rows, ...]`."""
+        workspace, num_wanted = self._rows.workspace, len(wanted)
+        own = workspace.rows("wanted hidden", num_wanted, hidden.shape[1], hidden.dtype)
+        given = workspace.rows("wanted attended", num_wanted, attended.shape[1], attended.dtype)
+        key = self, "wanted", num_wanted, hidden.dtype, torch.get_num_threads()
+        if key not in workspace.prepared:
+            products = self._products()
+            assert products is not None, "a layer in chains is made of such products"
+            workspace.prepared[key] = self._rows.chain.prepare(*self._links_behind(products, own, given))
+        torch.index_select(hidden, 0, wanted, out=own)
+        torch.index_select(attended, 0, wanted, out=given)
+        workspace.prepared[key]()
+        return own
+
+
+class _Products(NamedTuple):
+    qkv: ChainedLinear
+    o: ChainedLinear
+    gate_up: ChainedLinear
+    down: ChainedLinear
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +178,7 @@ class _Chains:
 
     hidden: Tensor  # [1, T, hidden_size]: what comes in and what goes out
     heads: tuple[Tensor, Tensor, Tensor]  # of q, k and v
-    whole: PreparedChain | None  # None: attention is no native call, and stands between the two
-    to_attention: PreparedChain
-    from_attention: PreparedChain
+    attended: Tensor | None  # [T, q_size]; None: attention is no native call, and stands between the two
+    whole: PreparedChain | None  # both, where attention is a native call
+    first: PreparedChain  # up to attention, that included where it is a native call
+    behind: PreparedChain

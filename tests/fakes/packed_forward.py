@@ -17,8 +17,11 @@ def prompts(vocab_size: int) -> list[Tensor]:
     return [torch.randint(0, vocab_size, (length,), generator=generator) for length in LENGTHS]
 
 
-def run(model: LoadedModel, sequences: list[Tensor], steps: list[list[Part]]) -> list[Tensor]:
-    """Logits `[length, vocab_size]` of every token of every sequence, computed in the given steps."""
+def run(model: LoadedModel, sequences: list[Tensor], steps: list[list[Part]], *, every: int = 1) -> list[Tensor]:
+    """Logits `[length, vocab_size]` of every token of every sequence, computed in the given steps.
+
+    every: of each step's tokens only the first and each so many behind it have logits; the others are nan.
+    """
     counts = [-(-len(tokens) // BLOCK_SIZE) for tokens in sequences]
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)).split(counts)
     model.allocate_kv_cache(sum(counts))
@@ -28,7 +31,9 @@ def run(model: LoadedModel, sequences: list[Tensor], steps: list[list[Part]]) ->
         model.context.batch = batch_of(parts, order, device)
         tokens = torch.cat([sequences[i][first:last] for i, first, last in parts])
         positions = torch.cat([torch.arange(first, last) for _, first, last in parts])
-        output = model.forward(tokens.to(device), positions.to(device), torch.arange(len(tokens), device=device)).cpu()
+        wanted = torch.arange(0, len(tokens), every, device=device)
+        output = torch.full((len(tokens), model.vocab_size), float("nan"))
+        output[::every] = model.forward(tokens.to(device), positions.to(device), wanted).cpu()
         for (i, first, last), rows in zip(parts, output.split([p[2] - p[1] for p in parts]), strict=True):
             logits[i][first:last] = rows
     return logits

@@ -6,6 +6,8 @@ computed again, prompts share a prefix, some come with tokens of an earlier run,
 
 import random
 from collections import defaultdict
+from copy import deepcopy
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
+from engine.model import devices
 from engine.model.loader import LoadedModel, load_model
 from engine.model.registry import ARCHITECTURES
 from engine.sampling_params import SamplingParams
@@ -26,6 +29,9 @@ from tests.fakes.tiny_models import MIXTURES_OF_EXPERTS, VOCAB_SIZE, make_tiny_m
 
 NUM_NEW = 12
 HALVES = ["bfloat16", "float16"]
+WIDENED = sorted(ARCHITECTURES.keys() - set(MIXTURES_OF_EXPERTS))
+# Rounded keys and values are off by up to half a step, 2^-9 and 2^-12 of them.
+KV_ROUNDING = {torch.bfloat16: 2**-9, torch.float16: 2**-12}
 RESUMED = 4  # every second sequence comes with so many of its tokens
 
 
@@ -55,6 +61,25 @@ def generate(model: Any, prompt: list[int]) -> list[int]:
 
 def test_tokens_are_generates_chunked_preempted_hit_resumed_and_forked(tiny: tuple[str, Path, Any]) -> None:
     _, folder, model = tiny
+    assert_tokens_are_generates(folder, model, "float32")
+
+
+@pytest.mark.parametrize("tiny", ["gemma2", "gpt2", "llama"], indirect=True)
+def test_tokens_of_weights_in_float16_are_generates_with_these_in_float32(tiny: tuple[str, Path, Any]) -> None:
+    """No two of their logits lie as near to each other as its rounding of keys and values reaches; bfloat16's does."""
+    _, folder, model = tiny
+    assert_tokens_are_generates(folder, of_numbers_of(torch.float16, model), "float16")
+
+
+def of_numbers_of(dtype: torch.dtype, model: Any) -> Any:
+    """A copy in float32 with rounded weights."""
+    rounded = deepcopy(model)
+    for weight in rounded.parameters():
+        weight.data = weight.data.to(dtype).float()
+    return rounded
+
+
+def assert_tokens_are_generates(folder: Path, model: Any, dtype: str) -> None:
     rng = random.Random(2)
     prefix = [rng.randrange(250) for _ in range(40)]
     own = [[rng.randrange(250) for _ in range(length)] for length in (1, 23, 61)]
@@ -66,7 +91,13 @@ def test_tokens_are_generates_chunked_preempted_hit_resumed_and_forked(tiny: tup
 
     core = EngineCore(
         EngineConfig(
-            model_path=str(folder), dtype="float32", max_num_seqs=6, max_num_tokens=24, block_size=8, num_kv_blocks=13
+            model_path=str(folder),
+            device="cpu",
+            dtype=dtype,
+            max_num_seqs=6,
+            max_num_tokens=24,
+            block_size=8,
+            num_kv_blocks=13,
         )
     )
     params = SamplingParams(max_tokens=NUM_NEW, temperature=0.0, ignore_eos=True)
@@ -86,12 +117,34 @@ def test_tokens_are_generates_chunked_preempted_hit_resumed_and_forked(tiny: tup
     assert stats.num_preemptions and stats.num_cached_tokens > len(prefix) and not stats.num_kv_blocks_used
 
 
+@pytest.mark.parametrize("tiny", WIDENED, indirect=True)
+@pytest.mark.parametrize("dtype", KV_ROUNDING, ids=str)
+def test_logits_of_weights_in_two_bytes_are_transformers_float32_of_them_but_for_keys_and_values(
+    tiny: tuple[str, Path, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
+    _, folder, exact = tiny
+    rounded = of_numbers_of(dtype, exact)
+    name = str(dtype).removeprefix("torch.")
+    model = load_model(EngineConfig(model_path=str(folder), dtype=name, device="cpu", block_size=BLOCK_SIZE))
+    two_bytes = model.dtypes
+    assert (two_bytes.activations, two_bytes.kv_cache) == (torch.float32, dtype)
+    for tokens in prompts(VOCAB_SIZE):
+        expected = forward(rounded, tokens)
+        model.dtypes = replace(two_bytes, kv_cache=torch.float32)
+        assert errors(packed(model, tokens), expected).max() < 1e-5
+        model.dtypes = two_bytes
+        # Layers of such large weights magnify it by up to 8.
+        assert errors(packed(model, tokens), expected).max() < 12 * KV_ROUNDING[dtype]
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 def test_half_precision_logits_are_those_of_float32_within_its_rounding(
-    tiny: tuple[str, Path, Any], dtype: str
+    tiny: tuple[str, Path, Any], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every row of them, with the experts that float32 chooses; the choice is held to the same, and a matter of its own
     below."""
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: True)
     architecture, folder, exact = tiny
     model = load_model(EngineConfig(model_path=str(folder), dtype=dtype, block_size=BLOCK_SIZE))
     theirs = reference(architecture, folder, getattr(torch, dtype))

@@ -81,6 +81,11 @@ def test_a_layer_in_chains_computes_to_the_bit_what_its_modules_do(model: Loaded
         assert torch.equal(layer(longer, repeated), expected.repeat(1, 4, 1))  # their tensors have moved
         assert torch.equal(layer(x, position_embeddings), expected)
         assert len(layer._rows.workspace.prepared) == 2
+        for wanted in (torch.tensor([22, 3, 3]), torch.tensor([7])):
+            with layer.wanting(wanted):
+                assert torch.equal(layer(x, position_embeddings), expected[:, wanted])
+                assert torch.equal(layer._by_modules(x[0], position_embeddings), expected[0, wanted])
+        assert torch.equal(layer(x, position_embeddings), expected)
 
 
 @pytest.mark.parametrize("architecture", ["mistral"])  # with a sliding window
@@ -92,11 +97,15 @@ def test_attention_within_a_chain_computes_to_the_bit_what_it_does_between_two(m
     within = run(model, sequences, steps)
     again = run(model, sequences, steps)  # the pages have moved
     assert all(chains.whole is not None for chains in workspace.prepared.values())
+    few = run(model, sequences, steps, every=3)
     model.context.chained_backend = None
     workspace.prepared.clear()
     apart = run(model, sequences, steps)
     assert all(chains.whole is None for chains in workspace.prepared.values())
     assert all(map(torch.equal, within, apart)) and all(map(torch.equal, again, apart))
+    for outputs in (few, run(model, sequences, steps, every=3)):
+        for output, same in zip(outputs, within, strict=True):
+            assert torch.equal(output.nan_to_num(), same.where(~output.isnan(), 0))
 
 
 def test_a_workspace_holds_the_angles_that_it_was_given_last() -> None:
