@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -36,10 +37,15 @@ _MAX_LINE_BYTES = 1024
 
 
 class Child(ABC):
-    """A running child. `pipe` is read by one thread, the caller's; `send` never blocks."""
+    """A running child. `pipe` is read by one thread, the caller's; `send` never blocks.
+
+    A read raises BlockingIOError where nothing comes for `step_timeout_seconds`: whoever knows that there is a message
+    would otherwise wait for ever for the rest of one whose sender has stopped in the middle of it.
+    """
 
     def __init__(self, config: EngineConfig, core_path: str) -> None:
         pipe, child_pipe = Pipe()
+        _limit_reads(pipe, config.step_timeout_seconds)
         self.pipe: ParentPipe = pipe
         self._outbox: SimpleQueue[ParentMessage | None] = SimpleQueue()
         self._sender = threading.Thread(target=self._send_all, name="engine-outbox", daemon=True)
@@ -180,6 +186,12 @@ def describe_exit(name: str, code: int | None) -> str:
         with contextlib.suppress(ValueError):
             return f"{name} was killed by {signal.Signals(-code).name}"
     return f"{name} ended with exit code {code}"
+
+
+def _limit_reads(pipe: "ParentPipe", seconds: float) -> None:
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
 
 def _shut_down(pipe: "ParentPipe | ChildPipe") -> None:

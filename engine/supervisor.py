@@ -34,6 +34,7 @@ from engine.request import Request
 from engine.request_table import RequestTable
 from engine.restart_policy import RestartPolicy
 
+_STOP_SECONDS = 1.0  # what a child that goes by itself, or is inside a step, takes at most
 _STATS_SECONDS = 1.0  # how long a caller waits for figures while the child is inside a step
 
 _log = logging.getLogger(__name__)
@@ -80,8 +81,12 @@ class Supervisor:
     def stop(self) -> None:
         """Ends the child and every request, the latter with error kind `stopped`."""
         self._post(partial(self._finish, EngineNotRunningError("the engine was stopped"), "stopped"))
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        if threading.current_thread() is self._thread:
+            return
+        self._thread.join(_STOP_SECONDS)
+        if self._thread.is_alive() and (child := self._child) is not None:
+            child.kill()  # the thread waits for the rest of a message
+        self._thread.join()
 
     def submit(self, request: Request) -> None:
         """Raises `EngineDiedError` or `EngineNotRunningError` after the end, `InvalidRequestError` for an id in use."""
@@ -186,7 +191,11 @@ class Supervisor:
         assert self._child is not None
         try:
             message = self._child.pipe.recv()
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
+            if isinstance(error, BlockingIOError):
+                limit = self._config.step_timeout_seconds
+                self._reason = f"the engine stopped in the middle of a message, for {limit:g} s, and was killed"
+                self._child.kill()
             self._on_child_end(self._child)
             return
         self.last_step_at = self._waiting_since = time.monotonic()

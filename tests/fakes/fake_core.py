@@ -7,6 +7,7 @@ the number of starts and deaths so far, is counted in files of that folder.
 import json
 import os
 import signal
+import struct
 import sys
 import threading
 import time
@@ -38,6 +39,7 @@ class Script:
     killed_at: int = 0  # output tokens of that sequence before it happens
     max_deaths: int = 1_000_000  # by `killed_by`
     hung_by: int | None = None  # a step never comes back, once
+    stopped_by: int | None = None  # the process stops in the middle of a message, once
     broken_by: int | None = None  # a step raises
     refused: int | None = None  # add raises
     step_seconds: float = 0.0
@@ -151,6 +153,8 @@ class FakeCore:
                 self._die()
             if trigger == self._script.hung_by and self._count("hangs") == 1:
                 threading.Event().wait()
+            if trigger == self._script.stopped_by and is_due and self._count("stops") == 1:
+                self._stop_in_a_message()
             if trigger == self._script.broken_by:
                 raise RuntimeError("the device is broken")
 
@@ -159,6 +163,10 @@ class FakeCore:
             raise RuntimeError("died")
         print("about to be killed", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def _stop_in_a_message(self) -> None:
+        os.write(int(sys.argv[1]), struct.pack("!i", 1000) + b"half of it")
+        os.kill(os.getpid(), signal.SIGSTOP)
 
     def _fail_to_start(self, start: int) -> None:
         script = self._script

@@ -77,10 +77,13 @@ def test_a_job_that_kills_the_child_three_times_fails_alone(
         wait_for_no_leftovers(redis_client)
 
 
+@pytest.mark.parametrize("how", ["hung_by", "stopped_by"])
 def test_a_child_that_hangs_is_killed_and_its_jobs_go_on(
-    redis_url: str, queue: Queue, redis_client: redis.Redis, tmp_path: Path
+    how: str, redis_url: str, queue: Queue, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
-    with worker_on(redis_url, tmp_path, hung_by=HANGING, step_seconds=0.001, step_timeout_seconds=1.0):
+    """Within a step, or in the middle of a message."""
+    script = {how: HANGING, "killed_at": 20}
+    with worker_on(redis_url, tmp_path, **script, step_seconds=0.001, step_timeout_seconds=1.0):
         jobs = [queue.enqueue(FUNCTION, prompt=[token_id, 20], max_tokens=300) for token_id in (SOUND, HANGING)]
         results = [wait_for_result(redis_client, job.id) for job in jobs]
         assert {(result.status, result.attempts) for result in results} == {("finished", 1)}

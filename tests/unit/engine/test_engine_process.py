@@ -192,12 +192,21 @@ def test_a_step_that_raises_ends_the_child_with_its_reason(tmp_path: Path, capfd
     assert "Traceback" in capfd.readouterr().err
 
 
-def test_a_hung_step_is_killed_and_its_requests_go_on(tmp_path: Path, death_watch: DeathWatch) -> None:
-    with process_engine(tmp_path, {"step_timeout_seconds": 1.5}, hung_by=POISON) as engine:
+@pytest.mark.parametrize(
+    ("how", "report"),
+    [
+        ("hung_by", "sent nothing within step_timeout_seconds (1.5 s) and was killed"),
+        ("stopped_by", "stopped in the middle of a message, for 1.5 s, and was killed"),
+    ],
+)
+def test_a_child_that_hangs_is_killed_and_its_requests_go_on(
+    tmp_path: Path, death_watch: DeathWatch, how: str, report: str
+) -> None:
+    with process_engine(tmp_path, {"step_timeout_seconds": 1.5}, **{how: POISON}) as engine:
         (output,) = engine.generate_batch([[POISON, 20]], SamplingParams(max_tokens=6))
         assert output.token_ids == echo([POISON, 20], 6)
         assert engine.get_stats()["num_restarts"] == 1
-    assert "sent nothing within step_timeout_seconds (1.5 s) and was killed" in death_watch.report
+    assert report in death_watch.report
 
 
 def test_an_idle_child_is_not_taken_for_a_hung_one(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,17 @@ def test_stop_ends_a_child_whatever_it_does(tmp_path: Path) -> None:
         engine.submit("job-1", [POISON], ENDLESS, on_output=recorder)
         os.kill(pid, signal.SIGSTOP)
     assert recorder.wait_for_end().error_kind == "stopped"
+    wait_until_gone(pid)
+
+
+def test_stop_ends_a_child_that_has_stopped_in_the_middle_of_a_message(tmp_path: Path) -> None:
+    recorder = OutputRecorder()
+    with process_engine(tmp_path, stopped_by=POISON, killed_at=5) as engine:
+        pid = child_pid(engine)
+        engine.submit("job-1", [POISON], ENDLESS, on_output=recorder)
+        recorder.wait_for_tokens(5)
+        begun = time.monotonic()
+    assert recorder.wait_for_end().error_kind == "stopped" and time.monotonic() - begun < 30  # 120 for the message
     wait_until_gone(pid)
 
 
