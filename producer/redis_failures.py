@@ -49,6 +49,10 @@ def has_no_connection(error: Exception) -> bool:
 def explain(error: Exception, url: str) -> str:
     """One line, without the URL's password."""
     where, cause = redact_url(url), str(error).rstrip(".")
+    if isinstance(error, MasterNotFoundError):
+        cause = (
+            "no Sentinel answers with a master of that service"  # redis-py's words are its connections' whole settings
+        )
     fault = _tls_fault(error)
     if isinstance(error, _LOGIN):
         return f"Redis at {where} refuses us: {cause}; check user and password in --redis-url"
@@ -87,6 +91,8 @@ def _tls_fault(error: BaseException | None) -> ssl.SSLError | None:
 
 def _tls_hint(error: Exception, url: str) -> str:
     """The two that misunderstand each other most often hang, or hang up."""
+    if url.startswith("rediss+"):
+        return "; name its authority with ?ssl_ca_certs=FILE, or write redis+sentinel:// if nobody there speaks TLS"
     if url.startswith("rediss"):
         return "; write redis:// if that port speaks no TLS"
     is_cut = "closed" in str(error) or isinstance(error.__context__, ConnectionResetError)

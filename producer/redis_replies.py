@@ -25,7 +25,10 @@ _CODES = (
     "READONLY",  # a replica, by now
 )
 _CLASSES = {**BaseParser.EXCEPTION_CLASSES, **dict.fromkeys(_CODES, NotServingError)}
-_OF_A_SCRIPT = re.compile(r"(?:ERR Error running script|@user_script).*: -([A-Z]+ .*)")  # before Redis 7
+_INNER = re.compile(
+    r"(?:ERR Error running script|@user_script).*: -([A-Z]+ .*)"  # before Redis 7
+    r"|EXECABORT Transaction discarded because of: ([A-Z]+ .*)"
+)
 
 
 class _Refusals:
@@ -33,9 +36,9 @@ class _Refusals:
 
     @classmethod
     def parse_error(cls, response: str) -> Any:
-        """Of a script's reply, what was said to its command."""
-        found = _OF_A_SCRIPT.fullmatch(response)
-        return super().parse_error(found[1] if found else response)  # type: ignore[misc]
+        """Of a script's reply, what was said to its command; of a transaction's, why it was not carried out."""
+        found = _INNER.fullmatch(response)
+        return super().parse_error(found[1] or found[2] if found else response)  # type: ignore[misc]
 
 
 class ReplyParser(_Refusals, _HiredisParser if HIREDIS_AVAILABLE else _RESP2Parser):  # type: ignore[misc]

@@ -1,12 +1,19 @@
-"""A Redis with a replica and a Sentinel, real processes, for fail-overs, again and again."""
+"""A Redis with a replica and a Sentinel, real processes, for fail-overs, again and again.
+
+The server that tests have was built without TLS. With TLS each of the three has a front that speaks it, and the servers
+are known to each other, and to the Sentinel, by their fronts' ports, where both ways of speaking are understood.
+"""
 
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 import redis
+import trustme
 
+from tests.fakes.tls_front import tls_front
 from worker.embedded_redis import EmbeddedRedis, find_server, free_port
 from worker.started_process import StartedProcess
 
@@ -17,8 +24,12 @@ WAIT_SECONDS = 60.0
 class SentinelTrio:
     """`fail_over` kills the master; the Sentinel then promotes the replica. `rejoin` makes the old one its replica."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, has_tls: bool = False) -> None:
         self._folder = folder
+        self._has_tls = has_tls
+        self._fronts = ExitStack()
+        self._ports: dict[int, int] = {}  # by the server's, its front's
+        self.ca_file = folder / "ca.pem"
         self.master = EmbeddedRedis(data_dir=folder / "master")
         self.replica = EmbeddedRedis(data_dir=folder / "replica")
         self._port = free_port()
@@ -26,16 +37,20 @@ class SentinelTrio:
 
     @property
     def url(self) -> str:
-        return f"redis+sentinel://127.0.0.1:{self._port}/{SERVICE}"
+        if not self._has_tls:
+            return f"redis+sentinel://127.0.0.1:{self._port}/{SERVICE}"
+        return f"rediss+sentinel://127.0.0.1:{self._known(self._port)}/{SERVICE}?ssl_ca_certs={self.ca_file}"
 
     def __enter__(self) -> Self:
         self.master.start()
         self.replica.start()
+        if self._has_tls:
+            self._start_fronts()
         self._replicate()
         config = self._folder / "sentinel.conf"
         config.write_text(
             f"port {self._port}\nbind 127.0.0.1\ndir {self._folder}\n"
-            f"sentinel monitor {SERVICE} 127.0.0.1 {self.master.port} 1\n"
+            f"sentinel monitor {SERVICE} 127.0.0.1 {self._known(self.master.port)} 1\n"
             f"sentinel down-after-milliseconds {SERVICE} 500\n"
             f"sentinel failover-timeout {SERVICE} 2000\n"
         )
@@ -49,8 +64,20 @@ class SentinelTrio:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        self._fronts.close()
         self.master.stop()
         self.replica.stop()
+
+    def _start_fronts(self) -> None:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(self.ca_file))
+        for server, takes_plain in ((self.master.port, True), (self.replica.port, True), (self._port, False)):
+            front = tls_front(server, authority=authority, takes_plain=takes_plain)
+            self._ports[server] = self._fronts.enter_context(front)
+
+    def _known(self, port: int) -> int:
+        """By which port others reach the server."""
+        return self._ports.get(port, port)
 
     def fail_over(self) -> None:
         """Returns once the replica is the master."""
@@ -85,14 +112,15 @@ class SentinelTrio:
         """Whether it would fail over again."""
         master = sentinel.sentinel_master(SERVICE)
         replicas = {replica["port"]: replica for replica in sentinel.sentinel_slaves(SERVICE)}
-        is_linked = replicas.get(self.replica.port, {}).get("master-link-status") == "ok"
-        return master["port"] == self.master.port and master["flags"] == "master" and is_linked
+        is_linked = replicas.get(self._known(self.replica.port), {}).get("master-link-status") == "ok"
+        return master["port"] == self._known(self.master.port) and master["flags"] == "master" and is_linked
 
     def _replicate(self) -> None:
         with redis.Redis(port=self.master.port) as client:
             client.config_set("repl-diskless-sync-delay", 0)
         with redis.Redis(port=self.replica.port) as client:
-            client.replicaof("127.0.0.1", str(self.master.port))
+            client.config_set("replica-announce-port", self._known(self.replica.port))
+            client.replicaof("127.0.0.1", str(self._known(self.master.port)))
             _wait_until(lambda: client.info("replication")["master_link_status"] == "up")
 
 

@@ -1,6 +1,7 @@
 """What a Redis with TLS looks like from outside: TLS on a port of its own, before a server that speaks none."""
 
 import asyncio
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -9,43 +10,89 @@ from pathlib import Path
 
 import trustme
 
+TLS_HANDSHAKE = b"\x16"  # the first byte of whoever speaks TLS
+
 
 @contextmanager
-def tls_front(upstream_port: int, *, ca_file: Path | None = None) -> Iterator[int]:
-    """The port. Its certificate is from nobody whom anybody trusts, but who is told to by `ca_file`."""
+def tls_front(
+    upstream_port: int,
+    *,
+    ca_file: Path | None = None,
+    authority: trustme.CA | None = None,
+    takes_plain: bool = False,
+) -> Iterator[int]:
+    """The port. Its certificate is from nobody whom anybody trusts, but who is told to by `ca_file`, or trusts the
+    `authority`. With `takes_plain`, who speaks no TLS is let through as well."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority = trustme.CA()
+    authority = authority or trustme.CA()
     if ca_file is not None:
         authority.cert_pem.write_to_path(str(ca_file))
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    ports: list[int] = []
-    is_up = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
-    async def serve() -> None:
-        async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def join(client: socket.socket) -> None:
+        try:
+            is_plain = takes_plain and await _first_byte(client) != TLS_HANDSHAKE
+            reader, writer = await _take(client, None if is_plain else context)
+        except OSError:
+            client.close()
+            return
+        try:
             upstream = await asyncio.open_connection("127.0.0.1", upstream_port)
-            await asyncio.gather(_pump(reader, upstream[1]), _pump(upstream[0], writer))
+        except OSError:  # nobody there: so are we
+            writer.close()
+            return
+        await asyncio.gather(_pump(reader, upstream[1]), _pump(upstream[0], writer))
 
-        async with await asyncio.start_server(join, "127.0.0.1", 0, ssl=context) as server:
-            ports.append(server.sockets[0].getsockname()[1])
-            is_up.set()
-            await stop.wait()
-        for connection in asyncio.all_tasks() - {asyncio.current_task()}:
-            connection.cancel()
+    async def accept() -> None:
+        joined = set()
+        while True:
+            client, _ = await loop.sock_accept(listener)
+            client.setblocking(False)
+            task = asyncio.create_task(join(client))
+            joined.add(task)
+            task.add_done_callback(joined.discard)
+
+    async def serve() -> None:
+        accepting = asyncio.create_task(accept())
+        await stop.wait()
+        accepting.cancel()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await connection
+                await task
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), name="tls-front")
     thread.start()
-    assert is_up.wait(20)
     try:
-        yield ports[0]
+        yield listener.getsockname()[1]
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(20)
         loop.close()
+        listener.close()
+
+
+async def _first_byte(client: socket.socket) -> bytes:
+    loop, is_there = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(client, is_there.set)
+    try:
+        await is_there.wait()
+    finally:
+        loop.remove_reader(client)
+    return client.recv(1, socket.MSG_PEEK)
+
+
+async def _take(
+    client: socket.socket, context: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await loop.connect_accepted_socket(lambda: protocol, client, ssl=context)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -203,10 +203,11 @@ async def test_a_master_that_becomes_a_replica_is_left_by_the_asyncio_client(nam
         assert named_master.new.lpos("rq:queue:promptmill", late.id) == 1
 
 
-def test_a_fail_over_by_sentinel_costs_no_job_and_no_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_tls", [False, True], ids=["plain", "TLS"])
+def test_a_fail_over_by_sentinel_costs_no_job_and_no_token(tmp_path: Path, has_tls: bool) -> None:
     """Workers and clients find the new master by themselves. What the old one had not replicated is sent again."""
     with (
-        SentinelTrio(tmp_path) as trio,
+        SentinelTrio(tmp_path, has_tls=has_tls) as trio,
         Client(trio.url) as client,
         WorkerThread(trio.url, FakeEngine(step_seconds=0.05), lease_seconds=SHORT_LEASE_SECONDS),
     ):
@@ -227,8 +228,9 @@ def test_a_fail_over_by_sentinel_costs_no_job_and_no_token(tmp_path: Path) -> No
             wait_for_no_leftovers(promoted)
 
 
-async def test_the_asyncio_client_finds_the_master_through_sentinels(tmp_path: Path) -> None:
-    with SentinelTrio(tmp_path) as trio, WorkerThread(trio.url):
+@pytest.mark.parametrize("has_tls", [False, True], ids=["plain", "TLS"])
+async def test_the_asyncio_client_finds_the_master_through_sentinels(tmp_path: Path, has_tls: bool) -> None:
+    with SentinelTrio(tmp_path, has_tls=has_tls) as trio, WorkerThread(trio.url):
         async with AsyncClient(trio.url) as client:
             job = await client.submit("Hello", max_tokens=3)
             text = "".join([chunk.text async for chunk in job.stream(timeout=30)])

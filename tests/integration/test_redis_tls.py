@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from producer import AsyncClient, Client
+from producer import AsyncClient, Client, RedisUnavailableError
 from tests.fakes.gateways import open_client, running_gateway
+from tests.fakes.sentinel_trio import SentinelTrio
 from tests.fakes.tls_front import tls_front
 from tests.fakes.worker_runs import WorkerThread
 
@@ -33,3 +34,13 @@ async def test_workers_clients_gateways_and_the_command_line_speak_tls(tls_url: 
             assert openai_client.completions.create(model="fake", prompt="Hello", max_tokens=3).choices[0].text
         command = [sys.executable, "-m", "producer.cli", "result", job.id, "--redis-url", tls_url]
         assert text.strip() in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_sentinels_under_an_authority_that_nobody_named_are_not_spoken_with(tmp_path: Path) -> None:
+    with SentinelTrio(tmp_path, has_tls=True) as trio:
+        url, _, _ = trio.url.partition("?")
+        with (
+            Client(url) as client,
+            pytest.raises(RedisUnavailableError, match=r"with a master of that service; .*ssl_ca_certs"),
+        ):
+            client.queues()

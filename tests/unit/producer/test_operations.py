@@ -129,10 +129,20 @@ def test_redis_errors_are_said_with_their_remedy(error: Exception, kind: type[Ex
             "You can't write.",
         ),
         ("@user_script: 9: -OOM command not allowed.", redis.OutOfMemoryError, "command not allowed."),
+        (
+            "EXECABORT Transaction discarded because of: MISCONF Errors writing to the AOF file: No space left.",
+            NotServingError,
+            "Errors writing to the AOF file: No space left.",
+        ),
+        (
+            "EXECABORT Transaction discarded because of previous errors.",
+            redis.exceptions.ExecAbortError,
+            "Transaction discarded because of previous errors.",
+        ),
         ("ERR Error running script (call to f_0): @user_script:9: no number", redis.ResponseError, "no number"),
     ],
 )
-def test_what_redis_says_when_it_does_not_serve_is_told_apart_also_from_within_a_script(
+def test_what_redis_says_when_it_does_not_serve_is_told_apart_also_within_a_script_or_transaction(
     parser: Any, reply: str, expected: type[Exception], said: str
 ) -> None:
     error = parser.parse_error(reply)
