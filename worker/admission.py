@@ -5,8 +5,12 @@ A job is given to the engine once Redis has its marker: from then on a crash of 
 A job that two workers have died with, each time without a new token, is a suspect. It runs alone: nothing else is
 admitted until it has put out a token, and it is admitted only when every other job here has, so that a further crash is
 its own and nobody else's.
+
+Where Redis serves others and fails over one job (a stored stream that a proxy does not let through), that job waits by
+itself and the others go on; after a while it ends with the reason.
 """
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -19,9 +23,13 @@ from worker.finishing import Finisher
 from worker.held_jobs import HeldJobs
 from worker.job_parts import JobParts
 from worker.limits import Limits
+from worker.redis_client import REDIS_AWAY
 from worker.running_job import RunningJob, Stage
 
 MAX_ADMISSION_SECONDS = 0.005  # of one turn, so that tokenising does not hold up the streams
+UNREAD_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # between tries of a job that cannot be read though Redis answers
+
+_log = logging.getLogger(__name__)
 
 
 class Admission:
@@ -36,6 +44,7 @@ class Admission:
         *,
         on_output: Callable[[RunningJob, RequestOutput], None],
     ) -> None:
+        self._client = parts.client
         self._engine = parts.engine
         self._intake = parts.intake
         self._outlet = parts.outlet
@@ -45,6 +54,8 @@ class Admission:
         self._on_output = on_output
         self._opened: list[RunningJob] = []  # their markers are on the way
         self._lone: RunningJob | None = None  # a suspect that has to prove itself
+        self._postponed: list[tuple[float, Claim]] = []  # and when they are tried again, in monotonic seconds
+        self._num_unread: dict[str, int] = {}  # failed tries, by fence
 
     @property
     def has_work(self) -> bool:
@@ -53,13 +64,39 @@ class Admission:
 
     def admit_some(self) -> None:
         """Admit waiting claims, oldest first, for a few milliseconds. Raises what Redis raises."""
-        end = time.monotonic() + MAX_ADMISSION_SECONDS
+        now = time.monotonic()
+        self._recall_postponed(now)
         while (claim := self._held.next_waiting()) and self._may_begin(claim):
-            job = self._intake.admit(claim)
-            self._held.admit(job)
-            self._begin(job)
-            if time.monotonic() > end:
+            if (job := self._admit(claim)) is not None:
+                self._held.admit(job)
+                self._begin(job)
+            if time.monotonic() > now + MAX_ADMISSION_SECONDS:
                 return
+
+    def _recall_postponed(self, now: float) -> None:
+        for at, claim in self._postponed:
+            if not self._held.is_current(claim):
+                self._num_unread.pop(claim.fence, None)
+            elif at <= now:
+                self._held.wait_again(claim)
+        self._postponed = [(at, claim) for at, claim in self._postponed if at > now]
+
+    def _admit(self, claim: Claim) -> RunningJob | None:
+        """None: it is postponed."""
+        try:
+            job = self._intake.admit(claim)
+        except REDIS_AWAY as error:
+            self._client.ping()  # raises where it is not this job alone
+            num_unread = self._num_unread.get(claim.fence, 0)
+            _log.warning("action=job_unread job_id=%s num_tries=%d error=%s", claim.job_id, num_unread + 1, error)
+            if num_unread < len(UNREAD_SECONDS):
+                self._num_unread[claim.fence] = num_unread + 1
+                self._held.postpone(claim)
+                self._postponed.append((time.monotonic() + UNREAD_SECONDS[num_unread], claim))
+                return None
+            job = self._intake.give_up(claim, str(error))
+        self._num_unread.pop(claim.fence, None)
+        return job
 
     @property
     def has_opened(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from producer.contract import ErrorCode, ErrorInfo, keys
 from worker.commit import MAX_BATCH, Committer
 from worker.job_parts import JobParts
+from worker.redis_client import REDIS_AWAY
 from worker.rq_bridge import job_key, will_retry
 from worker.running_job import RunningJob, Stage
 from worker.uploads import Uploads
@@ -64,7 +65,9 @@ class Finisher:
                 for job in batch:
                     pipe.get(keys.fence_key(job.job_id))
                     pipe.hget(job_key(job.job_id), "status")
-                replies = pipe.execute()
+                replies = pipe.execute(raise_on_error=False)
+            if away := [reply for reply in replies if isinstance(reply, REDIS_AWAY)]:
+                raise away[0]
             del self._ended[: len(batch)]
             for at, job in enumerate(batch):
                 try:
@@ -90,7 +93,7 @@ class Finisher:
         job.result = job.build_result()
         self._commit_one(job)
 
-    def _decide(self, job: RunningJob, fence: bytes | None, rq_status: bytes | None) -> None:
+    def _decide(self, job: RunningJob, fence: bytes | None, rq_status: bytes | Exception | None) -> None:
         if fence != job.claim.fence.encode():
             self._on_lost(job)
             return
@@ -98,7 +101,7 @@ class Finisher:
             job.result = job.build_result()
             self._store(job, then=self._commit_one)
             return
-        if rq_status in (None, b"canceled"):
+        if rq_status in (None, b"canceled") or isinstance(rq_status, Exception):  # its key is no hash any more
             job.stop_cause = "cancelled"
         _settle(job)
         if job.is_retried:

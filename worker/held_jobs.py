@@ -62,6 +62,15 @@ class HeldJobs:
         self._jobs[job.job_id] = job
         job.stop_cause = self._early_stops.pop(job.job_id, job.stop_cause)
 
+    def postpone(self, claim: Claim) -> None:
+        """The claim that `next_waiting` gave is not admitted before `wait_again`."""
+        assert self._waiting[0] is claim
+        self._waiting.popleft()
+
+    def wait_again(self, claim: Claim) -> None:
+        """Behind those that wait."""
+        self._waiting.append(claim)
+
     def stop_early(self, job_id: str, cause: StopCause) -> None:
         """Stop the job as soon as it is admitted."""
         self._early_stops[job_id] = cause

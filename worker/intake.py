@@ -133,6 +133,14 @@ class Intake:
             timeout_seconds=timeout_seconds(rq_job),
         )
 
+    def give_up(self, claim: Claim, reason: str) -> RunningJob:
+        """The job, ended: `admit` raises for it alone, again and again."""
+        rq_job, _ = self._reader.restore(claim)
+        if claim.is_orphan:
+            return self._finish_cancelled(claim, rq_job, None)
+        message = f"what the job has put out so far cannot be read: {reason}"
+        return self._refuse(claim, rq_job, ErrorInfo(code=ErrorCode.INTERNAL, message=message))
+
     def build_marker(self, job: RunningJob) -> Marker:
         """The attempt's first entry. The first one also holds what a resume needs; one that starts over is a first."""
         claim, translated = job.claim, job.translated

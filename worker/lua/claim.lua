@@ -8,7 +8,7 @@ local MAX_DROPPED = 1000 -- of one claim: where thousands have expired in a queu
 
 local function describe(claim)
   local _, done = stream_end(claim[1])
-  return {claim[1], claim[2], claim[3], claim[4], claim[5], done, redis.call('HGETALL', job_key(claim[1]))}
+  return {claim[1], claim[2], claim[3], claim[4], claim[5], done, job_hash(claim[1])}
 end
 
 local stored = redis.call('GET', KEYS[1])

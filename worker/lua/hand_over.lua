@@ -4,7 +4,7 @@ local given = {}
 for i = #ARGV - 2, 3, -3 do
   local queue, id, fence = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   if redis.call('GET', fence_key(id)) == fence then
-    local status = redis.call('HGET', job_key(id), 'status')
+    local status = job_fields(id, 'status')[1]
     if not status or status == 'canceled' then
       redis.call('ZADD', leases_key(queue), seconds(now), id) -- its outcome is owed: the next sweep sees to it
     elseif give_back(id, queue, resumable, false, record_ttl) then

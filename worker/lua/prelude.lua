@@ -38,6 +38,17 @@ local function join_if_waiting(queue)
   if redis.call('EXISTS', queue_key(queue)) == 1 then join_turns(queue, (split_tenant(queue))) end
 end
 
+-- fields of the job's hash: none where it is gone, or its key holds something else by now, as anybody may write it
+local function job_fields(id, ...)
+  local fields = redis.pcall('HMGET', job_key(id), ...)
+  return fields.err and {} or fields
+end
+
+local function job_hash(id)
+  local all = redis.pcall('HGETALL', job_key(id))
+  return all.err and {} or all
+end
+
 -- the execution that holds the job, from its fence ATTEMPT:EXECUTION
 local function holder(id)
   local fence = redis.call('GET', fence_key(id))
@@ -100,7 +111,7 @@ end
 local function give_back(id, queue, resumable, has_crashed, record_ttl)
   local fence = redis.call('GET', fence_key(id))
   forget(id, queue)
-  local fields = redis.call('HMGET', job_key(id), 'status', 'enqueued_at')
+  local fields = job_fields(id, 'status', 'enqueued_at')
   if fields[1] ~= 'started' then return false end
   note_end_of_attempt(id, fence, has_crashed)
   redis.call('HSET', job_key(id), 'status', 'queued', 'worker_name', '', 'started_at', '')

@@ -26,13 +26,13 @@ end
 
 local given, orphans = {}, {}
 local function put_back(id, queue)
-  local status = redis.call('HGET', job_key(id), 'status')
+  local status = job_fields(id, 'status')[1]
   if not status or status == 'canceled' then
     forget(id, queue)
     local last_attempt, done = stream_end(id)
     local execution = execution_prefix .. (#orphans + 1)
     local attempt = lease(id, queue, execution, lease_seconds, record_ttl, last_attempt)
-    orphans[#orphans + 1] = {id, queue, attempt, execution, 1, done, redis.call('HGETALL', job_key(id))}
+    orphans[#orphans + 1] = {id, queue, attempt, execution, 1, done, job_hash(id)}
   elseif status == 'queued' then
     if put_back_queued(id, queue) then given[#given + 1] = id end
   elseif give_back(id, queue, true, true, record_ttl) then

@@ -1,0 +1,106 @@
+"""One job's trouble with Redis is its own: neither the worker's loop nor its heartbeat waits for it."""
+
+import pytest
+import redis
+from rq import Queue
+
+import worker.admission
+from producer.contract import ErrorCode, keys
+from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.worker_runs import (
+    FUNCTION,
+    SHORT_LEASE_SECONDS,
+    WorkerThread,
+    enqueue_many,
+    stream_text,
+    wait_for_no_leftovers,
+    wait_for_result,
+    wait_until,
+)
+from worker import intake
+from worker.outlet.stored_stream import StoredStream
+from worker.recovery import read_stored
+
+
+def begin(redis_url: str, queue: Queue, client: redis.Redis) -> str:
+    """A job that a worker has handed over in mid-generation."""
+    with WorkerThread(redis_url, FakeEngine(step_seconds=0.01)):
+        job_id = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=400).id
+        wait_until(lambda: client.xlen(keys.stream_key(job_id)) > 3)
+    return str(job_id)
+
+
+def refuse_to_read(monkeypatch: pytest.MonkeyPatch, job_id: str, num_times: int, *, tries: int = 5) -> list[str]:
+    """As a proxy that lets no reply of this size through; the jobs that were read, in order."""
+    read: list[str] = []
+
+    def read_or_fail(client: redis.Redis, wanted: str) -> StoredStream:
+        read.append(wanted)
+        if wanted == job_id and read.count(job_id) <= num_times:
+            raise redis.ConnectionError("Connection closed by server.")
+        return read_stored(client, wanted)
+
+    monkeypatch.setattr(intake, "read_stored", read_or_fail)
+    monkeypatch.setattr(worker.admission, "UNREAD_SECONDS", (0.1,) * tries)
+    return read
+
+
+def test_a_job_that_cannot_be_read_for_a_while_holds_up_no_other_and_goes_on(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = begin(redis_url, queue, redis_client)
+    read = refuse_to_read(monkeypatch, job_id, 4)
+    others = enqueue_many(queue, 8, max_tokens=5)
+    with WorkerThread(redis_url):
+        for other in others:
+            assert wait_for_result(redis_client, other).status == "finished"
+        assert read.count(job_id) <= 4
+        result = wait_for_result(redis_client, job_id)
+        assert (result.status, result.attempts) == ("finished", 2)
+        assert stream_text(redis_client, job_id) == result.text
+        wait_for_no_leftovers(redis_client)
+    assert read.count(job_id) == 5
+
+
+def test_a_job_that_can_never_be_read_ends_with_the_reason(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = begin(redis_url, queue, redis_client)
+    read = refuse_to_read(monkeypatch, job_id, 1000, tries=2)
+    with WorkerThread(redis_url):
+        result = wait_for_result(redis_client, job_id)
+        assert result.error is not None and result.error.code is ErrorCode.INTERNAL
+        assert "Connection closed by server" in result.error.message and read.count(job_id) == 3
+        wait_for_no_leftovers(redis_client)
+
+
+def test_a_running_job_whose_record_is_overwritten_harms_no_other(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    """It counts as deleted. The heartbeat and the sweep of all jobs read the records of each."""
+    with WorkerThread(redis_url, FakeEngine(step_seconds=0.02), lease_seconds=SHORT_LEASE_SECONDS) as worker_thread:
+        broken, *others = enqueue_many(queue, 4, max_tokens=150)  # longer than two leases
+        wait_until(lambda: len(worker_thread.engine.running) == 4)
+        redis_client.delete(f"rq:job:{broken}")
+        redis_client.set(f"rq:job:{broken}", "no hash")
+        results = [wait_for_result(redis_client, job_id) for job_id in (broken, *others)]
+        assert [result.status for result in results] == ["cancelled"] + 3 * ["finished"]
+        assert {result.attempts for result in results} == {1}
+        wait_for_no_leftovers(redis_client)
+
+
+def test_the_overwritten_record_of_a_dead_workers_job_keeps_no_other_from_coming_back(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    engine = FakeEngine(step_seconds=0.02)
+    with WorkerThread(redis_url, engine, lease_seconds=SHORT_LEASE_SECONDS) as dead:
+        broken, other = enqueue_many(queue, 2, max_tokens=60)
+        wait_until(lambda: len(engine.running) == 2)
+        dead.service._leases.stop(1.0)
+        dead.service._loop.hand_over = lambda: 0  # it leaves without a word
+    redis_client.delete(f"rq:job:{broken}")
+    redis_client.set(f"rq:job:{broken}", "no hash")
+    with WorkerThread(redis_url, lease_seconds=SHORT_LEASE_SECONDS):
+        assert wait_for_result(redis_client, other).status == "finished"
+        assert wait_for_result(redis_client, broken).status == "cancelled"
+        wait_for_no_leftovers(redis_client)
