@@ -125,7 +125,7 @@ class Scripts:
         crashed with it, whatever a sweeper took it for.
         """
         arguments: list[str | float] = [lease_seconds, rq_time(time.time()), "1" if was_away else "0"]
-        arguments += [worker, entry_seconds]
+        arguments += [worker, entry_seconds, RECORD_TTL_SECONDS]
         return self._beat(args=[*arguments, *jobs], client=client)
 
     def hand_over(self, client: redis.Redis | Pipeline, *, jobs: Sequence[str], resumable: bool) -> Any:

@@ -216,6 +216,22 @@ def test_a_cancelled_job_of_a_dead_worker_is_leased_to_the_sweeper(
     assert beat(redis_client, scripts, *orphans) == [b"" if held.job_id == deleted else b"canceled" for held in orphans]
 
 
+def test_an_attempt_whose_claim_redis_lost_is_not_counted_twice(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    """After a fail-over: else the next one's entries had the ids of what was shown already."""
+    [job_id] = enqueue_many(queue, 1)
+    before = {name: redis_client.dump(name) for name in redis_client.scan_iter()}
+    [lost] = claim(redis_client, scripts)
+    redis_client.flushall()
+    for name, value in before.items():
+        redis_client.restore(name, 0, value)
+    assert beat(redis_client, scripts, lost) == [b"lost"]
+    [again] = claim(redis_client, scripts)
+    assert (again.job_id, lost.attempt, again.attempt) == (job_id, 1, 2)
+    assert beat(redis_client, scripts, lost, again) == [b"lost", b"started"]
+
+
 def test_a_heartbeat_renews_what_is_ours_and_tells_what_is_not(
     redis_client: redis.Redis, scripts: Scripts, queue: Queue
 ) -> None:

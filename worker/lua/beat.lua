@@ -1,6 +1,6 @@
 -- Say that the worker lives, renew leases, and learn what became of the jobs: see Scripts.beat.
 local lease_seconds, beat_at, was_away = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
-local worker, entry_seconds = ARGV[4], tonumber(ARGV[5])
+local worker, entry_seconds, record_ttl = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 
 redis.call('ZADD', WORKERS, seconds(now + entry_seconds), worker)
 redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', seconds(now - entry_seconds))
@@ -9,24 +9,36 @@ redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', seconds(now - entry_seconds))
 -- longer counts among those in a row. It stays among all there were, which bounds how often a job is tried.
 local function forgive(id, fence)
   local attempt = string.match(fence, '^(%d+):')
-  local blamed, num = string.gsub(redis.call('HGET', job_key(id), BLAMED_FIELD) or '', '%f[%d]' .. attempt .. ' ', '')
+  local fields = job_fields(id, BLAMED_FIELD, CRASHES_FIELD)
+  local blamed, num = string.gsub(fields[1] or '', '%f[%d]' .. attempt .. ' ', '')
   if num == 0 then return end
-  local in_a_row, all = string.match(redis.call('HGET', job_key(id), CRASHES_FIELD), '^(%d+):(%d+)$')
+  local in_a_row, all = string.match(fields[2], '^(%d+):(%d+)$')
   redis.call('HSET', job_key(id), CRASHES_FIELD, (tonumber(in_a_row) - 1) .. ':' .. all, BLAMED_FIELD, blamed)
 end
 
+-- Redis lost this very claim (a fail-over): the job waits as if it had never been taken. What the attempt has put out was
+-- shown, and who comes back to it must not find another attempt's entries under its ids.
+local function count_lost_claim(id, fence)
+  local attempt = tonumber(string.match(fence, '^(%d+):'))
+  if redis.call('EXISTS', fence_key(id)) == 1 or job_fields(id, 'status')[1] ~= 'queued' then return end
+  if attempt > tonumber(redis.call('GET', attempt_key(id)) or 0) then
+    redis.call('SET', attempt_key(id), attempt, 'EX', record_ttl)
+  end
+end
+
 local verdicts = {}
-for i = 6, #ARGV, 3 do
+for i = 7, #ARGV, 3 do
   local queue, id, fence = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local verdict = 'lost'
   if redis.call('GET', fence_key(id)) == fence then
     redis.call('ZADD', leases_key(queue), seconds(now + lease_seconds), id)
     local record = execution_key(id, holder(id))
     if redis.call('EXISTS', record) == 1 then redis.call('HSET', record, 'last_heartbeat', seconds(now)) end
-    verdict = redis.call('HGET', job_key(id), 'status') or ''
+    verdict = job_fields(id, 'status')[1] or ''
     if verdict ~= '' then redis.call('HSET', job_key(id), 'last_heartbeat', beat_at) end
-  elseif was_away then
-    forgive(id, fence)
+  else
+    if was_away then forgive(id, fence) end
+    count_lost_claim(id, fence)
   end
   verdicts[#verdicts + 1] = verdict
 end
