@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from producer.contract import Choice, Chunk, ErrorCode, ErrorInfo, JobRequest, Message, Result, Usage, WorkerInfo
     from producer.dead_letters import FailedJob
     from producer.deliveries import WebhookCounts
+    from producer.dependents import DeferredJob
     from producer.errors import (
         BatchFileError,
         DurabilityError,
@@ -38,6 +39,7 @@ __all__ = [
     "Choice",
     "Chunk",
     "Client",
+    "DeferredJob",
     "DurabilityError",
     "ErrorCode",
     "ErrorInfo",
@@ -78,6 +80,7 @@ _MODULES = {
     "WorkerInfo": "producer.contract",
     "FailedJob": "producer.dead_letters",
     "BatchFileError": "producer.errors",
+    "DeferredJob": "producer.dependents",
     "DurabilityError": "producer.errors",
     "InvalidJobError": "producer.errors",
     "JobFailedError": "producer.errors",

@@ -9,6 +9,7 @@ from producer.cancel import cancel
 from producer.contract import Result, WorkerInfo
 from producer.dead_letters import FailedJob, read_failed, retry
 from producer.deliveries import WebhookCounts, count_deliveries
+from producer.dependents import DeferredJob, cancel_dependents, read_deferred
 from producer.enqueue import PriorityClass
 from producer.job import AsyncJob
 from producer.outcome import JobStatus, read_status
@@ -105,6 +106,11 @@ class AsyncClient(BaseClient):
         job_id, _ = id_and_queue(job)
         return await self._transport.run(cancel(job_id))
 
+    async def cancel_dependents(self, job: AsyncJob | str) -> list[str]:
+        """As `Client.cancel_dependents`."""
+        job_id, _ = id_and_queue(job)
+        return await self._transport.run(cancel_dependents(job_id))
+
     async def retry(self, job: AsyncJob | str) -> bool:
         """As `Client.retry`."""
         job_id, _ = id_and_queue(job)
@@ -126,6 +132,10 @@ class AsyncClient(BaseClient):
     async def queues(self) -> list[QueueStatus]:
         """As `Client.queues`."""
         return await self._transport.run(read_queues(self.settings.queue))
+
+    async def deferred(self, limit: int | None = None) -> list[DeferredJob]:
+        """As `Client.deferred`."""
+        return await self._transport.run(read_deferred(self.settings.queue, limit))
 
     async def webhook_counts(self) -> WebhookCounts:
         """As `Client.webhook_counts`."""

@@ -30,6 +30,7 @@ OWN_COMMANDS = {
     "status": "producer.cli_status",
     "failed": "producer.cli_failed",
     "retry": "producer.cli_failed",
+    "deferred": "producer.cli_failed",
 }
 COMMANDS_GROUP = "promptmill.commands"
 OWN_PACKAGES = ("engine", "producer", "worker")

@@ -1,4 +1,5 @@
-"""`promptmill failed` and `promptmill retry`: the jobs that failed, and another try for them."""
+"""`promptmill failed` and `promptmill retry`: the jobs that failed, and another try for them; `promptmill deferred`:
+those that wait for others, perhaps in vain."""
 
 import dataclasses
 import json
@@ -8,6 +9,7 @@ import click
 
 from producer.cli_jobs import change_each, open_client
 from producer.dead_letters import FailedJob
+from producer.dependents import DeferredJob
 from producer.settings import ProducerSettings, settings_options
 
 
@@ -42,3 +44,26 @@ def retry(job_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:
     with open_client(flags) as client:
         chosen = [job.job_id for job in client.failed()] if is_all else job_ids
         change_each(chosen, client.retry, done="queued again", missed="has not failed")
+
+
+@click.command()
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N; default: all.")
+@settings_options(ProducerSettings)
+def deferred(is_json: bool, limit: int | None, **flags: Any) -> None:
+    """List the jobs that wait for others, and what has become of these.
+
+    A job whose dependency failed, was cancelled or is forgotten waits on: retry that one, or end those that wait for it
+    with `promptmill cancel --dependents`.
+    """
+    with open_client(flags) as client:
+        jobs = client.deferred(limit)
+    for job in jobs:
+        click.echo(json.dumps(dataclasses.asdict(job)) if is_json else _deferred_line(job))
+    if not jobs and not is_json:
+        click.echo("no job waits for another")
+
+
+def _deferred_line(job: DeferredJob) -> str:
+    waits_for = ", ".join(f"{name} ({status or 'not known'})" for name, status in job.waits_for.items())
+    return f"{job.job_id}  {job.queue}  waits for {waits_for or 'nothing any more'}"

@@ -182,10 +182,14 @@ def result(job_id: str, is_json: bool, timeout: float | None, **flags: Any) -> N
 
 @click.command()
 @click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
+@click.option("--dependents", is_flag=True, help="And the jobs that wait for them, also where they had ended before.")
 @settings_options(ProducerSettings)
-def cancel(job_ids: tuple[str, ...], **flags: Any) -> None:
+def cancel(job_ids: tuple[str, ...], dependents: bool, **flags: Any) -> None:
     """Cancel jobs, queued or running. Exit code 1 if one had ended before, or is not known."""
     with open_client(flags) as client:
+        if dependents:  # first: the end of a job that others wait for could let them begin
+            for dependent in [name for job_id in job_ids for name in client.cancel_dependents(job_id)]:
+                click.echo(f"{dependent} cancelled")
         change_each(job_ids, client.cancel, done="cancelled", missed="had ended before")
 
 

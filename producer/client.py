@@ -8,6 +8,7 @@ from producer.cancel import cancel
 from producer.contract import Result, WorkerInfo
 from producer.dead_letters import FailedJob, read_failed, retry
 from producer.deliveries import WebhookCounts, count_deliveries
+from producer.dependents import DeferredJob, cancel_dependents, read_deferred
 from producer.enqueue import PriorityClass
 from producer.job import Job
 from producer.outcome import JobStatus, read_status
@@ -50,8 +51,9 @@ class Client(BaseClient):
         With a `job_id` of your own, or an `idempotency_key`, a job that exists already is not enqueued again; another
         request under the same key is refused with code `idempotency_conflict`. The job waits until every job of
         `depends_on` has finished; where one of them fails or is cancelled, until that one is retried and finishes, or
-        this one is cancelled. One that was cancelled already is refused. With `durable`, it is on Redis' disk, and on a
-        replica where there is one, when this returns: DurabilityError otherwise.
+        this one is cancelled (`deferred`, `cancel_dependents`). One that was cancelled already is refused. With
+        `durable`, it is on Redis' disk, and on a replica where there is one, when this returns: DurabilityError
+        otherwise.
         """
         request = gather_fields(prompt, messages, fields)
         protocol = self._submit_one(
@@ -115,6 +117,11 @@ class Client(BaseClient):
         job_id, _ = id_and_queue(job)
         return self._transport.run(cancel(job_id))
 
+    def cancel_dependents(self, job: Job | str) -> list[str]:
+        """Cancel the jobs that wait for this one, whatever became of it, and those that wait for them. Their ids."""
+        job_id, _ = id_and_queue(job)
+        return self._transport.run(cancel_dependents(job_id))
+
     def retry(self, job: Job | str) -> bool:
         """Put a job that failed back onto its queue, to start over. False if it has not failed.
 
@@ -127,6 +134,11 @@ class Client(BaseClient):
         """The failed jobs of the queues that `queues` lists, the last failed first, with the reasons; `limit` of them
         at most."""
         return self._transport.run(read_failed(self.settings.queue, limit))
+
+    def deferred(self, limit: int | None = None) -> list[DeferredJob]:
+        """The jobs of the queues that `queues` lists that wait for others, and for which, the first to wait first;
+        `limit` of them at most."""
+        return self._transport.run(read_deferred(self.settings.queue, limit))
 
     def status(self, job: Job | str) -> JobStatus:
         """As `Job.status`."""

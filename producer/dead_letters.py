@@ -49,13 +49,13 @@ def read_failed(default_queue: str, limit: int | None = None) -> Protocol[list[F
 def read_failed_of(ids: Sequence[str], limit: int | None = None) -> Protocol[list[FailedJob]]:
     """Those of these jobs that have failed, the last failed first; of all but `limit` only the time is read."""
     found: list[tuple[str, str]] = []  # when, id
-    for some in _slices(ids):
+    for some in slices(ids):
         replies = yield from send(*(("HMGET", job_key(job_id), "status", "ended_at") for job_id in some))
         for job_id, (status, at) in zip(some, replies, strict=True):
             if status == b"failed":  # else it expired, or was put back
                 found.append((_text(at), job_id))
     failed: list[FailedJob] = []
-    for shown in _slices(sorted(found, reverse=True)[:limit]):
+    for shown in slices(sorted(found, reverse=True)[:limit]):
         fields = yield from send(*(("HMGET", job_key(job_id), "origin", "description") for _, job_id in shown))
         wires = yield from send(*(("GET", keys.result_key(job_id)) for _, job_id in shown))
         for (when, job_id), (queue, description), wire in zip(shown, fields, wires, strict=True):
@@ -70,7 +70,7 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode(errors="replace")
 
 
-def _slices(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+def slices(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     for start in range(0, len(items), MAX_JOBS_A_READ):
         yield items[start : start + MAX_JOBS_A_READ]
 
