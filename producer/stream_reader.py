@@ -116,9 +116,10 @@ class StreamReader:
         return deliveries
 
     def take_result(self, result: Result) -> list[Delivery]:
-        """The stream has expired: what the result holds beyond what was delivered, one chunk a choice."""
+        """The stream has expired, or a Redis lost it and the job has ended anew: what the result holds beyond what was
+        delivered, one chunk a choice."""
         deliveries: list[Delivery] = []
-        if not self._knows_all:
+        if not self._knows_all or self._has_shown_more_than(result):
             self._void()
             deliveries.append(self._reset_at(self.last_id))
         for choice in result.choices:
@@ -135,6 +136,13 @@ class StreamReader:
             return entry.usage.completion_tokens == sum(progress.num_tokens for progress in self._progress.values())
         progress = self._progress.get(entry.index)
         return entry.token_offset == (0 if progress is None else progress.num_tokens)
+
+    def _has_shown_more_than(self, result: Result) -> bool:
+        return any(
+            self._progress[choice.index].num_tokens > len(choice.token_ids)
+            for choice in result.choices
+            if choice.index in self._progress
+        )
 
     def _start_over(self, had_shown: bool) -> list[Delivery]:
         """The stream is not the one that was shown."""

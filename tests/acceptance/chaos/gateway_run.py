@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tests.acceptance.chaos.batch_owner import Owner, Plan
 from tests.acceptance.chaos.batch_verdict import BatchVerdict
 from tests.acceptance.chaos.gateway_fleet import GatewayFleet
 from tests.acceptance.chaos.mixture_run import MixtureReport
-from tests.acceptance.chaos.mixture_verdict import num_ends
+from tests.acceptance.chaos.mixture_verdict import end_times
 from tests.acceptance.chaos.run import wait_for
 from tests.acceptance.chaos.stream_reader import StreamReader
 from tests.fakes.fake_engine import FakeEngine
@@ -124,7 +125,7 @@ def run_gateways(seed: int, *, num_batches: int, fault_seconds: float, folder: P
         report.num_jobs = sum(len(owner.plan.lines) for owner in owners) + NUM_STREAMS
         report.seconds = time.monotonic() - healed_at
         is_over.set()
-        runs = num_ends(connection)
+        runs = Counter({job_id: len(times) for job_id, times in end_times(connection).items()})
         wrong = {reader.name for reader in readers if runs[reader.job_id or ""] != 1}
         report.problems += [f"{client.name}: {problem}" for client in clients for problem in client.problems]
         report.problems += [f"{name}: its job did not end once" for name in wrong]

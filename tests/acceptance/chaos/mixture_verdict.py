@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections import Counter
+from collections import defaultdict
 
 import redis
 from botocore.exceptions import ClientError
@@ -27,15 +27,21 @@ def left_behind(connection: redis.Redis) -> list[str]:
 
 
 def find_problems(
-    connection: redis.Redis, mixture: Mixture, seen: dict[str, Watched], store: FlakyS3 | None
+    connection: redis.Redis,
+    mixture: Mixture,
+    seen: dict[str, Watched],
+    store: FlakyS3 | None,
+    *,
+    keeps_outcomes: bool,
 ) -> list[str]:
+    """Without `keeps_outcomes` a job may end as it may, be seen to, and then, its outcome lost, end once more."""
     found = [f"left behind: {key}" for key in left_behind(connection)]
     found += [
         f"kept for ever: {key!r}"
         for key in connection.scan_iter()
         if connection.ttl(key) == -1 and not key.startswith(FOR_EVER)
     ]
-    lines = num_ends(connection)
+    ends = end_times(connection)
     registries = _registries(connection)
     for job_id in mixture.expected:
         wire = connection.get(keys.result_key(job_id))
@@ -46,11 +52,14 @@ def find_problems(
         problems = _store_problems(result, store)
         if store is not None and result.stored is not None and not problems:
             result = whole(result, store)
-        problems += [*_output_problems(result), *_watch_problems(result, seen.get(job_id))]
+        problems += [
+            *_output_problems(result),
+            *_watch_problems(result, seen.get(job_id), ends[job_id], keeps_outcomes),
+        ]
         if result.status not in mixture.expected[job_id]:
             problems.append(f"ended as {result.status}: {result.error}")
-        if lines[job_id] != 1:
-            problems.append(f"{lines[job_id]} results lines")
+        if len(ends[job_id]) != 1:
+            problems.append(f"results lines at {ends[job_id]}")
         is_kept = job_id not in mixture.forgotten
         if registries.get(job_id, []) != [result.status] * is_kept:
             problems.append(f"{result.status}, in the registries {registries.get(job_id)}")
@@ -60,13 +69,13 @@ def find_problems(
     return found
 
 
-def num_ends(connection: redis.Redis) -> Counter[str]:
-    """How often each job ended, by the results lines."""
-    return Counter(
-        json.loads(fields[keys.DATA_FIELD.encode()])["job_id"]
-        for key in connection.scan_iter("promptmill:results:*")
-        for _, fields in connection.xrange(key)
-    )
+def end_times(connection: redis.Redis) -> dict[str, list[float]]:
+    """When each job ended, by the results lines: epoch seconds, once for each time."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for key in connection.scan_iter("promptmill:results:*"):
+        for entry_id, fields in connection.xrange(key):
+            found[json.loads(fields[keys.DATA_FIELD.encode()])["job_id"]].append(int(entry_id.split(b"-")[0]) / 1000)
+    return found
 
 
 def _registries(connection: redis.Redis) -> dict[str, list[str]]:
@@ -117,10 +126,12 @@ def _output_problems(result: Result) -> list[str]:
     return found
 
 
-def _watch_problems(result: Result, watched: Watched | None) -> list[str]:
+def _watch_problems(result: Result, watched: Watched | None, ended_at: list[float], keeps_outcomes: bool) -> list[str]:
     if watched is None or (result.status == "failed" and "JobFailedError" in (watched.problem or "")):
         return []
-    if watched.problem is not None or not watched.has_ended:
+    if watched.problem is not None or watched.ended_at is None:
         return [f"its subscriber: {watched.problem or 'saw no end'}"]
+    if not keeps_outcomes and watched.ended_at < min(ended_at):
+        return []
     texts = ["".join(chunk.text for chunk in watched.chunks if chunk.index == c.index) for c in result.choices]
     return [] if texts == [choice.text for choice in result.choices] else [f"its subscriber saw {texts}"]

@@ -25,7 +25,7 @@ class SentinelScene:
     """As `Scene`."""
 
     store = None
-    keeps_ids = False  # a claim that was lost: another attempt of the same number writes other entries
+    keeps_all = False  # a claim that was lost: another attempt of the same number writes other entries
 
     def __init__(self, stack: ExitStack, folder: Path, rng: random.Random) -> None:
         self._rng = rng

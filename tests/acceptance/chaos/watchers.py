@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,14 @@ class Watched:
     num_tokens: Counter[int] = field(default_factory=Counter)  # by choice
     num_resets: int = 0
     num_visits: int = 0
-    has_ended: bool = False
+    ended_at: float | None = None
+    """Epoch seconds; None: it has not, as far as is seen."""
     problem: str | None = None
     cursor: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.ended_at is not None
 
     def take(self, chunk: Chunk) -> None:
         if chunk.reset:
@@ -87,7 +93,7 @@ class Watchers:
             except (JobNotFoundError, RedisUnavailableError):  # not submitted yet
                 pass
             except Exception as error:  # of any type: it is what this test looks for
-                watched.problem, watched.has_ended = repr(error), True
+                watched.problem, watched.ended_at = repr(error), time.time()
             if not watched.has_ended:
                 await asyncio.sleep(rng.uniform(0.0, 0.5))
 
@@ -102,6 +108,6 @@ class Watchers:
                 num_chunks += 1
                 if num_chunks == max_chunks:
                     return
-            watched.has_ended = True
+            watched.ended_at = time.time()
         finally:
             await chunks.aclose()

@@ -207,6 +207,16 @@ def test_a_cursor_whose_entry_was_lost_begins_anew() -> None:
     assert [delivery.chunk.text for delivery in reader.take_range(entries)] == ["a", "b"]
 
 
+def test_who_saw_more_than_the_result_holds_is_told_that_it_is_void() -> None:
+    """As behind a fail-over that lost the stream, if the job came to an earlier end then."""
+    reader = StreamReader("j")
+    reader.take_range([marker(1), data(EntryId(1, 1), chunk("ab")), data(EntryId(1, 2), chunk("cd", offset=2))])
+    assert reader.take_range([]) == []  # of the new stream, which is shorter
+    choices = [Choice(index=0, text="a", token_ids=[97], finish_reason="cancelled")]
+    told = [delivery.chunk for delivery in reader.take_result(Result(job_id="j", status="cancelled", choices=choices))]
+    assert [(chunk.reset, chunk.text, chunk.token_offset) for chunk in told] == [(True, "", 0), (False, "a", 0)]
+
+
 def test_an_expired_stream_gives_the_rest_of_reasoning_and_calls() -> None:
     reader = StreamReader("j")
     begin: ToolCallDelta = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{"}}
