@@ -97,10 +97,7 @@ class Committer:
             ended = attempt.commit(attempt.jobs)
         except (WatchError, *REDIS_AWAY) as error:
             _log.warning("action=commit_delayed error=%s", error)
-            backoff = attempt.backoff_seconds
-            next_one = replace(attempt, backoff_seconds=min(2 * backoff, MAX_BACKOFF_SECONDS))
-            if not self._is_closing.is_set():
-                self._submit(next_one, after_seconds=backoff)
+            self._wait_for_redis(attempt)
             return
         except Exception as error:  # of any type: RQ's handlers read what anybody may have written
             _log.exception("action=commit_failed job_ids=%s", ",".join(job.job_id for job in attempt.jobs))
@@ -114,6 +111,17 @@ class Committer:
             return  # what was not committed is handed over, and what was is no longer under our fence
         for job in ended:
             self._on_end(job)
+
+    def _wait_for_redis(self, attempt: _Try) -> None:
+        """Once it was away for long, each of several jobs is tried by itself: it may be one of them that some proxy
+        does not let through, and what refuses that one looks the same."""
+        if self._is_closing.is_set():
+            return
+        backoff = attempt.backoff_seconds
+        next_one = replace(attempt, backoff_seconds=min(2 * backoff, MAX_BACKOFF_SECONDS))
+        parts = [[job] for job in attempt.jobs] if backoff >= MAX_BACKOFF_SECONDS else [attempt.jobs]
+        for jobs in parts:
+            self._submit(replace(next_one, jobs=jobs), after_seconds=backoff)
 
     def _insist(self, attempt: _Try, error: Exception) -> None:
         """One of several jobs cannot be committed: the others must not suffer for it. One by itself is tried a few

@@ -15,7 +15,7 @@ from producer.deliveries import RetryDelay, conclude, retry_delay, settle_delive
 from producer.errors import RedisUnavailableError
 from producer.job_webhooks import JobDelivery, claim_job_webhooks
 from producer.transport import Transport
-from worker.allowed_urls import is_under
+from worker.allowed_urls import find_allowed
 from worker.background import BackgroundThreads
 from worker.webhook_sender import send_webhook
 
@@ -95,8 +95,8 @@ class WebhookCourier:
 
     def _attempt(self, delivery: JobDelivery) -> None:
         webhook = delivery.webhook
-        if not is_under(webhook.url, webhook.allowed):
-            self._transport.run(settle_delivery(delivery, "dead", error="its URL is not the one that is allowed"))
+        if find_allowed(webhook.url, self._allowed) is None:
+            self._transport.run(settle_delivery(delivery, "dead", error="its URL is not one that is allowed here"))
             return
         answer = send_webhook(webhook, message_id=delivery.id)
         verdict, delay = conclude(answer, delivery.attempt, self._delay_after)

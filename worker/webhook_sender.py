@@ -1,7 +1,6 @@
 """One request of a webhook to its receiver. Knows nothing of retries and of Redis."""
 
 from email.message import Message
-from http.client import HTTPException
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -26,7 +25,7 @@ def send_webhook(webhook: JobWebhook, *, message_id: str) -> Answer:
     except HTTPError as error:
         with error:
             return Answer(error.code, f"answered {error.code}", read_retry_after(error.headers.get("retry-after")))
-    except (OSError, HTTPException, ValueError) as error:  # no answer, none of HTTP, or nothing that can be asked
+    except Exception as error:  # of any type: no answer, none of HTTP, or nothing that can be asked at all
         return Answer(None, f"{type(error).__name__}: {error}"[:MAX_PROBLEM_CHARS])
 
 

@@ -173,6 +173,29 @@ def test_one_job_of_a_batch_that_cannot_be_committed_harms_no_other(
         wait_for_no_leftovers(redis_client)
 
 
+def test_one_job_of_a_batch_that_redis_does_not_take_for_long_holds_up_no_other(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a result that a proxy does not let through, of which nobody says so."""
+    monkeypatch.setattr(worker.commit, "MAX_BACKOFF_SECONDS", worker.commit.MIN_BACKOFF_SECONDS)
+    with WorkerThread(redis_url) as running:
+        big, *others = held_jobs(running, queue, 4)
+        add_success, is_cut = running.service._outcomes.add_success, [True]
+
+        def cut(pipe: Any, job: RunningJob, wire: str) -> None:
+            if job.job_id == big.id and is_cut[0]:
+                raise redis.ConnectionError("Connection closed by server.")
+            add_success(pipe, job, wire)
+
+        running.service._outcomes.add_success = cut
+        running.engine.go_on()
+        assert {wait_for_result(redis_client, job.id).status for job in others} == {"finished"}
+        assert not redis_client.exists(keys.result_key(big.id))
+        is_cut[0] = False
+        assert wait_for_result(redis_client, big.id).status == "finished"
+        wait_for_no_leftovers(redis_client)
+
+
 def test_jobs_that_others_wait_for_are_committed_each_by_itself(
     redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -222,12 +222,14 @@ def test_what_is_no_webhook_of_ours_is_dead_and_in_nobodys_way(
     with receiving() as receiver, receiving() as other, WorkerThread(redis_url, webhooks=receiver.url):
         fields = {"job_id": "x", "method": "GET", "headers": {}, "timeout_seconds": 5, "body": None, "written_at": 0}
         forged = json.dumps({**fields, "url": other.url, "allowed": receiver.url})
-        for name, event in (("forged", forged), ("torn", "{"), ("late", json.dumps({**fields, "url": 3}))):
+        elsewhere = json.dumps({**fields, "url": other.url, "allowed": other.url})
+        no_url = json.dumps({**fields, "url": 3, "allowed": receiver.url})
+        for name, event in (("forged", forged), ("elsewhere", elsewhere), ("torn", "{"), ("late", no_url)):
             redis_client.hset(f"{JOBS.prefix}{name}", mapping={"event": event, "endpoint": receiver.url, "attempts": 0})
             redis_client.zadd(JOBS.due, {name: 0})
         enqueue(queue, hook(receiver.url))
         receiver.next()
-        wait_until(lambda: redis_client.zcard(JOBS.dead) == 3 and not owed(redis_client))
+        wait_until(lambda: redis_client.zcard(JOBS.dead) == 4 and not owed(redis_client))
         assert other.num_received == 0
 
 
