@@ -2,7 +2,11 @@
 
 from concurrent.futures import Future
 
-from engine.outputs import GenerationOutput, RequestOutput, TokenLogprob
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import EngineError
+from engine.outputs import GenerationOutput, RequestOutput, TokenLogprob, raise_for_error
 
 
 class Collector:
@@ -44,3 +48,29 @@ class Collector:
             error=last.error,
             error_kind=last.error_kind,
         )
+
+
+class EmbeddingCollector:
+    """Pass it as `on_output`; `future` then holds the vectors `[num_prompts, dimensions]`, or the error of one."""
+
+    def __init__(self, num_prompts: int) -> None:
+        self.future: Future[NDArray[np.float32]] = Future()
+        self.future.set_running_or_notify_cancel()  # whoever stops waiting aborts the request instead
+        self._vectors: list[NDArray[np.float32] | None] = [None] * num_prompts
+        self._error: EngineError | None = None
+
+    def __call__(self, output: RequestOutput) -> None:
+        self._vectors[output.index] = output.embedding
+        try:
+            raise_for_error(output)
+        except EngineError as error:
+            self._error = self._error or error
+        if not output.finished:
+            return
+        vectors = [vector for vector in self._vectors if vector is not None]
+        if self._error is None and len(vectors) < len(self._vectors):
+            self._error = EngineError(f"request {output.request_id} was aborted")
+        if self._error is not None:
+            self.future.set_exception(self._error)
+        else:
+            self.future.set_result(np.stack(vectors))

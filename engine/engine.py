@@ -4,28 +4,30 @@ Owns the checks of what comes in and the library's ways of waiting for what goes
 """
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from uuid import uuid4
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.arguments import check_placing, read_config, read_one_choice, read_params, read_params_for_each
-from engine.collector import Collector
+from engine.collector import Collector, EmbeddingCollector
 from engine.config import EngineConfig
-from engine.errors import EngineNotRunningError, InvalidRequestError
+from engine.errors import InvalidRequestError
 from engine.finish_rule import FinishRule
-from engine.messages import EngineInfo
+from engine.life import EngineLife
 from engine.outputs import GenerationOutput, OnOutput, RequestOutput, raise_for_error
-from engine.prompt_reader import Prompt, PromptReader
+from engine.prompt_reader import Prompt
 from engine.request import Request
 from engine.sampling_params import SamplingParams
-from engine.supervisor import Supervisor
-from engine.tokenizer import Tokenizer
+
+_NO_TOKENS = SamplingParams(max_tokens=0)  # of what is only embedded
+_NEVER = FinishRule(max_total_tokens=0, stop_token_ids=())  # asked: it samples none
 
 
-class InferenceEngine:
+class InferenceEngine(EngineLife):
     """Continuous batching of prompts on one device. Thread-safe, for any number of threads and event loops.
 
     A prompt is text or a list of token ids. Everything that takes one raises `InvalidRequestError`
@@ -52,89 +54,7 @@ class InferenceEngine:
             config = read_config(fields | dict(zip(names, given, strict=True)))
         elif fields or given != (None, 256, None, "auto", "auto"):
             raise InvalidRequestError("give config alone or its fields, not both", param="config")
-        self._config = config
-        self._core_path = _core_path
-        self._lock = threading.Lock()  # of start and stop
-        self._supervisor: Supervisor | None = None
-        self._reader: PromptReader | None = None  # of the supervisor that runs
-
-    # life ------------------------------------------------------------------------------------------------------------
-
-    def launch(self) -> None:
-        """Begins to load the model and returns; `start()` waits for it. A second call does nothing."""
-        self._launched()
-
-    def start(self) -> None:
-        """Returns once the model is loaded; an engine that runs is left as it is. Raises `ModelLoadError`."""
-        supervisor = self._launched()
-        if self._reader is not None:
-            return
-        try:
-            info = supervisor.wait_until_ready()
-            reader = PromptReader(Tokenizer.from_folder(info.model_dir), info)
-        except BaseException:
-            self._stop(supervisor)
-            raise
-        with self._lock:
-            if self._supervisor is supervisor:
-                self._reader = reader
-
-    def _launched(self) -> Supervisor:
-        with self._lock:
-            if self._supervisor is None:
-                self._supervisor = Supervisor(self._config, self._core_path)
-                self._supervisor.launch()
-            return self._supervisor
-
-    def stop(self) -> None:
-        """Ends the child within a second or two and every request with an error. May be called at any time, twice."""
-        self._stop(self._supervisor)
-
-    def _stop(self, supervisor: Supervisor | None) -> None:
-        """Another one that was launched meanwhile goes on."""
-        with self._lock:
-            if self._supervisor is supervisor:
-                self._supervisor = self._reader = None
-        if supervisor is not None:
-            supervisor.stop()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    @property
-    def info(self) -> EngineInfo:
-        """What was loaded, as the child reported it at the start."""
-        return self._running()[1].info
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self._running()[1].tokenizer
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether requests are served, if only after a restart of the child that is under way."""
-        supervisor = self._supervisor
-        return supervisor is not None and supervisor.is_healthy
-
-    @property
-    def last_step_at(self) -> float:
-        """`time.monotonic()` of the child's last message; an idle child sends none."""
-        return self._running()[0].last_step_at
-
-    def get_stats(self) -> dict[str, Any]:
-        """The fields of `EngineStats` (of the present child), `num_requests` and `num_restarts` (of the engine).
-
-        Waits for the child's answer, which comes between two steps, for at most a second; then gives the last known.
-        """
-        return self._running()[0].get_stats()
-
-    # requests --------------------------------------------------------------------------------------------------------
+        super().__init__(config, _core_path)
 
     def submit(
         self,
@@ -171,7 +91,7 @@ class InferenceEngine:
         supervisor.submit(
             Request(
                 request_id,
-                prompt,
+                [prompt] * params.n,
                 params,
                 priority=priority,
                 deadline=deadline,
@@ -182,6 +102,42 @@ class InferenceEngine:
                 output_token_ids=reader.check_output(output_token_ids, params.n),
                 on_output=on_output,
                 token_bytes=reader.tokenizer.token_bytes.showing(params.visible_token_ids),
+            )
+        )
+
+    def submit_embedding(
+        self,
+        request_id: str,
+        prompts: Sequence[list[int]],
+        *,
+        dimensions: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        cache_key: str = "",
+        on_output: OnOutput,
+    ) -> None:
+        """As `submit`, for an embedding of each prompt, token ids: one output each, in any order, `index` its place.
+
+        `dimensions`: leading numbers that are kept, for models trained so (Matryoshka); None: all of them.
+        """
+        supervisor, reader = self._running()
+        pooling = self.embedding_reader.pooling(dimensions)
+        checked = self.embedding_reader.check_all(prompts)
+        check_placing(priority, deadline, cache_key)
+        if not checked:
+            raise InvalidRequestError("prompts holds nothing to embed; give one prompt at least", param="prompts")
+        supervisor.submit(
+            Request(
+                request_id,
+                checked,
+                _NO_TOKENS,
+                pooling=pooling,
+                priority=priority,
+                deadline=deadline,
+                cache_key=cache_key,
+                finish_rule=_NEVER,
+                on_output=on_output,
+                token_bytes=reader.tokenizer.token_bytes,
             )
         )
 
@@ -242,6 +198,36 @@ class InferenceEngine:
             raise
         raise_for_error(output)
 
+    def embed(self, prompts: Sequence[Prompt], dimensions: int | None = None) -> NDArray[np.float32]:
+        """The embedding of each prompt, `[num_prompts, dimensions]`, as the model's folder says: by default the last
+        token's hidden state, of length one. The same to the bit whatever else runs, wherever an output is.
+
+        `dimensions`: leading numbers that are kept, for models trained so (Matryoshka); None: all of them. Raises as
+        `generate` does, and `InvalidRequestError` for a model whose kind of pooling is not served.
+        """
+        request_id, collector = self._collect_embeddings(prompts, dimensions)
+        try:
+            return collector.future.result()
+        except BaseException:
+            self._abort_if_running(request_id)
+            raise
+
+    async def embed_async(self, prompts: Sequence[Prompt], dimensions: int | None = None) -> NDArray[np.float32]:
+        """`embed` for an event loop; cancelling it aborts the request."""
+        request_id, collector = self._collect_embeddings(prompts, dimensions)
+        try:
+            return await asyncio.wrap_future(collector.future)
+        except asyncio.CancelledError:
+            self._abort_if_running(request_id)
+            raise
+
+    def _collect_embeddings(self, prompts: Sequence[Prompt], dimensions: int | None) -> tuple[str, EmbeddingCollector]:
+        request_id = uuid4().hex
+        token_ids = self.embedding_reader.read_all(prompts)
+        collector = EmbeddingCollector(len(token_ids))
+        self.submit_embedding(request_id, token_ids, dimensions=dimensions, on_output=collector)
+        return request_id, collector
+
     def _collect(self, prompt: list[int], params: SamplingParams) -> tuple[str, Collector]:
         request_id = uuid4().hex
         collector = Collector(request_id, params.n)
@@ -263,9 +249,3 @@ class InferenceEngine:
         supervisor = self._supervisor
         if supervisor is not None:
             supervisor.abort(request_id)
-
-    def _running(self) -> tuple[Supervisor, PromptReader]:
-        supervisor, reader = self._supervisor, self._reader
-        if supervisor is None or reader is None:
-            raise EngineNotRunningError("the engine is not running: call start(), or use it as a context manager")
-        return supervisor, reader

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import EngineConfig
+from engine.pooler import PoolingMode
 from engine.sampling_params import SamplingParams
 from engine.token_logprobs import TokenLogprobs, concatenate
 
@@ -50,6 +51,7 @@ class AddSequence:
     num_scored: int | None = None  # prompt tokens, behind the first, whose logprobs are known; None: not wanted
     group_id: int | None = None  # of the choices of one request: equal ids, one prompt, whose blocks they share
     cache_key: str = ""  # what besides the tokens sets its keys and values apart: other keys, other blocks
+    pooling: PoolingMode | None = None  # not None: its prompt's embedding is wanted, and no token
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class EngineInfo:
     is_batch_invariant: bool = False  # a row of logits is the same to the bit whatever is computed beside it
     runs_ahead: bool = False  # a step is computed before the one before it is read
     step_tokens: int | None = None  # in one step, at most, as measured; None: as the configuration says
+    hidden_size: int = 0  # numbers of an embedding
+    can_generate: bool = True  # else its checkpoint has no output layer: it embeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,8 @@ class StepOutput:
     """The next tokens of prompts in order; rows are sequence ids."""
     grammar_errors: dict[int, str] = field(default_factory=dict)
     """Sequences whose grammar does not compile, or cannot go on, with the reason; what they gave before counts."""
+    embeddings: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    """Sequences that ended with what they were for: `[hidden_size]` each, pooled, as the model gave it."""
 
     @classmethod
     def nothing(cls, errors: dict[int, str] | None = None) -> "StepOutput":
@@ -158,6 +164,7 @@ class StepOutput:
             logprobs=concatenate((self.logprobs, other.logprobs and other.logprobs.moved(len(self.sequence_ids)))),
             prompt_logprobs=concatenate((self.prompt_logprobs, other.prompt_logprobs)),
             grammar_errors=self.grammar_errors | other.grammar_errors,
+            embeddings=self.embeddings | other.embeddings,
         )
 
 

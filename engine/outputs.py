@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.errors import EngineDiedError, EngineError, EngineNotRunningError, InvalidRequestError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -51,6 +54,7 @@ class RequestOutput:
     error_kind: ErrorKind | None = None
     finished: bool = False  # the whole request: every choice has ended, and this is its last output
     num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache instead of being computed
+    embedding: NDArray[np.float32] | None = None  # of prompt number `index`, where that was asked for, with its end
     is_replay: bool = False  # these tokens came with the request
 
 

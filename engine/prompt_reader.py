@@ -9,6 +9,8 @@ from engine.messages import EngineInfo
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 
+NO_OUTPUT_LAYER = "the model's checkpoint has no output layer: it embeds, and cannot generate; serve one that has it"
+
 Prompt: TypeAlias = str | Sequence[int]
 """Text, or token ids."""
 
@@ -16,9 +18,11 @@ Prompt: TypeAlias = str | Sequence[int]
 class PromptReader:
     """Raises `InvalidRequestError` (`ContextLengthError`) with param `prompt`. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, info: EngineInfo) -> None:
+    def __init__(self, tokenizer: Tokenizer, info: EngineInfo, *, num_reserved: int = 1) -> None:
+        """`num_reserved`: places of the context that a prompt must leave."""
         self.tokenizer = tokenizer
         self.info = info
+        self._num_reserved = num_reserved
 
     def read(self, prompt: Prompt) -> list[int]:
         """Text gets the special tokens that the model wants around a plain text."""
@@ -30,7 +34,7 @@ class PromptReader:
             raise InvalidRequestError(f"prompts must be a list of prompts; got {shown(prompts)}", param="prompts")
         encoded = iter(self.tokenizer.encode_batch([prompt for prompt in prompts if _is_text(prompt)]))
         return [
-            self._check_at(place, next(encoded) if _is_text(prompt) else prompt) for place, prompt in enumerate(prompts)
+            self.check_at(place, next(encoded) if _is_text(prompt) else prompt) for place, prompt in enumerate(prompts)
         ]
 
     def check(self, prompt: object) -> list[int]:
@@ -42,16 +46,20 @@ class PromptReader:
                 f"prompt must be text or a list of token ids; got {shown(prompt)}", param="prompt"
             )
         self._check_vocabulary(prompt, "prompt", "prompt")
-        if len(prompt) >= self.info.max_model_len:
+        if len(prompt) + self._num_reserved > self.info.max_model_len:
+            needed = " and the answer needs at least one of them" if self._num_reserved else ""
             raise ContextLengthError(
-                f"prompt has {len(prompt)} tokens, but the context holds {self.info.max_model_len} and the answer "
-                "needs at least one of them: shorten the prompt or raise max_model_len",
+                f"prompt has {len(prompt)} tokens, but the context holds {self.info.max_model_len}{needed}: "
+                "shorten the prompt or raise max_model_len",
                 param="prompt",
             )
         return list(prompt)
 
     def check_params(self, params: SamplingParams) -> None:
-        """Raises `InvalidRequestError` where a parameter names a token that the model does not have."""
+        """Raises `InvalidRequestError` where a parameter names a token that the model does not have, or where it has
+        no output layer."""
+        if not self.info.can_generate:
+            raise InvalidRequestError(NO_OUTPUT_LAYER, param="task")
         self._check_vocabulary([token_id for token_id, _ in params.logit_bias], "logit_bias", "logit_bias")
         for name in ("stop_token_ids", "visible_token_ids"):
             self._check_vocabulary(getattr(params, name), name, name)
@@ -84,7 +92,8 @@ class PromptReader:
                 param=param,
             )
 
-    def _check_at(self, place: int, prompt: object) -> list[int]:
+    def check_at(self, place: int, prompt: object) -> list[int]:
+        """As `check`, of one prompt of several."""
         try:
             return self.check(prompt)
         except InvalidRequestError as error:

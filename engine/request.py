@@ -1,15 +1,19 @@
 """One request as the parent follows it: its choices, each with its tokens, its detokeniser and its stop strings.
 
-Knows neither the child nor other requests.
+A request for embeddings has a prompt for each of its choices, and no tokens. Knows neither child nor other requests.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.detokenizer import Detokenizer
 from engine.finish_rule import FinishRule
 from engine.messages import AddSequence, FinishCode
 from engine.outputs import ErrorKind, FinishReason, OnOutput, RequestOutput, TokenLogprob
+from engine.pooling import Pooling
 from engine.sampling_params import SamplingParams
 from engine.stop_matcher import StopMatcher
 from engine.token_bytes import TokenBytes
@@ -28,7 +32,7 @@ class Ending:
 
 
 class Request:
-    """A prompt and its open choices, in order; the supervisor's thread alone changes it."""
+    """Its open choices, in order; the supervisor's thread alone changes it."""
 
     __slots__ = (
         "cache_key",
@@ -42,17 +46,18 @@ class Request:
         "on_output",
         "open_choices",
         "params",
+        "pooling",
         "priority",
-        "prompt",
         "request_id",
     )
 
     def __init__(
         self,
         request_id: str,
-        prompt_token_ids: list[int],
+        prompts: Sequence[list[int]],
         params: SamplingParams,
         *,
+        pooling: Pooling | None = None,
         priority: int,
         deadline: float | None = None,
         cache_key: str = "",
@@ -61,16 +66,19 @@ class Request:
         on_output: OnOutput,
         token_bytes: TokenBytes,
     ) -> None:
-        """`output_token_ids`: what each choice already has; choices beyond its length have nothing."""
+        """`prompts`: token ids, one prompt a choice: the same, or with `pooling` of each what is to be embedded.
+
+        `output_token_ids`: what each choice already has; choices beyond its length have nothing.
+        """
         self.request_id = request_id
-        self.prompt = list(prompt_token_ids)
         self.params = params
+        self.pooling = pooling
         self.priority = priority
         self.deadline = deadline
         self.cache_key = cache_key
         self.finish_rule = finish_rule
         self.on_output = on_output
-        self.open_choices = [Choice(self, index, token_bytes) for index in range(params.n)]
+        self.open_choices = [Choice(self, index, prompt, token_bytes) for index, prompt in enumerate(prompts)]
         for choice, token_ids in zip(self.open_choices, output_token_ids, strict=False):
             choice.to_replay = list(token_ids)
             if token_ids:
@@ -86,7 +94,7 @@ class Request:
         for choice in self.open_choices:
             yield AddSequence(
                 sequence_id=choice.sequence_id,
-                prompt_token_ids=self.prompt,
+                prompt_token_ids=choice.prompt,
                 params=self.params,
                 choice_index=choice.index,
                 output_token_ids=list(choice.token_ids),  # the message is pickled on another thread
@@ -95,6 +103,7 @@ class Request:
                 num_scored=None if choice.prompt_logprobs is None else len(choice.prompt_logprobs) - 1,
                 group_id=choice.sequence_id - choice.index if self.params.n > 1 else None,  # the first choice's
                 cache_key=self.cache_key,
+                pooling=None if self.pooling is None else self.pooling.mode,
             )
 
 
@@ -104,7 +113,9 @@ class Choice:
     __slots__ = (
         "detokenizer",
         "index",
+        "num_cached_tokens",
         "num_replayed",
+        "prompt",
         "prompt_logprobs",
         "request",
         "sequence_id",
@@ -113,9 +124,11 @@ class Choice:
         "token_ids",
     )
 
-    def __init__(self, request: Request, index: int, token_bytes: TokenBytes) -> None:
+    def __init__(self, request: Request, index: int, prompt: list[int], token_bytes: TokenBytes) -> None:
         self.request = request
         self.index = index
+        self.prompt = prompt
+        self.num_cached_tokens = 0  # of it
         self.sequence_id = -1  # given on arrival
         self.token_ids: list[int] = []
         self.to_replay: list[int] = []  # tokens it came with, until they are replayed
@@ -123,7 +136,7 @@ class Choice:
         # So far, if they are wanted; the first choice reports them, with its first output.
         wants_prompt = request.params.prompt_logprobs is not None and index == 0
         self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if wants_prompt else None
-        self.detokenizer = Detokenizer(token_bytes, request.prompt)
+        self.detokenizer = Detokenizer(token_bytes, prompt)
         self.stop_matcher = StopMatcher(request.params.stop) if request.params.stop else None
 
     def accept(self, token_id: int, code: int) -> tuple[str, FinishReason | None]:
@@ -142,7 +155,7 @@ class Choice:
         """Takes the tokens it came with as if they came from the child, up to the one that ends it."""
         texts: list[str] = []
         reason: FinishReason | None = None
-        rule, num_prompt_tokens = self.request.finish_rule, len(self.request.prompt)
+        rule, num_prompt_tokens = self.request.finish_rule, len(self.prompt)
         for count, token_id in enumerate(self.to_replay, start=1):
             text, reason = self.accept(token_id, rule.code(token_id, num_prompt_tokens + count))
             texts.append(text)
@@ -164,8 +177,8 @@ class Choice:
     def accept_prompt(self, logprobs: TokenLogprobs, entry: int) -> None:
         """Takes the log-probabilities of the prompt's next token."""
         known, num_top = self.prompt_logprobs, self.request.params.prompt_logprobs
-        if known is not None and num_top is not None and len(known) < len(self.request.prompt):
-            known.append(_token_logprob(self.request.prompt[len(known)], logprobs, entry, num_top))
+        if known is not None and num_top is not None and len(known) < len(self.prompt):
+            known.append(_token_logprob(self.prompt[len(known)], logprobs, entry, num_top))
 
     def logprob(self, token_id: int, logprobs: TokenLogprobs | None, entry: int | None) -> TokenLogprob | None:
         """Those of one token, where they are wanted."""
@@ -182,12 +195,13 @@ class Choice:
         *,
         logprobs: list[TokenLogprob] | None = None,
         is_replay: bool = False,
+        embedding: NDArray[np.float32] | None = None,
     ) -> RequestOutput:
         """What the last `token_ids` meant for the caller, or how the choice ended without one."""
         if logprobs is None and self.request.params.logprobs is not None and not token_ids:
             logprobs = []
         prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
-        if prompt_logprobs is not None and len(prompt_logprobs) < len(self.request.prompt):
+        if prompt_logprobs is not None and len(prompt_logprobs) < len(self.prompt):
             prompt_logprobs = None  # it ended before its prompt was computed
         return RequestOutput(
             request_id=self.request.request_id,
@@ -201,8 +215,9 @@ class Choice:
             error=ending.error if ending else None,
             error_kind=ending.error_kind if ending else None,
             finished=not self.request.open_choices,
-            num_cached_tokens=self.request.num_cached_tokens,
+            num_cached_tokens=self.num_cached_tokens if self.request.pooling else self.request.num_cached_tokens,
             is_replay=is_replay,
+            embedding=embedding,
         )
 
 

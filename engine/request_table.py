@@ -14,6 +14,9 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import count
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.messages import AddSequence, StepOutput
 from engine.outputs import ErrorKind, TokenLogprob
 from engine.request import Choice, Ending, Request
@@ -96,8 +99,10 @@ class RequestTable:
         """Hands every token to its choice. Tokens of a choice that ended while they were on their way are dropped."""
         for sequence_id, num_cached_tokens in step.cached_tokens.items():
             choice = self._open_choices.get(sequence_id)
-            if choice is not None and choice is choice.request.lead and not choice.has_begun:
-                choice.request.num_cached_tokens = num_cached_tokens
+            if choice is not None and not choice.has_begun:
+                choice.num_cached_tokens = num_cached_tokens
+                if choice is choice.request.lead:
+                    choice.request.num_cached_tokens = num_cached_tokens
         if step.prompt_logprobs is not None:
             for entry, sequence_id in enumerate(step.prompt_logprobs.rows.tolist()):
                 if (choice := self._open_choices.get(sequence_id)) is not None:
@@ -108,6 +113,8 @@ class RequestTable:
             if (choice := self._open_choices.get(sequence_id)) is not None:
                 logprob = choice.logprob(token_id, step.logprobs, logprobs.get(row)) if logprobs else None
                 self._accept(choice, token_id, code, logprob)
+        for sequence_id, vector in step.embeddings.items():
+            self._accept_embedding(sequence_id, vector)
         for sequence_id, error in step.errors.items():
             self._end_by_child(sequence_id, Ending("error", error, "refused"))
         for sequence_id, error in step.grammar_errors.items():
@@ -159,6 +166,15 @@ class RequestTable:
         self._close(choice, is_known_to_child=not code)
         self._deliver(choice, [token_id], text, Ending(reason), logprobs=logprobs)
 
+    def _accept_embedding(self, sequence_id: int, vector: NDArray[np.float32]) -> None:
+        choice = self._open_choices.get(sequence_id)
+        if choice is None or choice.request.pooling is None:
+            return
+        choice.request.num_deaths = 0
+        self._close(choice, is_known_to_child=False)
+        embedding = choice.request.pooling.finish(vector)
+        self._deliver(choice, [], "", Ending("stop"), embedding=embedding)
+
     def _replay(self, choice: Choice) -> None:
         text, reason = choice.replay()
         if reason is not None:
@@ -196,11 +212,14 @@ class RequestTable:
         *,
         logprobs: list[TokenLogprob] | None = None,
         is_replay: bool = False,
+        embedding: NDArray[np.float32] | None = None,
     ) -> None:
         """Calls back. A request whose callback fails is dropped: nobody listens to it any more."""
         request = choice.request
         try:
-            request.on_output(choice.output(token_ids, text, ending, logprobs=logprobs, is_replay=is_replay))
+            request.on_output(
+                choice.output(token_ids, text, ending, logprobs=logprobs, is_replay=is_replay, embedding=embedding)
+            )
         except Exception:
             _log.exception("request %s is dropped: its output callback failed", request.request_id)
             while request.open_choices:

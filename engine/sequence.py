@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from engine.errors import ContextLengthError, InvalidRequestError
 from engine.finish_rule import FinishRule
 from engine.messages import AddSequence, FinishCode, StepOutput
+from engine.pooler import Pooler
 from engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -44,11 +45,20 @@ class Sequence:
     early_stop_ids: tuple[int, ...] = ()  # the stop tokens that min_tokens rules out at first
     num_to_score: int = 0  # leading prompt positions from which the log-probability of the next token is wanted
     num_scored: int = 0  # of them, those that were reported; stale while the sequence runs
+    pooler: Pooler | None = None  # of one whose embedding is wanted: it ends with its prompt, and samples nothing
 
     @property
     def num_tokens(self) -> int:
         """Tokens to compute before the next one can be sampled; only while it waits."""
         return len(self.token_ids)
+
+    @property
+    def num_findable(self) -> int:
+        """Leading tokens that need not be computed where their keys and values are found: nothing else is wanted of
+        them. The last one always is, for its logits or its hidden state. Only while it waits."""
+        if self.num_scored < self.num_to_score:
+            return self.num_scored
+        return min(self.num_tokens - 1, self.num_tokens if self.pooler is None else self.pooler.num_passed)
 
     def report(self, token_ids: list[int], num_tokens: int) -> StepOutput:
         """Output tokens that follow its first `num_tokens`, up to the one that ends it."""
@@ -88,16 +98,17 @@ class SequenceLimits:
 def create_sequence(message: AddSequence, limits: SequenceLimits) -> Sequence:
     """Check a message and make it a sequence.
 
-    Raises `ContextLengthError` if the prompt leaves no room for a single token, `InvalidRequestError` for an empty
-    prompt, a token id outside the vocabulary, or output that is complete already.
+    Raises `ContextLengthError` if the prompt leaves no room for a single token, where one is wanted,
+    `InvalidRequestError` for an empty prompt, a token id outside the vocabulary, or output that is complete already.
     """
     num_prompt_tokens = len(message.prompt_token_ids)
     if not num_prompt_tokens:
         raise InvalidRequestError("prompt must hold at least one token", param="prompt")
-    if num_prompt_tokens + 1 > limits.max_len:
+    num_more = 1 if message.pooling is None else 0
+    if num_prompt_tokens + num_more > limits.max_len:
         raise ContextLengthError(
-            f"prompt has {num_prompt_tokens} tokens and needs room for one more, but {limits.max_len} fit here "
-            f"({limits.described}); shorten the prompt or serve the model with more room",
+            f"prompt has {num_prompt_tokens} tokens{' and needs room for one more' if num_more else ''}, but "
+            f"{limits.max_len} fit here ({limits.described}); shorten the prompt or serve the model with more room",
             param="prompt",
         )
     token_ids = _checked_tokens(message, limits.vocab_size)
@@ -122,6 +133,7 @@ def create_sequence(message: AddSequence, limits: SequenceLimits) -> Sequence:
         else (),
         num_to_score=0 if message.num_scored is None else num_prompt_tokens - 1,
         num_scored=message.num_scored or 0,
+        pooler=None if message.pooling is None else Pooler(message.pooling, num_prompt_tokens),
     )
 
 

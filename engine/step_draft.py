@@ -23,7 +23,7 @@ class StepDraft:
     slots: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     num_new: list[int] = field(default_factory=list)
-    completing: list[int] = field(default_factory=list)  # rows that reach their last token
+    completing: list[int] = field(default_factory=list)  # rows that reach their last token, and sample the next
     newcomers: list[int] = field(default_factory=list)  # slots
     indexed_blocks: list[int] = field(default_factory=list)
 
@@ -34,7 +34,7 @@ class StepDraft:
         if table.is_scoring:
             num_new = self._limit_scores(table, slot, start, num_new)
         if num_new:
-            if num_new == num_left:
+            if num_new == num_left and slot not in table.pooling:
                 self.completing.append(len(self.slots))
             self.slots.append(slot)
             self.starts.append(start)

@@ -54,6 +54,8 @@ class StepForecaster:
             if start < self._slots.num_tokens[slot]:
                 if self._slots.is_scoring:  # how much of it fits depends on what this step will have scored
                     return NOTHING_FORESEEN
+                if slot in self._slots.pooling:  # what it gives beside logits is not kept for the step it is guessed of
+                    return NOTHING_FORESEEN
                 draft.fit_chunk(self._slots, slot, start)
         if (has_more and draft.budget > 0) or not (len(rows) or draft.slots):
             return NOTHING_FORESEEN

@@ -1,5 +1,6 @@
 """What one step computes: the scheduler's decision, on its way to the runner and back to the recorder."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,12 +50,35 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class HiddenStates:
+    """Of tokens whose sequences are there for their embeddings, in the order of their places."""
+
+    slots: NDArray[np.int64]  # [num_rows]
+    values: NDArray[np.float32]  # [num_rows, hidden_size]
+
+    def of(self, slot: int) -> NDArray[np.float32]:
+        """One slot's, `[num_rows, hidden_size]`."""
+        values: NDArray[np.float32] = self.values[self.slots == slot]
+        return values
+
+    @staticmethod
+    def concatenate(parts: "Iterable[HiddenStates | None]") -> "HiddenStates | None":
+        """All of them, in order; None if there are none."""
+        given = [part for part in parts if part is not None]
+        if not given:
+            return None
+        slots, values = [part.slots for part in given], [part.values for part in given]
+        return HiddenStates(np.concatenate(slots), np.concatenate(values))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SampledTokens:
     """What a runner makes of one step."""
 
     token_ids: NDArray[np.int64]  # [num_sampled]; BAD_LOGITS where logits were not finite
     logprobs: TokenLogprobs | None = None  # rows are rows of the sampled logits
     prompt_logprobs: TokenLogprobs | None = None  # rows are slots
+    hidden_states: HiddenStates | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,6 +88,7 @@ class StepResult:
     token_ids: NDArray[np.int64]  # [num_sampled], as `plan.sampled`; BAD_LOGITS where logits were not finite
     logprobs: TokenLogprobs | None = None  # rows are rows of `plan.sampled`
     prompt_logprobs: TokenLogprobs | None = None  # rows are slots
+    hidden_states: HiddenStates | None = None
     errors: dict[int, str] = field(default_factory=dict)  # slots that made the step raise, with the reason
     ran_out_of_memory: bool = False  # the step was run in parts
 

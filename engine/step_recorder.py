@@ -1,7 +1,8 @@
 """Writes a step's tokens into the slots, ends the sequences that are done, and says so in a `StepOutput`.
 
-Owns the stop conditions: a stop token (it counts and is reported), `max_tokens`, a full context, an error. Knows
-nothing of text: stop strings are the parent's affair. In a step of decodes only a finished sequence costs Python work.
+Owns the stop conditions: a stop token (it counts and is reported), `max_tokens`, a full context, an error, an embedding
+that is there. Knows nothing of text: stop strings are the parent's affair. In a step of decodes only a finished
+sequence costs Python work.
 """
 
 from dataclasses import replace
@@ -14,10 +15,11 @@ from engine.kv_cache.manager import KVCacheManager
 from engine.messages import FinishCode, StepOutput
 from engine.runner.slots import SequenceSlots, SlotRows
 from engine.scheduler import Scheduler
-from engine.step_plan import BAD_LOGITS, StepPlan, StepResult
+from engine.step_plan import BAD_LOGITS, HiddenStates, StepPlan, StepResult
 from engine.token_logprobs import TokenLogprobs
 
 BAD_LOGITS_REASON = "the model's logits were not finite for this sequence (NaN or infinity)"
+BAD_HIDDEN_REASON = "the model's hidden states were not finite for this sequence (NaN or infinity)"
 
 
 class StepRecorder:
@@ -33,7 +35,7 @@ class StepRecorder:
     def record(self, plan: StepPlan, result: StepResult) -> StepOutput:
         """Take in what a plan gave. Mutates slots, blocks and the scheduler's sequences."""
         errors: dict[int, str] = {}
-        if result.errors or np.count_nonzero(result.token_ids < 0):
+        if result.errors or np.count_nonzero(result.token_ids < 0) or _bad_slots(result.hidden_states):
             plan, result, errors = self._drop_failed(plan, result)
         token_ids = result.token_ids.astype(np.int32)  # as the tables hold them
         if result.ran_out_of_memory:
@@ -57,6 +59,8 @@ class StepRecorder:
             logprobs=result.logprobs,
             prompt_logprobs=result.prompt_logprobs and self._take_scores(result.prompt_logprobs),
         )
+        if result.hidden_states is not None:
+            self._pool(result.hidden_states, output.embeddings)
         self.num_prompt_tokens += plan.num_tokens - plan.num_decodes
         self.num_cached_tokens += sum(output.cached_tokens.values())
         ended = rows.slots[output.finish_codes.nonzero()[0]].tolist()
@@ -78,6 +82,16 @@ class StepRecorder:
         slots, counts = np.unique(logprobs.rows, return_counts=True)
         self._slots.score_starts[slots] += counts
         return logprobs.with_rows(self._slots.sequence_id[logprobs.rows])
+
+    def _pool(self, hidden_states: HiddenStates, embeddings: dict[int, NDArray[np.float32]]) -> None:
+        """Give each pooler its tokens; a sequence whose prompt is computed is over, and its embedding there."""
+        for slot in np.unique(hidden_states.slots).tolist():
+            sequence = self._slots.sequences[slot]
+            assert sequence.pooler is not None
+            sequence.pooler.add(hidden_states.of(slot))
+            if self._slots.num_computed[slot] == self._slots.num_tokens[slot]:
+                embeddings[sequence.sequence_id] = sequence.pooler.vector()
+                self._scheduler.finish(slot)
 
     def _drop_failed(self, plan: StepPlan, result: StepResult) -> tuple[StepPlan, StepResult, dict[int, str]]:
         """End the failed sequences and return the rest of the plan, of its result, and the reasons by sequence id.
@@ -119,7 +133,18 @@ class StepRecorder:
         for slot in plan.sampled.slots[result.token_ids == BAD_LOGITS].tolist():
             if not failed or slot not in plan.newcomers:
                 failed.setdefault(slot, BAD_LOGITS_REASON)
+        for slot in _bad_slots(result.hidden_states):
+            if not failed or slot not in plan.newcomers:
+                failed.setdefault(slot, BAD_HIDDEN_REASON)
         return failed
+
+
+def _bad_slots(hidden_states: HiddenStates | None) -> list[int]:
+    """Slots with a hidden state that is not finite."""
+    if hidden_states is None:
+        return []
+    is_bad = ~np.isfinite(hidden_states.values).all(axis=1)
+    return list(dict.fromkeys(hidden_states.slots[is_bad].tolist()))
 
 
 def _rest_of(result: StepResult, keep_sampled: NDArray[np.bool_], gone: NDArray[np.int64]) -> StepResult:
@@ -129,8 +154,17 @@ def _rest_of(result: StepResult, keep_sampled: NDArray[np.bool_], gone: NDArray[
         logprobs = logprobs.of_rows(keep_sampled)
     if prompt_logprobs is not None:
         prompt_logprobs = prompt_logprobs.select(~np.isin(prompt_logprobs.rows, gone))
-    token_ids = result.token_ids[keep_sampled]
-    return replace(result, token_ids=token_ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+    hidden_states = result.hidden_states
+    if hidden_states is not None:
+        keep = ~np.isin(hidden_states.slots, gone)
+        hidden_states = HiddenStates(hidden_states.slots[keep], hidden_states.values[keep])
+    return replace(
+        result,
+        token_ids=result.token_ids[keep_sampled],
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        hidden_states=hidden_states,
+    )
 
 
 def _finish_codes(rows: SlotRows, token_ids: NDArray[np.int32], num_tokens: NDArray[np.int64]) -> NDArray[np.int8]:

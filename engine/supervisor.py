@@ -204,7 +204,7 @@ class Supervisor:
     def _handle(self, message: ChildMessage) -> None:
         match message:
             case StepOutput():
-                if len(message.sequence_ids):
+                if len(message.sequence_ids) or message.embeddings:
                     self._restarts.note_token()
                 self._table.apply(message)
             case Begun(sequence_ids):

@@ -41,12 +41,11 @@ class KVCacheManager:
     def match(self, sequence: Sequence) -> list[int]:
         """The cached blocks that a waiting sequence begins with; at least its last token is left to compute.
 
-        A cached token has no logits: of a prompt to be scored only the part that was scored already is looked for.
+        A cached token has neither logits nor a hidden state: where these are wanted, it is not looked for.
         """
         if not self._can_share(sequence):
             return []
-        is_scoring = sequence.num_scored < sequence.num_to_score
-        num_full = (sequence.num_scored if is_scoring else sequence.num_tokens - 1) // self._block_size
+        num_full = sequence.num_findable // self._block_size
         return self.index.find_all(self._digests(sequence, sequence.token_ids, num_full)[:num_full])
 
     def is_prompt_shared(self, slot: int) -> bool:

@@ -23,13 +23,12 @@ from engine.model.fusion import choose_kit
 from engine.model.library_linear import ROW_STEP
 from engine.model.locate import cache_dir_of, prepare_model_dir
 from engine.model.native_layer import NativeLayer
+from engine.model.output_rows import MIN_ROWS, OutputRows
 from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer
 from engine.model.preparation import Preparation
 from engine.model.prepared_models import PreparedModels
 from engine.model.registry import Architecture, find_architecture, max_position
 from engine.parallel.rank import ALONE, Rank
-
-_MIN_ROWS = 2  # matrix libraries take another path, with other bits, for a single row
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +36,7 @@ class LoadedModel:
     """A model ready for packed forwards, with its attention context attached."""
 
     model: nn.Module
+    output_rows: OutputRows  # in the model
     context: AttentionContext
     device: torch.device
     dtypes: Dtypes
@@ -52,6 +52,8 @@ class LoadedModel:
     fingerprint: str  # equal fingerprints, equal arithmetic
     backend_name: str
     is_batch_invariant: bool
+    hidden_size: int
+    can_generate: bool  # else the checkpoint has no output layer: logits mean nothing
     row_step: int = 1  # a step's rows are best padded to multiples of it
 
     @property
@@ -100,6 +102,22 @@ class LoadedModel:
             logits: Tensor = output.logits[0, :num_logits]
             return logits.float() if out is None else out.copy_(logits)
 
+    def forward_pooled(
+        self, input_ids: Tensor, position_ids: Tensor, logits_indices: Tensor, hidden_indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, with the final hidden states of some tokens beside, as the output layer would be given them.
+
+        hidden_indices: int64 `[num_hidden]`. Returns logits and float32 `[num_hidden, hidden_size]`.
+        """
+        num_logits = logits_indices.shape[0]
+        self.output_rows.num_logits = num_logits
+        try:
+            logits = self.forward(input_ids, position_ids, torch.cat((logits_indices, hidden_indices)))
+        finally:
+            self.output_rows.num_logits = None
+        hidden_states = self.output_rows.take_hidden_states()[: hidden_indices.shape[0]]
+        return logits[:num_logits], hidden_states.to(torch.float32, copy=True)
+
     def _native_last_layer(self) -> NativeLayer | None:
         """The last one, if it can leave out what nobody wants."""
         layers = getattr(self.model.get_decoder(), "layers", None)  # type: ignore[operator]
@@ -134,8 +152,11 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
     preparation = Preparation(checkpoint, architecture, device, dtypes, context, kit, packer, rank)
     prepared = preparation.run(PreparedModels(cache_dir / "prepared"))
     model, shape = prepared.model, prepared.shape
+    output_rows = OutputRows(model.get_output_embeddings())
+    model.set_output_embeddings(output_rows)
     return LoadedModel(
         model=model,
+        output_rows=output_rows,
         context=context,
         device=device,
         dtypes=dtypes,
@@ -151,6 +172,8 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
         fingerprint=_fingerprint(checkpoint, device, dtypes, backend.build, packer, prepared.fused, rank),
         backend_name=backend.name,
         is_batch_invariant=_is_batch_invariant(config, architecture, backend, packer, device, dtypes.activations),
+        hidden_size=model.config.hidden_size,
+        can_generate=prepared.has_output_layer,
         row_step=ROW_STEP if uses_triton and config.deterministic else 1,
     )
 
@@ -237,4 +260,4 @@ def _fingerprint(
 
 def _at_least_two(rows: Tensor) -> Tensor:
     """Repeat a single row, so that it is computed as it would be among others."""
-    return rows if rows.shape[0] >= _MIN_ROWS else rows.expand(_MIN_ROWS)
+    return rows if rows.shape[0] >= MIN_ROWS else rows.expand(MIN_ROWS)

@@ -40,6 +40,7 @@ class Prepared:
     shape: AttentionShape
     vocab_size: int
     fused: str  # names the fused arithmetic; empty: nothing was fused
+    has_output_layer: bool  # else logits mean nothing: a checkpoint that only embeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +69,19 @@ class Preparation:
 
     def _prepare(self) -> Prepared:
         dtype = self.dtypes.activations
-        model = _load_weights(self.architecture, self.checkpoint, dtype, self.rank)
+        model, has_output_layer = _load_weights(self.architecture, self.checkpoint, dtype, self.rank)
         if self.dtypes.weights != dtype:
             round_weights(model, self.dtypes.weights)
         model.to(self.device)
         shape = attach_attention(model, self.context, num_layers=model.config.num_hidden_layers)
-        vocab_size = model.get_output_embeddings().weight.shape[0]
+        vocabulary = model.get_output_embeddings() if has_output_layer else model.get_input_embeddings()
+        vocab_size = vocabulary.weight.shape[0]
         fused = "" if self.kit is None else fuse_model(model, self.kit, self.device, dtype)
         if self.packer is not None:
             pack_linears(model, self.packer)
             if self.device.type == "cpu":
                 narrow_embeddings(model)
-        return Prepared(model, shape, vocab_size, fused)
+        return Prepared(model, shape, vocab_size, fused, has_output_layer)
 
     def _shared(self) -> dict[str, object]:
         """What a prepared model holds of the process that it runs in."""
@@ -117,8 +119,11 @@ def _build() -> str:
     return digest.hexdigest()
 
 
-def _load_weights(architecture: Architecture, checkpoint: Checkpoint, dtype: torch.dtype, rank: Rank) -> Any:
-    """The transformers model, a rank's part of it, in eval mode on the CPU, every weight from the checkpoint."""
+def _load_weights(
+    architecture: Architecture, checkpoint: Checkpoint, dtype: torch.dtype, rank: Rank
+) -> tuple[Any, bool]:
+    """The transformers model, a rank's part of it, in eval mode on the CPU, every weight from the checkpoint; and
+    whether that has the output layer, which those of models that only embed lack."""
     transformers_logging.disable_progress_bar()
     model_class = getattr(importlib.import_module(architecture.module_name), architecture.class_name)
     source = {"pretrained_model_name_or_path": str(checkpoint.folder), "local_files_only": True}
@@ -139,14 +144,22 @@ def _load_weights(architecture: Architecture, checkpoint: Checkpoint, dtype: tor
             f"({type(error).__name__}: {error}); compare config.json with the weights, or fetch the model again"
         ) from error
     missing = sorted(info["missing_keys"])
-    if missing:
+    has_output_layer = not missing or missing != _output_weights(model)
+    if missing and has_output_layer:
         raise ModelLoadError(
             f"{checkpoint.folder} lacks {len(missing)} weights of {architecture.class_name}, {missing[0]} among them; "
             "fetch the model again"
         )
-    if not rank.is_leader:
+    if not (rank.is_leader and has_output_layer):
         drop_output_layer(model)
-    return model.eval()
+    return model.eval(), has_output_layer
+
+
+def _output_weights(model: Any) -> list[str]:
+    """Their names, sorted."""
+    layer = model.get_output_embeddings()
+    (name,) = [name for name, module in model.named_modules() if module is layer]
+    return sorted(f"{name}.{weight}" for weight, _ in layer.named_parameters())
 
 
 def _shard(config: Any, checkpoint: Checkpoint, rank: Rank) -> dict[str, Any]:

@@ -69,8 +69,9 @@ def find_architecture(config: dict[str, Any], *, source: str) -> Architecture:
             f"{source}: its weights are quantised ({method}), which is not supported; "
             "use the float checkpoint or a GGUF file"
         )
-    if config.get("use_bidirectional_attention"):
-        raise ModelLoadError(f"{source}: use_bidirectional_attention is not supported; use a causal checkpoint")
+    if config.get("use_bidirectional_attention") or config.get("is_causal") is False:
+        name = "use_bidirectional_attention" if config.get("use_bidirectional_attention") else "is_causal: false"
+        raise ModelLoadError(f"{source}: {name} is not supported; use a causal checkpoint")
     return architecture
 
 

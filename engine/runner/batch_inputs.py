@@ -25,6 +25,14 @@ class ScoredTokens:
     num_top: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PooledTokens:
+    """Tokens whose hidden states a step gives."""
+
+    slots: NDArray[np.int64]  # [num_pooled]
+    indices: NDArray[np.int64]  # [num_pooled], packed tokens
+
+
 @dataclass(slots=True, kw_only=True, eq=False)  # not frozen: that alone would cost a tenth of building a small step
 class BatchInputs:
     """One step on the host: `num_tokens` tokens of `num_seqs` sequences, `num_sampled` of which yield a token."""
@@ -44,6 +52,7 @@ class BatchInputs:
     num_decodes: int = 0  # leading sequences with one token each
     edits: LogitEdits | None = None  # None: no sampled row asks for any
     scored: ScoredTokens | None = None
+    pooled: PooledTokens | None = None
     masks: TokenMasks | None = None  # of the sampled rows that have a grammar
     following: "BatchInputs | None" = None  # foreseen; its first tokens are those that this step samples
 
@@ -185,6 +194,7 @@ class BatchBuilder:
             max_context_len=max_context_len,
             num_decodes=num_decodes + _num_leading_ones(lengths),
             scored=self._scored(plan, query_start) if self._slots.is_scoring else None,
+            pooled=self._pooled(plan, query_start) if self._slots.pooling else None,
         )
 
     def _mixed_tokens(self, plan: StepPlan, num_decodes: int, lengths: list[int]) -> NDArray[np.int64]:
@@ -236,6 +246,19 @@ class BatchBuilder:
             logits_indices=query_start[row] + position - plan.starts[row],
             num_top=max(slots.sequences[s].params.prompt_logprobs or 0 for s in plan.slots[num_scored > 0].tolist()),
         )
+
+    def _pooled(self, plan: StepPlan, query_start: NDArray[np.int32]) -> PooledTokens | None:
+        """The plan's tokens that their sequences' poolers wait for."""
+        slots: list[int] = []
+        indices: list[NDArray[np.int64]] = []
+        for row, slot in enumerate(plan.slots.tolist()):
+            if slot not in self._slots.pooling or (pooler := self._slots.sequences[slot].pooler) is None:
+                continue
+            num_passed = max(0, pooler.num_passed - int(plan.starts[row]))
+            wanted = np.arange(query_start[row] + num_passed, query_start[row + 1])
+            slots += [slot] * len(wanted)
+            indices.append(wanted)
+        return PooledTokens(np.array(slots, np.int64), np.concatenate(indices)) if slots else None
 
     def _pages(self, block_offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the keys and values of each token lie in the cache."""

@@ -139,6 +139,8 @@ class ModelRunner:
             is_batch_invariant=model.is_batch_invariant,
             runs_ahead=self._ahead is not None,
             step_tokens=step_tokens,
+            hidden_size=model.hidden_size,
+            can_generate=model.can_generate,
         )
 
     def _runs_ahead(self) -> bool:

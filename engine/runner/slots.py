@@ -96,6 +96,7 @@ class SequenceSlots:
         self._scored: set[int] = set()  # slots with such positions when they were acquired
         self.score_starts = np.zeros(max_num_seqs, np.int64)
         self.score_ends = np.zeros(max_num_seqs, np.int64)
+        self.pooling: set[int] = set()  # slots whose sequences are there for their embeddings
         self.sequences: dict[int, Sequence] = {}  # taken slots
         self._free = list(range(max_num_seqs - 1, -1, -1))
         self._decoding_slots = np.zeros(0, np.int64)
@@ -124,6 +125,8 @@ class SequenceSlots:
         self.capacity[slot] = 0
         if sequence.grammar is not None:
             self._constrained.add(slot)
+        if sequence.pooler is not None:
+            self.pooling.add(slot)
         self.sequence_id[slot] = sequence.sequence_id
         self._max_total[slot] = sequence.finish_rule.max_total_tokens
         self._write_stops(slot, sequence.finish_rule.stop_token_ids)
@@ -143,6 +146,7 @@ class SequenceSlots:
         if sequence is self._least_urgent:
             self._least_urgent = None
         self._scored.discard(slot)
+        self.pooling.discard(slot)
         self._num_top.pop(slot, None)
         self.edits.close(slot)
         self._constrained.discard(slot)

@@ -51,7 +51,7 @@ class StepAhead(Generic[T]):
     def take(self, inputs: BatchInputs) -> Taken[T] | None:
         """What of a step is computed already; None if nothing is."""
         guess, self._guess = self._guess, None
-        if guess is None or guess.expected_ids is None or inputs.scored is not None:
+        if guess is None or guess.expected_ids is None or inputs.scored is not None or inputs.pooled is not None:
             return None
         num_guessed = len(guess.expected_ids)
         rows = _right_decodes(guess, inputs)

@@ -15,7 +15,7 @@ from engine.grammar.masks import MaskFiller, TokenMasks
 from engine.runner.base import Runner
 from engine.runner.batch_inputs import BatchBuilder
 from engine.runner.slots import SequenceSlots
-from engine.step_plan import BAD_LOGITS, StepPlan, StepResult
+from engine.step_plan import BAD_LOGITS, HiddenStates, StepPlan, StepResult
 from engine.token_logprobs import concatenate
 
 
@@ -42,7 +42,10 @@ class StepExecutor:
             inputs.masks = self._start_masks(plan)
             sampled = self._runner.execute(inputs)
             return StepResult(
-                token_ids=sampled.token_ids, logprobs=sampled.logprobs, prompt_logprobs=sampled.prompt_logprobs
+                token_ids=sampled.token_ids,
+                logprobs=sampled.logprobs,
+                prompt_logprobs=sampled.prompt_logprobs,
+                hidden_states=sampled.hidden_states,
             )
         except DeviceLostError:
             raise
@@ -85,6 +88,7 @@ class StepExecutor:
                 for result, before in zip(results, num_before, strict=False)
             ),
             prompt_logprobs=concatenate(result.prompt_logprobs for result in results),
+            hidden_states=HiddenStates.concatenate(result.hidden_states for result in results),
             errors={slot: reason for result in results for slot, reason in result.errors.items()},
             ran_out_of_memory=failure.is_memory or any(result.ran_out_of_memory for result in results),
         )

@@ -56,14 +56,15 @@ class StepForwards:
         logits_indices = inputs.logits_indices
         if scored is not None:
             logits_indices = np.concatenate((logits_indices, scored.logits_indices))
-        elif not num_sampled:  # a model gives at least one row of logits; nobody reads this one
+        elif not num_sampled and inputs.pooled is None:  # a model gives one row at least; nobody reads this one
             logits_indices = np.array([inputs.num_tokens - 1], np.int64)
-        input_ids, position_ids, logits_rows, sampled_positions, scored_ids, *batch = self._to_device.send(
+        input_ids, position_ids, logits_rows, sampled_positions, scored_ids, pooled_rows, *batch = self._to_device.send(
             inputs.input_ids,
             inputs.position_ids,
             logits_indices,
             inputs.sampled_positions,
             scored.token_ids if scored is not None else _NOTHING,
+            inputs.pooled.indices if inputs.pooled is not None else _NOTHING,
             inputs.slot_mapping,
             inputs.query_start,
             inputs.context_lens,
@@ -83,10 +84,13 @@ class StepForwards:
         )
         if token_ids is not None:
             input_ids = torch.cat((token_ids, input_ids[len(token_ids) :]))
-        logits = self._model.forward(input_ids, position_ids, logits_rows)
+        if inputs.pooled is None:
+            logits, hidden_states = self._model.forward(input_ids, position_ids, logits_rows), None
+        else:
+            logits, hidden_states = self._model.forward_pooled(input_ids, position_ids, logits_rows, pooled_rows)
         if scored is not None:
-            return StepLogits(logits, sampled_positions, scored_ids)
-        return StepLogits(logits[:num_sampled], sampled_positions)
+            return StepLogits(logits, sampled_positions, scored_ids, hidden_states)
+        return StepLogits(logits[:num_sampled], sampled_positions, hidden_states=hidden_states)
 
 
 def _graphed_steps(config: EngineConfig, model: LoadedModel) -> GraphedSteps | None:

@@ -20,7 +20,7 @@ from engine.runner.logit_edits import EditRows, LogitEdits
 from engine.runner.slots import SlotRows
 from engine.runner.transfer import HostToDevice, start_reading
 from engine.sampler import Sampler, SamplingBatch
-from engine.step_plan import BAD_LOGITS, SampledTokens
+from engine.step_plan import BAD_LOGITS, HiddenStates, SampledTokens
 from engine.token_logprobs import TokenLogprobs
 
 _NOTHING = np.zeros(0, np.int64)
@@ -33,6 +33,7 @@ class StepLogits:
     logits: Tensor  # float32 [num_sampled + num_scored, vocab_size]
     positions: Tensor  # int64 [num_sampled], of the tokens to come
     scored_ids: Tensor | None = None  # int64 [num_scored]
+    hidden_states: Tensor | None = None  # float32 [num_pooled, hidden_size]
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +43,7 @@ class DeviceTokens:
     token_ids: Tensor  # int64 [num_sampled]
     logprobs: tuple[Tensor, Tensor, Tensor] | None = None
     prompt_logprobs: tuple[Tensor, Tensor, Tensor] | None = None
+    hidden_states: Tensor | None = None
 
     def start_reading(self, inputs: BatchInputs) -> Callable[[], SampledTokens]:
         """Call the result to wait for the step, and for nothing that is launched after this call."""
@@ -49,7 +51,10 @@ class DeviceTokens:
         scored = inputs.scored
         logprobs = _start_reading(inputs.sampling.logprob_rows, self.logprobs)
         prompt_logprobs = _start_reading(None if scored is None else scored.slots, self.prompt_logprobs)
-        return lambda: SampledTokens(token_ids(), logprobs(), prompt_logprobs())
+        if inputs.pooled is None or self.hidden_states is None:
+            return lambda: SampledTokens(token_ids(), logprobs(), prompt_logprobs())
+        slots, values = inputs.pooled.slots, start_reading(self.hidden_states)
+        return lambda: SampledTokens(token_ids(), logprobs(), prompt_logprobs(), HiddenStates(slots, values()))
 
 
 class StepSampler:
@@ -67,7 +72,7 @@ class StepSampler:
     def sample(self, inputs: BatchInputs, step: StepLogits) -> DeviceTokens:
         """The tokens of a step whose forward gave these logits. Mutates logits."""
         logits, num_sampled = step.logits, len(step.positions)
-        tokens = DeviceTokens(step.positions[:0])
+        tokens = DeviceTokens(step.positions[:0], hidden_states=step.hidden_states)
         if inputs.scored is not None and step.scored_ids is not None:
             rows = torch.arange(num_sampled, len(logits), device=logits.device)
             wanted = self._sampler.logprobs(logits, rows, inputs.scored.num_top)

@@ -40,11 +40,12 @@ class StepShape:
 
 
 def choose_shape(inputs: BatchInputs, *, max_num_seqs: int, max_blocks: int, row_step: int = 1) -> StepShape | None:
-    """The shape of a step; None for one that is run as it is: a long prefill, or one that scores a prompt.
+    """The shape of a step; None for one that is run as it is: a long prefill, or one that gives more than logits of
+    the tokens it samples from.
 
     row_step: the number of sequences, and with it that of a decode's tokens, is a multiple of it.
     """
-    if inputs.scored is not None:
+    if inputs.scored is not None or inputs.pooled is not None:
         return None
     width = min(_bucket(inputs.block_tables.shape[1], _MIN_BLOCKS, _BLOCKS_FACTOR), max_blocks)
     if inputs.max_query_len == 1:

@@ -34,7 +34,7 @@ def make_request(
     sampling = SamplingParams(**params)  # type: ignore[arg-type]
     return Request(
         request_id,
-        ids(prompt),
+        [ids(prompt)] * sampling.n,
         sampling,
         priority=0,
         finish_rule=FinishRule.of(sampling, len(ids(prompt)), max_len=1000, eos_token_ids=(EOS,)),

@@ -60,6 +60,7 @@ def test_a_config_without_architecture_is_refused() -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised .gptq."),
         ({"auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}, "code of its own"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"is_causal": False}, "is_causal: false is not supported"),
     ],
 )
 def test_a_config_that_would_change_the_arithmetic_is_refused(extra: dict[str, Any], reason: str) -> None:

@@ -65,7 +65,7 @@ def test_a_replay_whose_callback_fails_drops_the_request(table: Table, caplog: p
     params = SamplingParams(n=2)
     rule = FinishRule.of(params, 1, max_len=100, eos_token_ids=())
     request = Request(
-        "deaf", [5], params, priority=0, finish_rule=rule, output_token_ids=[[5], [6]], on_output=fail,
+        "deaf", [[5]] * 2, params, priority=0, finish_rule=rule, output_token_ids=[[5], [6]], on_output=fail,
         token_bytes=TOKEN_BYTES,
     )  # fmt: skip
     with caplog.at_level(logging.CRITICAL + 1, logger="engine.request_table"):
