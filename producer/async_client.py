@@ -1,7 +1,7 @@
 """The asyncio client: submits jobs, follows their streams, waits for their results. One event loop each."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from producer.async_transport import AsyncTransport
 from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields, id_and_queue
@@ -10,6 +10,7 @@ from producer.contract import Result, WorkerInfo
 from producer.dead_letters import FailedJob, read_failed, retry
 from producer.deliveries import WebhookCounts, count_deliveries
 from producer.dependents import DeferredJob, cancel_dependents, read_deferred
+from producer.embeddings import Input, cancel_all, is_list_of_inputs, requests_for, wait_for_vectors
 from producer.enqueue import PriorityClass
 from producer.job import AsyncJob
 from producer.outcome import JobStatus, read_status
@@ -75,6 +76,31 @@ class AsyncClient(BaseClient):
         )
         jobs = await self._transport.run(protocol)
         return [AsyncJob(self, job.job_id, job.queue) for job in jobs]
+
+    @overload
+    async def embed(self, inputs: str | list[int], /, **options: Any) -> list[float]: ...
+
+    @overload
+    async def embed(self, inputs: Sequence[Input], /, **options: Any) -> list[list[float]]: ...
+
+    async def embed(
+        self,
+        inputs: Input | Sequence[Input],
+        /,
+        *,
+        timeout: float | None = None,
+        queue: str | None = None,
+        priority_class: PriorityClass | None = None,
+        **fields: Any,
+    ) -> list[float] | list[list[float]]:
+        """As `Client.embed`."""
+        jobs = await self.submit_many(requests_for(inputs, fields), queue=queue, priority_class=priority_class)
+        try:
+            vectors = await self._transport.run(wait_for_vectors({job.id: job.queue for job in jobs}, timeout))
+        except BaseException:
+            await self._transport.run(cancel_all([job.id for job in jobs]))
+            raise
+        return vectors if is_list_of_inputs(inputs) else vectors[0]
 
     def job(self, job_id: str) -> AsyncJob:
         """A handle on a job by its id. Whether there is one shows when it is asked for."""

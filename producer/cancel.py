@@ -111,6 +111,8 @@ _METADATA: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
 
 def _num_choices(request: dict[str, Any]) -> int:
     """Of what no worker would take, one: anybody may have written it."""
+    if request.get("task") == "embed":
+        return 0
     wanted = request.get("n", 1)
     return wanted if isinstance(wanted, int) and 1 <= wanted <= MAX_CHOICES else 1
 
@@ -154,7 +156,7 @@ def _call(job_id: str, queue: str, entries: list[Any], outcome: tuple[list[tuple
             keys.STREAM_TTL_SECONDS,
             keys.RESULTS_STREAM_MAX_ENTRIES,
             result.to_wire(),
-            result.model_copy(update={"choices": []}).to_wire(),
+            result.without_output().to_wire(),
             *(part for line in lines for part in line),
         ],
     )

@@ -162,6 +162,8 @@ def _print_result(result: Result, is_json: bool, *, has_streamed: bool = False) 
     elif not has_streamed:
         for choice in result.choices:
             click.echo(choice.text if len(result.choices) == 1 else f"[{choice.index}] {choice.text}")
+        for vector in result.vectors:
+            click.echo(json.dumps(vector))
     if result.status != "finished":
         click.echo(f"Error: job {result.job_id} was {result.status}; what it had is shown", err=True)
         sys.exit(1)

@@ -1,7 +1,7 @@
 """The blocking client: submits jobs, follows their streams, waits for their results. Threads may share one."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields, id_and_queue
 from producer.cancel import cancel
@@ -9,6 +9,7 @@ from producer.contract import Result, WorkerInfo
 from producer.dead_letters import FailedJob, read_failed, retry
 from producer.deliveries import WebhookCounts, count_deliveries
 from producer.dependents import DeferredJob, cancel_dependents, read_deferred
+from producer.embeddings import Input, cancel_all, is_list_of_inputs, requests_for, wait_for_vectors
 from producer.enqueue import PriorityClass
 from producer.job import Job
 from producer.outcome import JobStatus, read_status
@@ -85,6 +86,36 @@ class Client(BaseClient):
         )
         jobs = self._transport.run(protocol)
         return [Job(self, job.job_id, job.queue) for job in jobs]
+
+    @overload
+    def embed(self, inputs: str | list[int], /, **options: Any) -> list[float]: ...
+
+    @overload
+    def embed(self, inputs: Sequence[Input], /, **options: Any) -> list[list[float]]: ...
+
+    def embed(
+        self,
+        inputs: Input | Sequence[Input],
+        /,
+        *,
+        timeout: float | None = None,
+        queue: str | None = None,
+        priority_class: PriorityClass | None = None,
+        **fields: Any,
+    ) -> list[float] | list[list[float]]:
+        """The embedding of a text or of token ids, or that of each of a list of either; a list goes as jobs of some
+        dozens of texts. `fields` are those of `JobRequest`, such as `model`, `dimensions` and `tenant`.
+
+        `timeout`: seconds for all of them together. Raises JobFailedError for the first that fails, ResultTimeoutError,
+        InvalidJobError; the rest is then cancelled.
+        """
+        jobs = self.submit_many(requests_for(inputs, fields), queue=queue, priority_class=priority_class)
+        try:
+            vectors = self._transport.run(wait_for_vectors({job.id: job.queue for job in jobs}, timeout))
+        except BaseException:
+            self._transport.run(cancel_all([job.id for job in jobs]))
+            raise
+        return vectors if is_list_of_inputs(inputs) else vectors[0]
 
     def job(self, job_id: str) -> Job:
         """A handle on a job by its id. Whether there is one shows when it is asked for."""

@@ -197,7 +197,11 @@ def _call(job: NewJob, is_durable: bool) -> Command:
 
 def _describe(request: JobRequest) -> str:
     """What RQ's tools show of the job."""
-    shown: Any = request.messages[-1].text if request.messages else request.prompt
+    name = "messages" if request.messages else "inputs" if request.inputs else "prompt"
+    shown: Any = {
+        "messages": request.messages and request.messages[-1].text,
+        "inputs": request.inputs and request.inputs[:MAX_DESCRIPTION_CHARS],
+    }.get(name, request.prompt)
     text = repr(shown)
     text = text if len(text) <= MAX_DESCRIPTION_CHARS else text[: MAX_DESCRIPTION_CHARS - 1] + "…"
-    return f"{keys.JOB_FUNCTION}({'messages' if request.messages else 'prompt'}={text})"
+    return f"{keys.JOB_FUNCTION}({name}={text})"

@@ -13,6 +13,7 @@ itself and the others go on; after a while it ends with the reason.
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from engine.errors import ContextLengthError, EngineDiedError, EngineNotRunningError, InvalidRequestError
 from engine.outputs import RequestOutput
@@ -149,16 +150,25 @@ class Admission:
         assert job.translated is not None
         job.submitted_at = time.monotonic()
         request = job.translated.request
-        self._engine.submit(
-            job.request_id,
-            job.translated.prompt_token_ids,
-            job.translated.params,
-            priority=request.priority,
-            deadline=request.deadline,
-            output_token_ids=job.stream.token_ids() if job.stream.is_resumed else (),
-            cache_key=split_tenant(job.claim.queue)[1] or "",  # else cached_tokens told a tenant what others have asked
-            on_output=lambda output: self._on_output(job, output),
-        )
+        placing: dict[str, Any] = {
+            "priority": request.priority,
+            "deadline": request.deadline,
+            "cache_key": split_tenant(job.claim.queue)[1]
+            or "",  # else cached_tokens told what other tenants have asked
+            "on_output": lambda output: self._on_output(job, output),
+        }
+        if job.translated.to_embed:
+            self._engine.submit_embedding(
+                job.request_id, job.translated.to_embed, dimensions=request.dimensions, **placing
+            )
+        else:
+            self._engine.submit(
+                job.request_id,
+                job.translated.prompt_token_ids,
+                job.translated.params,
+                output_token_ids=job.stream.token_ids() if job.stream.is_resumed else (),
+                **placing,
+            )
         self._limits.add(job)
 
     def _end(self, job: RunningJob) -> None:

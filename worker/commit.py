@@ -240,7 +240,7 @@ class Committer:
             self._outcomes.add_not_cancelled(pipe, job)
         pipe.delete(keys.attempt_key(job.job_id))
         pipe.set(keys.result_key(job.job_id), wire, ex=keys.RESULT_TTL_SECONDS)
-        line = job.result.model_copy(update={"choices": []}).to_wire()
+        line = job.result.without_output().to_wire()
         channel = keys.results_channel(job.claim.queue)
         pipe.publish(channel, line)
         pipe.xadd(channel, {keys.DATA_FIELD: line}, maxlen=keys.RESULTS_STREAM_MAX_ENTRIES, approximate=True)

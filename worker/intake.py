@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from producer.contract import Done, ErrorCode, ErrorInfo, JobRequest, Marker
 from worker.claim import Claim
 from worker.errors import JobRefusedError
+from worker.job_vectors import JobVectors
 from worker.outlet.job_stream import JobStream
 from worker.outlet.stored_stream import StoredStream
 from worker.recovery import read_stored
@@ -96,7 +97,9 @@ class Intake:
         stored = read_stored(self._client, claim.job_id) if claim.is_resumable or claim.is_orphan else None
         rq_job, problem = self._reader.restore(claim)
         if stored is not None and stored.done is not None:
-            return self._finish_stored(claim, rq_job, stored, stored.done)
+            if not self._is_lost(rq_job, stored.done):
+                return self._finish_stored(claim, rq_job, stored, stored.done)
+            stored = None
         if claim.is_orphan:
             return self._finish_cancelled(claim, rq_job, stored)
         if claim.is_poison:
@@ -116,8 +119,8 @@ class Intake:
             claim.job_id,
             claim.attempt,
             publish=translated.request.stream,
-            num_prompt_tokens=len(translated.prompt_token_ids),
-            num_choices=translated.params.n,
+            num_prompt_tokens=translated.num_prompt_tokens,
+            num_choices=translated.request.num_choices,
             stored=begun,
             writer=self._translator.writer,
             prompt=translated.echo,
@@ -128,6 +131,7 @@ class Intake:
             stream=stream,
             model=translated.request.model or self._model,
             translated=translated,
+            vectors=JobVectors(len(translated.to_embed)) if translated.to_embed else None,
             resets=begun is None and _has_shown(claim, stored),
             metadata=translated.request.metadata,
             timeout_seconds=timeout_seconds(rq_job),
@@ -144,7 +148,8 @@ class Intake:
     def build_marker(self, job: RunningJob) -> Marker:
         """The attempt's first entry. The first one also holds what a resume needs; one that starts over is a first."""
         claim, translated = job.claim, job.translated
-        is_first = translated is not None and not job.stream.is_resumed
+        # Vectors are in no stream: every attempt at them starts over.
+        is_first = translated is not None and not job.stream.is_resumed and not translated.to_embed
         return Marker(
             job_id=claim.job_id,
             attempt=claim.attempt,
@@ -167,6 +172,11 @@ class Intake:
         num_tokens = stored.num_output_tokens
         _log.info("action=job_resumed job_id=%s attempt=%d num_tokens=%d", claim.job_id, claim.attempt, num_tokens)
         return stored
+
+    def _is_lost(self, rq_job: Any, done: Done) -> bool:
+        """Whether a job was decided and what it came to died with the attempt: it is computed again, to the same."""
+        request = self._read_request(rq_job) if done.status == "finished" else None
+        return request is not None and request.task == "embed"
 
     def _finish_stored(self, claim: Claim, rq_job: Any, stored: StoredStream, done: Done) -> RunningJob:
         """An earlier attempt wrote the done entry and died before its commit: it decided the outcome."""
@@ -207,7 +217,7 @@ class Intake:
             claim.attempt,
             publish=True,
             num_prompt_tokens=stored.num_prompt_tokens if stored else 0,
-            num_choices=max(stored.num_choices, request.n if request else 0) if stored else 0,
+            num_choices=max(stored.num_choices, request.num_choices if request else 0) if stored else 0,
             stored=stored,
         )
         job = RunningJob(

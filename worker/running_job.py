@@ -9,6 +9,7 @@ from typing import Any, Literal
 from engine.outputs import ErrorKind, RequestOutput
 from producer.contract import Done, ErrorCode, ErrorInfo, FinishReason, JobOutcome, Result, Timings
 from worker.claim import Claim
+from worker.job_vectors import JobVectors
 from worker.outlet.job_stream import JobStream
 from worker.output_format import grammar_field
 from worker.parsing.output_parser import OutputParser
@@ -48,6 +49,8 @@ class RunningJob:
     model: str
     translated: TranslatedJob | None = None
     """None: it was refused, or its output is complete already."""
+    vectors: JobVectors | None = None
+    """What it comes to, if it is there for embeddings."""
     resets: bool = False
     """What earlier attempts have shown is void: this one starts over."""
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -105,16 +108,18 @@ class RunningJob:
 
     @property
     def num_sequences(self) -> int:
-        return self.translated.params.n if self.translated else 1
+        """Those that the engine has yet to end."""
+        if self.translated is None:
+            return 1
+        return self.translated.params.n if self.vectors is None else self.vectors.num_missing
 
     def take(self, output: RequestOutput) -> bool:
         """Buffer what the engine gave. True if it was the last output, and the job has ended."""
-        if self.first_token_at is None and output.token_ids and not output.is_replay:
-            self.first_token_at = time.time()
-        parsed = self._parse(output)
-        if output.finish_reason == "cancelled" and self.stop_cause in ("deadline", "failed"):
-            parsed = replace(parsed, finish_reason=None)  # the engine was only told to stop; the outcome says why
-        self.stream.add(output, parsed)
+        if self.vectors is not None:
+            self.vectors.take(output)
+            self.stream.num_cached_tokens += output.num_cached_tokens
+        else:
+            self._take_tokens(output)
         if output.error_kind is not None:
             is_grammar = output.error_kind == "grammar"
             self.error = ErrorInfo(
@@ -126,6 +131,14 @@ class RunningJob:
         if output.finished:
             self.end()
         return output.finished
+
+    def _take_tokens(self, output: RequestOutput) -> None:
+        if self.first_token_at is None and output.token_ids and not output.is_replay:
+            self.first_token_at = time.time()
+        parsed = self._parse(output)
+        if output.finish_reason == "cancelled" and self.stop_cause in ("deadline", "failed"):
+            parsed = replace(parsed, finish_reason=None)  # the engine was only told to stop; the outcome says why
+        self.stream.add(output, parsed)
 
     def _parse(self, output: RequestOutput) -> ParsedText:
         plan = self.translated.output_plan if self.translated else None
@@ -152,6 +165,7 @@ class RunningJob:
             status=self.status,
             prompt=self.stream.prompt,
             choices=self.stream.choices(),
+            embeddings=self.vectors.encoded if self.vectors is not None and self.status == "finished" else None,
             usage=self.stream.usage,
             timings=self._timings(),
             attempts=self.claim.attempt,
@@ -166,7 +180,7 @@ class RunningJob:
         try:
             result.to_wire()
         except ValueError:  # pydantic's
-            result = result.model_copy(update={"choices": []})
+            result = result.without_output()
         self.result = result
 
     def build_done(self) -> Done:

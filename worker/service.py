@@ -155,7 +155,8 @@ class WorkerService:
             tool_parser=settings.tool_parser,
             reasoning_parser=settings.reasoning_parser,
         )
-        return Translator(tokenizer, chat, model_format, self._engine.info, settings.served_model_names)
+        names, reader = settings.served_model_names, self._engine.embedding_reader
+        return Translator(tokenizer, chat, model_format, self._engine.info, names, reader)
 
     def _build_loop(self, store: ResultStore | None) -> JobLoop:
         settings = self._settings

@@ -5,14 +5,16 @@ Everything a job can be refused for before it runs is refused here, by the name 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
+from engine.embedding_reader import EmbeddingReader
 from engine.errors import InvalidRequestError
 from engine.grammar_spec import GrammarSpec
 from engine.messages import EngineInfo
+from engine.prompt_reader import NO_OUTPUT_LAYER
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from producer.contract import ErrorCode, JobRequest, Marker, PromptEcho, summarize
@@ -36,9 +38,15 @@ class TranslatedJob:
     prompt_token_ids: list[int]
     params: SamplingParams
     seed: int
+    to_embed: list[list[int]] = field(default_factory=list)
+    """The token ids of each input, where no answer is wanted but their embeddings."""
     output_plan: OutputPlan | None = None
     """How its outputs are read; None: they are content."""
     echo: PromptEcho | None = None  # the prompt, if it is to come back
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids) + sum(map(len, self.to_embed))
 
 
 class Translator:
@@ -51,7 +59,9 @@ class Translator:
         model_format: ModelFormat,
         info: EngineInfo,
         model_names: Sequence[str],
+        embedding_reader: EmbeddingReader,
     ) -> None:
+        self._embedding_reader = embedding_reader
         self._tokenizer = tokenizer
         self._chat = chat
         self._model_format = model_format
@@ -69,6 +79,10 @@ class Translator:
         """
         request = self._validate(kwargs)
         self._check_model(request)
+        if request.task == "embed":
+            return self._translate_embedding(request)
+        if not self._info.can_generate:
+            raise JobRefusedError(ErrorCode.UNSUPPORTED, NO_OUTPUT_LAYER, param="task")
         prompt_token_ids = (begun and begun.prompt_token_ids) or self._tokenize(request)
         output_plan = self._plan_output(request, prompt_token_ids)
         self._check_token_ids(request.stop_token_ids, "stop_token_ids")
@@ -90,6 +104,31 @@ class Translator:
             output_plan=output_plan,
             echo=self.writer.echo(prompt_token_ids) if request.echo else None,
         )
+
+    def _translate_embedding(self, request: JobRequest) -> TranslatedJob:
+        inputs = request.to_embed
+        names = [f"inputs[{at}]" for at in range(len(inputs))] if request.inputs is not None else ["prompt"]
+        try:
+            self._embedding_reader.pooling(request.dimensions)
+        except InvalidRequestError as error:
+            code = ErrorCode.UNSUPPORTED if error.param == "task" else ErrorCode.INVALID_REQUEST
+            raise JobRefusedError(code, str(error), param=error.param) from error
+        try:
+            encoded = iter(self._embedding_reader.encode([text for text in inputs if isinstance(text, str)]))
+        except InvalidRequestError as error:
+            raise JobRefusedError(ErrorCode.INVALID_REQUEST, str(error), param=names[0]) from error
+        to_embed = [next(encoded) if isinstance(text, str) else text for text in inputs]
+        for name, token_ids in zip(names, to_embed, strict=True):
+            self._check_input(token_ids, name)
+        return TranslatedJob(request=request, prompt_token_ids=[], params=SamplingParams(), seed=0, to_embed=to_embed)
+
+    def _check_input(self, token_ids: list[int], name: str) -> None:
+        self._check_token_ids(token_ids, name)
+        if not token_ids:
+            raise JobRefusedError(ErrorCode.INVALID_REQUEST, f"{name} comes to no tokens; give more text", param=name)
+        if len(token_ids) > self._max_tokens:
+            message = f"{name} has {len(token_ids)} tokens; {self._limit()}: shorten it"
+            raise JobRefusedError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, param=name)
 
     def _validate(self, kwargs: dict[str, Any]) -> JobRequest:
         try:
@@ -212,8 +251,4 @@ def _sampling_params(
 
 def _refusal(error: ValidationError) -> JobRefusedError:
     problem = summarize(error)
-    code = ErrorCode.UNSUPPORTED if _NOT_YET in problem.message else ErrorCode.INVALID_REQUEST
-    return JobRefusedError(code, problem.message, param=problem.param)
-
-
-_NOT_YET = "is not supported yet"  # how the contract words a field that is known and not served
+    return JobRefusedError(ErrorCode.INVALID_REQUEST, problem.message, param=problem.param)

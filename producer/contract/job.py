@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from producer.contract.embedding import MAX_INPUTS, find_embedding_problem
 from producer.contract.keys import TENANT_PATTERN
 from producer.contract.message import Message
 from producer.contract.output_format import OUTPUT_FORMAT_FIELDS, find_format_problem
@@ -48,7 +49,7 @@ Bias = Annotated[float, Field(strict=True, ge=-100.0, le=100.0)]
 
 
 class JobRequest(BaseModel):
-    """What a job asks for. Unknown fields are refused by name; exactly one of `prompt` and `messages` is given.
+    """What a job asks for. Unknown fields are refused by name; one of `prompt`, `messages` and `inputs` is given.
 
     Validation raises `pydantic.ValidationError`; `producer.errors.InvalidJobError` is what callers of the client see.
     """
@@ -56,11 +57,17 @@ class JobRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     v: ContractVersion = CONTRACT_VERSION
-    task: Literal["generate", "embed"] = "generate"
+    task: Literal["generate", "embed"] = Field(default="generate", description="embed: a vector, and no text.")
     model: StrictStr | None = Field(default=None, description="Refused by a worker that serves another model.")
 
     prompt: Text | list[TokenId] | None = Field(default=None, description="Text or token ids.")
     messages: list[Message] | None = Field(default=None, description="Rendered with the model's chat template.")
+    inputs: list[Text | list[TokenId]] | None = Field(
+        default=None, max_length=MAX_INPUTS, description="With task embed: texts, or the token ids of each."
+    )
+    dimensions: StrictInt | None = Field(
+        default=None, ge=1, description="With task embed: leading numbers of each vector that are kept."
+    )
 
     max_tokens: StrictInt | None = Field(
         default=None, ge=0, description="None: until the context is full. 0 only with echo: score the prompt alone."
@@ -109,6 +116,18 @@ class JobRequest(BaseModel):
     )
 
     @property
+    def to_embed(self) -> list[str | list[int]]:
+        """What is to be embedded, in order: a text or token ids each; nothing where the task is another one."""
+        if self.task != "embed":
+            return []
+        return self.inputs if self.inputs is not None else [self.prompt or ""]
+
+    @property
+    def num_choices(self) -> int:
+        """Answers that its stream tells of."""
+        return 0 if self.task == "embed" else self.n
+
+    @property
     def callable_tools(self) -> list[dict[str, Any]] | None:
         """The tools that the model is shown."""
         return None if self.tool_choice == "none" else self.tools
@@ -136,6 +155,17 @@ class JobRequest(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        defaults = {name: info.default for name, info in type(self).model_fields.items()}
+        if problem := find_embedding_problem({n: value for n, value in given.items() if value != defaults[n]}):
+            raise breaks_rule(*problem)
+        if self.task == "generate":
+            self._check_generation()
+        elif self.prompt is not None and len(self.prompt) == 0:
+            raise breaks_rule("prompt", "prompt is empty; give at least one character or token id")
+        return self
+
+    def _check_generation(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             given = "neither was" if self.prompt is None else "both were"
             raise breaks_rule("prompt", f"give exactly one of prompt and messages; {given} given")
@@ -149,9 +179,6 @@ class JobRequest(BaseModel):
         if problem := find_format_problem({name: getattr(self, name) for name in OUTPUT_FORMAT_FIELDS}):
             raise breaks_rule(*problem)
         self._check_sampling()
-        if self.task != "generate":
-            raise breaks_rule("task", f"task {self.task!r} is not supported yet; use 'generate'")
-        return self
 
     def _check_sampling(self) -> None:
         if self.max_tokens == 0 and not self.echo:

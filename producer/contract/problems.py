@@ -55,7 +55,7 @@ def _describe(entries: list[Any]) -> Problem:
     param = _join(_path(entry))
     forms = {"string_type", "list_type"}
     if forms <= {other["type"] for other in entries if _path(other) == _path(entry)}:
-        of_what = "token ids" if param == "prompt" else "text parts"
+        of_what = "token ids" if param.startswith(("prompt", "inputs")) else "text parts"
         return Problem(param, f"{param}: must be text or a list of {of_what}; got {_show(entry['input'])}")
     return Problem(param or None, f"{param or 'the job'}: {_rule(entry)}")
 

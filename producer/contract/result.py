@@ -6,6 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from producer.contract.chunk import Chunk, FinishReason, JobOutcome, Usage
+from producer.contract.embedding import decode_vector
 from producer.contract.error import ErrorInfo
 from producer.contract.logprob import PromptEcho, TokenLogprob
 from producer.contract.tool_call import ToolCall, join_deltas
@@ -50,7 +51,7 @@ class Timings(BaseModel):
 
 
 class Result(BaseModel):
-    """The outcome of one job. With a result store, Redis holds it without `choices`; `stored` says where they are."""
+    """The outcome of one job. With a result store, Redis holds it without its output; `stored` says where that is."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -60,6 +61,9 @@ class Result(BaseModel):
     status: JobOutcome
     prompt: PromptEcho | None = Field(default=None, description="With `echo`; the choices hold the output alone.")
     choices: list[Choice] = []
+    embeddings: list[str] | None = Field(
+        default=None, description="Of a finished job of task embed: float32, little endian, in base64, one an input."
+    )
     usage: Usage = Usage()
     timings: Timings = Timings()
     attempts: int = 0
@@ -71,6 +75,15 @@ class Result(BaseModel):
     def text(self) -> str:
         """The first choice's text."""
         return self.choices[0].text if self.choices else ""
+
+    @property
+    def vectors(self) -> list[list[float]]:
+        """The embeddings as numbers, one an input."""
+        return [decode_vector(encoded) for encoded in self.embeddings or ()]
+
+    def without_output(self) -> Self:
+        """The same but for what the job put out."""
+        return self.model_copy(update={"prompt": None, "choices": [], "embeddings": None})
 
     def to_wire(self) -> str:
         return self.model_dump_json(exclude_none=True)

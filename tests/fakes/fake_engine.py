@@ -1,5 +1,5 @@
-"""An engine without a model: `InferenceEngine`'s interface for workers, deterministic tokens, and knobs for what goes
-wrong. A token's text is its number; the tokens follow from prompt, seed and choice alone."""
+"""An engine without a model: `InferenceEngine`'s interface for workers, deterministic tokens, and knobs for failures.
+A token's text is its number; the tokens follow from prompt, seed and choice alone."""
 
 import os
 import signal
@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.embedding_reader import EmbeddingReader
 from engine.errors import EngineDiedError, EngineNotRunningError
 from engine.messages import EngineInfo
 from engine.outputs import ErrorKind, RequestOutput, TokenLogprob
+from engine.pooling import Pooling
 from engine.sampling_params import SamplingParams
+from tests.fakes.fake_embeddings import HIDDEN_SIZE, EmbeddingRequest
 
 VOCAB_SIZE = 1000
 POISON_TOKEN = 666  # in a prompt: the process is killed by its first step
@@ -46,6 +49,9 @@ class FakeTokenizer:
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         return text_of(token_ids)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         token_ids = [sum(word.encode()) % VOCAB_SIZE for word in text.split()]
@@ -147,14 +153,16 @@ class FakeEngine:
             block_size=16,
             num_kv_blocks=100_000,
             fingerprint="fake",
+            hidden_size=HIDDEN_SIZE,
         )
+        self.embedding_reader = EmbeddingReader(self.tokenizer, self.info, pooling=Pooling())  # type: ignore[arg-type]
         self.step_seconds = step_seconds
         self.submitted: list[str] = []
-        self.requests: list[_Request] = []  # everything that was ever submitted
+        self.requests: list[Any] = []  # everything that was ever submitted
         self.num_resumed_tokens: dict[str, int] = {}  # by request
         self.last_step_at = time.monotonic()
         self.is_healthy = True
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._going = threading.Event()
         self._going.set()
@@ -162,8 +170,7 @@ class FakeEngine:
         self._is_stopped = False
         self._thread: threading.Thread | None = None
 
-    def launch(self) -> None:
-        """Nothing to load."""
+    def launch(self) -> None: ...
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="fake-engine", daemon=True)
@@ -175,6 +182,11 @@ class FakeEngine:
         self._work.set()
         if self._thread is not None:
             self._thread.join()
+
+    def submit_embedding(
+        self, request_id: str, prompts: list[list[int]], *, dimensions: int | None = None, **placing: Any
+    ) -> None:
+        self._take_in(EmbeddingRequest(request_id, prompts, dimensions, **placing))
 
     def submit(
         self,
@@ -188,19 +200,22 @@ class FakeEngine:
         cache_key: str = "",
         on_output: OnOutput,
     ) -> None:
-        if not self.is_healthy:
-            raise EngineDiedError("the fake died")
-        if self._is_stopped:
-            raise EngineNotRunningError("the fake was stopped")
         stored = [list(token_ids) for token_ids in output_token_ids]
         request = _Request(
             request_id, prompt_token_ids, params, on_output, priority, deadline, cache_key, stored, script=self.script
         )
+        self.num_resumed_tokens[request_id] = sum(map(len, stored))
+        self._take_in(request)
+
+    def _take_in(self, request: Any) -> None:
+        if not self.is_healthy:
+            raise EngineDiedError("the fake died")
+        if self._is_stopped:
+            raise EngineNotRunningError("the fake was stopped")
         with self._lock:
-            self.submitted.append(request_id)
+            self.submitted.append(request.request_id)
             self.requests.append(request)
-            self.num_resumed_tokens[request_id] = sum(map(len, stored))
-            self._requests[request_id] = request
+            self._requests[request.request_id] = request
         self._work.set()
 
     def abort(self, request_id: str) -> None:
@@ -242,7 +257,7 @@ class FakeEngine:
             return list(self._requests)
 
     def _end(
-        self, request: _Request, *, finish_reason: Any, error: str | None = None, kind: ErrorKind | None = None
+        self, request: Any, *, finish_reason: Any, error: str | None = None, kind: ErrorKind | None = None
     ) -> None:
         del self._requests[request.request_id]
         for index in request.open_choices:
@@ -272,7 +287,7 @@ class FakeEngine:
             self.last_step_at = time.monotonic()
             time.sleep(self.step_seconds)
 
-    def _step(self, request: _Request) -> None:
+    def _step(self, request: Any) -> None:
         if POISON_TOKEN in request.prompt_token_ids:
             os.kill(os.getpid(), signal.SIGKILL)
         for index, token_ids in enumerate(request.stored):

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from engine import InferenceEngine, ModelLoadError, SamplingParams
 from tests.fakes.echo_engines import child_pid, wait_until_gone
@@ -58,6 +59,16 @@ def test_two_ranks_give_the_tokens_of_generate(engine: InferenceEngine, folder: 
     prompts = random_prompts(LENGTHS)
     assert tokens(engine, prompts, GREEDY) == greedy_reference(folder, prompts)
     assert engine.info.device == "cpu x2" and engine.info.is_batch_invariant
+
+
+def test_two_ranks_give_the_embeddings_of_one(engine: InferenceEngine, folder: Path) -> None:
+    prompts = random_prompts(LENGTHS)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        states = torch.stack([model(torch.tensor([prompt])).last_hidden_state[0, -1] for prompt in prompts])
+    together = engine.embed(prompts)
+    np.testing.assert_allclose(together, torch.nn.functional.normalize(states, dim=1).numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(np.concatenate([engine.embed([prompt]) for prompt in prompts]), together)
 
 
 def test_three_ranks_give_the_tokens_of_generate_for_a_model_with_normed_heads(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class JobStream:
         self._num_inherited = len(self._entries)
         self._num_stored = self._num_inherited
         self._num_sent = self._num_inherited
-        self._num_cached_tokens = 0
+        self.num_cached_tokens = 0
         self._has_pending = False
         self._is_sealed = False
         if stored is not None:
@@ -75,7 +75,7 @@ class JobStream:
             choice.token_ids.extend(output.token_ids)
             choice.take(parsed)
             self._take_logprobs(choice, output)
-        self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
+        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
         self._has_pending = self._has_pending or choice.is_pending
 
     def _take_logprobs(self, choice: ChoiceOutput, output: RequestOutput) -> None:
@@ -204,7 +204,7 @@ class JobStream:
             prompt_tokens=self.num_prompt_tokens,
             completion_tokens=num_output,
             total_tokens=self.num_prompt_tokens + num_output,
-            cached_tokens=self._num_cached_tokens,
+            cached_tokens=self.num_cached_tokens,
         )
 
     def choices(self) -> list[Choice]:
@@ -216,7 +216,7 @@ class JobStream:
             if 0 <= chunk.index < len(self._choices):
                 self._choices[chunk.index].restore(chunk)
         if stored.done is not None:
-            self._num_cached_tokens = stored.done.usage.cached_tokens
+            self.num_cached_tokens = stored.done.usage.cached_tokens
             self._is_sealed = True
 
     def _append(self, field: str, wire: str) -> None:

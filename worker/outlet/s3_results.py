@@ -46,7 +46,7 @@ class S3ResultStore:
             raise ResultStoreError(
                 f"the result of job {result.job_id} cannot be put into {self._where}: {error}"
             ) from error
-        return result.model_copy(update={"prompt": None, "choices": [], "stored": f"s3://{self._bucket}/{key}"})
+        return result.without_output().model_copy(update={"stored": f"s3://{self._bucket}/{key}"})
 
     def _put(self, key: str, body: str) -> None:
         self._client.put_object(Bucket=self._bucket, Key=key, Body=body.encode(), ContentType="application/json")

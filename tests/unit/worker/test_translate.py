@@ -8,7 +8,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
+from engine.embedding_reader import EmbeddingReader
+from engine.errors import InvalidRequestError
 from engine.messages import EngineInfo
+from engine.pooling import Pooling
 from engine.tokenizer import Tokenizer
 from producer.contract import ErrorCode, ErrorInfo
 from worker.chat import ChatRenderer
@@ -33,6 +36,10 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(raw, chat_template=TEMPLATE, special_tokens={"bos_token": "<s>", "eos_token": "</s>"})
 
 
+def reader(raw: Tokenizer, info: EngineInfo) -> EmbeddingReader:
+    return EmbeddingReader(raw, info, pooling=Pooling(), prefix="c ", end_id=2)
+
+
 def translator(*, num_kv_blocks: int = 1000) -> Translator:
     info = EngineInfo(
         device="cpu",
@@ -45,9 +52,10 @@ def translator(*, num_kv_blocks: int = 1000) -> Translator:
         num_kv_blocks=num_kv_blocks,
         fingerprint="f",
         model_dir="",
+        hidden_size=16,
     )
     chat = ChatRenderer(TEMPLATE, special_tokens={"bos_token": "<s>"})
-    return Translator(tokenizer(), chat, NO_FORMAT, info, ["tiny", "tiny-alias"])
+    return Translator(tokenizer(), chat, NO_FORMAT, info, ["tiny", "tiny-alias"], reader(tokenizer(), info))
 
 
 def translate(**kwargs: Any) -> TranslatedJob:
@@ -176,22 +184,49 @@ def test_a_job_that_breaks_the_contract_names_the_field(kwargs: dict[str, Any], 
     assert not error.retryable
 
 
-def test_a_task_that_is_not_served_yet_is_refused_by_name() -> None:
-    error = refusal(prompt="a", task="embed")
-    assert (error.code, error.param) == (ErrorCode.UNSUPPORTED, "task")
+def test_what_is_to_be_embedded_gets_the_folders_prompt_and_end() -> None:
+    job = translate(task="embed", inputs=["a b", [5, 6, 5], "b"], dimensions=4)
+    assert job.to_embed == [[1, 7, 5, 6, 2], [5, 6, 5], [1, 7, 6, 2]] and job.num_prompt_tokens == 12
+    assert translate(task="embed", prompt="a").to_embed == [[1, 7, 5, 2]]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "param", "code"),
+    [
+        ({"inputs": ["a", [5] * (CONTEXT + 1)]}, "inputs[1]", ErrorCode.CONTEXT_LENGTH_EXCEEDED),
+        ({"prompt": [5] * (CONTEXT + 1)}, "prompt", ErrorCode.CONTEXT_LENGTH_EXCEEDED),
+        ({"inputs": [[5, 8]]}, "inputs[0]", ErrorCode.INVALID_REQUEST),
+        ({"prompt": "a", "dimensions": 17}, "dimensions", ErrorCode.INVALID_REQUEST),
+    ],
+)
+def test_what_cannot_be_embedded_names_the_field(kwargs: dict[str, Any], param: str, code: ErrorCode) -> None:
+    error = refusal(task="embed", **kwargs)
+    assert (error.param, error.code) == (param, code)
+
+
+def test_a_kind_of_pooling_that_is_not_served_is_refused_by_name() -> None:
+    info, refused = translator()._info, InvalidRequestError("asks for the pooling cls", param="task")
+    embeddings = EmbeddingReader(tokenizer(), info, pooling=refused)
+    other = Translator(tokenizer(), ChatRenderer(None), NO_FORMAT, info, ["m"], embeddings)
+    with pytest.raises(JobRefusedError, match="pooling cls") as caught:
+        other.translate("j", {"prompt": "a", "task": "embed"})
+    assert (caught.value.info.code, caught.value.info.param) == (ErrorCode.UNSUPPORTED, "task")
 
 
 def test_a_prompt_without_a_single_token_is_refused() -> None:
     raw = RawTokenizer(WordLevel({"a": 0}, unk_token="a"))
     raw.pre_tokenizer = Whitespace()
-    bare = Translator(Tokenizer(raw), ChatRenderer(None), NO_FORMAT, translator()._info, ["m"])
+    info = translator()._info
+    bare = Translator(Tokenizer(raw), ChatRenderer(None), NO_FORMAT, info, ["m"], reader(Tokenizer(raw), info))
     with pytest.raises(JobRefusedError, match="no tokens") as caught:
         bare.translate("j", {"prompt": "  "})
     assert caught.value.info.param == "prompt"
 
 
 def test_messages_for_a_model_without_a_template_are_refused() -> None:
-    bare = Translator(tokenizer(), ChatRenderer(None, model="base"), NO_FORMAT, translator()._info, ["m"])
+    info = translator()._info
+    chat = ChatRenderer(None, model="base")
+    bare = Translator(tokenizer(), chat, NO_FORMAT, info, ["m"], reader(tokenizer(), info))
     with pytest.raises(JobRefusedError, match="no chat template") as caught:
         bare.translate("j", {"messages": [{"role": "user", "content": "a"}]})
     assert caught.value.info.param == "messages"
