@@ -30,6 +30,7 @@ class BatchLine:
     url: str
     body: Mapping[str, Any]
     callers_names: Mapping[str, str] = field(default_factory=dict)  # of the fields, as `openai_request` has them
+    encoding: str = "float"  # of embeddings
 
     def without_body(self) -> "BatchLine":
         """What its answer needs."""
@@ -55,7 +56,8 @@ def parse_line(text: bytes) -> BatchLine:
         raise BadLineError("invalid_url", rule, custom_id)
     if not isinstance(line.get("body"), dict):
         raise BadLineError("invalid_body", "body: must be an object, the request's own fields", custom_id)
-    return BatchLine(custom_id, line["url"], line["body"], callers_names(line["url"], line["body"]))
+    encoding = "base64" if line["body"].get("encoding_format") == "base64" else "float"
+    return BatchLine(custom_id, line["url"], line["body"], callers_names(line["url"], line["body"]), encoding)
 
 
 def answer_line(line: BatchLine, result: Result, *, created: int) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def answer_line(line: BatchLine, result: Result, *, created: int) -> dict[str, A
     if result.status == "failed":
         info = result.error or ErrorInfo(code=ErrorCode.INTERNAL, message="the worker gave no reason")
         return refusal_line(line.custom_id, in_callers_words(info, line.callers_names), result.job_id)
-    body = response_body(line.url, result, created=created)
+    body = response_body(line.url, result, created=created, encoding=line.encoding)
     return _output(result.job_id, line.custom_id, {"status_code": 200, "request_id": result.job_id, "body": body}, None)
 
 

@@ -11,10 +11,18 @@ from typing import Any
 from producer.contract import ErrorInfo, JobRequest
 from producer.enqueue import build_request
 from producer.errors import InvalidJobError
+from producer.openai_embeddings import (
+    EMBEDDING_NAMES,
+    EMBEDDINGS_URL,
+    check_fields,
+    embedding_request,
+    encoding_of,
+    shared_out,
+)
 
 CHAT_URL = "/v1/chat/completions"
 COMPLETIONS_URL = "/v1/completions"
-URLS = (CHAT_URL, COMPLETIONS_URL)
+URLS = (CHAT_URL, COMPLETIONS_URL, EMBEDDINGS_URL)
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions; a chat goes on until the model stops
 MAX_PROMPTS = 128  # of one request
@@ -49,6 +57,7 @@ class OpenAIRequest:
     is_streamed: bool
     includes_usage: bool  # in a stream; an answer that is not streamed always has it
     callers_names: dict[str, str]  # of our fields, where the caller wrote another of OpenAI's
+    encoding: str = "float"  # of embeddings
 
     @property
     def model(self) -> str | None:
@@ -57,6 +66,9 @@ class OpenAIRequest:
 
 def parse_body(url: str, body: Mapping[str, Any]) -> OpenAIRequest:
     """Raises InvalidJobError naming the field, by OpenAI's name for it."""
+    if url == EMBEDDINGS_URL:
+        jobs, names = shared_out(_embedding_job(body)), callers_names(url, body)
+        return OpenAIRequest(url, jobs, False, False, names, encoding_of(body))
     is_streamed = _flag(body, "stream", "stream")
     includes_usage = _includes_usage(body.get("stream_options"), is_streamed)
     fields = {name: value for name, value in body.items() if value is not None and not _says_nothing(name, value)}
@@ -78,12 +90,23 @@ def parse_body(url: str, body: Mapping[str, Any]) -> OpenAIRequest:
 
 def request_from_body(url: str, body: Mapping[str, Any]) -> JobRequest:
     """The one job of a batch line's body, where `stream` means nothing. Raises InvalidJobError."""
+    if url == EMBEDDINGS_URL:
+        return _embedding_job(body)
     transport = ("stream", "stream_options")
     request = parse_body(url, {name: value for name, value in body.items() if name not in transport})
     if len(request.jobs) > 1:
         rule = f"prompt: one prompt a request; got {len(request.jobs)}, make a request of each"
         raise InvalidJobError(rule, param="prompt")
     return request.jobs[0].model_copy(update={"stream": True})
+
+
+def _embedding_job(body: Mapping[str, Any]) -> JobRequest:
+    fields = {name: value for name, value in body.items() if value is not None and not _says_nothing(name, value)}
+    check_fields(fields)
+    try:
+        return embedding_request(fields)
+    except InvalidJobError as error:
+        raise _in_callers_words(error, EMBEDDING_NAMES) from error
 
 
 def _says_nothing(name: str, value: Any) -> bool:
@@ -144,15 +167,22 @@ def callers_names(url: str, body: Mapping[str, Any]) -> dict[str, str]:
         return {"max_tokens": "max_completion_tokens"}
     if url == COMPLETIONS_URL and type(body.get("logprobs")) is int:
         return {"top_logprobs": "logprobs"}
-    return {}
+    return dict(EMBEDDING_NAMES) if url == EMBEDDINGS_URL else {}
 
 
-def in_callers_words(error: ErrorInfo, names: Mapping[str, str]) -> ErrorInfo:
-    """The error about the fields as the caller wrote them; `names` as `callers_names` gives them."""
-    message = error.message
+def in_callers_words(error: ErrorInfo, names: Mapping[str, str], *, first_index: int = 0) -> ErrorInfo:
+    """The error about the fields as the caller wrote them; `names` as `callers_names` gives them.
+
+    `first_index`: of the job's inputs among those of its request.
+    """
+    message, param = _numbered(error.message, first_index), _numbered(error.param or "", first_index)
     for ours, theirs in names.items():
-        message = re.sub(rf"\b{ours}\b", theirs, message)
-    return error.model_copy(update={"message": message, "param": names.get(error.param or "", error.param)})
+        message, param = (re.sub(rf"\b{ours}\b", theirs, text) for text in (message, param))
+    return error.model_copy(update={"message": message, "param": param or None})
+
+
+def _numbered(text: str, first_index: int) -> str:
+    return re.sub(r"\binputs\[(\d+)\]", lambda match: f"inputs[{int(match[1]) + first_index}]", text)
 
 
 def _in_callers_words(error: InvalidJobError, names: Mapping[str, str]) -> InvalidJobError:

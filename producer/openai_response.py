@@ -5,24 +5,32 @@ from typing import Any
 
 from producer.contract import Choice, ErrorInfo, PromptEcho, Result, TokenLogprob, Usage
 from producer.errors import InvalidJobError
+from producer.openai_embeddings import EMBEDDINGS_URL, embeddings_body
 from producer.openai_logprobs import chat_logprobs, completion_logprobs
-from producer.openai_request import CHAT_URL
+from producer.openai_request import CHAT_URL, COMPLETIONS_URL
+
+_ID_PREFIXES = {CHAT_URL: "chatcmpl-", COMPLETIONS_URL: "cmpl-", EMBEDDINGS_URL: "embd-"}
+RESPONSE_PREFIXES = tuple(_ID_PREFIXES.values())
 
 # What OpenAI has no word for.
 _FINISH_REASONS = {"deadline": "length", "cancelled": "stop", "error": "stop"}
 
 
 def response_id(url: str, job_id: str) -> str:
-    return f"{'chatcmpl' if url == CHAT_URL else 'cmpl'}-{job_id}"
+    return f"{_ID_PREFIXES[url]}{job_id}"
 
 
-def response_body(url: str, result: Result, *, created: int) -> dict[str, Any]:
-    """The body of a successful response. `created`: epoch seconds."""
-    return joint_response_body(url, [result], created=created)
+def response_body(url: str, result: Result, *, created: int, encoding: str = "float") -> dict[str, Any]:
+    """The body of a successful response. `created`: epoch seconds; `encoding`: of embeddings."""
+    return joint_response_body(url, [result], created=created, encoding=encoding)
 
 
-def joint_response_body(url: str, results: Sequence[Result], *, created: int) -> dict[str, Any]:
+def joint_response_body(
+    url: str, results: Sequence[Result], *, created: int, encoding: str = "float"
+) -> dict[str, Any]:
     """As `response_body`, of a request with several prompts: the choices of the first, then of the second, …"""
+    if url == EMBEDDINGS_URL:
+        return embeddings_body(results, add_usage([result.usage for result in results]), encoding=encoding)
     render = _chat_choice if url == CHAT_URL else _completion_choice
     choices = [render(choice, result) for result in results for choice in result.choices]
     return {

@@ -156,7 +156,7 @@ def _records(asked: OpenAIRequest, caller: Caller, model: str, job_ids: list[str
                 callers_names=asked.callers_names,
             )
         )
-        first_index += job.n
+        first_index += len(job.to_embed) or job.n
     return records
 
 

@@ -29,7 +29,7 @@ async def answer(context: GatewayContext, accepted: AcceptedRequest, request: Re
     except PromptmillError as error:
         if isinstance(error, JobFailedError):
             await accepted.settle(context, error.result.usage if error.result is not None else Usage())
-        raise from_client_error(error, accepted.asked.callers_names).with_headers(**accepted.headers) from error
+        raise _in_callers_words(error, accepted).with_headers(**accepted.headers) from error
     except ApiError as error:
         raise error.with_headers(**accepted.headers) from error
     if results is None:
@@ -38,8 +38,15 @@ async def answer(context: GatewayContext, accepted: AcceptedRequest, request: Re
     for result in results:
         if result.status != "finished":
             raise from_info(cancelled_elsewhere(result.job_id)).with_headers(**accepted.headers)
-    body = joint_response_body(accepted.asked.url, results, created=accepted.created)
+    asked = accepted.asked
+    body = joint_response_body(asked.url, results, created=accepted.created, encoding=asked.encoding)
     return JSONResponse({**body, "model": accepted.model}, headers=accepted.headers)
+
+
+def _in_callers_words(error: PromptmillError, accepted: AcceptedRequest) -> ApiError:
+    jobs = zip(accepted.jobs, accepted.records, strict=True)
+    first_index = next((record.first_index for job, record in jobs if job.id == getattr(error, "job_id", None)), 0)
+    return from_client_error(error, accepted.asked.callers_names, first_index=first_index)
 
 
 async def _wait(context: GatewayContext, accepted: AcceptedRequest, receive: Receive) -> list[Result] | None:

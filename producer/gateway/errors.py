@@ -76,13 +76,15 @@ def from_info(error: ErrorInfo) -> ApiError:
     return ApiError(status, str(error.code), error.message, param=error.param, should_retry=may_repeat)
 
 
-def from_client_error(error: PromptmillError, callers_names: Mapping[str, str] = MappingProxyType({})) -> ApiError:
-    """What the client below us raised, about the fields as the caller wrote them."""
+def from_client_error(
+    error: PromptmillError, callers_names: Mapping[str, str] = MappingProxyType({}), *, first_index: int = 0
+) -> ApiError:
+    """What the client below us raised, about the fields as the caller wrote them: see `in_callers_words`."""
     match error:
         case InvalidJobError():
             return from_info(ErrorInfo(code=error.code, message=str(error), param=error.param))
         case JobFailedError():
-            return from_info(in_callers_words(error.error, callers_names))
+            return from_info(in_callers_words(error.error, callers_names, first_index=first_index))
         case JobNotFoundError():
             return from_info(ErrorInfo(code=ErrorCode.JOB_NOT_FOUND, message=str(error)))
         case ResultTimeoutError():

@@ -51,13 +51,16 @@ class RateLimits:
 
 def estimate_tokens(job: JobRequest) -> int:
     """What a job may come to: its prompt, and every choice's most."""
-    if isinstance(job.prompt, list):
-        num_prompt = len(job.prompt)
-    else:
-        text = job.prompt if job.prompt is not None else "".join(message.text for message in job.messages or ())
-        num_prompt = len(text) // CHARS_PER_TOKEN + 1
+    if job.to_embed:
+        return sum(map(_count_tokens, job.to_embed))
+    text = job.prompt if job.prompt is not None else "".join(message.text for message in job.messages or ())
+    num_prompt = _count_tokens(text)
     num_output = job.max_tokens if job.max_tokens is not None else UNKNOWN_OUTPUT_TOKENS
     return num_prompt + num_output * job.n
+
+
+def _count_tokens(prompt: str | list[int]) -> int:
+    return len(prompt) if isinstance(prompt, list) else len(prompt) // CHARS_PER_TOKEN + 1
 
 
 _SCRIPT = Script("""

@@ -6,9 +6,12 @@ They describe; `producer.openai_request` and the contract check, so that errors 
 from typing import Any
 
 from producer.contract import JobRequest
+from producer.contract.embedding import EMBED_FIELDS, EMBED_ONLY
+from producer.openai_embeddings import EMBEDDINGS_URL
 from producer.openai_request import CHAT_URL
 
 _NOT_IN_BODIES = frozenset({"v", "task", "prompt", "messages", "model", "stream", "logprobs", "max_tokens"})
+_NEEDED = {CHAT_URL: "messages", EMBEDDINGS_URL: "input"}
 
 
 def body_of(url: str) -> dict[str, Any]:
@@ -19,17 +22,26 @@ def body_of(url: str) -> dict[str, Any]:
 def _schema(url: str) -> dict[str, Any]:
     contract = JobRequest.model_json_schema(ref_template="#/$defs/{model}")
     definitions = contract.pop("$defs", {})
-    properties = {name: schema for name, schema in contract["properties"].items() if name not in _NOT_IN_BODIES}
-    own = _chat_properties(contract) if url == CHAT_URL else _completion_properties()
-    common = {
+    properties = {name: schema for name, schema in contract["properties"].items() if _is_in_body(name, url)}
+    common: dict[str, Any] = {
         "model": {"type": "string", "description": "GET /v1/models lists what is served."},
-        "stream": {"type": "boolean", "default": False},
-        "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
         "user": {"type": "string", "description": "Passed over."},
     }
-    required = ["model", "messages" if url == CHAT_URL else "prompt"]
+    if url == EMBEDDINGS_URL:
+        own = _embedding_properties()
+    else:
+        own = _chat_properties(contract) if url == CHAT_URL else _completion_properties()
+        own["stream"] = {"type": "boolean", "default": False}
+        own["stream_options"] = {"type": "object", "properties": {"include_usage": {"type": "boolean"}}}
+    required = ["model", _NEEDED.get(url, "prompt")]
     schema = {"type": "object", "required": required, "properties": {**common, **own, **properties}}
     return dict(_inline(schema, definitions))
+
+
+def _is_in_body(name: str, url: str) -> bool:
+    if url == EMBEDDINGS_URL:
+        return name in EMBED_FIELDS - _NOT_IN_BODIES and name != "inputs"
+    return name not in _NOT_IN_BODIES | EMBED_ONLY
 
 
 def _chat_properties(contract: dict[str, Any]) -> dict[str, Any]:
@@ -42,11 +54,22 @@ def _chat_properties(contract: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _completion_properties() -> dict[str, Any]:
+def _embedding_properties() -> dict[str, Any]:
+    return {
+        "input": _prompts_schema(),
+        "encoding_format": {"type": "string", "enum": ["float", "base64"], "default": "float"},
+    }
+
+
+def _prompts_schema() -> dict[str, Any]:
     text, token_ids = {"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "integer", "minimum": 0}}
     prompts = [{"type": "array", "minItems": 1, "items": kind} for kind in (text, token_ids)]
+    return {"anyOf": [text, {**token_ids, "minItems": 1}, *prompts]}
+
+
+def _completion_properties() -> dict[str, Any]:
     return {
-        "prompt": {"anyOf": [text, {**token_ids, "minItems": 1}, *prompts]},
+        "prompt": _prompts_schema(),
         "max_tokens": {"type": "integer", "minimum": 0, "default": 16},
         "logprobs": {"type": "integer", "minimum": 0, "maximum": 20, "description": "The number of alternatives."},
     }

@@ -48,3 +48,13 @@ def test_a_prompt_beyond_the_context_is_a_bad_request(openai_client: openai.Open
         with pytest.raises(openai.BadRequestError) as error:
             openai_client.completions.create(model=MODEL, prompt="word " * 20_000, stream=is_streamed)
         assert error.value.code == "context_length_exceeded"
+
+
+def test_texts_that_mean_the_same_have_vectors_that_are_near(openai_client: openai.OpenAI) -> None:
+    texts = ["Paris is the capital of France.", "The capital of France is Paris.", "def main(): return 7 * [0]"]
+    together = openai_client.embeddings.create(model=MODEL, input=texts)
+    vectors = [item.embedding for item in together.data]
+    same, other = (sum(a * b for a, b in zip(vectors[0], vector, strict=True)) for vector in vectors[1:])
+    assert other < same <= 1 + 1e-6
+    alone = [openai_client.embeddings.create(model=MODEL, input=text).data[0].embedding for text in texts]
+    assert alone == vectors and together.usage.prompt_tokens > len(texts)

@@ -16,7 +16,7 @@ from producer.rq_names import job_key, parse_time
 from producer.stored_request import read_fields
 
 _FIELDS = ("status", "origin", "description", "enqueued_at", "created_at", "started_at", "ended_at")
-_DESCRIPTION = re.compile(re.escape(keys.JOB_FUNCTION) + r"\((?:prompt|messages)=(['\"]?)(.*?)\1\)", re.DOTALL)
+_DESCRIPTION = re.compile(re.escape(keys.JOB_FUNCTION) + r"\((?:prompt|messages|inputs)=(['\"]?)(.*?)\1\)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,10 @@ from producer.gateway.event_stream import EventStream
 from producer.gateway.job_records import JobRecord
 from producer.gateway.job_stream import BEGINNING, JobStream
 from producer.openai_request import in_callers_words
-from producer.openai_response import error_body, response_body
+from producer.openai_response import RESPONSE_PREFIXES, error_body, response_body
 from producer.subscription import CURSOR_PATTERN
 
 router = APIRouter(tags=["jobs"])
-
-_RESPONSE_PREFIXES = ("chatcmpl-", "cmpl-")
 
 
 @router.get("/v1/jobs/{job_id}")
@@ -29,11 +27,12 @@ async def get_job(context: Context, caller: Authenticated, job_id: str) -> dict[
     body = _body(job_id, record, str(status))
     if status.has_ended:
         result = await _outcome(context, job_id)
-        if result.choices:
+        if result.choices or result.embeddings:
             response = response_body(record.url, result, created=record.created)
             body["response"] = {**response, "id": record.response_id, "model": record.model}
         if result.error is not None:
-            body["error"] = error_body(in_callers_words(result.error, record.callers_names))["error"]
+            error = in_callers_words(result.error, record.callers_names, first_index=record.first_index)
+            body["error"] = error_body(error)["error"]
     return body
 
 
@@ -73,7 +72,7 @@ async def stream_job(
 
 async def _find(context: GatewayContext, caller: Caller, job_id: str) -> tuple[str, JobRecord]:
     """By its own id or its response's. Raises JobNotFoundError, also for a job of somebody else."""
-    for prefix in _RESPONSE_PREFIXES:
+    for prefix in RESPONSE_PREFIXES:
         job_id = job_id.removeprefix(prefix)
     record = await context.records.read(job_id)
     if record is None or not caller.may_see(record.key_id):

@@ -139,7 +139,7 @@ class Fleet:
     async def _make_batches(self, files: Path) -> None:
         """One whose file is wrong, one that ends soon, and one that is under way for long."""
         async with batch_bench(self._url, files) as bench:
-            broken = [line("a", PROMPTS[0], body={"model": "qwen3-8b"}), line("a", PROMPTS[1], url="/v1/embeddings")]
+            broken = [line("a", PROMPTS[0], body={"model": "qwen3-8b"}), line("a", PROMPTS[1], url="/v1/images")]
             await bench.create(broken)
             for number in (24, 400):
                 body = {"model": "qwen3-8b", "max_tokens": 300}

@@ -40,7 +40,7 @@ def test_a_broken_line_fails_alone(redis_url: str, worker: FakeWorker, files: tu
         "{broken",
         json.dumps({"url": "/v1/completions", "body": {"prompt": "no id"}}),
         chat("good", "again"),
-        json.dumps({"custom_id": "elsewhere", "url": "/v1/embeddings", "body": {}}),
+        json.dumps({"custom_id": "elsewhere", "url": "/v1/images", "body": {}}),
         json.dumps({"custom_id": "bodiless", "url": "/v1/completions"}),
         completion("hot", "hello", temperature=9),
         completion("unknown", "hello", temprature=0),

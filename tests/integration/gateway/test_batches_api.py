@@ -159,7 +159,7 @@ def test_lists_go_from_the_newest_on_page_by_page(client: openai.OpenAI, low: Fa
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/images"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"input_file_id": 7}, "input_file_id"),
         ({"metadata": {str(number): "x" for number in range(17)}}, "metadata"),

@@ -136,8 +136,8 @@ def test_a_base_url_without_its_v1_is_told_so(gateway: RunningGateway, wrong: st
 
 
 def test_a_service_of_openais_that_is_not_here_names_those_that_are(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match=r"POST /v1/embeddings: not found; served are: .*/v1/completions"):
-        client.embeddings.create(model="fake", input="x")
+    with pytest.raises(openai.NotFoundError, match=r"POST /v1/moderations: not found; served are: .*/v1/completions"):
+        client.moderations.create(model="fake", input="x")
 
 
 def test_without_a_worker_the_service_is_unavailable_for_a_while(client: openai.OpenAI) -> None:

@@ -34,7 +34,7 @@ def test_a_line_is_its_id_its_url_and_its_body() -> None:
         (line(custom_id=5), "missing_custom_id", None),
         (line(custom_id=""), "missing_custom_id", None),
         (line(method="GET"), "invalid_method", "r1"),
-        (line(url="/v1/embeddings"), "invalid_url", "r1"),
+        (line(url="/v1/images"), "invalid_url", "r1"),
         (line(body="x"), "invalid_body", "r1"),
     ],
 )

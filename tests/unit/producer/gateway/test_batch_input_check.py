@@ -55,7 +55,7 @@ def problems(*lines: Any) -> list[BatchProblem]:
         (line("x" * 513), "missing_custom_id", "custom_id"),
         (line("good"), "duplicate_custom_id", "custom_id"),
         (line("b", method="GET"), "invalid_method", "method"),
-        (line("b", url="/v1/embeddings"), "invalid_url", "url"),
+        (line("b", url="/v1/images"), "invalid_url", "url"),
         (line("b", url="/v1/chat/completions"), "url_mismatch", "url"),
         ({**line("b"), "body": "text"}, "invalid_body", "body"),
         ({**line("b"), "body": {"prompt": "x"}}, "missing_model", "body.model"),
