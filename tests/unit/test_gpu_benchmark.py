@@ -19,6 +19,30 @@ ROOT = Path(__file__).parents[2]
 SIZE = ModelSize("unit", "qwen3", 1, 1, 1, 1, 1, 1, 1, True)
 
 
+def test_the_first_call_tells_how_fast_and_how_right_the_engine_is() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.gpu_work import Settings, stages_of
+
+    settings = Settings(("A", "B"), (256, 1), (256,), ("transformers", "vllm"), 0, Path(), is_smoke=False)
+    with pytest.MonkeyPatch.context() as patched:
+        sizes = {name: ModelSize(name, "qwen3", 1, 1, 1, 1, 1, 1, 1, True) for name in "AB"}
+        patched.setattr("benchmarks.gpu_work.SIZES", sizes)
+        names = stages_of(settings)
+    assert names[:9] == [
+        "limits",
+        "weights: A",
+        "engine checks: A",
+        "race: A: promptmill",
+        "race: A: promptmill: more",
+        "kernels: A",
+        "weights: B",
+        "race: B: promptmill",
+        "race: A: transformers",
+    ]
+    assert len(names) == len(set(names)), "each stage is one entry of the journal"
+    assert names[-2:] == ["race: A: vllm", "race: B: vllm"]
+
+
 def test_the_limit_is_the_prefill_and_every_step_of_all_sequences() -> None:
     limits = DeviceLimits(bytes_a_second=10.0, flops_a_second=1000.0)
     assert (SIZE.num_layer_weights, SIZE.num_weights, SIZE.kv_bytes) == (7, 8, 4)
