@@ -112,8 +112,11 @@ def test_who_submits_while_the_disk_is_full_is_told_to_try_again(server: Embedde
         with full_log(server, client):
             with pytest.raises(RedisUnavailableError, match=r"does not serve now.*see to the server"):
                 producer.submit("Hello", max_tokens=3)
-            refused = httpx2.post(f"{gateway.url}/v1/completions", json=ask, timeout=30)
-            assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
-            assert refused.json()["error"]["code"] == "queue_unavailable"
+            upload = {"data": {"purpose": "batch"}, "files": {"file": ("in.jsonl", b"{}")}}
+            for path, body in (("completions", {"json": ask}), ("files", upload)):
+                refused = httpx2.post(f"{gateway.url}/v1/{path}", **body, timeout=30)
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "2"), path
+                assert refused.json()["error"]["code"] == "queue_unavailable"
+            assert httpx2.get(f"{gateway.url}/health", timeout=30).json()["redis"] == "reachable"  # it can be read
         assert producer.submit("Hello", max_tokens=3).result(timeout=30).status == "finished"
         assert httpx2.post(f"{gateway.url}/v1/completions", json=ask, timeout=30).status_code == 200
