@@ -142,7 +142,7 @@ def gather_kernel(
             first = chunk * CHUNK
             for start in tl.range(first, tl.minimum(first + CHUNK, vocab_size), BLOCK, num_stages=3):
                 x = load_scaled(row_ptr, start + tl.arange(0, BLOCK), vocab_size, most, temperature)
-                is_above = ordered_bits(x) > low
+                is_above = (ordered_bits(x) > low) & (x <= 0)  # NaN was not counted: its place would be another's
                 ranks = tl.cumsum(is_above.to(tl.int32), 0)
                 tl.store(room_ptr + row.to(tl.int64) * ROOM + place + ranks - 1, x, mask=is_above)
                 place += tl.sum(is_above.to(tl.int32), 0)

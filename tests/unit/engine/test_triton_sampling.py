@@ -133,6 +133,15 @@ def test_minus_infinity_is_never_drawn_and_a_row_of_nan_gives_some_token() -> No
     assert set(tokens[:3] + tokens[4:]) <= {7, 9} and 0 <= tokens[3] < 300
 
 
+def test_a_row_with_nan_writes_into_no_other_rows_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_sampling, "_ROOM", 64)
+    logits, batch = random_logits(8, 600), batch_of(8, top_p=0.5)
+    expected = sample(logits, batch)
+    logits[:7:2, 40:] = float("nan")
+    tokens = sample(logits, batch)
+    assert torch.equal(tokens[1::2], expected[1::2])
+
+
 @pytest.mark.parametrize("vocab_size", [31, 320, 1000])
 def test_a_mask_hides_the_tokens_whose_bit_is_not_set(vocab_size: int) -> None:
     logits = random_logits(6, vocab_size)
