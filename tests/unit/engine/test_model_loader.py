@@ -105,6 +105,19 @@ def test_a_dtype_that_the_cpu_does_not_multiply_in_is_of_weights_keys_and_values
         assert activations == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
 
 
+def test_without_a_compiler_weights_keys_and_values_are_the_same_numbers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, object] = {"dtype": "float16", "device": "cpu", "block_size": BLOCK_SIZE}
+    expected = run(load(folder, **options), prompts(VOCAB_SIZE), steps_of(13))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    model = load(folder, cache_dir=str(tmp_path), **options)
+    assert (model.backend_name, model.dtypes.kv_cache) == ("torch", torch.float16)
+    for output, same in zip(run(model, prompts(VOCAB_SIZE), steps_of(13)), expected, strict=True):
+        # Sums in another order, and a key here and there on the other side of a rounding: logits are of size 1 to 4.
+        torch.testing.assert_close(output, same, rtol=0, atol=4e-3)
+
+
 def test_a_weight_that_float16_has_no_number_for_is_named_with_the_remedy(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][3] = 1e5
