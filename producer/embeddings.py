@@ -8,7 +8,7 @@ from typing import Any
 
 from producer.cancel import cancel
 from producer.contract import ErrorCode, ErrorInfo, Result
-from producer.errors import InvalidJobError, JobFailedError, PromptmillError
+from producer.errors import InvalidJobError, JobFailedError, PromptmillError, RedisUnavailableError
 from producer.operations import Protocol
 from producer.results import ResultCollector, result_of
 
@@ -58,6 +58,8 @@ def cancel_all(job_ids: Sequence[str]) -> Protocol[None]:
     for job_id in job_ids:
         try:
             yield from cancel(job_id)
+        except RedisUnavailableError:
+            return
         except PromptmillError:
             continue
 
