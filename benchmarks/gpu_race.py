@@ -19,6 +19,7 @@ from engine import InferenceEngine, SamplingParams
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
+from tests.fakes.child_thread import ChildThread
 
 HERE = Path(__file__).parent
 # Peers by what must be installed: their scripts, on peer_process.py.
@@ -57,7 +58,12 @@ class Queued:
 
 @contextmanager
 def ours(settings: RaceSettings, **more: object) -> Iterator[Contender]:
-    smoke: dict[str, object] = {"in_process": True, "num_kv_blocks": 64, "max_num_seqs": 4, "max_num_tokens": 32}
+    smoke: dict[str, object] = {
+        "_start_child": ChildThread,
+        "num_kv_blocks": 64,
+        "max_num_seqs": 4,
+        "max_num_tokens": 32,
+    }
     # Greedy tokens of random weights run in circles, which prompt lookup would guess.
     options: dict[str, object] = {"device": str(settings.device), "dtype": "bfloat16", "prefix_caching": False}
     options |= {"attention": "triton", "prompt_lookup": "off"} | (smoke if settings.is_smoke else {"max_num_seqs": 512})

@@ -1,7 +1,7 @@
 """The engine's child: takes sequences from the pipe, runs the core a step at a time, sends one message a step.
 
 Knows neither requests nor text. The core is named by a dotted path and imported here only, so that the parent, which
-imports this module for `in_process`, never imports torch.
+imports this module for its types, never imports torch.
 """
 
 import contextlib

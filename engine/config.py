@@ -58,16 +58,12 @@ class EngineConfig:
     """Loading the model and allocating its cache may take this long."""
     cache_dir: str | None = None
     """Where converted and prepared models and compiled kernels are kept; None: `~/.cache/promptmill`."""
-    in_process: bool = False
-    """Run the core on a thread of this process: for tests."""
 
     def __post_init__(self) -> None:
         check_field_types(self)
         for name in COUNTS:
             value = getattr(self, name)
             require(value is None or value >= 1, name, "must be at least 1", value)
-        size = self.tensor_parallel_size
-        require(size == 1 or not self.in_process, "tensor_parallel_size", "must be 1 with in_process", size)
         require(
             self.max_num_tokens is None or self.max_num_tokens >= self.max_num_seqs,
             "max_num_tokens",

@@ -4,7 +4,7 @@ Owns the checks of what comes in and the library's ways of waiting for what goes
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -19,6 +19,7 @@ from engine.errors import InvalidRequestError
 from engine.finish_rule import FinishRule
 from engine.life import EngineLife
 from engine.outputs import GenerationOutput, OnOutput, RequestOutput, raise_for_error
+from engine.process import Child, ChildProcess
 from engine.prompt_reader import Prompt
 from engine.request import Request
 from engine.sampling_params import SamplingParams
@@ -44,7 +45,7 @@ class InferenceEngine(EngineLife):
         dtype: str = "auto",
         *,
         config: EngineConfig | None = None,
-        _core_path: str = "engine.core:EngineCore",
+        _start_child: Callable[[EngineConfig], Child] = ChildProcess,
         **fields: Any,
     ) -> None:
         """Takes the fields of `EngineConfig`, or `config` alone. Raises `InvalidRequestError` naming the field."""
@@ -54,7 +55,7 @@ class InferenceEngine(EngineLife):
             config = read_config(fields | dict(zip(names, given, strict=True)))
         elif fields or given != (None, 256, None, "auto", "auto"):
             raise InvalidRequestError("give config alone or its fields, not both", param="config")
-        super().__init__(config, _core_path)
+        super().__init__(config, _start_child)
 
     def submit(
         self,

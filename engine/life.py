@@ -4,6 +4,7 @@ Knows nothing of requests.
 """
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +13,7 @@ from engine.config import EngineConfig
 from engine.embedding_reader import EmbeddingReader
 from engine.errors import EngineNotRunningError
 from engine.messages import EngineInfo
+from engine.process import Child
 from engine.prompt_reader import PromptReader
 from engine.supervisor import Supervisor
 from engine.tokenizer import Tokenizer
@@ -20,9 +22,9 @@ from engine.tokenizer import Tokenizer
 class EngineLife:
     """Starts and stops, from any thread."""
 
-    def __init__(self, config: EngineConfig, core_path: str) -> None:
+    def __init__(self, config: EngineConfig, start_child: Callable[[EngineConfig], Child]) -> None:
         self._config = config
-        self._core_path = core_path
+        self._start_child = start_child
         self._lock = threading.Lock()  # of start and stop
         self._supervisor: Supervisor | None = None
         self._reader: PromptReader | None = None  # of the supervisor that runs
@@ -51,7 +53,7 @@ class EngineLife:
     def _launched(self) -> Supervisor:
         with self._lock:
             if self._supervisor is None:
-                self._supervisor = Supervisor(self._config, self._core_path)
+                self._supervisor = Supervisor(self._config, self._start_child)
                 self._supervisor.launch()
             return self._supervisor
 

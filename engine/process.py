@@ -1,7 +1,7 @@
 """One life of the engine's child as its parent sees it: a pipe, an end, and why it ended.
 
-Knows nothing of requests and never starts a child again; `engine.supervisor` does. A child is either a process of its
-own or, for tests, a thread of this one: both speak over the same kind of pipe, and the end of both is its EOF.
+Knows nothing of requests and never starts a child again; `engine.supervisor` does. Whatever a child is, it speaks over
+a pipe, whose EOF is its end.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import threading
-import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from multiprocessing import Pipe
@@ -20,7 +19,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import IO, TypeAlias
 
-from engine.child import ChildPipe, serve
+from engine.child import ChildPipe
 from engine.config import EngineConfig
 from engine.messages import ChildMessage, ParentMessage, Shutdown, StartCore
 
@@ -43,7 +42,7 @@ class Child(ABC):
     would otherwise wait for ever for the rest of one whose sender has stopped in the middle of it.
     """
 
-    def __init__(self, config: EngineConfig, core_path: str) -> None:
+    def __init__(self, config: EngineConfig, core_path: str = "engine.core:EngineCore") -> None:
         pipe, child_pipe = Pipe()
         _limit_reads(pipe, config.step_timeout_seconds)
         self.pipe: ParentPipe = pipe
@@ -121,38 +120,6 @@ class ChildProcess(Child):
         )
 
 
-class ChildThread(Child):
-    """The core on a thread of this process: for tests. It cannot be killed within a step, only cut off."""
-
-    def _start(self, child_pipe: ChildPipe) -> None:
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(child_pipe,), name="engine-core", daemon=True)
-        self._thread.start()
-
-    def _run(self, child_pipe: ChildPipe) -> None:
-        try:
-            serve(child_pipe, on_parent_gone=lambda: None)
-        except Exception as error:
-            traceback.print_exc()
-            self._error = error
-        finally:
-            _shut_down(child_pipe)  # wakes the thread that reads it; closing alone would not
-
-    def kill(self) -> None:
-        _shut_down(self.pipe)
-
-    def _end(self) -> str:
-        self._thread.join(_SHUTDOWN_SECONDS)
-        _shut_down(self.pipe)
-        self._thread.join(_REAP_SECONDS)
-        return f"the engine thread ended with {self._error!r}" if self._error else "the engine thread ended"
-
-
-def start_child(config: EngineConfig, core_path: str) -> Child:
-    """Returns as soon as the child runs; its first message says whether the model could be loaded."""
-    return (ChildThread if config.in_process else ChildProcess)(config, core_path)
-
-
 class _LastWords:
     """Passes a child's output on, line by line, and keeps the last lines for the reason of its end."""
 
@@ -192,9 +159,3 @@ def _limit_reads(pipe: "ParentPipe", seconds: float) -> None:
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:
         timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
         end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-
-
-def _shut_down(pipe: "ParentPipe | ChildPipe") -> None:
-    """Both directions, for both ends: whoever reads or writes is woken."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(pipe.fileno())) as end:
-        end.shutdown(socket.SHUT_RDWR)

@@ -9,6 +9,7 @@ import selectors
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -29,7 +30,7 @@ from engine.messages import (
     StepOutput,
 )
 from engine.outputs import ErrorKind
-from engine.process import Child, start_child
+from engine.process import Child
 from engine.request import Request
 from engine.request_table import RequestTable
 from engine.restart_policy import RestartPolicy
@@ -43,9 +44,9 @@ _log = logging.getLogger(__name__)
 class Supervisor:
     """One engine from its start to its end. Public methods may be called from any thread."""
 
-    def __init__(self, config: EngineConfig, core_path: str) -> None:
+    def __init__(self, config: EngineConfig, start_child: Callable[[EngineConfig], Child]) -> None:
         self._config = config
-        self._core_path = core_path
+        self._new_child = start_child
         self._table = RequestTable()
         self._mailbox = Mailbox()
         self._lock = threading.Lock()  # guards the ids in the table, and `_end` against further commands
@@ -181,7 +182,7 @@ class Supervisor:
         self._reason = None
         self._waiting_since = time.monotonic()
         try:
-            self._child = start_child(self._config, self._core_path)
+            self._child = self._new_child(self._config)
         except OSError as error:  # no memory or no process left, for now
             self._note_end(f"its process cannot be started ({error})", was_ready=False)
             return

@@ -149,10 +149,10 @@ class ModelRunner:
 
 
 def _thread_governor(config: EngineConfig, device: torch.device) -> ThreadGovernor | None:
-    """For the threads of a CPU's steps, unless their number is asked for, or they are somebody else's too."""
+    """For the threads of a CPU's steps, unless their number is asked for."""
     num_threads = torch.get_num_threads()
     if config.tensor_parallel_size > 1:  # a rank's threads wait for those of the others
         return None
-    if device.type != "cpu" or config.num_threads is not None or config.in_process or num_threads == 1:
+    if device.type != "cpu" or config.num_threads is not None or num_threads == 1:
         return None
     return ThreadGovernor(num_threads, torch.set_num_threads)

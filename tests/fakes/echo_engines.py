@@ -3,11 +3,13 @@
 import logging
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engine import InferenceEngine, SamplingParams
 from engine.process import ChildProcess
+from tests.fakes.child_thread import ChildThread
 from tests.fakes.fake_core import CORE_PATH, write_fake_model
 
 POISON, SOUND = 7, 9  # first tokens of prompts
@@ -15,11 +17,13 @@ ENDLESS = SamplingParams(max_tokens=None)
 
 
 def echo_engine(folder: Path, **script: object) -> InferenceEngine:
-    return InferenceEngine(write_fake_model(folder, **script), in_process=True, _core_path=CORE_PATH)
+    return InferenceEngine(write_fake_model(folder, **script), _start_child=partial(ChildThread, core_path=CORE_PATH))
 
 
 def process_engine(folder: Path, fields: dict[str, Any] | None = None, **script: object) -> InferenceEngine:
-    return InferenceEngine(write_fake_model(folder, **script), _core_path=CORE_PATH, **fields or {})
+    return InferenceEngine(
+        write_fake_model(folder, **script), _start_child=partial(ChildProcess, core_path=CORE_PATH), **fields or {}
+    )
 
 
 def child_pid(engine: InferenceEngine) -> int:

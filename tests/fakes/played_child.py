@@ -5,6 +5,7 @@ from multiprocessing.connection import Connection
 from queue import Queue
 from typing import Any
 
+from engine.config import EngineConfig
 from engine.messages import ChildMessage, EngineInfo, GetStats, ParentMessage
 
 _PATIENCE_SECONDS = 60.0
@@ -53,13 +54,13 @@ class PlayedChild:
 
 
 class Children:
-    """Stands in for `engine.supervisor.start_child`. The first child is ready at once, later ones on `say(INFO)`."""
+    """Starts them, in `ChildProcess`' place. The first child is ready at once, later ones on `say(INFO)`."""
 
     def __init__(self) -> None:
         self._started: Queue[PlayedChild] = Queue()
         self._is_first = True
 
-    def __call__(self, *args: object) -> PlayedChild:
+    def __call__(self, config: EngineConfig) -> PlayedChild:
         child = PlayedChild()
         if self._is_first:
             child.say(INFO)

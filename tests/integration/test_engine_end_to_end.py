@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine import InferenceEngine, InvalidRequestError, ModelLoadError, SamplingParams
+from tests.fakes.child_thread import ChildThread
 from tests.fakes.echo_engines import child_pid
 from tests.fakes.output_recorder import OutputRecorder
 from tests.fakes.tiny_models import make_tiny_model
@@ -195,7 +196,7 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=str(tmp_path)):
         InferenceEngine(str(tmp_path), device="cpu").start()
     with pytest.raises(ModelLoadError, match="does not exist"):
-        InferenceEngine(str(tmp_path / "nowhere.gguf"), device="cpu", in_process=True).start()
+        InferenceEngine(str(tmp_path / "nowhere.gguf"), device="cpu", _start_child=ChildThread).start()
 
 
 # the demo model ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ force chunked prefill and preemption, in float32.
 """
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from engine import EngineConfig, InferenceEngine, SamplingParams
 from engine.model.locate import default_cache_dir, prepare_model_dir
+from engine.process import Child, ChildProcess
+from tests.fakes.child_thread import ChildThread
 from tests.fakes.reference import generate
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -36,7 +39,7 @@ def test_greedy_tokens_equal_generate_for_64_mixed_prompts_in_one_batch(architec
     model = load_reference(str(folder))
     prompts = mixed_prompts(vocab_size=model.config.vocab_size)
     expected = reference_tokens(model, prompts, MAX_TOKENS)
-    assert expected == engine_tokens(str(folder), prompts, MAX_TOKENS, in_process=True)
+    assert expected == engine_tokens(str(folder), prompts, MAX_TOKENS, start_child=ChildThread)
 
 
 @pytest.mark.model
@@ -78,7 +81,11 @@ def reference_tokens(model: Any, prompts: list[list[int]], max_tokens: list[int]
 
 
 def engine_tokens(
-    folder: str, prompts: list[list[int]], max_tokens: list[int], *, in_process: bool = False
+    folder: str,
+    prompts: list[list[int]],
+    max_tokens: list[int],
+    *,
+    start_child: Callable[[EngineConfig], Child] = ChildProcess,
 ) -> list[list[int]]:
     """All prompts at once, with room for little more than the longest of them."""
     max_model_len = max(map(len, prompts)) + MAX_TOKENS[0] + 1
@@ -91,9 +98,8 @@ def engine_tokens(
         block_size=BLOCK_SIZE,
         num_kv_blocks=max_model_len // BLOCK_SIZE + 5,
         num_threads=1,
-        in_process=in_process,
     )
-    with InferenceEngine(config=config) as engine:
+    with InferenceEngine(config=config, _start_child=start_child) as engine:
         params = [SamplingParams(max_tokens=number, temperature=0.0, ignore_eos=True) for number in max_tokens]
         outputs = engine.generate_batch(prompts, params)
         stats = engine.get_stats()

@@ -10,6 +10,7 @@ import pytest
 
 from engine import EngineConfig, GrammarSpec, InferenceEngine, RequestOutput, SamplingParams
 from tests.acceptance.chaos.commands import REPEATS_ITSELF
+from tests.fakes.child_thread import ChildThread
 from tests.fakes.tiny_models import make_tiny_model
 
 SCHEMA = json.dumps(
@@ -90,8 +91,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def engine_of(folder: Path, dtype: str, **fields: Any) -> InferenceEngine:
-    defaults: dict[str, Any] = {"num_threads": 1, "num_kv_blocks": 512, "in_process": True}
-    return InferenceEngine(config=EngineConfig(model_path=str(folder), dtype=dtype, **(defaults | fields)))
+    defaults: dict[str, Any] = {"num_threads": 1, "num_kv_blocks": 512}
+    return InferenceEngine(
+        config=EngineConfig(model_path=str(folder), dtype=dtype, **(defaults | fields)), _start_child=ChildThread
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from engine import EngineConfig, GenerationOutput, InferenceEngine, RequestOutput, SamplingParams
 from engine.prompt_lookup.drafter import Drafter
+from tests.fakes.child_thread import ChildThread
 from tests.fakes.tiny_models import make_tiny_model
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma2", "gpt2", "mixtral"]
@@ -83,9 +84,9 @@ def run(
     **fields: Any,
 ) -> tuple[list[list[int]], dict[str, Any]]:
     """Every prompt's tokens, those it is resumed with included, and the engine's figures."""
-    defaults: dict[str, Any] = {"num_kv_blocks": 512, "num_threads": 1, "in_process": True, "max_num_seqs": 8}
+    defaults: dict[str, Any] = {"num_kv_blocks": 512, "num_threads": 1, "max_num_seqs": 8}
     config = EngineConfig(model_path=str(folder), dtype=dtype, **(defaults | fields))
-    with InferenceEngine(config=config) as engine:
+    with InferenceEngine(config=config, _start_child=ChildThread) as engine:
         if outputs is None:
             results: list[GenerationOutput] = engine.generate_batch(prompts, params)
             tokens = [result.token_ids for result in results]

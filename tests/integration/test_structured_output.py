@@ -12,6 +12,7 @@ import pytest
 from engine import EngineConfig, GrammarSpec, InferenceEngine, InvalidRequestError, SamplingParams
 from engine.grammar.matcher import GrammarMatcher
 from engine.runner.slots import SlotRows
+from tests.fakes.child_thread import ChildThread
 from tests.fakes.random_schemas import random_schema
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -31,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_engine(folder: Path, **fields: Any) -> InferenceEngine:
-    defaults: dict[str, Any] = {"dtype": "float32", "num_threads": 1, "num_kv_blocks": 2048, "in_process": True}
-    return InferenceEngine(config=EngineConfig(model_path=str(folder), **(defaults | fields)))
+    defaults: dict[str, Any] = {"dtype": "float32", "num_threads": 1, "num_kv_blocks": 2048}
+    return InferenceEngine(config=EngineConfig(model_path=str(folder), **(defaults | fields)), _start_child=ChildThread)
 
 
 def sampling(spec: GrammarSpec, seed: int, **fields: Any) -> SamplingParams:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ POISON, HANGING, SOUND = 7, 8, 9  # first tokens of prompts
 
 def worker_on(redis_url: str, folder: Path, *, step_timeout_seconds: float = 60.0, **script: object) -> WorkerThread:
     engine = InferenceEngine(
-        write_fake_model(folder, **script), _core_path=CORE_PATH, step_timeout_seconds=step_timeout_seconds
+        write_fake_model(folder, **script),
+        step_timeout_seconds=step_timeout_seconds,
+        _start_child=partial(ChildProcess, core_path=CORE_PATH),
     )
     engine.start()  # before the worker, which asks it for its model
     return WorkerThread(redis_url, engine)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from tests.acceptance.chaos.commands import REPEATS_ITSELF, worker_command
 from tests.acceptance.chaos.run import ChaosConfig, run_chaos
 from tests.acceptance.chaos.schedule import Fault, make_schedule
 from tests.acceptance.chaos.workload import make_jobs
+from tests.fakes.child_thread import ChildThread
 from tests.fakes.tiny_models import make_tiny_model
 
 CONFIG = ChaosConfig(seed=4, fault_seconds=20.0, max_tokens=(3, 40))
@@ -33,7 +34,9 @@ def test_tokens_are_guessed_in_a_chaos_run(tmp_path: Path) -> None:
     jobs = [
         job for job in make_jobs(CONFIG.seed, 300, CONFIG.max_tokens, has_chat=False) if not job.fields["temperature"]
     ]
-    with InferenceEngine(str(folder), num_threads=1, num_kv_blocks=500, max_num_seqs=8, in_process=True) as engine:
+    with InferenceEngine(
+        str(folder), num_threads=1, num_kv_blocks=500, max_num_seqs=8, _start_child=ChildThread
+    ) as engine:
         for job in jobs[:40]:
             engine.generate(job.fields["prompt"], SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True))
         stats = engine.get_stats()

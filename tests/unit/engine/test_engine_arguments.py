@@ -122,7 +122,7 @@ def test_params_of_a_wrong_type_or_number_are_refused(engine: InferenceEngine) -
         ({"max_cpu_kv_bytes": -1}, "max_cpu_kv_bytes"),
         ({"step_timeout_seconds": float("nan")}, "step_timeout_seconds"),
         ({"start_timeout_seconds": 0}, "start_timeout_seconds"),
-        ({"in_process": "yes"}, "in_process"),
+        ({"prefix_caching": "yes"}, "prefix_caching"),
         ({"config": EngineConfig(model_path="x")}, "config"),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 
 from engine import EngineDiedError, InferenceEngine, SamplingParams
 from engine.outputs import RequestOutput
+from engine.process import ChildProcess
 from tests.fakes.echo_engines import (
     ENDLESS,
     POISON,
@@ -80,7 +81,7 @@ def test_fifty_requests_survive_many_kills_with_the_tokens_of_the_undisturbed_ru
     params = [SamplingParams(max_tokens=rng.randint(5, 80), n=rng.choice([1, 1, 3]), seed=i) for i in range(50)]
     sizes: dict[str, Any] = {"max_num_seqs": 8, "max_num_tokens": 32, "block_size": 8}
     folder = str(write_tokenizer(tmp_path))
-    with InferenceEngine(folder, _core_path=MODELLESS_CORE_PATH, **sizes) as engine:
+    with InferenceEngine(folder, _start_child=partial(ChildProcess, core_path=MODELLESS_CORE_PATH), **sizes) as engine:
         undisturbed = [(o.text, o.token_ids, o.finish_reason) for o in engine.generate_batch(prompts, params)]
         assert engine.get_stats()["num_preemptions"] > 0
         num_tokens = sum(len(token_ids) for _, token_ids, _ in undisturbed)
@@ -138,7 +139,9 @@ def test_a_request_that_makes_the_model_raise_fails_alone_and_the_child_lives(tm
     prompts = [[1, 2, 3], RAISING_PROMPT, [6] * 20]
     params = SamplingParams(max_tokens=6, ignore_eos=True)
     recorders = [OutputRecorder() for _ in prompts]
-    with InferenceEngine(folder, _core_path=MODELLESS_CORE_PATH, max_num_seqs=8, max_num_tokens=64) as engine:
+    with InferenceEngine(
+        folder, _start_child=partial(ChildProcess, core_path=MODELLESS_CORE_PATH), max_num_seqs=8, max_num_tokens=64
+    ) as engine:
         pid = child_pid(engine)
         for i, recorder in enumerate(recorders):
             engine.submit(f"job-{i}", prompts[i], params, on_output=recorder)

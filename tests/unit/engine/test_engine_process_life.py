@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine import EngineDiedError, InferenceEngine, ModelLoadError, SamplingParams
+from engine.process import ChildProcess
 from tests.fakes.echo_engines import (
     ENDLESS,
     POISON,
@@ -39,7 +41,9 @@ def test_a_child_that_dies_while_loading_is_reported_with_its_last_words(
 
 
 def test_a_core_that_cannot_be_imported_is_reported(tmp_path: Path) -> None:
-    engine = InferenceEngine(write_fake_model(tmp_path), _core_path="tests.fakes.no_core:Core")
+    engine = InferenceEngine(
+        write_fake_model(tmp_path), _start_child=partial(ChildProcess, core_path="tests.fakes.no_core:Core")
+    )
     with pytest.raises(ModelLoadError, match="ModuleNotFoundError"):
         engine.start()
 
@@ -155,8 +159,10 @@ def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     model = write_fake_model(tmp_path)
     code = (
         "import sys, signal\n"
+        "from functools import partial\n"
         "from engine import InferenceEngine\n"
-        f"engine = InferenceEngine({model!r}, _core_path={CORE_PATH!r})\n"
+        "from engine.process import ChildProcess\n"
+        f"engine = InferenceEngine({model!r}, _start_child=partial(ChildProcess, core_path={CORE_PATH!r}))\n"
         "engine.start()\n"
         "print(engine._supervisor._child.pid, flush=True)\n"
         "signal.pause()\n"

@@ -10,6 +10,8 @@ import pytest
 from engine import EngineConfig, InferenceEngine, SamplingParams
 from engine.model.light_transformers import import_transformers
 from engine.model.registry import ARCHITECTURES
+from engine.process import ChildProcess
+from tests.fakes.child_thread import ChildThread
 from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
 
@@ -80,7 +82,9 @@ def test_models_of_all_architectures_compute_to_the_bit_what_they_do_after_a_pla
 def test_an_engines_child_computes_what_a_thread_with_all_of_transformers_does(tmp_path: Path) -> None:
     folder, outputs = make_tiny_model("llama", tmp_path), []
     for is_whole in (False, True):
-        with InferenceEngine(str(folder), dtype="float32", in_process=is_whole) as engine:
+        with InferenceEngine(
+            str(folder), dtype="float32", _start_child=ChildThread if is_whole else ChildProcess
+        ) as engine:
             outputs += engine.generate_batch([[5, 6, 7]], SamplingParams(max_tokens=9, temperature=0.0))
     assert outputs[0].token_ids == outputs[1].token_ids
 

@@ -1,6 +1,7 @@
 """A request that is cut anywhere and resumed gives the tokens and the text of the uncut one."""
 
 from collections.abc import Iterator
+from functools import partial
 from uuid import uuid4
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from engine import InferenceEngine, InvalidRequestError, SamplingParams
 from engine.outputs import RequestOutput
+from tests.fakes.child_thread import ChildThread
 from tests.fakes.fake_core import CORE_PATH, VOCAB_SIZE, write_fake_model
 from tests.fakes.output_recorder import OutputRecorder
 
@@ -18,7 +20,7 @@ TEXT = "the quick brown fox 你好 😀 the END"
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceEngine]:
     folder = write_fake_model(tmp_path_factory.mktemp("resume"), max_model_len=60)
-    with InferenceEngine(folder, in_process=True, _core_path=CORE_PATH) as engine:
+    with InferenceEngine(folder, _start_child=partial(ChildThread, core_path=CORE_PATH)) as engine:
         yield engine
 
 

@@ -13,15 +13,13 @@ from tests.fakes.request_tables import make_request
 
 
 @pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> Children:
-    children = Children()
-    monkeypatch.setattr("engine.supervisor.start_child", children)
-    return children
+def children() -> Children:
+    return Children()
 
 
 @pytest.fixture
 def supervisor(children: Children) -> Iterator[Supervisor]:
-    supervisor = Supervisor(EngineConfig(model_path=""), "")
+    supervisor = Supervisor(EngineConfig(model_path=""), children)
     supervisor.launch()
     supervisor.wait_until_ready()
     yield supervisor
