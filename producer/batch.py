@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from producer.batch_files import BatchInput, BatchOutput
-from producer.batch_protocol import BatchOptions, BatchProtocol
+from producer.batch_protocol import BatchOptions, BatchProtocol, FindQueue
+from producer.contract import JobRequest, keys
 from producer.enqueue import Destination
 from producer.errors import BatchFileError
+from producer.operations import Protocol
 from producer.settings import ProducerSettings
 from producer.transport import Transport
 from producer.workers import ModelDirectory
@@ -28,6 +29,8 @@ class BatchProgress:
     started_at: float = field(default_factory=time.monotonic)
     first_problem: str | None = None
     """Of this run: which line failed first, and why."""
+    idle_queue: str | None = None
+    """The queue that the lines wait on, where no live worker drained it when the run began."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -86,25 +89,43 @@ class BatchRun:
             progress = BatchProgress(
                 self._input.num_lines + refused, done.num_lines + refused, done.num_failed + refused
             )
-            self._on_progress(progress)
-            destination = Destination.choose(self._settings.queue, None, self._options.priority_class)
+            find_queue = self._queue_finder(directory := ModelDirectory())
             protocol = BatchProtocol(
-                self._input.lines_without(done),
-                partial(destination.find, ModelDirectory()),
-                batch_id=self._batch_id,
-                options=self._options,
+                self._input.lines_without(done), find_queue, batch_id=self._batch_id, options=self._options
             )
-            self._answer(protocol, progress)
+            with closing(Transport(self._settings.redis_url, self._settings.s3_endpoint_url)) as transport:
+                if progress.num_done < progress.num_lines:
+                    progress.idle_queue = transport.run(self._find_idle_queue(find_queue, directory))
+                self._on_progress(progress)
+                self._answer(transport, protocol, progress)
             at_end()
         return progress
+
+    def _queue_finder(self, directory: ModelDirectory) -> FindQueue:
+        """Where no class is named, the low one, if a live worker drains it: nobody waits for the lines of a file, as
+        others do for their answers."""
+        priority_class = self._options.priority_class
+        destination = Destination.choose(self._settings.queue, None, priority_class)
+
+        def find(request: JobRequest) -> Protocol[str]:
+            queue = yield from destination.find(directory, request)
+            low = keys.class_queue(queue, "low")
+            is_low = priority_class is None and (yield from directory.is_drained(low, request.model))
+            return low if is_low else queue
+
+        return find
+
+    def _find_idle_queue(self, find_queue: FindQueue, directory: ModelDirectory) -> Protocol[str | None]:
+        """Raises InvalidJobError for a model, named for every line, that no live worker serves: no line is asked."""
+        queue = yield from find_queue(JobRequest(prompt="any", model=self._options.model))
+        return None if (yield from directory.is_drained(queue, None)) else queue
 
     @property
     def _batch_id(self) -> str:
         return f"{self._input.digest}:{self._options.run_id}"
 
-    def _answer(self, protocol: BatchProtocol, progress: BatchProgress) -> None:
-        transport = Transport(self._settings.redis_url, self._settings.s3_endpoint_url)
-        with closing(transport), closing(transport.iterate(protocol.run())) as rounds, self._output.opened() as write:
+    def _answer(self, transport: Transport, protocol: BatchProtocol, progress: BatchProgress) -> None:
+        with closing(transport.iterate(protocol.run())) as rounds, self._output.opened() as write:
             for answer in itertools.chain.from_iterable(rounds):
                 write(answer.line)
                 progress.num_done += 1

@@ -1,8 +1,7 @@
-"""`promptmill run`: a file of batch lines, or a table, with a progress bar on stderr."""
+"""`promptmill run`: a file of batch lines, or a table."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import click
 
 from producer.batch import BatchProgress, BatchRun
 from producer.batch_protocol import MAX_IN_FLIGHT, BatchOptions
-from producer.cli_prompt import priority_class_option, prompt_options, sampling_fields
+from producer.cli_progress import shown_progress
+from producer.cli_prompt import prompt_options, sampling_fields
 from producer.settings import ProducerSettings, load_settings, settings_options
 from producer.table_run import TableOptions, TableRun
 from producer.tables.select import is_table
@@ -32,7 +32,11 @@ from producer.tables.select import is_table
     help="At most N jobs on the queues at a time.",
 )
 @click.option("--model", metavar="NAME", help="The model for every line, whatever the lines say.")
-@priority_class_option
+@click.option(
+    "--priority-class",
+    type=click.Choice(["high", "normal", "low"], case_sensitive=False),
+    help="Before (high), among or behind (low) the queue's other jobs; default: low, if a worker drains that.",
+)
 @click.option(
     "--run-id", default="", metavar="TEXT", help="Another run of the same file: give it a name to have it run anew."
 )
@@ -48,11 +52,15 @@ def run(source: Path, target: Path, **flags: Any) -> None:
     their results within 24 hours, and goes on. A table's answers lie in OUT.journal until all are there. Exit code 1 if
     any failed.
     """
+    named_class = flags.pop("priority_class")
     options = BatchOptions(
-        flags.pop("max_in_flight"), flags.pop("run_id"), flags.pop("model"), flags.pop("priority_class")
+        flags.pop("max_in_flight"),
+        flags.pop("run_id"),
+        flags.pop("model"),
+        "" if named_class == "normal" else named_class,
     )
     settings = load_settings(ProducerSettings, {name: flags[name] for name in ProducerSettings.model_fields})
-    with _progress_bar() as show:
+    with shown_progress() as show:
         try:
             progress = _run(settings, source, target, options, flags, show)
         except KeyboardInterrupt:
@@ -98,43 +106,3 @@ def _run(
         flag = "--" + given[0].removesuffix("_text").replace("_", "-")
         raise click.UsageError(f"{flag} goes with --prompt and a table; batch lines say it themselves")
     return BatchRun.of_files(settings, source, target, options, show).run()
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[BatchProgress], None]]:
-    """Done, failed, tokens/s and time left; drawn by rich at its own pace, whatever the pace of the answers."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        TextColumn("{task.fields[rate]:.0f} tokens/s"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with ExitStack() as stack:
-        bar = Progress(*columns, console=Console(stderr=True))
-        task = bar.add_task("run", total=None, failed=0, rate=0.0)
-
-        def show(progress: BatchProgress) -> None:
-            bar.update(
-                task,
-                total=progress.num_lines,
-                completed=progress.num_done,
-                failed=progress.num_failed,
-                rate=progress.tokens_per_second,
-            )
-            if not bar.live.is_started:  # what is refused before anything is asked is told in one line, without a bar
-                stack.enter_context(bar)
-
-        yield show

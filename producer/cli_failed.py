@@ -18,7 +18,7 @@ from producer.settings import ProducerSettings, settings_options
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The last N that failed; default: all.")
 @settings_options(ProducerSettings)
 def failed(is_json: bool, limit: int | None, **flags: Any) -> None:
-    """List the jobs that failed within 24 hours, and why, the last one first."""
+    """List the jobs that failed within 24 hours, and why. The last one comes first."""
     with open_client(flags) as client:
         jobs = client.failed(limit)
     for job in jobs:

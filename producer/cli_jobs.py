@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from producer.cli_progress import hint_at_missing_workers
 from producer.cli_prompt import priority_class_option, prompt_options, sampling_fields
 from producer.client import Client
 from producer.contract import Chunk, Result
@@ -61,9 +62,10 @@ def open_client(flags: dict[str, Any]) -> Client:
 )
 @settings_options(ProducerSettings)
 def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout: float | None, **flags: Any) -> None:
-    """Submit PROMPT (- for standard input) as a chat message, wait, and print the answer.
+    """Submit PROMPT as a chat message, wait, and print the answer.
 
-    Ctrl-C cancels the job, and so do SIGTERM, SIGHUP and a reader of --stream that goes away.
+    PROMPT is - for standard input. Ctrl-C cancels the job, and so do SIGTERM, SIGHUP and a reader of --stream that goes
+    away.
     """
     if is_streamed and (flags["n"] or 1) > 1:
         raise click.UsageError("--stream shows one answer; leave out --n")
@@ -108,7 +110,7 @@ def _request(prompt: str, flags: dict[str, Any]) -> dict[str, Any]:
 def _hint_at_missing_workers(client: Client, job: Job) -> None:
     queue, _ = split_tenant(job.queue or "")
     if not any(queue in worker.queues for worker in client.workers()):
-        click.echo(f"no live worker drains the queue {queue!r}; the job waits for one (promptmill worker)", err=True)
+        hint_at_missing_workers(queue, "job waits")
 
 
 @contextmanager

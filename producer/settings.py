@@ -17,6 +17,7 @@ from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import SettingsError
 
 ENV_PREFIX = "PROMPTMILL_"
+_UNITS = ("BYTES", "PORT")
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
 
 
@@ -99,9 +100,16 @@ def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
     flag = "--" + name.replace("_", "-")
     default = "" if info.default in (None, "") or info.is_required() else f"; default: {info.default}"
     help_text = f"{info.description or ''}  [{ENV_PREFIX}{name.upper()}{default}]"
-    if _plain_type(info.annotation) is bool:
+    kind = _plain_type(info.annotation)
+    if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
-    return click.option(flag, name, default=None, metavar=name.rsplit("_", 1)[-1].upper(), help=help_text)
+    return click.option(flag, name, default=None, metavar=_metavar(name, kind), help=help_text)
+
+
+def _metavar(name: str, kind: Any) -> str:
+    """What stands for the value: the unit or the thing that ends the name; N for a number of something else."""
+    last = name.rsplit("_", 1)[-1].upper()
+    return "N" if kind is int and last not in _UNITS else last
 
 
 def _plain_type(annotation: Any) -> Any:

@@ -72,11 +72,9 @@ class ModelDirectory:
 
         Raises InvalidJobError if workers are alive and none serves it.
         """
-        is_fresh = self._read_at is not None and time.monotonic() - self._read_at < CACHE_SECONDS
-        found = choose_queue(self._workers, model, queue) if is_fresh else None
+        found = choose_queue(self._workers, model, queue) if self._is_fresh else None
         if found is None:  # before a refusal, always with fresh eyes
-            self._workers = yield from read_workers()
-            self._read_at = time.monotonic()
+            yield from self._look()
             found = choose_queue(self._workers, model, queue)
         if found is not None:
             return found
@@ -88,6 +86,21 @@ class ModelDirectory:
             param="model",
             code=ErrorCode.MODEL_NOT_FOUND,
         )
+
+    def is_drained(self, queue: str, model: str | None) -> Protocol[bool]:
+        """Whether a live worker takes such jobs off `queue`; of a tenant's queue, off the one that it belongs to."""
+        if not self._is_fresh:
+            yield from self._look()
+        base, _ = keys.split_tenant(queue)
+        return any(base in worker.queues and model in (None, *worker.models) for worker in self._workers)
+
+    @property
+    def _is_fresh(self) -> bool:
+        return self._read_at is not None and time.monotonic() - self._read_at < CACHE_SECONDS
+
+    def _look(self) -> Protocol[None]:
+        self._workers = yield from read_workers()
+        self._read_at = time.monotonic()
 
 
 def read_queues(default_queue: str) -> Protocol[list[QueueStatus]]:

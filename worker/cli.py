@@ -35,7 +35,7 @@ class _StartFailure(click.ClickException):
 @click.command()
 @settings_options(WorkerSettings)
 def worker(**flags: Any) -> None:
-    """Drain the queues into a model on one device, until SIGTERM or Ctrl-C."""
+    """Drain the queues into a model on one device. Ends at SIGTERM or Ctrl-C."""
     with _one_line_errors():
         settings = load_settings(WorkerSettings, flags)
         configure_logging(settings.log_level, settings.log_format)
@@ -62,7 +62,7 @@ def serve(**flags: Any) -> None:
 @click.command()
 @settings_options(WorkerSettings, leave_out=frozenset({"redis_url"}))
 def demo(**flags: Any) -> None:
-    """Start a Redis and a worker, stream a handful of prompts side by side, clean up."""
+    """Start all, stream a handful of prompts side by side, clean up."""
     with _one_line_errors():
         settings = load_settings(WorkerSettings, flags)
         from worker.demo import run_demo

@@ -4,7 +4,6 @@ import fcntl
 import shlex
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,18 +13,20 @@ import click
 from pydantic import Field
 
 from producer.contract.keys import DEFAULT_QUEUE
+from producer.errors import SettingsError
 from producer.settings import redact_url
 from worker import gateway_process, worker_process
 from worker.embedded_redis import EmbeddedRedis, free_port
 from worker.errors import StartRefusedError
 from worker.held_signals import ending_signals
+from worker.kept_process import KeptProcess
+from worker.redis_client import check_server, connect
 from worker.settings import WorkerSettings
-from worker.started_process import running
 
 DEFAULT_PORT = 6379  # where clients look when they are told nothing
 POLL_SECONDS = 0.1
 LOCK_SECONDS = 5.0  # what a killed `serve` has left is gone by then
-EXIT_KILLED = 1  # the worker was ended by a signal that was not ours
+EXIT_KILLED = 1  # one of ours was ended by a signal that was not ours, and again at once
 
 
 class ServeSettings(WorkerSettings):
@@ -52,7 +53,9 @@ def serve(settings: ServeSettings) -> int:
     ends before the others."""
     with ExitStack() as stack:
         url, kept, files, server = settings.redis_url, "", None, None
-        if not settings.is_redis_given:
+        if settings.is_redis_given:
+            _check_given_redis(settings)
+        else:
             server = stack.enter_context(_embedded_redis(settings))
             url, files = server.url, server.data_dir / "files"
             kept = f"  (embedded; {_fate_of_data(settings.data_dir)})"
@@ -60,46 +63,62 @@ def serve(settings: ServeSettings) -> int:
         click.echo(_greeting(settings, url, kept, http_port if gateway_process.is_installed() else None))
         environment = worker_process.environment_for(settings, url)
         lifelines = [] if server is None else [server.lifeline]
-        processes = [_start(stack, worker_process.COMMAND, environment, lifelines)]
+        parts = [KeptProcess("worker", worker_process.COMMAND, environment, lifelines)]
         if gateway_process.is_installed():
             gateway_environment = gateway_process.environment_for(environment, http_port, files=files)
-            processes.append(_start(stack, gateway_process.COMMAND, gateway_environment, lifelines))
-        return _wait(processes, server)
+            parts.append(KeptProcess("gateway", gateway_process.COMMAND, gateway_environment, lifelines))
+        for part in parts:
+            part.start(stack)
+        return _wait(parts, server, stack)
 
 
-def _start(
-    stack: ExitStack, command: list[str], environment: dict[str, str], lifelines: list[int]
-) -> "subprocess.Popen[bytes]":
-    """In a session of its own: Ctrl-C reaches it through us, and Redis outlives it in any case."""
-    return stack.enter_context(running(command, env=environment, start_new_session=True, pass_fds=lifelines))
-
-
-def _wait(processes: list["subprocess.Popen[bytes]"], server: EmbeddedRedis | None) -> int:
-    """Until one of them ends, and then the others; signals are passed on, and how soon they end is their own affair.
-    Raises EmbeddedRedisError if the server ends: they would wait for it for ever."""
+def _wait(parts: list[KeptProcess], server: EmbeddedRedis | None, stack: ExitStack) -> int:
+    """Until one of them ends by itself, and then the others; signals are passed on, and how soon they end is their own
+    affair. Raises EmbeddedRedisError if the server ends: they would wait for it for ever."""
     num_signals = 0
 
     def pass_on(signum: int, frame: object) -> None:
         nonlocal num_signals
         num_signals += 1
-        for process in processes:
-            process.terminate()
+        end_all()
+
+    def end_all() -> None:
+        for part in parts:
+            part.process.terminate()
 
     for signum in ending_signals():
         signal.signal(signum, pass_on)
-    while all(process.poll() is None for process in processes):
+    while True:
         if server is not None:
             server.check_alive()
+        ended = [part for part in parts if part.process.poll() is not None]
+        if ended and (num_signals or not all(part.can_restart for part in ended)):
+            break
+        for part in ended:
+            click.echo(f"the {part.name} was killed (signal {-part.process.wait()}); it is started again", err=True)
+            part.start(stack)
+        if num_signals and ended:  # it came while one was being started
+            end_all()
         time.sleep(POLL_SECONDS)
-    first = next(process for process in processes if process.poll() is not None)
     if not num_signals:
-        for process in processes:
-            process.terminate()
-    codes = [first.wait(), *(process.wait() for process in processes)]
+        end_all()
+    codes = [ended[0].process.wait(), *(part.process.wait() for part in parts)]
     if num_signals:  # one that had not even begun ends by the signal
         codes = [0 if code == -signal.SIGTERM else code for code in codes]
         return next((code if code > 0 else EXIT_KILLED for code in codes if code), 0)
     return codes[0] if codes[0] >= 0 else EXIT_KILLED
+
+
+def _check_given_redis(settings: ServeSettings) -> None:
+    """Before anything is started. Raises SettingsError, or StartRefusedError."""
+    for name in ("redis_port", "data_dir"):
+        if getattr(settings, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise SettingsError(
+                f"{flag} is for a Redis of its own, and --redis-url (PROMPTMILL_REDIS_URL) names another"
+            )
+    with connect(settings.redis_url) as client:
+        check_server(client, settings.redis_url)
 
 
 @contextmanager

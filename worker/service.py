@@ -64,6 +64,7 @@ def run_worker(settings: WorkerSettings) -> None:
         StopSignals(num_polite=2 if settings.drain == "finish" else 1, drain_seconds=settings.drain_seconds) as signals,
         connect(settings.redis_url) as client,
     ):
+        _log.info("action=loading model=%s device=%s", settings.model, settings.device)  # the first time for a minute
         engine = InferenceEngine(config=settings.engine_config)
         try:
             with held_signals():

@@ -22,7 +22,7 @@ T = TypeVar("T")
 @click.command()
 @settings_options(GatewaySettings)
 def gateway(**flags: Any) -> None:
-    """Serve OpenAI's API on top of the queues, until SIGTERM or Ctrl-C."""
+    """Serve OpenAI's API on top of the queues. Ends at SIGTERM or Ctrl-C."""
     settings = load_settings(GatewaySettings, flags)
     configure_logging(settings.log_level, settings.log_format)
     _check_exposure(settings)

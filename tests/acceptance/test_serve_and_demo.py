@@ -152,6 +152,37 @@ def test_a_killed_serve_leaves_nothing_running_and_the_next_goes_on_with_its_dat
     assert again.has_left_nothing()
 
 
+def test_a_worker_that_is_killed_is_started_again_and_goes_on(start: type[Command], tmp_path: Path) -> None:
+    model = str(make_tiny_model("llama", tmp_path, max_position_embeddings=4 * NUM_TOKENS))
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    command = start(
+        "serve",
+        *ONE_THREAD,
+        "--redis-port",
+        str(port),
+        "--model",
+        model,
+        "--lease-seconds",
+        "2",
+        stderr=subprocess.PIPE,
+    )
+    wait_for_worker(url, command)
+    with Client(url) as client:
+        job = client.submit([5, 6, 7], max_tokens=4 * NUM_TOKENS - 3, temperature=0, ignore_eos=True)
+        chunks = job.stream(timeout=60)
+        next(chunks)
+        [first] = client.workers()
+        os.kill(first.pid, signal.SIGKILL)
+        assert not any(chunk.reset for chunk in chunks)
+        assert job.result(timeout=60).attempts == 2
+        assert any(worker.pid != first.pid for worker in client.workers())
+    assert command.end(signal.SIGTERM) == 0
+    assert command.process.stderr is not None
+    assert "the worker was killed (signal 9); it is started again" in command.process.stderr.read()
+    assert command.has_left_nothing()
+
+
 def test_serve_ends_with_its_redis_and_says_why(start: type[Command], tmp_path: Path) -> None:
     port = free_port()
     command = start(
@@ -167,8 +198,9 @@ def test_serve_ends_with_its_redis_and_says_why(start: type[Command], tmp_path: 
     assert command.has_left_nothing()
 
 
-def test_serve_on_a_given_redis_starts_none_of_its_own(start: type[Command], redis_url: str) -> None:
-    command = start("serve", *ONE_THREAD, "--redis-url", redis_url, stderr=subprocess.DEVNULL)
+def test_serve_on_a_given_redis_starts_none_of_its_own(start: type[Command], redis_url: str, tmp_path: Path) -> None:
+    model = str(make_tiny_model("llama", tmp_path))
+    command = start("serve", *ONE_THREAD, "--model", model, "--redis-url", redis_url, stderr=subprocess.DEVNULL)
     assert command.process.stdout is not None
     assert command.process.stdout.readline() == f"redis    {redis_url}\n"
     wait_for_worker(redis_url, command)

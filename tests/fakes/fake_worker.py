@@ -258,7 +258,7 @@ class FakeWorker:
         """Be a live worker that serves `models`; with negative `seconds`, one that has died."""
         info = WorkerInfo(
             name=self.name,
-            queues=queues or keys.class_queues(self.queue),
+            queues=queues or [self.queue],
             models=list(models),
             context_length=2048,
             device="cpu",

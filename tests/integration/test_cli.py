@@ -208,6 +208,18 @@ def test_run_answers_a_file_and_fails_for_a_broken_line(promptmill: Invoke, work
     assert len((tmp_path / "new.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_run_that_nobody_works_on_says_so_and_one_in_a_log_says_how_far_it_is(
+    promptmill: Invoke, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.cli_progress.REPORT_SECONDS", 0.0)
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "hello"}}) + "\n")
+    with FakeWorker(redis_url) as silent, silent.serving(echo):
+        result = promptmill("run", str(source), str(tmp_path / "out.jsonl"), "--priority-class", "normal")
+    assert "no live worker drains the queue 'promptmill'; the jobs wait for one" in result.stderr
+    assert "1 of 1 done, 0 failed" in result.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("arguments", [["--help"], ["status"], ["failed"]])
 def test_output_that_finds_no_room_is_one_line(redis_url: str, arguments: list[str]) -> None:

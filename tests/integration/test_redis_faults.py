@@ -163,6 +163,7 @@ class NamedMaster:
         self._ports = {self.old: urlsplit(old.url).port or 0, self.new: urlsplit(new.url).port or 0}
         self._proxy = proxy
         self.url = proxy.url
+        self.old.config_set("repl-diskless-sync-delay", 0)  # else it waits five seconds for more replicas
         self.new.replicaof("127.0.0.1", self._ports[self.old])
         wait_until(lambda: self.new.info("replication")["master_link_status"] == "up")
 

@@ -65,9 +65,10 @@ class CarrierChild:
                 _log.exception("action=batches_unwatched")
 
     async def _look(self) -> None:
+        is_alive = self._process is not None and self._process.poll() is None  # one that has ended is let go by this
         if not await self._records.num_without_carrier():
             return
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and is_alive:
             if not self._is_hung(self._process):
                 self._tell("")
                 return

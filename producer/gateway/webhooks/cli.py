@@ -34,8 +34,10 @@ T = TypeVar("T")
 
 @click.group()
 def webhooks() -> None:
-    """Who is told when a batch ends: make, list, rotate and remove endpoints. For batches' webhooks and for those of
-    RQ jobs: see what could not be delivered, and try it again.
+    """Who is told when a batch ends, and what could not be delivered.
+
+    Makes, lists, rotates and removes endpoints. Of batches' webhooks and of those of RQ jobs, what could not be
+    delivered can be seen, and tried again.
 
     Requests to endpoints follow the Standard Webhooks rules; OpenAI's clients check them with `client.webhooks.unwrap`.
     """
@@ -89,7 +91,7 @@ def show(is_json: bool, **flags: Any) -> None:
 @click.argument("endpoint_id")
 @settings_options(ProducerSettings)
 def remove(endpoint_id: str, **flags: Any) -> None:
-    """Tell an endpoint nothing more; what was under way to it is dropped."""
+    """Tell an endpoint nothing more. What was under way to it is dropped."""
     if not _run(load_settings(ProducerSettings, flags), remove_endpoint(endpoint_id)):
         raise _unknown(endpoint_id)
     click.echo(f"{endpoint_id} is removed")
@@ -127,7 +129,7 @@ def rotate(endpoint_id: str, keep_old: bool, **flags: Any) -> None:
 )
 @settings_options(WebhookSettings)
 def test(endpoint_id: str, event: Any, **flags: Any) -> None:
-    """Send a sample from here, once, and print the status of the answer."""
+    """Send a sample from here, once. Prints the status of the answer."""
     from producer.gateway.webhooks.sender import WebhookSender
     from producer.gateway.webhooks.targets import TargetRules
 
@@ -146,7 +148,7 @@ def test(endpoint_id: str, event: Any, **flags: Any) -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print them as JSON.")
 @settings_options(ProducerSettings)
 def deliveries(is_json: bool, **flags: Any) -> None:
-    """Show what waits for its next attempt, and what came to nothing within seven days."""
+    """Show what waits for another attempt, or was given up. Within seven days."""
     found = [_describe(delivery) for delivery in _run(load_settings(ProducerSettings, flags), list_deliveries())]
     if is_json:
         click.echo(json.dumps(found, indent=2))

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from producer import BatchFileError
-from producer.contract import keys
+from producer import BatchFileError, InvalidJobError
 from tests.fakes.batch_runs import answers, by_id, chat, completion, run
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
 
@@ -124,14 +123,37 @@ def test_a_model_nobody_serves_fails_its_lines_only(
         assert run(redis_url, files, model="mine", run_id="2").num_failed == 0
 
 
-def test_priority_classes_go_to_their_queue(
-    redis_url: str, files: tuple[Path, Path], redis_client: redis.Redis
+@pytest.mark.parametrize(
+    ("drained", "given", "taken"),
+    [
+        (["promptmill", "promptmill:low"], None, "promptmill:low"),  # behind those who wait for their answers
+        (["promptmill", "promptmill:low"], "", "promptmill"),
+        (["promptmill"], None, "promptmill"),
+        (["promptmill"], "high", "promptmill:high"),
+        ([], None, "promptmill"),
+    ],
+)
+def test_lines_go_to_the_low_class_unless_another_is_named_or_nobody_drains_it(
+    redis_url: str, files: tuple[Path, Path], drained: list[str], given: str | None, taken: str
 ) -> None:
     files[0].write_text(chat("a", "word") + "\n")
-    low = FakeWorker(redis_url, queue=keys.class_queue("promptmill", "low"))
-    with low.serving(echo):
-        assert run(redis_url, files, priority_class="low").num_done == 1
-    low.close()
+    with FakeWorker(redis_url, queue=taken) as worker:
+        if drained:
+            worker.announce("fake", queues=drained, seconds=60)
+        with worker.serving(echo):
+            progress = run(redis_url, files, priority_class=given)
+    assert progress.num_done == 1
+    assert progress.idle_queue == (None if taken in drained else taken)
+
+
+def test_a_model_named_for_all_lines_that_nobody_serves_is_refused_before_any(
+    redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
+) -> None:
+    files[0].write_text(chat("a", "word") + "\n")
+    with pytest.raises(InvalidJobError, match="no live worker serves 'gpt-9'"):
+        run(redis_url, files, model="gpt-9")
+    with worker.serving(echo):
+        assert run(redis_url, files).num_failed == 0
 
 
 def test_files_that_cannot_be_used_are_named(redis_url: str, tmp_path: Path) -> None:

@@ -44,6 +44,19 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_3() -> None:
     assert done.stderr == f"Error: port {port} is taken: stop what listens there, or pass another --redis-port\n"
 
 
+@pytest.mark.parametrize("flag", ["--redis-port", "--data-dir"])
+def test_a_given_redis_is_not_given_what_a_redis_of_ones_own_needs(flag: str) -> None:
+    done = CliRunner().invoke(cli.serve, [flag, "1"], env={"PROMPTMILL_REDIS_URL": "redis://localhost:1"})
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"Error: {flag} is for a Redis of its own")
+
+
+def test_a_given_redis_that_is_away_is_told_before_anything_is_started() -> None:
+    done = CliRunner().invoke(cli.serve, ["--redis-url", f"redis://localhost:{free_port()}"])
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert "cannot be reached" in done.stderr
+
+
 def test_a_free_port_is_taken_as_given() -> None:
     port = free_port()
     assert _choose_port(port, 6379, "--redis-port") == port

@@ -1,0 +1,36 @@
+"""A command of ours that is to run for as long as we do: killed, it is started again. Knows no signals of our own."""
+
+import time
+from contextlib import ExitStack
+
+from worker.started_process import StartedProcess, running
+
+MIN_LIFE_SECONDS = 5.0  # what is killed sooner would be killed again
+
+
+class KeptProcess:
+    """Its first process, and those that follow. `lifelines`: what each keeps alive behind our own end."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], lifelines: list[int]) -> None:
+        self.name = name
+        self._command = command
+        self._environment = environment
+        self._lifelines = lifelines
+        self._started_at = 0.0
+        self.process: StartedProcess
+
+    def start(self, stack: ExitStack) -> None:
+        """In a session of its own: Ctrl-C reaches it through us, and a server of ours outlives it in any case."""
+        self._started_at = time.monotonic()
+        self.process = stack.enter_context(
+            running(self._command, env=self._environment, start_new_session=True, pass_fds=self._lifelines)
+        )
+
+    @property
+    def was_killed(self) -> bool:
+        """By a signal, ours or `kill -9` or the kernel's: it had no say in it. One that gives up has an exit code."""
+        return (self.process.poll() or 0) < 0
+
+    @property
+    def can_restart(self) -> bool:
+        return self.was_killed and time.monotonic() - self._started_at > MIN_LIFE_SECONDS
