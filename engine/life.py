@@ -26,6 +26,9 @@ class EngineLife:
         self._config = config
         self._start_child = start_child
         self._lock = threading.Lock()  # of start and stop
+        self.after_outputs: Callable[[], None] = lambda: None
+        """Called on the engine's thread behind each step's outputs, when all of them have been called back. It must not
+        raise."""
         self._supervisor: Supervisor | None = None
         self._reader: PromptReader | None = None  # of the supervisor that runs
         self._embedding_reader: EmbeddingReader | None = None  # likewise
@@ -53,7 +56,7 @@ class EngineLife:
     def _launched(self) -> Supervisor:
         with self._lock:
             if self._supervisor is None:
-                self._supervisor = Supervisor(self._config, self._start_child)
+                self._supervisor = Supervisor(self._config, self._start_child, lambda: self.after_outputs())
                 self._supervisor.launch()
             return self._supervisor
 

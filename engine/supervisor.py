@@ -44,9 +44,16 @@ _log = logging.getLogger(__name__)
 class Supervisor:
     """One engine from its start to its end. Public methods may be called from any thread."""
 
-    def __init__(self, config: EngineConfig, start_child: Callable[[EngineConfig], Child]) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        start_child: Callable[[EngineConfig], Child],
+        after_outputs: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`after_outputs` is called behind whatever may have called back: a message of the child's, some commands."""
         self._config = config
         self._new_child = start_child
+        self._after_outputs = after_outputs
         self._table = RequestTable()
         self._mailbox = Mailbox()
         self._lock = threading.Lock()  # guards the ids in the table, and `_end` against further commands
@@ -145,6 +152,7 @@ class Supervisor:
                 self._feed()
         if not events and due is not None and time.monotonic() >= due:
             self._give_up_waiting()
+        self._after_outputs()
 
     def _feed(self) -> None:
         """Tells the child what has ended here and what it may begin. One that is not ready yet is told once it is."""
@@ -281,6 +289,7 @@ class Supervisor:
             command()
         self._answer_stats()
         self._table.fail_all(str(self._end), self._end_kind)
+        self._after_outputs()
         if self._child is not None:
             self._child.close()
         self._selector.close()

@@ -12,6 +12,8 @@ from producer.errors import PromptmillError, ResultTimeoutError
 from producer.outcome import Outcome
 from producer.results import ResultCollector, result_of, wait_for_result
 
+LINGER_SECONDS = 2.0  # that a subscription outlasts the last job: mostly another one's end is waited for next
+
 
 class ResultWaiter:
     """Belongs to one event loop, as its transport does."""
@@ -45,7 +47,7 @@ class ResultWaiter:
 
 
 class _QueueWaiter:
-    """Who waits for jobs of one queue. Its task begins with the first and ends when the last job has ended."""
+    """Who waits for jobs of one queue. Its task begins with the first and ends soon after the last job has."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
@@ -70,7 +72,8 @@ class _QueueWaiter:
 
     async def _run(self) -> None:
         try:
-            async for job_id, outcome in self._transport.iterate(self._collector.emit_all(_with_id)):
+            emitted = self._collector.emit_all(_with_id, linger_seconds=LINGER_SECONDS)
+            async for job_id, outcome in self._transport.iterate(emitted):
                 for future in self._waiting.pop(job_id, ()):
                     if not future.done():
                         future.set_result(outcome)

@@ -91,17 +91,23 @@ class ResultCollector:
         yield from self._look()
         return self._ended.pop() if self._ended else None
 
-    def emit_all(self, form: Callable[[Outcome], object]) -> Protocol[None]:
-        """Emit `form` of each outcome as jobs end, until none is pending; begins with a subscription of its own."""
+    def emit_all(self, form: Callable[[Outcome], object], *, linger_seconds: float = 0.0) -> Protocol[None]:
+        """Emit `form` of each outcome as jobs end, until none was pending for `linger_seconds`; begins with a
+        subscription of its own."""
         self._is_listening = False
-        while self.num_pending:
-            for outcome in (yield from self.next_ended()):
+        while True:
+            ended = yield from self.next_ended(None if self.num_pending else linger_seconds)
+            for outcome in ended:
                 yield Emit(form(outcome))
+            if not ended and not self.num_pending:
+                return
 
     def next_ended(self, within: float | None = None) -> Protocol[list[Outcome]]:
         """Wait until at least one more job has ended, or for `within` seconds. Raises ResultTimeoutError."""
         until = math.inf if within is None else time.monotonic() + within
         while not self._ended and (left := until - time.monotonic()) > 0:
+            if not (self._pending or self._is_listening):
+                break  # a connection was lost that nobody needs
             try:
                 yield from (self._listen(left) if self._is_listening else self._start_listening())
                 self._reconnect.succeed()

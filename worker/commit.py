@@ -146,16 +146,14 @@ class Committer:
         """Those that others depend on go to RQ's own handler, which enqueues these: each by itself, so that a reply
         that is lost costs one of them another try and not all."""
         with self._client.pipeline() as pipe:
-            held = self._watch_held(pipe, jobs)
+            held, awaited = self._watch(pipe, jobs)
             if not held:
                 return jobs
-            finished = [job for job in held if job.status == "finished"]
-            awaited = self._watch_awaited(pipe, finished)
             pipe.multi()
             for job in held:
                 if job not in awaited:
                     self._add(pipe, job)
-            if plain := [job for job in finished if job not in awaited]:
+            if plain := [job for job in held if job.status == "finished" and job not in awaited]:
                 self._outcomes.add_success_counts(pipe, plain)
             pipe.execute()
         _log.debug("action=committed num_jobs=%d", len(held) - len(awaited))
@@ -166,25 +164,25 @@ class Committer:
             self._submit(_Try(self._threads, self._commit_by_handlers, [job]))
         return [job for job in jobs if job not in awaited]
 
-    def _watch_held(self, pipe: Pipeline, jobs: list[RunningJob]) -> list[RunningJob]:
+    def _watch(self, pipe: Pipeline, jobs: Sequence[RunningJob]) -> tuple[list[RunningJob], list[RunningJob]]:
+        """Those that are still ours, and of these those that other jobs depend on: two round trips for all of it. The
+        transaction fails if that changes before it takes effect."""
         fences = [keys.fence_key(job.job_id) for job in jobs]
-        pipe.watch(*fences)  # type: ignore[no-untyped-call]
+        dependents = [dependents_key(job.job_id) for job in jobs if job.status == "finished"]
+        pipe.watch(*fences, *dependents)  # type: ignore[no-untyped-call]
+        with self._client.pipeline(transaction=False) as look:
+            look.mget(fences)
+            if dependents:
+                look.exists(*dependents)
+            found, *num_existing = look.execute()
         held = []
-        for job, fence in zip(jobs, pipe.mget(fences), strict=True):
+        for job, fence in zip(jobs, found, strict=True):
             if fence == job.claim.fence.encode():
                 held.append(job)
             else:
                 _log.info("action=commit_fenced job_id=%s attempt=%d", job.job_id, job.claim.attempt)
-        return held
-
-    def _watch_awaited(self, pipe: Pipeline, jobs: Sequence[RunningJob]) -> list[RunningJob]:
-        """Those that other jobs depend on. The transaction fails if that changes before it takes effect."""
-        names = [dependents_key(job.job_id) for job in jobs]
-        if not names:
-            return []
-        pipe.watch(*names)  # type: ignore[no-untyped-call]
-        existing = which_exist(self._client, names)
-        return [job for job, name in zip(jobs, names, strict=True) if name in existing]
+        existing = which_exist(self._client, dependents) if any(num_existing) else set()
+        return held, [job for job in held if job.status == "finished" and dependents_key(job.job_id) in existing]
 
     def _add(self, pipe: Pipeline, job: RunningJob) -> None:
         assert job.result is not None
@@ -218,7 +216,8 @@ class Committer:
         (job,) = jobs
         assert job.result is not None
         with self._client.pipeline() as pipe:
-            if not self._watch_held(pipe, [job]):
+            held, _ = self._watch(pipe, [job])
+            if not held:
                 return jobs
             pipe.multi()
             self._outcomes.add_bare_failure(pipe, job, reason)

@@ -25,6 +25,7 @@ from worker.metrics import TokenRate
 from worker.recovery import give_back
 from worker.redis_client import REDIS_AWAY
 from worker.running_job import RunningJob, Stage, StopCause
+from worker.step_outputs import StepOutputs
 
 MAX_CLAIM = 64  # jobs in one script run
 MAX_WAIT_SECONDS = 0.5  # the heartbeat wants to see the loop turn
@@ -67,13 +68,8 @@ class JobLoop:
             on_webhooks=parts.courier.wake if parts.courier is not None else lambda: None,
         )
         self._finisher = Finisher(parts, self._committer, post=self._events.post, on_lost=self._drop)
-        self._admission = Admission(
-            parts,
-            self._finisher,
-            self._held,
-            self._limits,
-            on_output=lambda job, output: self._events.post(partial(self._on_output, job, output)),
-        )
+        outputs = StepOutputs(parts.engine, post=self._events.post, take=self._on_output)
+        self._admission = Admission(parts, self._finisher, self._held, self._limits, on_output=outputs.add)
         self._rate = TokenRate()
         self._num_new_tokens = 0
         self._num_stop_requests = 0

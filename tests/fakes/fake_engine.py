@@ -157,6 +157,7 @@ class FakeEngine:
         )
         self.embedding_reader = EmbeddingReader(self.tokenizer, self.info, pooling=Pooling())  # type: ignore[arg-type]
         self.step_seconds = step_seconds
+        self.after_outputs: Callable[[], None] = lambda: None
         self.submitted: list[str] = []
         self.requests: list[Any] = []  # everything that was ever submitted
         self.num_resumed_tokens: dict[str, int] = {}  # by request
@@ -274,6 +275,7 @@ class FakeEngine:
                     finished=index == request.open_choices[-1],
                 )
             )
+        self.after_outputs()
 
     def _run(self) -> None:
         while not self._is_stopped:
@@ -282,6 +284,7 @@ class FakeEngine:
             with self._lock:
                 for request in list(self._requests.values()):
                     self._step(request)
+                self.after_outputs()
                 if not self._requests:
                     self._work.clear()
             self.last_step_at = time.monotonic()

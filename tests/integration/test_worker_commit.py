@@ -196,6 +196,17 @@ def test_one_job_of_a_batch_that_redis_does_not_take_for_long_holds_up_no_other(
         wait_for_no_leftovers(redis_client)
 
 
+def test_a_commit_watches_once_and_looks_once(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:
+    with WorkerThread(redis_url) as running:
+        (job,) = held_jobs(running, queue, 1)
+        redis_client.config_resetstat()
+        running.engine.go_on()
+        wait_for_result(redis_client, job.id)
+        wait_for_no_leftovers(redis_client)
+        stats = redis_client.info("commandstats")
+    assert [stats[f"cmdstat_{name}"]["calls"] for name in ("watch", "mget")] == [1, 1]
+
+
 def test_jobs_that_others_wait_for_are_committed_each_by_itself(
     redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,30 @@ async def test_a_line_is_heard_once_however_many_wait(
     assert len(deliveries) <= NUM_JOBS
 
 
+async def test_jobs_that_end_one_after_the_other_share_a_subscription(
+    async_client: AsyncClient, worker: FakeWorker
+) -> None:
+    worker.connection.config_resetstat()
+    with worker.serving(echo):
+        for number in range(3):
+            job = await async_client.submit(f"job {number}")
+            assert (await job.result(timeout=30)).text == f"job {number} "
+    assert worker.connection.info("commandstats")["cmdstat_subscribe"]["calls"] == 1
+
+
+async def test_a_subscription_ends_when_nobody_has_waited_for_a_while(
+    async_client: AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.result_waiter.LINGER_SECONDS", 0.01)
+    with worker.serving(echo):
+        job = await async_client.submit("one")
+        await job.result(timeout=30)
+        while worker.connection.pubsub_channels():
+            await asyncio.sleep(0.005)
+        again = await async_client.submit("two")
+        assert (await again.result(timeout=30)).text == "two "
+
+
 async def test_jobs_that_ended_before_are_not_waited_for(async_client: AsyncClient, worker: FakeWorker) -> None:
     first, second = await async_client.submit_many([{"prompt": "one"}, {"prompt": "two"}])
     with worker.serving(echo):
