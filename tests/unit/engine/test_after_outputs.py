@@ -4,12 +4,18 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from engine import InferenceEngine, SamplingParams
+from engine import InferenceEngine
+from engine.config import EngineConfig
+from engine.messages import StepOutput
 from engine.outputs import RequestOutput
+from engine.supervisor import Supervisor
 from tests.fakes.echo_engines import ENDLESS, echo_engine
 from tests.fakes.output_recorder import OutputRecorder
+from tests.fakes.played_child import Children
+from tests.fakes.request_tables import make_request
 
 
 @pytest.fixture
@@ -18,26 +24,30 @@ def engine(tmp_path: Path) -> Iterator[InferenceEngine]:
         yield engine
 
 
-def test_all_outputs_of_a_step_are_called_back_before(engine: InferenceEngine) -> None:
-    steps: list[list[int]] = []
-    step: list[int] = []
-    ended = threading.Event()
+def test_all_outputs_of_a_step_are_called_back_before() -> None:
+    order: list[str] = []
+    heard = threading.Event()
 
-    def on_output(output: RequestOutput) -> None:
-        step.append(output.index)
-        if output.finished:
-            ended.set()
+    def note(output: RequestOutput) -> None:
+        order.append(output.request_id)
 
     def after_outputs() -> None:
-        if step:
-            steps.append(step.copy())
-            step.clear()
+        if order:
+            order.append("after")
+            heard.set()
 
-    engine.after_outputs = after_outputs
-    engine.submit("job-1", [5], SamplingParams(n=3, max_tokens=4), on_output=on_output)
-    assert ended.wait(60)
-    engine.stop()
-    assert steps == [[0, 1, 2]] * 4
+    children = Children()
+    supervisor = Supervisor(EngineConfig(model_path=""), children, after_outputs)
+    supervisor.launch()
+    supervisor.wait_until_ready()
+    child = children.next()
+    for name in ("one", "two"):
+        supervisor.submit(make_request(name, on_output=note))
+        child.is_told()
+    child.say(StepOutput(np.array([0, 1]), np.array([5, 6], np.int32), np.zeros(2, np.int8)))
+    assert heard.wait(60)
+    assert order == ["one", "two", "after"]
+    supervisor.stop()
 
 
 def test_what_the_end_of_the_engine_calls_back_is_followed_too(engine: InferenceEngine) -> None:
