@@ -51,7 +51,7 @@ def retry(job_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N; default: all.")
 @settings_options(ProducerSettings)
 def deferred(is_json: bool, limit: int | None, **flags: Any) -> None:
-    """List the jobs that wait for others, and what has become of these.
+    """List the jobs that wait for others, and how those ended.
 
     A job whose dependency failed, was cancelled or is forgotten waits on: retry that one, or end those that wait for it
     with `promptmill cancel --dependents`.

@@ -20,7 +20,7 @@ RARE = ("deferred", "scheduled")  # columns that are left out where they are emp
 @click.option("--host", help="Show this host's workers alone, and exit with 1 if none is alive: a health check.")
 @settings_options(ProducerSettings)
 def status(is_json: bool, host: str | None, **flags: Any) -> None:
-    """Show the queues, the live workers, and webhooks that are not delivered."""
+    """Show the queues, the live workers and undelivered webhooks."""
     with open_client(flags) as client:
         queues, workers, webhooks = client.queues(), client.workers(), client.webhook_counts()
     if host is not None:

@@ -34,7 +34,7 @@ def gateway(**flags: Any) -> None:
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke the API keys that gateways on this Redis take."""
+    """Make, list and revoke the API keys that gateways take."""
 
 
 @keys.command("add")
