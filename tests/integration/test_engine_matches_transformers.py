@@ -1,6 +1,6 @@
 """The judge of the engine: greedy output equals transformers' `generate`, token for token.
 
-64 prompts of 1 to 1,500 tokens (700 of the demo model) share one batch, under a token budget and a block pool that
+64 prompts of 1 to 1,500 tokens (400 of the demo model) share one batch, under a token budget and a block pool that
 force chunked prefill and preemption, in float32.
 """
 
@@ -26,7 +26,7 @@ ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2"]
 NUM_PROMPTS = 64
 LONGEST = 1500
 LONG = 300  # the longest but one may be so long
-DEMO_LONGEST, DEMO_LONG = 700, 120  # of the demo model, which takes a second of a core for every hundred tokens
+DEMO_LONGEST, DEMO_LONG = 400, 60  # of the demo model, which takes a second of a core for every hundred tokens
 # The longest and some short prompts go on while the others come and go.
 MAX_TOKENS = [20] * 8 + [3] * (NUM_PROMPTS - 8)
 DEMO_MAX_TOKENS = [12] * 8 + [2] * (NUM_PROMPTS - 8)
