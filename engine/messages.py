@@ -88,7 +88,7 @@ class EngineInfo:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     block_size: int  # tokens
-    num_kv_blocks: int
+    num_kv_blocks: int = 0
     fingerprint: str  # weights, dtype, instruction set or GPU, and build: equal fingerprints, equal arithmetic
     is_batch_invariant: bool = False  # a row of logits is the same to the bit whatever is computed beside it
     runs_ahead: bool = False  # a step is computed before the one before it is read
@@ -172,15 +172,15 @@ class StepOutput:
 class EngineStats:
     """Scheduler and memory figures at one moment; counters run from the child's start."""
 
-    num_waiting: int
-    num_running: int
-    num_preemptions: int
-    num_steps: int
-    num_prompt_tokens: int  # prefilled, recomputation included
-    num_generated_tokens: int
-    num_kv_blocks: int
-    num_kv_blocks_used: int
-    num_kv_blocks_free: int  # those that only the prefix cache still holds included
+    num_waiting: int = 0
+    num_running: int = 0
+    num_preemptions: int = 0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0  # prefilled, recomputation included
+    num_generated_tokens: int = 0
+    num_kv_blocks: int = 0
+    num_kv_blocks_used: int = 0
+    num_kv_blocks_free: int = 0  # those that only the prefix cache still holds included
     num_kv_blocks_cached: int = 0  # free, but with content that a later prompt may share
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache instead of computed
     num_draft_tokens: int = 0  # guessed by prompt lookup and computed

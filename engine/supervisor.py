@@ -236,7 +236,7 @@ class Supervisor:
             self._finish(EngineDiedError(reason), "died")  # carrying on would mix two arithmetics in one answer
             return
         self._is_ready = True
-        self._stats = _idle_stats(info)
+        self._stats = EngineStats(num_kv_blocks=info.num_kv_blocks, num_kv_blocks_free=info.num_kv_blocks)
         if not self._started.done():
             self._started.set_result(info)
 
@@ -296,18 +296,3 @@ class Supervisor:
         self._mailbox.close()
         if not self._started.done():
             self._started.set_exception(self._end)
-
-
-def _idle_stats(info: EngineInfo) -> EngineStats:
-    """What a child that has just started would answer."""
-    return EngineStats(
-        num_waiting=0,
-        num_running=0,
-        num_preemptions=0,
-        num_steps=0,
-        num_prompt_tokens=0,
-        num_generated_tokens=0,
-        num_kv_blocks=info.num_kv_blocks,
-        num_kv_blocks_used=0,
-        num_kv_blocks_free=info.num_kv_blocks,
-    )

@@ -25,7 +25,8 @@ class DeferredJob:
 
 
 def read_deferred(default_queue: str, limit: int | None = None) -> Protocol[list[DeferredJob]]:
-    """The jobs that wait for others on the queues that `read_queues` lists, the oldest first; `limit` at most."""
+    """The jobs that wait for others on the queues that `read_queues` lists, the oldest first, as far as
+    seconds tell; `limit` at most."""
     queues = yield from read_queues(default_queue)
     found: list[tuple[str, str]] = []  # id, queue
     for queue in queues:

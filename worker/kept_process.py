@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from worker.started_process import StartedProcess, running
 
-MIN_LIFE_SECONDS = 5.0  # what is killed sooner would be killed again
+MIN_LIFE_SECONDS = 5.0  # what is killed sooner twice in a row would be killed again
 
 
 class KeptProcess:
@@ -16,11 +16,13 @@ class KeptProcess:
         self._command = command
         self._environment = environment
         self._lifelines = lifelines
-        self._started_at = 0.0
+        self._started_at: float | None = None
+        self._was_killed_early = False  # the one before
         self.process: StartedProcess
 
     def start(self, stack: ExitStack) -> None:
         """In a session of its own: Ctrl-C reaches it through us, and a server of ours outlives it in any case."""
+        self._was_killed_early = self._is_young
         self._started_at = time.monotonic()
         self.process = stack.enter_context(
             running(self._command, env=self._environment, start_new_session=True, pass_fds=self._lifelines)
@@ -33,4 +35,8 @@ class KeptProcess:
 
     @property
     def can_restart(self) -> bool:
-        return self.was_killed and time.monotonic() - self._started_at > MIN_LIFE_SECONDS
+        return self.was_killed and not (self._was_killed_early and self._is_young)
+
+    @property
+    def _is_young(self) -> bool:
+        return self._started_at is not None and time.monotonic() - self._started_at < MIN_LIFE_SECONDS

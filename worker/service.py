@@ -109,14 +109,14 @@ class WorkerService:
         self._courier = WebhookCourier(settings.redis_url, allowed) if allowed else None
         self._loop = self._build_loop(store)
         self._leases = self._build_leases()
-        self._control = ControlListener(
+        control = ControlListener(
             client,
             self._bridge.pubsub_channel_name,
             on_cancel=lambda job_id: self._loop.request_job_stop(job_id, "cancelled"),
             on_stop_job=lambda job_id: self._loop.request_job_stop(job_id, "stopped"),
             on_shutdown=self._loop.request_stop,
         )
-        self._watch = QueueWatch(
+        watch = QueueWatch(
             client,
             queues=settings.queue_names,
             has_limits=settings.max_running_per_tenant is not None or bool(settings.limits_by_tenant),
@@ -125,6 +125,9 @@ class WorkerService:
         )
         self._tenants = TenantQueues(client, self._scripts, queues=settings.queue_names)
         self._housekeepers = self._build_housekeepers()
+        courier = [self._courier] if self._courier is not None else []
+        self._aides: list[ControlListener | QueueWatch | WebhookCourier | Housekeeper]
+        self._aides = [control, watch, *courier, *self._housekeepers]
 
     def _build_intake(self, reader: JobReader) -> Intake:
         settings = self._settings
@@ -226,13 +229,8 @@ class WorkerService:
             self._bridge.register()
         if on_serving is not None:
             on_serving()
-        self._leases.start()
-        self._control.start()
-        self._watch.start()
-        if self._courier is not None:
-            self._courier.start()
-        for housekeeper in self._housekeepers:
-            housekeeper.start()
+        for thread in (self._leases, *self._aides):
+            thread.start()
         _log.info("action=serving worker=%s queues=%s", self.name, ",".join(self._settings.queue_names))
         try:
             while not self._loop.is_done:
@@ -244,12 +242,8 @@ class WorkerService:
             raise self._loop.failure
 
     def _hand_over(self) -> None:
-        for housekeeper in self._housekeepers:
-            housekeeper.stop()
-        self._control.stop()
-        self._watch.stop()
-        if self._courier is not None:
-            self._courier.stop()
+        for aide in reversed(self._aides):
+            aide.stop()
         end = time.monotonic() + HAND_OVER_SECONDS
         while True:
             try:

@@ -32,6 +32,7 @@ def tls_front(
     listener.setblocking(False)
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
+    writers: set[asyncio.StreamWriter] = set()
 
     async def join(client: socket.socket) -> None:
         try:
@@ -40,11 +41,13 @@ def tls_front(
         except OSError:
             client.close()
             return
+        writers.add(writer)
         try:
             upstream = await asyncio.open_connection("127.0.0.1", upstream_port)
         except OSError:  # nobody there: so are we
             writer.close()
             return
+        writers.add(upstream[1])
         await asyncio.gather(_pump(reader, upstream[1]), _pump(upstream[0], writer))
 
     async def accept() -> None:
@@ -64,6 +67,9 @@ def tls_front(
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        for writer in writers:
+            writer.transport.abort()  # a mere close waits for the other side's goodbye
+        await asyncio.sleep(0)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), name="tls-front")
     thread.start()

@@ -7,14 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 
 from tests.fakes.echo_engines import is_alive, wait_until_gone
+from worker import kept_process
 from worker.embedded_redis import EmbeddedRedis
+from worker.kept_process import KeptProcess
 from worker.started_process import StartedProcess, running
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -24,7 +26,9 @@ from worker.started_process import StartedProcess
 started = [StartedProcess({SLEEPER!r}, start_new_session=True)]
 """
 START_REDIS = """
+from worker import kept_process
 from worker.embedded_redis import EmbeddedRedis
+from worker.kept_process import KeptProcess
 started = [EmbeddedRedis().start()]
 """
 START_WITH_HEIR = f"""
@@ -126,3 +130,16 @@ def test_a_descriptor_is_passed_on_whatever_its_number() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "3\n4\n5\n"
+
+
+def test_what_is_killed_is_started_again_unless_it_was_killed_early_twice_in_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    part = KeptProcess("part", ["/bin/sh", "-c", "kill -KILL $$"], dict(os.environ), [])
+    with ExitStack() as stack:
+        for can_restart in (True, False):
+            part.start(stack)
+            part.process.wait(20)
+            assert part.was_killed and part.can_restart is can_restart
+        monkeypatch.setattr(kept_process, "MIN_LIFE_SECONDS", 0.0)
+        assert part.can_restart
