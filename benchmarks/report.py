@@ -52,13 +52,17 @@ def command() -> str:
 
 
 def commit() -> str:
+    """`-dirty` where anything but results differs from it: those are what a benchmark has just written."""
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
-        )
+        name = _git("rev-parse", "--short", "HEAD").stdout.strip()
+        is_clean = _git("diff", "--quiet", "HEAD", "--", ":(top)", ":(top,exclude)benchmarks/results").returncode == 0
     except OSError:  # a machine with a copy of the sources alone
         return "unknown"
-    return described.stdout.strip() or "unknown"
+    return name + ("" if is_clean else "-dirty") if name else "unknown"
+
+
+def _git(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
 
 
 def hardware() -> str:

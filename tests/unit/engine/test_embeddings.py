@@ -77,14 +77,14 @@ def test_vectors_are_pooled_from_transformers_hidden_states(architecture: str, t
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize("numbers", [{}, {"dtype": "bfloat16"}, {"quantize": "int8"}], ids=str)
 def test_a_vector_is_the_same_to_the_bit_in_chunks_preempted_and_beside_generation(
-    folder: Path, quantize: str, mode: PoolingMode
+    folder: Path, numbers: dict[str, str], mode: PoolingMode
 ) -> None:
-    core = core_of(folder, quantize=quantize, prefix_caching=False)
+    core = core_of(folder, prefix_caching=False, **numbers)
     alone = [embed(core, [text], mode)[0] for text in texts()]
     # Not half of the blocks that all of them want, and steps of a few tokens.
-    busy = core_of(folder, quantize=quantize, max_num_tokens=11, num_kv_blocks=14, max_num_seqs=5)
+    busy = core_of(folder, max_num_tokens=11, num_kv_blocks=14, max_num_seqs=5, **numbers)
     for round_of_them in range(2):  # the second over what the first has left in the prefix cache
         first = len(texts()) * round_of_them
         for i, text in enumerate(texts()):
