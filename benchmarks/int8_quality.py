@@ -1,7 +1,7 @@
-"""What does computing in 8 bits cost in quality? Perplexity, and how often the likeliest next token is the same.
+"""What do 8 bits cost in quality, and bfloat16? Perplexity, and how often the likeliest next token is the same.
 
 Real text that every Python brings along: the language reference (`pydoc_data.topics`) and the standard library's own
-source. Windows of it are scored by the engine unquantised and in int8, with the same model in the same number format.
+source. Windows of it are scored by the engine in float32, in bfloat16 and in int8.
 
     python -m benchmarks.int8_quality [--num-windows 24] [--window 512]
 """
@@ -15,12 +15,18 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pydoc_data import topics
+from typing import Any
 
 from benchmarks.report import print_and_keep
 from engine import InferenceEngine, SamplingParams
 from engine.tokenizer import Tokenizer
 
 MODEL = "smollm2-135m"
+ENGINES: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"quantize": "int8"},
+}
 MODULES = (argparse, inspect, pydoc, statistics, textwrap)
 
 
@@ -42,19 +48,24 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512, help="Tokens.")
     arguments = parser.parse_args()
     scores: dict[str, dict[str, Scores]] = {}
-    for quantize in ("none", "int8"):
-        with InferenceEngine(MODEL, quantize=quantize) as engine:
-            info = engine.info
-            scores[quantize] = {
-                name: score(engine, windows(info.model_dir, text, arguments.num_windows, arguments.window))
+    for numbers, fields in ENGINES.items():
+        with InferenceEngine(MODEL, **fields) as engine:
+            prompts = {
+                name: windows(engine.info.model_dir, text, arguments.num_windows, arguments.window)
                 for name, text in texts().items()
             }
-    rows = [row(name, scores["none"][name], scores["int8"][name]) for name in texts()]
-    columns = ["text", f"perplexity in {info.dtype}", "in int8", "ratio", "same likeliest token"]
+            scores[numbers] = {name: score(engine, some) for name, some in prompts.items()}
+    rows = [
+        row(name, numbers, scores[numbers][name], {other: scores[other][name] for other in ("float32", "bfloat16")})
+        for name in texts()
+        for numbers in ENGINES
+    ]
+    columns = ["text", "computed in", "perplexity"]
+    columns += [f"{what} {other}" for other in ("float32", "bfloat16") for what in ("ratio to", "same token as")]
     notes = [
         f"SmolLM2-135M-Instruct, {arguments.num_windows} windows of {arguments.window} tokens of each text, scored as "
-        "prompts; all linear layers in int8, the output layer included; keys and values in float16.",
-        "The last column: how often the unquantised model's likeliest next token is also that of the model in int8.",
+        "prompts. int8: all linear layers, the output layer included; keys and values in float16.",
+        "Same token: how often the likeliest next token is that of the other.",
     ]
     print_and_keep("int8_quality", columns, rows, notes)
 
@@ -88,10 +99,12 @@ def score(engine: InferenceEngine, prompts: Sequence[list[int]]) -> Scores:
     return Scores([entry.logprob for entry in entries], [entry.top[0][0] for entry in entries])
 
 
-def row(name: str, plain: Scores, quantised: Scores) -> list[str]:
-    same = statistics.fmean(a == b for a, b in zip(plain.likeliest, quantised.likeliest, strict=True))
-    a, b = plain.perplexity, quantised.perplexity
-    return [name, f"{a:.2f}", f"{b:.2f}", f"{b / a:.3f}", f"{same:.1%}"]
+def row(name: str, numbers: str, scores: Scores, others: dict[str, Scores]) -> list[str]:
+    cells = [name, numbers, f"{scores.perplexity:.2f}"]
+    for other in others.values():
+        same = statistics.fmean(a == b for a, b in zip(scores.likeliest, other.likeliest, strict=True))
+        cells += [f"{scores.perplexity / other.perplexity:.3f}", f"{same:.1%}"]
+    return cells
 
 
 if __name__ == "__main__":
