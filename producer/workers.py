@@ -60,6 +60,12 @@ def choose_queue(workers: Sequence[WorkerInfo], model: str, queue: str) -> str |
     return next((name for name in queues if not name.endswith(classes)), queues[0])
 
 
+def drains(workers: Sequence[WorkerInfo], queue: str, model: str | None) -> bool:
+    """Whether one of them takes such jobs off `queue`; of a tenant's queue, off the one that it belongs to."""
+    base, _ = keys.split_tenant(queue)
+    return any(base in worker.queues and model in (None, *worker.models) for worker in workers)
+
+
 class ModelDirectory:
     """Resolves a model's name to the queue of a worker that serves it."""
 
@@ -88,11 +94,10 @@ class ModelDirectory:
         )
 
     def is_drained(self, queue: str, model: str | None) -> Protocol[bool]:
-        """Whether a live worker takes such jobs off `queue`; of a tenant's queue, off the one that it belongs to."""
+        """As `drains`, of the live workers."""
         if not self._is_fresh:
             yield from self._look()
-        base, _ = keys.split_tenant(queue)
-        return any(base in worker.queues and model in (None, *worker.models) for worker in self._workers)
+        return drains(self._workers, queue, model)
 
     @property
     def _is_fresh(self) -> bool:

@@ -36,6 +36,7 @@ class LoadedModel:
     """A model ready for packed forwards, with its attention context attached."""
 
     model: nn.Module
+    last_layer: NativeLayer | None  # in the model, if it can leave out what nobody wants
     output_rows: OutputRows  # in the model
     context: AttentionContext
     device: torch.device
@@ -89,9 +90,8 @@ class LoadedModel:
         wanted. Returns float32 `[num_logits, vocab_size]`, written to `out` if given. Mutates the KV cache.
         """
         num_logits = logits_indices.shape[0]
-        wanted, last_layer = _at_least_two(logits_indices), None
-        if len(wanted) < len(input_ids):
-            last_layer = self._native_last_layer()
+        wanted = _at_least_two(logits_indices)
+        last_layer = self.last_layer if len(wanted) < len(input_ids) else None
         with torch.inference_mode(), nullcontext() if last_layer is None else last_layer.wanting(wanted):
             output = self.model(
                 input_ids=_at_least_two(input_ids)[None],
@@ -118,11 +118,6 @@ class LoadedModel:
         hidden_states = self.output_rows.take_hidden_states()[: hidden_indices.shape[0]]
         return logits[:num_logits], hidden_states.to(torch.float32, copy=True)
 
-    def _native_last_layer(self) -> NativeLayer | None:
-        """The last one, if it can leave out what nobody wants."""
-        layers = getattr(self.model.get_decoder(), "layers", None)  # type: ignore[operator]
-        return layers[-1] if layers is not None and isinstance(layers[-1], NativeLayer) else None
-
 
 def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
     """Load `config.model_path` onto its device. Raises `ModelLoadError` with what is wrong and the remedy.
@@ -137,14 +132,7 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
     checkpoint = open_checkpoint(prepare_model_dir(config.model_path, cache_dir))
     architecture = find_architecture(checkpoint.config, source=config.model_path)
     dtypes = resolve_dtypes(config, device, architecture, checkpoint.dtype_name)
-    backend = select_backend(
-        config.attention,
-        device=device,
-        dtype=dtypes.activations,
-        kv_dtype=dtypes.kv_cache,
-        cache_dir=cache_dir,
-        deterministic=config.deterministic,
-    )
+    backend = _select_backend(config, device, dtypes, cache_dir)
     context = AttentionContext(backend)
     uses_triton = context.paged_backend is not None
     kit = choose_kit(uses_triton, device, dtypes.activations, kernels_dir)
@@ -152,11 +140,10 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
     preparation = Preparation(checkpoint, architecture, device, dtypes, context, kit, packer, rank)
     prepared = preparation.run(PreparedModels(cache_dir / "prepared"))
     model, shape = prepared.model, prepared.shape
-    output_rows = OutputRows(model.get_output_embeddings())
-    model.set_output_embeddings(output_rows)
     return LoadedModel(
         model=model,
-        output_rows=output_rows,
+        last_layer=_native_last_layer(model),
+        output_rows=OutputRows.put_into(model),
         context=context,
         device=device,
         dtypes=dtypes,
@@ -176,6 +163,22 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
         can_generate=prepared.has_output_layer,
         row_step=ROW_STEP if uses_triton and config.deterministic else 1,
     )
+
+
+def _select_backend(config: EngineConfig, device: torch.device, dtypes: Dtypes, cache_dir: Path) -> AttentionBackend:
+    return select_backend(
+        config.attention,
+        device=device,
+        dtype=dtypes.activations,
+        kv_dtype=dtypes.kv_cache,
+        cache_dir=cache_dir,
+        deterministic=config.deterministic,
+    )
+
+
+def _native_last_layer(model: Any) -> NativeLayer | None:
+    layers = getattr(model.get_decoder(), "layers", None)
+    return layers[-1] if layers is not None and isinstance(layers[-1], NativeLayer) else None
 
 
 def _take_device(config: EngineConfig, rank: Rank) -> torch.device:

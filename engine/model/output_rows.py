@@ -3,6 +3,8 @@
 So the rows of both kinds are asked for in one place, the model's `logits_to_keep`. Knows nothing of whose they are.
 """
 
+from typing import Any, Self
+
 from torch import Tensor, nn
 
 MIN_ROWS = 2  # matrix libraries take another path, with other bits, for a single row
@@ -16,6 +18,13 @@ class OutputRows(nn.Module):
         self.layer = layer
         self.num_logits: int | None = None  # of the next forward's rows; None: all
         self._hidden_states: Tensor | None = None
+
+    @classmethod
+    def put_into(cls, model: Any) -> Self:
+        """In front of the output layer of a model of transformers."""
+        output_rows = cls(model.get_output_embeddings())
+        model.set_output_embeddings(output_rows)
+        return output_rows
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[1, num_rows, hidden_size]`. Returns logits `[1, num_logits, vocab_size]`, and perhaps some more rows."""

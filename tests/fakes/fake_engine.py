@@ -16,46 +16,9 @@ from engine.outputs import ErrorKind, RequestOutput, TokenLogprob
 from engine.pooling import Pooling
 from engine.sampling_params import SamplingParams
 from tests.fakes.fake_embeddings import HIDDEN_SIZE, EmbeddingRequest
+from tests.fakes.fake_tokenizer import POISON_TOKEN, VOCAB_SIZE, FakeTokenizer, text_of
 
-VOCAB_SIZE = 1000
-POISON_TOKEN = 666  # in a prompt: the process is killed by its first step
 OnOutput = Callable[[RequestOutput], None]
-
-
-class FakeTokenBytes(dict[int, bytes]):
-    """As `engine.token_bytes.TokenBytes`."""
-
-    def __missing__(self, token_id: int) -> bytes:
-        return f" {token_id}".encode()
-
-    def at_start(self, token_id: int) -> bytes:
-        return self[token_id]
-
-
-class FakeTokenizer:
-    """One token a word."""
-
-    token_bytes = FakeTokenBytes()
-    bos_token: str | None = None
-    eos_token: str | None = None
-
-    def __init__(self, chat_template: str | None = None) -> None:
-        self.chat_template = chat_template
-        self.tool_chat_template: str | None = None
-        self.special_tokens: dict[str, str] = {}
-
-    def token_id(self, token: str) -> int | None:
-        return None
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
-        return text_of(token_ids)
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        token_ids = [sum(word.encode()) % VOCAB_SIZE for word in text.split()]
-        return [0 if token_id == POISON_TOKEN else token_id for token_id in token_ids]  # no text kills by chance
 
 
 def expected_tokens(prompt_token_ids: list[int], params: SamplingParams, index: int = 0) -> list[int]:
@@ -66,10 +29,6 @@ def expected_tokens(prompt_token_ids: list[int], params: SamplingParams, index: 
 
 def expected_logprob(token_id: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(token_id, -token_id / 8, [(token_id + i, -i / 4) for i in range(num_top)])
-
-
-def text_of(token_ids: list[int]) -> str:
-    return "".join(f" {token_id}" for token_id in token_ids)
 
 
 @dataclass

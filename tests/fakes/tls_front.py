@@ -28,58 +28,74 @@ def tls_front(
     if ca_file is not None:
         authority.cert_pem.write_to_path(str(ca_file))
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setblocking(False)
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-    writers: set[asyncio.StreamWriter] = set()
-
-    async def join(client: socket.socket) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        front = _Front(listener, upstream_port, context, takes_plain)
+        thread = threading.Thread(target=front.run, name="tls-front")
+        thread.start()
         try:
-            is_plain = takes_plain and await _first_byte(client) != TLS_HANDSHAKE
-            reader, writer = await _take(client, None if is_plain else context)
-        except OSError:
-            client.close()
-            return
-        writers.add(writer)
-        try:
-            upstream = await asyncio.open_connection("127.0.0.1", upstream_port)
-        except OSError:  # nobody there: so are we
-            writer.close()
-            return
-        writers.add(upstream[1])
-        await asyncio.gather(_pump(reader, upstream[1]), _pump(upstream[0], writer))
+            yield listener.getsockname()[1]
+        finally:
+            front.stop()
+            thread.join(20)
 
-    async def accept() -> None:
-        joined = set()
-        while True:
-            client, _ = await loop.sock_accept(listener)
-            client.setblocking(False)
-            task = asyncio.create_task(join(client))
-            joined.add(task)
-            task.add_done_callback(joined.discard)
 
-    async def serve() -> None:
-        accepting = asyncio.create_task(accept())
-        await stop.wait()
+class _Front:
+    """Carries what comes to the listener to the upstream's port and back."""
+
+    def __init__(self, listener: socket.socket, upstream_port: int, context: ssl.SSLContext, takes_plain: bool) -> None:
+        self._listener = listener
+        self._upstream_port = upstream_port
+        self._context = context
+        self._takes_plain = takes_plain
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
+
+    def stop(self) -> None:
+        """From any thread."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _serve(self) -> None:
+        accepting = asyncio.create_task(self._accept())
+        await self._stop.wait()
         accepting.cancel()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        for writer in writers:
+        for writer in self._writers:
             writer.transport.abort()  # a mere close waits for the other side's goodbye
         await asyncio.sleep(0)
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), name="tls-front")
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
-        loop.close()
-        listener.close()
+    async def _accept(self) -> None:
+        joined = set()
+        while True:
+            client, _ = await self._loop.sock_accept(self._listener)
+            client.setblocking(False)
+            task = asyncio.create_task(self._join(client))
+            joined.add(task)
+            task.add_done_callback(joined.discard)
+
+    async def _join(self, client: socket.socket) -> None:
+        try:
+            is_plain = self._takes_plain and await _first_byte(client) != TLS_HANDSHAKE
+            reader, writer = await _take(client, None if is_plain else self._context)
+        except OSError:
+            client.close()
+            return
+        self._writers.add(writer)
+        try:
+            upstream = await asyncio.open_connection("127.0.0.1", self._upstream_port)
+        except OSError:  # nobody there: so are we
+            writer.close()
+            return
+        self._writers.add(upstream[1])
+        await asyncio.gather(_pump(reader, upstream[1]), _pump(upstream[0], writer))
 
 
 async def _first_byte(client: socket.socket) -> bytes:

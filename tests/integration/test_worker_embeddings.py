@@ -16,7 +16,8 @@ from producer import AsyncClient, Client, InvalidJobError, JobFailedError
 from producer.contract import Done, ErrorCode, Marker, keys, parse_entry
 from producer.embeddings import INPUTS_A_JOB
 from tests.fakes.fake_embeddings import HIDDEN_SIZE, expected_vector
-from tests.fakes.fake_engine import FakeEngine, FakeTokenizer
+from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.fake_tokenizer import FakeTokenizer
 from tests.fakes.worker_runs import (
     FUNCTION,
     SHORT_LEASE_SECONDS,

@@ -7,7 +7,8 @@ import redis
 from rq import Queue, Retry
 
 from producer.contract import Chunk, ErrorCode, Marker, keys
-from tests.fakes.fake_engine import POISON_TOKEN, FakeEngine
+from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.fake_tokenizer import POISON_TOKEN
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerProcess,

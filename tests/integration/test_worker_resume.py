@@ -8,7 +8,8 @@ from rq import Queue
 
 from engine.sampling_params import SamplingParams
 from producer.contract import Chunk, Marker, Result, keys
-from tests.fakes.fake_engine import FakeEngine, FakeTokenizer, expected_logprob, expected_tokens, text_of
+from tests.fakes.fake_engine import FakeEngine, expected_logprob, expected_tokens
+from tests.fakes.fake_tokenizer import FakeTokenizer, text_of
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerProcess,

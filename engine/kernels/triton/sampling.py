@@ -162,6 +162,13 @@ def draw_kernel(
 
 
 @triton.jit
+def _best_drawn(x, is_kept, ids, key_low, key_high):
+    """The largest x + noise, in float64, of those that are kept, and whose it is."""
+    scores = x.to(tl.float64) + gumbel(noise_bits(key_low, key_high, ids))
+    return first_of(tl.where(is_kept, scores, float("-inf")), ids)
+
+
+@triton.jit
 def choose_kernel(
     logits_ptr,
     max_ptr,
@@ -207,8 +214,7 @@ def choose_kernel(
                     for start in range(chunk * CHUNK, tl.minimum((chunk + 1) * CHUNK, vocab_size), BLOCK):
                         ids = start + tl.arange(0, BLOCK)
                         x, is_kept = _kept(row_ptr, ids, vocab_size, most, temperature, threshold, min_p)
-                        scores = x.to(tl.float64) + gumbel(noise_bits(key_low, key_high, ids))
-                        block_best, block_token = first_of(tl.where(is_kept, scores, float("-inf")), ids)
+                        block_best, block_token = _best_drawn(x, is_kept, ids, key_low, key_high)
                         is_better = (block_best > best) | ((block_best == best) & (block_token < token))
                         token = tl.where(is_better, block_token, token)
                         best = tl.where(is_better, block_best, best)

@@ -11,7 +11,7 @@ from producer.batch_lines import BadLineError, BatchLine
 from producer.contract import ErrorCode, WorkerInfo, keys
 from producer.gateway.batches.batch_record import BatchProblem, BatchRecord
 from producer.line_index import ParsedLine
-from producer.workers import choose_queue
+from producer.workers import choose_queue, drains
 
 MAX_LINES = 50_000
 MAX_PROBLEMS = 100  # listed; the file is not read further
@@ -86,8 +86,7 @@ def choose_batch_queue(workers: list[WorkerInfo], model: str, default_queue: str
     if queue is None:
         return None
     low = keys.class_queue(queue, "low")
-    served = {name for worker in workers if model in worker.models for name in worker.queues}
-    return keys.tenant_queue(low if not workers or low in served else queue, tenant)
+    return keys.tenant_queue(low if not workers or drains(workers, low, model) else queue, tenant)
 
 
 def model_problem(model: str, workers: list[WorkerInfo]) -> BatchProblem:

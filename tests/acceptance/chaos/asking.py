@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from tests.fakes.fake_engine import VOCAB_SIZE, FakeTokenizer, text_of
+from tests.fakes.fake_tokenizer import VOCAB_SIZE, FakeTokenizer, text_of
 
 REQUEST_SECONDS = 30.0
 PAUSE_SECONDS = 0.3

@@ -11,7 +11,7 @@ from producer.contract import ErrorCode, Result, keys
 from tests.acceptance.chaos.mixture import Mixture
 from tests.acceptance.chaos.verdict import LEFTOVERS
 from tests.acceptance.chaos.watchers import Watched
-from tests.fakes.fake_engine import VOCAB_SIZE, text_of
+from tests.fakes.fake_tokenizer import VOCAB_SIZE, text_of
 from tests.fakes.flaky_s3 import BUCKET, FlakyS3
 from tests.fakes.worker_runs import rq_queue
 

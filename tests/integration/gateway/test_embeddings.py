@@ -15,7 +15,7 @@ from producer.embeddings import INPUTS_A_JOB
 from tests.fakes.batch_runs import by_id, run
 from tests.fakes.batches import jsonl
 from tests.fakes.fake_embeddings import HIDDEN_SIZE, expected_vector
-from tests.fakes.fake_engine import FakeTokenizer
+from tests.fakes.fake_tokenizer import FakeTokenizer
 from tests.fakes.gateways import RunningGateway, open_client, running_gateway, wait_until
 from tests.fakes.worker_runs import WorkerThread
 

@@ -7,7 +7,8 @@ import pytest
 
 from engine.outputs import RequestOutput, TokenLogprob
 from producer.contract import Chunk, Done, EntryId, Marker, ToolCallDelta, parse_entry
-from tests.fakes.fake_engine import FakeTokenizer, expected_logprob
+from tests.fakes.fake_engine import expected_logprob
+from tests.fakes.fake_tokenizer import FakeTokenizer
 from worker.logprobs import LogprobWriter
 from worker.outlet.job_stream import JobStream
 from worker.outlet.stored_stream import StoredStream
