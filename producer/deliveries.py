@@ -6,6 +6,7 @@ pushes that second behind its lease: if it dies, another takes over, under the s
 is the fence: what an attempt failed with counts only while it is the last one.
 """
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ JITTER = 0.2  # of a delay, either way: receivers that were down do not get ever
 GONE = 410  # the status of a receiver that wants nothing more
 
 Verdict = Literal["delivered", "retry", "dead"]
+LOG_LEVELS: dict[Verdict, int] = {"delivered": logging.INFO, "retry": logging.WARNING, "dead": logging.ERROR}
 RetryDelay = Callable[[int, float | None], float | None]
 
 
@@ -82,12 +84,14 @@ class WebhookCounts:
     dead: int = 0
 
 
-def conclude(answer: Answer, attempt: int, delay_after: RetryDelay) -> tuple[Verdict, float]:
-    """What an attempt came to, and the seconds until the next."""
-    if answer.is_delivered:
-        return "delivered", 0.0
-    delay = None if answer.status == GONE else delay_after(attempt, answer.retry_after_seconds)
-    return ("dead", 0.0) if delay is None else ("retry", delay)
+def settle_answer(delivery: ClaimedDelivery, answer: Answer, delay_after: RetryDelay) -> Protocol[Verdict]:
+    """Settle it as the answer to its attempt has it."""
+    delay: float | None = None
+    if not answer.is_delivered and answer.status != GONE:
+        delay = delay_after(delivery.attempt, answer.retry_after_seconds)
+    verdict: Verdict = "delivered" if answer.is_delivered else "dead" if delay is None else "retry"
+    yield from settle_delivery(delivery, verdict, delay_seconds=delay or 0.0, error=answer.problem)
+    return verdict
 
 
 def settle_delivery(

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection
 from functools import partial
 
-from producer.deliveries import RetryDelay, conclude, retry_delay, settle_delivery
+from producer.deliveries import LOG_LEVELS, RetryDelay, retry_delay, settle_answer, settle_delivery
 from producer.errors import RedisUnavailableError
 from producer.job_webhooks import JobDelivery, claim_job_webhooks
 from producer.transport import Transport
@@ -99,8 +99,8 @@ class WebhookCourier:
             self._transport.run(settle_delivery(delivery, "dead", error="its URL is not one that is allowed here"))
             return
         answer = send_webhook(webhook, message_id=delivery.id)
-        verdict, delay = conclude(answer, delivery.attempt, self._delay_after)
-        self._transport.run(settle_delivery(delivery, verdict, delay_seconds=delay, error=answer.problem))
-        level = {"delivered": logging.INFO, "retry": logging.WARNING, "dead": logging.ERROR}[verdict]
+        verdict = self._transport.run(settle_answer(delivery, answer, self._delay_after))
         what = f"delivery={delivery.id} job_id={webhook.job_id} attempt={delivery.attempt}"
-        _log.log(level, "action=webhook_%s %s status=%s error=%s", verdict, what, answer.status, answer.problem)
+        _log.log(
+            LOG_LEVELS[verdict], "action=webhook_%s %s status=%s error=%s", verdict, what, answer.status, answer.problem
+        )

@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 
 from producer.async_transport import AsyncTransport
-from producer.deliveries import GONE, Answer, RetryDelay, conclude, retry_delay, settle_delivery
+from producer.deliveries import GONE, LOG_LEVELS, Answer, RetryDelay, retry_delay, settle_answer
 from producer.end_tasks import end_tasks
 from producer.errors import RedisUnavailableError
 from producer.gateway.webhooks.deliveries import LEASE_SECONDS, EventDelivery, claim_deliveries
@@ -102,8 +102,8 @@ class WebhookDispatcher:
         if answer.status == GONE:
             await self._redis.run(disable_endpoint(delivery.endpoint.id))
             _log.warning("action=webhook_endpoint_disabled endpoint=%s", delivery.endpoint.id)
-        verdict, delay = conclude(answer, delivery.attempt, self._delay_after)
-        await self._redis.run(settle_delivery(delivery, verdict, delay_seconds=delay, error=answer.problem))
-        level = {"delivered": logging.INFO, "retry": logging.WARNING, "dead": logging.ERROR}[verdict]
+        verdict = await self._redis.run(settle_answer(delivery, answer, self._delay_after))
         what = f"delivery={delivery.id} type={delivery.event.type} attempt={delivery.attempt}"
-        _log.log(level, "action=webhook_%s %s status=%s error=%s", verdict, what, answer.status, answer.problem)
+        _log.log(
+            LOG_LEVELS[verdict], "action=webhook_%s %s status=%s error=%s", verdict, what, answer.status, answer.problem
+        )
