@@ -62,26 +62,17 @@ INLINE int32_t rounded_bits(float x) {
 
 INLINE int depth_of(int in_features) { return (in_features + DEPTH - 1) / DEPTH * DEPTH; }
 
+#include "finish.h"
+
 /* Write what a row's LANES exact sums stand for; taking off what the zero point brought is exact too. */
-INLINE void finish_lanes(const product_args *a, int row, int column, const int_lanes *sum, int is_bf16) {
-  int left = a->out_features - column, count = left < LANES ? left : LANES;
-  int64_t place = (int64_t)row * a->out_features + column;
+INLINE void finish_sums(const product_args *a, int row, int column, const int_lanes *sum, int is_bf16) {
   lanes scales = load_f32(a->scales + column), result;
   EACH_VEC {
     ints totals;
     memcpy(&totals, a->totals + column + i * WIDTH, sizeof totals);
     result.v[i] = __builtin_convertvector(sum->v[i] - totals * a->zeros[row], vec) * (scales.v[i] * a->row_scales[row]);
   }
-  if (a->bias) {
-    lanes bias = load_part(a->bias, column, a->out_features, 0);
-    EACH_VEC result.v[i] += bias.v[i];
-  }
-  if (a->addend) {
-    lanes addend = load_part(at(a->addend, place, is_bf16), 0, count, is_bf16);
-    result = rounded(result, is_bf16);
-    EACH_VEC result.v[i] += addend.v[i];
-  }
-  store_part((void *)at(a->out, place, is_bf16), 0, count, result, is_bf16);
+  finish_lanes(a, row, column, result, is_bf16);
 }
 
 /* A tile's sums, row by row. A function of its own: inlined into every tile it takes a compiler a minute. */
@@ -91,7 +82,7 @@ static __attribute__((noinline)) void finish(const product_args *a, int row, int
     for (int p = 0; p < num_panels; p++) {
       const int_lanes *sum = sums + r * num_panels + p;
       int column = (panel + p) * LANES;
-      a->is_bf16 ? finish_lanes(a, row + r, column, sum, 1) : finish_lanes(a, row + r, column, sum, 0);
+      a->is_bf16 ? finish_sums(a, row + r, column, sum, 1) : finish_sums(a, row + r, column, sum, 0);
     }
 }
 

@@ -21,13 +21,13 @@ from transformers.pytorch_utils import Conv1D
 from engine.errors import ModelLoadError
 from engine.kernels.build import KernelBuildError
 from engine.kernels.threads import one_thread
-from engine.model import int8_linear, native_linear, onednn_linear
+from engine.model import bfloat16_linear, int8_linear, native_linear, onednn_linear
 from engine.model.narrow_weights import NARROW
 
 logger = logging.getLogger(__name__)
 
 # Layers whose product may be a part of a chain of native calls.
-ChainedLinear = native_linear.NativeLinear | int8_linear.Int8Linear
+ChainedLinear = native_linear.NativeLinear | bfloat16_linear.Bfloat16Linear | int8_linear.Int8Linear
 _TRIAL_ROWS = (2, 3, 17, 64)
 
 
@@ -85,13 +85,17 @@ def plain_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
 
 
 def _packers(dtype: torch.dtype, kernels_dir: Path) -> Iterator[LinearPacker]:
-    if dtype == torch.float32:
-        try:
+    try:
+        if dtype == torch.float32:
             build, matmul = native_linear.load_matmul(kernels_dir)
-            pack = partial(native_linear.NativeLinear, matmul=matmul)
-            yield LinearPacker(build, pack, _tolerance(dtype), kernel=matmul)
-        except KernelBuildError as error:
-            logger.warning("action=native_linear_unavailable reason=%r", str(error))
+            of_floats = partial(native_linear.NativeLinear, matmul=matmul)
+            yield LinearPacker(build, of_floats, _tolerance(dtype), kernel=matmul)
+        elif dtype == torch.bfloat16 and bfloat16_linear.is_best_here():
+            build, matmul = bfloat16_linear.load_matmul(kernels_dir)
+            of_pairs = partial(bfloat16_linear.Bfloat16Linear, matmul=matmul)
+            yield LinearPacker(build, of_pairs, _tolerance(dtype), kernel=matmul)
+    except KernelBuildError as error:
+        logger.warning("action=native_linear_unavailable reason=%r", str(error))
     if dtype in onednn_linear.DTYPES:
         yield LinearPacker("oneDNN packed", onednn_linear.OneDnnLinear, _tolerance(dtype))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from engine.attention.base import AttentionRules
 from engine.attention.native import NativeAttention
 from engine.kernels import build
+from engine.model import bfloat16_linear
 from engine.model.int8_linear import Int8Kernels, Int8Linear
 from engine.model.locate import default_cache_dir
 from engine.model.native_linear import NativeLinear, load_matmul
@@ -106,6 +107,10 @@ def multiply() -> None:
                 layers += [  # type: ignore[list-item]
                     NativeLinear(weight.to(kept).float(), bias, matmul) for kept in (torch.float32, *NARROW)
                 ]
+            elif bfloat16_linear.is_best_here():
+                bias = random(out_features).to(dtype)
+                matmul_bf16 = bfloat16_linear.load_matmul(KERNELS)[1]
+                layers += [bfloat16_linear.Bfloat16Linear(weight, bias, matmul_bf16)]  # type: ignore[list-item]
             for layer in layers:
                 for num_rows in (*range(1, 26), 61):
                     x = random(num_rows, in_features, dtype=dtype)

@@ -1,7 +1,8 @@
 /* Stands in for AVX512 where the CPU has AVX2: the same results in halves. To be included before a kernel's source.
  *
  * Vectors of 512 bits in plain C the compiler halves itself; these are the instructions that kernels name.
- * -DEMULATED_VNNI: AVX512-VNNI, too; else sums of 8-bit products are those of AVX512BW.
+ * -DEMULATED_VNNI: AVX512-VNNI, too; else sums of 8-bit products are those of AVX512BW. -DEMULATED_BF16: AVX512-BF16,
+ * with multiply-adds that round after each.
  */
 #include <immintrin.h>
 #include <stdint.h>
@@ -90,6 +91,27 @@ static __attribute__((noinline)) __m512i emulated_dpbusd_epi32(__m512i sum, __m5
   return emulated_loadu_si512(&result);
 }
 
+typedef int16_t emulated_bh __attribute__((vector_size(64)));
+
+static inline __m512 emulated_dpbf16_ps(__m512 sum, emulated_bh a, emulated_bh b) {
+  uint32_t x[16], y[16];
+  float sums[16];
+  memcpy(sums, &sum, 64);
+  memcpy(x, &a, 64);
+  memcpy(y, &b, 64);
+  for (int i = 0; i < 16; i++)
+    for (int is_high = 1; is_high >= 0; is_high--) {
+      uint32_t bits[2] = {x[i] << 16 * !is_high & 0xFFFF0000u, y[i] << 16 * !is_high & 0xFFFF0000u};
+      float factors[2];
+      memcpy(factors, bits, 8);
+      sums[i] += factors[0] * factors[1];
+    }
+  memcpy(&sum, sums, 64);
+  return sum;
+}
+
+static inline __m512 emulated_setzero_ps(void) { return (__m512){0}; }
+
 #define _mm512_max_ps emulated_max_ps
 #define _mm512_max_epi32 emulated_max_epi32
 #define _mm512_add_epi16 emulated_add_epi16
@@ -108,4 +130,10 @@ static __attribute__((noinline)) __m512i emulated_dpbusd_epi32(__m512i sum, __m5
 #define __AVX512BW__ 1
 #ifdef EMULATED_VNNI
 #define __AVX512VNNI__ 1
+#endif
+#ifdef EMULATED_BF16
+#define __AVX512BF16__ 1
+#define __m512bh emulated_bh
+#define _mm512_dpbf16_ps emulated_dpbf16_ps
+#define _mm512_setzero_ps emulated_setzero_ps
 #endif

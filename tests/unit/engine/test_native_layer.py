@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import EngineConfig
-from engine.model import devices
+from engine.model import bfloat16_linear, devices
 from engine.model.attention_hook import AttentionRules
 from engine.model.int8_linear import Int8Kernels, Int8Linear
 from engine.model.loader import LoadedModel, load_model
@@ -121,7 +121,11 @@ def test_a_workspace_holds_the_angles_that_it_was_given_last() -> None:
 def products(dtype: torch.dtype) -> list[nn.Module]:
     weight, bias = random(37, 45, dtype=dtype), random(37, dtype=dtype)
     made: list[nn.Module] = [Int8Linear(weight, bias, Int8Kernels(KERNELS))]
-    return [*made, NativeLinear(weight, bias, load_matmul(KERNELS)[1])] if dtype == torch.float32 else made
+    if dtype == torch.float32:
+        made.append(NativeLinear(weight, bias, load_matmul(KERNELS)[1]))
+    elif bfloat16_linear.is_best_here():
+        made.append(bfloat16_linear.Bfloat16Linear(weight, bias, bfloat16_linear.load_matmul(KERNELS)[1]))
+    return made
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

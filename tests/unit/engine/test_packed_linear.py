@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from engine.model import bfloat16_linear
+from engine.model.bfloat16_linear import Bfloat16Linear
 from engine.model.locate import default_cache_dir
 from engine.model.native_linear import NativeLinear, load_matmul
 from engine.model.onednn_linear import OneDnnLinear
@@ -18,10 +20,14 @@ KINDS = {
     "onednn-float32": (torch.float32, OneDnnLinear),
     "onednn-bfloat16": (torch.bfloat16, OneDnnLinear),
 }
+HAS_PAIRS = bfloat16_linear.is_best_here()
+if HAS_PAIRS:
+    KINDS["native-bfloat16"] = torch.bfloat16, partial(Bfloat16Linear, matmul=bfloat16_linear.load_matmul(KERNELS)[1])
+NATIVE = [kind for kind in KINDS if kind.startswith("native")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("in_features", "out_features"), [(48, 37), (64, 100), (576, 192), (1536, 576)])
+@pytest.mark.parametrize(("in_features", "out_features"), [(47, 37), (64, 100), (576, 192), (1536, 576)])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_a_packed_layer_computes_what_torchs_does_and_a_row_does_not_depend_on_its_batch(
     kind: str, in_features: int, out_features: int, has_bias: bool
@@ -42,18 +48,20 @@ def test_a_packed_layer_computes_what_torchs_does_and_a_row_does_not_depend_on_i
         assert torch.equal(layer(x[:, :num_rows]), output[:, :num_rows]), num_rows
 
 
+@pytest.mark.parametrize("kind", NATIVE)
 @pytest.mark.parametrize("num_rows", [0, 121, 512, 2600])
 @pytest.mark.parametrize("out_features", [1, 90, 1000])
 def test_the_native_product_leaves_no_row_or_column_out_however_they_are_shared_out(
-    num_rows: int, out_features: int
+    kind: str, num_rows: int, out_features: int
 ) -> None:
+    dtype, make = KINDS[kind]
     generator = torch.Generator().manual_seed(2)
-    weight = torch.randn(out_features, 24, generator=generator) * 24**-0.5
-    x = torch.randn(num_rows, 24, generator=generator)
-    layer = KINDS["native-float32"][1](weight, None)
+    weight = (torch.randn(out_features, 24, generator=generator) * 24**-0.5).to(dtype)
+    x = torch.randn(num_rows, 24, generator=generator).to(dtype)
+    layer, expected = make(weight, None), nn.functional.linear(x.double(), weight.double())
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        torch.testing.assert_close(layer(x), nn.functional.linear(x, weight), rtol=0, atol=1e-5)
+        torch.testing.assert_close(layer(x).double(), expected, rtol=0, atol=64 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 13, 250])
@@ -75,11 +83,12 @@ def test_a_weight_of_a_16_bit_formats_numbers_is_kept_in_half_of_the_bytes_and_g
     assert torch.equal(narrow(x), wide(x)[:, :out_features])
 
 
-def test_the_native_product_is_the_same_to_the_bit_for_any_number_of_threads() -> None:
-    make = KINDS["native-float32"][1]
+@pytest.mark.parametrize("kind", NATIVE)
+def test_the_native_product_is_the_same_to_the_bit_for_any_number_of_threads(kind: str) -> None:
+    dtype, make = KINDS[kind]
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(250, 576, generator=generator)
-    layer = make(torch.randn(1000, 576, generator=generator), None)
+    x = torch.randn(250, 576, generator=generator).to(dtype)
+    layer = make(torch.randn(1000, 576, generator=generator).to(dtype), None)
     outputs = []
     for count in (1, 2, 3, 16):
         torch.set_num_threads(count)
@@ -100,6 +109,10 @@ def test_every_linear_layer_of_a_model_is_replaced() -> None:
 
 def test_float32_is_our_own_kernels_and_float16_is_left_alone() -> None:
     assert (packer := choose_packer(torch.float32, KERNELS)) is not None and packer.build.startswith("matmul-")
+    if HAS_PAIRS:
+        assert (packer := choose_packer(torch.bfloat16, KERNELS)) is not None and packer.build.startswith(
+            "matmul_bf16-"
+        )
     assert choose_packer(torch.float16, KERNELS) is None
 
 

@@ -12,6 +12,7 @@ from engine.attention.base import AttentionRules
 from engine.attention.native import NativeAttention
 from engine.kernels import build
 from engine.kernels.cpu_features import cpu_flags
+from engine.model import bfloat16_linear
 from engine.model.int8_linear import Int8Kernels, Int8Linear
 from engine.model.native_linear import NativeLinear, load_matmul
 from engine.model.native_rows import NativeRows
@@ -84,6 +85,18 @@ def test_products_in_float32(kernels_dir: Path) -> None:
         layer = NativeLinear(weight, bias, matmul)
         whole = layer(x)
         assert_close(whole, torch.nn.functional.linear(x, weight, bias))
+        for num_rows in range(1, 26):  # tiles of every height
+            assert torch.equal(layer(x[:num_rows]), whole[:num_rows])
+
+
+def test_products_in_bfloat16(kernels_dir: Path) -> None:
+    _, matmul = for_avx512(bfloat16_linear.load_matmul, kernels_dir, "-DEMULATED_BF16")
+    for in_features in (99, 100):
+        weight, bias = random(90, in_features, dtype=torch.bfloat16) / 10, random(90, dtype=torch.bfloat16)
+        x = random(61, in_features, dtype=torch.bfloat16)
+        layer = bfloat16_linear.Bfloat16Linear(weight, bias, matmul)
+        whole = layer(x)
+        assert_close(whole, torch.nn.functional.linear(x.float(), weight.float(), bias.float()).bfloat16())
         for num_rows in range(1, 26):  # tiles of every height
             assert torch.equal(layer(x[:num_rows]), whole[:num_rows])
 

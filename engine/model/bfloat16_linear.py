@@ -1,0 +1,76 @@
+"""Linear layers in bfloat16 on a CPU that multiplies pairs of it, through engine/kernels/matmul_bf16.c: packs the
+weight once, passes pointers.
+
+The twin is `torch.nn.functional.linear`. A row is the same to the bit in every batch, for any number of threads.
+"""
+
+import struct
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.kernels.build import build_library, load_library
+from engine.kernels.cpu_features import cpu_flags
+from engine.kernels.native_function import NativeFunction
+from engine.model.native_linear import pack_panels
+
+# `product_args` of matmul_bf16.c: five pointers, one 64-bit and four 32-bit integers.
+_ARGUMENTS = struct.Struct("@5P1q4i")
+
+
+def is_best_here() -> bool:
+    """Whether the CPU has the instruction, and none that multiply whole tiles, which are oneDNN's."""
+    return "avx512_bf16" in cpu_flags() and "amx_bf16" not in cpu_flags()
+
+
+def load_matmul(kernels_dir: Path) -> tuple[str, NativeFunction]:
+    """The name of the build, and the compiled product. Raises `KernelBuildError` where it cannot be compiled."""
+    path = build_library("matmul_bf16", kernels_dir)
+    return path.stem, NativeFunction(load_library(path), "promptmill_matmul_bf16")
+
+
+class Bfloat16Linear(nn.Module):
+    """`x @ weight.T + bias` for `weight` bfloat16 `[out_features, in_features]`; keeps no copy of the plain weight."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, matmul: NativeFunction) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._panels = pack_panels(_pairs(weight.detach()))
+        self._bias = None if bias is None else bias.detach().float().contiguous()
+        self._matmul = matmul
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[..., in_features]`; returns `[..., out_features]`."""
+        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
+        output = torch.empty((rows.shape[0], self.out_features), dtype=torch.bfloat16)
+        self._matmul(self._arguments(rows, output, None))
+        return output if rows is x else output.view(*x.shape[:-1], self.out_features)
+
+    def link(self, x: Tensor, out: Tensor, addend: Tensor | None = None) -> bytes:
+        """The call that writes the product of rows x, plus addend, into out; out and addend are contiguous, or one."""
+        return self._matmul.link(self._arguments(x, out, addend))
+
+    def _arguments(self, x: Tensor, out: Tensor, addend: Tensor | None) -> bytes:
+        assert x.dtype == torch.bfloat16, "a Bfloat16Linear computes in bfloat16"
+        return _ARGUMENTS.pack(
+            x.data_ptr(),
+            self._panels.data_ptr(),
+            0 if self._bias is None else self._bias.data_ptr(),
+            0 if addend is None else addend.data_ptr(),
+            out.data_ptr(),
+            x.stride(0),
+            x.shape[0],
+            self.in_features,
+            self.out_features,
+            torch.get_num_threads(),
+        )
+
+
+def _pairs(weight: Tensor) -> Tensor:
+    """Two inputs of a weight `[out_features, in_features]` as one number of 32 bits; a missing one is a zero."""
+    if weight.shape[1] % 2 == 1:
+        weight = nn.functional.pad(weight, (0, 1))
+    return weight.contiguous().view(torch.int32)
