@@ -25,12 +25,18 @@ class BatchProgress:
     num_lines: int
     num_done: int
     num_failed: int
+    num_refused: int = 0
+    """Of those that failed: what nobody could be asked with, however often."""
     num_output_tokens: int = 0
     started_at: float = field(default_factory=time.monotonic)
     first_problem: str | None = None
     """Of this run: which line failed first, and why."""
     idle_queue: str | None = None
     """The queue that the lines wait on, where no live worker drained it when the run began."""
+
+    @property
+    def num_retryable(self) -> int:
+        return self.num_failed - self.num_refused
 
     @property
     def tokens_per_second(self) -> float:
@@ -68,15 +74,21 @@ class BatchRun:
         target: Path,
         options: BatchOptions,
         on_progress: Callable[[BatchProgress], None],
+        *,
+        retries_failed: bool = False,
     ) -> "BatchRun":
-        """Of a file of batch lines, into a file of their answers."""
+        """Of a file of batch lines, into a file of their answers.
+
+        `retries_failed`: lines that an earlier run answered with an error are asked again.
+        """
         if target.exists() and target.samefile(source):
             raise BatchFileError(f"output {target} is the input as well; name another file")
         if target.exists() and not target.is_file():  # a pipe or a device has no answers of an earlier run, or no end
             raise BatchFileError(f"output {target} is no regular file, from which a run could go on; name a file")
-        return cls(settings, BatchInput(source), BatchOutput(target), options, on_progress)
+        output = BatchOutput(target, drops_failed=retries_failed)
+        return cls(settings, BatchInput(source), output, options, on_progress)
 
-    def run(self, at_end: Callable[[], None] = lambda: None) -> BatchProgress:
+    def run(self, at_end: Callable[[BatchProgress], None] = lambda progress: None) -> BatchProgress:
         """Answer every line that has no answer yet; one answer is on disk before the next is asked for.
 
         A KeyboardInterrupt, or an error, leaves the output whole and the enqueued jobs running. `at_end` is called once
@@ -87,7 +99,7 @@ class BatchRun:
             done = self._output.mend(self._batch_id)
             refused = self._num_refused
             progress = BatchProgress(
-                self._input.num_lines + refused, done.num_lines + refused, done.num_failed + refused
+                self._input.num_lines + refused, done.num_lines + refused, done.num_failed + refused, refused
             )
             find_queue = self._queue_finder(directory := ModelDirectory())
             protocol = BatchProtocol(
@@ -98,7 +110,7 @@ class BatchRun:
                     progress.idle_queue = transport.run(self._find_idle_queue(find_queue, directory))
                 self._on_progress(progress)
                 self._answer(transport, protocol, progress)
-            at_end()
+            at_end(progress)
         return progress
 
     def _queue_finder(self, directory: ModelDirectory) -> FindQueue:

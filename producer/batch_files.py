@@ -4,6 +4,8 @@ A line of output is an answer to its `custom_id`, unless its error names an inpu
 """
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -87,19 +89,24 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class BatchOutput:
-    """A JSONL file of answers, appended to. A journal's first line says whose answers they are."""
+    """A JSONL file of answers, appended to. A journal's first line says whose answers they are.
 
-    def __init__(self, path: Path, *, is_journal: bool = False) -> None:
+    `drops_failed`: an earlier run's answers that are errors count for nothing; their lines are asked again.
+    """
+
+    def __init__(self, path: Path, *, is_journal: bool = False, drops_failed: bool = False) -> None:
         self._path = path
         self._is_journal = is_journal
+        self._drops_failed = drops_failed
+        self._locks = ExitStack()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else writes it meanwhile. Raises BatchFileError if somebody does."""
-        with ExitStack() as stack:
+        with self._locks as locks:
             try:
                 with writing(self._path):
-                    stack.enter_context(locked(self._path))
+                    locks.enter_context(locked(self._path))
             except FileLockedError as error:
                 rule = f"another `promptmill run` writes {self._path}; wait for its end, or name another file"
                 raise BatchFileError(rule) from error
@@ -123,7 +130,28 @@ class BatchOutput:
                 whole_bytes += len(raw)
                 if raw.strip():
                     self._count(raw, number, answered, digest)
+        if self._drops_failed and answered.num_failed:
+            self._drop_failed()
+            return self.mend(digest)
         return answered
+
+    def _drop_failed(self) -> None:
+        """Write what remains beside the output and rename it into its place: nobody finds a part of it, ever."""
+        path = self._path.resolve()
+        partial = path.with_name(f".{path.name}-retry")
+        with writing(self._path):
+            try:
+                self._locks.enter_context(locked(partial))  # before anybody can find it under the output's name
+                with path.open("rb") as file, partial.open("wb") as kept:
+                    if self._is_journal:
+                        kept.write(file.readline())
+                    kept.writelines(raw for raw in file if raw.strip() and not _is_failed(json.loads(raw)))
+                    kept.flush()
+                    os.fsync(kept.fileno())
+                shutil.copymode(path, partial)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
@@ -160,9 +188,8 @@ class BatchOutput:
     def _count(self, raw: bytes, number: int, answered: Answered, digest: str) -> None:
         try:
             line = json.loads(raw)
-            error, response, custom_id = line["error"], line["response"], line["custom_id"]
+            error, custom_id, is_failed = line["error"], line["custom_id"], _is_failed(line)
             bad_line = error.get("line") if error is not None else None
-            is_failed = error is not None or response["status_code"] >= 400
             is_foreign = is_of_another_batch(line.get("id"), digest, custom_id)
         except (ValueError, LookupError, TypeError, AttributeError) as cause:
             raise BatchFileError(
@@ -178,3 +205,7 @@ class BatchOutput:
         else:
             answered.custom_ids.add(custom_id)
         answered.num_failed += is_failed
+
+
+def _is_failed(line: Mapping[str, Any]) -> bool:
+    return line["error"] is not None or line["response"]["status_code"] >= 400

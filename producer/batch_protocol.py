@@ -25,7 +25,7 @@ from producer.results import ResultCollector
 from producer.rq_names import queue_key
 
 MAX_IN_FLIGHT = 2000  # by default: enough to keep several workers busy, little enough to be cancelled
-MAX_RUNS_A_LINE = 10  # times a line whose earlier job failed or was cancelled unseen is run anew
+MAX_RUNS_A_LINE = 10  # times a line is run anew of whose earlier job nothing is left but its id
 ROUND_SECONDS = 1.0  # at most, between two lists of answers
 
 _JOB_ID = "batch-"  # + a hash of the batch, the line and the run
@@ -134,10 +134,10 @@ class BatchProtocol:
 
     def _is_stale(self, item: _Item, outcome: Outcome) -> bool:
         """An earlier run's job that came to nothing, and that nobody was told of."""
-        if item.is_new or item.run >= MAX_RUNS_A_LINE:
+        if item.is_new:
             return False
         if isinstance(outcome, JobNotFoundError):
-            return True
+            return item.run < MAX_RUNS_A_LINE
         return self._options.runs_failed_anew and outcome.status != "finished"
 
     def _fill(self) -> Protocol[None]:
@@ -204,19 +204,21 @@ class BatchProtocol:
 
 def batch_job_id(batch_id: str, custom_id: str, run: int = 0) -> str:
     """`run`: how often the line was given a job before."""
-    identity = json.dumps([batch_id, custom_id, run])
-    return f"{_JOB_ID}{hashlib.sha256(identity.encode()).hexdigest()[:40]}"
+    identity = json.dumps([batch_id, custom_id])
+    job_id = f"{_JOB_ID}{hashlib.sha256(identity.encode()).hexdigest()[:40]}"
+    return f"{job_id}-{run}" if run else job_id
 
 
 def is_of_another_batch(answer_id: object, batch_id: str, custom_id: str) -> bool:
     """Whether the id of an output line names a job that is none of this batch's; the ids of refusals name no job."""
     if not isinstance(answer_id, str) or not answer_id.startswith(f"{ANSWER_ID}{_JOB_ID}"):
         return False
-    return answer_id.removeprefix(ANSWER_ID) not in batch_job_ids(batch_id, custom_id)
+    job_id = batch_job_id(batch_id, custom_id)
+    return answer_id.removeprefix(ANSWER_ID)[: len(job_id)] != job_id
 
 
 def batch_job_ids(batch_id: str, custom_id: str) -> Iterator[str]:
-    """Every id that a line's jobs can have had, the first run's first: hardly ever is there another."""
+    """Every id that a line's jobs can have had where failed ones are not run anew; hardly ever is there a second."""
     return (batch_job_id(batch_id, custom_id, run) for run in range(MAX_RUNS_A_LINE + 1))
 
 

@@ -40,17 +40,20 @@ from producer.tables.select import is_table
 @click.option(
     "--run-id", default="", metavar="TEXT", help="Another run of the same file: give it a name to have it run anew."
 )
+@click.option(
+    "--retry-failed", is_flag=True, help="Ask again what OUT has an error for; what comes of it replaces that."
+)
 @settings_options(ProducerSettings)
-def run(source: Path, target: Path, **flags: Any) -> None:
+def run(source: Path, target: Path, retry_failed: bool, **flags: Any) -> None:
     """Answer every line, or row, of IN once, in OUT.
 
     Two .jsonl files: requests of OpenAI's Batch API, each answered with a line, in the order they end. With --prompt,
     IN is a .csv, .tsv or .parquet file, and OUT (or a .jsonl file) has its rows in their order, with the new columns
     response, finish_reason, error, prompt_tokens and completion_tokens; {{ and }} are braces.
 
-    What is answered already is passed over. Ctrl-C leaves the jobs in flight where they are: the same command collects
-    their results within 24 hours, and goes on. A table's answers lie in OUT.journal until all are there. Exit code 1 if
-    any failed.
+    What is answered already is passed over, errors as well, unless --retry-failed is given. Ctrl-C leaves the jobs in
+    flight where they are: the same command collects their results within 24 hours, and goes on. A table's answers lie
+    in OUT.journal until all are there; where some are errors it stays, for --retry-failed. Exit code 1 if any failed.
     """
     named_class = flags.pop("priority_class")
     options = BatchOptions(
@@ -62,7 +65,7 @@ def run(source: Path, target: Path, **flags: Any) -> None:
     settings = load_settings(ProducerSettings, {name: flags[name] for name in ProducerSettings.model_fields})
     with shown_progress() as show:
         try:
-            progress = _run(settings, source, target, options, flags, show)
+            progress = _open_run(settings, source, target, options, flags, show, retry_failed).run()
         except KeyboardInterrupt:
             click.echo("the jobs in flight go on: run the same command again to collect them", err=True)
             raise
@@ -73,18 +76,21 @@ def run(source: Path, target: Path, **flags: Any) -> None:
     )
     if progress.first_problem is not None:
         click.echo(f"the first that failed, {progress.first_problem}", err=True)
+    if progress.num_retryable and not retry_failed:
+        click.echo("the same command with --retry-failed asks again what failed", err=True)
     if progress.num_failed:
         sys.exit(1)
 
 
-def _run(
+def _open_run(
     settings: ProducerSettings,
     source: Path,
     target: Path,
     options: BatchOptions,
     flags: dict[str, Any],
     show: Callable[[BatchProgress], None],
-) -> BatchProgress:
+    retry_failed: bool,
+) -> BatchRun | TableRun:
     """Raises click.UsageError for flags that do not go with the files."""
     fields = sampling_fields(flags)
     if flags["prompt"] is not None:
@@ -96,7 +102,7 @@ def _run(
             prefix=flags["prefix"],
             fields=fields,
         )
-        return TableRun(settings, source, target, table, options, show).run()
+        return TableRun(settings, source, target, table, options, show, retries_failed=retry_failed)
     if is_table(source):
         raise click.UsageError(f"{source} is a table: say what to ask, with --prompt 'Summarise: {{text}}'")
     if is_table(target):
@@ -105,4 +111,4 @@ def _run(
     if given:
         flag = "--" + given[0].removesuffix("_text").replace("_", "-")
         raise click.UsageError(f"{flag} goes with --prompt and a table; batch lines say it themselves")
-    return BatchRun.of_files(settings, source, target, options, show).run()
+    return BatchRun.of_files(settings, source, target, options, show, retries_failed=retry_failed)

@@ -2,7 +2,8 @@
 
 The rows become batch lines in a nameless file, which ends with the process; its digest says what is asked. Answers go
 to a journal beside the output, line by line, so that a run which was broken off goes on. Once every row has one, the
-output is written beside its place and renamed into it, in the input's order, and the journal is removed.
+output is written beside its place and renamed into it, in the input's order, and the journal is removed, unless there
+are errors in it: those rows can be asked again.
 """
 
 import itertools
@@ -105,11 +106,15 @@ class TableRun:
         table_options: TableOptions,
         options: BatchOptions,
         on_progress: Callable[[BatchProgress], None],
+        *,
+        retries_failed: bool = False,
     ) -> None:
+        """`retries_failed`: rows whose answer is an error are asked again."""
         self._settings = settings
         self._source, self._target = source, target
         self._options = options
         self._on_progress = on_progress
+        self._retries_failed = retries_failed
         self._prefix = table_options.prefix
         self._journal = target.with_name(target.name + JOURNAL_SUFFIX)
         self._writer = select_writer(target)
@@ -124,7 +129,7 @@ class TableRun:
             batch = BatchRun(
                 self._settings,
                 BatchInput(self._source, spool),
-                BatchOutput(self._journal, is_journal=True),
+                BatchOutput(self._journal, is_journal=True, drops_failed=self._retries_failed),
                 self._options,
                 self._on_progress,
                 num_refused=num_unusable,
@@ -141,8 +146,8 @@ class TableRun:
         with kept:
             yield kept, num_unusable
 
-    def _finish(self) -> None:
-        """The output, whole or not at all; then the journal has had its day."""
+    def _finish(self, progress: BatchProgress) -> None:
+        """The output, whole or not at all; then the journal has had its day, if no row can be asked again."""
         with writing(self._target):
             handle, name = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name}-")
             os.close(handle)
@@ -154,7 +159,8 @@ class TableRun:
                     os.fsync(file.fileno())
                 partial.chmod(0o666 & ~_umask())
                 partial.replace(self._target)
-                self._journal.unlink()
+                if not progress.num_retryable:
+                    self._journal.unlink()
             finally:
                 with suppress(FileNotFoundError):
                     partial.unlink()
@@ -175,7 +181,8 @@ class TableRun:
         if self._target.samefile(self._source):
             raise BatchFileError(f"output {self._target} is the input as well; name another file")
         if not self._journal.exists():
-            raise BatchFileError(f"output {self._target} exists already; remove it, or name another file")
+            done = ", with no failed row that could be asked again" if self._retries_failed else ""
+            raise BatchFileError(f"output {self._target} exists already{done}; remove it, or name another file")
 
     def _check_columns(self) -> None:
         taken = sorted({self._prefix + name for name in ANSWER_COLUMNS} & set(self._reader.columns))

@@ -24,7 +24,14 @@ def run(redis_url: str, files: tuple[Path, Path], **options: Any) -> BatchProgre
 
 def batch(redis_url: str, files: tuple[Path, Path], **options: Any) -> BatchRun:
     on_progress = options.pop("on_progress", lambda progress: None)
-    return BatchRun.of_files(ProducerSettings(redis_url=redis_url), *files, BatchOptions(**options), on_progress)
+    retries_failed = options.pop("retries_failed", False)
+    return BatchRun.of_files(
+        ProducerSettings(redis_url=redis_url),
+        *files,
+        BatchOptions(**options),
+        on_progress,
+        retries_failed=retries_failed,
+    )
 
 
 def answers(target: Path) -> list[Any]:

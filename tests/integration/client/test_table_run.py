@@ -25,9 +25,11 @@ from worker.started_process import StartedProcess
 
 def table_run(redis_url: str, source: Path, target: Path, prompt: str = "say {text}", **options: Any) -> TableRun:
     on_progress = options.pop("on_progress", lambda progress: None)
+    retries_failed = options.pop("retries_failed", False)
     batch_options = BatchOptions(run_id=options.pop("run_id", ""))
     settings = ProducerSettings(redis_url=redis_url)
-    return TableRun(settings, source, target, TableOptions(prompt, **options), batch_options, on_progress)
+    table_options = TableOptions(prompt, **options)
+    return TableRun(settings, source, target, table_options, batch_options, on_progress, retries_failed=retries_failed)
 
 
 def write_rows(path: Path, num_rows: int) -> None:
@@ -61,7 +63,7 @@ def test_each_row_of_csv_is_answered_in_its_place(promptmill: Invoke, worker: Fa
     messages = by_prompt["one two"].pop("messages")
     assert messages == [{"role": "system", "content": "Be a."}, {"role": "user", "content": "one two"}]
     assert by_prompt["one two"] == {"v": 1, "model": "fake", "max_tokens": 2, "temperature": 0, "stop": ["x"]}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv", "out.csv.journal"]
 
 
 def test_parquet_rows_are_completions_where_the_template_of_the_model_is_left_out(
