@@ -84,6 +84,10 @@ INLINE int at_most(int a, int b) { return a < b ? a : b; }
     default: DO(6); \
   }
 
+/* Ask for a line of keys or values that are read soon: into L2, which waits for more lines of memory at a time than L1. A
+ * decode from memory takes 0.65 to 0.8 of the time that it takes into L1 (AMD Zen 4, one and two cores). */
+INLINE void fetch_ahead(const char *line) { __builtin_prefetch(line, 0, 2); }
+
 /* acc[row] += factors[row] * elements, where these are LANES each of `wide` rows of keys or values, `place` bytes into them.
  * What is held in registers meanwhile is the shorter of both. */
 INLINE void add_products(vec acc[MAX_ROWS][MAX_WIDE * NUM_VECS], const float *factors, int64_t stride,
@@ -124,7 +128,7 @@ INLINE void score_tile(const float *q, const char *const *keys, const char *cons
   for (int p = 0; p < wide; p++) {
     const char *line = ahead ? ahead[p] : NULL;
     for (int64_t end = place + head_dim / wide * step; place < end; place += step, q += MAX_ROWS) {
-      for (int i = 0; ahead && i < wide * LANES * size_of(format); i += 64, line += 64) __builtin_prefetch(line, 0, 3);
+      for (int i = 0; ahead && i < wide * LANES * size_of(format); i += 64, line += 64) fetch_ahead(line);
       add_products(acc, q, 1, elements, place, num_rows, wide, format);
     }
   }
@@ -168,7 +172,7 @@ INLINE void value_tile(float *part, int64_t part_stride, const float *weights, c
 #pragma GCC unroll 2
     for (int64_t place = j % LANES * step; j < end; j++, place += step) {
       for (int line = 0; ahead && line < wide * LANES * size_of(format); line += 64)
-        __builtin_prefetch(next + place + line, 0, 3);
+        fetch_ahead(next + place + line);
       add_products(acc, weights + j, STRIDE, elements, place, num_rows, wide, format);
     }
   }
