@@ -104,6 +104,25 @@ INLINE words bf16_above(vec x) {
   return (bits & ~is_nan) | (0x7FC00000 & is_nan);
 }
 
+/* To bfloat16 and into memory. AVX512-BF16's instruction, everywhere where there is one, writes zeros for numbers below
+ * 2^-126. */
+INLINE void store_bf16(uint16_t *p, vec x) {
+#if defined(__AVX512BF16__)
+  _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+  *(loose_halves *)p = __builtin_convertvector(bf16_above(x) >> 16, halves);
+#endif
+}
+
+/* The nearest number of bfloat16; the same numbers as `store_bf16`'s. */
+INLINE vec vec_rounded(vec x) {
+#if defined(__AVX512BF16__)
+  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)), 16);
+#else
+  return (vec)(bf16_above(x) & 0xFFFF0000);
+#endif
+}
+
 /* The i-th WIDTH elements of a row. */
 INLINE vec load_vec(const void *row, int64_t i, int format) {
   if (format == F32) return *(const loose_vec *)((const float *)row + i * WIDTH);
@@ -277,7 +296,7 @@ INLINE void store_part(void *row, int i, int size, lanes x, int is_bf16) {
     for (int l = i; l < size; l++) put(row, l, values[l - i], is_bf16);
   } else if (is_bf16) {
     uint16_t *p = (uint16_t *)row + i;
-    EACH_VEC *(loose_halves *)(p + i * WIDTH) = __builtin_convertvector(bf16_above(x.v[i]) >> 16, halves);
+    EACH_VEC store_bf16(p + i * WIDTH, x.v[i]);
   } else {
     store((float *)row + i, x);
   }
@@ -285,7 +304,7 @@ INLINE void store_part(void *row, int i, int size, lanes x, int is_bf16) {
 
 /* As a number of the row's format. */
 INLINE lanes rounded(lanes x, int is_bf16) {
-  EACH_VEC if (is_bf16) x.v[i] = (vec)(bf16_above(x.v[i]) & 0xFFFF0000);
+  EACH_VEC if (is_bf16) x.v[i] = vec_rounded(x.v[i]);
   return x;
 }
 

@@ -64,26 +64,28 @@ INLINE int depth_of(int in_features) { return (in_features + DEPTH - 1) / DEPTH 
 
 #include "finish.h"
 
-/* Write what a row's LANES exact sums stand for; taking off what the zero point brought is exact too. */
-INLINE void finish_sums(const product_args *a, int row, int column, const int_lanes *sum, int is_bf16) {
-  lanes scales = load_f32(a->scales + column), result;
-  EACH_VEC {
-    ints totals;
-    memcpy(&totals, a->totals + column + i * WIDTH, sizeof totals);
-    result.v[i] = __builtin_convertvector(sum->v[i] - totals * a->zeros[row], vec) * (scales.v[i] * a->row_scales[row]);
+/* Write what a panel's exact sums stand for, row by row; taking off what the zero point brought is exact too. */
+INLINE void finish_panel(const product_args *a, int row, int column, int num_rows, const int_lanes *sums, int stride,
+                         int is_bf16) {
+  lanes scales = load_f32(a->scales + column);
+  int_lanes totals;
+  memcpy(&totals, a->totals + column, sizeof totals);
+  for (int r = row; r < row + num_rows; r++, sums += stride) {
+    lanes result;
+    EACH_VEC result.v[i] =
+        __builtin_convertvector(sums->v[i] - totals.v[i] * a->zeros[r], vec) * (scales.v[i] * a->row_scales[r]);
+    finish_lanes(a, r, column, result, is_bf16);
   }
-  finish_lanes(a, row, column, result, is_bf16);
 }
 
-/* A tile's sums, row by row. A function of its own: inlined into every tile it takes a compiler a minute. */
+/* A tile's sums. A function of its own: inlined into every tile it takes a compiler a minute. */
 static __attribute__((noinline)) void finish(const product_args *a, int row, int panel, int num_rows, int num_panels,
                                              const int_lanes *sums) {
-  for (int r = 0; r < num_rows; r++)
-    for (int p = 0; p < num_panels; p++) {
-      const int_lanes *sum = sums + r * num_panels + p;
-      int column = (panel + p) * LANES;
-      a->is_bf16 ? finish_sums(a, row + r, column, sum, 1) : finish_sums(a, row + r, column, sum, 0);
-    }
+  for (int p = 0; p < num_panels; p++) {
+    int column = (panel + p) * LANES;
+    a->is_bf16 ? finish_panel(a, row, column, num_rows, sums + p, num_panels, 1)
+               : finish_panel(a, row, column, num_rows, sums + p, num_panels, 0);
+  }
 }
 
 /* num_rows rows times num_panels panels; both are constants where it is inlined. */

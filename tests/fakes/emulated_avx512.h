@@ -112,6 +112,35 @@ static inline __m512 emulated_dpbf16_ps(__m512 sum, emulated_bh a, emulated_bh b
 
 static inline __m512 emulated_setzero_ps(void) { return (__m512){0}; }
 
+/* To the nearest, ties to even; what is below 2^-126 becomes a zero. */
+static inline __m256i emulated_cvtneps_pbh(__m512 a) {
+  uint32_t x[16];
+  uint16_t shorts[16];
+  memcpy(x, &a, 64);
+  for (int i = 0; i < 16; i++) {
+    uint32_t size = x[i] & 0x7FFFFFFF;
+    if (size > 0x7F800000)
+      shorts[i] = x[i] >> 16 | 0x40; /* a quiet nan */
+    else
+      shorts[i] = size < 0x00800000 ? x[i] >> 16 & 0x8000 : (x[i] + 0x7FFF + (x[i] >> 16 & 1)) >> 16;
+  }
+  return _mm256_loadu_si256((const __m256i *)shorts);
+}
+
+static inline __m512i emulated_cvtne2ps_pbh(__m512 high, __m512 low) {
+  __m256i parts[2] = {emulated_cvtneps_pbh(low), emulated_cvtneps_pbh(high)};
+  return emulated_loadu_si512(parts);
+}
+
+static inline __m256i emulated_extracti64x4_epi64(__m512i a, int is_high) {
+  both x = halves_of(&a);
+  return is_high ? x.high : x.low;
+}
+
+static inline __m256i emulated_castsi512_si256(__m512i a) { return halves_of(&a).low; }
+
+static inline void emulated_storeu_si512(void *p, __m512i a) { memcpy(p, &a, 64); }
+
 #define _mm512_max_ps emulated_max_ps
 #define _mm512_max_epi32 emulated_max_epi32
 #define _mm512_add_epi16 emulated_add_epi16
@@ -136,4 +165,9 @@ static inline __m512 emulated_setzero_ps(void) { return (__m512){0}; }
 #define __m512bh emulated_bh
 #define _mm512_dpbf16_ps emulated_dpbf16_ps
 #define _mm512_setzero_ps emulated_setzero_ps
+#define _mm512_cvtneps_pbh emulated_cvtneps_pbh
+#define _mm512_cvtne2ps_pbh emulated_cvtne2ps_pbh
+#define _mm512_extracti64x4_epi64 emulated_extracti64x4_epi64
+#define _mm512_castsi512_si256 emulated_castsi512_si256
+#define _mm512_storeu_si512 emulated_storeu_si512
 #endif

@@ -90,6 +90,7 @@ def test_products_in_float32(kernels_dir: Path) -> None:
 
 
 def test_products_in_bfloat16(kernels_dir: Path) -> None:
+    rows = NativeRows(kernels_dir)
     _, matmul = for_avx512(bfloat16_linear.load_matmul, kernels_dir, "-DEMULATED_BF16")
     for in_features in (99, 100):
         weight, bias = random(90, in_features, dtype=torch.bfloat16) / 10, random(90, dtype=torch.bfloat16)
@@ -99,6 +100,10 @@ def test_products_in_bfloat16(kernels_dir: Path) -> None:
         assert_close(whole, torch.nn.functional.linear(x.float(), weight.float(), bias.float()).bfloat16())
         for num_rows in range(1, 26):  # tiles of every height
             assert torch.equal(layer(x[:num_rows]), whole[:num_rows])
+        plain = bfloat16_linear.Bfloat16Linear(weight, None, matmul)
+        addend = random(61, 90, dtype=torch.bfloat16)
+        rows.chain(plain.link(x, added := torch.empty_like(addend), addend))
+        assert torch.equal(added, plain(x) + addend)
 
 
 @pytest.mark.parametrize("instructions", ["BW", "VNNI"])
@@ -116,7 +121,8 @@ def test_products_in_8_bits_to_the_bit(kernels_dir: Path, instructions: str) -> 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_norms_rotation_and_activations(kernels_dir: Path, dtype: torch.dtype) -> None:
     outputs = []
-    for rows in (NativeRows(kernels_dir), for_avx512(NativeRows, kernels_dir)):
+    wide = for_avx512(NativeRows, kernels_dir), for_avx512(NativeRows, kernels_dir, "-DEMULATED_BF16")
+    for rows in (NativeRows(kernels_dir), *wide):
         x, weight, angles = random(7, 3 * 37, dtype=dtype), random(37, dtype=dtype), random(7, 34)
         cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         x[2, 5], x[3, 40], x[4, 80] = float("nan"), float("inf"), -3e38
@@ -127,8 +133,9 @@ def test_norms_rotation_and_activations(kernels_dir: Path, dtype: torch.dtype) -
         rotated = random(7, 3 * 37, dtype=dtype)
         rows.chain(rows.rope_link(rotated, cos, sin, head_dim=37))
         outputs.append(rotated)
-    for expected, output in zip(outputs[:5], outputs[5:], strict=True):
-        assert_close(output, expected)
+    for expected, *others in zip(outputs[:5], outputs[5:10], outputs[10:], strict=True):
+        for output in others:
+            assert_close(output, expected)
 
 
 def test_sampling(kernels_dir: Path) -> None:
