@@ -152,7 +152,8 @@ def _settle(job: RunningJob) -> None:
         job.error = None
         job.decide("finished", cut_off="deadline")
     elif job.stop_cause == "deadline":
-        message = "the job's deadline passed before it had put out a token"
+        what = "its embeddings were computed" if job.vectors is not None else "it had put out a token"
+        message = f"the job's deadline passed before {what}"
         job.error = ErrorInfo(code=ErrorCode.DEADLINE_EXCEEDED, message=message, param="deadline")
         job.decide("failed")
     elif job.error is not None:

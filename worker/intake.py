@@ -132,7 +132,8 @@ class Intake:
             model=translated.request.model or self._model,
             translated=translated,
             vectors=JobVectors(len(translated.to_embed)) if translated.to_embed else None,
-            resets=begun is None and _has_shown(claim, stored),
+            # Where vectors are wanted nothing is shown before the end.
+            resets=begun is None and _has_shown(claim, stored) and not (translated.to_embed and stored is not None),
             metadata=translated.request.metadata,
             timeout_seconds=timeout_seconds(rq_job),
         )
@@ -148,7 +149,7 @@ class Intake:
     def build_marker(self, job: RunningJob) -> Marker:
         """The attempt's first entry. The first one also holds what a resume needs; one that starts over is a first."""
         claim, translated = job.claim, job.translated
-        # Vectors are in no stream: every attempt at them starts over.
+        # Every attempt at vectors starts over.
         is_first = translated is not None and not job.stream.is_resumed and not translated.to_embed
         return Marker(
             job_id=claim.job_id,
@@ -162,7 +163,7 @@ class Intake:
 
     def _resumable(self, claim: Claim, stored: StoredStream, kwargs: dict[str, Any]) -> StoredStream | None:
         """What the attempt goes on from. None: it starts at its beginning."""
-        if not stored.entries:
+        if not stored.entries or kwargs.get("task") == "embed":  # vectors are in no stream
             return None
         num_choices = kwargs.get("n", 1)
         why = stored.why_not_resumable(self._fingerprint, num_choices if isinstance(num_choices, int) else 1)

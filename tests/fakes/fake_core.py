@@ -1,7 +1,8 @@
 """A core without a model: it answers each prompt with the prompt, over and over, and fails as its folder's script says.
+Of what is to be embedded it computes one prompt a step.
 
 `model_path` is a folder with `tokenizer.json` and, maybe, `fake_core.json` (a `Script`). What must outlive the process,
-the number of starts and deaths so far, is counted in files of that folder.
+the number of starts, deaths and embeddings so far, is counted in files of that folder.
 """
 
 import json
@@ -16,11 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError, ModelLoadError
 from engine.finish_rule import FinishRule
 from engine.messages import AddSequence, EngineInfo, EngineStats, StepOutput
+from tests.fakes.fake_embeddings import HIDDEN_SIZE, hidden_state
 from tests.fakes.tiny_tokenizers import write_tokenizer
 
 CORE_PATH = "tests.fakes.fake_core:FakeCore"
@@ -77,6 +80,7 @@ class FakeCore:
             block_size=16,
             num_kv_blocks=1000,
             fingerprint=f"fake {start if self._script.fingerprint_by_start else ''}",
+            hidden_size=HIDDEN_SIZE,
         )
 
     def add(self, message: AddSequence) -> None:
@@ -94,20 +98,34 @@ class FakeCore:
 
     def step(self) -> StepOutput:
         time.sleep(self._script.step_seconds)
-        self._announce_new()
-        self._misbehave()
+        held = self._next_held()
+        self._announce_new(held)
+        self._misbehave(held)
         self._num_steps += 1
-        entries = [entry for message in list(self._sequences.values()) for entry in self._echo(message)]
+        embeddings = {message.sequence_id: self._embed(message) for message in held if message.pooling is not None}
+        entries = [entry for message in held if message.pooling is None for entry in self._echo(message)]
         new, self._new = self._new, []
         return StepOutput(
             np.array([entry[0] for entry in entries], np.int64),
             np.array([entry[1] for entry in entries], np.int32),
             np.array([entry[2] for entry in entries], np.int8),
             cached_tokens=dict.fromkeys(new, 1),
+            embeddings=embeddings,
         )
 
-    def _announce_new(self) -> None:
-        begun = [sequence_id for sequence_id in self._sequences if sequence_id not in self._begun]
+    def _next_held(self) -> list[AddSequence]:
+        """The sequences of the next step."""
+        everything = list(self._sequences.values())
+        to_embed = [message for message in everything if message.pooling is not None]
+        return [message for message in everything if message.pooling is None] + to_embed[:1]
+
+    def _embed(self, message: AddSequence) -> NDArray[np.float32]:
+        self._count("embeddings")
+        del self._sequences[message.sequence_id]
+        return hidden_state(message.prompt_token_ids)
+
+    def _announce_new(self, held: list[AddSequence]) -> None:
+        begun = [message.sequence_id for message in held if message.sequence_id not in self._begun]
         self._begun.update(begun)
         if begun:
             self.announce(begun)
@@ -144,8 +162,8 @@ class FakeCore:
                 break
         return entries
 
-    def _misbehave(self) -> None:
-        for message in self._sequences.values():
+    def _misbehave(self, held: list[AddSequence]) -> None:
+        for message in held:
             trigger = message.prompt_token_ids[0]
             is_due = len(message.output_token_ids) >= self._script.killed_at
             if trigger == self._script.killed_by and is_due and self._count("deaths") <= self._script.max_deaths:

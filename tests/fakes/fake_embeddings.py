@@ -1,4 +1,4 @@
-"""What `FakeEngine` makes of a request for embeddings: vectors that follow from the token ids alone, one a step."""
+"""What the fakes make of a request for embeddings: vectors that follow from the token ids alone, one a step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,11 +13,15 @@ HIDDEN_SIZE = 8
 
 
 def expected_vector(prompt_token_ids: list[int], dimensions: int | None = None) -> NDArray[np.float32]:
-    """What the fake answers."""
+    """What the fakes answer."""
+    return Pooling(dimensions=dimensions).finish(hidden_state(prompt_token_ids))
+
+
+def hidden_state(prompt_token_ids: list[int]) -> NDArray[np.float32]:
+    """`[HIDDEN_SIZE]`, as a child gives it."""
     weights = np.arange(1, len(prompt_token_ids) + 1, dtype=np.float32)
     places = np.arange(1, HIDDEN_SIZE + 1, dtype=np.float32)
-    vector = np.cos(np.outer(np.array(prompt_token_ids, np.float32) * weights, places)).sum(axis=0)
-    return Pooling(dimensions=dimensions).finish(vector.astype(np.float32))
+    return np.cos(np.outer(np.array(prompt_token_ids, np.float32) * weights, places)).sum(axis=0).astype(np.float32)
 
 
 @dataclass

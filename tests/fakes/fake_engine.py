@@ -256,7 +256,8 @@ class FakeEngine:
             if token_ids:
                 request.take(index, token_ids[: len(request.answers[index])], is_replay=True)
         request.stored = []
-        for index in request.open_choices:
+        in_step = request.open_choices
+        for index in in_step[:1] if isinstance(request, EmbeddingRequest) else in_step:
             request.take(index, [request.answers[index][request.num_tokens[index]]])
         if not request.open_choices:
             self._requests.pop(request.request_id, None)

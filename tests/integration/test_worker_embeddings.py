@@ -110,7 +110,7 @@ def test_a_job_that_is_cut_short_has_no_vectors(
     late = client.submit(task="embed", inputs=TEXTS, deadline=time.time() + 0.5)
     wait_until(lambda: len(worker_thread.engine.running) == 2)
     assert cancelled.cancel() and cancelled.result(60).status == "cancelled"
-    with pytest.raises(JobFailedError) as failure:
+    with pytest.raises(JobFailedError, match="deadline passed before its embeddings were computed") as failure:
         late.result(60)
     assert failure.value.error.code is ErrorCode.DEADLINE_EXCEEDED
     failed = client.submit(task="embed", inputs=TEXTS)
