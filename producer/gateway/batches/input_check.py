@@ -5,15 +5,18 @@ and answered alone: a bad value among 50,000 good ones is one line of the error 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from producer.batch_lines import BadLineError, BatchLine
 from producer.contract import ErrorCode, WorkerInfo, keys
+from producer.embeddings import is_list_of_inputs
 from producer.gateway.batches.batch_record import BatchProblem, BatchRecord
 from producer.line_index import ParsedLine
+from producer.openai_embeddings import EMBEDDINGS_URL
 from producer.workers import choose_queue, drains
 
 MAX_LINES = 50_000
+MAX_INPUTS = 50_000  # to embed, of all lines together
 MAX_PROBLEMS = 100  # listed; the file is not read further
 
 _PARAMS = {
@@ -36,6 +39,7 @@ class InputCheck:
         self._endpoint = record.endpoint
         self._is_unwanted = is_unwanted
         self._num_lines = 0
+        self._num_inputs = 0
         self._problems: list[BatchProblem] = []
         self._model_line = 0
         self.model: str | None = None
@@ -50,9 +54,7 @@ class InputCheck:
         """Raises EndOfCheckError."""
         self._num_lines += 1
         if self._num_lines > MAX_LINES:
-            message = f"the input file has more than {MAX_LINES} lines; make several batches of it"
-            self._problems = [BatchProblem(code="too_many_lines", message=message, param="input_file_id")]
-            raise EndOfCheckError
+            self._refuse("too_many_lines", f"has more than {MAX_LINES} lines")
         if isinstance(line, BadLineError):
             self._note(number, line.code, str(line), _PARAMS.get(line.code))
         else:
@@ -60,10 +62,21 @@ class InputCheck:
         if len(self._problems) >= MAX_PROBLEMS or self._is_unwanted():
             raise EndOfCheckError
 
+    def _refuse(self, code: str, why: str) -> NoReturn:
+        """The file as a whole."""
+        message = f"the input file {why}; make several batches of it"
+        self._problems = [BatchProblem(code=code, message=message, param="input_file_id")]
+        raise EndOfCheckError
+
     def _see_line(self, number: int, line: BatchLine) -> None:
         if line.url != self._endpoint:
             rule = f"url: must be the batch's endpoint, {self._endpoint}; got {line.url}"
             self._note(number, "url_mismatch", rule, "url")
+        if line.url == EMBEDDINGS_URL:
+            given: Any = line.body.get("input")
+            self._num_inputs += len(given) if is_list_of_inputs(given) else 1
+            if self._num_inputs > MAX_INPUTS:
+                self._refuse("too_many_inputs", f"has more than {MAX_INPUTS} inputs to embed, all lines together")
         model: Any = line.body.get("model")
         if not isinstance(model, str) or not model:
             self._note(number, "missing_model", f"body.model: must name a model; got {model!r:.80}", "body.model")

@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from producer.contract import WorkerInfo, keys
 from producer.gateway.batches.batch_record import BatchProblem, BatchRecord, BatchStatus
 from producer.gateway.batches.input_check import (
+    MAX_INPUTS,
     MAX_LINES,
     MAX_PROBLEMS,
     EndOfCheckError,
@@ -16,6 +18,7 @@ from producer.gateway.batches.input_check import (
     choose_batch_queue,
 )
 from producer.line_index import LineIndex
+from producer.openai_embeddings import EMBEDDINGS_URL
 from tests.fakes.batches import URL, jsonl, line
 
 RECORD = BatchRecord(
@@ -94,6 +97,22 @@ def test_a_file_of_too_many_lines_is_refused_as_a_whole() -> None:
         LineIndex(io.BytesIO(jsonl([line("last"), line("too many")]))).scan(made.see)
     [problem] = made.problems
     assert problem.code == "too_many_lines" and "50000" in problem.message
+
+
+def test_a_file_of_too_many_inputs_to_embed_is_refused_as_a_whole() -> None:
+    """A text is one, and so is a list of token ids; a list of either counts as many as it has."""
+    record = RECORD.model_copy(update={"endpoint": EMBEDDINGS_URL})
+    texts, both = ["a"] * (MAX_INPUTS - 3), ["a", [7, 8]]
+    given = [texts, "b", [5] * MAX_INPUTS]
+    for last, is_refused in (("c", False), (both, True)):
+        made = InputCheck(record, lambda: False)
+        bodies = [{"model": "fake", "input": value} for value in [*given, last]]
+        lines = [line(str(at), url=EMBEDDINGS_URL, body=body) for at, body in enumerate(bodies)]
+        with pytest.raises(EndOfCheckError) if is_refused else nullcontext():
+            LineIndex(io.BytesIO(jsonl(lines))).scan(made.see)
+        refusals = [(problem.code, problem.line, problem.param) for problem in made.problems]
+        assert refusals == [("too_many_inputs", None, "input_file_id")] * is_refused
+    assert "has more than 50000 inputs to embed" in made.problems[0].message
 
 
 def test_a_check_that_nobody_wants_any_more_ends() -> None:
