@@ -28,6 +28,7 @@ class BatchProgress:
     num_refused: int = 0
     """Of those that failed: what nobody could be asked with, however often."""
     num_output_tokens: int = 0
+    num_prompt_tokens: int = 0
     started_at: float = field(default_factory=time.monotonic)
     first_problem: str | None = None
     """Of this run: which line failed first, and why."""
@@ -39,8 +40,11 @@ class BatchProgress:
         return self.num_failed - self.num_refused
 
     @property
-    def tokens_per_second(self) -> float:
-        return self.num_output_tokens / max(time.monotonic() - self.started_at, 1e-9)
+    def speed(self) -> str:
+        """Output tokens a second; prompt tokens, where nothing but embeddings was asked for."""
+        is_generated = bool(self.num_output_tokens) or not self.num_prompt_tokens
+        num_tokens, kind = (self.num_output_tokens, "") if is_generated else (self.num_prompt_tokens, "prompt ")
+        return f"{num_tokens / max(time.monotonic() - self.started_at, 1e-9):.0f} {kind}tokens/s"
 
 
 class BatchRun:
@@ -144,4 +148,5 @@ class BatchRun:
                 progress.num_failed += answer.is_failed
                 progress.first_problem = progress.first_problem or answer.problem
                 progress.num_output_tokens += answer.usage.completion_tokens
+                progress.num_prompt_tokens += answer.usage.prompt_tokens
                 self._on_progress(progress)

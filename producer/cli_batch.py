@@ -71,7 +71,7 @@ def run(source: Path, target: Path, retry_failed: bool, **flags: Any) -> None:
             raise
     num_good = progress.num_done - progress.num_failed
     click.echo(
-        f"{num_good} answered, {progress.num_failed} failed, {progress.tokens_per_second:.0f} tokens/s → {target}",
+        f"{num_good} answered, {progress.num_failed} failed, {progress.speed} → {target}",
         err=True,
     )
     if progress.first_problem is not None:

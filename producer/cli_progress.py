@@ -47,7 +47,7 @@ def _lines() -> Show:
         if (now := time.monotonic()) >= next_at:
             next_at = now + REPORT_SECONDS
             done = f"{progress.num_done} of {progress.num_lines} done, {progress.num_failed} failed"
-            click.echo(f"{done}, {progress.tokens_per_second:.0f} tokens/s", err=True)
+            click.echo(f"{done}, {progress.speed}", err=True)
 
     return show
 
@@ -69,14 +69,14 @@ def _bar() -> Iterator[Show]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[failed]} failed"),
-        TextColumn("{task.fields[rate]:.0f} tokens/s"),
+        TextColumn("{task.fields[speed]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
     with ExitStack() as stack:
         bar = Progress(*columns, console=Console(stderr=True))
-        task = bar.add_task("run", total=None, failed=0, rate=0.0)
+        task = bar.add_task("run", total=None, failed=0, speed="")
 
         def show(progress: "BatchProgress") -> None:
             bar.update(
@@ -84,7 +84,7 @@ def _bar() -> Iterator[Show]:
                 total=progress.num_lines,
                 completed=progress.num_done,
                 failed=progress.num_failed,
-                rate=progress.tokens_per_second,
+                speed=progress.speed,
             )
             if not bar.live.is_started:  # what is refused before anything is asked is told in one line, without a bar
                 stack.enter_context(bar)

@@ -21,5 +21,5 @@ class WorkerInfo(BaseModel):
     num_waiting: int = 0
     kv_blocks_used: int = 0
     kv_blocks_free: int = 0
-    tokens_per_second: float = 0.0
+    tokens_per_second: float = 0.0  # of output: embeddings have none
     beat_at: float | None = None  # epoch seconds of this entry; None: of a worker that does not say

@@ -1,6 +1,7 @@
 """`BatchRun` on real files and a real Redis: answers, broken lines, backpressure, priority classes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def test_every_line_is_answered_in_openais_shape(redis_url: str, worker: FakeWor
     with worker.serving(echo):
         progress = run(redis_url, files)
     assert (progress.num_lines, progress.num_done, progress.num_failed) == (2, 2, 0)
-    assert progress.num_output_tokens == 22
+    assert progress.num_output_tokens == 22 and re.fullmatch("[0-9]+ tokens/s", progress.speed)
     found = by_id(files[1])
     response = found["c1"]["response"]
     assert found["c1"]["error"] is None and response["status_code"] == 200

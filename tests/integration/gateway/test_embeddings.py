@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,8 @@ def test_a_batch_of_embeddings_is_answered(redis_url: str, tmp_path: Path, embed
 def test_lines_of_a_file_are_embedded(redis_url: str, tmp_path: Path, embedding: WorkerThread) -> None:
     files = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     files[0].write_bytes(jsonl([{"custom_id": "a", "url": URL, "body": {"input": ["a", "b"]}}]))
-    assert run(redis_url, files).num_failed == 0
+    progress = run(redis_url, files)
+    assert (progress.num_failed, progress.num_prompt_tokens) == (0, 2)
+    assert re.fullmatch("[0-9]+ prompt tokens/s", progress.speed)
     body = by_id(files[1])["a"]["response"]["body"]
     assert len(body["data"]) == 2 and body["usage"] == {"prompt_tokens": 2, "total_tokens": 2}
