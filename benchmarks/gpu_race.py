@@ -1,7 +1,6 @@
 """The engine on a GPU beside its peers, and behind the queue: the same prompts, one contender after the other."""
 
 import importlib.util
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from tests.fakes.child_thread import ChildThread
 
 HERE = Path(__file__).parent
 # Peers by what must be installed: their scripts, on peer_process.py.
-PEERS = {"transformers": "transformers_cpu_peer.py", "vllm": "vllm_peer.py", "sglang": "sglang_peer.py"}
+PEERS = {"transformers": "transformers_peer.py", "vllm": "vllm_peer.py", "sglang": "sglang_peer.py"}
 
 
 _HOST_GAP = 10.0  # microseconds; from one kernel of a graph to the next it is about one
@@ -92,7 +91,7 @@ def peer(name: str, settings: RaceSettings) -> Iterator[Contender]:
         raise PeerError("not installed in this environment")
     arguments = [str(settings.folder), *(["bfloat16", str(settings.device)] if name == "transformers" else [])]
     command = [sys.executable, str(HERE / PEERS[name]), *arguments]
-    process = PeerProcess(spawn(command, os.environ | {"PYTHONPATH": str(HERE.parent)}))
+    process = PeerProcess(spawn(command))
     try:
         process.read(LOAD_SECONDS)
         yield process

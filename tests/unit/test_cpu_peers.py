@@ -12,6 +12,7 @@ from benchmarks.peer_environment import PeerError, PeerProcess
 from benchmarks.peer_process import Measurement
 from benchmarks.race_journal import RaceJournal
 from benchmarks.workload import Workload
+from tests.fakes.tiny_models import make_tiny_model
 
 LOAD = "8 prompts U(32,256) → U(32,128)"
 WORKLOAD = Workload([[1, 2, 3], [4]], [2, 3])
@@ -72,10 +73,21 @@ def test_a_race_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_takes_too_long_is_killed_and_named() -> None:
-    peer = PeerProcess(peer_environment.spawn([sys.executable, "-c", "input()"], None))
+    peer = PeerProcess(peer_environment.spawn([sys.executable, "-c", "input()"]))
     with pytest.raises(PeerError, match=r"took more than 0\.05 s"):
         peer.read(0.05)
     peer.close()
+
+
+def test_transformers_tells_when_each_prompt_had_its_first_and_last_token(tmp_path: Path) -> None:
+    peer = peer_environment.start(
+        peer_environment.PEERS["transformers"], str(make_tiny_model("llama", tmp_path)), "float32"
+    )
+    run = peer.run(Workload([[1, 2, 3], [4] * 40], [5, 1]))
+    peer.close()
+    assert run["counts"] == [5, 1]
+    assert 0 < run["firsts"][0] < run["lasts"][0] <= run["seconds"]
+    assert 0 < run["firsts"][1] == run["lasts"][1] <= run["seconds"]
 
 
 def test_a_second_output_token_costs_what_the_first_did() -> None:
