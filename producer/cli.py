@@ -3,7 +3,7 @@
 0  done
 1  a job failed, was cancelled, is not known, or did not end in time
 2  a flag, a setting, a file or a request is wrong; nothing was enqueued
-3  Redis cannot be reached
+3  Redis cannot be reached, or refuses us; of servers also: it could not start, or lost what it needs
 130  interrupted
 
 Every failure is one line on stderr. Commands are loaded when they are used; those of other packages are found by entry
@@ -135,10 +135,20 @@ def _remedy(entry_point: importlib.metadata.EntryPoint) -> str:
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="promptmill", prog_name="promptmill")
 def main() -> None:
-    """Submit prompt jobs to the queues, follow them, read their results; start the workers that answer them.
+    """Submit prompt jobs to queues in Redis, follow them, read their results; start the workers that answer them.
 
-    Every setting is a flag and a PROMPTMILL_* variable. Exit codes: 0 done, 1 a job failed, 2 something given is wrong,
-    3 Redis cannot be reached.
+    To begin: `promptmill serve`, then in another terminal `promptmill submit "Name a river."`
+
+    Flags whose help names a PROMPTMILL_* variable can be set by that as well; the flag wins.
+
+    \b
+    Exit codes:
+      0    done
+      1    a job failed, was cancelled, is not known, or did not end in time
+      2    a flag, a setting, a file or a request is wrong
+      3    Redis cannot be reached, or refuses the login, say; of worker, serve,
+           demo and gateway also: it could not start, or lost what it needs
+      130  interrupted
     """
 
 

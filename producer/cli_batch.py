@@ -38,7 +38,7 @@ from producer.tables.select import is_table
     help="Before (high), among or behind (low) the queue's other jobs; default: low, if a worker drains that.",
 )
 @click.option(
-    "--run-id", default="", metavar="TEXT", help="Another run of the same file: give it a name to have it run anew."
+    "--run-id", default="", metavar="TEXT", help="A name for another run of the same IN: all of it is asked anew."
 )
 @click.option(
     "--retry-failed", is_flag=True, help="Ask again what OUT has an error for; what comes of it replaces that."
@@ -49,7 +49,8 @@ def run(source: Path, target: Path, retry_failed: bool, **flags: Any) -> None:
 
     Two .jsonl files: requests of OpenAI's Batch API, each answered with a line, in the order they end. With --prompt,
     IN is a .csv, .tsv or .parquet file, and OUT (or a .jsonl file) has its rows in their order, with the new columns
-    response, finish_reason, error, prompt_tokens and completion_tokens; {{ and }} are braces.
+    response, finish_reason, error, prompt_tokens and completion_tokens; {{ and }} are braces. With --raw an answer ends
+    after 16 tokens unless --max-tokens is given, as OpenAI's completions do.
 
     What is answered already is passed over, errors as well, unless --retry-failed is given. Ctrl-C leaves the jobs in
     flight where they are: the same command collects their results within 24 hours, and goes on. A table's answers lie

@@ -50,6 +50,8 @@ def open_client(flags: dict[str, Any]) -> Client:
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON; with --stream, each chunk before it.")
 @click.option("--detach", is_flag=True, help="Print the job's id and do not wait.")
 @click.option("--model", metavar="NAME", help="Only a worker that serves this model takes the job.")
+@click.option("--embed", is_flag=True, help="Print the embedding of PROMPT, a JSON array of numbers, and no answer.")
+@click.option("--dimensions", type=int, metavar="N", help="With --embed: only its first N numbers.")
 @prompt_options
 @click.option(
     "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and the N likeliest tokens."
@@ -58,15 +60,19 @@ def open_client(flags: dict[str, Any]) -> Client:
 @priority_class_option
 @click.option("--tenant", metavar="NAME", help="Whose job it is: tenants take turns.")
 @click.option(
-    "--timeout", type=Seconds(), metavar="SECONDS", help="How long to wait for the answer; the job goes on behind that."
+    "--timeout", type=Seconds(), metavar="SECONDS", help="How long to wait; then exit code 1, and the job goes on."
 )
 @settings_options(ProducerSettings)
 def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout: float | None, **flags: Any) -> None:
     """Submit PROMPT as a chat message, wait, and print the answer.
 
-    PROMPT is - for standard input. Ctrl-C cancels the job, and so do SIGTERM, SIGHUP and a reader of --stream that goes
-    away.
+    A PROMPT of - is read from standard input. Ctrl-C cancels the job, and so do SIGTERM, SIGHUP, and a reader of
+    --stream that goes away.
     """
+    if flags["embed"] and (is_streamed or flags["raw"] or flags["system"] is not None):
+        raise click.UsageError("--embed has no answer and no chat; leave out --stream, --raw and --system")
+    if flags["dimensions"] is not None and not flags["embed"]:
+        raise click.UsageError("--dimensions are of an embedding; add --embed")
     if is_streamed and (flags["n"] or 1) > 1:
         raise click.UsageError("--stream shows one answer; leave out --n")
     if detach and (is_streamed or is_json or timeout is not None):
@@ -97,10 +103,12 @@ def _read_standard_input() -> str:
 
 
 def _request(prompt: str, flags: dict[str, Any]) -> dict[str, Any]:
-    fields = {name: flags[name] for name in ("model", "n", "tenant") if flags[name] is not None}
+    fields = {name: flags[name] for name in ("model", "n", "tenant", "dimensions") if flags[name] is not None}
     fields |= sampling_fields(flags)
     if flags["logprobs"] is not None:
         fields |= {"logprobs": True, "top_logprobs": flags["logprobs"]}
+    if flags["embed"]:
+        return {"task": "embed", "prompt": prompt, **fields}
     if flags["raw"]:
         return {"prompt": prompt, **fields}
     system = [] if flags["system"] is None else [{"role": "system", "content": flags["system"]}]
@@ -175,11 +183,15 @@ def _print_result(result: Result, is_json: bool, *, has_streamed: bool = False) 
 @click.argument("job_id")
 @click.option("--json", "is_json", is_flag=True, help="Print the whole result as JSON.")
 @click.option(
-    "--timeout", type=Seconds(), metavar="SECONDS", help="How long to wait for it; default: until it is there."
+    "--timeout",
+    type=Seconds(),
+    metavar="SECONDS",
+    help="How long to wait for it, then exit code 1; default: without end.",
 )
 @settings_options(ProducerSettings)
 def result(job_id: str, is_json: bool, timeout: float | None, **flags: Any) -> None:
-    """Print the result of a job, once there is one."""
+    """Print the result of a job, once there is one. Exit code 1 if it failed, was cancelled, or is not known: results
+    are kept for 24 hours."""
     with open_client(flags) as client:
         _print_result(_wait(client.job(job_id), timeout, is_json), is_json)
 

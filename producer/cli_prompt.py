@@ -27,7 +27,7 @@ _OPTIONS = (
 priority_class_option = click.option(
     "--priority-class",
     type=click.Choice(["high", "low"], case_sensitive=False),
-    help="Before (high) or behind (low) the queue's other jobs.",
+    help="Before (high) or behind (low) the queue's other jobs; default: among them.",
 )
 
 SAMPLING_FIELDS = (

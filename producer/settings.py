@@ -32,7 +32,7 @@ class ProducerSettings(BaseSettings):
         description="Redis, as redis://, rediss:// or unix:// URL, or redis+sentinel://HOST,HOST/SERVICE.",
     )
     queue: str = Field(
-        default=DEFAULT_QUEUE, pattern=r"^[A-Za-z0-9_.:@-]{1,128}$", description="Name of the queue that jobs go to."
+        default=DEFAULT_QUEUE, pattern=r"^[A-Za-z0-9_.:@-]{1,128}$", description="The queue of the jobs."
     )
     s3_endpoint_url: str | None = Field(
         default=None,

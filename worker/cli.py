@@ -1,6 +1,7 @@
 """The commands that need a worker: `worker`, `serve`, `demo`. Everything heavy is imported when a command runs.
 
-Owns the exit codes: 0 done, 2 a setting is wrong, 3 something cannot start. Each failure is one line on stderr.
+Owns the exit codes: 0 done, 2 a setting is wrong, 3 something cannot start, or is gone. Each failure is one line on
+stderr.
 """
 
 import signal
@@ -35,7 +36,7 @@ class _StartFailure(click.ClickException):
 @click.command()
 @settings_options(WorkerSettings)
 def worker(**flags: Any) -> None:
-    """Drain the queues into a model on one device. Ends at SIGTERM or Ctrl-C."""
+    """Answer the jobs of the queues with a model on one device. Ends at SIGTERM or Ctrl-C."""
     with _one_line_errors():
         settings = load_settings(WorkerSettings, flags)
         configure_logging(settings.log_level, settings.log_format)
@@ -47,7 +48,9 @@ def worker(**flags: Any) -> None:
 @click.command()
 @settings_options(ServeSettings)
 def serve(**flags: Any) -> None:
-    """Start a Redis of its own, a worker and a gateway. With --redis-url: on that Redis.
+    """Start a Redis of its own, a worker and a gateway (OpenAI's API). Ends at SIGTERM or Ctrl-C.
+
+    With --redis-url, or PROMPTMILL_REDIS_URL, on that Redis.
 
     The gateway takes its other settings from their PROMPTMILL_* variables; see `promptmill gateway --help`.
     """
@@ -62,7 +65,7 @@ def serve(**flags: Any) -> None:
 @click.command()
 @settings_options(WorkerSettings, leave_out=frozenset({"redis_url"}))
 def demo(**flags: Any) -> None:
-    """Start all, stream a handful of prompts side by side, clean up."""
+    """Start everything, stream a handful of prompts side by side, clean up."""
     with _one_line_errors():
         settings = load_settings(WorkerSettings, flags)
         from worker.demo import run_demo

@@ -32,6 +32,11 @@ EXIT_KILLED = 1  # one of ours was ended by a signal that was not ours, and agai
 class ServeSettings(WorkerSettings):
     """The worker's settings, the embedded Redis's, and the gateway's port."""
 
+    redis_url: str = Field(
+        default="",
+        validate_default=False,
+        description="A Redis to use, as `promptmill worker` takes it; default: one of its own.",
+    )
     redis_port: int | None = Field(
         default=None, ge=1, le=65535, description="Port of the embedded Redis; default: 6379, or a free one."
     )

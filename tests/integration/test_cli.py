@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from producer import Client
+from producer.contract import Result
 from tests.fakes.command_line import Invoke
+from tests.fakes.fake_embeddings import expected_vector
+from tests.fakes.fake_tokenizer import FakeTokenizer
 from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.worker_runs import WorkerThread
 
 
 def test_submit_prints_the_answer_and_nothing_else(promptmill: Invoke, worker: FakeWorker) -> None:
@@ -112,6 +116,24 @@ def test_a_failed_result_as_json_is_printed_all_the_same(
     assert json.loads(result.stdout)["error"]["code"] == "engine_error"
 
 
+def test_submit_prints_an_embedding(promptmill: Invoke, worker_thread: WorkerThread) -> None:
+    token_ids = FakeTokenizer().encode("the mill")
+    plain = promptmill("submit", "the mill", "--embed")
+    assert (plain.exit_code, json.loads(plain.stdout)) == (0, expected_vector(token_ids).tolist())
+    cut = promptmill("submit", "-", "--embed", "--dimensions", 3, "--json", input="the mill")
+    assert Result.model_validate_json(cut.stdout).vectors == [expected_vector(token_ids, 3).tolist()]
+    job_id = promptmill("submit", "the mill", "--embed", "--detach", "--model", "fake").stdout.strip()
+    assert promptmill("result", job_id).stdout == plain.stdout
+
+
+def test_the_help_says_what_exit_codes_mean_and_which_redis_is_meant(promptmill: Invoke) -> None:
+    shown = promptmill("--help").stdout
+    for code in ("0    done", "1    a job failed", "2    a flag", "3    Redis cannot be reached", "130  interrupted"):
+        assert code in shown
+    assert "redis://localhost:6379" in promptmill("worker", "--help").stdout
+    assert "redis://localhost:6379" not in promptmill("serve", "--help").stdout  # it starts one of its own
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -124,6 +146,10 @@ def test_a_failed_result_as_json_is_printed_all_the_same(
         (["submit", "x", "--timeout", "nan"], 2, "leave it out to wait without end"),
         (["submit", ""], 2, "PROMPT is empty"),
         (["submit", "x", "--detach", "--stream"], 2, "leave out --stream"),
+        (["submit", "x", "--embed", "--stream"], 2, "leave out --stream, --raw and --system"),
+        (["submit", "x", "--embed", "--system", "y"], 2, "leave out --stream, --raw and --system"),
+        (["submit", "x", "--embed", "--temperature", "0"], 2, "temperature: has no meaning with task 'embed'"),
+        (["submit", "x", "--dimensions", "3"], 2, "add --embed"),
         (["result", "x", "--timeout", "-1"], 2, "--timeout"),
         (["result", "nobody"], 1, "job nobody is not known"),
         (["cancel", "nobody"], 1, "job nobody is not known"),
