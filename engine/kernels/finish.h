@@ -16,3 +16,23 @@ INLINE void finish_lanes(const product_args *a, int row, int column, lanes resul
   }
   store_part((void *)at(a->out, place, is_bf16), 0, count, result, is_bf16);
 }
+
+#if defined(__AVX512BF16__)
+/* Whether the columns from `column` on are those of two whole panels and without a bias, as most are: for `finish_pair`. */
+INLINE int is_plain_pair(const product_args *a, int column) { return !a->bias && column + 2 * LANES <= a->out_features; }
+
+INLINE __m512 widened(__m256i halves) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16); }
+
+/* `finish_lanes` for two panels in bfloat16. */
+INLINE void finish_pair(const product_args *a, int row, int column, __m512 low, __m512 high) {
+  int64_t place = (int64_t)row * a->out_features + column;
+  __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+  if (a->addend) {
+    __m512i addend = _mm512_loadu_si512((const uint16_t *)a->addend + place);
+    low = widened(_mm512_castsi512_si256(rounded)) + widened(_mm512_castsi512_si256(addend));
+    high = widened(_mm512_extracti64x4_epi64(rounded, 1)) + widened(_mm512_extracti64x4_epi64(addend, 1));
+    rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+  }
+  _mm512_storeu_si512((uint16_t *)a->out + place, rounded);
+}
+#endif

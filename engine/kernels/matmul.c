@@ -28,6 +28,8 @@ typedef struct {
   int32_t num_rows, in_features, out_features, num_threads, weight_format;
 } product_args;
 
+#include "tiles.h"
+
 /* Add bias and addend and write. A function of its own: inlined into every tile it takes a compiler a minute. */
 static __attribute__((noinline)) void finish(const product_args *a, int row, int column, const lanes *total) {
   lanes sum = *total;
@@ -55,32 +57,30 @@ static __attribute__((noinline)) void finish(const product_args *a, int row, int
 }
 
 /* num_rows rows times num_panels panels; both are constants where it is inlined, and so is the weight's format. */
-INLINE void tile_of(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead, int format) {
+INLINE void tile_of(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead, int pace,
+                    int format) {
   lanes acc[ROWS][PANELS];
-  int64_t panel_size = (int64_t)a->in_features * LANES;
-  const float *x = a->x + row * a->x_stride;
-  const void *weight = at(a->weight, panel * panel_size, format);
-  const float *rows[ROWS];
+  int64_t panel_bytes = (int64_t)a->in_features * LANES * size_of(format);
+  tile_rows rows = rows_from(a->x + row * a->x_stride, a->x_stride * sizeof(float));
+  const char *weight = (const char *)a->weight + panel * panel_bytes, *next = weight + ahead;
   UNROLL(12)
-  for (int r = 0; r < num_rows; r++) {
-    rows[r] = x + r * a->x_stride;
+  for (int r = 0; r < num_rows; r++)
     UNROLL(2)
     for (int p = 0; p < num_panels; p++) acc[r][p] = splat(0);
-  }
-  for (int64_t k = 0; k < a->in_features; k++) {
+  for (int k = 0; k < a->in_features; k++, weight += LANES * size_of(format), next += pace) {
     lanes column[PANELS];
     UNROLL(2)
     for (int p = 0; p < num_panels; p++) {
-      const void *elements = at(weight, p * panel_size + k * LANES, format);
-      __builtin_prefetch((const char *)elements + ahead);
-      column[p] = load(elements, 0, format);
+      fetch(next + p * panel_bytes, pace);
+      column[p] = load(weight + p * panel_bytes, 0, format);
     }
     UNROLL(12)
     for (int r = 0; r < num_rows; r++) {
-      lanes value = splat(rows[r][k]);
+      lanes value = splat(*(const float *)row_of(&rows, r));
       UNROLL(2)
       for (int p = 0; p < num_panels; p++) acc[r][p] = mul_add(value, column[p], acc[r][p]);
     }
+    advance(&rows, num_rows, sizeof(float));
   }
   UNROLL(12)
   for (int r = 0; r < num_rows; r++)
@@ -91,13 +91,13 @@ INLINE void tile_of(const product_args *a, int row, int panel, int num_rows, int
     }
 }
 
-INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead) {
+INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead, int pace) {
   if (a->weight_format == BF16)
-    tile_of(a, row, panel, num_rows, num_panels, ahead, BF16);
+    tile_of(a, row, panel, num_rows, num_panels, ahead, pace, BF16);
   else if (a->weight_format == F16)
-    tile_of(a, row, panel, num_rows, num_panels, ahead, F16);
+    tile_of(a, row, panel, num_rows, num_panels, ahead, pace, F16);
   else
-    tile_of(a, row, panel, num_rows, num_panels, ahead, F32);
+    tile_of(a, row, panel, num_rows, num_panels, ahead, pace, F32);
 }
 
 #include "panels.h"

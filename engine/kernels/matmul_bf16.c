@@ -28,65 +28,52 @@ typedef struct {
 } product_args;
 
 #include "finish.h"
+#include "tiles.h"
 
 /* A function of its own: inlined into every tile it takes a compiler a minute. */
 static __attribute__((noinline)) void finish(const product_args *a, int row, int column, const lanes *sum) {
   finish_lanes(a, row, column, *sum, 1);
 }
 
-INLINE __m512 widened(__m256i halves) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16); }
-
-/* The same for two whole panels without a bias, a tile's most common end. */
-INLINE void finish_both(const product_args *a, int row, int column, __m512 low, __m512 high) {
-  int64_t place = (int64_t)row * a->out_features + column;
-  __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-  if (a->addend) {
-    __m512i addend = _mm512_loadu_si512(a->addend + place);
-    low = widened(_mm512_castsi512_si256(rounded)) + widened(_mm512_castsi512_si256(addend));
-    high = widened(_mm512_extracti64x4_epi64(rounded, 1)) + widened(_mm512_extracti64x4_epi64(addend, 1));
-    rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-  }
-  _mm512_storeu_si512(a->out + place, rounded);
-}
-
 /* acc[row][panel] += the products of a pair of each row with one of each column. */
-INLINE void add_pair(__m512 acc[ROWS][PANELS], const uint16_t *const *rows, int64_t k, int is_half, const uint16_t *weight,
-                     int64_t panel_size, int64_t ahead, int num_rows, int num_panels) {
+INLINE void add_pair(__m512 acc[ROWS][PANELS], const tile_rows *rows, int is_half, const uint16_t *weight,
+                     int64_t panel_size, const char *next, int pace, int num_rows, int num_panels) {
   __m512bh columns[PANELS];
   UNROLL(2)
   for (int p = 0; p < num_panels; p++) {
-    const uint16_t *elements = weight + p * panel_size + k * LANES;
-    __builtin_prefetch((const char *)elements + ahead);
-    columns[p] = (__m512bh)_mm512_loadu_si512(elements);
+    fetch(next + p * panel_size * 2, pace);
+    columns[p] = (__m512bh)_mm512_loadu_si512(weight + p * panel_size);
   }
   UNROLL(12)
   for (int r = 0; r < num_rows; r++) {
-    uint32_t pair = rows[r][k];
-    if (!is_half) memcpy(&pair, rows[r] + k, sizeof pair);
-    __m512bh values = (__m512bh)_mm512_set1_epi32((int32_t)pair);
+    int32_t pair = 0;
+    memcpy(&pair, row_of(rows, r), is_half ? 2 : 4);
+    __m512bh values = (__m512bh)_mm512_set1_epi32(pair);
     UNROLL(2)
     for (int p = 0; p < num_panels; p++) acc[r][p] = _mm512_dpbf16_ps(acc[r][p], values, columns[p]);
   }
 }
 
 /* num_rows rows times num_panels panels; both are constants where it is inlined. */
-INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead) {
-  int in_features = a->in_features, paired = in_features & ~1;
-  int64_t panel_size = (int64_t)(in_features + 1) / 2 * 2 * LANES;
-  const uint16_t *weight = a->weight + panel * panel_size, *rows[ROWS];
+INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead, int pace) {
+  int num_pairs = a->in_features / 2;
+  int64_t panel_size = (int64_t)(a->in_features + 1) / 2 * 2 * LANES;
+  tile_rows rows = rows_from(a->x + row * a->x_stride, a->x_stride * 2);
+  const uint16_t *weight = a->weight + panel * panel_size;
+  const char *next = (const char *)weight + ahead;
   __m512 acc[ROWS][PANELS];
   UNROLL(12)
-  for (int r = 0; r < num_rows; r++) {
-    rows[r] = a->x + (row + r) * a->x_stride;
+  for (int r = 0; r < num_rows; r++)
     UNROLL(2)
     for (int p = 0; p < num_panels; p++) acc[r][p] = _mm512_setzero_ps();
+  for (int k = 0; k < num_pairs; k++, weight += 2 * LANES, next += pace) {
+    add_pair(acc, &rows, 0, weight, panel_size, next, pace, num_rows, num_panels);
+    advance(&rows, num_rows, 4);
   }
-  for (int64_t k = 0; k < paired; k += 2)
-    add_pair(acc, rows, k, 0, weight, panel_size, ahead, num_rows, num_panels);
-  if (paired < in_features) add_pair(acc, rows, paired, 1, weight, panel_size, ahead, num_rows, num_panels);
-  if (num_panels == 2 && !a->bias && (panel + 2) * LANES <= a->out_features) {
+  if (a->in_features % 2) add_pair(acc, &rows, 1, weight, panel_size, next, pace, num_rows, num_panels);
+  if (num_panels == 2 && is_plain_pair(a, panel * LANES)) {
     UNROLL(12)
-    for (int r = 0; r < num_rows; r++) finish_both(a, row + r, panel * LANES, acc[r][0], acc[r][1]);
+    for (int r = 0; r < num_rows; r++) finish_pair(a, row + r, panel * LANES, acc[r][0], acc[r][1]);
     return;
   }
   UNROLL(12)

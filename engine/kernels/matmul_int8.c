@@ -63,24 +63,46 @@ INLINE int32_t rounded_bits(float x) {
 INLINE int depth_of(int in_features) { return (in_features + DEPTH - 1) / DEPTH * DEPTH; }
 
 #include "finish.h"
+#include "tiles.h"
 
-/* Write what a panel's exact sums stand for, row by row; taking off what the zero point brought is exact too. */
+/* What a panel's columns share. */
+typedef struct {
+  lanes scales;
+  int_lanes totals;
+} panel_scales;
+
+INLINE panel_scales scales_at(const product_args *a, int column) {
+  panel_scales s = {.scales = load_f32(a->scales + column)};
+  memcpy(&s.totals, a->totals + column, sizeof s.totals);
+  return s;
+}
+
+/* What a row's exact sums stand for; taking off what the zero point brought is exact too. */
+INLINE lanes scaled(const product_args *a, int row, const panel_scales *s, const int_lanes *sums) {
+  lanes result;
+  EACH_VEC result.v[i] = __builtin_convertvector(sums->v[i] - s->totals.v[i] * a->zeros[row], vec) *
+                         (s->scales.v[i] * a->row_scales[row]);
+  return result;
+}
+
 INLINE void finish_panel(const product_args *a, int row, int column, int num_rows, const int_lanes *sums, int stride,
                          int is_bf16) {
-  lanes scales = load_f32(a->scales + column);
-  int_lanes totals;
-  memcpy(&totals, a->totals + column, sizeof totals);
-  for (int r = row; r < row + num_rows; r++, sums += stride) {
-    lanes result;
-    EACH_VEC result.v[i] =
-        __builtin_convertvector(sums->v[i] - totals.v[i] * a->zeros[r], vec) * (scales.v[i] * a->row_scales[r]);
-    finish_lanes(a, r, column, result, is_bf16);
-  }
+  panel_scales scales = scales_at(a, column);
+  for (int r = row; r < row + num_rows; r++, sums += stride)
+    finish_lanes(a, r, column, scaled(a, r, &scales, sums), is_bf16);
 }
 
 /* A tile's sums. A function of its own: inlined into every tile it takes a compiler a minute. */
 static __attribute__((noinline)) void finish(const product_args *a, int row, int panel, int num_rows, int num_panels,
                                              const int_lanes *sums) {
+#if defined(__AVX512BF16__)
+  if (a->is_bf16 && num_panels == 2 && is_plain_pair(a, panel * LANES)) {
+    panel_scales low = scales_at(a, panel * LANES), high = scales_at(a, (panel + 1) * LANES);
+    for (int r = row; r < row + num_rows; r++, sums += 2)
+      finish_pair(a, r, panel * LANES, (__m512)scaled(a, r, &low, sums).v[0], (__m512)scaled(a, r, &high, sums + 1).v[0]);
+    return;
+  }
+#endif
   for (int p = 0; p < num_panels; p++) {
     int column = (panel + p) * LANES;
     a->is_bf16 ? finish_panel(a, row, column, num_rows, sums + p, num_panels, 1)
@@ -89,27 +111,28 @@ static __attribute__((noinline)) void finish(const product_args *a, int row, int
 }
 
 /* num_rows rows times num_panels panels; both are constants where it is inlined. */
-INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead) {
+INLINE void tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead, int pace) {
   int depth = depth_of(a->in_features);
+  int64_t panel_bytes = (int64_t)depth * LANES;
   int_lanes acc[ROWS][PANELS];
-  const uint8_t *codes = a->codes + (int64_t)row * depth;
-  const int8_t *weight = a->weight + (int64_t)panel * depth * LANES;
+  tile_rows rows = rows_from(a->codes + (int64_t)row * depth, depth);
+  const int8_t *weight = a->weight + panel * panel_bytes;
+  const char *next = (const char *)weight + ahead;
   UNROLL(12)
   for (int r = 0; r < num_rows; r++)
     UNROLL(2)
     for (int p = 0; p < num_panels; p++) acc[r][p] = (int_lanes){0};
-  for (int64_t k = 0; k < depth; k += DEPTH) {
+  for (int k = 0; k < depth; k += DEPTH, weight += DEPTH * LANES, next += 2 * pace) {
     UNROLL(2)
     for (int p = 0; p < num_panels; p++) {
-      const int8_t *next = weight + (int64_t)p * depth * LANES + k * LANES + ahead;
-      __builtin_prefetch(next);
-      __builtin_prefetch(next + 64);
+      fetch(next + p * panel_bytes, pace);
+      fetch(next + p * panel_bytes + pace, pace);
     }
     UNROLL(12)
     for (int r = 0; r < num_rows; r++)
       UNROLL(2)
-      for (int p = 0; p < num_panels; p++)
-        dot(&acc[r][p], codes + (int64_t)r * depth + k, weight + (int64_t)p * depth * LANES + k * LANES);
+      for (int p = 0; p < num_panels; p++) dot(&acc[r][p], (const uint8_t *)row_of(&rows, r), weight + p * panel_bytes);
+    advance(&rows, num_rows, DEPTH);
   }
   int_lanes sums[ROWS * PANELS]; /* a copy, so that the accumulators have no address and stay in registers */
   UNROLL(12)

@@ -2,13 +2,14 @@
  * bit of it.
  *
  * The weight lies in panels of LANES columns, each read front to back. All rows of a block pass over a panel before the
- * next, which the last of them fetches: memory is read while there is something to compute. A task is a block of panels,
- * which fits the L2 cache, with a block of rows.
+ * next, of which each of their tiles fetches its part: memory is read all the time that is computed. A task is a block of
+ * panels, which fits the L2 cache, with a block of rows.
  *
  * Included by a kernel that has defined: ROWS and PANELS, the tile that its registers hold; WEIGHT_BYTES(args), the size
  * of an element; PANELS_STAY, whether the next task has the same panels, or else the same rows; `product_args` with num_rows,
- * in_features, out_features and num_threads; and `tile(args, row, panel, num_rows, num_panels, ahead)`, whose counts are
- * constants where it is inlined, and which prefetches what lies `ahead` bytes behind the panels' elements that it reads.
+ * in_features, out_features and num_threads; and `tile(args, row, panel, num_rows, num_panels, ahead, pace)`, whose counts
+ * are constants where it is inlined, and which fetches what lies `ahead` bytes behind each of its panels, `pace` bytes of
+ * it for each line that it reads (tiles.h).
  */
 #define BLOCK_BYTES (256 * 1024) /* of panels in one task: half of a common L2 */
 #define BLOCK_ROWS (20 * ROWS)
@@ -16,13 +17,15 @@
 
 INLINE int at_most(int a, int b) { return a < b ? a : b; }
 INLINE int at_least(int a, int b) { return a > b ? a : b; }
+/* How many of `size` make `count`, the last perhaps smaller. */
+INLINE int parts_of(int count, int size) { return (count + size - 1) / size; }
 
 #define CASE(count) \
   case count:       \
-    tile(a, row, panel, count, num_panels, ahead); \
+    tile(a, row, panel, count, num_panels, ahead, pace); \
     break;
 
-INLINE void rows_of_tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead) {
+INLINE void rows_of_tile(const product_args *a, int row, int panel, int num_rows, int num_panels, int64_t ahead, int pace) {
   switch (num_rows) {
 #if ROWS == 12
     CASE(12) CASE(11) CASE(10) CASE(9) CASE(8) CASE(7)
@@ -36,17 +39,19 @@ INLINE void rows_of_tile(const product_args *a, int row, int panel, int num_rows
 
 static void block(const product_args *a, int first_row, int last_row, int first_panel, int last_panel) {
   /* Tiles of even height: 8 rows are two of 4, because a low tile waits for its few chains of additions. */
-  int num_tiles = (last_row - first_row + ROWS - 1) / ROWS;
+  int num_tiles = parts_of(last_row - first_row, ROWS);
+  if (num_tiles <= 0) return;
   int64_t panel_bytes = (int64_t)a->in_features * LANES * WEIGHT_BYTES(a);
+  int pace = parts_of(LINE, num_tiles); /* the tiles' parts overlap rather than leave a line out */
   for (int panel = first_panel, num_panels; panel < last_panel; panel += num_panels) {
     num_panels = panel + PANELS <= last_panel ? PANELS : 1;
     for (int row = first_row, num_rows, left = num_tiles; left > 0; row += num_rows, left--) {
-      int64_t ahead = left == 1 ? panel_bytes * num_panels : 0;
+      int64_t ahead = panel_bytes * num_panels + (num_tiles - left) * panel_bytes / num_tiles;
       num_rows = (last_row - row + left - 1) / left;
       if (num_panels == PANELS)
-        rows_of_tile(a, row, panel, num_rows, PANELS, ahead);
+        rows_of_tile(a, row, panel, num_rows, PANELS, ahead, pace);
       else
-        rows_of_tile(a, row, panel, num_rows, 1, ahead);
+        rows_of_tile(a, row, panel, num_rows, 1, ahead, pace);
     }
   }
 }
@@ -54,9 +59,6 @@ static void block(const product_args *a, int first_row, int last_row, int first_
 INLINE int has_work_for_threads(const product_args *a) {
   return (int64_t)a->num_rows * a->in_features * a->out_features > MIN_WORK;
 }
-
-/* How many of `size` make `count`, the last perhaps smaller. */
-INLINE int parts_of(int count, int size) { return (count + size - 1) / size; }
 
 /* The whole product. Called by every thread of a parallel region.
  *
