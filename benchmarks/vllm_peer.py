@@ -1,11 +1,15 @@
 """vLLM as a contender, on a GPU or its CPU build; see peer_process.py.
 
-It is driven step by step, as its own `LLM.generate` does, so that each token is seen when it comes.
+It is driven step by step, as its own `LLM.generate` does, so that each token is seen when it comes. It computes in the
+dtype it is given, its own for the weights if none, and keeps keys and values in it. On a CPU it has the model compiled
+by inductor, and says all the same that inductor was disabled.
 """
 
 import os
 import sys
 import time
+from ctypes.util import find_library
+from pathlib import Path
 
 import torch
 from peer_process import Measurement, Run, Stopwatch, serve
@@ -16,8 +20,7 @@ CPU_KV_CACHE_BYTES = 2 << 30  # as OpenVINO's; its default is nearly all memory,
 
 
 def load(model_dir: str, dtype: str = "auto") -> Run:
-    os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # it would leave one of two cores idle
-    memory = {} if torch.cuda.is_available() else {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
+    memory = {} if torch.cuda.is_available() else _prepare_cpu()
     engine = LLM(model_dir, dtype=dtype, enable_prefix_caching=False, max_model_len=2048, **memory).llm_engine
 
     def run(prompts: list[list[int]], max_tokens: list[int]) -> Measurement:
@@ -32,6 +35,15 @@ def load(model_dir: str, dtype: str = "auto") -> Run:
         return watch.measurement()
 
     return run
+
+
+def _prepare_cpu() -> dict[str, int]:
+    """What its documentation advises for a CPU, for the processes that it starts; its options."""
+    os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # it would leave one of two cores idle
+    openmp = Path(sys.prefix, "lib", "libiomp5.so")  # among its requirements on x86
+    found = [find_library("tcmalloc_minimal"), str(openmp) if openmp.exists() else None]
+    os.environ["LD_PRELOAD"] = ":".join(library for library in found if library)
+    return {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
 
 
 if __name__ == "__main__":
