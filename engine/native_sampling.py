@@ -22,6 +22,7 @@ class NativeSampling:
         library = load_library(build_library("sampling", kernels_dir))
         self._mask = library.promptmill_mask
         self._argmax = library.promptmill_argmax
+        self._settle = library.promptmill_settle
         self._draw = library.promptmill_draw
         self._candidates = library.promptmill_candidates
 
@@ -32,10 +33,14 @@ class NativeSampling:
 
     def argmax(self, logits: Tensor) -> Tensor:
         """See `VocabularyPasses.argmax`."""
-        rows = torch.arange(len(logits))
-        tokens = torch.empty(len(rows), dtype=torch.int64)
-        self._argmax(_pack(logits, rows, tokens=tokens))
+        tokens = torch.empty(len(logits), dtype=torch.int64)
+        self._argmax(_pack(logits, None, tokens=tokens))
         return tokens
+
+    def settle(self, logits: Tensor, tokens: Tensor) -> None:
+        """See `VocabularyPasses.settle`."""
+        assert tokens.is_contiguous() and tokens.dtype == torch.int64, "one after the other"
+        self._settle(_pack(logits, None, tokens=tokens))
 
     def draw(self, logits: Tensor, rows: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
         """See `VocabularyPasses.draw`."""
@@ -79,7 +84,7 @@ class NativeSampling:
 
 def _pack(
     logits: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     *,
     temperature: Tensor | None = None,
     keys: Tensor | None = None,
@@ -91,13 +96,13 @@ def _pack(
     log_sum: Tensor | None = None,
     bits: Tensor | None = None,
 ) -> bytes:
-    """The arguments as the kernel reads them; the caller keeps the tensors alive."""
+    """The arguments as the kernel reads them; the caller keeps the tensors alive. rows: None for all in order."""
     assert logits.dtype == torch.float32 and logits.stride(1) == 1, "logits are float32 rows"
     tensors = (logits, rows, temperature, keys, min_p, tokens, values, token_ids, mass, log_sum, bits)
     return _ARGUMENTS.pack(
         *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
         logits.stride(0),
-        len(rows),
+        len(logits if rows is None else rows),
         logits.shape[1],
         0 if values is None else values.shape[1],
         torch.get_num_threads(),

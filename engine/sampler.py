@@ -80,6 +80,13 @@ class VocabularyPasses(Protocol):
         """The largest logit of each row, the lowest id among equals: int64 `[num_rows]`."""
         ...
 
+    def settle(self, logits: Tensor, tokens: Tensor) -> None:
+        """Make `BAD_LOGITS` of a row's token where its logit is no finite number, or the row's first NaN or infinite.
+
+        tokens: int64 `[num_rows]`. A bad hidden state spoils its whole row of logits, so that one column tells.
+        """
+        ...
+
     def draw(self, logits: Tensor, rows: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
         """The Gumbel maximum over the whole vocabulary of some rows: int64 `[num_rows]`.
 
@@ -122,6 +129,8 @@ class Sampler:
 
         Greedy rows take the largest logit, the lowest id among equals.
         """
+        if not batch.may_draw:
+            return self._passes.argmax(logits)
         is_random = batch.temperature > 0
         has_filter = batch.has_filter()
         filtered = (is_random & has_filter).nonzero()[:, 0]
@@ -136,6 +145,10 @@ class Sampler:
         if len(filtered):
             tokens[filtered] = self._draw_filtered(logits, filtered, batch.select(filtered))
         return tokens
+
+    def settle(self, logits: Tensor, tokens: Tensor) -> None:
+        """See `VocabularyPasses.settle`."""
+        self._passes.settle(logits, tokens)
 
     def logprobs(self, logits: Tensor, rows: Tensor, num_top: int) -> RowLogprobs:
         """The log-softmax of some rows, int64 `[num_wanted]`, and their `num_top` likeliest tokens."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.sampling_noise import gumbel_noise
+from engine.step_plan import BAD_LOGITS
 
 MAX_NOISE_VALUES = 1 << 18  # noise values held at once: keeps the passes over them in the CPU's cache
 _SUM_WIDTH = 256  # columns summed at a time: torch splits longer sums by the number of threads and rows
@@ -25,6 +26,12 @@ class TorchPasses:
     def argmax(self, logits: Tensor) -> Tensor:
         """See `VocabularyPasses.argmax`."""
         return logits.argmax(dim=-1)
+
+    def settle(self, logits: Tensor, tokens: Tensor) -> None:
+        """See `VocabularyPasses.settle`."""
+        is_sound = logits[:, 0] < float("inf")
+        is_sound &= logits.gather(1, tokens[:, None])[:, 0].abs() < float("inf")  # nor is NaN
+        tokens.masked_fill_(~is_sound, BAD_LOGITS)
 
     def draw(self, logits: Tensor, rows: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
         """See `VocabularyPasses.draw`."""

@@ -8,10 +8,11 @@
 #include "lanes.h"
 
 #define BLOCK 64 /* logits whose maximum is kept: most blocks are passed over by it alone */
+#define MAX_BLOCK 4096 /* logits, half of a common L1: where the largest is, is sought again */
 
 typedef struct {
   const float *logits;      /* [*, vocab_size], rows `row_stride` apart */
-  const int64_t *rows;      /* [num_rows], which rows of logits */
+  const int64_t *rows;      /* [num_rows], which rows of logits, or NULL: all in order */
   const float *temperature; /* [num_rows] */
   const int32_t *keys;      /* [2, num_rows] */
   const float *min_p;       /* [num_rows] */
@@ -30,7 +31,13 @@ typedef struct {
   int32_t token_id;
 } candidate;
 
+#define BAD_LOGITS -1 /* as in engine/step_plan.py */
+
 INLINE int at_most(int a, int b) { return a < b ? a : b; }
+
+INLINE const float *logits_of(const sampling_args *a, int row) {
+  return a->logits + (a->rows ? a->rows[row] : row) * a->row_stride;
+}
 
 INLINE int any_of(ints x) {
   uint64_t parts[WIDTH / 2], all = 0;
@@ -55,7 +62,7 @@ static float max_of(const float *logits, int count) {
   return all[0];
 }
 
-/* The first token that has this logit; 0 if none has. */
+/* The first of the logits that is this one; 0 if none is. */
 static int find(const float *logits, int vocab_size, float value) {
   int t = 0;
   for (; t + LANES <= vocab_size; t += LANES) {
@@ -67,6 +74,17 @@ static int find(const float *logits, int vocab_size, float value) {
   for (; t < vocab_size; t++)
     if (logits[t] == value) return t;
   return 0;
+}
+
+/* The largest logit's token, the lowest id among equals; `most`: the logit. Only its block is read twice. */
+static int find_max(const float *logits, int vocab_size, float *most) {
+  int where = 0;
+  *most = -INFINITY;
+  for (int begin = 0; begin < vocab_size; begin += MAX_BLOCK) {
+    float highest = max_of(logits + begin, at_most(MAX_BLOCK, vocab_size - begin));
+    if (highest > *most) *most = highest, where = begin;
+  }
+  return where + find(logits + where, at_most(MAX_BLOCK, vocab_size - where), *most);
 }
 
 INLINE words mix_32(words x) {
@@ -95,8 +113,8 @@ INLINE int32_t lowest_bits(float gap) {
 /* The token with the largest x + noise. Noise g = -log(-log u) lifts x over `best` only if 1 - u < e^(x - best), so the
  * largest x of a block bounds what its tokens need, and nearly all of them are ruled out by their integer bits. */
 static int draw(const float *logits, int vocab_size, float temperature, uint32_t first_key, uint32_t second_key) {
-  float most = max_of(logits, vocab_size);
-  int token = find(logits, vocab_size, most), first = token;
+  float most;
+  int token = find_max(logits, vocab_size, &most), first = token;
   if (!isfinite(most)) return token;
   double best = gumbel(token_bits(token, first_key, second_key));
   words ids;
@@ -162,7 +180,7 @@ static double mass_of(const float *logits, int vocab_size, float most, float tem
  * As many blocks as candidates are wanted have a maximum of at least the num_candidates-th largest maximum, so at least
  * that many logits lie at or above it: only they are sorted. */
 static int find_candidates(const sampling_args *a, int row) {
-  const float *logits = a->logits + a->rows[row] * a->row_stride;
+  const float *logits = logits_of(a, row);
   int num_blocks = (a->vocab_size + BLOCK - 1) / BLOCK, count = 0;
   float *maxima = malloc(2 * num_blocks * sizeof(float)), *sorted = maxima + num_blocks, bound = -INFINITY;
   candidate *found = malloc(a->vocab_size * sizeof(candidate));
@@ -204,7 +222,7 @@ static int find_candidates(const sampling_args *a, int row) {
 /* Minus infinity in place of every logit whose bit is 0. Mutates the rows. */
 int promptmill_mask(const sampling_args *a) {
   EACH_ROW {
-    float *logits = (float *)a->logits + a->rows[row] * a->row_stride;
+    float *logits = (float *)logits_of(a, row);
     const uint32_t *words = a->bits + (int64_t)row * ((a->vocab_size + 31) / 32);
     for (int begin = 0; begin < a->vocab_size; begin += 32) {
       uint32_t word = words[begin / 32];
@@ -219,15 +237,25 @@ int promptmill_mask(const sampling_args *a) {
 /* The token with the largest logit, the lowest id among equals. */
 int promptmill_argmax(const sampling_args *a) {
   EACH_ROW {
-    const float *logits = a->logits + a->rows[row] * a->row_stride;
-    a->tokens[row] = find(logits, a->vocab_size, max_of(logits, a->vocab_size));
+    const float *logits = logits_of(a, row);
+    float most;
+    a->tokens[row] = find_max(logits, a->vocab_size, &most);
+  }
+  return 0;
+}
+
+/* BAD_LOGITS in place of a token whose logit, or whose row's first, is nan or too large; whose logit is minus infinity. */
+int promptmill_settle(const sampling_args *a) {
+  for (int row = 0; row < a->num_rows; row++) {
+    const float *logits = logits_of(a, row);
+    if (!(logits[0] < INFINITY && fabsf(logits[a->tokens[row]]) < INFINITY)) a->tokens[row] = BAD_LOGITS;
   }
   return 0;
 }
 
 int promptmill_draw(const sampling_args *a) {
   EACH_ROW {
-    const float *logits = a->logits + a->rows[row] * a->row_stride;
+    const float *logits = logits_of(a, row);
     a->tokens[row] = draw(logits, a->vocab_size, a->temperature[row], (uint32_t)a->keys[row],
                           (uint32_t)a->keys[a->num_rows + row]);
   }

@@ -20,7 +20,7 @@ from engine.runner.logit_edits import EditRows, LogitEdits
 from engine.runner.slots import SlotRows
 from engine.runner.transfer import HostToDevice, start_reading
 from engine.sampler import Sampler, SamplingBatch
-from engine.step_plan import BAD_LOGITS, HiddenStates, SampledTokens
+from engine.step_plan import HiddenStates, SampledTokens
 from engine.token_logprobs import TokenLogprobs
 
 _NOTHING = np.zeros(0, np.int64)
@@ -82,21 +82,17 @@ class StepSampler:
         return tokens
 
     def _sample(self, logits: Tensor, inputs: BatchInputs, positions: Tensor, tokens: DeviceTokens) -> None:
-        """One token a row; `BAD_LOGITS` where a hidden state or the chosen logit was NaN or infinite.
-
-        A bad hidden state spoils its whole row of logits, so that one column tells, without a pass over them all.
-        """
-        is_sound = logits[:, 0] < float("inf")
+        """One token a row; `BAD_LOGITS` where a hidden state or the chosen logit was NaN or infinite."""
         batch = self._sampling_batch(inputs.sampling, positions)
         wanted = self._wanted_logprobs(logits, inputs.sampling)
         saved = self._logit_editor(inputs.edits).apply(logits) if inputs.edits is not None else []
         token_ids = self._draw(logits, batch, inputs.masks)
-        is_sound &= logits.gather(1, token_ids[:, None])[:, 0].abs() < float("inf")  # nor is NaN
+        self._sampler.settle(logits, token_ids)
         if wanted is not None:
             undo(logits, saved)  # no mask hides a token that was drawn
             logprobs = wanted.of(logits, token_ids[wanted.rows])
             tokens.logprobs = logprobs, wanted.top_ids, wanted.top_logprobs
-        tokens.token_ids = torch.where(is_sound, token_ids, BAD_LOGITS)
+        tokens.token_ids = token_ids
 
     def _draw(self, logits: Tensor, batch: SamplingBatch, masks: TokenMasks | None) -> Tensor:
         """A token a row, one that its grammar, if any, admits: the host reads them to find out. Mutates logits."""
