@@ -1,4 +1,4 @@
-/* What lies between the matrix products of a decoder layer: RMS norms, rotary embedding, gated activations.
+/* What lies between the matrix products of a decoder: RMS norms, rotary embedding, gated activations, rows of a table.
  *
  * Every row is one thread's, computed in float32 in one order. In bfloat16 results are rounded where transformers'
  * modules round them. The formulas stand at each function; the twins are transformers' own modules.
@@ -29,6 +29,14 @@ typedef struct {
   void *out;     /* [num_rows, size], contiguous */
   int32_t num_rows, size, is_gelu, is_bf16, num_threads;
 } glu_args;
+
+typedef struct {
+  const void *table;            /* [table_rows, size] of table_format, contiguous */
+  const int64_t *const *places; /* which of them, [num_rows]: found at the time of the call */
+  void *out;                    /* [num_rows, size], contiguous */
+  int64_t table_rows;
+  int32_t num_rows, size, table_format, is_bf16;
+} gather_args;
 
 typedef struct {
   int (*function)(const void *args); /* returns 0 where it succeeds */
@@ -143,6 +151,23 @@ INLINE void glu(const glu_args *a, int is_bf16) {
   }
 }
 
+/* out[row] = table[places[row]]; nan where the table has no such row. */
+INLINE void gather(const gather_args *a, int table_format, int is_bf16) {
+  int size = a->size;
+  for (int row = 0; row < a->num_rows; row++) {
+    int64_t place = (*a->places)[row];
+    int is_there = place >= 0 && place < a->table_rows;
+    const void *from = at(a->table, is_there ? place * size : 0, table_format);
+    void *to = (void *)at(a->out, (int64_t)row * size, is_bf16);
+    if (is_there && table_format == is_bf16) {
+      memcpy(to, from, (size_t)size * size_of(is_bf16));
+      continue;
+    }
+    for (int first = 0; first < size; first += LANES)
+      store_part(to, first, size, is_there ? load_part(from, first, size, table_format) : splat(NAN), is_bf16);
+  }
+}
+
 int promptmill_norm(const void *args) {
   const norm_args *a = args;
   a->is_bf16 ? norm(a, 1) : norm(a, 0);
@@ -158,6 +183,15 @@ int promptmill_rope(const void *args) {
 int promptmill_glu(const void *args) {
   const glu_args *a = args;
   a->is_bf16 ? glu(a, 1) : glu(a, 0);
+  return 0;
+}
+
+int promptmill_gather(const void *args) {
+  const gather_args *a = args;
+  if (a->is_bf16)
+    a->table_format == BF16 ? gather(a, BF16, 1) : a->table_format == F16 ? gather(a, F16, 1) : gather(a, F32, 1);
+  else
+    a->table_format == BF16 ? gather(a, BF16, 0) : a->table_format == F16 ? gather(a, F16, 0) : gather(a, F32, 0);
   return 0;
 }
 

@@ -28,6 +28,7 @@ from engine.model.fused_modules import (
     NativeAttentionModule,
     RowKernels,
 )
+from engine.model.native_decoder import is_plain
 from engine.model.native_layer import NativeLayer
 
 logger = logging.getLogger(__name__)
@@ -47,12 +48,21 @@ class FusionKit:
     link: Callable[[nn.Module, nn.Module], None] = lambda layer, following: None  # two of them, one after the other
 
 
-def fuse_model(model: nn.Module, kit: FusionKit, device: torch.device, dtype: torch.dtype) -> str:
-    """Replace what can be replaced; returns what names the fused arithmetic."""
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """What came of it."""
+
+    name: str = ""  # names the fused arithmetic; empty: nothing was fused
+    is_plain: bool = False  # see `native_decoder.is_plain`
+
+
+def fuse_model(model: nn.Module, kit: FusionKit, device: torch.device, dtype: torch.dtype) -> Fused:
+    """Replace what can be replaced."""
     with torch.inference_mode(), one_thread():
-        counts = Fusion(model, kit, device, dtype).run()
-    logger.info("action=fused %s", counts)
-    return f"{kit.rows.build} {counts}"
+        fusion = Fusion(model, kit, device, dtype)
+        counts = fusion.run()
+    logger.info("action=fused %s plain=%s", counts, fusion.is_plain)
+    return Fused(f"{kit.rows.build} {counts}{', plain' if fusion.is_plain else ''}", fusion.is_plain)
 
 
 def choose_kit(uses_triton: bool, device: torch.device, dtype: torch.dtype, kernels_dir: Path) -> FusionKit | None:
@@ -123,6 +133,7 @@ class Fusion:
     kit: FusionKit
     device: torch.device
     dtype: torch.dtype
+    is_plain: bool = False  # known once it has run
     _calls: dict[nn.Module, _Call] = field(default_factory=dict)
     _trials: dict[nn.Module, _Trial] = field(default_factory=dict)
     _on_trial: list[tuple[FusedAttention, RowAttention]] = field(default_factory=list)
@@ -146,6 +157,7 @@ class Fusion:
         if num_layers == len(places):
             for layer, following in pairwise(getattr(parent, name) for parent, name in places):
                 self.kit.link(layer, following)
+        self.is_plain = is_plain(self.model)
         for fused, layer in self._on_trial:
             fused.attention = layer
         counts = f"{num_attentions} attentions, {num_mlps} mlps, {num_norms} norms"

@@ -22,6 +22,7 @@ from engine.model.devices import Dtypes, describe_arithmetic, resolve_device, re
 from engine.model.fusion import choose_kit
 from engine.model.library_linear import ROW_STEP
 from engine.model.locate import cache_dir_of, prepare_model_dir
+from engine.model.native_decoder import NativeDecoder
 from engine.model.native_layer import NativeLayer
 from engine.model.output_rows import MIN_ROWS, OutputRows
 from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer
@@ -36,6 +37,7 @@ class LoadedModel:
     """A model ready for packed forwards, with its attention context attached."""
 
     model: nn.Module
+    decoder: NativeDecoder | None  # runs the model's steps; None: transformers' own forward does
     last_layer: NativeLayer | None  # in the model, if it can leave out what nobody wants
     output_rows: OutputRows  # in the model
     context: AttentionContext
@@ -89,6 +91,10 @@ class LoadedModel:
         input_ids, position_ids: int64 `[num_tokens]`; logits_indices: int64 `[num_logits]`, the tokens whose logits are
         wanted. Returns float32 `[num_logits, vocab_size]`, written to `out` if given. Mutates the KV cache.
         """
+        if self.decoder is not None:
+            with torch.inference_mode():
+                logits = self.decoder.logits(self.decoder.hidden_states(input_ids, position_ids, logits_indices))
+                return logits if out is None else out.copy_(logits)
         num_logits = logits_indices.shape[0]
         wanted = _at_least_two(logits_indices)
         last_layer = self.last_layer if len(wanted) < len(input_ids) else None
@@ -99,7 +105,7 @@ class LoadedModel:
                 use_cache=False,
                 logits_to_keep=wanted if last_layer is None else 0,  # all that the layer returns
             )
-            logits: Tensor = output.logits[0, :num_logits]
+            logits = output.logits[0, :num_logits]
             return logits.float() if out is None else out.copy_(logits)
 
     def forward_pooled(
@@ -110,9 +116,15 @@ class LoadedModel:
         hidden_indices: int64 `[num_hidden]`. Returns logits and float32 `[num_hidden, hidden_size]`.
         """
         num_logits = logits_indices.shape[0]
+        wanted = torch.cat((logits_indices, hidden_indices))
+        if self.decoder is not None:
+            with torch.inference_mode():
+                hidden_states = self.decoder.hidden_states(input_ids, position_ids, wanted)
+                logits = self.decoder.logits(hidden_states[:num_logits])
+                return logits, hidden_states[num_logits:].to(torch.float32, copy=True)
         self.output_rows.num_logits = num_logits
         try:
-            logits = self.forward(input_ids, position_ids, torch.cat((logits_indices, hidden_indices)))
+            logits = self.forward(input_ids, position_ids, wanted)
         finally:
             self.output_rows.num_logits = None
         hidden_states = self.output_rows.take_hidden_states()[: hidden_indices.shape[0]]
@@ -142,6 +154,7 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
     model, shape = prepared.model, prepared.shape
     return LoadedModel(
         model=model,
+        decoder=NativeDecoder.of(model, context) if prepared.fused.is_plain else None,
         last_layer=_native_last_layer(model),
         output_rows=OutputRows.put_into(model),
         context=context,
@@ -156,7 +169,7 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         block_size=config.block_size,
-        fingerprint=_fingerprint(checkpoint, device, dtypes, backend.build, packer, prepared.fused, rank),
+        fingerprint=_fingerprint(checkpoint, device, dtypes, backend.build, packer, prepared.fused.name, rank),
         backend_name=backend.name,
         is_batch_invariant=_is_batch_invariant(config, architecture, backend, packer, device, dtypes.activations),
         hidden_size=model.config.hidden_size,

@@ -51,9 +51,9 @@ class NarrowEmbedding(nn.Module):
     def __init__(self, table: Tensor, dtype: torch.dtype) -> None:
         """table: `[num_embeddings, size]`; dtype: of what is given."""
         super().__init__()
-        self._table = table
+        self.table = table
         self._dtype = dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: `[...]`; returns `[..., size]`."""
-        return nn.functional.embedding(ids, self._table).to(self._dtype)
+        return nn.functional.embedding(ids, self.table).to(self._dtype)

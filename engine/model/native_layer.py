@@ -27,7 +27,7 @@ class NativeLayer(nn.Module):
     def __init__(self, rows: NativeRows, original: nn.Module) -> None:
         """original: with fused parts by transformers' names. Raises `AttributeError` otherwise."""
         super().__init__()
-        self._rows = rows
+        self.rows = rows
         norm, attention = original.input_layernorm, original.self_attn
         next_norm, mlp = original.post_attention_layernorm, original.mlp
         if not (
@@ -98,32 +98,67 @@ class NativeLayer(nn.Module):
 
     def _chains(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> "_Chains | None":
         """As prepared for so many rows; None where a product cannot be a part of a chain."""
-        num_rows, dtype, workspace = hidden_states.shape[1], hidden_states.dtype, self._rows.workspace
+        num_rows, dtype, workspace = hidden_states.shape[1], hidden_states.dtype, self.rows.workspace
         workspace.reserve(num_rows)
         angles = None if position_embeddings is None else workspace.take_angles(position_embeddings)
         key = self, self._attention, num_rows, dtype, torch.get_num_threads()
         if key not in workspace.prepared:
-            products = self._products()
-            workspace.prepared[key] = None if products is None else self._prepare(num_rows, dtype, angles, products)
+            workspace.prepared[key] = None if self._products() is None else self._prepare(num_rows, dtype, angles)
         chains: _Chains | None = workspace.prepared[key]
         return chains
 
-    def _prepare(
-        self, num_rows: int, dtype: torch.dtype, angles: tuple[Tensor, Tensor] | None, products: "_Products"
-    ) -> "_Chains":
-        rows, attention, workspace = self._rows, self.self_attn, self._rows.workspace
-        hidden = workspace.rows("hidden", num_rows, products.down.out_features, dtype)
-        normed = workspace.rows("normed", num_rows, products.down.out_features, dtype)
-        qkv = workspace.rows("qkv", num_rows, products.qkv.out_features, dtype)
-        attended = workspace.rows("attended", num_rows, products.o.in_features, dtype)
-        heads = attention.heads(qkv)
-        first = [
-            self.input_layernorm.link(rows, hidden, normed),
+    def is_native(self) -> bool:
+        """Whether all of it is native calls, attention included."""
+        products, dtype = self._products(), self.input_layernorm.weight.dtype
+        if products is None:
+            return False
+        qkv, attended = (
+            torch.empty((1, size), dtype=dtype) for size in (products.qkv.out_features, products.o.in_features)
+        )
+        return self.self_attn.attention_link(*self.self_attn.heads(qkv), attended) is not None
+
+    def links_before(self, hidden: Tensor, qkv: Tensor, angles: tuple[Tensor, Tensor] | None) -> list[bytes]:
+        """The calls before attention, from hidden rows to qkv."""
+        products, workspace = self._products(), self.rows.workspace
+        assert products is not None, "a layer in chains is made of such products"
+        normed = workspace.rows("normed", len(hidden), products.down.out_features, hidden.dtype)
+        return [
+            self.input_layernorm.link(self.rows, hidden, normed),
             products.qkv.link(normed, qkv),
-            *attention.head_links(qkv, angles),
+            *self.self_attn.head_links(qkv, angles),
         ]
-        behind = self._links_behind(products, hidden, attended)
-        between = attention.attention_link(*heads, attended)
+
+    def links_behind(self, hidden: Tensor, attended: Tensor) -> list[bytes]:
+        """The calls behind attention, of hidden rows as they came to the layer."""
+        products, num_rows, dtype = self._products(), len(hidden), hidden.dtype
+        assert products is not None, "a layer in chains is made of such products"
+        normed = self.rows.workspace.rows("normed", num_rows, products.down.out_features, dtype)
+        gate_up = self.rows.workspace.rows("gate_up", num_rows, products.gate_up.out_features, dtype)
+        active = self.rows.workspace.rows("active", num_rows, products.down.in_features, dtype)
+        return [
+            products.o.link(attended, hidden, hidden),
+            self.post_attention_layernorm.link(self.rows, hidden, normed),
+            products.gate_up.link(normed, gate_up),
+            self.rows.glu_link(gate_up, active, is_gelu=self.mlp.is_gelu),
+            products.down.link(active, hidden, hidden),
+        ]
+
+    def places(self, num_rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Where its calls find and leave rows: hidden, qkv and attended."""
+        products, rows = self._products(), self.rows.workspace.rows
+        assert products is not None, "a layer in chains is made of such products"
+        return (
+            rows("hidden", num_rows, products.down.out_features, dtype),
+            rows("qkv", num_rows, products.qkv.out_features, dtype),
+            rows("attended", num_rows, products.o.in_features, dtype),
+        )
+
+    def _prepare(self, num_rows: int, dtype: torch.dtype, angles: tuple[Tensor, Tensor] | None) -> "_Chains":
+        rows = self.rows
+        hidden, qkv, attended = self.places(num_rows, dtype)
+        heads = self.self_attn.heads(qkv)
+        first, behind = self.links_before(hidden, qkv, angles), self.links_behind(hidden, attended)
+        between = self.self_attn.attention_link(*heads, attended)
         if between is not None:
             first.append(between)
         return _Chains(
@@ -135,30 +170,14 @@ class NativeLayer(nn.Module):
             behind=rows.chain.prepare(*behind),
         )
 
-    def _links_behind(self, products: "_Products", hidden: Tensor, attended: Tensor) -> list[bytes]:
-        """The calls behind attention, of hidden rows as they came to the layer."""
-        rows, num_rows, dtype = self._rows, len(hidden), hidden.dtype
-        normed = rows.workspace.rows("normed", num_rows, products.down.out_features, dtype)
-        gate_up = rows.workspace.rows("gate_up", num_rows, products.gate_up.out_features, dtype)
-        active = rows.workspace.rows("active", num_rows, products.down.in_features, dtype)
-        return [
-            products.o.link(attended, hidden, hidden),
-            self.post_attention_layernorm.link(rows, hidden, normed),
-            products.gate_up.link(normed, gate_up),
-            rows.glu_link(gate_up, active, is_gelu=self.mlp.is_gelu),
-            products.down.link(active, hidden, hidden),
-        ]
-
     def _wanted_rows(self, wanted: Tensor, hidden: Tensor, attended: Tensor) -> Tensor:
         """What is behind attention, for these of the rows `[num_rows, ...]`."""
-        workspace, num_wanted = self._rows.workspace, len(wanted)
+        workspace, num_wanted = self.rows.workspace, len(wanted)
         own = workspace.rows("wanted hidden", num_wanted, hidden.shape[1], hidden.dtype)
         given = workspace.rows("wanted attended", num_wanted, attended.shape[1], attended.dtype)
         key = self, "wanted", num_wanted, hidden.dtype, torch.get_num_threads()
         if key not in workspace.prepared:
-            products = self._products()
-            assert products is not None, "a layer in chains is made of such products"
-            workspace.prepared[key] = self._rows.chain.prepare(*self._links_behind(products, own, given))
+            workspace.prepared[key] = self.rows.chain.prepare(*self.links_behind(own, given))
         torch.index_select(hidden, 0, wanted, out=own)
         torch.index_select(attended, 0, wanted, out=given)
         workspace.prepared[key]()

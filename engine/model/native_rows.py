@@ -1,4 +1,4 @@
-"""Norms, rotary embedding and gated activations on a CPU through engine/kernels/rows.c: passes pointers.
+"""Norms, rotary embedding, gated activations and rows of tables on a CPU through engine/kernels/rows.c.
 
 The twins are transformers' own modules: `engine.model.fusion` holds every layer against them at load.
 """
@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from engine.kernels.build import build_library, load_library
-from engine.kernels.native_function import Chain, NativeFunction
+from engine.kernels.native_function import FORMATS, Chain, NativeFunction
 from engine.model.norm_rule import NormRule
 from engine.model.workspace import Workspace
 
 DTYPES = (torch.float32, torch.bfloat16)
-# As in rows.c: `norm_args`, `rope_args`, `glu_args`.
+# As in rows.c: `norm_args`, `rope_args`, `glu_args`, `gather_args`.
 _NORM = struct.Struct("@3P2q7if")
 _ROPE = struct.Struct("@3P2q6i")
 _GLU = struct.Struct("@2P5i4x")
+_GATHER = struct.Struct("@3Pq4i")
 
 
 class NativeRows:
@@ -31,6 +32,7 @@ class NativeRows:
         self._norm = NativeFunction(library, "promptmill_norm")
         self._rope = NativeFunction(library, "promptmill_rope")
         self._glu = NativeFunction(library, "promptmill_glu")
+        self._gather = NativeFunction(library, "promptmill_gather")
         self.chain = Chain(library)
         self.workspace = Workspace()
 
@@ -58,6 +60,25 @@ class NativeRows:
     def glu_link(self, gate_up: Tensor, out: Tensor, *, is_gelu: bool) -> bytes:
         """`glu` into out as a part of a chain."""
         return self._glu.link(_glu_arguments(gate_up, out, is_gelu))
+
+    def gather_link(self, table: Tensor, places: int, out: Tensor) -> bytes:
+        """The call that writes rows of a table `[table_rows, size]` into out `[num_rows, size]`, both contiguous.
+
+        places: where the address of int64 `[num_rows]` lies at the time of the call.
+        """
+        assert table.is_contiguous() and out.is_contiguous() and out.dtype in DTYPES, "dense rows"
+        return self._gather.link(
+            _GATHER.pack(
+                table.data_ptr(),
+                places,
+                out.data_ptr(),
+                len(table),
+                len(out),
+                out.shape[1],
+                FORMATS[table.dtype],
+                out.dtype == torch.bfloat16,
+            )
+        )
 
 
 def _norm_arguments(x: Tensor, out: Tensor, weight: Tensor, rule: NormRule) -> bytes:

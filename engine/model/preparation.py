@@ -20,7 +20,7 @@ from engine.errors import ModelLoadError
 from engine.model.attention_hook import ATTENTION_NAME, AttentionShape, attach_attention
 from engine.model.checkpoint import Checkpoint
 from engine.model.devices import Dtypes, describe_arithmetic
-from engine.model.fusion import FusionKit, fuse_model
+from engine.model.fusion import Fused, FusionKit, fuse_model
 from engine.model.light_transformers import light_loading
 from engine.model.narrow_weights import narrow_embeddings, round_weights
 from engine.model.packed_linear import LinearPacker, pack_linears
@@ -39,7 +39,7 @@ class Prepared:
     model: Any
     shape: AttentionShape
     vocab_size: int
-    fused: str  # names the fused arithmetic; empty: nothing was fused
+    fused: Fused
     has_output_layer: bool  # else logits mean nothing: a checkpoint that only embeds
 
 
@@ -76,7 +76,7 @@ class Preparation:
         shape = attach_attention(model, self.context, num_layers=model.config.num_hidden_layers)
         vocabulary = model.get_output_embeddings() if has_output_layer else model.get_input_embeddings()
         vocab_size = vocabulary.weight.shape[0]
-        fused = "" if self.kit is None else fuse_model(model, self.kit, self.device, dtype)
+        fused = Fused() if self.kit is None else fuse_model(model, self.kit, self.device, dtype)
         if self.packer is not None:
             pack_linears(model, self.packer)
             if self.device.type == "cpu":

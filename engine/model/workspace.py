@@ -12,7 +12,7 @@ from torch import Tensor
 _Angles: TypeAlias = tuple[Tensor, Tensor]  # cos and sin
 
 _MIN_ROWS = 64
-_MAX_PREPARED = 4096  # steps of prompts have many sizes: then what was prepared is dropped and made again
+_MAX_PREPARED = 1024  # steps of prompts have many sizes: then what was prepared is dropped and made again
 
 
 class Workspace:
@@ -23,6 +23,11 @@ class Workspace:
         self._tensors: dict[tuple[str, int, torch.dtype], Tensor] = {}
         self._angles: tuple[_Angles, _Angles] | None = None  # as given last, and at their place
         self.prepared: dict[Any, Any] = {}
+
+    @property
+    def num_rows(self) -> int:
+        """That there is room for."""
+        return self._num_rows
 
     def reserve(self, num_rows: int) -> None:
         """Make room for so many rows. Forgets everything where that moves the tensors."""

@@ -96,7 +96,7 @@ def test_a_dtype_that_the_cpu_does_not_multiply_in_is_of_weights_keys_and_values
         assert model.dtypes == Dtypes(weights=dtype, activations=torch.float32, kv_cache=dtype)
         assert model.backend_name == load(folder, device="cpu").backend_name
         embeddings, output = model.model.get_input_embeddings(), model.model.get_output_embeddings()
-        assert embeddings._table.dtype == dtype
+        assert embeddings.table.dtype == dtype
         assert quantize == "int8" or output.layer._panels.dtype == dtype
     flags.add("avx512_bf16")
     for dtype in (torch.bfloat16, torch.float16):

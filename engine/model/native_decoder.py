@@ -1,0 +1,221 @@
+"""A whole decoder on a CPU, from token ids to logits: embeddings, layers and norm in two chains of native calls.
+
+What transformers' forward does around the layers, in Python, is up to a fifth of a decode of one sequence. Whether a
+model is a plain row of layers is seen at load (`is_plain`); one that is anything else keeps transformers' forward.
+"""
+
+import ctypes
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from engine.attention.base import AttentionContext
+from engine.model.fused_modules import FusedNorm
+from engine.model.narrow_weights import NarrowEmbedding
+from engine.model.native_layer import NativeLayer
+from engine.model.packed_linear import ChainedLinear
+from engine.model.registry import max_position
+
+_NUM_TOKENS = 7
+_MIN_POSITIONS = 512
+_MAX_KEPT_LOGITS = 1 << 24  # 64 MiB: more, as of a scored prompt, are made anew for each step
+_PLACES = struct.Struct("@3P")  # of token ids, positions and wanted rows
+_ADDRESS_BYTES = struct.calcsize("@P")
+
+
+def is_plain(model: Any) -> bool:
+    """Whether a forward does nothing but what `NativeDecoder` does; its layers' attention must work for a few tokens.
+
+    A forward shows it: each of the modules is given what the one before it gave, and the logits are the last one's.
+    """
+    parts = _Parts.of(model)
+    if parts is None:
+        return False
+    given: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    gave: dict[nn.Module, Any] = {}
+
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given[module], gave[module] = (args, kwargs), output
+
+    modules = [parts.embeddings, *parts.layers, parts.norm, parts.output]
+    modules += [] if parts.rotary is None else [parts.rotary]
+    hooks = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
+    tokens = torch.arange(_NUM_TOKENS)[None]
+    try:
+        logits = model(input_ids=tokens * 3 + 1, position_ids=tokens * 2, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(gave) != len(modules):
+        return False
+    angles = None if parts.rotary is None else gave[parts.rotary]
+    return (
+        _same(gave[parts.embeddings], _embeddings_of(parts.embeddings)[tokens * 3 + 1])
+        and all(_same(given[layer][1].get("position_embeddings"), angles) for layer in parts.layers)
+        and (parts.rotary is None or _same(angles, parts.rotary(gave[parts.embeddings], position_ids=tokens * 2)))
+        and all(_same(given[to][0][0], gave[by]) for by, to in parts.line())
+        and _same(logits, gave[parts.output])
+    )
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A decoder's modules, by the names that transformers' models share."""
+
+    embeddings: nn.Module
+    rotary: nn.Module | None  # of positions to cos and sin
+    layers: list[NativeLayer]
+    norm: FusedNorm
+    output: nn.Module
+
+    @classmethod
+    def of(cls, model: Any) -> Self | None:
+        """None where one of them is something else."""
+        decoder, embeddings, output = model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()
+        norm, layers = getattr(decoder, "norm", None), list(getattr(decoder, "layers", []))
+        if not layers or not all(isinstance(layer, NativeLayer) for layer in layers) or not isinstance(norm, FusedNorm):
+            return None
+        if output is None or not isinstance(embeddings, nn.Embedding | NarrowEmbedding):
+            return None
+        return cls(embeddings, getattr(decoder, "rotary_emb", None), layers, norm, output)
+
+    def line(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Each that gives, with the one that is given it."""
+        modules = [self.embeddings, *self.layers, self.norm, self.output]
+        return list(pairwise(modules))
+
+
+class NativeDecoder:
+    """Runs a plain model's steps. A row's bits depend on no other."""
+
+    def __init__(self, parts: _Parts, output: ChainedLinear, context: AttentionContext, max_positions: int) -> None:
+        self._parts = parts
+        self._output = output
+        self._context = context
+        self._max_positions = max_positions
+        self._rows = parts.layers[0].rows
+        self._dtype = parts.norm.weight.dtype
+        self._places = ctypes.create_string_buffer(_PLACES.size)
+        self._angles: list[Tensor] = []  # cos and sin, `[num_positions, rotary_dim]` each
+        self._logits = torch.empty((0, output.out_features))
+        self._products = self._logits  # the same in the model's dtype
+
+    @classmethod
+    def of(cls, model: Any, context: AttentionContext) -> Self | None:
+        """For a model that `is_plain`; None where some part of it, packed as it is now, is no native call."""
+        parts = _Parts.of(model)
+        if parts is None or not isinstance(parts.output, ChainedLinear):
+            return None
+        is_native = all(layer.is_native() for layer in parts.layers)
+        return cls(parts, parts.output, context, max_position(model.config)) if is_native else None
+
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, wanted: Tensor) -> Tensor:
+        """What the output layer is given, of the step in the attention's context. Mutates the KV cache.
+
+        input_ids, position_ids: int64 `[num_tokens]`; wanted: int64 `[num_wanted]`, of these tokens. Returns
+        `[num_wanted, hidden_size]`, which the next step overwrites.
+        """
+        batch, kv_cache, backend = self._context.batch, self._context.kv_cache, self._context.chained_backend
+        assert batch is not None and kv_cache is not None and backend is not None, "the runner sets the step"
+        num_rows, num_wanted, workspace = len(input_ids), len(wanted), self._rows.workspace
+        workspace.reserve(max(num_rows, num_wanted))
+        self._reach(batch.max_context_len)
+        given = [places.contiguous() for places in (input_ids, position_ids, wanted)]  # held until all has run
+        _PLACES.pack_into(self._places, 0, *(places.data_ptr() for places in given))
+        backend.enter(batch, kv_cache)
+        key, key_behind = (
+            (self, num_rows, torch.get_num_threads()),
+            (self, "wanted", num_wanted, torch.get_num_threads()),
+        )
+        if key not in workspace.prepared:
+            workspace.prepared[key] = self._rows.chain.prepare(*self._links(num_rows))
+        if key_behind not in workspace.prepared:
+            workspace.prepared[key_behind] = self._rows.chain.prepare(*self._links_behind(num_wanted))
+        workspace.prepared[key]()
+        workspace.prepared[key_behind]()
+        return self._normed(num_wanted)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """float32 `[num_rows, vocab_size]` of what `hidden_states` gave, which the next step overwrites."""
+        num_rows, vocab_size = len(hidden_states), self._output.out_features
+        if num_rows * vocab_size > _MAX_KEPT_LOGITS:
+            return self._output.forward(hidden_states).float()
+        if num_rows > len(self._logits):  # new memory in each step would be cleared by the system first
+            shape = 1 << (num_rows - 1).bit_length(), vocab_size
+            self._logits = torch.empty(shape)
+            self._products = self._logits if self._dtype == torch.float32 else torch.empty(shape, dtype=self._dtype)
+        logits, products = self._logits[:num_rows], self._products[:num_rows]
+        self._rows.chain(self._output.link(hidden_states, products))
+        return logits if self._dtype == torch.float32 else logits.copy_(products)
+
+    def _links(self, num_rows: int) -> list[bytes]:
+        """The calls up to the last layer's attention."""
+        last = self._parts.layers[-1]
+        hidden, qkv, attended = last.places(num_rows, self._dtype)
+        angles = self._rows_of_angles(num_rows)
+        links = [self._gather(_embeddings_of(self._parts.embeddings), 0, hidden)]
+        for table, rows in zip(self._angles, angles or (), strict=True):
+            links.append(self._gather(table, 1, rows[0]))
+        for layer in self._parts.layers:
+            attention = layer.self_attn.attention_link(*layer.self_attn.heads(qkv), attended)
+            assert attention is not None, "such layers are native throughout"
+            links += [*layer.links_before(hidden, qkv, angles), attention]
+            if layer is not last:
+                links += layer.links_behind(hidden, attended)
+        return links
+
+    def _links_behind(self, num_wanted: int) -> list[bytes]:
+        """The calls behind that, for the rows that are wanted."""
+        workspace, last = self._rows.workspace, self._parts.layers[-1]
+        hidden, _, attended = last.places(workspace.num_rows, self._dtype)
+        own, given = (
+            workspace.rows(f"wanted {name}", num_wanted, rows.shape[1], self._dtype)
+            for name, rows in (("hidden", hidden), ("attended", attended))
+        )
+        return [
+            self._gather(hidden, 2, own),
+            self._gather(attended, 2, given),
+            *last.links_behind(own, given),
+            self._parts.norm.link(self._rows, own, self._normed(num_wanted)),
+        ]
+
+    def _normed(self, num_wanted: int) -> Tensor:
+        return self._rows.workspace.rows("normed", num_wanted, self._output.in_features, self._dtype)
+
+    def _gather(self, table: Tensor, which: int, out: Tensor) -> bytes:
+        """The call that takes rows of a table by token ids (0), positions (1) or wanted rows (2)."""
+        return self._rows.gather_link(table, ctypes.addressof(self._places) + which * _ADDRESS_BYTES, out)
+
+    def _rows_of_angles(self, num_rows: int) -> tuple[Tensor, Tensor] | None:
+        """cos and sin `[1, num_rows, rotary_dim]` of a step."""
+        if not self._angles:
+            return None
+        size = self._angles[0].shape[1]
+        cos, sin = (self._rows.workspace.rows(name, num_rows, size, self._dtype)[None] for name in ("cos", "sin"))
+        return cos, sin
+
+    def _reach(self, num_positions: int) -> None:
+        """Have the angles of so many positions, as the model computes them: up to its largest they are one's own."""
+        rotary = self._parts.rotary
+        if rotary is None or (self._angles and len(self._angles[0]) >= num_positions):
+            return
+        size = min(max(_MIN_POSITIONS, 1 << (num_positions - 1).bit_length()), max(self._max_positions, num_positions))
+        angles = rotary(torch.empty(0, dtype=self._dtype), position_ids=torch.arange(size)[None])
+        self._angles = [part[0].contiguous() for part in angles]
+        self._rows.workspace.prepared.clear()
+
+
+def _embeddings_of(module: nn.Module) -> Tensor:
+    """The table `[num_embeddings, hidden_size]`."""
+    table: Tensor = module.table if isinstance(module, NarrowEmbedding) else module.weight  # type: ignore[assignment]
+    return table.detach()
