@@ -144,33 +144,40 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
 
 #include "panels.h"
 
-/* How far a row reaches below and above 0; returns 0 if one of its values is not finite. */
-INLINE int reach_of(const void *row, int size, int is_bf16, float *below, float *above) {
-  lanes lows = splat(0), highs = splat(0), finite = splat(0);
-  for (int i = 0; i < size; i += LANES) {
-    lanes value = load_part(row, i, size, is_bf16);
-    EACH_VEC {
-      finite.v[i] += value.v[i] * 0.0f; /* nan from infinities on */
-      lows.v[i] = vec_max(lows.v[i], -value.v[i]);
-      highs.v[i] = vec_max(highs.v[i], value.v[i]);
-    }
+/* How far a row reaches below and above 0, and whether all of its values are finite. */
+typedef struct {
+  lanes below, above;
+  int_lanes odd; /* not 0 in lanes that had an infinity or nan */
+} reach;
+
+INLINE void reach_for(reach *r, lanes value) {
+  EACH_VEC {
+    r->odd.v[i] |= ((ints)value.v[i] & 0x7FFFFFFF) >= 0x7F800000;
+    r->below.v[i] = vec_max(r->below.v[i], -value.v[i]);
+    r->above.v[i] = vec_max(r->above.v[i], value.v[i]);
   }
-  *below = max_of_lanes(lows);
-  *above = max_of_lanes(highs);
-  return sum_of_lanes(finite) == 0.0f;
+}
+
+INLINE int is_finite(const reach *r) {
+  int32_t odd[LANES], any = 0;
+  memcpy(odd, &r->odd, sizeof odd);
+  for (int i = 0; i < LANES; i++) any |= odd[i];
+  return !any;
 }
 
 INLINE void quantise_row(const product_args *a, int row, int is_bf16) {
-  int depth = depth_of(a->in_features);
+  int size = a->in_features, whole = size / LANES * LANES, depth = depth_of(size);
   const void *x = at(a->x, row * a->x_stride, is_bf16);
   uint8_t *codes = a->codes + (int64_t)row * depth;
-  float below, above;
-  int is_finite = reach_of(x, a->in_features, is_bf16, &below, &above);
-  float range = above + below;
-  if (!is_finite || range < LEAST_RANGE) { /* no number at all, and then the product's row is none either; or zeros */
+  reach r = {splat(0), splat(0), {{{0}}}};
+  for (int i = 0; i < whole; i += LANES) reach_for(&r, load(at(x, i, is_bf16), 0, is_bf16));
+  if (whole < size) reach_for(&r, load_part(x, whole, size, is_bf16));
+  float below = max_of_lanes(r.below), range = max_of_lanes(r.above) + below;
+  int has_numbers = is_finite(&r);
+  if (!has_numbers || range < LEAST_RANGE) { /* no number at all, and then the product's row is none either; or zeros */
     memset(codes, 0, depth);
     a->zeros[row] = 0;
-    a->row_scales[row] = is_finite ? 0.0f : NAN;
+    a->row_scales[row] = has_numbers ? 0.0f : NAN;
     return;
   }
   float inverse = 255.0f / range;
@@ -179,11 +186,12 @@ INLINE void quantise_row(const product_args *a, int row, int is_bf16) {
   a->row_scales[row] = range / 255.0f;
   for (int first = 0; first < depth; first += LANES) {
     uint8_t values[LANES];
-    lanes value = load_part(x, first, a->in_features, is_bf16);
+    int is_whole = first + LANES <= size;
+    lanes value = is_whole ? load(at(x, first, is_bf16), 0, is_bf16) : load_part(x, first, size, is_bf16);
     int_lanes code;
     EACH_VEC code.v[i] = (ints)(value.v[i] * inverse + ROUND) + (zero - rounded_bits(0));
-    store_codes(values, &code);
-    memcpy(codes + first, values, depth - first < LANES ? DEPTH : LANES);
+    store_codes(is_whole ? codes + first : values, &code);
+    if (!is_whole) memcpy(codes + first, values, depth - first < LANES ? DEPTH : LANES);
   }
 }
 
