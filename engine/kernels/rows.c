@@ -6,7 +6,9 @@
 #include "lanes.h"
 
 #define MIN_WORK (1 << 15) /* elements below which a second thread costs more than it brings */
-#define EACH_ROW _Pragma("omp parallel for schedule(dynamic, 8) num_threads(a->num_threads) if (work > MIN_WORK)")
+#define GLU_WORK 8           /* elements of the others that one of an activation costs as much as */
+#define AT_ONCE rows_at_once(a->num_rows, a->num_threads)
+#define EACH_ROW _Pragma("omp parallel for schedule(dynamic, AT_ONCE) num_threads(a->num_threads) if (work > MIN_WORK)")
 
 typedef struct {
   const void *x;      /* [num_rows, num_groups, size], rows x_stride apart */
@@ -42,6 +44,12 @@ typedef struct {
   int (*function)(const void *args); /* returns 0 where it succeeds */
   int64_t size;                      /* bytes of its arguments, which follow: a multiple of 8 */
 } chained_call;
+
+/* Rows that a thread takes: several times each, and not too often. */
+INLINE int rows_at_once(int num_rows, int num_threads) {
+  int count = num_rows / (4 * num_threads);
+  return count < 1 ? 1 : count > 8 ? 8 : count;
+}
 
 INLINE lanes product_of(lanes a, lanes b) {
   EACH_VEC a.v[i] *= b.v[i];
@@ -142,7 +150,7 @@ INLINE void glu_row(const glu_args *a, const void *gate, const void *up, void *o
 }
 
 INLINE void glu(const glu_args *a, int is_bf16) {
-  int64_t work = (int64_t)a->num_rows * a->size;
+  int64_t work = (int64_t)a->num_rows * a->size * GLU_WORK;
   EACH_ROW
   for (int row = 0; row < a->num_rows; row++) {
     int64_t place = (int64_t)row * a->size;
