@@ -20,6 +20,7 @@ from engine.errors import ModelLoadError
 from engine.model.checkpoint import Checkpoint, open_checkpoint
 from engine.model.devices import Dtypes, describe_arithmetic, resolve_device, resolve_dtypes, use_device
 from engine.model.fusion import choose_kit
+from engine.model.large_pages import prefer_large_pages
 from engine.model.library_linear import ROW_STEP
 from engine.model.locate import cache_dir_of, prepare_model_dir
 from engine.model.native_decoder import NativeDecoder
@@ -75,13 +76,15 @@ class LoadedModel:
         self.context.kv_cache = None
         try:
             # Not zeroed: no backend reads a slot before it is written, and a CPU hands out pages when they are touched.
-            self.context.kv_cache = torch.empty(shape, dtype=self.dtypes.kv_cache, device=self.device)
+            kv_cache = torch.empty(shape, dtype=self.dtypes.kv_cache, device=self.device)
         except RuntimeError as error:  # out of memory, on either kind of device
             size = num_blocks * self.kv_block_bytes
             raise ModelLoadError(
                 f"{num_blocks} KV blocks need {size / 2**30:.1f} GiB, which {self.device} does not have free; "
                 "lower num_kv_blocks or kv_memory_fraction"
             ) from error
+        prefer_large_pages(kv_cache)
+        self.context.kv_cache = kv_cache
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, logits_indices: Tensor, *, out: Tensor | None = None
