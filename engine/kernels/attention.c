@@ -5,7 +5,7 @@
  * the keys and values it sees, each operation in a fixed order: q.k dimension by dimension; the sum of a chunk's
  * exponentials by lanes and down their tree; the weighted values key by key. Exponentials are powers of two: the query is
  * scaled by log2(e), too. Tiles, tasks and threads choose only when an operation happens, never which: a row's bits do
- * not depend on them.
+ * not depend on them. A CPU's own products of bfloat16 have an order and roundings of their own: see attention_bf16.h.
  *
  * A task is a tile of query tokens of one sequence, for one kv head or, for a decode, for a range of them, so that
  * whole pages are read front to back. Keys are taken in blocks of BLOCK_PANELS that stay in the L1 cache for all rows of
@@ -14,22 +14,23 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-#include "attention_rows.h"
+#include "attention_ahead.h"
+#include "attention_softmax.h"
 #include "room.h"
 
 #define TILE_ROWS 64  /* query tokens times heads of their group: 64 rows of 64 floats fill a third of a 48 KiB L1 */
-#define LINE 64       /* bytes of the cache's lines */
 #define MIN_WORK (1 << 16) /* multiply-adds below which a second thread costs more than it brings */
 
-typedef struct {
-  int32_t seq, first_token, last_token; /* tokens of the sequence's queries of this step */
-  int32_t first_head, last_head;        /* kv heads */
-} task;
-
-INLINE int lanes_of(int count) { return (count + LANES - 1) / LANES; }
 /* Floats of a kv head's queries. */
 INLINE int64_t queries_size(const attention_args *a, int rows_per_head) {
   return (int64_t)(rows_per_head + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS * a->head_dim;
+}
+/* Whether the pages are made of panels. */
+INLINE int is_regular(const attention_args *a) { return a->block_size % LANES == 0 && a->head_dim % LANES == 0; }
+/* Of panels: those of pages, or float32 copies. */
+INLINE int panel_format(const attention_args *a) {
+  if (!is_regular(a)) return F32;
+  return HAS_PAIRS && a->format == BF16 && a->kv_format == BF16 ? BF16_PAIRS : a->kv_format;
 }
 INLINE int64_t padded_dim(const attention_args *a) { return (int64_t)lanes_of(a->head_dim) * LANES; }
 
@@ -78,70 +79,64 @@ static void complete_block(scratch *s, int first, int last) {
   for (int p = end; p % BLOCK_PANELS != 0; p++) s->keys[p] = s->keys[end - 1], s->values[p] = s->values[end - 1];
 }
 
-/* The panels that are read after those of `block` and `head`: to be asked for from memory meanwhile. */
-INLINE void look_ahead(const scratch *s, const task *t, const char *const *block, const char *const *next_block,
-                       int head, const char **ahead) {
-  int is_last = head + 1 == t->last_head;
-  for (int p = 0; p < BLOCK_PANELS; p++)
-    ahead[p] = (is_last ? next_block[p] : block[p]) + (is_last ? t->first_head : head + 1) * s->head_bytes;
-}
-
 /* The chunk's part of each row: scores, weights and weighted values over the panels of its keys [first, last). */
 INLINE void attend_panels(const attention_args *a, scratch *s, const task *t, int rows_per_head, int first, int last,
-                          int looks_ahead, int format) {
+                          const char *const *ahead, int format) {
   int dim_lanes = lanes_of(a->head_dim), num_rows = (t->last_head - t->first_head) * rows_per_head;
   int begin = first / LANES / BLOCK_PANELS * BLOCK_PANELS, end = lanes_of(last);
-  const char *ahead[BLOCK_PANELS];
   for (int p = begin; p < end; p += BLOCK_PANELS)
     for (int h = t->first_head; h < t->last_head; h++) {
-      const char *const *next = p + BLOCK_PANELS < end ? s->keys + p + BLOCK_PANELS : s->values + begin;
-      if (looks_ahead) look_ahead(s, t, s->keys + p, next, h, ahead);
       score_block(s, s->q + (h - t->first_head) * queries_size(a, rows_per_head), (h - t->first_head) * rows_per_head,
-                  rows_per_head, a->head_dim, h * s->head_bytes, p, looks_ahead ? ahead : NULL, format);
+                  rows_per_head, a->head_dim, h * s->head_bytes, p, ahead, format);
+      if (ahead) ahead += at_most(BLOCK_PANELS, end - p);
     }
   for (int row = 0; row < num_rows; row++)
     if (s->first[row] < s->last[row])
-      weigh(s->scores + (int64_t)row * STRIDE, s->first[row], s->last[row], a->softcap, &s->chunk_maximum[row],
+      weigh(s->scores + (int64_t)row * STRIDE, s->first[row], s->last[row], a->softcap, format, &s->chunk_maximum[row],
             &s->chunk_total[row]);
   memset(s->part, 0, (size_t)num_rows * dim_lanes * LANES * sizeof(float));
   for (int p = begin; p < end; p += BLOCK_PANELS)
     for (int h = t->first_head; h < t->last_head; h++) {
-      const char *const *next = s->values + (p + BLOCK_PANELS < end ? p + BLOCK_PANELS : p);
-      if (looks_ahead) look_ahead(s, t, s->values + p, next, h, ahead);
       value_block(s, (h - t->first_head) * rows_per_head, rows_per_head, dim_lanes, h * s->head_bytes,
-                  at_least(first, p * LANES), at_most(last, (p + BLOCK_PANELS) * LANES), looks_ahead ? ahead : NULL,
-                  format);
+                  at_least(first, p * LANES), at_most(last, (p + BLOCK_PANELS) * LANES), ahead, format);
+      if (ahead) ahead += at_most(BLOCK_PANELS, end - p);
     }
 }
 
-typedef void attend_function(const attention_args *, scratch *, const task *, int, int, int, int);
+typedef void attend_function(const attention_args *, scratch *, const task *, int, int, int, const char *const *);
 #define ATTEND_PANELS(NAME, FORMAT) \
   static void NAME(const attention_args *a, scratch *s, const task *t, int rows_per_head, int first, int last, \
-                   int looks_ahead) { \
-    attend_panels(a, s, t, rows_per_head, first, last, looks_ahead, FORMAT); \
+                   const char *const *ahead) { \
+    attend_panels(a, s, t, rows_per_head, first, last, ahead, FORMAT); \
   }
 ATTEND_PANELS(attend_f32, F32)
 ATTEND_PANELS(attend_bf16, BF16)
 ATTEND_PANELS(attend_f16, F16)
-static attend_function *const ATTEND[] = {[F32] = attend_f32, [BF16] = attend_bf16, [F16] = attend_f16};
+#if HAS_PAIRS
+ATTEND_PANELS(attend_pairs, BF16_PAIRS)
+#else
+#define attend_pairs NULL
+#endif
+static attend_function *const ATTEND[] = {
+    [F32] = attend_f32, [BF16] = attend_bf16, [F16] = attend_f16, [BF16_PAIRS] = attend_pairs};
 
-static void attend_chunk(const attention_args *a, scratch *s, const task *t, int start, int rows_per_head) {
-  int num_rows = (t->last_head - t->first_head) * rows_per_head, is_decode = t->last_token - t->first_token == 1;
+static void attend_chunk(const attention_args *a, scratch *s, const task *t, const task *next, int start,
+                         int rows_per_head) {
+  int num_rows = (t->last_head - t->first_head) * rows_per_head, asks = is_regular(a) && is_decode(t);
   for (int row = 0; row < num_rows; row++) {
     s->first[row] = a->sliding_window > 0 ? at_least(0, s->position[row] - a->sliding_window + 1 - start) : 0;
     s->last[row] = at_most(CHUNK, s->position[row] + 1 - start);
   }
-  int first = s->first[0], last = s->last[num_rows - 1], format = F32;
+  int first = s->first[0], last = s->last[num_rows - 1];
   const int32_t *table = a->block_tables + t->seq * a->table_stride;
-  int is_regular = a->block_size % LANES == 0 && a->head_dim % LANES == 0;
-  if (is_regular) {
+  if (is_regular(a))
     find_panels(a, s, table, start, first, last);
-    format = a->kv_format;
-  } else {
+  else
     gather_panels(a, s, t, table, start, first, last);
-  }
   complete_block(s, first, last);
-  ATTEND[format](a, s, t, rows_per_head, first, last, is_decode && is_regular);
+  const char *const *ahead = asks ? begin_asking(a, s, t, next, start) : NULL;
+  ATTEND[panel_format(a)](a, s, t, rows_per_head, first, last, ahead);
+  if (asks) end_asking(s);
   int64_t padded = padded_dim(a);
   for (int row = 0; row < num_rows; row++)
     if (s->first[row] < s->last[row])
@@ -149,27 +144,29 @@ static void attend_chunk(const attention_args *a, scratch *s, const task *t, int
             s->chunk_maximum[row], s->chunk_total[row]);
 }
 
-static void run_task(const attention_args *a, scratch *s, const task *t) {
+static void run_task(const attention_args *a, scratch *s, const task *t, const task *next) {
   int group = a->num_heads / a->num_kv_heads, row = 0, query_start = a->query_start[t->seq];
   int rows_per_head = (t->last_token - t->first_token) * group;
   int offset = a->context_lens[t->seq] - (a->query_start[t->seq + 1] - query_start); /* position of the first query */
   int64_t padded = padded_dim(a);
   /* Scores are powers of two; a soft cap wants them first as they are. */
   float scaling = a->softcap > 0 ? a->scaling : a->scaling * LOG2_E;
+  int is_packed = panel_format(a) != BF16_PAIRS;
+  s->scaling = scaling;
   for (int h = t->first_head; h < t->last_head; h++)
     for (int i = 0; i < rows_per_head; i++, row++) {
       int token = query_start + t->first_token + i / group, head = h * group + i % group;
       const void *from = at(a->q, token * a->q_strides[0] + head * a->q_strides[1], a->format);
       float *q = s->q + (h - t->first_head) * queries_size(a, rows_per_head) + i / MAX_ROWS * MAX_ROWS * a->head_dim;
-      for (int d = 0; d < a->head_dim; d++) q[d * MAX_ROWS + i % MAX_ROWS] = get(from, d, a->format) * scaling;
+      for (int d = 0; is_packed && d < a->head_dim; d++) q[d * MAX_ROWS + i % MAX_ROWS] = get(from, d, a->format) * scaling;
+      s->queries[row] = from;
       s->position[row] = offset + t->first_token + i / group;
       s->maximum[row] = a->sinks ? a->sinks[head] * LOG2_E : -INFINITY;
       s->total[row] = a->sinks ? 1 : 0;
     }
   memset(s->sum, 0, (size_t)row * padded * sizeof(float));
-  int first_key = a->sliding_window > 0 ? at_least(0, s->position[0] - a->sliding_window + 1) : 0;
-  for (int start = first_key / CHUNK * CHUNK; start <= s->position[row - 1]; start += CHUNK)
-    attend_chunk(a, s, t, start, rows_per_head);
+  for (int start = first_chunk(a, s->position[0]); start <= s->position[row - 1]; start += CHUNK)
+    attend_chunk(a, s, t, next, start, rows_per_head);
   row = 0;
   for (int h = t->first_head; h < t->last_head; h++)
     for (int i = 0; i < rows_per_head; i++, row++) {
@@ -234,7 +231,8 @@ static scratch *get_scratch(const attention_args *a) {
   int64_t rows = at_least(tile_tokens(a) * (a->num_heads / a->num_kv_heads), a->num_heads);
   int64_t padded = padded_dim(a), packed = a->num_kv_heads * CHUNK * padded;
   int64_t queries = (rows + a->num_kv_heads * MAX_ROWS) * padded;
-  size_t size = sizeof(scratch) + LINE + sizeof(float) * (queries + rows * (2 * padded + STRIDE + 7) + 2 * packed);
+  size_t size = sizeof(scratch) + LINE + sizeof(float) * (queries + rows * (2 * padded + STRIDE + 7) + 2 * packed) +
+                rows * sizeof *((scratch *)NULL)->queries + (4 * NUM_PANELS * a->num_kv_heads + BLOCK_PANELS) * sizeof(char *);
   scratch *s = take_room(size);
   if (!s) return NULL;
   s->q = (float *)(((uintptr_t)(s + 1) + LINE - 1) / LINE * LINE);
@@ -243,7 +241,10 @@ static scratch *get_scratch(const attention_args *a) {
   s->scores = s->sum + rows * padded;
   s->packed_keys = s->scores + rows * STRIDE;
   s->packed_values = s->packed_keys + packed;
-  s->maximum = s->packed_values + packed;
+  s->queries = (const uint16_t **)(s->packed_values + packed);
+  s->pieces = (const char **)(s->queries + rows);
+  s->num_pieces = s->num_asked = 0;
+  s->maximum = (float *)(s->pieces + 4 * NUM_PANELS * a->num_kv_heads + BLOCK_PANELS);
   s->total = s->maximum + rows;
   s->chunk_maximum = s->total + rows;
   s->chunk_total = s->chunk_maximum + rows;
@@ -251,6 +252,13 @@ static scratch *get_scratch(const attention_args *a) {
   s->first = s->position + rows;
   s->last = s->first + rows;
   return s;
+}
+
+static int next_task(int *num_taken) {
+  int task;
+#pragma omp atomic capture
+  task = (*num_taken)++;
+  return task;
 }
 
 /* Write the step's keys and values into the pages, then attend. given: all before `query_start`. Returns 0, or 1 if there
@@ -264,19 +272,22 @@ int promptmill_attention(const void *given) {
   int64_t work;
   task *tasks = malloc(sizeof(task) * (max_tasks(a) + 1));
   if (!tasks) return 1;
-  int num_tasks = cut_tasks(a, tasks, &work), failed = 0;
+  int num_tasks = cut_tasks(a, tasks, &work), num_taken = 0, failed = 0;
 #pragma omp parallel num_threads(a->num_threads) if (work > MIN_WORK)
   {
 #pragma omp for schedule(static)
     for (int token = 0; token < a->num_tokens; token++) write_token(a, token);
     scratch *s = get_scratch(a);
-    /* Tasks are taken one by one, so that a core that is busy with something else holds up one of them at most. */
-#pragma omp for schedule(dynamic, 1)
-    for (int i = 0; i < num_tasks; i++) {
+    /* Tasks are taken one by one, so that a core that is busy with something else holds up one of them at most; of decodes
+     * it has one more, whose keys and values it asks for. */
+    for (int i = next_task(&num_taken), next; i < num_tasks; i = next) {
+      int asks = is_decode(&tasks[i]);
+      if (asks) next = next_task(&num_taken);
       if (s)
-        run_task(a, s, &tasks[i]);
+        run_task(a, s, &tasks[i], asks && next < num_tasks ? &tasks[next] : NULL);
       else
         failed = 1;
+      if (!asks) next = next_task(&num_taken);
     }
   }
   free(tasks);

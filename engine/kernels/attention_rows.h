@@ -1,4 +1,4 @@
-/* The arithmetic of rows of paged attention: scores, weights, weighted values, merging of chunks.
+/* The arithmetic of rows of paged attention: scores and weighted values; attention_softmax.h has what lies between.
  *
  * Each operation of a row is done in one order whatever tile it is part of; see attention.c for what a row is. Knows
  * nothing of sequences or tasks: keys and values are panels that somebody has found.
@@ -16,18 +16,26 @@
 #define STRIDE (CHUNK + LANES) /* of rows of scores: a power of two would crowd a few sets of the L1 cache */
 #define NUM_PANELS (CHUNK / LANES)
 #define LOG2_E 1.44269504088896341f
-/* A tile is MAX_ROWS rows by WIDE lanes, or half as many rows by twice the lanes: 12 accumulators, beside two vectors of
- * keys or values and one of a query or weight, or the other way round, of 16 registers (AVX2); a multiply-add takes four
- * cycles, of two a cycle. */
+/* A tile is MAX_ROWS rows by WIDE lanes. With 16 registers (AVX2) that, or half as many rows by twice the lanes, is 12
+ * accumulators, beside two vectors of keys or values and one of a query or weight, or the other way round; a multiply-add
+ * takes four cycles, of two a cycle. With 32 registers it is 24 accumulators. */
 #define MAX_ROWS 6
 #if WIDTH == 16
-#define WIDE 2
+#define WIDE_OF(rows) 4
+#define MAX_WIDE 4
 #else
-#define WIDE 1
+#define WIDE_OF(rows) ((rows) > MAX_ROWS / 2 ? 1 : 2)
+#define MAX_WIDE 2
 #endif
-#define MAX_WIDE (2 * WIDE)
 #define BLOCK_PANELS (2 * MAX_WIDE) /* panels that stay in L1 while all rows pass over them */
-#define WIDE_OF(rows) ((rows) > MAX_ROWS / 2 ? WIDE : 2 * WIDE)
+
+/* Beside the formats of elements: keys and values in bfloat16 that are multiplied with queries and weights in bfloat16. */
+#define BF16_PAIRS 3
+#if defined(__AVX512BF16__)
+#define HAS_PAIRS 1
+#else
+#define HAS_PAIRS 0
+#endif
 
 typedef struct {
   const void *q, *k, *v;            /* [num_tokens, heads, head_dim], elements of head_dim side by side */
@@ -58,6 +66,8 @@ typedef struct {
 /* One thread's memory for one task; rows are ordered by kv head, token, head of the group. */
 typedef struct {
   float *q;                         /* [groups of rows, head_dim, MAX_ROWS]; a group is of one kv head */
+  const uint16_t **queries;         /* [rows], where each lies, for BF16_PAIRS */
+  float scaling;                    /* of the products with these */
   float *scores, *part, *sum;       /* [rows, CHUNK], [rows, padded_dim] twice */
   float *maximum, *total;           /* [rows], so far */
   float *chunk_maximum, *chunk_total; /* [rows], of the chunk at hand */
@@ -66,6 +76,9 @@ typedef struct {
   float *packed_keys;               /* [kv heads, NUM_PANELS, padded_dim, LANES] */
   float *packed_values;             /* [kv heads, CHUNK, padded_dim] */
   const char *keys[NUM_PANELS], *values[NUM_PANELS]; /* the chunk's panels, of kv head 0 */
+  const char **pieces;              /* [num_pieces] what a decode reads: of this chunk and of the next, in order of memory */
+  int num_pieces, num_next;         /* the chunk's own; the next one's */
+  int num_asked;                    /* so many have been asked for when the chunk is begun */
   int64_t head_bytes;               /* from one kv head's panel to the next's */
   int64_t key_step;                 /* elements from a dimension of a panel of keys to the next */
 } scratch;
@@ -115,9 +128,23 @@ INLINE void add_products(vec acc[MAX_ROWS][MAX_WIDE * NUM_VECS], const float *fa
   }
 }
 
-/* Scores of `num_rows` rows with `wide` panels of keys, dimension by dimension; asks for what lies `ahead`. */
-INLINE void score_tile(const float *q, const char *const *keys, const char *const *ahead, int64_t offset, int64_t step,
-                       int head_dim, float *scores, int num_rows, int wide, int format) {
+#if HAS_PAIRS
+#include "attention_bf16.h"
+#endif
+
+/* Scores of `num_rows` rows, whose queries are `q`, with `wide` panels of keys from `panel` on, dimension by dimension; asks
+ * for what lies `ahead`. */
+INLINE void score_tile(const scratch *s, const float *q, int row, int panel, const char *const *ahead, int64_t offset,
+                       int head_dim, int num_rows, int wide, int format) {
+  float *scores = s->scores + (int64_t)row * STRIDE + panel * LANES;
+  const char *const *keys = s->keys + panel;
+  int64_t step = s->key_step * size_of(format);
+#if HAS_PAIRS
+  if (format == BF16_PAIRS) {
+    score_pairs(s->queries + row, s->scaling, keys, ahead, offset, step, head_dim, scores, num_rows, wide);
+    return;
+  }
+#endif
   vec acc[MAX_ROWS][MAX_WIDE * NUM_VECS];
   const char *elements[MAX_WIDE];
   for (int p = 0; p < wide; p++) elements[p] = keys[p] + offset;
@@ -141,17 +168,22 @@ INLINE void score_tile(const float *q, const char *const *keys, const char *cons
 /* Scores of a kv head's rows, whose queries are `q`, with the BLOCK_PANELS panels from `panel` on. */
 INLINE void score_block(const scratch *s, const float *q, int row, int num_rows, int head_dim, int64_t offset, int panel,
                         const char *const *ahead, int format) {
-  int64_t step = s->key_step * size_of(format);
   for (int end = row + num_rows; row < end; row += MAX_ROWS, q += head_dim * MAX_ROWS, ahead = NULL) {
     /* The later a row, the later are the keys that it sees. */
     int first = s->first[row], last = s->last[at_most(row + MAX_ROWS, end) - 1];
+#define SCORE_TILE(ROWS, COUNT) \
+  score_tile(s, q, row, p, ahead ? ahead + p - panel : NULL, offset, head_dim, ROWS, COUNT, format)
 #define SCORE(ROWS) \
   for (int p = panel; p < panel + BLOCK_PANELS; p += WIDE_OF(ROWS)) \
-    if (first < (p + WIDE_OF(ROWS)) * LANES && p * LANES < last) \
-      score_tile(q, s->keys + p, ahead ? ahead + p - panel : NULL, offset, step, head_dim, \
-                 s->scores + (int64_t)row * STRIDE + p * LANES, ROWS, WIDE_OF(ROWS), format)
+    if (first < (p + WIDE_OF(ROWS)) * LANES && p * LANES < last) { \
+      if (WIDE_OF(ROWS) > 1 && last <= (p + WIDE_OF(ROWS) / 2) * LANES) \
+        SCORE_TILE(ROWS, WIDE_OF(ROWS) > 1 ? WIDE_OF(ROWS) / 2 : 1); \
+      else \
+        SCORE_TILE(ROWS, WIDE_OF(ROWS)); \
+    }
     WITH_ROWS(end - row, SCORE)
 #undef SCORE
+#undef SCORE_TILE
   }
 }
 
@@ -159,6 +191,12 @@ INLINE void score_block(const scratch *s, const float *q, int row, int num_rows,
 INLINE void value_tile(float *part, int64_t part_stride, const float *weights, const char *const *values,
                        const char *const *ahead, int64_t offset, int first, int last, int dim, int num_rows, int wide,
                        int format) {
+#if HAS_PAIRS
+  if (format == BF16_PAIRS) {
+    value_pairs(part, part_stride, weights, values, ahead, offset, first, last, dim, num_rows, wide);
+    return;
+  }
+#endif
   int64_t step = part_stride * size_of(format), start = (int64_t)dim * LANES * size_of(format);
   vec acc[MAX_ROWS][MAX_WIDE * NUM_VECS];
   const char *elements[MAX_WIDE];
@@ -204,6 +242,7 @@ INLINE void value_block(const scratch *s, int row, int num_rows, int dim_lanes, 
     int count = at_most(MAX_ROWS, end - row);
     /* The later a row, the later are the keys that it sees. */
     int common_first = at_least(first, s->first[row + count - 1]), common_last = at_most(last, s->last[row]);
+    if (format == BF16_PAIRS) common_first = (common_first + 1) & ~1, common_last &= ~1;
     int is_common = common_first < common_last;
     for (int r = row; r < row + count; r++)
       add_values(s, r, 1, dim_lanes, offset, at_least(first, s->first[r]),
@@ -212,49 +251,6 @@ INLINE void value_block(const scratch *s, int row, int num_rows, int dim_lanes, 
     add_values(s, row, count, dim_lanes, offset, common_first, common_last, ahead, format);
     for (int r = row; r < row + count; r++)
       add_values(s, r, 1, dim_lanes, offset, common_last, at_most(last, s->last[r]), NULL, format);
-  }
-}
-
-/* Turn a row's scores of a chunk into weights, 2^(score - maximum); returns their maximum and sum. With a soft cap the
- * scores come as powers of e. Kept out of line: one copy of the code, one rounding. */
-__attribute__((noinline)) static void weigh(float *scores, int first, int last, float softcap, float *maximum,
-                                            float *total) {
-  int begin = first / LANES * LANES, end = (last + LANES - 1) / LANES * LANES;
-  lanes most = splat(-INFINITY), sum = splat(0);
-  for (int j = begin; softcap > 0 && j < end; j += LANES) {
-    lanes x = load_f32(scores + j);
-    EACH_VEC x.v[i] = vec_tanh(x.v[i] / softcap) * (softcap * LOG2_E);
-    store(scores + j, x);
-  }
-  for (int j = begin; j < first; j++) scores[j] = -INFINITY;
-  for (int j = last; j < end; j++) scores[j] = -INFINITY;
-  for (int j = begin; j < end; j += LANES) {
-    lanes x = load_f32(scores + j);
-    EACH_VEC most.v[i] = vec_max(x.v[i], most.v[i]);
-  }
-  *maximum = max_of_lanes(most);
-  for (int j = begin; j < end; j += LANES) {
-    lanes x = load_f32(scores + j);
-    EACH_VEC {
-      x.v[i] = vec_exp2(x.v[i] - *maximum);
-      sum.v[i] += x.v[i];
-    }
-    store(scores + j, x);
-  }
-  *total = sum_of_lanes(sum);
-}
-
-/* Fold a chunk into what the row has so far. */
-__attribute__((noinline)) static void merge(float *sum, const float *part, int dim_lanes, float *maximum, float *total,
-                                            float chunk_maximum, float chunk_total) {
-  float merged = chunk_maximum > *maximum ? chunk_maximum : *maximum;
-  float old_factor = exp2_one(*maximum - merged), new_factor = exp2_one(chunk_maximum - merged);
-  *total = *total * old_factor + chunk_total * new_factor;
-  *maximum = merged;
-  for (int d = 0; d < dim_lanes; d++) {
-    lanes old = load_f32(sum + d * LANES), new = load_f32(part + d * LANES);
-    EACH_VEC old.v[i] = old.v[i] * old_factor + new.v[i] * new_factor;
-    store(sum + d * LANES, old);
   }
 }
 

@@ -139,6 +139,20 @@ static inline __m256i emulated_extracti64x4_epi64(__m512i a, int is_high) {
 
 static inline __m256i emulated_castsi512_si256(__m512i a) { return halves_of(&a).low; }
 
+static inline __m512i emulated_castsi256_si512(__m256i low) {
+  __m256i parts[2] = {low, _mm256_setzero_si256()};
+  return emulated_loadu_si512(parts);
+}
+
+static inline __m512i emulated_permutex2var_epi16(__m512i a, __m512i order, __m512i b) {
+  uint16_t from[64], places[32], result[32];
+  memcpy(from, &a, 64);
+  memcpy(from + 32, &b, 64);
+  memcpy(places, &order, 64);
+  for (int i = 0; i < 32; i++) result[i] = from[places[i] & 63];
+  return emulated_loadu_si512(result);
+}
+
 static inline void emulated_storeu_si512(void *p, __m512i a) { memcpy(p, &a, 64); }
 
 #define _mm512_max_ps emulated_max_ps
@@ -170,4 +184,6 @@ static inline void emulated_storeu_si512(void *p, __m512i a) { memcpy(p, &a, 64)
 #define _mm512_extracti64x4_epi64 emulated_extracti64x4_epi64
 #define _mm512_castsi512_si256 emulated_castsi512_si256
 #define _mm512_storeu_si512 emulated_storeu_si512
+#define _mm512_castsi256_si512 emulated_castsi256_si512
+#define _mm512_permutex2var_epi16 emulated_permutex2var_epi16
 #endif

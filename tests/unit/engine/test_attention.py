@@ -134,9 +134,12 @@ def test_the_native_kernel_equals_its_torch_twin(
     world = PagedWorld.build([1, 31, 300], *shape, dtype=dtype, kv_dtype=kv_dtype)
     options = rules_of("all", shape)
     expected = world.run(TorchAttention(), chunked(world, 40), options)
+    # A CPU with products of bfloat16 rounds weights to it, by 2^-9 at most, of values of size 2.
+    rounds_weights = dtype == torch.bfloat16 and "avx512_bf16" in cpu_flags()
     for a, b in zip(expected, world.run(native, chunked(world, 40), options), strict=True):
         # Both sum in float32, scores of size 10 among it; in bfloat16 that may tip a rounding, which is 2^-8 relative.
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5 if dtype == torch.float32 else 2**-7)
+        rtol = 1e-5 if dtype == torch.float32 else 2**-7
+        torch.testing.assert_close(a, b, atol=2**-8 if rounds_weights else 2e-5, rtol=rtol)
 
 
 @pytest.mark.skipif(not {"avx2", "fma"} <= cpu_flags(), reason="needs a CPU with AVX2")

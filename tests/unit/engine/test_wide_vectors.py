@@ -50,15 +50,20 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
-def assert_close(output: Tensor, expected: Tensor) -> None:
+def assert_close(output: Tensor, expected: Tensor, atol: float = 2e-5) -> None:
     """Sums of some hundred terms of size 1, one of them without fused multiply-adds; bfloat16 rounds to 2^-8."""
     rtol = 2e-5 if expected.dtype == torch.float32 else 2**-7
-    torch.testing.assert_close(output, expected, atol=2e-5, rtol=rtol, equal_nan=True)
+    torch.testing.assert_close(output, expected, atol=atol, rtol=rtol, equal_nan=True)
 
 
+@pytest.mark.parametrize("instructions", ["BW", "BF16"])
 @pytest.mark.parametrize(("dtype", "kv_dtype"), FORMATS)
-def test_attention(native: NativeAttention, kernels_dir: Path, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
-    wide = for_avx512(NativeAttention, kernels_dir)
+def test_attention(
+    native: NativeAttention, kernels_dir: Path, dtype: torch.dtype, kv_dtype: torch.dtype, instructions: str
+) -> None:
+    wide = for_avx512(NativeAttention, kernels_dir, f"-DEMULATED_{instructions}")
+    # Weights rounded to bfloat16, by 2^-9 at most, of values of size 2.
+    atol = 2**-8 if dtype == torch.bfloat16 and instructions == "BF16" else 2e-5
     for num_heads, num_kv_heads, head_dim, block_size in SHAPES:
         world = PagedWorld.build(
             [1, 31, 300],
@@ -71,11 +76,14 @@ def test_attention(native: NativeAttention, kernels_dir: Path, dtype: torch.dtyp
         )
         prefill = [(i, 0, len(s.q) - 1) for i, s in enumerate(world.sequences) if len(s.q) > 1]
         decode = [(i, len(s.q) - 1, len(s.q)) for i, s in enumerate(world.sequences)]
+        whole = [(i, 0, len(s.q)) for i, s in enumerate(world.sequences)]
         sinks = torch.linspace(-1, 3, num_heads)
         for rules in (None, AttentionRules(0.3, sliding_window=100, softcap=20.0, sinks=sinks)):
             expected = world.run(native, [prefill, decode], rules)
-            for output, same in zip(world.run(wide, [prefill, decode], rules), expected, strict=True):
-                assert_close(output, same)
+            outputs = world.run(wide, [prefill, decode], rules)
+            for output, same, at_once in zip(outputs, expected, world.run(wide, [whole], rules), strict=True):
+                assert_close(output, same, atol)
+                assert torch.equal(output, at_once)
 
 
 def test_products_in_float32(kernels_dir: Path) -> None:
