@@ -1,8 +1,9 @@
 """vLLM as a contender, on a GPU or its CPU build; see peer_process.py.
 
-It is driven step by step, as its own `LLM.generate` does, so that each token is seen when it comes. It computes in the
-dtype it is given, its own for the weights if none, and keeps keys and values in it. On a CPU it has the model compiled
-by inductor, and says all the same that inductor was disabled.
+It is driven step by step, as its own `LLM.generate` does, so that each token is seen when it comes; over a run of 64
+prompts and 15 s that takes 0.03 s of CPU more. It computes in the dtype it is given, its own for the weights if none,
+and keeps keys and values in it. On a CPU it has the model compiled by inductor, and says all the same that inductor was
+disabled.
 """
 
 import os
@@ -38,7 +39,10 @@ def load(model_dir: str, dtype: str = "auto") -> Run:
 
 
 def _prepare_cpu() -> dict[str, int]:
-    """What its documentation advises for a CPU, for the processes that it starts; its options."""
+    """What its documentation advises for a CPU, for the processes that it starts; its options.
+
+    The two libraries made runs of 8 prompts 1.2 times as fast on two Zen 4 cores; its extra for AMD, zentorch, none.
+    """
     os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # it would leave one of two cores idle
     openmp = Path(sys.prefix, "lib", "libiomp5.so")  # among its requirements on x86
     found = [find_library("tcmalloc_minimal"), str(openmp) if openmp.exists() else None]

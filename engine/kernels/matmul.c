@@ -104,7 +104,11 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
 
 int promptmill_matmul(const void *args) {
   const product_args *a = args;
-#pragma omp parallel num_threads(a->num_threads) if (has_work_for_threads(a))
-  product(a);
+  int num_threads = threads_for(a);
+  share shares[num_threads];
+  product_cut cut = cut_product(a);
+  share_out(shares, num_threads, cut.num_steps * cut.num_blocks);
+#pragma omp parallel num_threads(num_threads)
+  take_part(a, &cut, shares, num_threads);
   return 0;
 }

@@ -217,11 +217,15 @@ int promptmill_matmul_int8(const void *given) {
   memcpy(a, given, offsetof(product_args, codes));
   if (!a->num_rows) return 0; /* nothing takes no room */
   if (place_rows(a)) return 1;
-#pragma omp parallel num_threads(a->num_threads) if (has_work_for_threads(a))
+  int num_threads = threads_for(a);
+  share shares[num_threads];
+  product_cut cut = cut_product(a);
+  share_out(shares, num_threads, cut.num_steps * cut.num_blocks);
+#pragma omp parallel num_threads(num_threads)
   {
 #pragma omp for schedule(dynamic, 1)
     for (int task = 0; task < (a->num_rows + QUANTISE_TASK - 1) / QUANTISE_TASK; task++) quantise_rows(a, task);
-    product(a);
+    take_part(a, &cut, shares, num_threads);
   }
   return 0;
 }

@@ -3,7 +3,7 @@
  *
  * The weight lies in panels of LANES columns, each read front to back. All rows of a block pass over a panel before the
  * next, of which each of their tiles fetches its part: memory is read all the time that is computed. A task is a block of
- * panels, which fits the L2 cache, with a block of rows.
+ * panels, which fits the L2 cache, with a block of rows; a thread takes neighbours in order (shares.h).
  *
  * Included by a kernel that has defined: ROWS and PANELS, the tile that its registers hold; WEIGHT_BYTES(args), the size
  * of an element; PANELS_STAY, whether the next task has the same panels, or else the same rows; `product_args` with num_rows,
@@ -11,8 +11,11 @@
  * are constants where it is inlined, and which fetches what lies `ahead` bytes behind each of its panels, `pace` bytes of
  * it for each line that it reads (tiles.h).
  */
+#include "shares.h"
+
 #define BLOCK_BYTES (256 * 1024) /* of panels in one task: half of a common L2 */
 #define BLOCK_ROWS (20 * ROWS)
+#define TASKS 16 /* of each thread, at least, where there are so many tiles */
 #define MIN_WORK (1 << 17) /* multiply-adds below which a second thread costs more than it brings */
 
 INLINE int at_most(int a, int b) { return a < b ? a : b; }
@@ -56,27 +59,34 @@ static void block(const product_args *a, int first_row, int last_row, int first_
   }
 }
 
-INLINE int has_work_for_threads(const product_args *a) {
-  return (int64_t)a->num_rows * a->in_features * a->out_features > MIN_WORK;
+/* How many threads the product is worth. */
+INLINE int threads_for(const product_args *a) {
+  return (int64_t)a->num_rows * a->in_features * a->out_features > MIN_WORK ? a->num_threads : 1;
 }
 
-/* The whole product. Called by every thread of a parallel region.
- *
- * Several tasks a thread, taken one by one: a core that is busy with something else holds up one of them at most. There
- * are as many for each thread, and all of a size, or the other threads would wait for the one that has a task more. */
-static void product(const product_args *a) {
-  int num_panels = parts_of(a->out_features, LANES), num_tiles = parts_of(num_panels, PANELS);
+/* How a product is cut: blocks of panels, which fit the L2 cache, by blocks of rows. */
+typedef struct {
+  int num_panels, num_tiles, num_steps, num_blocks, block_rows;
+} product_cut;
+
+static product_cut cut_product(const product_args *a) {
+  product_cut c;
+  c.num_panels = parts_of(a->out_features, LANES);
+  c.num_tiles = parts_of(c.num_panels, PANELS);
   int fitting = at_least(1, BLOCK_BYTES / (a->in_features * PANELS * LANES * WEIGHT_BYTES(a)));
-  int num_steps = at_least(parts_of(num_tiles, fitting), at_most(4 * a->num_threads, num_tiles));
-  num_steps = parts_of(num_steps, a->num_threads) * a->num_threads;
-  int num_blocks = at_least(1, parts_of(a->num_rows, BLOCK_ROWS)); /* rounded up, the last may be empty */
-  int block_rows = parts_of(parts_of(a->num_rows, num_blocks), ROWS) * ROWS;
-#pragma omp for schedule(dynamic, 1)
-  for (int task = 0; task < num_steps * num_blocks; task++) {
-    int first_row = (PANELS_STAY ? task % num_blocks : task / num_steps) * block_rows;
-    int64_t step = PANELS_STAY ? task / num_blocks : task % num_steps;
-    int first_tile = num_tiles * step / num_steps, last_tile = num_tiles * (step + 1) / num_steps;
-    block(a, first_row, at_most(first_row + block_rows, a->num_rows), first_tile * PANELS,
-          at_most(last_tile * PANELS, num_panels));
+  c.num_steps = at_least(parts_of(c.num_tiles, fitting), at_most(TASKS * a->num_threads, c.num_tiles));
+  c.num_blocks = at_least(1, parts_of(a->num_rows, BLOCK_ROWS)); /* rounded up, the last may be empty */
+  c.block_rows = parts_of(parts_of(a->num_rows, c.num_blocks), ROWS) * ROWS;
+  return c;
+}
+
+/* A thread's part of the product. */
+static void take_part(const product_args *a, const product_cut *c, share *shares, int num_threads) {
+  for (int task; (task = next_task(shares, num_threads)) >= 0;) {
+    int first_row = (PANELS_STAY ? task % c->num_blocks : task / c->num_steps) * c->block_rows;
+    int64_t step = PANELS_STAY ? task / c->num_blocks : task % c->num_steps;
+    int first_tile = c->num_tiles * step / c->num_steps, last_tile = c->num_tiles * (step + 1) / c->num_steps;
+    block(a, first_row, at_most(first_row + c->block_rows, a->num_rows), first_tile * PANELS,
+          at_most(last_tile * PANELS, c->num_panels));
   }
 }
