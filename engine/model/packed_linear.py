@@ -1,8 +1,8 @@
 """Which packed linear layers a CPU model gets, and their exchange for torch's.
 
 A packed layer gains twice: a row's result is the same to the bit in every batch, and the weight lies as the product
-reads it. On 2 AVX2 cores with 64 rows of SmolLM2-135M in float32 our own kernel reaches 95% of the multiply-adds that a
-core can do, oneDNN's packed product 70%; in bfloat16 oneDNN has the instructions for it.
+reads it. Our own kernels come first (`benchmarks/linear_speed.py`); oneDNN's packed product is for where they cannot be
+compiled, and in bfloat16 for CPUs whose instructions for it they do not know.
 
 Every kind is tried before it is used. Where none works the model keeps torch's layers. Layers in 8 bits are made only
 where they are asked for, and an engine that cannot make them does not start.
