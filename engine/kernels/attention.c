@@ -122,7 +122,7 @@ static attend_function *const ATTEND[] = {
 
 static void attend_chunk(const attention_args *a, scratch *s, const task *t, const task *next, int start,
                          int rows_per_head) {
-  int num_rows = (t->last_head - t->first_head) * rows_per_head, asks = is_regular(a) && is_decode(t);
+  int num_rows = (t->last_head - t->first_head) * rows_per_head, asks = is_regular(a) && is_decode(a, t);
   for (int row = 0; row < num_rows; row++) {
     s->first[row] = a->sliding_window > 0 ? at_least(0, s->position[row] - a->sliding_window + 1 - start) : 0;
     s->last[row] = at_most(CHUNK, s->position[row] + 1 - start);
@@ -281,7 +281,7 @@ int promptmill_attention(const void *given) {
     /* Tasks are taken one by one, so that a core that is busy with something else holds up one of them at most; of decodes
      * it has one more, whose keys and values it asks for. */
     for (int i = next_task(&num_taken), next; i < num_tasks; i = next) {
-      int asks = is_decode(&tasks[i]);
+      int asks = is_decode(a, &tasks[i]);
       if (asks) next = next_task(&num_taken);
       if (s)
         run_task(a, s, &tasks[i], asks && next < num_tasks ? &tasks[next] : NULL);

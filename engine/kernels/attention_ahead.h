@@ -17,7 +17,10 @@ typedef struct {
 } task;
 
 INLINE int lanes_of(int count) { return (count + LANES - 1) / LANES; }
-INLINE int is_decode(const task *t) { return t->last_token - t->first_token == 1; }
+/* Behind which there are only decodes: a tile of one token of a longer prompt is none. */
+INLINE int is_decode(const attention_args *a, const task *t) {
+  return a->query_start[t->seq + 1] - a->query_start[t->seq] == 1;
+}
 
 /* List where the keys and then the values lie that a decode reads of the chunk from `start` on, panel by panel, each with
  * the task's heads; panels that complete the first block are the first one again. Returns how many. */

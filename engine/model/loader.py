@@ -157,7 +157,8 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
     model, shape = prepared.model, prepared.shape
     return LoadedModel(
         model=model,
-        decoder=NativeDecoder.of(model, context) if prepared.fused.is_plain else None,
+        # Between ranks' layers sums are added up, which is no native call.
+        decoder=NativeDecoder.of(model, context) if prepared.fused.is_plain and rank.size == 1 else None,
         last_layer=_native_last_layer(model),
         output_rows=OutputRows.put_into(model),
         context=context,
