@@ -20,11 +20,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 import click
+import torch
 
 from benchmarks.paired_engines import describe, take_turns
 from benchmarks.queue_ways import CHILD, ROLES, Slice, Ways, open_ways
 from benchmarks.report import print_and_keep
 from benchmarks.workload import Workload, uniform_workload
+from engine.model.devices import resolve_dtype
 
 MODEL = "smollm2-135m"
 PROMPT_RANGE, OUTPUT_RANGE = (32, 256), (32, 128)
@@ -48,8 +50,9 @@ def main(minutes: float, num_prompts: int, shorter: int, max_others: float, work
     if not quiet:
         raise SystemExit(f"others took more than {max_others:g} of a core all the time; see --max-others")
     others = statistics.median(slice_.others for group in quiet for slice_ in group)
+    arguments = " ".join(worker_arguments) or str(resolve_dtype("auto", torch.device("cpu"), None))
     notes = [
-        f"SmolLM2-135M-Instruct, {' '.join(worker_arguments) or 'float32'}, {num_prompts} prompts U{ranges[0]} → "
+        f"SmolLM2-135M-Instruct, {arguments}, {num_prompts} prompts U{ranges[0]} → "
         f"U{ranges[1]} tokens at once in a slice, greedy.",
         "Speed and CPU of the child: ratios to the engine alone. CPU beside the child: what parent, Redis and clients "
         "take more than the parent takes there, as a share of all that the engine alone takes. Slice by slice: medians "
