@@ -230,9 +230,9 @@ static int64_t max_tasks(const attention_args *a) {
 static scratch *get_scratch(const attention_args *a) {
   int64_t rows = at_least(tile_tokens(a) * (a->num_heads / a->num_kv_heads), a->num_heads);
   int64_t padded = padded_dim(a), packed = a->num_kv_heads * CHUNK * padded;
-  int64_t queries = (rows + a->num_kv_heads * MAX_ROWS) * padded;
+  int64_t queries = (rows + a->num_kv_heads * MAX_ROWS) * padded, pieces = 4 * NUM_PANELS * a->num_kv_heads + BLOCK_PANELS;
   size_t size = sizeof(scratch) + LINE + sizeof(float) * (queries + rows * (2 * padded + STRIDE + 7) + 2 * packed) +
-                rows * sizeof *((scratch *)NULL)->queries + (4 * NUM_PANELS * a->num_kv_heads + BLOCK_PANELS) * sizeof(char *);
+                rows * sizeof *((scratch *)NULL)->queries + pieces * sizeof(char *);
   scratch *s = take_room(size);
   if (!s) return NULL;
   s->q = (float *)(((uintptr_t)(s + 1) + LINE - 1) / LINE * LINE);
@@ -244,7 +244,7 @@ static scratch *get_scratch(const attention_args *a) {
   s->queries = (const uint16_t **)(s->packed_values + packed);
   s->pieces = (const char **)(s->queries + rows);
   s->num_pieces = s->num_asked = 0;
-  s->maximum = (float *)(s->pieces + 4 * NUM_PANELS * a->num_kv_heads + BLOCK_PANELS);
+  s->maximum = (float *)(s->pieces + pieces);
   s->total = s->maximum + rows;
   s->chunk_maximum = s->total + rows;
   s->chunk_total = s->chunk_maximum + rows;

@@ -9,15 +9,14 @@
 #include "attention_rows.h"
 
 #define LEAD_BYTES (64 * 1024) /* less than 32 KiB is too late, more than 96 gains nothing (AMD Zen 4) */
-#define LINE 64                /* bytes of the cache's lines */
 
 typedef struct {
   int32_t seq, first_token, last_token; /* tokens of the sequence's queries of this step */
   int32_t first_head, last_head;        /* kv heads */
 } task;
 
-INLINE int lanes_of(int count) { return (count + LANES - 1) / LANES; }
-/* Behind which there are only decodes: a tile of one token of a longer prompt is none. */
+INLINE int lanes_of(int count) { return parts_of(count, LANES); }
+/* A tile of one token of a longer prompt is none. */
 INLINE int is_decode(const attention_args *a, const task *t) {
   return a->query_start[t->seq + 1] - a->query_start[t->seq] == 1;
 }

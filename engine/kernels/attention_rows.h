@@ -83,9 +83,6 @@ typedef struct {
   int64_t key_step;                 /* elements from a dimension of a panel of keys to the next */
 } scratch;
 
-INLINE int at_least(int a, int b) { return a > b ? a : b; }
-INLINE int at_most(int a, int b) { return a < b ? a : b; }
-
 /* Do it with a constant number of rows. */
 #define WITH_ROWS(count, DO) \
   switch (count) { \

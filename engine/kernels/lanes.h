@@ -29,6 +29,7 @@
 #endif
 #define NUM_VECS (LANES / WIDTH)
 #define INLINE static inline __attribute__((always_inline))
+#define LINE 64 /* bytes of a line of the caches */
 #define EACH_VEC for (int i = 0; i < NUM_VECS; i++)
 /* Unroll the loop that follows, whose count, a constant of up to `most`, is known once it is inlined. Clang takes gcc's
  * pragma for exactly that many, and leaves accumulators in memory. */
@@ -47,6 +48,11 @@
 #ifndef SHUFFLE
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
 #endif
+
+INLINE int at_most(int a, int b) { return a < b ? a : b; }
+INLINE int at_least(int a, int b) { return a > b ? a : b; }
+/* How many of `size` make `count`, the last perhaps smaller. */
+INLINE int parts_of(int count, int size) { return (count + size - 1) / size; }
 
 typedef float vec __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t ints __attribute__((vector_size(4 * WIDTH)));

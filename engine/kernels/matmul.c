@@ -22,38 +22,18 @@ typedef struct {
   const float *x;      /* [num_rows, in_features], rows x_stride apart */
   const void *weight;  /* [num_panels, in_features, LANES] of the format */
   const float *bias;   /* [out_features], or NULL */
-  const float *addend; /* [num_rows, out_features], rows out_stride apart, or NULL; may be out */
-  float *out;          /* [num_rows, out_features], rows out_stride apart */
-  int64_t x_stride, out_stride;
+  const float *addend; /* [num_rows, out_features], contiguous, or NULL; may be out */
+  float *out;          /* likewise */
+  int64_t x_stride;
   int32_t num_rows, in_features, out_features, num_threads, weight_format;
 } product_args;
 
+#include "finish.h"
 #include "tiles.h"
 
-/* Add bias and addend and write. A function of its own: inlined into every tile it takes a compiler a minute. */
-static __attribute__((noinline)) void finish(const product_args *a, int row, int column, const lanes *total) {
-  lanes sum = *total;
-  float values[LANES];
-  int64_t place = row * a->out_stride + column;
-  int left = a->out_features - column, count = left < LANES ? left : LANES;
-  if (count == LANES) {
-    if (a->bias) {
-      lanes bias = load_f32(a->bias + column);
-      EACH_VEC sum.v[i] += bias.v[i];
-    }
-    if (a->addend) {
-      lanes addend = load_f32(a->addend + place);
-      EACH_VEC sum.v[i] += addend.v[i];
-    }
-    store(a->out + place, sum);
-    return;
-  }
-  store(values, sum);
-  for (int c = 0; c < count; c++) {
-    if (a->bias) values[c] += a->bias[column + c];
-    if (a->addend) values[c] += a->addend[place + c];
-    a->out[place + c] = values[c];
-  }
+/* A function of its own: inlined into every tile it takes a compiler a minute. */
+static __attribute__((noinline)) void finish(const product_args *a, int row, int column, const lanes *sum) {
+  finish_lanes(a, row, column, *sum, F32);
 }
 
 /* num_rows rows times num_panels panels; both are constants where it is inlined, and so is the weight's format. */
@@ -103,12 +83,6 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
 #include "panels.h"
 
 int promptmill_matmul(const void *args) {
-  const product_args *a = args;
-  int num_threads = threads_for(a);
-  share shares[num_threads];
-  product_cut cut = cut_product(a);
-  share_out(shares, num_threads, cut.num_steps * cut.num_blocks);
-#pragma omp parallel num_threads(num_threads)
-  take_part(a, &cut, shares, num_threads);
+  multiply(args, NULL);
   return 0;
 }

@@ -88,12 +88,6 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
 #include "panels.h"
 
 int promptmill_matmul_bf16(const void *args) {
-  const product_args *a = args;
-  int num_threads = threads_for(a);
-  share shares[num_threads];
-  product_cut cut = cut_product(a);
-  share_out(shares, num_threads, cut.num_steps * cut.num_blocks);
-#pragma omp parallel num_threads(num_threads)
-  take_part(a, &cut, shares, num_threads);
+  multiply(args, NULL);
   return 0;
 }

@@ -195,9 +195,12 @@ INLINE void quantise_row(const product_args *a, int row, int is_bf16) {
   }
 }
 
-static void quantise_rows(const product_args *a, int task) {
-  int first = task * QUANTISE_TASK, last = at_most(first + QUANTISE_TASK, a->num_rows);
-  for (int row = first; row < last; row++) a->is_bf16 ? quantise_row(a, row, 1) : quantise_row(a, row, 0);
+/* Called by every thread of a parallel region. */
+static void quantise_rows(const product_args *a) {
+#pragma omp for schedule(dynamic, 1)
+  for (int task = 0; task < parts_of(a->num_rows, QUANTISE_TASK); task++)
+    for (int row = task * QUANTISE_TASK; row < at_most((task + 1) * QUANTISE_TASK, a->num_rows); row++)
+      a->is_bf16 ? quantise_row(a, row, 1) : quantise_row(a, row, 0);
 }
 
 /* Room for the rows in 8 bits. Returns 1 if there is no memory. */
@@ -217,16 +220,7 @@ int promptmill_matmul_int8(const void *given) {
   memcpy(a, given, offsetof(product_args, codes));
   if (!a->num_rows) return 0; /* nothing takes no room */
   if (place_rows(a)) return 1;
-  int num_threads = threads_for(a);
-  share shares[num_threads];
-  product_cut cut = cut_product(a);
-  share_out(shares, num_threads, cut.num_steps * cut.num_blocks);
-#pragma omp parallel num_threads(num_threads)
-  {
-#pragma omp for schedule(dynamic, 1)
-    for (int task = 0; task < (a->num_rows + QUANTISE_TASK - 1) / QUANTISE_TASK; task++) quantise_rows(a, task);
-    take_part(a, &cut, shares, num_threads);
-  }
+  multiply(a, quantise_rows);
   return 0;
 }
 

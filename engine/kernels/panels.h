@@ -18,11 +18,6 @@
 #define TASKS 16 /* of each thread, at least, where there are so many tiles */
 #define MIN_WORK (1 << 17) /* multiply-adds below which a second thread costs more than it brings */
 
-INLINE int at_most(int a, int b) { return a < b ? a : b; }
-INLINE int at_least(int a, int b) { return a > b ? a : b; }
-/* How many of `size` make `count`, the last perhaps smaller. */
-INLINE int parts_of(int count, int size) { return (count + size - 1) / size; }
-
 #define CASE(count) \
   case count:       \
     tile(a, row, panel, count, num_panels, ahead, pace); \
@@ -88,5 +83,18 @@ static void take_part(const product_args *a, const product_cut *c, share *shares
     int first_tile = c->num_tiles * step / c->num_steps, last_tile = c->num_tiles * (step + 1) / c->num_steps;
     block(a, first_row, at_most(first_row + c->block_rows, a->num_rows), first_tile * PANELS,
           at_most(last_tile * PANELS, c->num_panels));
+  }
+}
+
+/* The whole product. prepare: what its threads do first, together, with a barrier at its end; or NULL. */
+static void multiply(const product_args *a, void (*prepare)(const product_args *)) {
+  int num_threads = threads_for(a);
+  share shares[num_threads];
+  product_cut cut = cut_product(a);
+  share_out(shares, num_threads, cut.num_steps * cut.num_blocks);
+#pragma omp parallel num_threads(num_threads)
+  {
+    if (prepare) prepare(a);
+    take_part(a, &cut, shares, num_threads);
   }
 }

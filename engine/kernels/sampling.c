@@ -33,8 +33,6 @@ typedef struct {
 
 #define BAD_LOGITS -1 /* as in engine/step_plan.py */
 
-INLINE int at_most(int a, int b) { return a < b ? a : b; }
-
 INLINE const float *logits_of(const sampling_args *a, int row) {
   return a->logits + (a->rows ? a->rows[row] : row) * a->row_stride;
 }

@@ -2,7 +2,6 @@
  *
  * Included by a kernel that has defined ROWS, the most rows of a tile.
  */
-#define LINE 64 /* bytes of a cache's line */
 #define THIRDS ((ROWS + 2) / 3)
 
 /* Rows of equal distance, each at its element at hand. The address of every third is kept: more are too many for the

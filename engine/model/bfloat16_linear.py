@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from engine.kernels.build import build_library, load_library
 from engine.kernels.cpu_features import cpu_flags
 from engine.kernels.native_function import NativeFunction
+from engine.model.chained_linear import ChainedLinear
 from engine.model.native_linear import pack_panels
 
 # `product_args` of matmul_bf16.c: five pointers, one 64-bit and four 32-bit integers.
@@ -30,28 +31,13 @@ def load_matmul(kernels_dir: Path) -> tuple[str, NativeFunction]:
     return path.stem, NativeFunction(load_library(path), "promptmill_matmul_bf16")
 
 
-class Bfloat16Linear(nn.Module):
+class Bfloat16Linear(ChainedLinear):
     """`x @ weight.T + bias` for `weight` bfloat16 `[out_features, in_features]`; keeps no copy of the plain weight."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, matmul: NativeFunction) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight, matmul)
         self._panels = pack_panels(_pairs(weight.detach()))
         self._bias = None if bias is None else bias.detach().float().contiguous()
-        self._matmul = matmul
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: `[..., in_features]`; returns `[..., out_features]`."""
-        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
-        if rows.stride(1) != 1:
-            rows = rows.contiguous()
-        output = torch.empty((rows.shape[0], self.out_features), dtype=torch.bfloat16)
-        self._matmul(self._arguments(rows, output, None))
-        return output if rows is x else output.view(*x.shape[:-1], self.out_features)
-
-    def link(self, x: Tensor, out: Tensor, addend: Tensor | None = None) -> bytes:
-        """The call that writes the product of rows x, plus addend, into out; out and addend are contiguous, or one."""
-        return self._matmul.link(self._arguments(x, out, addend))
 
     def _arguments(self, x: Tensor, out: Tensor, addend: Tensor | None) -> bytes:
         assert x.dtype == torch.bfloat16, "a Bfloat16Linear computes in bfloat16"

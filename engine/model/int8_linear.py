@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.errors import ModelLoadError
 from engine.kernels.build import build_library, load_library
 from engine.kernels.native_function import NativeFunction
+from engine.model.chained_linear import ChainedLinear
 
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_IN_FEATURES = 65_536  # of 255 * 127 each a sum of 32 bits holds so many
@@ -76,28 +77,13 @@ class PackedWeight:
     totals: Tensor  # int32 [num_panels * _PANEL]
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(ChainedLinear):
     """`x @ weight.T + bias` in 8 bits; x and the result are float32 or bfloat16."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Int8Kernels) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight, kernels.matmul)
         self._weight = kernels.pack(weight)
         self._bias = None if bias is None else bias.detach().float().contiguous()
-        self._matmul = kernels.matmul
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: `[..., in_features]`; returns `[..., out_features]`."""
-        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
-        if rows.stride(1) != 1:
-            rows = rows.contiguous()
-        output = torch.empty((rows.shape[0], self.out_features), dtype=x.dtype)
-        self._matmul(self._arguments(rows, output, None))
-        return output if rows is x else output.view(*x.shape[:-1], self.out_features)
-
-    def link(self, x: Tensor, out: Tensor, addend: Tensor | None = None) -> bytes:
-        """The call that writes the product of rows x, plus addend, into out; out and addend are contiguous, or one."""
-        return self._matmul.link(self._arguments(x, out, addend))
 
     def _arguments(self, x: Tensor, out: Tensor, addend: Tensor | None) -> bytes:
         assert x.dtype in DTYPES, "an Int8Linear takes float32 or bfloat16"

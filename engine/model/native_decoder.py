@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention.base import AttentionContext
+from engine.model.chained_linear import ChainedLinear
 from engine.model.fused_modules import FusedNorm
 from engine.model.narrow_weights import NarrowEmbedding
 from engine.model.native_layer import NativeLayer
-from engine.model.packed_linear import ChainedLinear
 from engine.model.registry import max_position
 
 _NUM_TOKENS = 7

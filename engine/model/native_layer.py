@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from engine.kernels.native_function import PreparedChain
 from engine.model.attention_hook import RowAttention
+from engine.model.chained_linear import ChainedLinear
 from engine.model.fused_modules import FusedMLP, FusedNorm, NativeAttentionModule
 from engine.model.native_rows import NativeRows
-from engine.model.packed_linear import ChainedLinear
 
 
 class NativeLayer(nn.Module):

@@ -9,15 +9,16 @@ import struct
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.kernels.build import build_library, load_library
 from engine.kernels.native_function import FORMATS, NativeFunction
+from engine.model.chained_linear import ChainedLinear
 from engine.model.narrow_weights import narrowed
 
 _PANEL = 16  # LANES of lanes.h
-# `product_args` of matmul.c: five pointers, two 64-bit and five 32-bit integers, padded to 8 bytes.
-_ARGUMENTS = struct.Struct("@5P2q5i4x")
+# `product_args` of matmul.c: five pointers, one 64-bit and five 32-bit integers, padded to 8 bytes.
+_ARGUMENTS = struct.Struct("@5P1q5i4x")
 
 
 def load_matmul(kernels_dir: Path) -> tuple[str, NativeFunction]:
@@ -26,28 +27,13 @@ def load_matmul(kernels_dir: Path) -> tuple[str, NativeFunction]:
     return path.stem, NativeFunction(load_library(path), "promptmill_matmul")
 
 
-class NativeLinear(nn.Module):
+class NativeLinear(ChainedLinear):
     """`x @ weight.T + bias` for `weight` float32 `[out_features, in_features]`; keeps no copy of the plain weight."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, matmul: NativeFunction) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight, matmul)
         self._panels = pack_panels(narrowed(weight.detach()))
         self._bias = None if bias is None else bias.detach().contiguous()
-        self._matmul = matmul
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: `[..., in_features]`; returns `[..., out_features]`."""
-        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
-        if rows.stride(1) != 1:
-            rows = rows.contiguous()
-        output = torch.empty((rows.shape[0], self.out_features))
-        self._matmul(self._arguments(rows, output, None))
-        return output if rows is x else output.view(*x.shape[:-1], self.out_features)
-
-    def link(self, x: Tensor, out: Tensor, addend: Tensor | None = None) -> bytes:
-        """The call that writes the product of rows x, plus addend, into out; out and addend are contiguous, or one."""
-        return self._matmul.link(self._arguments(x, out, addend))
 
     def _arguments(self, x: Tensor, out: Tensor, addend: Tensor | None) -> bytes:
         assert x.dtype == torch.float32, "a NativeLinear computes in float32"
@@ -58,7 +44,6 @@ class NativeLinear(nn.Module):
             0 if addend is None else addend.data_ptr(),
             out.data_ptr(),
             x.stride(0),
-            self.out_features,
             x.shape[0],
             self.in_features,
             self.out_features,

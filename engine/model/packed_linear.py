@@ -26,8 +26,6 @@ from engine.model.narrow_weights import NARROW
 
 logger = logging.getLogger(__name__)
 
-# Layers whose product may be a part of a chain of native calls.
-ChainedLinear = native_linear.NativeLinear | bfloat16_linear.Bfloat16Linear | int8_linear.Int8Linear
 _TRIAL_ROWS = (2, 3, 17, 64)
 
 
