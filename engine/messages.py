@@ -93,6 +93,7 @@ class EngineInfo:
     is_batch_invariant: bool = False  # a row of logits is the same to the bit whatever is computed beside it
     runs_ahead: bool = False  # a step is computed before the one before it is read
     step_tokens: int | None = None  # in one step, at most, as measured; None: as the configuration says
+    few_prefill_tokens: int | None = None  # prompt tokens in one step while few prompts wait; None: as many as ever
     hidden_size: int = 0  # numbers of an embedding
     can_generate: bool = True  # else its checkpoint has no output layer: it embeds
 

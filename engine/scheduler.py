@@ -6,6 +6,8 @@ The rules
 - A step computes at most `max_num_tokens` tokens. Every running decode is in every step; what is left of the budget
   goes to prefill chunks, most urgent first. So a prefill, however long, holds up a decode by no more than the rest of
   one step of `max_num_tokens` tokens.
+- Where `few_prefill_tokens` is given, a step has no more prompt tokens than that while few prompts wait: the first of
+  them need not wait for the last. Of many the tokens come sooner from fewer steps, each with the decodes in it.
 - Urgency is (priority, deadline, arrival). Waiting sequences are admitted in that order, and a head that does not fit
   holds up the line, so that large ones are not passed over for ever. `WaitingQueue` says why nobody starves.
 - Admission takes blocks for all of a sequence's present tokens, so prefills never run short. Decodes may, and so may
@@ -29,6 +31,7 @@ from engine.step_forecast import NOTHING_FORESEEN, StepForecaster
 from engine.step_plan import StepPlan
 from engine.waiting_queue import WaitingQueue
 
+TOKENS_A_WAITING_PROMPT = 16  # of a step's budget, where that is more than `few_prefill_tokens`
 STEPS_TO_RECOVER = 64  # steps without a memory shortage after which a reduced token budget doubles
 
 
@@ -36,7 +39,13 @@ class Scheduler:
     """Continuous batching under a budget of tokens, slots and blocks."""
 
     def __init__(
-        self, slots: SequenceSlots, kv: KVCacheManager, *, max_num_tokens: int, looks_ahead: bool = False
+        self,
+        slots: SequenceSlots,
+        kv: KVCacheManager,
+        *,
+        max_num_tokens: int,
+        few_prefill_tokens: int | None = None,
+        looks_ahead: bool = False,
     ) -> None:
         """`looks_ahead`: say of each plan which one follows if all goes on, and keep to it where prompts go on."""
         self._forecaster = StepForecaster(slots, kv) if looks_ahead else None
@@ -44,6 +53,7 @@ class Scheduler:
         self._slots = slots
         self._kv = kv
         self._max_num_tokens = max_num_tokens
+        self._few_prefill_tokens = few_prefill_tokens
         self._budget = max_num_tokens
         self._steps_since_shortage = 0
         self._waiting = WaitingQueue()
@@ -80,7 +90,7 @@ class Scheduler:
         ran_short = self._reserve_blocks()
         decodes = self._slots.decoding_slots()
         foreseen, self._foreseen = self._foreseen, NOTHING_FORESEEN
-        draft = StepDraft(budget=self._budget - max(len(decodes), foreseen.num_decodes))
+        draft = StepDraft(budget=self._prefill_budget(max(len(decodes), foreseen.num_decodes)))
         for sequence in self._by_urgency(first=foreseen.prefilling):
             self._plan_chunk(draft, sequence)
         if not ran_short:
@@ -91,8 +101,16 @@ class Scheduler:
         plan = draft.mixed_plan(self._slots) if draft.slots else self._decode_plan()
         if self._forecaster is not None:
             has_more = not ran_short and self._waits_for_tokens(draft)
-            self._foreseen = self._forecaster.foresee(plan, self._by_urgency(), budget=self._budget, has_more=has_more)
+            budget = self._prefill_budget(len(plan.sampled))
+            self._foreseen = self._forecaster.foresee(plan, self._by_urgency(), budget=budget, has_more=has_more)
         return plan
+
+    def _prefill_budget(self, num_decodes: int) -> int:
+        budget = self._budget - num_decodes
+        if self._few_prefill_tokens is None:
+            return budget
+        num_prompts = len(self._waiting) + len(self._prefilling)
+        return min(budget, max(self._few_prefill_tokens, num_prompts * TOKENS_A_WAITING_PROMPT))
 
     def _by_urgency(self, first: Container[int] = ()) -> list[Sequence]:
         """Whose prompts are not computed yet; those with an id in `first` before all others."""

@@ -39,12 +39,12 @@ class StepForecaster:
     def foresee(self, plan: StepPlan, prefilling: Iterable[Sequence], *, budget: int, has_more: bool) -> Foreseen:
         """Set the plan's `following`, and give its decodes the blocks that they begin where so many are free.
 
-        prefilling: whose prompts are not computed yet, most urgent first; budget: of the next step, in tokens;
+        prefilling: whose prompts are not computed yet, most urgent first; budget: of the next step, in prompt tokens;
         has_more: somebody waits who fits and finds no tokens left. Where the next step has some for him nothing is
         foreseen: one forward of all prompts costs less than two, though the device waits for it.
         """
         rows, positions = plan.sampled, plan.sampled_positions
-        draft = StepDraft(budget=budget - len(rows))
+        draft = StepDraft(budget=budget)
         chunks = slice(plan.num_decodes, None)
         ends = dict(zip(plan.slots[chunks].tolist(), (plan.starts + plan.num_new)[chunks].tolist(), strict=True))
         for sequence in prefilling:

@@ -78,7 +78,7 @@ class WorkerSettings(ProducerSettings):
         default=None,
         ge=1,
         description="Largest number of tokens in one step: decodes first, then chunks of prompts; default: 512 on a "
-        "CPU, on a GPU as many as it measures to be fast, and no fewer than --max-num-seqs.",
+        "CPU, fewer while few prompts wait; on a GPU as many as it measures to be fast; no fewer than --max-num-seqs.",
     )
     max_model_len: int | None = Field(
         default=None, ge=1, description="Tokens of prompt and output together; default: the model's own."

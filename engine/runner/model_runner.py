@@ -17,7 +17,7 @@ from engine.runner.batch_inputs import BatchInputs
 from engine.runner.device_errors import device_errors
 from engine.runner.memory import choose_num_blocks, largest_step
 from engine.runner.step_ahead import StepAhead, Taken
-from engine.runner.step_budget import measure_step_tokens
+from engine.runner.step_budget import few_prefill_tokens, measure_step_tokens
 from engine.runner.step_forwards import Forwards, StepForwards
 from engine.runner.step_sampler import DeviceTokens, StepLogits, StepSampler
 from engine.runner.thread_governor import ThreadGovernor
@@ -139,9 +139,14 @@ class ModelRunner:
             is_batch_invariant=model.is_batch_invariant,
             runs_ahead=self._ahead is not None,
             step_tokens=step_tokens,
+            few_prefill_tokens=self._few_prefill_tokens(config),
             hidden_size=model.hidden_size,
             can_generate=model.can_generate,
         )
+
+    def _few_prefill_tokens(self, config: EngineConfig) -> int | None:
+        is_ours_to_choose = self._model.device.type == "cpu" and config.max_num_tokens is None
+        return few_prefill_tokens(torch.get_num_threads()) if is_ours_to_choose else None
 
     def _runs_ahead(self) -> bool:
         """Where launching is apart from computing, and nothing in a step waits for the device."""

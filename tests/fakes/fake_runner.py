@@ -32,6 +32,7 @@ class FakeRunner:
         vocab_size: int = 50,
         eos_token_ids: tuple[int, ...] = (),
         model_dir: str = "",
+        few_prefill_tokens: int | None = None,
         poison_token: int | None = None,
         raising_token: int | None = None,
         on_execute: Callable[[BatchInputs], None] | None = None,
@@ -47,6 +48,7 @@ class FakeRunner:
             num_kv_blocks=num_blocks,
             fingerprint="fake",
             model_dir=model_dir,
+            few_prefill_tokens=few_prefill_tokens,
         )
         self._pages = np.full(num_blocks * block_size, -1, np.int64)
         self._poison_token = poison_token

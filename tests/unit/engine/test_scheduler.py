@@ -32,6 +32,23 @@ def test_a_step_never_computes_more_than_the_budget_and_long_prompts_go_in_chunk
     assert len(driver.outputs[long]) == 3
 
 
+def test_of_few_prompts_a_step_takes_few_tokens_and_of_many_as_many_as_ever() -> None:
+    steps = Recording()
+    rng = random.Random(0)
+    runner = FakeRunner(num_blocks=256, few_prefill_tokens=32, on_execute=steps)
+    driver = CoreDriver(runner, max_num_seqs=8, max_num_tokens=100)
+    for _ in range(2):
+        driver.add(random_prompt(rng, 40), max_tokens=1)
+    driver.run()
+    assert steps.query_lens == [[32], [8, 24], [16]]
+    steps.query_lens.clear()
+    for _ in range(8):
+        driver.add(random_prompt(rng, 40), max_tokens=1)
+    driver.run()
+    # 8 prompts wait, then 6 (of which one has begun), then 4, then 2.
+    assert list(map(sum, steps.query_lens)) == [100, 96, 64, 32, 28]
+
+
 def test_running_decodes_get_a_token_in_every_step_beside_a_long_prefill() -> None:
     rng = random.Random(0)
     driver = CoreDriver(FakeRunner(), max_num_tokens=8)

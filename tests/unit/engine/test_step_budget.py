@@ -14,7 +14,7 @@ from engine.core import EngineCore
 from engine.messages import AddSequence
 from engine.runner import step_budget
 from engine.runner.model_runner import ModelRunner
-from engine.runner.step_budget import choose_step_tokens, prefill_step
+from engine.runner.step_budget import choose_step_tokens, few_prefill_tokens, prefill_step
 from engine.sampling_params import SamplingParams
 from tests.fakes.fast_interpreter import speed_up_interpreter
 from tests.fakes.tiny_models import make_tiny_model
@@ -40,6 +40,11 @@ def test_a_step_is_as_short_as_speed_allows(fixed: float, each: float, chosen: i
 
     assert choose_step_tokens(8192, 256, seconds) == chosen
     assert max(map(runs.count, runs)) == 3
+
+
+@pytest.mark.parametrize(("num_threads", "tokens"), [(1, 64), (2, 128), (64, 512)])
+def test_few_prompts_on_a_cpu_get_a_share_of_a_step_for_each_thread(num_threads: int, tokens: int) -> None:
+    assert few_prefill_tokens(num_threads) == tokens
 
 
 def test_a_small_limit_is_kept() -> None:
