@@ -8,7 +8,7 @@ from worker.outlet.stream import StreamOutlet
 
 
 class PublishOnlyOutlet(StreamOutlet):
-    def _append(self, batch: list[JobStream], given_up: list[str]) -> None:
+    def _append(self, batch: list[JobStream], given_up: list[str]) -> list[JobStream]:
         with self._client.pipeline(transaction=False) as pipe:
             for stream in batch:
                 stream.encode_pending()
@@ -18,6 +18,7 @@ class PublishOnlyOutlet(StreamOutlet):
                         pipe.publish(stream_key(stream.job_id), f"{entry_id} {data}")
                 stream.acknowledge_sent()
             pipe.execute()
+        return []
 
 
 if __name__ == "__main__":

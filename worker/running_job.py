@@ -137,13 +137,15 @@ class RunningJob:
             self.first_token_at = time.time()
         parsed = self._parse(output)
         if output.finish_reason == "cancelled" and self.stop_cause in ("deadline", "failed"):
+            parsed = parsed or ParsedText(output.text)
             parsed = replace(parsed, finish_reason=None)  # the engine was only told to stop; the outcome says why
         self.stream.add(output, parsed)
 
-    def _parse(self, output: RequestOutput) -> ParsedText:
+    def _parse(self, output: RequestOutput) -> ParsedText | None:
+        """None: it is content."""
         plan = self.translated.output_plan if self.translated else None
         if plan is None:
-            return ParsedText(output.text, finish_reason=output.finish_reason)
+            return None
         if output.index not in self._parsers:
             self._parsers[output.index] = plan.build_parser(self.job_id, output.index)
         return self._parsers[output.index].read(output.text, output.finish_reason)

@@ -46,8 +46,8 @@ class Append(NamedTuple):
     entries: Sequence[str]
     """Flat: id, field, JSON, and so on. A marker makes the stream live again (no TTL)."""
     publish: bool
-    ttl_seconds: int | None = None
-    """Starts the stream's expiry, for the `done` entry."""
+    is_end: bool = False
+    """Whether the last entry is the `done` entry, which starts the stream's expiry."""
 
 
 class Scripts:
@@ -156,11 +156,11 @@ class Scripts:
         where Redis refused. Raises NoScriptError until `load_append` was called for this server: a pipeline that knew
         scripts would ask for them before each of the worker's most frequent round trips.
         """
-        arguments: list[str | int] = []
+        arguments: list[str | int] = [keys.STREAM_TTL_SECONDS]
         for append in appends:
-            arguments += (append.fence, append.expected_id, "1" if append.publish else "0", append.ttl_seconds or 0)
-            arguments += (len(append.entries) // 3, *append.entries)
-        names = [name for append in appends for name in (append.key, append.fence_key)]
+            flags = ("p" if append.publish else "") + ("e" if append.is_end else "")
+            arguments += (append.fence, append.expected_id, flags, len(append.entries) // 3, *append.entries)
+        names = [append.key for append in appends] + [append.fence_key for append in appends]
         return client.evalsha(self._append.sha, len(names), *names, *arguments)
 
     def load_append(self, client: redis.Redis) -> None:

@@ -1,6 +1,16 @@
 """The contract between producers and workers: jobs, stream entries, results, errors and Redis names."""
 
-from producer.contract.chunk import Chunk, Done, EntryId, FinishReason, JobOutcome, Marker, Usage, parse_entry
+from producer.contract.chunk import (
+    Chunk,
+    Done,
+    EntryId,
+    FinishReason,
+    JobOutcome,
+    Marker,
+    Usage,
+    parse_entry,
+    plain_chunk_to_wire,
+)
 from producer.contract.error import ErrorCode, ErrorInfo
 from producer.contract.job import RESERVED_TEMPLATE_NAMES, JobRequest
 from producer.contract.logprob import PromptEcho, TokenLogprob, TopLogprob
@@ -42,6 +52,7 @@ __all__ = [
     "join_deltas",
     "merge_deltas",
     "parse_entry",
+    "plain_chunk_to_wire",
     "rest_of_calls",
     "summarize",
     "tool_names",

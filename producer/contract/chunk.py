@@ -1,5 +1,6 @@
 """The entries of a job's stream, which is its write-ahead log. Ids are `<attempt>-<seq>`."""
 
+from json.encoder import encode_basestring
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -71,6 +72,23 @@ class Chunk(_Wire):
     reasoning: str | None = None
     finish_reason: FinishReason | None = None
     reset: bool = Field(default=False, exclude=True)
+
+
+def plain_chunk_to_wire(
+    job_id: str, index: int, token_offset: int, text: str, token_ids: list[int], finish_reason: FinishReason | None
+) -> str:
+    """`Chunk(…).to_wire()` of what most chunks hold, at a tenth of its cost: there is one for each token.
+
+    Raises UnicodeEncodeError for text that cannot be written down.
+    """
+    if not text.isascii():
+        text.encode()
+    ids = str(token_ids).replace(" ", "")
+    end = f',"finish_reason":"{finish_reason}"}}' if finish_reason is not None else "}"
+    return (
+        f'{{"v":{CONTRACT_VERSION},"job_id":{encode_basestring(job_id)},"index":{index},"token_offset":{token_offset},'
+        f'"text":{encode_basestring(text)},"token_ids":{ids}{end}'
+    )
 
 
 class Usage(BaseModel):

@@ -11,6 +11,7 @@ from producer.contract import (
     ToolCallDelta,
     join_deltas,
     merge_deltas,
+    plain_chunk_to_wire,
 )
 from worker.parsing.parsed_text import ParsedText
 
@@ -42,6 +43,12 @@ class ChoiceOutput:
             self.reasoning.append(parsed.reasoning)
         self.tool_calls += parsed.tool_calls
         self.finish_reason = parsed.finish_reason or self.finish_reason
+
+    def take_content(self, text: str, finish_reason: FinishReason | None) -> None:
+        """The same, of what is nothing else."""
+        if text:
+            self.text.append(text)
+        self.finish_reason = finish_reason or self.finish_reason
 
     def mark_encoded(self) -> None:
         """All of it stands in entries."""
@@ -92,22 +99,34 @@ class ChoiceOutput:
             + sum(len(delta["function"]["arguments"]) for delta in self.tool_calls[self.num_encoded_deltas :])
         )
 
-    def encode(self, job_id: str, index: int) -> Chunk:
-        """What stands in no entry yet, as one; from now on it does."""
-        chunk = Chunk(
-            job_id=job_id,
-            index=index,
-            token_offset=self.num_encoded_tokens,
-            text="".join(self.text[self.num_encoded_texts :]),
-            token_ids=self.token_ids[self.num_encoded_tokens :],
-            logprobs=None if self.logprobs is None else self.logprobs[self.num_encoded_tokens :],
-            prompt=None if self.is_prompt_encoded else self.prompt,
-            tool_calls=merge_deltas(self.tool_calls[self.num_encoded_deltas :]) or None,
-            reasoning="".join(self.reasoning[self.num_encoded_reasonings :]) or None,
-            finish_reason=None if self.is_finish_encoded else self.finish_reason,
+    def encode(self, job_id: str, index: int) -> str:
+        """What stands in no entry yet, as a chunk's JSON; from now on it does."""
+        offset, finish_reason = self.num_encoded_tokens, None if self.is_finish_encoded else self.finish_reason
+        text, token_ids = "".join(self.text[self.num_encoded_texts :]), self.token_ids[offset:]
+        prompt = None if self.is_prompt_encoded else self.prompt
+        is_content = (
+            self.logprobs is None
+            and prompt is None
+            and self.num_encoded_reasonings == len(self.reasoning)
+            and self.num_encoded_deltas == len(self.tool_calls)
         )
+        if is_content:
+            wire = plain_chunk_to_wire(job_id, index, offset, text, token_ids, finish_reason)
+        else:
+            wire = Chunk(
+                job_id=job_id,
+                index=index,
+                token_offset=offset,
+                text=text,
+                token_ids=token_ids,
+                logprobs=None if self.logprobs is None else self.logprobs[offset:],
+                prompt=prompt,
+                tool_calls=merge_deltas(self.tool_calls[self.num_encoded_deltas :]) or None,
+                reasoning="".join(self.reasoning[self.num_encoded_reasonings :]) or None,
+                finish_reason=finish_reason,
+            ).to_wire()
         self.mark_encoded()
-        return chunk
+        return wire
 
     def as_choice(self, index: int) -> Choice:
         """What joining its entries gives. It must have ended."""

@@ -65,28 +65,30 @@ class JobStream:
         if self._is_sealed:
             return
         choice = self._choices[output.index]
-        parsed = ParsedText(output.text, finish_reason=output.finish_reason) if parsed is None else parsed
         if output.is_replay:
+            parsed = parsed or ParsedText(output.text, finish_reason=output.finish_reason)
             if not choice.agrees_with(output.token_ids, parsed):
                 raise ReplayMismatchError(self.job_id, output.index)
             choice.finish_reason = parsed.finish_reason or choice.finish_reason
         else:
             assert output.token_offset == len(choice.token_ids), "the engine left out or repeated tokens"
             choice.token_ids.extend(output.token_ids)
-            choice.take(parsed)
-            self._take_logprobs(choice, output)
+            if parsed is not None:
+                choice.take(parsed)
+            else:
+                choice.take_content(output.text, output.finish_reason)
+            if self._writer is not None:
+                self._take_logprobs(choice, output, self._writer)
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
         self._has_pending = self._has_pending or choice.is_pending
 
-    def _take_logprobs(self, choice: ChoiceOutput, output: RequestOutput) -> None:
+    def _take_logprobs(self, choice: ChoiceOutput, output: RequestOutput, writer: LogprobWriter) -> None:
         """They lie with the tokens that they belong to; a replay has none, its own are stored."""
-        if self._writer is None:
-            return
         if output.logprobs is not None:
             choice.logprobs = choice.logprobs or []
-            choice.logprobs += map(self._writer.write, output.logprobs)
+            choice.logprobs += map(writer.write, output.logprobs)
         if output.prompt_logprobs is not None and choice.prompt is not None:
-            choice.prompt = self._writer.with_logprobs(choice.prompt, output.prompt_logprobs)
+            choice.prompt = writer.with_logprobs(choice.prompt, output.prompt_logprobs)
 
     def mark(self, marker: Marker) -> None:
         """Make `marker` the attempt's first entry."""
@@ -113,18 +115,18 @@ class JobStream:
             return
         for index, choice in enumerate(self._choices):
             if choice.is_pending:
-                self._append(DATA_FIELD, choice.encode(self.job_id, index).to_wire())
+                self._append(DATA_FIELD, choice.encode(self.job_id, index))
         self._has_pending = False
 
-    def unsent(self) -> tuple[EntryId | None, list[str], bool]:
-        """What to append next: the id it follows (None: anything), the entries, and whether the last is `done`.
+    def unsent(self) -> tuple[str, list[str], bool]:
+        """What to append next: the id it follows (empty: anything), the entries, and whether the last is `done`.
 
         Entries are flat: id, field, JSON, and so on. Their number is bounded; the rest is for the next call.
         """
         first = self._num_stored
         entries = self._entries[first : first + MAX_ENTRIES_PER_APPEND]
         self._num_sent = first + len(entries)
-        expected = EntryId.parse(self._entries[first - 1].id) if first else None
+        expected = self._entries[first - 1].id if first else ""
         flat = [part for entry in entries for part in entry]
         return expected, flat, self._is_sealed and self._num_sent == len(self._entries)
 

@@ -13,7 +13,7 @@ import redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from producer.contract import Done, EntryId, Marker
-from producer.contract.keys import STREAM_TTL_SECONDS, fence_key, stream_key
+from producer.contract.keys import fence_key, stream_key
 from worker.outlet.job_stream import MAX_ENTRIES_PER_APPEND, JobStream
 from worker.redis_client import REDIS_AWAY
 from worker.scripts import Append, Scripts
@@ -82,12 +82,12 @@ class StreamOutlet:
         if now < self._next_flush_at and not force:
             return []
         given_up: list[str] = []
+        batch = [stream for stream in self._streams.values() if stream.has_unsent]
         for _ in range(MAX_ROUNDS):
-            batch = [stream for stream in self._streams.values() if stream.has_unsent]
             if not batch:
                 break
             try:
-                self._append(batch, given_up)
+                batch = self._append(batch, given_up)
             except _AWAY_ERRORS as error:
                 self._back_off(now, error)
                 return given_up + self._shed()
@@ -95,8 +95,11 @@ class StreamOutlet:
             self._next_flush_at = now + self._coalesce_seconds
         return given_up
 
-    def _append(self, batch: list[JobStream], given_up: list[str]) -> None:
-        """One round trip for all; adds to `given_up`. Raises one of `_AWAY_ERRORS` if some of it was not written."""
+    def _append(self, batch: list[JobStream], given_up: list[str]) -> list[JobStream]:
+        """One round trip for all; adds to `given_up`, and returns those that have more to append.
+
+        Raises one of `_AWAY_ERRORS` if some of it was not written.
+        """
         appends: dict[JobStream, Append] = {}
         for stream in batch:
             try:
@@ -114,25 +117,29 @@ class StreamOutlet:
         for run, outcome in zip(runs, outcomes, strict=True):
             replies += [outcome] * len(run) if isinstance(outcome, Exception) else outcome
         away: Exception | None = None
+        more: list[JobStream] = []
         for stream, reply in zip(appends, replies, strict=True):
             if isinstance(reply, _AWAY_ERRORS):
                 away = reply
             elif not self._settle(stream, reply):
                 given_up.append(self._give_up(stream))
+            elif stream.has_unsent:
+                more.append(stream)
         if away is not None:
             raise away
+        return more
 
     def _next_append(self, stream: JobStream) -> Append:
         stream.encode_pending()
-        expected, entries, is_last = stream.unsent()
+        expected, entries, is_end = stream.unsent()
         return Append(
             key=stream_key(stream.job_id),
             fence_key=fence_key(stream.job_id),
             fence=self._fences[stream.job_id],
-            expected_id=str(expected) if expected is not None else "",
+            expected_id=expected,
             entries=entries,
             publish=stream.publish,
-            ttl_seconds=STREAM_TTL_SECONDS if is_last else None,
+            is_end=is_end,
         )
 
     def _send(self, runs: list[list[Append]]) -> list[Any]:
@@ -143,15 +150,15 @@ class StreamOutlet:
 
     def _settle(self, stream: JobStream, reply: Any) -> bool:
         """Take note of what is stored now. False: this attempt can store nothing more."""
+        if reply == b"OK":
+            stream.acknowledge_sent()
+            return True
         if isinstance(reply, ResponseError):
             _logger.error("action=stream_refused job_id=%s error=%s", stream.job_id, reply)
             stream.refusal = str(reply)
             return False
         if isinstance(reply, Exception):
             raise reply
-        if reply == b"OK":
-            stream.acknowledge_sent()
-            return True
         if reply == b"fenced" or not stream.acknowledge(EntryId.parse(reply) if reply else None):
             _logger.warning("action=stream_fenced job_id=%s attempt=%d", stream.job_id, stream.attempt)
             return False
