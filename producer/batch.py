@@ -103,7 +103,10 @@ class BatchRun:
             done = self._output.mend(self._batch_id)
             refused = self._num_refused
             progress = BatchProgress(
-                self._input.num_lines + refused, done.num_lines + refused, done.num_failed + refused, refused
+                self._input.num_lines + refused,
+                done.num_lines + refused,
+                done.num_failed + refused,
+                len(done.bad_lines) + refused,
             )
             find_queue = self._queue_finder(directory := ModelDirectory())
             protocol = BatchProtocol(
@@ -146,6 +149,7 @@ class BatchRun:
                 write(answer.line)
                 progress.num_done += 1
                 progress.num_failed += answer.is_failed
+                progress.num_refused += answer.is_bad_line
                 progress.first_problem = progress.first_problem or answer.problem
                 progress.num_output_tokens += answer.usage.completion_tokens
                 progress.num_prompt_tokens += answer.usage.prompt_tokens

@@ -4,10 +4,8 @@ A line of output is an answer to its `custom_id`, unless its error names an inpu
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,8 +13,9 @@ from typing import Any, BinaryIO
 from producer.batch_lines import BadLineError, BatchLine, encode_line
 from producer.batch_protocol import is_of_another_batch
 from producer.errors import BatchFileError
-from producer.file_lock import FileLockedError, locked
+from producer.file_lock import FileLock, FileLockedError
 from producer.line_index import IndexedLines, LineIndex
+from producer.whole_file import partial_path, whole_file
 
 
 @dataclass(slots=True)
@@ -89,27 +88,28 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class BatchOutput:
-    """A JSONL file of answers, appended to. A journal's first line says whose answers they are.
+    """A JSONL file of answers, appended to. `journal_of`: the table that is made of them at the end; the first line of
+    such a journal says whose answers they are.
 
     `drops_failed`: an earlier run's answers that are errors count for nothing; their lines are asked again.
     """
 
-    def __init__(self, path: Path, *, is_journal: bool = False, drops_failed: bool = False) -> None:
+    def __init__(self, path: Path, *, journal_of: Path | None = None, drops_failed: bool = False) -> None:
         self._path = path
-        self._is_journal = is_journal
+        self._is_journal = journal_of is not None
+        self._written_whole = [path] if journal_of is None else [path, journal_of]
         self._drops_failed = drops_failed
-        self._locks = ExitStack()
+        self._lock: FileLock | None = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else writes it meanwhile. Raises BatchFileError if somebody does."""
-        with self._locks as locks:
-            try:
-                with writing(self._path):
-                    locks.enter_context(locked(self._path))
-            except FileLockedError as error:
-                rule = f"another `promptmill run` writes {self._path}; wait for its end, or name another file"
-                raise BatchFileError(rule) from error
+        with self._refused_where_locked(), writing(self._path):
+            self._lock = FileLock(self._path)
+        with closing(self._lock):
+            with writing(self._path):
+                for path in self._written_whole:
+                    partial_path(path).unlink(missing_ok=True)  # of a run that was killed
             yield
 
     def mend(self, digest: str) -> Answered:
@@ -136,22 +136,24 @@ class BatchOutput:
         return answered
 
     def _drop_failed(self) -> None:
-        """Write what remains beside the output and rename it into its place: nobody finds a part of it, ever."""
-        path = self._path.resolve()
-        partial = path.with_name(f".{path.name}-retry")
-        with writing(self._path):
-            try:
-                self._locks.enter_context(locked(partial))  # before anybody can find it under the output's name
-                with path.open("rb") as file, partial.open("wb") as kept:
-                    if self._is_journal:
-                        kept.write(file.readline())
-                    kept.writelines(raw for raw in file if raw.strip() and not _is_failed(json.loads(raw)))
-                    kept.flush()
-                    os.fsync(kept.fileno())
-                shutil.copymode(path, partial)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        assert self._lock is not None, "locked() comes first"
+        replaced = whole_file(self._path, self._lock.replace)
+        with self._refused_where_locked(), writing(self._path), replaced as partial:
+            self._copy_good(partial)
+
+    def _copy_good(self, target: Path) -> None:
+        with self._path.open("rb") as file, target.open("wb") as kept:
+            if self._is_journal:
+                kept.write(file.readline())
+            kept.writelines(raw for raw in file if raw.strip() and not _is_failed(json.loads(raw)))
+
+    @contextmanager
+    def _refused_where_locked(self) -> Iterator[None]:
+        try:
+            yield
+        except FileLockedError as error:
+            rule = f"another `promptmill run` writes {self._path}; wait for its end, or name another file"
+            raise BatchFileError(rule) from error
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:

@@ -2,26 +2,50 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+RENAMES_ONTO_OPEN_FILES = sys.platform != "win32"
 
 
 class FileLockedError(Exception):
     """Another process, or this one, holds the lock."""
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock on the file, which is made if need be. Raises FileLockedError at once, and OSError."""
+class FileLock:
+    """Held from the start until `close()`, on whatever file stands at `path` then."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the file if need be. Raises FileLockedError at once, and OSError."""
+        self._path = path.resolve()
+        self._file = _open_locked(self._path)
+
+    def replace(self, whole: Path) -> None:
+        """Put the file `whole`, which nobody has open, into the place of the locked one; the lock is on that then.
+
+        Raises FileLockedError if somebody else was faster: theirs is the new file.
+        """
+        with self._file:  # on the old one until the new one is: who waits for that finds that it is gone
+            if not RENAMES_ONTO_OPEN_FILES:  # then nobody can have opened it in between, or the rename is refused
+                self._file.close()
+            os.replace(whole, self._path)
+            self._file = _open_locked(self._path)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _open_locked(path: Path) -> BinaryIO:
     while True:
-        with path.open("ab") as file:
+        file = path.open("ab")
+        try:
             _lock(file)
-            if not _is_still_there(file, path):
-                continue  # its holder removed it between our two steps
-            yield
-            return
+        except BaseException:
+            file.close()
+            raise
+        if _is_still_there(file, path):
+            return file
+        file.close()  # its holder removed it between our two steps
 
 
 def _is_still_there(file: BinaryIO, path: Path) -> bool:

@@ -2,8 +2,8 @@
 
 The rows become batch lines in a nameless file, which ends with the process; its digest says what is asked. Answers go
 to a journal beside the output, line by line, so that a run which was broken off goes on. Once every row has one, the
-output is written beside its place and renamed into it, in the input's order, and the journal is removed, unless there
-are errors in it: those rows can be asked again.
+output is written as a whole, in the input's order, and the journal is removed, unless there are errors in it: those
+rows can be asked again.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +27,7 @@ from producer.prompt_template import PromptTemplate, UnusableRowError
 from producer.settings import ProducerSettings
 from producer.tables.base import ANSWER_COLUMNS, Row, RowAnswer, TableReader
 from producer.tables.select import open_table, select_writer
+from producer.whole_file import whole_file
 
 JOURNAL_SUFFIX = ".journal"
 _ROW_ID = "row-"  # + the row's number: the custom_id of its line
@@ -129,7 +130,7 @@ class TableRun:
             batch = BatchRun(
                 self._settings,
                 BatchInput(self._source, spool),
-                BatchOutput(self._journal, is_journal=True, drops_failed=self._retries_failed),
+                BatchOutput(self._journal, journal_of=self._target, drops_failed=self._retries_failed),
                 self._options,
                 self._on_progress,
                 num_refused=num_unusable,
@@ -149,21 +150,10 @@ class TableRun:
     def _finish(self, progress: BatchProgress) -> None:
         """The output, whole or not at all; then the journal has had its day, if no row can be asked again."""
         with writing(self._target):
-            handle, name = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name}-")
-            os.close(handle)
-            partial = Path(name)
-            try:
-                with self._journal.open("rb") as journal:
-                    self._writer.write(partial, self._reader, self._answers(journal), self._prefix)
-                with partial.open("rb+") as file:
-                    os.fsync(file.fileno())
-                partial.chmod(0o666 & ~_umask())
-                partial.replace(self._target)
-                if not progress.num_retryable:
-                    self._journal.unlink()
-            finally:
-                with suppress(FileNotFoundError):
-                    partial.unlink()
+            with whole_file(self._target) as partial, self._journal.open("rb") as journal:
+                self._writer.write(partial, self._reader, self._answers(journal), self._prefix)
+            if not progress.num_retryable:
+                self._journal.unlink()
 
     def _answers(self, journal: BinaryIO) -> Iterator[RowAnswer]:
         """One for each row, in the table's order; the journal has them in the order in which they came."""
@@ -218,10 +208,3 @@ def _row_answer(line: Mapping[str, Any]) -> RowAnswer:
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
     )
-
-
-def _umask() -> int:
-    """The process's, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

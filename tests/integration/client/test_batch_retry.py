@@ -113,9 +113,9 @@ def test_a_retry_that_dies_over_its_output_leaves_it_whole(
 ) -> None:
     write_lines(files[0], 9)
     moody = Moody()
-    rename = Path.replace
+    rename = os.replace
 
-    def die(path: Path, target: Path) -> Path:
+    def die(path: Path, target: Path) -> None:
         if moment == "behind it":
             rename(path, target)
         raise KeyboardInterrupt
@@ -123,13 +123,55 @@ def test_a_retry_that_dies_over_its_output_leaves_it_whole(
     with worker.serving(moody):
         run(redis_url, files)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Path, "replace", die)
+            patch.setattr(os, "replace", die)
             run(redis_url, files, retries_failed=True)
         assert len(answers(files[1])) == (9 if moment == "before it is renamed" else 6)
         moody.is_good = True
         assert run(redis_url, files, retries_failed=True).num_failed == 0
     assert len(moody.asked) == 12 and len(answers(files[1])) == len(by_id(files[1])) == 9
     assert sorted(path.name for path in files[0].parent.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+KILLED_RUN = """
+import os, signal
+from producer import cli
+os.replace = lambda source, target: os.kill(os.getpid(), signal.SIGKILL)
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("moment", ["a retry of lines", "a retry of rows", "the end of a table"])
+def test_what_a_run_that_is_killed_leaves_beside_its_output_is_gone_with_the_next(
+    redis_url: str, worker: FakeWorker, tmp_path: Path, moment: str
+) -> None:
+    is_table = moment != "a retry of lines"
+    suffix = "csv" if is_table else "jsonl"
+    source, target = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
+    command = ["run", str(source), str(target), *(["--prompt", "{text}"] if is_table else [])]
+    environment = {**os.environ, "PROMPTMILL_REDIS_URL": redis_url}
+
+    def end_of(*start: str) -> int:
+        return subprocess.run([sys.executable, *start, *command], env=environment, capture_output=True).returncode
+
+    def names() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()}
+
+    if is_table:
+        source.write_text("text\nword 0\nword 1\n")
+    else:
+        write_lines(source, 2)
+    ordinary = {source.name, target.name} | ({f"{target.name}.journal"} if is_table else set())
+    with worker.serving(Moody()):
+        if moment != "the end of a table":
+            assert end_of("-m", "producer.cli") == 1 and names() == ordinary
+            command.append("--retry-failed")
+        assert end_of("-c", KILLED_RUN) == -9
+        [left] = names() - ordinary
+        assert left.startswith(".out.")
+        if moment != "a retry of rows":
+            command = command[:-1] if not is_table else command  # whichever way it is run again
+        assert end_of("-m", "producer.cli") == 1
+    assert names() == ordinary
 
 
 def test_nobody_else_writes_the_output_meanwhile_nor_does_it_lose_its_rights_or_its_link(
@@ -249,3 +291,13 @@ def test_the_command_says_how_to_ask_again(promptmill: Invoke, worker: FakeWorke
         retried = promptmill("run", *files, "--retry-failed")
     assert failed.exit_code == 1 and "the same command with --retry-failed asks again what failed" in failed.stderr
     assert retried.exit_code == 0 and "3 answered, 0 failed" in retried.stderr and "again" not in retried.stderr
+
+
+def test_a_line_that_is_no_request_is_not_said_to_be_worth_asking_again(
+    promptmill: Invoke, worker: FakeWorker, files: tuple[Path, Path]
+) -> None:
+    files[0].write_text(chat("a", "word 1") + "\n{broken\n" + chat("a", "word 2") + "\n")
+    with worker.serving(Moody()):
+        runs = [promptmill("run", *files) for _ in range(2)]  # the second finds the errors answered already
+    for found in runs:
+        assert found.exit_code == 1 and "1 answered, 2 failed" in found.stderr and "again" not in found.stderr

@@ -142,12 +142,12 @@ def test_a_run_killed_between_its_output_and_the_end_of_its_journal_ends_well(
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     write_rows(source, 5)
 
-    def die(path: Path, missing_ok: bool = False) -> None:
+    def die(progress: BatchProgress) -> int:
         raise KeyboardInterrupt
 
     with worker.serving(echo):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Path, "unlink", die)
+            patch.setattr(BatchProgress, "num_retryable", property(die))
             table_run(redis_url, source, target).run()
         written = target.read_bytes()
         assert table_run(redis_url, source, target).run().num_done == 5
