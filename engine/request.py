@@ -38,11 +38,9 @@ class Request:
         "cache_key",
         "deadline",
         "finish_rule",
-        "is_at_risk",
         "is_running",
         "lead",
         "num_cached_tokens",
-        "num_deaths",
         "on_output",
         "open_choices",
         "params",
@@ -85,9 +83,12 @@ class Request:
                 choice.prompt_logprobs = None  # they were reported before these tokens
         self.lead: Choice | None = None  # the first to run, whose prompt the others share
         self.num_cached_tokens = 0  # that the lead found: what the request as a whole did not have to compute
-        self.num_deaths = 0  # of the child while this ran, in a row, without a new token
         self.is_running = False  # the present child knows its sequences
-        self.is_at_risk = False  # the present child has begun to work on them
+
+    @property
+    def num_deaths(self) -> int:
+        """Of the child, in a row: the largest number of any open choice."""
+        return max((choice.num_deaths for choice in self.open_choices), default=0)
 
     def messages(self) -> Iterator[AddSequence]:
         """What starts its open choices in the child, or carries them on."""
@@ -113,7 +114,9 @@ class Choice:
     __slots__ = (
         "detokenizer",
         "index",
+        "is_at_risk",
         "num_cached_tokens",
+        "num_deaths",
         "num_replayed",
         "prompt",
         "prompt_logprobs",
@@ -129,6 +132,8 @@ class Choice:
         self.index = index
         self.prompt = prompt
         self.num_cached_tokens = 0  # of it
+        self.is_at_risk = False  # the present child has begun to work on it
+        self.num_deaths = 0  # of the child while this ran, in a row, without a new token of its own
         self.sequence_id = -1  # given on arrival
         self.token_ids: list[int] = []
         self.to_replay: list[int] = []  # tokens it came with, until they are replayed

@@ -2,11 +2,12 @@
 
 Everything here happens on the supervisor's thread, except `reserve`. Knows neither the pipe nor the clock.
 
-A request that the child worked on at three of its deaths in a row, without a new token in between, has failed
-("poison"); one that only waited in the child is not to blame, unless the child died before it worked on any.
-Its batch-mates must not fail with it: after its second such death a request is a suspect. A new child is given the
-suspects first, one at a time, each when the one before has got a token or has ended, and everything else after them: a
-death while a suspect is on trial is its own.
+A request has failed ("poison") once the child worked on one and the same of its choices at three deaths in a row,
+without a new token for that choice in between: what others got, of other requests or of its own (the embeddings of its
+other inputs, say), proves nothing. One that only waited in the child is not to blame, unless the child died before it
+worked on any. Its batch-mates must not fail with it: after its second such death a request is a suspect. A new child is
+given the suspects first, one at a time, each when the suspected choices of the one before have got a token or have
+ended, and everything else after them: a death while a suspect is on trial is its own.
 """
 
 import logging
@@ -21,7 +22,7 @@ from engine.messages import AddSequence, StepOutput
 from engine.outputs import ErrorKind, TokenLogprob
 from engine.request import Choice, Ending, Request
 
-MAX_DEATHS = 3  # in a row, without a new token
+MAX_DEATHS = 3  # in a row, without a new token for one and the same choice
 _SUSPECT_DEATHS = 2
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class RequestTable:
         self._suspects: deque[Request] = deque()
         self._others: deque[Request] = deque()  # that wait for a child, and for the suspects
         self._lone_suspect: Request | None = None
+        self._has_child_begun = False  # to work on anything
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -88,7 +90,7 @@ class RequestTable:
     @property
     def _is_on_trial(self) -> bool:
         lone = self._lone_suspect
-        return lone is not None and bool(lone.num_deaths and lone.open_choices)
+        return lone is not None and lone.num_deaths > 0
 
     def take_forgotten(self) -> list[int]:
         """The sequences that ended here while the child was running them."""
@@ -122,9 +124,10 @@ class RequestTable:
 
     def note_begun(self, sequence_ids: list[int]) -> None:
         """The child works on these from now on."""
+        self._has_child_begun = True
         for sequence_id in sequence_ids:
             if (choice := self._open_choices.get(sequence_id)) is not None:
-                choice.request.is_at_risk = True
+                choice.is_at_risk = True
 
     def abort(self, request_id: str) -> None:
         """Ends a request's open choices; an unknown id is passed over."""
@@ -141,20 +144,21 @@ class RequestTable:
             "error", f"the engine died {MAX_DEATHS} times in a row while this request ran: {reason}", "poison"
         )
         running = [request for request in self._requests.values() if request.is_running]
-        at_risk = [request for request in running if request.is_at_risk] or running
+        choices = [choice for request in running for choice in request.open_choices]
+        for choice in choices:
+            choice.num_deaths += choice.is_at_risk or not self._has_child_begun
+            choice.is_at_risk = False
         for request in running:
-            request.is_running = request.is_at_risk = False
-        for request in at_risk:
-            request.num_deaths += 1
+            request.is_running = False
             if request.num_deaths >= MAX_DEATHS:
                 self._end_all(request, poison)
-        self._lone_suspect = None
+        self._lone_suspect, self._has_child_begun = None, False
         self._suspects = deque(r for r in self._requests.values() if r.num_deaths >= _SUSPECT_DEATHS)
         self._others = deque(r for r in self._requests.values() if r.num_deaths < _SUSPECT_DEATHS)
         self._forgotten.clear()
 
     def _accept(self, choice: Choice, token_id: int, code: int, logprob: TokenLogprob | None) -> None:
-        choice.request.num_deaths = 0
+        choice.num_deaths = 0
         if choice.request.params.max_tokens == 0:  # its one token only says that the prompt is computed
             self._end_by_child(choice.sequence_id, Ending("length"))
             return
@@ -170,7 +174,6 @@ class RequestTable:
         choice = self._open_choices.get(sequence_id)
         if choice is None or choice.request.pooling is None:
             return
-        choice.request.num_deaths = 0
         self._close(choice, is_known_to_child=False)
         embedding = choice.request.pooling.finish(vector)
         self._deliver(choice, [], "", Ending("stop"), embedding=embedding)

@@ -1,5 +1,5 @@
 """A core without a model: it answers each prompt with the prompt, over and over, and fails as its folder's script says.
-Of what is to be embedded it computes one prompt a step.
+Of what is to be embedded it computes one prompt a step, and beside it one that takes several steps.
 
 `model_path` is a folder with `tokenizer.json` and, maybe, `fake_core.json` (a `Script`). What must outlive the process,
 the number of starts, deaths and embeddings so far, is counted in files of that folder.
@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Script:
     hung_start: int | None = None  # this start and later ones never come back
     fingerprint_by_start: bool = False
     killed_by: int | None = None  # the process is killed
-    killed_at: int = 0  # output tokens of that sequence before it happens
+    killed_at: int = 0  # output tokens of that sequence before it happens, or steps where it is to be embedded
     max_deaths: int = 1_000_000  # by `killed_by`
     hung_by: int | None = None  # a step never comes back, once
     stopped_by: int | None = None  # the process stops in the middle of a message, once
@@ -65,6 +66,7 @@ class FakeCore:
         self._sequences: dict[int, AddSequence] = {}
         self._new: list[int] = []
         self._begun: set[int] = set()
+        self._num_steps_of: Counter[int] = Counter()  # that is to be embedded and kills, by sequence
         self.announce: Callable[[list[int]], None] = lambda sequence_ids: None
         self._num_steps = 0
         start = self._count("starts")
@@ -102,7 +104,8 @@ class FakeCore:
         self._announce_new(held)
         self._misbehave(held)
         self._num_steps += 1
-        embeddings = {message.sequence_id: self._embed(message) for message in held if message.pooling is not None}
+        to_embed = [message for message in held if message.pooling is not None and not self._goes_on(message)]
+        embeddings = {message.sequence_id: self._embed(message) for message in to_embed}
         entries = [entry for message in held if message.pooling is None for entry in self._echo(message)]
         new, self._new = self._new, []
         return StepOutput(
@@ -117,7 +120,15 @@ class FakeCore:
         """The sequences of the next step."""
         everything = list(self._sequences.values())
         to_embed = [message for message in everything if message.pooling is not None]
-        return [message for message in everything if message.pooling is None] + to_embed[:1]
+        rest = [message for message in to_embed if not self._goes_on(message)]
+        long = [message for message in to_embed if self._goes_on(message)]
+        self._num_steps_of.update(message.sequence_id for message in long)
+        return [message for message in everything if message.pooling is None] + long + rest[:1]
+
+    def _goes_on(self, message: AddSequence) -> bool:
+        """Whether it is not computed within its next step; then others are beside it."""
+        is_long = message.pooling is not None and message.prompt_token_ids[0] == self._script.killed_by
+        return is_long and self._num_steps_of[message.sequence_id] < self._script.killed_at
 
     def _embed(self, message: AddSequence) -> NDArray[np.float32]:
         self._count("embeddings")
@@ -165,7 +176,8 @@ class FakeCore:
     def _misbehave(self, held: list[AddSequence]) -> None:
         for message in held:
             trigger = message.prompt_token_ids[0]
-            is_due = len(message.output_token_ids) >= self._script.killed_at
+            num_done = len(message.output_token_ids) + self._num_steps_of[message.sequence_id]
+            is_due = num_done >= self._script.killed_at
             if trigger == self._script.killed_by and is_due and self._count("deaths") <= self._script.max_deaths:
                 self._die()
             if trigger == self._script.hung_by and self._count("hangs") == 1:

@@ -67,6 +67,22 @@ def test_an_input_that_kills_its_child_each_time_fails_its_job_alone_and_is_not_
         wait_for_no_leftovers(redis_client)
 
 
+def test_the_vectors_of_other_inputs_do_not_clear_the_one_that_kills_its_child_each_time(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    """As that of a long input does, whose last step comes when shorter ones have ended beside it."""
+    with worker_on(redis_url, tmp_path, killed_by=POISON, killed_at=2, step_seconds=0.002) as worker:
+        before = queue.enqueue(FUNCTION, task="embed", inputs=inputs())
+        poison = queue.enqueue(FUNCTION, task="embed", inputs=[[POISON, 20], *inputs(500)])
+        after = queue.enqueue(FUNCTION, task="embed", inputs=inputs())
+        results = [wait_for_result(redis_client, job.id) for job in (before, poison, after)]
+        assert [result.status for result in results] == ["finished", "failed", "finished"]
+        assert results[1].error is not None and results[1].error.code is ErrorCode.POISON
+        assert results[0].vectors == results[2].vectors == vectors_of(inputs())
+        assert worker.engine.get_stats()["num_restarts"] == 3
+        wait_for_no_leftovers(redis_client)
+
+
 def test_a_child_killed_amid_a_batch_of_inputs_costs_no_attempt_and_computes_none_twice(
     redis_url: str, queue: Queue, redis_client: redis.Redis, tmp_path: Path
 ) -> None:

@@ -188,3 +188,26 @@ def test_a_token_between_two_deaths_clears_a_request_of_suspicion(table: Table) 
         table.say(sequence, "a")
         assert table.die() == [sequence]
     assert all(output.finish_reason is None for output in table.outputs["r"])
+
+
+def test_a_token_of_another_choice_clears_none_that_has_got_none(table: Table) -> None:
+    first, second = table.add("r", n=2)
+    for _ in range(2):
+        table.say(first, "a")
+        assert table.die() == [first, second]
+    table.say(first, "a")
+    assert table.add("newcomer") == []  # the second one is on trial still
+    assert len(table.die()) == 1
+    assert [output.error_kind for output in table.outputs["r"][-2:]] == ["poison"] * 2
+    assert table.outputs["newcomer"] == []
+
+
+def test_a_child_that_dies_between_what_it_was_asked_for_is_nobodys_fault(table: Table) -> None:
+    """As one that somebody kills."""
+    done, waiting = table.add("done")[0], table.add("waiting")[0]
+    for _ in range(MAX_DEATHS):
+        table.table.note_begun([done])
+        table.tokens((done, 1, FinishCode.STOP))
+        assert table.die() == [waiting]
+        done = table.add("done")[0]
+    assert table.outputs["waiting"] == []
