@@ -96,3 +96,20 @@ def test_more_logits_than_are_kept_are_made_anew(tmp_path: Path, monkeypatch: py
     kept = run(model, sequences, steps)
     monkeypatch.setattr(native_decoder, "_MAX_KEPT_LOGITS", 0)
     assert all(map(torch.equal, run(model, sequences, steps), kept))
+
+
+def test_angles_are_computed_by_and_by_and_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load("llama", tmp_path)
+    assert model.decoder is not None
+    sequences, steps = prompts(model.vocab_size), steps_of(7)
+    whole = run(model, sequences, steps)
+    monkeypatch.setattr(native_decoder, "_ANGLES_AT_ONCE", 4)
+    piecewise, asked = load("llama", tmp_path), list[int]()
+
+    def note(module: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor], output: object) -> None:
+        asked.extend(kwargs["position_ids"][0].tolist())
+
+    rotary = piecewise.model.get_decoder().rotary_emb
+    rotary.register_forward_hook(note, with_kwargs=True)
+    assert all(map(torch.equal, whole, run(piecewise, sequences, steps)))
+    assert asked == list(range(-(-max(map(len, sequences)) // 4) * 4))
