@@ -1,6 +1,7 @@
 """`BatchRun` answers a file of OpenAI Batch lines, each line once, however often it is broken off and run again."""
 
 import itertools
+import json
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -10,7 +11,7 @@ from pathlib import Path
 from producer.batch_files import BatchInput, BatchOutput
 from producer.batch_protocol import BatchOptions, BatchProtocol, FindQueue
 from producer.contract import JobRequest, keys
-from producer.enqueue import Destination
+from producer.enqueue import Destination, build_request
 from producer.errors import BatchFileError
 from producer.operations import Protocol
 from producer.settings import ProducerSettings
@@ -135,13 +136,20 @@ class BatchRun:
         return find
 
     def _find_idle_queue(self, find_queue: FindQueue, directory: ModelDirectory) -> Protocol[str | None]:
-        """Raises InvalidJobError for a model, named for every line, that no live worker serves: no line is asked."""
-        queue = yield from find_queue(JobRequest(prompt="any", model=self._options.model))
+        """Raises InvalidJobError for a model, named for every line, that no live worker serves, or no tenant's name: no
+        line is asked."""
+        options = self._options
+        queue = yield from find_queue(
+            build_request({"prompt": "any", "model": options.model, "tenant": options.tenant})
+        )
         return None if (yield from directory.is_drained(queue, None)) else queue
 
     @property
     def _batch_id(self) -> str:
-        return f"{self._input.digest}:{self._options.run_id}"
+        """Of what is asked: another model's answers are others."""
+        options = self._options
+        replaced = json.dumps([options.model, options.tenant]) if options.model or options.tenant else ""
+        return f"{self._input.digest}:{options.run_id}{replaced}"
 
     def _answer(self, transport: Transport, protocol: BatchProtocol, progress: BatchProgress) -> None:
         with closing(transport.iterate(protocol.run())) as rounds, self._output.opened() as write:

@@ -199,8 +199,8 @@ class BatchOutput:
             ) from cause
         if is_foreign:
             raise BatchFileError(
-                f"output {self._path}, line {number}, answers another input, or another --run-id; name another "
-                "file, or remove this one"
+                f"output {self._path}, line {number}, answers another input, or goes with another --model, "
+                "--tenant or --run-id; name another file, or remove this one"
             )
         if isinstance(bad_line, int):
             answered.bad_lines.add(bad_line)

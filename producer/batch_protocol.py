@@ -17,7 +17,7 @@ from producer.contract import ErrorCode, ErrorInfo, JobRequest, Usage
 from producer.enqueue import MAX_JOBS_A_SEND, NewJob, build_job, enqueue
 from producer.errors import InvalidJobError, JobNotFoundError
 from producer.line_index import Entry
-from producer.openai_request import request_from_body
+from producer.openai_request import COMPLETION_MAX_TOKENS, request_from_body
 from producer.openai_response import invalid_job_info
 from producer.operations import Emit, Protocol, Sleep, send
 from producer.outcome import Outcome
@@ -56,7 +56,8 @@ class QueueLimit:
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """`run_id` keeps runs of one file apart: under another one every line is run anew. `model` replaces the lines'.
+    """`run_id` keeps runs of one file apart: under another one every line is run anew. `model` and `tenant` replace the
+    lines'. `completion_max_tokens`: of completions that name none.
 
     `runs_failed_anew`: a job that an earlier run enqueued, and that came to nothing since, is no answer.
     """
@@ -64,6 +65,8 @@ class BatchOptions:
     max_in_flight: int = MAX_IN_FLIGHT
     run_id: str = ""
     model: str | None = None
+    tenant: str | None = None
+    completion_max_tokens: int | None = COMPLETION_MAX_TOKENS
     priority_class: str | None = None
     runs_failed_anew: bool = True
     queue_limit: QueueLimit | None = None
@@ -191,9 +194,10 @@ class BatchProtocol:
         return checked
 
     def _check(self, item: _Item) -> Protocol[NewJob]:
-        line = item.line
-        body = line.body if self._options.model is None else {**line.body, "model": self._options.model}
-        request = request_from_body(line.url, body)
+        line, options = item.line, self._options
+        replaced = {name: value for name, value in (("model", options.model), ("tenant", options.tenant)) if value}
+        body = {**line.body, **replaced}
+        request = request_from_body(line.url, body, completion_max_tokens=options.completion_max_tokens)
         queue = yield from self._find_queue(request)
         return build_job(request, queue, batch_job_id(self._batch_id, line.custom_id, item.run))
 

@@ -10,7 +10,7 @@ import click
 from producer.batch import BatchProgress, BatchRun
 from producer.batch_protocol import MAX_IN_FLIGHT, BatchOptions
 from producer.cli_progress import shown_progress
-from producer.cli_prompt import prompt_options, sampling_fields
+from producer.cli_prompt import priority_class_option, prompt_options, sampling_fields, tenant_option
 from producer.settings import ProducerSettings, load_settings, settings_options
 from producer.table_run import TableOptions, TableRun
 from producer.tables.select import is_table
@@ -32,11 +32,8 @@ from producer.tables.select import is_table
     help="At most N jobs on the queues at a time.",
 )
 @click.option("--model", metavar="NAME", help="The model for every line, whatever the lines say.")
-@click.option(
-    "--priority-class",
-    type=click.Choice(["high", "normal", "low"], case_sensitive=False),
-    help="Before (high), among or behind (low) the queue's other jobs; default: low, if a worker drains that.",
-)
+@priority_class_option("low, if a worker drains that")
+@tenant_option
 @click.option(
     "--run-id", default="", metavar="TEXT", help="A name for another run of the same IN: all of it is asked anew."
 )
@@ -49,8 +46,7 @@ def run(source: Path, target: Path, retry_failed: bool, **flags: Any) -> None:
 
     Two .jsonl files: requests of OpenAI's Batch API, each answered with a line, in the order they end. With --prompt,
     IN is a .csv, .tsv or .parquet file, and OUT (or a .jsonl file) has its rows in their order, with the new columns
-    response, finish_reason, error, prompt_tokens and completion_tokens; {{ and }} are braces. With --raw an answer ends
-    after 16 tokens unless --max-tokens is given, as OpenAI's completions do.
+    response, finish_reason, error, prompt_tokens and completion_tokens; {{ and }} are braces.
 
     What is answered already is passed over, errors as well, unless --retry-failed is given. Ctrl-C leaves the jobs in
     flight where they are: the same command collects their results within 24 hours, and goes on. A table's answers lie
@@ -61,7 +57,8 @@ def run(source: Path, target: Path, retry_failed: bool, **flags: Any) -> None:
         flags.pop("max_in_flight"),
         flags.pop("run_id"),
         flags.pop("model"),
-        "" if named_class == "normal" else named_class,
+        flags.pop("tenant"),
+        priority_class="" if named_class == "normal" else named_class,
     )
     settings = load_settings(ProducerSettings, {name: flags[name] for name in ProducerSettings.model_fields})
     with shown_progress() as show:

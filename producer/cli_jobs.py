@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from producer.cli_progress import hint_at_missing_workers
-from producer.cli_prompt import priority_class_option, prompt_options, sampling_fields
+from producer.cli_prompt import priority_class_option, prompt_options, sampling_fields, tenant_option
 from producer.client import Client
 from producer.contract import Chunk, Result
 from producer.contract.keys import split_tenant
@@ -57,8 +57,8 @@ def open_client(flags: dict[str, Any]) -> Client:
     "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and the N likeliest tokens."
 )
 @click.option("--n", type=int, metavar="N", help="Ask for N independent answers.")
-@priority_class_option
-@click.option("--tenant", metavar="NAME", help="Whose job it is: tenants take turns.")
+@priority_class_option("normal")
+@tenant_option
 @click.option(
     "--timeout", type=Seconds(), metavar="SECONDS", help="How long to wait; then exit code 1, and the job goes on."
 )
@@ -84,7 +84,8 @@ def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout:
         raise click.UsageError("PROMPT is empty")
     job_id = str(uuid.uuid4())  # known before the job is, so that Ctrl-C finds it at any moment
     with open_client(flags) as client, _cancelled_when_interrupted(client, job_id):
-        job = client.submit(job_id=job_id, priority_class=flags["priority_class"], **_request(text, flags))
+        named_class = None if flags["priority_class"] == "normal" else flags["priority_class"]
+        job = client.submit(job_id=job_id, priority_class=named_class, **_request(text, flags))
         if detach:
             click.echo(job.id)
             return

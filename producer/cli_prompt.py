@@ -24,11 +24,17 @@ _OPTIONS = (
     click.option("--ignore-eos", is_flag=True, default=None, help="Go on where the model would stop."),
 )
 
-priority_class_option = click.option(
-    "--priority-class",
-    type=click.Choice(["high", "low"], case_sensitive=False),
-    help="Before (high) or behind (low) the queue's other jobs; default: among them.",
-)
+tenant_option = click.option("--tenant", metavar="NAME", help="Whose jobs they are: tenants take turns.")
+
+
+def priority_class_option(default: str) -> Callable[[Command], Command]:
+    """`default`: what is done where it is not given."""
+    return click.option(
+        "--priority-class",
+        type=click.Choice(["high", "normal", "low"], case_sensitive=False),
+        help=f"Before (high), among or behind (low) the queue's other jobs; default: {default}.",
+    )
+
 
 SAMPLING_FIELDS = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "ignore_eos"),

@@ -64,8 +64,13 @@ class OpenAIRequest:
         return self.jobs[0].model
 
 
-def parse_body(url: str, body: Mapping[str, Any]) -> OpenAIRequest:
-    """Raises InvalidJobError naming the field, by OpenAI's name for it."""
+def parse_body(
+    url: str, body: Mapping[str, Any], *, completion_max_tokens: int | None = COMPLETION_MAX_TOKENS
+) -> OpenAIRequest:
+    """Raises InvalidJobError naming the field, by OpenAI's name for it.
+
+    `completion_max_tokens`: of a completion that names none.
+    """
     if url == EMBEDDINGS_URL:
         jobs, names = shared_out(_embedding_job(body)), callers_names(url, body)
         return OpenAIRequest(url, jobs, False, False, names, encoding_of(body))
@@ -77,7 +82,7 @@ def parse_body(url: str, body: Mapping[str, Any]) -> OpenAIRequest:
     if not is_streamed:
         fields.pop("stream", None)
     needed = "messages" if url == CHAT_URL else "prompt"
-    fields = _chat_fields(fields) if url == CHAT_URL else _completion_fields(fields)
+    fields = _chat_fields(fields) if url == CHAT_URL else _completion_fields(fields, completion_max_tokens)
     if needed not in fields:
         raise InvalidJobError(f"{needed}: is required", param=needed)
     prompts = [fields] if url == CHAT_URL else [{**fields, "prompt": prompt} for prompt in _prompts(fields)]
@@ -88,12 +93,15 @@ def parse_body(url: str, body: Mapping[str, Any]) -> OpenAIRequest:
     return OpenAIRequest(url, jobs, is_streamed, includes_usage, callers_names(url, body))
 
 
-def request_from_body(url: str, body: Mapping[str, Any]) -> JobRequest:
+def request_from_body(
+    url: str, body: Mapping[str, Any], *, completion_max_tokens: int | None = COMPLETION_MAX_TOKENS
+) -> JobRequest:
     """The one job of a batch line's body, where `stream` means nothing. Raises InvalidJobError."""
     if url == EMBEDDINGS_URL:
         return _embedding_job(body)
     transport = ("stream", "stream_options")
-    request = parse_body(url, {name: value for name, value in body.items() if name not in transport})
+    fields = {name: value for name, value in body.items() if name not in transport}
+    request = parse_body(url, fields, completion_max_tokens=completion_max_tokens)
     if len(request.jobs) > 1:
         rule = f"prompt: one prompt a request; got {len(request.jobs)}, make a request of each"
         raise InvalidJobError(rule, param="prompt")
@@ -151,14 +159,13 @@ def _chat_fields(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _completion_fields(fields: dict[str, Any]) -> dict[str, Any]:
+def _completion_fields(fields: dict[str, Any], max_tokens: int | None) -> dict[str, Any]:
     if "messages" in fields:
         rule = f"messages: {COMPLETIONS_URL} takes a prompt; use {CHAT_URL} for messages"
         raise InvalidJobError(rule, param="messages")
     if type(fields.get("logprobs")) is int:  # a number of alternatives here, a yes or no in a chat
         fields["top_logprobs"], fields["logprobs"] = fields["logprobs"], True
-    fields.setdefault("max_tokens", COMPLETION_MAX_TOKENS)
-    return fields
+    return fields if max_tokens is None else {"max_tokens": max_tokens, **fields}
 
 
 def callers_names(url: str, body: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,7 +57,7 @@ class RowLines:
         self._system = PromptTemplate(system, columns, flag="--system", null_text=null_text)
         self._url = COMPLETIONS_URL if options.is_raw else CHAT_URL
         self._columns = tuple(dict.fromkeys((*self._prompt.columns, *self._system.columns)))
-        request_from_body(self._url, self._body("a prompt", "a system message"))
+        request_from_body(self._url, self._body("a prompt", "a system message"), completion_max_tokens=None)
 
     def write(self, file: BinaryIO) -> int:
         """A line for each row that gives a prompt. The number of those that give none."""
@@ -113,7 +113,7 @@ class TableRun:
         """`retries_failed`: rows whose answer is an error are asked again."""
         self._settings = settings
         self._source, self._target = source, target
-        self._options = options
+        self._options = replace(options, completion_max_tokens=None)  # as what the flags say, not OpenAI's bodies
         self._on_progress = on_progress
         self._retries_failed = retries_failed
         self._prefix = table_options.prefix

@@ -49,6 +49,15 @@ def test_submit_sends_a_chat_with_every_option(promptmill: Invoke, worker: FakeW
     high.close()
 
 
+@pytest.mark.parametrize(("named", "queue"), [("Normal", "promptmill@acme"), ("low", "promptmill:low@acme")])
+def test_submit_takes_classes_and_tenants_as_run_does(
+    promptmill: Invoke, redis_url: str, named: str, queue: str
+) -> None:
+    assert promptmill("submit", "x", "--detach", "--priority-class", named, "--tenant", "acme").exit_code == 0
+    with FakeWorker(redis_url, queue=queue) as worker:
+        assert worker.claim().arguments["tenant"] == "acme"
+
+
 def test_standard_input_that_is_no_utf_8_is_refused(promptmill: Invoke, redis_url: str) -> None:
     result = promptmill("submit", "-", input=b"caf\xe9")
     assert result.exit_code == 2 and "standard input is not UTF-8" in result.stderr

@@ -95,7 +95,9 @@ def test_answers_to_another_input_or_run_are_not_taken_for_this_ones(
     with worker.serving(echo):
         run(redis_url, files)
         before = files[1].read_bytes()
-        with pytest.raises(BatchFileError, match=r"out\.jsonl, line 1, answers another input, or another --run-id"):
+        with pytest.raises(
+            BatchFileError, match=r"out\.jsonl, line 1, answers another input, or goes with another --model"
+        ):
             run(redis_url, files, run_id="second")
         files[0].write_text(chat("a", "another word") + "\n")
         with pytest.raises(BatchFileError, match=r"out\.jsonl, line 1, answers another input"):

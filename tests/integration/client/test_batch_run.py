@@ -8,7 +8,9 @@ import pytest
 import redis
 
 from producer import BatchFileError, InvalidJobError
+from producer.contract import ErrorCode, ErrorInfo
 from tests.fakes.batch_runs import answers, by_id, chat, completion, run
+from tests.fakes.command_line import Invoke
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
 
 
@@ -121,7 +123,7 @@ def test_a_model_nobody_serves_fails_its_lines_only(
     assert found["b"]["response"]["body"]["error"]["code"] == "model_not_found"
     files[1].unlink()
     with worker.serving(echo):
-        assert run(redis_url, files, model="mine", run_id="2").num_failed == 0
+        assert run(redis_url, files, model="mine").num_failed == 0
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,52 @@ def test_a_model_named_for_all_lines_that_nobody_serves_is_refused_before_any(
         run(redis_url, files, model="gpt-9")
     with worker.serving(echo):
         assert run(redis_url, files).num_failed == 0
+
+
+@pytest.mark.parametrize("kind", ["lines", "table"])
+def test_a_file_runs_as_a_tenants(
+    redis_url: str, promptmill: Invoke, tmp_path: Path, files: tuple[Path, Path], kind: str
+) -> None:
+    if kind == "lines":
+        embedding = {"custom_id": "e", "url": "/v1/embeddings", "body": {"input": "x", "model": "fake", "tenant": "b"}}
+        files[0].write_text(chat("a", "word", tenant="zeta") + "\n" + json.dumps(embedding) + "\n")
+        given: list[object] = [*files]
+    else:
+        (tmp_path / "in.csv").write_text("text\nword\n")
+        given = [tmp_path / "in.csv", tmp_path / "out.csv", "--prompt", "{text}"]
+    asked: list[str] = []
+
+    def remember(held: HeldJob) -> None:
+        asked.append(held.arguments["tenant"])
+        held.begin().end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="no"))
+
+    with FakeWorker(redis_url, queue="promptmill@acme") as worker:
+        worker.announce("fake", queues=["promptmill"], seconds=60)
+        with worker.serving(remember):
+            promptmill("run", *given, "--tenant", "acme")
+            refused = promptmill("run", *given[:1], tmp_path / "other.csv", *given[2:], "--tenant", "not one")
+    assert asked == ["acme"] * (2 if kind == "lines" else 1)
+    assert refused.exit_code == 2 and "tenant" in refused.stderr
+
+
+def test_answers_of_another_model_are_not_taken_for_this_ones(
+    redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
+) -> None:
+    files[0].write_text(chat("a", "word") + "\n")
+    models: list[str | None] = []
+
+    def remember(held: HeldJob) -> None:
+        models.append(held.arguments.get("model"))
+        echo(held)
+
+    worker.announce("one", "two")
+    with worker.serving(remember):
+        for model in (None, "one", "two", "one"):  # the last finds what it was told before
+            files[1].unlink(missing_ok=True)
+            assert run(redis_url, files, model=model).num_failed == 0
+        with pytest.raises(BatchFileError, match="goes with another --model"):
+            run(redis_url, files, model="two")
+    assert models == [None, "one", "two"]
 
 
 def test_files_that_cannot_be_used_are_named(redis_url: str, tmp_path: Path) -> None:

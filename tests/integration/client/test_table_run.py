@@ -71,8 +71,17 @@ def test_parquet_rows_are_completions_where_the_template_of_the_model_is_left_ou
 ) -> None:
     source, target = tmp_path / "in.parquet", tmp_path / "out.parquet"
     pq.write_table(pa.table({"text": ["one two", None, "fail"], "n": [1, 2, 3]}), source)
-    with worker.serving(echo):
-        done = promptmill("run", source, target, "--prompt", "{text}", "--raw", "--prefix", "a_")
+    asked: list[Any] = []
+
+    def remember(held: HeldJob) -> None:
+        asked.append(held.arguments)
+        echo(held)
+
+    with worker.serving(remember):
+        done = promptmill("run", source, target, "--prompt", "{text}", "--raw", "--prefix", "a_", "--min-tokens", 20)
+    assert sorted(asked, key=lambda arguments: str(arguments["prompt"])) == [
+        {"v": 1, "prompt": text, "min_tokens": 20} for text in ("fail", "one two")
+    ]  # no limit of tokens, as `promptmill submit --raw` has none
     assert done.exit_code == 1 and "1 answered, 2 failed" in done.stderr
     out = pq.read_table(target).to_pylist()
     assert [row["n"] for row in out] == [1, 2, 3]
