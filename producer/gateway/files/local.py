@@ -1,6 +1,7 @@
 """Files' bytes in a folder: one that every gateway on the same Redis sees, where there are several."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -31,19 +32,21 @@ class LocalFileStore:
             own.write_text(uuid4().hex)
             try:
                 os.link(own, path)
-            except FileExistsError:
+            except (FileExistsError, FileNotFoundError):  # somebody has made it, and may have tidied up behind that
                 pass
             finally:
-                own.unlink()
+                own.unlink(missing_ok=True)
         return path.read_text().strip()
 
     def check(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             _ = self.identity  # made, unless somebody has
-            probe = self._folder / f"{IDENTITY_NAME}-{uuid4().hex}"
-            probe.write_bytes(b"")
-            probe.unlink()
+            for left in self._folder.glob(
+                f"{IDENTITY_NAME}-*"
+            ):  # by who was killed over it, or will find that it is late
+                left.unlink(missing_ok=True)
+            tempfile.TemporaryFile(dir=self._folder).close()  # without a name, where the system has such files
         except OSError as error:
             raise SettingsError(
                 f"--files (PROMPTMILL_FILES): the folder {self._folder} cannot be written: {error.strerror}; "

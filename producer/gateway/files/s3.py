@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
-from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 UPLOAD_BYTES = 8 << 20  # of one piece of a multipart upload: what a writer holds. S3 takes 5 MiB or more, 10,000 pieces
 READ_RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0)  # after a stream that broke off; it goes on where it broke
+PROBE_NAME = ".promptmill-check"  # one name, so that the next check removes what is left of one that was killed
+PROBE_ATTEMPTS = 5  # gateways that start together delete each other's
 RIGHTS = "s3:PutObject, s3:GetObject, s3:DeleteObject, s3:AbortMultipartUpload and s3:ListBucketMultipartUploads"
 
 _log = logging.getLogger(__name__)
@@ -41,11 +42,10 @@ class S3FileStore:
 
     def check(self) -> None:
         """Does once everything that is done later, so that a missing right is known before the first file."""
-        probe = f"{self._prefix}.promptmill-{uuid4().hex}"
+        probe = f"{self._prefix}{PROBE_NAME}"
         try:
             upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=probe)
-            self._client.put_object(Bucket=self._bucket, Key=probe, Body=b"")
-            self._client.get_object(Bucket=self._bucket, Key=probe)["Body"].close()
+            self._write_and_read(probe)
             self._abort(probe)
             with suppress(self._client.exceptions.NoSuchUpload):
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=probe, UploadId=upload["UploadId"])
@@ -53,6 +53,15 @@ class S3FileStore:
         except S3_ERRORS as error:
             words = explain(error, self._bucket_words, flag="--files", rights=RIGHTS)
             raise SettingsError(f"--files (PROMPTMILL_FILES): {words}") from error
+
+    def _write_and_read(self, key: str) -> None:
+        for attempt in range(1, PROBE_ATTEMPTS + 1):
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=b"")
+            try:
+                return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].close()
+            except ClientError:  # without the right to list, what is not there is denied
+                if attempt == PROBE_ATTEMPTS:
+                    raise
 
     def writer(self, part: str) -> "S3PartWriter":
         return S3PartWriter(self._client, self._bucket, self._key(part))

@@ -1,6 +1,9 @@
 """Files' bytes in a bucket, against a server of its protocol: whole or not there, and read on where a stream broke."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 from uuid import uuid4
 
@@ -27,8 +30,50 @@ def bucket(s3_endpoint: str) -> BucketOfFiles:
 def store(bucket: BucketOfFiles) -> S3FileStore:
     store = select_file_store(bucket.settings["files"], s3_endpoint_url=bucket.endpoint)
     store.check()
-    assert isinstance(store, S3FileStore) and not bucket.names(), "the check leaves nothing"
+    assert isinstance(store, S3FileStore)
     return store
+
+
+KILLED_CHECK = """
+import os, signal, sys
+from producer.gateway.files.select import select_file_store
+store = select_file_store(sys.argv[1], s3_endpoint_url=sys.argv[2])
+store._client.meta.events.register(f"before-call.s3.{sys.argv[3]}", lambda **_: os.kill(os.getpid(), signal.SIGKILL))
+store.check()
+"""
+
+
+@pytest.mark.parametrize("call", ["PutObject", "GetObject", "AbortMultipartUpload", "DeleteObject"])
+def test_what_a_check_that_is_killed_leaves_is_gone_with_the_next(bucket: BucketOfFiles, call: str) -> None:
+    where = bucket.settings["files"]
+    killed = subprocess.run([sys.executable, "-c", KILLED_CHECK, where, bucket.endpoint, call])
+    assert killed.returncode == -9 and len(everything(bucket)) >= 1
+    for _ in range(2):
+        select_file_store(where, s3_endpoint_url=bucket.endpoint).check()
+        assert everything(bucket) == []
+
+
+def everything(bucket: BucketOfFiles) -> list[str]:
+    """The names of objects and unfinished uploads, hidden ones as well."""
+    client, place = boto3.client("s3", endpoint_url=bucket.endpoint), {"Bucket": "results", "Prefix": bucket.prefix}
+    objects = client.list_objects_v2(**place).get("Contents", [])
+    return [entry["Key"] for entry in [*objects, *client.list_multipart_uploads(**place).get("Uploads", [])]]
+
+
+@pytest.mark.parametrize(("num_deleted", "is_refused"), [(4, False), (5, True)])
+def test_gateways_that_start_together_do_not_refuse_each_others_bucket(
+    store: S3FileStore, monkeypatch: pytest.MonkeyPatch, num_deleted: int, is_refused: bool
+) -> None:
+    read, left = store._client.get_object, iter(range(num_deleted))
+
+    def read_late(**arguments: Any) -> Any:
+        if next(left, None) is not None:
+            store._client.delete_object(**arguments)
+        return read(**arguments)
+
+    monkeypatch.setattr(store._client, "get_object", read_late)
+    with pytest.raises(SettingsError) if is_refused else nullcontext():
+        store.check()
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, store: S3FileStore, name: str, *, after: bool) -> None:

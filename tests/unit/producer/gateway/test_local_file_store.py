@@ -1,11 +1,12 @@
 """Files' bytes in a folder: whole or not there, never again after they were deleted."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from producer.errors import FileStoreError, SettingsError
-from producer.gateway.files.local import LocalFileStore
+from producer.gateway.files.local import IDENTITY_NAME, LocalFileStore
 
 
 @pytest.fixture
@@ -64,6 +65,23 @@ def test_a_folder_has_one_identity_wherever_it_is_mounted(store: LocalFileStore,
     moved = LocalFileStore(tmp_path / "moved" / "files")
     moved.check()
     assert moved.identity == store.identity
+
+
+def test_a_check_leaves_a_folders_identity_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also behind one that was killed over making it, and beside one that makes it at the same time."""
+    folder, link, late = tmp_path / "files", os.link, LocalFileStore(tmp_path / "files")
+    folder.mkdir()
+    (folder / f"{IDENTITY_NAME}-of-one-that-was-killed").write_text("x")
+
+    def link_late(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        LocalFileStore(folder).check()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_late)
+    late.check()
+    assert [path.name for path in folder.iterdir()] == [IDENTITY_NAME]
+    assert late.identity == LocalFileStore(folder).identity
 
 
 def test_a_folder_that_cannot_be_written_is_refused_with_the_remedy(tmp_path: Path) -> None:
