@@ -170,7 +170,19 @@ def revive_deliveries(delivery_ids: list[str]) -> Protocol[list[str]]:
     return [name for name, *found in zip(delivery_ids, revived[::2], revived[1::2], strict=True) if any(found)]
 
 
-_SETTLE = Script("""
+# A part of the scripts that end deliveries.
+GIVE_UP = """
+local function give_up(id, delivery, due, dead, now, dead_ttl, problem)
+  redis.call('ZREM', due, id)
+  redis.call('ZADD', dead, now, id)
+  redis.call('HSET', delivery, 'error', problem)
+  redis.call('EXPIRE', delivery, dead_ttl)
+end
+"""
+
+_SETTLE = Script(
+    GIVE_UP
+    + """
 local delivery, due, dead = unpack(KEYS)
 local id, attempt, verdict, delay, problem, dead_ttl = unpack(ARGV)
 local clock = redis.call('TIME')
@@ -181,15 +193,14 @@ if verdict == 'delivered' then  -- that holds, even if another attempt is under 
   return
 end
 if redis.call('HGET', delivery, 'attempts') ~= attempt then return end
-redis.call('HSET', delivery, 'error', problem)
 if verdict == 'retry' then
+  redis.call('HSET', delivery, 'error', problem)
   redis.call('ZADD', due, now + tonumber(delay), id)
 else
-  redis.call('ZREM', due, id)
-  redis.call('ZADD', dead, now, id)
-  redis.call('EXPIRE', delivery, dead_ttl)
+  give_up(id, delivery, due, dead, now, dead_ttl, problem)
 end
-""")
+"""
+)
 
 _REVIVE = Script("""
 local delivery, due, dead = KEYS[1], KEYS[2], KEYS[3]

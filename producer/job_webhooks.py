@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
-from producer.deliveries import DEAD_TTL_SECONDS, JOBS, ClaimedDelivery, settle_delivery
+from producer.deliveries import DEAD_TTL_SECONDS, GIVE_UP, JOBS, ClaimedDelivery, settle_delivery
 from producer.operations import Protocol, Script, send
 
 MAX_ATTEMPT_SECONDS = 60.0  # whatever a webhook asks for
@@ -73,18 +73,13 @@ def claim_job_webhooks(max_deliveries: int, room: Mapping[str, int]) -> Protocol
     return deliveries
 
 
-_CLAIM = Script("""
+_CLAIM = Script(
+    GIVE_UP
+    + """
 local due, dead, prefix, room = KEYS[1], KEYS[2], ARGV[1], cjson.decode(ARGV[2])
-local max, max_looked_at, give_up, dead_ttl = unpack(ARGV, 3, 6)
+local max, max_looked_at, give_up_seconds, dead_ttl = unpack(ARGV, 3, 6)
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
-
-local function give_up_on(id)
-  redis.call('ZREM', due, id)
-  redis.call('ZADD', dead, now, id)
-  redis.call('HSET', prefix .. id, 'error', 'no worker allows its URL any more (see --webhooks)')
-  redis.call('EXPIRE', prefix .. id, dead_ttl)
-end
 
 local claimed = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, max_looked_at)) do
@@ -94,7 +89,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, ma
   if not (event and allowed) then
     redis.call('ZREM', due, id)
   elseif not room[allowed] then
-    if now - (tonumber(written_at) or 0) > tonumber(give_up) then give_up_on(id) end
+    if now - (tonumber(written_at) or 0) > tonumber(give_up_seconds) then
+      give_up(id, prefix .. id, due, dead, now, dead_ttl, 'no worker allows its URL any more (see --webhooks)')
+    end
   elseif room[allowed] > 0 then
     room[allowed] = room[allowed] - 1
     redis.call('ZADD', due, now + (tonumber(lease) or 60), id)
@@ -103,4 +100,5 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, ma
 end
 redis.call('ZREMRANGEBYSCORE', dead, '-inf', now - dead_ttl)
 return claimed
-""")
+"""
+)

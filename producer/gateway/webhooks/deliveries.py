@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from producer.deliveries import BATCHES, DEAD_TTL_SECONDS, ClaimedDelivery
+from producer.deliveries import BATCHES, DEAD_TTL_SECONDS, GIVE_UP, ClaimedDelivery
 from producer.gateway.webhooks.endpoints import DISABLED_KEY, ENDPOINTS_KEY, WebhookEndpoint
 from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
 from producer.operations import Protocol, Script, send
@@ -47,7 +47,9 @@ def claim_deliveries(
     ]
 
 
-_CLAIM = Script("""
+_CLAIM = Script(
+    GIVE_UP
+    + """
 local outbox, endpoints, disabled, due, dead = unpack(KEYS, 1, 5)
 local prefix, max, lease, dead_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local max_to_endpoint, max_looked_at, under_way = tonumber(ARGV[5]), tonumber(ARGV[6]), cjson.decode(ARGV[7])
@@ -85,10 +87,7 @@ local function claim(id)
     redis.call('ZREM', due, id)
     redis.call('DEL', prefix .. id)
   elseif redis.call('HEXISTS', disabled, endpoint_id) == 1 then
-    redis.call('ZREM', due, id)
-    redis.call('ZADD', dead, now, id)
-    redis.call('HSET', prefix .. id, 'error', 'the endpoint is disabled: it answered 410')
-    redis.call('EXPIRE', prefix .. id, dead_ttl)
+    give_up(id, prefix .. id, due, dead, now, dead_ttl, 'the endpoint is disabled: it answered 410')
   else
     redis.call('ZADD', due, now + lease, id)
     claimed[#claimed + 1] = {id, event, endpoint, redis.call('HINCRBY', prefix .. id, 'attempts', 1)}
@@ -101,4 +100,5 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, ma
 end
 redis.call('ZREMRANGEBYSCORE', dead, '-inf', now - dead_ttl)
 return claimed
-""")
+"""
+)
