@@ -8,11 +8,13 @@ nothing of text, requests, pipes or time.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.pending import PendingGrammars
+from engine.grammar.trial import GrammarTrials
 from engine.kv_cache.manager import KVCacheManager
 from engine.messages import AddSequence, EngineInfo, EngineStats, StepOutput
 from engine.prompt_lookup.draft_planner import DraftPlanner, create_drafter
@@ -28,8 +30,13 @@ from engine.step_recorder import StepRecorder
 class EngineCore:
     """One model on one device. Not thread-safe: one thread adds, aborts and steps."""
 
-    def __init__(self, config: EngineConfig, *, runner: Runner | None = None) -> None:
-        """Load the model and allocate its cache; `runner` replaces both in tests. Raises `ModelLoadError`."""
+    def __init__(
+        self, config: EngineConfig, *, runner: Runner | None = None, tries_grammars_apart: bool = True
+    ) -> None:
+        """Load the model and allocate its cache; `runner` replaces both in tests. Raises `ModelLoadError`.
+
+        `tries_grammars_apart`: in a process that may be lost, because strangers wrote them.
+        """
         self._runner = runner or _model_runner(config)
         self.info: EngineInfo = self._runner.info
         self._limits = SequenceLimits(
@@ -56,9 +63,7 @@ class EngineCore:
         self._recorder = StepRecorder(slots, self._kv, self._scheduler)
         has_lookup = config.prompt_lookup == "on" or (config.prompt_lookup == "auto" and self.info.is_batch_invariant)
         self._drafts = DraftPlanner(slots, self._kv, max_num_tokens=max_num_tokens) if has_lookup else None
-        eos = self.info.eos_token_ids
-        compiler = GrammarCompiler(self.info.model_dir, vocab_size=self.info.vocab_size, eos_token_ids=eos)
-        self._grammars = PendingGrammars(compiler, eos)
+        self._grammars = PendingGrammars(_compiler(self.info, tries_apart=tries_grammars_apart))
         self._num_steps = 0
         self._num_generated_tokens = 0
         self.announce: Callable[[list[int]], None] = lambda sequence_ids: None  # hears who begins, before it does
@@ -150,6 +155,13 @@ class EngineCore:
     def check_integrity(self) -> None:
         """Raise `AssertionError` unless all books agree: slots, blocks, references, index, sequences."""
         self._scheduler.check_integrity()
+
+
+def _compiler(info: EngineInfo, *, tries_apart: bool) -> GrammarCompiler:
+    vocabulary: dict[str, Any] = {"vocab_size": info.vocab_size, "eos_token_ids": info.eos_token_ids}
+    if not tries_apart:
+        return GrammarCompiler(info.model_dir, **vocabulary)
+    return GrammarCompiler(info.model_dir, **vocabulary, try_apart=GrammarTrials(info.model_dir, **vocabulary).check)
 
 
 def _model_runner(config: EngineConfig) -> Runner:

@@ -1,23 +1,28 @@
 """Compiles grammars on threads of their own, once each: specs to matchers at their beginning.
 
-Owns llguidance's view of the vocabulary, which is made with the first grammar, and the limits of a compilation:
-the number of states, rules and steps is bounded, hence the time. Knows nothing of sequences.
+Owns llguidance's view of the vocabulary, which is made with the first grammar, what is kept of grammars, and
+llguidance's own limits, which bound some of its work and not all: what comes from strangers is tried apart first
+(`engine.grammar.trial`). Knows nothing of sequences.
 """
 
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import InvalidRequestError
 from engine.field_types import shortened
+from engine.grammar.matcher import GrammarBudget, readable
 from engine.grammar_spec import JSON_STYLE, GrammarSpec
 
 if TYPE_CHECKING:  # imported with the first grammar: most workers never see one, and it takes half a second
     from llguidance import LLMatcher, LLTokenizer
 
-_MAX_CACHED = 64  # grammars; a compiled one takes kilobytes, one at the limits tens of megabytes
+_MAX_CACHED = 256  # grammars, and reasons why there is none
+_MAX_CACHED_BYTES = 256 << 20  # of the compiled ones, as their trials took them; most take none that can be measured
 _MAX_LEXER_STATES = 50_000  # at 1 to 2 kB each
 # Tokens that any string takes that still has room for 16 characters: their mask is known at once. llguidance's own such
 # slices are of 10 and 30 characters, and 99.7% of SmolLM2's tokens have at most 16: with 16 to 29 left under a
@@ -25,31 +30,67 @@ _MAX_LEXER_STATES = 50_000  # at 1 to 2 kB each
 _STRING_SLICE = r'[^"\\\x00-\x1F\x7F]{1,16}'
 
 
+@dataclass(slots=True)
+class _Compiled:
+    """`refusal`: why there is no matcher."""
+
+    matcher: "LLMatcher | None" = None
+    refusal: str | None = None
+    num_bytes: int = 0
+    budget: GrammarBudget = field(default_factory=GrammarBudget)  # of all that follow it
+
+
 class GrammarCompiler:
     """For one model's vocabulary. Thread-safe."""
 
-    def __init__(self, model_dir: str, *, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        model_dir: str,
+        *,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        try_apart: Callable[[GrammarSpec], int] = lambda spec: 0,
+    ) -> None:
+        """`try_apart` is asked before a grammar is compiled: the bytes it takes, or `InvalidRequestError`."""
         self._tokenizer_path = Path(model_dir) / "tokenizer.json"
         self._vocab_size = vocab_size
-        self._eos_token_ids = eos_token_ids
+        self.eos_token_ids = eos_token_ids
+        self._try_apart = try_apart
         self._tokenizer: LLTokenizer | None = None
         self._tokenizer_lock = threading.Lock()
-        self._compiled: OrderedDict[GrammarSpec, LLMatcher] = OrderedDict()  # least recently used first
+        self._compiled: OrderedDict[GrammarSpec, _Compiled] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
 
     def compile(self, spec: GrammarSpec) -> "LLMatcher":
         """A matcher of one's own at the grammar's beginning. Raises `InvalidRequestError` with the reason."""
+        return self.begin(spec)[0]
+
+    def begin(self, spec: GrammarSpec) -> "tuple[LLMatcher, GrammarBudget]":
+        """As `compile`, with what all sequences of this grammar may spend together."""
         with self._lock:
-            matcher = self._compiled.get(spec)
-            if matcher is not None:
+            if (compiled := self._compiled.get(spec)) is not None:
                 self._compiled.move_to_end(spec)
-                return matcher.deep_copy()
-        matcher = self._build(spec)
+        if compiled is None:
+            compiled = self._compile_anew(spec)
+        refusal = compiled.budget.reason if compiled.budget.is_overdrawn else compiled.refusal
+        if refusal is not None:
+            raise InvalidRequestError(refusal, param="grammar")
+        assert compiled.matcher is not None
         with self._lock:
-            self._compiled[spec] = matcher
-            while len(self._compiled) > _MAX_CACHED:
+            return compiled.matcher.deep_copy(), compiled.budget
+
+    def _compile_anew(self, spec: GrammarSpec) -> _Compiled:
+        try:
+            num_bytes = self._try_apart(spec)
+            compiled = _Compiled(self._build(spec), num_bytes=num_bytes)
+        except InvalidRequestError as error:
+            compiled = _Compiled(refusal=str(error))
+        with self._lock:
+            self._compiled[spec] = compiled
+            held = self._compiled.values()
+            while len(held) > _MAX_CACHED or sum(each.num_bytes for each in held) > _MAX_CACHED_BYTES:
                 self._compiled.popitem(last=False)
-            return matcher.deep_copy()
+        return compiled
 
     def _build(self, spec: GrammarSpec) -> "LLMatcher":
         from llguidance import LLMatcher, LLParserLimits
@@ -61,9 +102,8 @@ class GrammarCompiler:
         except ValueError as error:
             reason = str(error)
         if reason is not None:
-            raise InvalidRequestError(
-                f"the grammar ({spec.kind}) does not compile: {shortened(reason)}", param="grammar"
-            )
+            why = shortened(readable(reason))
+            raise InvalidRequestError(f"the grammar ({spec.kind}) does not compile: {why}", param="grammar")
         return matcher
 
     def _vocabulary(self) -> "LLTokenizer":
@@ -75,13 +115,13 @@ class GrammarCompiler:
     def _read_vocabulary(self) -> "LLTokenizer":
         from llguidance import LLTokenizer
 
-        if not self._eos_token_ids:
+        if not self.eos_token_ids:
             raise InvalidRequestError("the model has no end-of-sequence token, which a grammar needs", param="grammar")
         try:
             return LLTokenizer(
                 self._tokenizer_path.read_text(encoding="utf-8"),
                 n_vocab=self._vocab_size,
-                eos_token=list(self._eos_token_ids),
+                eos_token=list(self.eos_token_ids),
                 slices=[*LLTokenizer.general_slices(), _STRING_SLICE],
             )
         except (OSError, ValueError) as error:

@@ -1,19 +1,17 @@
 """Sequences that wait for their grammar: compiled, and their output so far replayed, beside the steps.
 
-Owns the limit of time. Knows nothing of what a grammar is or of who runs.
+Knows nothing of what a grammar is, of what it may cost, or of who runs.
 """
 
-import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from engine.errors import InvalidRequestError
+from engine.errors import EngineError
 from engine.field_types import shortened
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.matcher import GrammarMatcher
 from engine.sequence import Sequence
 
-MAX_SECONDS = 10.0  # of one compilation; the compiler's own limits end it too, but count work and not time
 _NUM_THREADS = 2  # so that one heavy grammar does not hold up the others
 _WAIT_SECONDS = 0.05
 
@@ -31,15 +29,13 @@ class PreparedSequence:
 class _Pending:
     sequence: Sequence
     prepared: "Future[tuple[GrammarMatcher, list[int]]] | None" = None
-    started_at: float | None = None  # monotonic seconds
 
 
 class PendingGrammars:
     """Not thread-safe: one thread adds, removes and takes."""
 
-    def __init__(self, compiler: GrammarCompiler, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, compiler: GrammarCompiler) -> None:
         self._compiler = compiler
-        self._eos_token_ids = eos_token_ids
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar-compiler")
         self._pending: dict[int, _Pending] = {}  # by sequence id
 
@@ -70,13 +66,14 @@ class PendingGrammars:
         return done
 
     def _run(self, pending: _Pending) -> tuple[GrammarMatcher, list[int]]:
-        pending.started_at = time.monotonic()
         sequence = pending.sequence
         assert sequence.params.grammar is not None
+        start, budget = self._compiler.begin(sequence.params.grammar)
         matcher = GrammarMatcher(
-            self._compiler.compile(sequence.params.grammar),
-            self._eos_token_ids,
+            start,
+            self._compiler.eos_token_ids,
             takes_forced=sequence.params.logprobs is None and sequence.params.prompt_logprobs is None,
+            budget=budget,
         )
         return matcher, matcher.start(sequence.token_ids[sequence.num_prompt_tokens :].tolist())
 
@@ -84,17 +81,13 @@ class PendingGrammars:
     def _result(pending: _Pending) -> PreparedSequence | None:
         prepared = pending.prepared
         assert prepared is not None
-        if prepared.done():
-            # Any error at all: a panic in the compiler is no `Exception`, and costs this sequence alone.
-            if (error := prepared.exception()) is not None:
-                is_refusal = isinstance(error, InvalidRequestError)
-                reason = str(error) if is_refusal else f"the grammar compiler failed: {shortened(str(error))}"
-                return PreparedSequence(pending.sequence, [], reason)
-            matcher, forced = prepared.result()
-            pending.sequence.grammar = matcher
-            return PreparedSequence(pending.sequence, forced, matcher.error)
-        if pending.started_at is not None and time.monotonic() - pending.started_at > MAX_SECONDS:
-            return PreparedSequence(
-                pending.sequence, [], f"the grammar took longer than {MAX_SECONDS:.0f} s to compile: make it smaller"
-            )
-        return None
+        if not prepared.done():
+            return None
+        # Any error at all: a panic in the compiler is no `Exception`, and costs this sequence alone.
+        if (error := prepared.exception()) is not None:
+            is_ours = isinstance(error, EngineError)
+            reason = str(error) if is_ours else f"the grammar compiler failed: {shortened(str(error))}"
+            return PreparedSequence(pending.sequence, [], reason)
+        matcher, forced = prepared.result()
+        pending.sequence.grammar = matcher
+        return PreparedSequence(pending.sequence, forced, matcher.error)

@@ -47,7 +47,7 @@ class CoreDriver:
             prefix_caching=prefix_caching,
             prompt_lookup=prompt_lookup,
         )
-        self.core = EngineCore(config, runner=runner)
+        self.core = EngineCore(config, runner=runner, tries_grammars_apart=False)
         self.outputs: dict[int, list[int]] = {}  # resumed tokens included
         self.finished: dict[int, FinishCode] = {}
         self.errors: dict[int, str] = {}

@@ -104,6 +104,17 @@ def test_the_engine_refuses_a_grammar_by_its_parameter_and_serves_the_rest(folde
             engine.generate([1, 2], sampling(GrammarSpec("regex", "(a"), 0))
 
 
+def test_a_grammar_that_would_end_the_engines_process_ends_its_own_request_alone(folder: Path) -> None:
+    """The compiler recurses through rules, without an end of its own: 9,000 of them overflow a thread's stack."""
+    chain = "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(9000)) + '\nr9000: "a"'
+    with make_engine(folder) as engine:
+        bad, good = engine.generate_batch(
+            [[1, 2]] * 2, [sampling(GrammarSpec("lark", chain), 0), sampling(GrammarSpec("regex", "b{2,3}"), 0)]
+        )
+        assert bad.error_kind == "grammar" and "nested too deeply" in (bad.error or "")
+        assert good.text in ("bb", "bbb") and engine.get_stats()["num_restarts"] == 0
+
+
 def test_constrained_answers_are_the_same_alone_among_others_in_chunks_and_preempted(folder: Path) -> None:
     params = [
         sampling(GrammarSpec("json_schema", json.dumps(random_schema(seed))), seed, max_tokens=120)

@@ -1,0 +1,140 @@
+"""Grammars that would take the time, the memory or the process of whoever compiles them are refused."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from engine.errors import EngineError, InvalidRequestError
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.trial import GrammarTrials
+from engine.grammar_spec import GrammarSpec
+from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, write_byte_tokenizer
+
+
+def schema(value: object) -> GrammarSpec:
+    return GrammarSpec("json_schema", json.dumps(value))
+
+
+GOOD = schema({"type": "object", "properties": {"name": {"type": "string"}, "size": {"type": "integer"}}})
+MULTIPLES = schema({"allOf": [{"type": "integer", "multipleOf": number} for number in (7, 11, 13, 17, 19, 23)]})
+CHAIN = GrammarSpec("lark", "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(9000)) + '\nr9000: "a"')
+STARS = GrammarSpec("regex", "a*" * 20_000)
+LONG = GrammarSpec("choice", json.dumps(["ab" * 120_000]))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bytes")
+    write_byte_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trials(model_dir: Path) -> Iterator[GrammarTrials]:
+    yield GrammarTrials(str(model_dir), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (MULTIPLES, r"\(json_schema\) takes longer than 2 s to compile: make it smaller"),
+        (CHAIN, r"\(lark\) is nested too deeply, or too long a sequence, to compile: make it flatter"),
+        (STARS, r"\(regex\) takes more than 256 MiB to compile: make it smaller"),
+        (LONG, r"\(choice\) takes \d+\.\d s to begin with: make what it forces shorter"),
+        (GrammarSpec("regex", "(a"), r"\(regex\) does not compile: (?s:.*)unclosed group"),
+    ],
+    ids=["time", "depth", "memory", "beginning", "fault"],
+)
+def test_a_grammar_that_is_not_to_be_had_is_refused_with_its_reason(
+    trials: GrammarTrials, spec: GrammarSpec, reason: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^the grammar {reason}") as refusal:
+        trials.check(spec)
+    assert refusal.value.param == "grammar"
+    assert trials.check(GOOD) < 32 << 20, "the next one is tried as if nothing had been"
+
+
+def test_a_schema_of_thousands_of_properties_may_be_had(trials: GrammarTrials) -> None:
+    names = [f"property {number}" for number in range(2000)]
+    trials.check(
+        schema({"type": "object", "properties": {name: {"type": "string"} for name in names}, "required": names})
+    )
+
+
+def test_a_trial_whose_process_is_lost_is_no_refusal_and_the_next_one_has_another(model_dir: Path) -> None:
+    trials = GrammarTrials(str(model_dir), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+    others = children()
+    trials.check(GOOD)
+    for pid in children() - others:
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(EngineError, match=r"could not be tried, .*: send it again") as error:
+        for _ in range(2):  # by the lane that was lost, in its turn
+            trials.check(GOOD)
+    assert not isinstance(error.value, InvalidRequestError)
+    trials.check(GOOD)
+
+
+def children() -> set[int]:
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if f"PPid:\t{os.getpid()}\n" in (folder / "status").read_text():
+                found.add(int(folder.name))
+    return found
+
+
+def test_a_refused_grammar_is_tried_once(model_dir: Path) -> None:
+    asked = []
+
+    def refuse(spec: GrammarSpec) -> int:
+        asked.append(spec)
+        raise InvalidRequestError("the grammar is too much", param="grammar")
+
+    compiler = make_compiler(model_dir, refuse)
+    for _ in range(3):
+        with pytest.raises(InvalidRequestError, match="too much"):
+            compiler.compile(GOOD)
+    assert asked == [GOOD]
+
+
+def test_what_could_not_be_tried_is_tried_again(model_dir: Path) -> None:
+    answers: list[int | Exception] = [EngineError("lost"), 0]
+
+    def answer(spec: GrammarSpec) -> int:
+        if isinstance(given := answers.pop(0), Exception):
+            raise given
+        return given
+
+    compiler = make_compiler(model_dir, answer)
+    with pytest.raises(EngineError, match="lost"):
+        compiler.compile(GOOD)
+    assert compiler.compile(GOOD).is_accepting() is False
+
+
+def test_large_grammars_are_not_kept_in_any_number(model_dir: Path) -> None:
+    asked: list[str] = []
+
+    def note(spec: GrammarSpec) -> int:
+        asked.append(spec.source)
+        return 100 << 20 if spec.kind == "regex" else 0
+
+    compiler = make_compiler(model_dir, note)
+    for source in ("a", "b", "b", "c", "a"):
+        compiler.compile(GrammarSpec("regex", source))
+        compiler.compile(GrammarSpec("choice", '["small"]'))
+    assert [source for source in asked if len(source) == 1] == ["a", "b", "c", "a"]
+    assert asked.count('["small"]') == 1
+
+
+def make_compiler(model_dir: Path, try_apart: object) -> GrammarCompiler:
+    return GrammarCompiler(
+        str(model_dir),
+        vocab_size=VOCAB_SIZE,
+        eos_token_ids=(EOS_TOKEN_ID,),
+        try_apart=try_apart,  # type: ignore[arg-type]
+    )
