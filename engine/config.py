@@ -23,6 +23,9 @@ class EngineConfig:
     float32 from them."""
     quantize: str = "none"
     """`none`, or on a CPU `int8`: linear layers with 8-bit weights and activations, the output layer included."""
+    kv_cache_dtype: str = "auto"
+    """`auto` (`dtype`; on a CPU float16 under `quantize` with float32), or on a CPU `int8`: keys and values in 8 bits,
+    with a scale for each of every KV head."""
     max_num_seqs: int = 256
     """Sequences in one step, at most."""
     max_num_tokens: int | None = None
@@ -73,7 +76,7 @@ class EngineConfig:
         require(0 < self.kv_memory_fraction <= 1, "kv_memory_fraction", "must lie in (0, 1]", self.kv_memory_fraction)
         for name in ("step_timeout_seconds", "start_timeout_seconds"):
             require(0 < getattr(self, name) < inf, name, "must be a positive number of seconds", getattr(self, name))
-        for name, options in (("prompt_lookup", SWITCHES), ("quantize", QUANTIZATIONS), ("dtype", DTYPES)):
+        for name, options in OPTIONS.items():
             value = getattr(self, name)
             require(value in options, name, f"must be one of {', '.join(options)}", value)
 
@@ -97,6 +100,9 @@ COUNTS = (
     "max_cpu_kv_bytes",
     "num_threads",
 )
-QUANTIZATIONS = ("none", "int8")
-SWITCHES = ("auto", "on", "off")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+OPTIONS = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "quantize": ("none", "int8"),
+    "kv_cache_dtype": ("auto", "int8"),
+    "prompt_lookup": ("auto", "on", "off"),
+}

@@ -64,6 +64,10 @@ class WorkerSettings(ProducerSettings):
     quantize: Literal["none", "int8"] = Field(
         default="none", description="Linear layers in 8 bits on a CPU: int8, or none. Faster, and not the same tokens."
     )
+    kv_cache_dtype: Literal["auto", "int8"] = Field(
+        default="auto",
+        description="Keys and values in 8 bits on a CPU: int8, or auto for --dtype's. Twice the tokens fit.",
+    )
     attention: str = Field(default="auto", min_length=1, description="Attention backend: auto, or one by name.")
     deterministic: bool = Field(
         default=False,
@@ -191,6 +195,7 @@ class WorkerSettings(ProducerSettings):
             tensor_parallel_size=self.tensor_parallel_size,
             dtype=self.dtype,
             quantize=self.quantize,
+            kv_cache_dtype=self.kv_cache_dtype,
             max_num_seqs=self.max_num_seqs,
             max_num_tokens=self.max_num_tokens,
             max_model_len=self.max_model_len,

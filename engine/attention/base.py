@@ -10,6 +10,13 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+SCALE_BYTES = 4  # a float32 behind the codes of each key and of each value of a kv head
+
+
+def slot_width(head_dim: int, kv_dtype: torch.dtype) -> int:
+    """Elements of a cache that a key takes, or a value: in int8 its scale has room among them."""
+    return head_dim + (SCALE_BYTES if kv_dtype == torch.int8 else 0)
+
 
 @dataclass(slots=True)
 class AttentionBatch:
@@ -55,8 +62,9 @@ class AttentionBackend(Protocol):
         """Return `[num_tokens, num_heads, head_dim]`, contiguous, in q's dtype. Mutates `kv_cache_layer`.
 
         q: `[num_tokens, num_heads, head_dim]`; k, v: `[num_tokens, num_kv_heads, head_dim]`, any strides.
-        kv_cache_layer: `[2, num_blocks, block_size, num_kv_heads, head_dim]`, in q's dtype or in a shorter one; how a
-        block's elements lie in their memory is the backend's own affair, since it alone reads what it wrote.
+        kv_cache_layer: `[2, num_blocks, block_size, num_kv_heads, slot_width]`, in q's dtype or in a shorter one; how a
+        block's elements lie in their memory is the backend's own affair, since it alone reads what it wrote. In int8 a
+        key, or a value, of a kv head is rounded to whole numbers up to 127 times a scale of its own.
         """
         ...
 
@@ -111,5 +119,5 @@ class AttentionContext:
         self.backend = backend
         self.paged_backend = backend if isinstance(backend, PagedBackend) else None
         self.chained_backend = backend if isinstance(backend, ChainedBackend) else None
-        self.kv_cache: Tensor | None = None  # [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]
+        self.kv_cache: Tensor | None = None  # [num_layers, 2, num_blocks, block_size, num_kv_heads, slot_width]
         self.batch: AttentionBatch | None = None

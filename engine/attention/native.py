@@ -1,7 +1,7 @@
 """Paged attention on a CPU through engine/kernels/attention.c: checks shapes and passes pointers.
 
-The kernel is compiled when the backend is made; it shares torch's OpenMP threads. Its pages are laid out for it: of a
-block's keys, `[num_kv_heads, head_dim, block_size]`, and of its values, `[num_kv_heads, block_size, head_dim]`.
+The kernel is compiled when the backend is made; it shares torch's OpenMP threads. Its pages are laid out for it, as
+kernels/attention_pages.h says.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from engine.attention.base import AttentionBatch, AttentionRules
 from engine.kernels.build import build_library, load_library
 from engine.kernels.native_function import FORMATS, NativeFunction
 
-DTYPES = (torch.float32, torch.bfloat16)  # keys and values may be float16, too
+DTYPES = (torch.float32, torch.bfloat16)  # keys and values may be float16 and int8, too
 
 # Of `attention_args` in attention_rows.h: what a layer's call is given, and what is a step's.
 _CALL = struct.Struct("@6P6q6i2fq")
@@ -85,7 +85,7 @@ class NativeAttention:
         )
 
     def _set_step(self, batch: AttentionBatch, kv_cache: Tensor) -> None:
-        """kv_cache: `[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]`."""
+        """kv_cache: `[num_layers, 2, num_blocks, block_size, num_kv_heads, slot_width]`."""
         tables, slots = batch.block_tables, batch.slot_mapping
         for x in (batch.query_start, batch.context_lens):
             assert x.dtype == torch.int32 and x.is_contiguous(), "query_start and context_lens are int32 and contiguous"

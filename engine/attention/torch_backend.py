@@ -19,10 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.attention.base import AttentionBatch, AttentionRules
+from engine.attention.base import SCALE_BYTES, AttentionBatch, AttentionRules
 
 CHUNK_SIZE = 256  # keys; part of the arithmetic: another size gives other bits
 _MAX_TILE_TOKENS = 256  # query tokens of one prefill tile: bounds the scratch memory, does not touch the arithmetic
+_LARGEST_CODE = 127.0
+_SMALLEST_SIZE = 2.0**-100  # numbers that are all below it are zeros: a scale has an inverse
 _MIN_ROWS = 2  # a product with one row takes another path in the matrix library
 
 
@@ -37,7 +39,7 @@ class TorchAttention:
         self, q: Tensor, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules
     ) -> Tensor:
         """See `AttentionBackend.forward`."""
-        keys, values = kv_cache_layer.flatten(1, 2).unbind(0)  # [num_slots, num_kv_heads, head_dim]
+        keys, values = kv_cache_layer.flatten(1, 2).unbind(0)  # [num_slots, num_kv_heads, slot_width]
         keys.index_copy_(0, batch.slot_mapping, _narrowed(k, keys.dtype))
         values.index_copy_(0, batch.slot_mapping, _narrowed(v, values.dtype))
         num_kv_heads = keys.shape[1]
@@ -50,15 +52,34 @@ class TorchAttention:
 
 
 def _narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the cache's dtype; what float16 has no room for becomes its largest number, as in the kernel."""
+    """As the cache holds it; what float16 has no room for becomes its largest number, as in the kernel."""
+    if dtype == torch.int8:
+        return _codes(x.float())
     if dtype == torch.float16 and x.dtype != dtype:
         x = x.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
     return x.to(dtype)
 
 
+def _codes(x: Tensor) -> Tensor:
+    """int8 `[..., head_dim]` with the bytes of a scale behind each row; one with a nan or an infinity has nan."""
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    is_zero = largest < _SMALLEST_SIZE
+    inverse = torch.full_like(largest, _LARGEST_CODE).div_(largest)  # a number over a tensor would be rounded twice
+    codes = (x * inverse.masked_fill_(is_zero, 0.0)).nan_to_num_(0.0).round_().to(torch.int8)
+    scales = (largest / _LARGEST_CODE).masked_fill_(is_zero, 0.0).masked_fill_(~largest.isfinite(), float("nan"))
+    return torch.cat((codes, scales.view(torch.int8)), dim=-1)
+
+
+def _widened(rows: Tensor) -> Tensor:
+    """float32 numbers of rows of a cache."""
+    if rows.dtype != torch.int8:
+        return rows.float()
+    return rows[..., :-SCALE_BYTES].float() * rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+
+
 @dataclass(slots=True)
 class _Pages:
-    keys: Tensor  # [num_slots, num_kv_heads, head_dim]
+    keys: Tensor  # [num_slots, num_kv_heads, slot_width]
     values: Tensor
     block_tables: Tensor  # int64 [num_seqs, max_blocks]
     block_size: int
@@ -70,7 +91,7 @@ class _Pages:
         """
         blocks = self.block_tables[sequences[:, None], positions // self.block_size]
         slots = blocks * self.block_size + positions % self.block_size
-        keys, values = (pages[slots].transpose(1, 2).float().contiguous() for pages in (self.keys, self.values))
+        keys, values = (_widened(pages[slots]).transpose(1, 2).contiguous() for pages in (self.keys, self.values))
         return keys, values
 
 

@@ -25,60 +25,11 @@
 INLINE int64_t queries_size(const attention_args *a, int rows_per_head) {
   return (int64_t)(rows_per_head + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS * a->head_dim;
 }
-/* Whether the pages are made of panels. */
-INLINE int is_regular(const attention_args *a) { return a->block_size % LANES == 0 && a->head_dim % LANES == 0; }
 /* Of panels: those of pages, or float32 copies. */
 INLINE int panel_format(const attention_args *a) {
   if (!is_regular(a)) return F32;
   return HAS_PAIRS && a->format == BF16 && a->kv_format == BF16 ? BF16_PAIRS : a->kv_format;
 }
-INLINE int64_t padded_dim(const attention_args *a) { return (int64_t)lanes_of(a->head_dim) * LANES; }
-
-/* Point at the panels of the chunk's keys [first, last) in the pages. */
-static void find_panels(const attention_args *a, scratch *s, const int32_t *table, int start, int first, int last) {
-  int64_t head_size = (int64_t)a->head_dim * a->block_size;
-  for (int p = first / LANES; p * LANES < last; p++) {
-    int64_t block = table[(start + p * LANES) / a->block_size] * a->num_kv_heads * head_size;
-    int slot = (start + p * LANES) % a->block_size;
-    s->keys[p] = at(a->keys, block + slot, a->kv_format);
-    s->values[p] = at(a->values, block + slot * a->head_dim, a->kv_format);
-  }
-  s->head_bytes = head_size * size_of(a->kv_format);
-  s->key_step = a->block_size;
-}
-
-/* Make float32 panels of keys [first, last) that lie in blocks, or have dimensions, of no whole number of lanes. */
-static void gather_panels(const attention_args *a, scratch *s, const task *t, const int32_t *table, int start, int first,
-                          int last) {
-  int64_t padded = padded_dim(a);
-  for (int j = first; j < last; j++) {
-    int slot = (start + j) % a->block_size;
-    for (int h = t->first_head; h < t->last_head; h++) {
-      int64_t head = ((int64_t)table[(start + j) / a->block_size] * a->num_kv_heads + h) * a->head_dim * a->block_size;
-      float *keys = s->packed_keys + (h * CHUNK + j / LANES * LANES) * padded + j % LANES;
-      float *values = s->packed_values + (h * CHUNK + j) * padded;
-      for (int d = 0; d < a->head_dim; d++) {
-        keys[d * LANES] = get(a->keys, head + d * a->block_size + slot, a->kv_format);
-        values[d] = get(a->values, head + slot * a->head_dim + d, a->kv_format);
-      }
-      for (int d = a->head_dim; d < padded; d++) values[d] = 0;
-    }
-  }
-  for (int p = first / LANES; p * LANES < last; p++) {
-    s->keys[p] = (const char *)(s->packed_keys + p * LANES * padded);
-    s->values[p] = (const char *)(s->packed_values + p * LANES * padded);
-  }
-  s->head_bytes = (int64_t)CHUNK * padded * sizeof(float);
-  s->key_step = LANES;
-}
-
-/* Point around the chunk's keys [first, last) too, in the blocks of panels that are scored as one: nobody uses it. */
-static void complete_block(scratch *s, int first, int last) {
-  int begin = first / LANES, end = lanes_of(last);
-  for (int p = begin; p % BLOCK_PANELS != 0; p--) s->keys[p - 1] = s->keys[begin], s->values[p - 1] = s->values[begin];
-  for (int p = end; p % BLOCK_PANELS != 0; p++) s->keys[p] = s->keys[end - 1], s->values[p] = s->values[end - 1];
-}
-
 /* The chunk's part of each row: scores, weights and weighted values over the panels of its keys [first, last). */
 INLINE void attend_panels(const attention_args *a, scratch *s, const task *t, int rows_per_head, int first, int last,
                           const char *const *ahead, int format) {
@@ -90,10 +41,15 @@ INLINE void attend_panels(const attention_args *a, scratch *s, const task *t, in
                   rows_per_head, a->head_dim, h * s->head_bytes, p, ahead, format);
       if (ahead) ahead += at_most(BLOCK_PANELS, end - p);
     }
-  for (int row = 0; row < num_rows; row++)
-    if (s->first[row] < s->last[row])
-      weigh(s->scores + (int64_t)row * STRIDE, s->first[row], s->last[row], a->softcap, format, &s->chunk_maximum[row],
-            &s->chunk_total[row]);
+  for (int row = 0; row < num_rows; row++) {
+    float *scores = s->scores + (int64_t)row * STRIDE, *maximum = &s->chunk_maximum[row], *total = &s->chunk_total[row];
+    if (s->first[row] >= s->last[row]) continue;
+    if (format == I8)
+      weigh_codes(scores, s->values, (t->first_head + row / rows_per_head) * s->head_bytes, a->head_dim, s->first[row],
+                  s->last[row], first, last, a->softcap, maximum, total, &s->weight_scale[row]);
+    else
+      weigh(scores, s->first[row], s->last[row], a->softcap, format, maximum, total);
+  }
   memset(s->part, 0, (size_t)num_rows * dim_lanes * LANES * sizeof(float));
   for (int p = begin; p < end; p += BLOCK_PANELS)
     for (int h = t->first_head; h < t->last_head; h++) {
@@ -101,6 +57,8 @@ INLINE void attend_panels(const attention_args *a, scratch *s, const task *t, in
                   at_least(first, p * LANES), at_most(last, (p + BLOCK_PANELS) * LANES), ahead, format);
       if (ahead) ahead += at_most(BLOCK_PANELS, end - p);
     }
+  for (int row = 0; format == I8 && row < num_rows; row++)
+    scale_values(s->part + row * dim_lanes * LANES, dim_lanes, s->weight_scale[row]);
 }
 
 typedef void attend_function(const attention_args *, scratch *, const task *, int, int, int, const char *const *);
@@ -112,13 +70,14 @@ typedef void attend_function(const attention_args *, scratch *, const task *, in
 ATTEND_PANELS(attend_f32, F32)
 ATTEND_PANELS(attend_bf16, BF16)
 ATTEND_PANELS(attend_f16, F16)
+ATTEND_PANELS(attend_i8, I8)
 #if HAS_PAIRS
 ATTEND_PANELS(attend_pairs, BF16_PAIRS)
 #else
 #define attend_pairs NULL
 #endif
 static attend_function *const ATTEND[] = {
-    [F32] = attend_f32, [BF16] = attend_bf16, [F16] = attend_f16, [BF16_PAIRS] = attend_pairs};
+    [F32] = attend_f32, [BF16] = attend_bf16, [F16] = attend_f16, [I8] = attend_i8, [BF16_PAIRS] = attend_pairs};
 
 static void attend_chunk(const attention_args *a, scratch *s, const task *t, const task *next, int start,
                          int rows_per_head) {
@@ -151,15 +110,19 @@ static void run_task(const attention_args *a, scratch *s, const task *t, const t
   int64_t padded = padded_dim(a);
   /* Scores are powers of two; a soft cap wants them first as they are. */
   float scaling = a->softcap > 0 ? a->scaling : a->scaling * LOG2_E;
-  int is_packed = panel_format(a) != BF16_PAIRS;
+  int format = panel_format(a);
   s->scaling = scaling;
   for (int h = t->first_head; h < t->last_head; h++)
     for (int i = 0; i < rows_per_head; i++, row++) {
       int token = query_start + t->first_token + i / group, head = h * group + i % group;
       const void *from = at(a->q, token * a->q_strides[0] + head * a->q_strides[1], a->format);
       float *q = s->q + (h - t->first_head) * queries_size(a, rows_per_head) + i / MAX_ROWS * MAX_ROWS * a->head_dim;
-      for (int d = 0; is_packed && d < a->head_dim; d++) q[d * MAX_ROWS + i % MAX_ROWS] = get(from, d, a->format) * scaling;
-      s->queries[row] = from;
+      if (format == I8)
+        s->query_scale[row] = round_query((int16_t *)s->q + row * a->head_dim, from, a->head_dim, a->format) * scaling;
+      else if (format == BF16_PAIRS)
+        s->queries[row] = from;
+      else
+        for (int d = 0; d < a->head_dim; d++) q[d * MAX_ROWS + i % MAX_ROWS] = get(from, d, a->format) * scaling;
       s->position[row] = offset + t->first_token + i / group;
       s->maximum[row] = a->sinks ? a->sinks[head] * LOG2_E : -INFINITY;
       s->total[row] = a->sinks ? 1 : 0;
@@ -178,20 +141,6 @@ static void run_task(const attention_args *a, scratch *s, const task *t, const t
         store_part(out, d, a->head_dim, value, a->format);
       }
     }
-}
-
-/* Copy a token's keys and values into its slot. */
-static void write_token(const attention_args *a, int token) {
-  int64_t block = a->slot_mapping[token] / a->block_size, slot = a->slot_mapping[token] % a->block_size;
-  for (int h = 0; h < a->num_kv_heads; h++) {
-    int64_t head = (block * a->num_kv_heads + h) * a->head_dim * a->block_size;
-    const void *k = at(a->k, token * a->k_strides[0] + h * a->k_strides[1], a->format);
-    const void *v = at(a->v, token * a->v_strides[0] + h * a->v_strides[1], a->format);
-    for (int d = 0; d < a->head_dim; d++)
-      put(a->keys, head + d * a->block_size + slot, get(k, d, a->format), a->kv_format);
-    for (int d = 0; d < a->head_dim; d++)
-      put(a->values, head + slot * a->head_dim + d, get(v, d, a->format), a->kv_format);
-  }
 }
 
 /* Query tokens of one task of a prefill. */
@@ -231,7 +180,7 @@ static scratch *get_scratch(const attention_args *a) {
   int64_t rows = at_least(tile_tokens(a) * (a->num_heads / a->num_kv_heads), a->num_heads);
   int64_t padded = padded_dim(a), packed = a->num_kv_heads * CHUNK * padded;
   int64_t queries = (rows + a->num_kv_heads * MAX_ROWS) * padded, pieces = 4 * NUM_PANELS * a->num_kv_heads + BLOCK_PANELS;
-  size_t size = sizeof(scratch) + LINE + sizeof(float) * (queries + rows * (2 * padded + STRIDE + 7) + 2 * packed) +
+  size_t size = sizeof(scratch) + LINE + sizeof(float) * (queries + rows * (2 * padded + STRIDE + 9) + 2 * packed) +
                 rows * sizeof *((scratch *)NULL)->queries + pieces * sizeof(char *);
   scratch *s = take_room(size);
   if (!s) return NULL;
@@ -248,7 +197,9 @@ static scratch *get_scratch(const attention_args *a) {
   s->total = s->maximum + rows;
   s->chunk_maximum = s->total + rows;
   s->chunk_total = s->chunk_maximum + rows;
-  s->position = (int32_t *)(s->chunk_total + rows);
+  s->query_scale = s->chunk_total + rows;
+  s->weight_scale = s->query_scale + rows;
+  s->position = (int32_t *)(s->weight_scale + rows);
   s->first = s->position + rows;
   s->last = s->first + rows;
   return s;
@@ -268,7 +219,7 @@ int promptmill_attention(const void *given) {
   memcpy(a, given, offsetof(attention_args, query_start));
   memcpy(&a->query_start, a->step, offsetof(attention_args, keys) - offsetof(attention_args, query_start));
   a->keys = a->cache + a->layer * a->layer_bytes;
-  a->values = (char *)a->keys + a->keys_bytes;
+  a->values = a->keys + a->keys_bytes;
   int64_t work;
   task *tasks = malloc(sizeof(task) * (max_tasks(a) + 1));
   if (!tasks) return 1;

@@ -6,16 +6,10 @@
 #ifndef PROMPTMILL_ATTENTION_AHEAD_H
 #define PROMPTMILL_ATTENTION_AHEAD_H
 
-#include "attention_rows.h"
+#include "attention_pages.h"
 
 #define LEAD_BYTES (64 * 1024) /* less than 32 KiB is too late, more than 96 gains nothing (AMD Zen 4) */
 
-typedef struct {
-  int32_t seq, first_token, last_token; /* tokens of the sequence's queries of this step */
-  int32_t first_head, last_head;        /* kv heads */
-} task;
-
-INLINE int lanes_of(int count) { return parts_of(count, LANES); }
 /* A tile of one token of a longer prompt is none. */
 INLINE int is_decode(const attention_args *a, const task *t) {
   return a->query_start[t->seq + 1] - a->query_start[t->seq] == 1;
@@ -28,13 +22,12 @@ static int list_pieces(const attention_args *a, const task *t, int start, const 
   int first = a->sliding_window > 0 ? at_least(0, position - a->sliding_window + 1 - start) / LANES : 0;
   int end = lanes_of(at_most(CHUNK, position + 1 - start));
   const int32_t *table = a->block_tables + t->seq * a->table_stride;
-  int64_t head_size = (int64_t)a->head_dim * a->block_size;
   for (int is_value = 0; is_value < 2; is_value++)
     for (int p = first / BLOCK_PANELS * BLOCK_PANELS; p < end; p++) {
       int key = start + at_least(first, p) * LANES;
-      int64_t place = table[key / a->block_size] * a->num_kv_heads * head_size + key % a->block_size * a->head_dim;
+      const char *pages = (is_value ? a->values : a->keys) + key % a->block_size * slot_bytes(a);
       for (int h = t->first_head; h < t->last_head; h++)
-        pieces[count++] = at(is_value ? a->values : a->keys, place + h * head_size, a->kv_format);
+        pieces[count++] = pages + head_place(a, table[key / a->block_size], h);
     }
   return count;
 }
@@ -46,7 +39,7 @@ static int first_chunk(const attention_args *a, int position) {
 /* Ask for what a decode reads first of the chunk. Returns what it is to ask for while it reads: the rest, and then as much
  * of the chunk that is read next, which may be the next task's. */
 static const char *const *begin_asking(const attention_args *a, scratch *s, const task *t, const task *next, int start) {
-  int num_bytes = a->head_dim * LANES * size_of(a->kv_format), lead = LEAD_BYTES / num_bytes;
+  int num_bytes = LANES * slot_bytes(a), lead = LEAD_BYTES / num_bytes;
   if (s->num_pieces == 0) s->num_pieces = list_pieces(a, t, start, s->pieces);
   for (; s->num_asked < at_most(lead, s->num_pieces); s->num_asked++)
     for (int i = 0; i < num_bytes; i += LINE) fetch_ahead(s->pieces[s->num_asked] + i);

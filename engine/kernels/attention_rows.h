@@ -30,12 +30,14 @@
 #define BLOCK_PANELS (2 * MAX_WIDE) /* panels that stay in L1 while all rows pass over them */
 
 /* Beside the formats of elements: keys and values in bfloat16 that are multiplied with queries and weights in bfloat16. */
-#define BF16_PAIRS 3
+#define BF16_PAIRS 4
 #if defined(__AVX512BF16__)
 #define HAS_PAIRS 1
 #else
 #define HAS_PAIRS 0
 #endif
+
+INLINE int lanes_of(int count) { return parts_of(count, LANES); }
 
 typedef struct {
   const void *q, *k, *v;            /* [num_tokens, heads, head_dim], elements of head_dim side by side */
@@ -59,8 +61,7 @@ typedef struct {
   int32_t num_seqs, num_tokens, block_size;
   int32_t kv_format;                /* of keys and values */
 
-  void *keys;                       /* [num_blocks, num_kv_heads, head_dim, block_size]; these two are set here */
-  void *values;                     /* [num_blocks, num_kv_heads, block_size, head_dim] */
+  char *keys, *values;              /* of the layer, as attention_pages.h has them; these two are set here */
 } attention_args;
 
 /* One thread's memory for one task; rows are ordered by kv head, token, head of the group. */
@@ -68,6 +69,7 @@ typedef struct {
   float *q;                         /* [groups of rows, head_dim, MAX_ROWS]; a group is of one kv head */
   const uint16_t **queries;         /* [rows], where each lies, for BF16_PAIRS */
   float scaling;                    /* of the products with these */
+  float *query_scale, *weight_scale; /* [rows], of what is rounded for I8 */
   float *scores, *part, *sum;       /* [rows, CHUNK], [rows, padded_dim] twice */
   float *maximum, *total;           /* [rows], so far */
   float *chunk_maximum, *chunk_total; /* [rows], of the chunk at hand */
@@ -128,6 +130,7 @@ INLINE void add_products(vec acc[MAX_ROWS][MAX_WIDE * NUM_VECS], const float *fa
 #if HAS_PAIRS
 #include "attention_bf16.h"
 #endif
+#include "attention_int8.h"
 
 /* Scores of `num_rows` rows, whose queries are `q`, with `wide` panels of keys from `panel` on, dimension by dimension; asks
  * for what lies `ahead`. */
@@ -142,6 +145,11 @@ INLINE void score_tile(const scratch *s, const float *q, int row, int panel, con
     return;
   }
 #endif
+  if (format == I8) {
+    const int16_t *queries = (const int16_t *)s->q + (int64_t)row * head_dim;
+    score_codes(queries, s->query_scale + row, keys, ahead, offset, head_dim, scores, num_rows, wide);
+    return;
+  }
   vec acc[MAX_ROWS][MAX_WIDE * NUM_VECS];
   const char *elements[MAX_WIDE];
   for (int p = 0; p < wide; p++) elements[p] = keys[p] + offset;
@@ -194,6 +202,10 @@ INLINE void value_tile(float *part, int64_t part_stride, const float *weights, c
     return;
   }
 #endif
+  if (format == I8) {
+    value_codes((int32_t *)part, part_stride, weights, values, ahead, offset, first, last, dim, num_rows, wide);
+    return;
+  }
   int64_t step = part_stride * size_of(format), start = (int64_t)dim * LANES * size_of(format);
   vec acc[MAX_ROWS][MAX_WIDE * NUM_VECS];
   const char *elements[MAX_WIDE];
@@ -238,6 +250,11 @@ INLINE void value_block(const scratch *s, int row, int num_rows, int dim_lanes, 
   for (int end = row + num_rows; row < end; row += MAX_ROWS, ahead = NULL) {
     int count = at_most(MAX_ROWS, end - row);
     /* The later a row, the later are the keys that it sees. */
+    if (format == I8) { /* what a row does not see has no weight */
+      add_values(s, row, count, dim_lanes, offset, at_least(first, s->first[row]),
+                 at_most(last, s->last[row + count - 1]), ahead, format);
+      continue;
+    }
     int common_first = at_least(first, s->first[row + count - 1]), common_last = at_most(last, s->last[row]);
     if (format == BF16_PAIRS) common_first = (common_first + 1) & ~1, common_last &= ~1;
     int is_common = common_first < common_last;

@@ -4,11 +4,11 @@
 
 #include "attention_rows.h"
 
-/* The elements [first, last) of them; minus infinity in place of others. */
-INLINE lanes seen(lanes x, int first, int last) {
+/* The elements [first, last) of them; `other` in place of others. */
+INLINE lanes seen_or(float other, lanes x, int first, int last) {
   static const int32_t PLACES[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   if (first <= 0 && last >= LANES) return x;
-  const ints nothing = (ints)(-INFINITY - (vec){0});
+  const ints nothing = (ints)(other - (vec){0});
   EACH_VEC {
     ints places, is_seen;
     memcpy(&places, PLACES + i * WIDTH, sizeof places);
@@ -17,13 +17,13 @@ INLINE lanes seen(lanes x, int first, int last) {
   }
   return x;
 }
+INLINE lanes seen(lanes x, int first, int last) { return seen_or(-INFINITY, x, first, last); }
 
-/* Turn a row's scores of a chunk into weights, 2^(score - maximum), for BF16_PAIRS in bfloat16; returns their maximum and
- * sum. With a soft cap the scores come as powers of e. Kept out of line: one copy of the code, one rounding. */
-__attribute__((noinline)) static void weigh(float *scores, int first, int last, float softcap, int format, float *maximum,
-                                            float *total) {
-  int begin = first / LANES * LANES, end = (last + LANES - 1) / LANES * LANES;
-  lanes most = splat(-INFINITY), sum = splat(0);
+/* Cap a row's scores of a chunk if they are to be, and find their maximum. With a soft cap they come as powers of e.
+ * This and what follows is kept out of line: one copy of the code, one rounding. */
+__attribute__((noinline)) static float cap(float *scores, int first, int last, float softcap) {
+  int begin = first / LANES * LANES, end = lanes_of(last) * LANES;
+  lanes most = splat(-INFINITY);
   for (int j = begin; softcap > 0 && j < end; j += LANES) {
     lanes x = load_f32(scores + j);
     EACH_VEC x.v[i] = vec_tanh(x.v[i] / softcap) * (softcap * LOG2_E);
@@ -33,7 +33,16 @@ __attribute__((noinline)) static void weigh(float *scores, int first, int last, 
     lanes x = seen(load_f32(scores + j), first - j, last - j);
     EACH_VEC most.v[i] = vec_max(x.v[i], most.v[i]);
   }
-  *maximum = max_of_lanes(most);
+  return max_of_lanes(most);
+}
+
+/* Turn a row's scores of a chunk into weights, 2^(score - maximum), for BF16_PAIRS in bfloat16; returns their maximum and
+ * sum. */
+__attribute__((noinline)) static void weigh(float *scores, int first, int last, float softcap, int format, float *maximum,
+                                            float *total) {
+  int begin = first / LANES * LANES, end = lanes_of(last) * LANES;
+  lanes sum = splat(0);
+  *maximum = cap(scores, first, last, softcap);
   for (int j = begin; j < end; j += LANES) {
     lanes x = seen(load_f32(scores + j), first - j, last - j);
     EACH_VEC {
@@ -43,6 +52,47 @@ __attribute__((noinline)) static void weigh(float *scores, int first, int last, 
     store_part(scores, j, end, x, format == BF16_PAIRS);
   }
   *total = sum_of_lanes(sum);
+}
+
+/* `weigh` for I8: weights in 16 bits, times their values' scales; zeros for what the row does not see of the panels of keys
+ * [all_first, all_last). values: panels of its kv head, `offset` bytes into them. Returns the weights' scale, too. */
+__attribute__((noinline)) static void weigh_codes(float *scores, const char *const *values, int64_t offset, int head_dim,
+                                                  int first, int last, int all_first, int all_last, float softcap,
+                                                  float *maximum, float *total, float *scale) {
+  int begin = first / LANES * LANES, end = lanes_of(last) * LANES;
+  int16_t *weights = (int16_t *)scores;
+  lanes most = splat(0), sum = splat(0);
+  offset += head_dim * LANES;
+  *maximum = cap(scores, first, last, softcap);
+  for (int j = begin; j < end; j += LANES) {
+    lanes x = seen_or(0, load_f32((const float *)(values[j / LANES] + offset)), first - j, last - j);
+    EACH_VEC most.v[i] = vec_max(x.v[i], most.v[i]);
+  }
+  float largest = max_of_lanes(most), inverse = largest > 0 ? LARGEST_WEIGHT / largest : 0;
+  for (int j = begin; j < end; j += LANES) {
+    lanes x = seen(load_f32(scores + j), first - j, last - j);
+    lanes scales = seen_or(0, load_f32((const float *)(values[j / LANES] + offset)), first - j, last - j);
+    ints codes[NUM_VECS];
+    EACH_VEC {
+      x.v[i] = vec_exp2(x.v[i] - *maximum);
+      sum.v[i] += x.v[i];
+      codes[i] = nearest(x.v[i] * (scales.v[i] * inverse));
+    }
+    store_shorts(weights + j, codes);
+  }
+  *total = sum_of_lanes(sum);
+  *scale = largest / LARGEST_WEIGHT;
+  for (int j = all_first / LANES * LANES; j < begin; j++) weights[j] = 0;
+  for (int j = end; j < lanes_of(all_last) * LANES; j++) weights[j] = 0;
+}
+
+/* A row's weighted values as numbers, of sums of codes. */
+INLINE void scale_values(float *part, int dim_lanes, float scale) {
+  for (int d = 0; d < dim_lanes * LANES; d += WIDTH) {
+    ints sums;
+    memcpy(&sums, part + d, sizeof sums);
+    *(loose_vec *)(part + d) = __builtin_convertvector(sums, vec) * scale;
+  }
 }
 
 /* Fold a chunk into what the row has so far. */

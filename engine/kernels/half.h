@@ -1,4 +1,5 @@
-/* Numbers of 16 bits: bfloat16, and IEEE half precision, which keeps three bits more of a number and less of its range.
+/* Formats of numbers, and those of 16 bits: bfloat16, and IEEE half precision, which keeps three bits more of a number and
+ * less of its range.
  *
  * Rounding is to the nearest, ties to even. What half precision has no room for becomes its largest number, not infinity;
  * infinities too, and a nan stays one.
@@ -16,10 +17,11 @@
 #define F32 0
 #define BF16 1
 #define F16 2
+#define I8 3 /* codes, whose scale lies elsewhere */
 
 #define F16_LARGEST 65504.0f
 
-static inline int size_of(int format) { return format == F32 ? 4 : 2; }
+static inline int size_of(int format) { return format == F32 ? 4 : format == I8 ? 1 : 2; }
 
 static inline uint32_t bits_of(float x) {
   uint32_t bits;

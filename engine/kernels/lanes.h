@@ -277,6 +277,7 @@ INLINE const void *at(const void *row, int64_t i, int format) { return (const ch
 
 INLINE float get(const void *row, int64_t i, int format) {
   if (format == F32) return ((const float *)row)[i];
+  if (format == I8) return ((const int8_t *)row)[i];
   return format == BF16 ? from_bf16(((const uint16_t *)row)[i]) : from_f16(((const uint16_t *)row)[i]);
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # half.h's names of number formats
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # half.h's names of number formats
 
 _LINK = struct.Struct("@P1q")  # `chained_call` of rows.c
 _ADDRESS = struct.Struct("@P")

@@ -66,12 +66,15 @@ class Dtypes:
 def resolve_dtypes(
     config: EngineConfig, device: torch.device, architecture: Architecture, checkpoint_dtype: str | None
 ) -> Dtypes:
-    """`config.dtype` is the weights' and the cache's. Where the CPU has no products of it, float32 is computed.
+    """`config.dtype` is the weights' and, but for `config.kv_cache_dtype`, the cache's. Where the CPU has no products
+    of it, float32 is computed.
 
     In int8 half of float32's bytes are enough for keys and values: a decode's attention waits for them alone.
     """
     weights = resolve_dtype(config.dtype, device, checkpoint_dtype)
     kv_cache = torch.float16 if config.quantize == "int8" and weights == torch.float32 else weights
+    if config.kv_cache_dtype == "int8":
+        kv_cache = torch.int8
     return Dtypes(weights, torch.float32 if _widens(config, device, architecture, weights) else weights, kv_cache)
 
 

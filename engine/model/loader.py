@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from engine.attention.base import AttentionBackend, AttentionContext
+from engine.attention.base import AttentionBackend, AttentionContext, slot_width
 from engine.attention.select import select_backend
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
@@ -68,11 +68,13 @@ class LoadedModel:
     @property
     def kv_block_bytes(self) -> int:
         """Bytes of one KV block over all layers."""
-        return 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim * self.dtypes.kv_cache.itemsize
+        width = slot_width(self.head_dim, self.dtypes.kv_cache)
+        return 2 * self.num_layers * self.block_size * self.num_kv_heads * width * self.dtypes.kv_cache.itemsize
 
     def allocate_kv_cache(self, num_blocks: int) -> None:
         """Give the context a cache of `num_blocks` blocks. Raises `ModelLoadError` if the memory is not there."""
-        shape = (self.num_layers, 2, num_blocks, self.block_size, self.num_kv_heads, self.head_dim)
+        width = slot_width(self.head_dim, self.dtypes.kv_cache)
+        shape = (self.num_layers, 2, num_blocks, self.block_size, self.num_kv_heads, width)
         self.context.kv_cache = None
         try:
             # Not zeroed: no backend reads a slot before it is written, and a CPU hands out pages when they are touched.
@@ -202,8 +204,10 @@ def _take_device(config: EngineConfig, rank: Rank) -> torch.device:
     """The device that is asked for, as this process's own, with its threads. Raises `ModelLoadError`."""
     device = resolve_device(config.device, rank)
     use_device(device)
-    if config.quantize != "none" and device.type != "cpu":
-        raise ModelLoadError(f"quantize {config.quantize} is for a CPU, not for {device}; set quantize to none")
+    for name, without in (("quantize", "none"), ("kv_cache_dtype", "auto")):
+        value = getattr(config, name)
+        if value != without and device.type != "cpu":
+            raise ModelLoadError(f"{name} {value} is for a CPU, not for {device}; set {name} to {without}")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     elif rank.size > 1:  # on one machine

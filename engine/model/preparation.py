@@ -98,7 +98,7 @@ class Preparation:
         parts = [
             self.checkpoint.fingerprint(),
             *(f"{stat.st_size} {stat.st_mtime_ns}" for stat in files),
-            str(self.dtypes),
+            f"{self.dtypes.weights} {self.dtypes.activations}",
             "" if self.kit is None else self.kit.rows.build,
             "" if self.packer is None else self.packer.build,
             str(self.rank),

@@ -30,7 +30,8 @@ from tests.fakes.paged_batches import PagedWorld
 KERNELS = default_cache_dir() / "kernels"
 BOTH = (torch.float32, torch.bfloat16)
 NARROW = (torch.bfloat16, torch.float16)
-FORMATS = [*((dtype, dtype) for dtype in BOTH), *((torch.float32, kv_dtype) for kv_dtype in NARROW)]
+KEPT = (*NARROW, torch.int8)  # as keys and values are, under float32
+FORMATS = [*((dtype, dtype) for dtype in BOTH), *((torch.float32, kv_dtype) for kv_dtype in KEPT)]
 SHAPES = [(9, 3, 64, 16), (8, 1, 80, 16), (6, 2, 20, 3), (2, 1, 256, 32), (12, 2, 32, 16)]
 calls: list[tuple[str, str, bytes, list[tuple[int, int, int]], list[bytes], list[bytes]]] = []
 

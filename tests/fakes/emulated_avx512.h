@@ -51,6 +51,16 @@ IN_HALVES(emulated_madd_epi16, __m512i, _mm256_madd_epi16)
 
 WIDENED(emulated_cvtph_ps, __m512, __m256, _mm256_cvtph_ps)
 WIDENED(emulated_cvtepu16_epi32, __m512i, __m256i, _mm256_cvtepu16_epi32)
+WIDENED(emulated_cvtepi8_epi16, __m512i, __m256i, _mm256_cvtepi8_epi16)
+
+static inline __m512i emulated_cvtps_epi32(__m512 a) {
+  both x = halves_of(&a);
+  x.low = _mm256_cvtps_epi32(_mm256_castsi256_ps(x.low));
+  x.high = _mm256_cvtps_epi32(_mm256_castsi256_ps(x.high));
+  __m512i result;
+  memcpy(&result, &x, 64);
+  return result;
+}
 
 static inline __m512i emulated_slli_epi32(__m512i a, int count) {
   both x = halves_of(&a);
@@ -89,6 +99,15 @@ static __attribute__((noinline)) __m512i emulated_dpbusd_epi32(__m512i sum, __m5
   result.low = emulated_dpbusd(result.low, x.low, y.low);
   result.high = emulated_dpbusd(result.high, x.high, y.high);
   return emulated_loadu_si512(&result);
+}
+
+static __attribute__((noinline)) __m512i emulated_dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
+  __m512i products = emulated_madd_epi16(a, b);
+  both result = halves_of(&sum), x = halves_of(&products);
+  result.low = _mm256_add_epi32(result.low, x.low);
+  result.high = _mm256_add_epi32(result.high, x.high);
+  memcpy(&sum, &result, 64);
+  return sum;
 }
 
 typedef int16_t emulated_bh __attribute__((vector_size(64)));
@@ -168,6 +187,9 @@ static inline void emulated_storeu_si512(void *p, __m512i a) { memcpy(p, &a, 64)
 #define _mm512_set1_epi16 emulated_set1_epi16
 #define _mm512_cvtusepi32_epi8 emulated_cvtusepi32_epi8
 #define _mm512_dpbusd_epi32 emulated_dpbusd_epi32
+#define _mm512_dpwssd_epi32 emulated_dpwssd_epi32
+#define _mm512_cvtepi8_epi16 emulated_cvtepi8_epi16
+#define _mm512_cvtps_epi32 emulated_cvtps_epi32
 
 #define __AVX512F__ 1
 #define __AVX512BW__ 1

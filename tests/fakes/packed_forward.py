@@ -6,7 +6,7 @@ from torch import Tensor
 from engine.attention.base import AttentionBatch
 from engine.model.loader import LoadedModel
 
-BLOCK_SIZE = 8
+BLOCK_SIZE = 16  # of panels: kernels have a slower way for others
 LENGTHS = [1, 5, 33, 50]  # past every tiny model's sliding window
 _CPU = torch.device("cpu")
 Part = tuple[int, int, int]  # sequence, first token, last token + 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.attention.base import AttentionBackend, AttentionBatch, AttentionRules
+from engine.attention.base import AttentionBackend, AttentionBatch, AttentionRules, slot_width
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class PagedSequence:
 class PagedWorld:
     """A cache full of garbage, with sequences that lie in it."""
 
-    kv_cache: Tensor  # [2, num_blocks, block_size, num_kv_heads, head_dim]
+    kv_cache: Tensor  # [2, num_blocks, block_size, num_kv_heads, slot_width]
     sequences: list[PagedSequence]
 
     @classmethod
@@ -41,10 +41,10 @@ class PagedWorld:
         generator = torch.Generator().manual_seed(seed)
         counts = [-(-length // block_size) for length in lengths]
         order = torch.randperm(sum(counts) + 3, generator=generator).tolist()
-        # Blocks that nobody wrote hold nan: a backend that reads past a sequence's end shows it.
-        kv_cache = torch.full(
-            (2, len(order), block_size, num_kv_heads, head_dim), float("nan"), dtype=kv_dtype or dtype
-        )
+        # Blocks that nobody wrote hold nan: a backend that reads past a sequence's end shows it. In int8 scales do.
+        kv_dtype = kv_dtype or dtype
+        shape = (2, len(order), block_size, num_kv_heads, slot_width(head_dim, kv_dtype))
+        kv_cache = torch.full(shape, -1 if kv_dtype == torch.int8 else float("nan"), dtype=kv_dtype)
         sequences = []
         for length, count in zip(lengths, counts, strict=True):
             q = torch.randn(length, num_heads, head_dim, generator=generator) * 2
@@ -89,7 +89,7 @@ class PagedWorld:
     ) -> list[Tensor]:
         """Run the steps over a fresh copy of the cache; one `[length, num_heads, head_dim]` for each sequence."""
         cache = self.kv_cache.clone()
-        rules = rules or AttentionRules(self.kv_cache.shape[-1] ** -0.5)
+        rules = rules or AttentionRules(self.sequences[0].q.shape[-1] ** -0.5)
         outputs = [torch.full_like(sequence.q, float("nan")) for sequence in self.sequences]
         for parts in steps:
             q, k, v, batch = self.step(parts)

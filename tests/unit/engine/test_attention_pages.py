@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from engine.attention.base import AttentionBackend, AttentionRules
 from engine.attention.native import NativeAttention
@@ -46,6 +47,41 @@ def test_the_native_kernel_lays_keys_out_by_dimension_and_values_by_slot(
     assert keys[sequence.blocks[-1]].view(2, 32, block_size)[:, :, block_size - last :].isnan().all(), (
         "nothing is written behind the sequence"
     )
+
+
+@pytest.mark.parametrize(("head_dim", "block_size"), [(32, 16), (32, 32), (32, 5), (20, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_8_bits_the_native_kernel_writes_the_codes_and_scales_of_its_twin(
+    native: NativeAttention, dtype: torch.dtype, head_dim: int, block_size: int
+) -> None:
+    world = PagedWorld.build([45], 4, 2, head_dim, block_size, dtype=dtype, kv_dtype=torch.int8)
+    sequence = world.sequences[0]
+    for x in (sequence.k, sequence.v):
+        x[::3] *= 2.0 ** torch.linspace(-90, 90, 15).to(dtype)[:, None, None]
+        x[4], x[7], x[10, 1] = 0, 1e-35, 0
+        x[13] = torch.arange(head_dim).to(dtype) - 8 * head_dim + 0.5  # ties
+    q, k, v, batch = world.step([(0, 0, 45)])
+    expected = world.kv_cache.clone()
+    TorchAttention().forward(q, k, v, expected, batch, AttentionRules(0.2))
+    native.forward(q, k, v, world.kv_cache, batch, AttentionRules(0.2))
+    for pages, same, is_value in zip(world.kv_cache, expected, (False, True), strict=True):
+        assert torch.equal(slots_of(pages, head_dim, block_size, is_value), same)
+
+
+def slots_of(pages: Tensor, head_dim: int, block_size: int, is_value: bool) -> Tensor:
+    """Pages as the torch backend has them: int8 `[num_blocks, block_size, num_kv_heads, head_dim + 4]`."""
+    size = 16 if head_dim % 16 == block_size % 16 == 0 else block_size  # of a panel
+    panels = pages.view(len(pages), 2, block_size // size, size * (head_dim + 4))
+    codes, scales = panels.split((size * head_dim, size * 4), dim=-1)
+    if size < 16 or head_dim % 16:
+        codes = codes.unflatten(-1, (size, head_dim) if is_value else (head_dim, size))
+        codes = codes if is_value else codes.transpose(-1, -2)
+    elif is_value:  # pairs of slots
+        codes = codes.unflatten(-1, (size // 2, head_dim, 2)).transpose(-1, -2).flatten(-3, -2)
+    else:  # pairs of dimensions
+        codes = codes.unflatten(-1, (head_dim // 2, size, 2)).transpose(-2, -3).flatten(-2, -1)
+    slots = torch.cat((codes, scales.unflatten(-1, (size, 4))), dim=-1)
+    return slots.flatten(2, 3).transpose(1, 2)
 
 
 @pytest.mark.parametrize("architecture", ["native", "x86-64-v2"])
@@ -92,6 +128,20 @@ def test_attention_over_float16_equals_its_definition_over_the_rounded_keys_and_
     assert outputs[0].dtype == torch.float32
     # Sums of a few hundred terms of size 1 in float32.
     torch.testing.assert_close(outputs[0].double(), expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("rules", [AttentionRules(0.2), AttentionRules(0.2, 37, 5.0, torch.linspace(-1, 3, 4))])
+def test_attention_over_int8_equals_its_definition_over_the_rounded_keys_and_values(
+    backend: AttentionBackend, rules: AttentionRules
+) -> None:
+    world = small_world(300, torch.int8)
+    outputs = world.run(backend, [[(0, 0, 256)], [(0, 256, 299)], [(0, 299, 300)]], rules)
+    sequence = world.sequences[0]
+    k, v = ((x / (scale := x.abs().amax(-1, True) / 127)).round() * scale for x in (sequence.k, sequence.v))
+    expected = dense_attention(replace(sequence, k=k, v=v), rules)
+    # Queries of size 8 are rounded to 16 bits by the kernel, by 2^-13 at most, and scores by some 2^-12.
+    tolerance = 2e-5 if backend.name == "torch" else 2e-3
+    torch.testing.assert_close(outputs[0].double(), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_keys_and_values_beyond_float16_become_its_largest_number_and_a_nan_stays_one(

@@ -21,6 +21,8 @@ ARITHMETICS: dict[str, dict[str, Any]] = {
     "int8": {"dtype": "float32", "quantize": "int8"},
     "int8 of float16": {"dtype": "float16", "quantize": "int8"},
     "int8 of native bfloat16": {"dtype": "bfloat16", "quantize": "int8"},
+    "keys of int8": {"dtype": "float32", "kv_cache_dtype": "int8"},
+    "keys of int8 and int8 of native bfloat16": {"dtype": "bfloat16", "quantize": "int8", "kv_cache_dtype": "int8"},
 }
 NUM_DEMO_LAYERS = 3  # of 30 that are all of one shape: an order of sums follows from shapes
 
@@ -48,7 +50,19 @@ def test_logits_do_not_depend_on_chunks_or_batch_mates(tiny: tuple[str, Path], o
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("options", ["float32", "bfloat16", "float16", "native bfloat16", "int8"], indirect=True)
+@pytest.mark.parametrize(
+    "options",
+    [
+        "float32",
+        "bfloat16",
+        "float16",
+        "native bfloat16",
+        "int8",
+        "keys of int8",
+        "keys of int8 and int8 of native bfloat16",
+    ],
+    indirect=True,
+)
 def test_the_demo_models_logits_do_not_depend_on_chunks_batch_mates_or_threads(options: dict[str, Any]) -> None:
     model = load_model(EngineConfig(model_path="smollm2-135m", block_size=BLOCK_SIZE, **options))
     del model.model.get_decoder().layers[NUM_DEMO_LAYERS:]  # type: ignore[operator]

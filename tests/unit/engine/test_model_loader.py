@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,14 +106,37 @@ def test_a_dtype_that_the_cpu_does_not_multiply_in_is_of_weights_keys_and_values
         assert activations == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
 
 
-def test_without_a_compiler_weights_keys_and_values_are_the_same_numbers(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_keys_and_values_in_8_bits_take_head_dim_and_a_scale_of_four_bytes_each(folder: Path) -> None:
+    model = load(folder, device="cpu", dtype="float32", kv_cache_dtype="int8")
+    plain = load(folder, device="cpu", dtype="float32")
+    assert model.dtypes == replace(plain.dtypes, kv_cache=torch.int8)
+    assert model.backend_name == plain.backend_name
+    assert model.fingerprint != plain.fingerprint
+    model.allocate_kv_cache(7)
+    assert model.context.kv_cache is not None
+    assert model.context.kv_cache.nbytes == 7 * model.kv_block_bytes
+    assert model.kv_block_bytes * 4 * model.head_dim == plain.kv_block_bytes * (model.head_dim + 4)
+
+
+@pytest.mark.parametrize(("field", "without"), [("quantize", "none"), ("kv_cache_dtype", "auto")])
+def test_8_bits_are_refused_on_a_gpu_with_the_remedy(
+    folder: Path, field: str, without: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, object] = {"dtype": "float16", "device": "cpu", "block_size": BLOCK_SIZE}
+    monkeypatch.setattr(loader, "resolve_device", lambda name, rank: torch.device("cuda", 0))
+    monkeypatch.setattr(loader, "use_device", lambda device: None)
+    with pytest.raises(ModelLoadError, match=f"{field} int8 is for a CPU, not for cuda:0; set {field} to {without}"):
+        load(folder, **{field: "int8"})
+
+
+@pytest.mark.parametrize("fields", [{"dtype": "float16"}, {"dtype": "float32", "kv_cache_dtype": "int8"}], ids=str)
+def test_without_a_compiler_weights_keys_and_values_are_the_same_numbers(
+    folder: Path, fields: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, object] = {**fields, "device": "cpu", "block_size": BLOCK_SIZE}
     expected = run(load(folder, **options), prompts(VOCAB_SIZE), steps_of(13))
     monkeypatch.setenv("PATH", str(tmp_path))
     model = load(folder, cache_dir=str(tmp_path), **options)
-    assert (model.backend_name, model.dtypes.kv_cache) == ("torch", torch.float16)
+    assert (model.backend_name, model.dtypes.kv_cache.itemsize) == ("torch", 1 if "kv_cache_dtype" in fields else 2)
     for output, same in zip(run(model, prompts(VOCAB_SIZE), steps_of(13)), expected, strict=True):
         # Sums in another order, and a key here and there on the other side of a rounding: logits are of size 1 to 4.
         torch.testing.assert_close(output, same, rtol=0, atol=4e-3)

@@ -57,10 +57,10 @@ def test_each_rank_holds_its_part_alone(tmp_path: Path) -> None:
     assert leader.fingerprint != whole.fingerprint
 
 
-@pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_parts_of_a_model_are_packed_and_quantised_as_a_whole_one(quantize: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fields", [{}, {"quantize": "int8"}, {"kv_cache_dtype": "int8"}], ids=str)
+def test_parts_of_a_model_are_packed_and_quantised_as_a_whole_one(fields: dict[str, str], tmp_path: Path) -> None:
     sequences = prompts(VOCAB_SIZE)
-    ranks = RankThreads(make_even("qwen2", tmp_path), 2, dtype="float32", quantize=quantize, block_size=BLOCK_SIZE)
+    ranks = RankThreads(make_even("qwen2", tmp_path), 2, dtype="float32", block_size=BLOCK_SIZE, **fields)
     assert all(model.is_batch_invariant for model in ranks.models)
     together = ranks.run(lambda model: run(model, sequences, steps_of(1000)))
     one_by_one = ranks.run(lambda model: run(model, sequences, steps_of(1)))

@@ -40,6 +40,7 @@ def test_the_environment_is_read_and_a_flag_wins(monkeypatch: pytest.MonkeyPatch
         ("device", "tpu"),
         ("dtype", "int3"),
         ("quantize", "int3"),
+        ("kv_cache_dtype", "int3"),
         ("max_num_seqs", "0"),
         ("max_num_tokens", "many"),
         ("kv_memory_fraction", "1.5"),
