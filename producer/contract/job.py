@@ -4,9 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictBool,
     StrictInt,
@@ -18,10 +16,21 @@ from producer.contract.embedding import MAX_INPUTS, find_embedding_problem
 from producer.contract.keys import TENANT_PATTERN
 from producer.contract.message import Message
 from producer.contract.output_format import OUTPUT_FORMAT_FIELDS, find_format_problem
-from producer.contract.rules import JsonObject, NonEmptyText, Number, Text, TokenId, breaks_rule
+from producer.contract.rules import (
+    ContractModel,
+    FirstFault,
+    JsonObject,
+    NonEmptyText,
+    Number,
+    SmallJsonObject,
+    Text,
+    TokenId,
+    breaks_rule,
+)
 from producer.contract.tool import NamedToolChoice, ToolChoice, Tools, tool_names
 from producer.contract.version import CONTRACT_VERSION, ContractVersion
 
+MAX_MODEL_CHARS = 1024
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIASES = 1024
@@ -41,28 +50,33 @@ def _with_text_keys(value: Any) -> Any:
     """JSON has no other keys; Python's own dicts may hold token ids as numbers."""
     if not isinstance(value, dict):
         return value
+    if len(value) > MAX_LOGIT_BIASES:
+        raise breaks_rule("", f"must have at most {MAX_LOGIT_BIASES} items; got {len(value)}")
     return {str(key) if type(key) is int else key: item for key, item in value.items()}
 
 
+TokenIds = Annotated[list[TokenId], FirstFault]
 BiasKey = Annotated[StrictStr, AfterValidator(_check_bias_key)]
 Bias = Annotated[float, Field(strict=True, ge=-100.0, le=100.0)]
 
 
-class JobRequest(BaseModel):
+class JobRequest(ContractModel):
     """What a job asks for. Unknown fields are refused by name; one of `prompt`, `messages` and `inputs` is given.
 
     Validation raises `pydantic.ValidationError`; `producer.errors.InvalidJobError` is what callers of the client see.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     v: ContractVersion = CONTRACT_VERSION
     task: Literal["generate", "embed"] = Field(default="generate", description="embed: a vector, and no text.")
-    model: StrictStr | None = Field(default=None, description="Refused by a worker that serves another model.")
+    model: StrictStr | None = Field(
+        default=None, max_length=MAX_MODEL_CHARS, description="Refused by a worker that serves another model."
+    )
 
-    prompt: Text | list[TokenId] | None = Field(default=None, description="Text or token ids.")
-    messages: list[Message] | None = Field(default=None, description="Rendered with the model's chat template.")
-    inputs: list[Text | list[TokenId]] | None = Field(
+    prompt: Text | TokenIds | None = Field(default=None, description="Text or token ids.")
+    messages: Annotated[list[Message], FirstFault] | None = Field(
+        default=None, description="Rendered with the model's chat template."
+    )
+    inputs: Annotated[list[Text | TokenIds], FirstFault] | None = Field(
         default=None, max_length=MAX_INPUTS, description="With task embed: texts, or the token ids of each."
     )
     dimensions: StrictInt | None = Field(
@@ -74,8 +88,8 @@ class JobRequest(BaseModel):
     )
     min_tokens: StrictInt = Field(default=0, ge=0, description="Tokens before a stop token or stop string may end it.")
     n: StrictInt = Field(default=1, ge=1, le=MAX_CHOICES, description="Independent choices.")
-    stop: list[NonEmptyText] = Field(default=[], max_length=MAX_STOP_STRINGS)
-    stop_token_ids: list[TokenId] = []
+    stop: Annotated[list[NonEmptyText], FirstFault] = Field(default=[], max_length=MAX_STOP_STRINGS)
+    stop_token_ids: TokenIds = Field(default=[])
     ignore_eos: StrictBool = False
 
     temperature: Number = Field(default=1.0, ge=0.0, le=2.0, allow_inf_nan=False, description="0 is greedy.")
@@ -97,20 +111,22 @@ class JobRequest(BaseModel):
 
     response_format: JsonObject | None = Field(default=None, description="OpenAI's: text, JSON object or schema.")
     regex: Text | None = Field(default=None, description="The whole output matches it; no look-around.")
-    choice: list[Text] | None = Field(default=None, description="The output is one of these.")
+    choice: Annotated[list[Text], FirstFault] | None = Field(default=None, description="The output is one of these.")
     grammar: Text | None = Field(default=None, description="Lark, in llguidance's dialect.")
     tools: Tools | None = None
     tool_choice: ToolChoice | None = Field(default=None, description="None: auto, where there are tools.")
     parallel_tool_calls: StrictBool = Field(default=True, description="False: one call at most.")
-    chat_template_kwargs: JsonObject | None = Field(default=None, description="Such as enable_thinking.")
+    chat_template_kwargs: SmallJsonObject | None = Field(default=None, description="Such as enable_thinking.")
 
-    priority: StrictInt = Field(default=0, description="Among jobs a worker already holds; lower runs first.")
-    deadline: Number | None = Field(default=None, gt=0, allow_inf_nan=False, description="Epoch seconds.")
+    priority: StrictInt = Field(
+        default=0, ge=-(2**53), le=2**53, description="Among jobs a worker already holds; lower runs first."
+    )
+    deadline: Number | None = Field(default=None, gt=0, lt=1e18, allow_inf_nan=False, description="Epoch seconds.")
     tenant: Annotated[StrictStr, Field(pattern=f"^{TENANT_PATTERN}$")] | None = Field(
         default=None, description="Whose job it is: tenants take turns. The queue decides; the client derives it."
     )
     stream: StrictBool = Field(default=True, description="False skips PUBLISH; the stream is written all the same.")
-    metadata: JsonObject = {}
+    metadata: SmallJsonObject = Field(default={})
     idempotency_key: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = Field(
         default=None, description="Names one job of the tenant, for as long as it is kept; the client derives its id."
     )

@@ -1,24 +1,20 @@
 """Chat messages in OpenAI's shapes: text alone, calls a model made, and what the called functions gave."""
 
 import json
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StrictStr, model_validator
+from pydantic import AliasChoices, Field, StrictStr, model_validator
 
-from producer.contract.rules import JsonObject, NonEmptyText, Text, breaks_rule
+from producer.contract.rules import ContractModel, FirstFault, JsonObject, NonEmptyText, Text, breaks_rule
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class TextPart(ContractModel):
     type: Literal["text"]
     text: Text
 
 
-class CalledFunctionMessage(BaseModel):
+class CalledFunctionMessage(ContractModel):
     """Arguments are JSON text, as the model wrote them, or the object that it stands for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: NonEmptyText
     arguments: Text | JsonObject
@@ -35,25 +31,21 @@ class CalledFunctionMessage(BaseModel):
         return self.arguments if isinstance(self.arguments, dict) else _parse_object(self.arguments) or {}
 
 
-class ToolCallMessage(BaseModel):
+class ToolCallMessage(ContractModel):
     """One call that the assistant made in an earlier turn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: StrictStr | None = None
     type: Literal["function"] = "function"
     function: CalledFunctionMessage
 
 
-class Message(BaseModel):
+class Message(ContractModel):
     """One chat message. Content is text, or a list of OpenAI text parts; beside tool calls it may be missing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart] | None = None
+    content: Text | Annotated[list[TextPart], FirstFault] | None = None
     name: Text | None = None
-    tool_calls: list[ToolCallMessage] | None = Field(default=None, min_length=1)
+    tool_calls: Annotated[list[ToolCallMessage], FirstFault] | None = Field(default=None, min_length=1)
     tool_call_id: Text | None = None
     reasoning: Text | None = Field(
         default=None,

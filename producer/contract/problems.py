@@ -15,7 +15,8 @@ from producer.contract.message import CalledFunctionMessage, Message, TextPart, 
 from producer.contract.rules import CONTRACT_RULE
 from producer.contract.tool import FunctionDefinition, FunctionTool, NamedToolChoice
 
-MAX_SHOWN_CHARS = 60  # of the value that was given
+MAX_SHOWN_CHARS = 60  # of the value that was given, or of a name that is none of ours
+MAX_PROBLEMS = 10  # told of in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,9 @@ def find_problems(error: ValidationError) -> list[Problem]:
 def summarize(error: ValidationError) -> Problem:
     """All problems in one: the first one's `param`, and every message."""
     problems = find_problems(error)
-    return Problem(problems[0].param, "; ".join(problem.message for problem in problems))
+    told = "; ".join(problem.message for problem in problems[:MAX_PROBLEMS])
+    more = len(problems) - MAX_PROBLEMS
+    return Problem(problems[0].param, told if more <= 0 else f"{told}; and {more} more")
 
 
 def _group(loc: Sequence[Any]) -> tuple[Any, ...]:
@@ -82,7 +85,8 @@ def _path(entry: Any) -> tuple[Any, ...]:
 def _join(path: Sequence[Any]) -> str:
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        name = part if isinstance(part, int) else _cut(str(part))
+        text += f"[{name}]" if isinstance(part, int) else f".{name}" if text else str(name)
     return text
 
 
@@ -100,7 +104,7 @@ def _rule(entry: Any) -> str:
 
 def _suggest(entry: Any) -> str:
     known = _INNER_FIELDS.get(entry["loc"][0]) if len(entry["loc"]) > 1 else JobRequest.model_fields
-    close = difflib.get_close_matches(str(entry["loc"][-1]), known or (), n=2)
+    close = difflib.get_close_matches(_cut(str(entry["loc"][-1])), known or (), n=2)
     return f"; did you mean {' or '.join(close)}?" if close else "; leave it out"
 
 
@@ -109,7 +113,10 @@ def _plain_numbers(context: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr
+from pydantic import AfterValidator, Field, StrictBool, StrictStr
 
-from producer.contract.rules import Text, breaks_rule, count_json_bytes
+from producer.contract.rules import ContractModel, FirstFault, Text, breaks_rule, count_json_bytes
 
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 256 << 10  # of all tools of a job, as JSON
@@ -13,9 +13,7 @@ MAX_TOOLS_BYTES = 256 << 10  # of all tools of a job, as JSON
 FunctionName = Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
-class FunctionDefinition(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class FunctionDefinition(ContractModel):
     name: FunctionName
     description: Text | None = None
     parameters: dict[str, Any] | None = Field(default=None, description="A JSON schema of an object.")
@@ -24,9 +22,7 @@ class FunctionDefinition(BaseModel):
     )
 
 
-class FunctionTool(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class FunctionTool(ContractModel):
     type: Literal["function"]
     function: FunctionDefinition
 
@@ -58,6 +54,7 @@ def _check_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 Tools = Annotated[
     list[Annotated[dict[str, Any], AfterValidator(_check_tool)]],
+    FirstFault,
     Field(max_length=MAX_TOOLS),
     AfterValidator(_check_tools),
 ]
@@ -68,16 +65,12 @@ def tool_names(tools: Sequence[dict[str, Any]]) -> list[str]:
     return [tool["function"]["name"] for tool in tools]
 
 
-class _ChosenFunction(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _ChosenFunction(ContractModel):
     name: FunctionName
 
 
-class NamedToolChoice(BaseModel):
+class NamedToolChoice(ContractModel):
     """This function and no other, called once."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["function"]
     function: _ChosenFunction

@@ -58,5 +58,5 @@ class ModelCatalog:
 
 def not_found(model: str, served: list[str]) -> ApiError:
     """OpenAI's words for a model that is not there; `served` are those that the caller may use."""
-    message = f"model: {model!r} is not served here; served are: {', '.join(served) or 'none'}"
+    message = f"model: {model!r:.200} is not served here; served are: {', '.join(served) or 'none'}"
     return ApiError(HTTPStatus.NOT_FOUND, ErrorCode.MODEL_NOT_FOUND, message, param="model")

@@ -126,7 +126,7 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         status = HTTPStatus(error.status_code)
-        message = f"{request.method} {request.url.path}: {status.phrase.lower()}"
+        message = f"{request.method} {request.url.path:.200}: {status.phrase.lower()}"
         if status == HTTPStatus.NOT_FOUND:
             message += _what_is_served(request)
         return to_response(ApiError(status, status.name.lower(), message, headers=error.headers))

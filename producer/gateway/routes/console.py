@@ -156,7 +156,7 @@ async def _check_sight(context: GatewayContext, caller: Caller, job_id: str) -> 
 
 
 def _not_found(job_id: str) -> JobNotFoundError:
-    return JobNotFoundError(job_id, f"job {job_id} is not known here, or was forgotten")
+    return JobNotFoundError(job_id, f"job {job_id:.100} is not known here, or was forgotten")
 
 
 def _point(bucket: Bucket) -> Point:

@@ -1,5 +1,6 @@
 """API keys and what each may see; origins and addresses; what the log says."""
 
+import gzip
 import logging
 import subprocess
 import sys
@@ -110,6 +111,26 @@ def test_a_body_that_is_no_request_is_refused(
 ) -> None:
     answer = httpx.post(f"{gateway.url}/v1/completions", content=content, headers={"content-type": content_type})
     assert answer.status_code == status and answer.json()["error"]["message"] and answer.headers["x-request-id"]
+
+
+def test_a_packed_body_is_refused_with_the_remedy(gateway: RunningGateway) -> None:
+    """Nothing here is unpacked: what a kilobyte may become is never known before."""
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = httpx.post(f"{gateway.url}/v1/completions", content=gzip.compress(b"{}"), headers=headers)
+    assert answer.status_code == 415 and "content-encoding: bodies are taken as they are" in answer.text
+
+
+def test_no_answer_quotes_all_that_it_was_given(gateway: RunningGateway) -> None:
+    number = b'{"model": "fake", "prompt": "x", "n": ' + b"9" * 5000 + b"}"
+    answers = [
+        httpx.post(f"{gateway.url}/v1/completions", json={"model": "m" * 9000, "prompt": "x"}),
+        httpx.post(f"{gateway.url}/v1/completions", json={"model": "fake", "prompt": "x", "y" * 9000: 1}),
+        httpx.post(f"{gateway.url}/v1/completions", content=number, headers={"content-type": "application/json"}),
+        *(httpx.get(f"{gateway.url}/{path}/{'z' * 9000}") for path in ("v1/models", "v1/jobs", "v1", "console/jobs")),
+    ]
+    assert [answer.status_code for answer in answers] == [400, 400, 400, 404, 404, 404, 404]
+    assert max(len(answer.content) for answer in answers) < 800
+    assert "set_int_max_str_digits" not in answers[2].text
 
 
 def test_other_origins_are_refused_unless_they_are_named(start_gateway: StartGateway) -> None:
