@@ -20,11 +20,12 @@ from worker.background import BackgroundThreads
 from worker.errors import LeaseLostError
 from worker.fence import FencedRedis
 from worker.redis_client import REDIS_AWAY, which_exist
-from worker.rq_bridge import Outcomes, calls_back, dependents_key, has_extras
+from worker.rq_bridge import Outcomes, calls_back, dependents_key, has_extras, job_key
 from worker.running_job import RunningJob
-from worker.scripts import RECORD_TTL_SECONDS
+from worker.scripts import RECORD_TTL_SECONDS, EndCommit
 
 MAX_BATCH = 64  # jobs in one transaction
+MAX_BYTES_AT_ONCE = 64 << 10  # of an output whose commit is built on the loop's thread
 NUM_THREADS = 4
 NUM_CALLBACK_THREADS = 4  # a callback may take a minute, by default, before its job is committed
 MIN_BACKOFF_SECONDS = 0.05
@@ -69,7 +70,7 @@ class Committer:
         self._on_end = on_end
         self._threads = BackgroundThreads(NUM_THREADS, "commit")
         self._callers = BackgroundThreads(NUM_CALLBACK_THREADS, "callback")
-        self._on_webhooks = on_webhooks
+        self.on_webhooks = on_webhooks
         self._is_closing = threading.Event()
 
     def commit(self, jobs: Sequence[RunningJob]) -> None:
@@ -81,6 +82,17 @@ class Committer:
             if not _is_plain(job):
                 threads = self._callers if calls_back(job.rq_job) else self._threads
                 self._submit(_Try(threads, self._commit_by_handlers, [job]))
+
+    def build(self, job: RunningJob) -> EndCommit | None:
+        """The commit of a job that has finished, for its done entry to take along. None: it takes more than that."""
+        vectors = job.result.embeddings or () if job.result is not None else ()
+        if not _is_plain(job) or job.stream.num_bytes + sum(map(len, vectors)) > MAX_BYTES_AT_ONCE:
+            return None
+        pipe = self._client.pipeline()
+        self._add(pipe, job)
+        self._outcomes.add_success_counts(pipe, [job])
+        commands = [command for command, _ in pipe.command_stack]
+        return EndCommit(job_key(job.job_id), dependents_key(job.job_id), commands)
 
     def close(self, timeout_seconds: float) -> None:
         """Give up what Redis does not take any more; what is under way may end within the timeout."""
@@ -106,7 +118,7 @@ class Committer:
                 return
             ended = attempt.jobs  # the lease lapses, and another attempt finds the stored outcome
         if any(job.rq_job.webhooks for job in attempt.jobs):
-            self._on_webhooks()
+            self.on_webhooks()
         if self._is_closing.is_set():
             return  # what was not committed is handed over, and what was is no longer under our fence
         for job in ended:

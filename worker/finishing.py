@@ -1,5 +1,9 @@
 """A job's way from its last output to its commit: outcome, result store, done entry, commit.
 
+Nearly all jobs simply finish. Such a one goes all of it at once: its done entry and its commit are one step, which does
+not take effect if RQ has cancelled the job, or if others wait for it. Only then, and where more is to be done, it goes
+one step after the other.
+
 The done entry decides: what comes later, be it a cancel or a crash, changes nothing. Used from the loop's thread;
 uploads and commits go on beside it.
 """
@@ -19,7 +23,8 @@ _log = logging.getLogger(__name__)
 
 
 class Finisher:
-    """`post` runs a callable on the loop's thread; `on_lost` is called there for a job that is another attempt's."""
+    """`post` runs a callable on the loop's thread. There `on_lost` is called for a job that is another attempt's, and
+    `on_end` for one whose commit was not left to the `committer`."""
 
     def __init__(
         self,
@@ -28,6 +33,7 @@ class Finisher:
         *,
         post: Callable[[Callable[[], None]], None],
         on_lost: Callable[[RunningJob], None],
+        on_end: Callable[[RunningJob], None],
     ) -> None:
         self._client = parts.client
         self._outlet = parts.outlet
@@ -36,6 +42,7 @@ class Finisher:
         self._committer = committer
         self._post = post
         self._on_lost = on_lost
+        self._on_end = on_end
         self._ended: list[RunningJob] = []
         self._sealed: list[RunningJob] = []
 
@@ -60,6 +67,7 @@ class Finisher:
 
     def decide(self) -> None:
         """Settle the outcome of jobs that have ended, in the light of what RQ says now. Raises what Redis raises."""
+        self._ended = [job for job in self._ended if not self._finish_at_once(job)]
         while batch := self._ended[:MAX_BATCH]:
             with self._client.pipeline(transaction=False) as pipe:
                 for job in batch:
@@ -78,11 +86,20 @@ class Finisher:
 
     def commit_stored(self) -> None:
         """Commit the jobs whose streams are stored to their ends."""
-        ready = [job for job in self._sealed if job.stream.is_stored]
-        if not ready:
-            return
-        self._sealed = [job for job in self._sealed if not job.stream.is_stored]
-        self._commit(ready)
+        sealed, self._sealed = self._sealed, []
+        ready: list[RunningJob] = []
+        for job in sealed:
+            if job.stream.is_committed:
+                self._note_end(job)
+            elif job.stream.is_stored:
+                ready.append(job)
+            elif job.stream.is_sealed:
+                self._sealed.append(job)
+            else:
+                job.reopen()
+                self._ended.append(job)
+        if ready:
+            self._commit(ready)
 
     def fail_unwritable(self, job: RunningJob, reason: str) -> None:
         """The job's stream takes nothing: every attempt would meet that, so it ends here, with a result alone."""
@@ -92,6 +109,29 @@ class Finisher:
         job.decide("failed")
         job.result = job.build_result()
         self._commit_one(job)
+
+    def _finish_at_once(self, job: RunningJob) -> bool:
+        """Whether it goes all of its way with the next flush. There RQ can still contest it."""
+        if job.stop_cause or job.error or job.status or job.is_contested or self._uploads or job.translated is None:
+            return False
+        job.decide("finished")
+        try:
+            job.result = job.build_result()
+            if (commit := self._committer.build(job)) is not None:
+                self._outlet.close(job.stream, job.build_done(), commit)
+        except Exception:  # of any type: one step after the other, it is seen which one it is
+            commit = None
+        if commit is None:
+            job.reopen()
+            return False
+        self._sealed.append(job)
+        return True
+
+    def _note_end(self, job: RunningJob) -> None:
+        job.stage = Stage.COMMITTING
+        if job.rq_job.webhooks:
+            self._committer.on_webhooks()
+        self._on_end(job)
 
     def _decide(self, job: RunningJob, fence: bytes | None, rq_status: bytes | Exception | None) -> None:
         if fence != job.claim.fence.encode():

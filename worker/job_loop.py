@@ -67,7 +67,9 @@ class JobLoop:
             lambda job: self._events.post(partial(self._release, job)),
             on_webhooks=parts.courier.wake if parts.courier is not None else lambda: None,
         )
-        self._finisher = Finisher(parts, self._committer, post=self._events.post, on_lost=self._drop)
+        self._finisher = Finisher(
+            parts, self._committer, post=self._events.post, on_lost=self._drop, on_end=self._release
+        )
         outputs = StepOutputs(parts.engine, post=self._events.post, take=self._on_output)
         self._admission = Admission(parts, self._finisher, self._held, self._limits, on_output=outputs.add)
         self._rate = TokenRate()

@@ -58,6 +58,8 @@ class RunningJob:
     stop_cause: StopCause | None = None
     error: ErrorInfo | None = None
     status: JobOutcome | None = None
+    is_contested: bool = False
+    """RQ, or jobs that wait for it, have something to say of its end."""
     is_retried: bool = False
     """It failed and goes back to the queue by RQ's Retry: it has no outcome yet."""
     result: Result | None = None
@@ -158,6 +160,11 @@ class RunningJob:
         """The outcome; choices that were cut off get their end."""
         self.status = status
         self.stream.end_choices(cut_off or _CHOICE_ENDS.get(status, "error"))
+
+    def reopen(self) -> None:
+        """Take the outcome back: it is to be decided anew."""
+        self.status = self.result = None
+        self.is_contested = True
 
     def build_result(self) -> Result:
         assert self.status is not None

@@ -33,6 +33,16 @@ RECORD_TTL_SECONDS = 30 * 24 * 3600  # executions and wip: no stock clean-up may
 """How long the stream of a job that waits for its next attempt is kept, too: the job may be deleted meanwhile."""
 
 
+class EndCommit(NamedTuple):
+    """A job's outcome in RQ and for its clients, which is to take effect together with its `done` entry."""
+
+    job_key: str
+    """RQ's record of the job: while it is cancelled or gone, nothing is written."""
+    dependents_key: str
+    """While other jobs wait for this one, nothing is written."""
+    commands: Sequence[Sequence[Any]]
+
+
 class Append(NamedTuple):
     """What one job's stream gets."""
 
@@ -48,6 +58,7 @@ class Append(NamedTuple):
     publish: bool
     is_end: bool = False
     """Whether the last entry is the `done` entry, which starts the stream's expiry."""
+    commit: EndCommit | None = None
 
 
 class Scripts:
@@ -152,19 +163,29 @@ class Scripts:
         """Append to jobs' streams and publish what was stored. One reply an append, in order.
 
         Nothing is written to a stream that does not end as its writer expects; the reply is the stored last id (or
-        empty). It is `fenced` where the fence is another's, `OK` where all was written, and an exception of redis-py's
-        where Redis refused. Raises NoScriptError until `load_append` was called for this server: a pipeline that knew
-        scripts would ask for them before each of the worker's most frequent round trips.
+        empty). It is `fenced` where the fence is another's, `contested` where the commit must not be, and an exception
+        of redis-py's where Redis refused. Where all was written it is `OK`, and behind that what Redis had against
+        single commands of the commit.
+
+        Raises NoScriptError until `load_append` was called for this server: a pipeline that knew scripts would ask for
+        them before each of the worker's most frequent round trips.
         """
         arguments: list[str | int] = [keys.STREAM_TTL_SECONDS]
         for append in appends:
-            flags = ("p" if append.publish else "") + ("e" if append.is_end else "")
+            flags = ("p" if append.publish else "") + ("e" if append.is_end else "") + ("c" if append.commit else "")
             arguments += (append.fence, append.expected_id, flags, len(append.entries) // 3, *append.entries)
+            if append.commit is not None:
+                arguments += _commit_arguments(append.commit)
         names = [append.key for append in appends] + [append.fence_key for append in appends]
         return client.evalsha(self._append.sha, len(names), *names, *arguments)
 
     def load_append(self, client: redis.Redis) -> None:
         client.script_load(self._append.script)
+
+
+def _commit_arguments(commit: EndCommit) -> list[Any]:
+    commands = [part for command in commit.commands for part in (len(command), *command)]
+    return [2 + len(commands), commit.job_key, commit.dependents_key, *commands]
 
 
 def claim_key(worker: str) -> str:

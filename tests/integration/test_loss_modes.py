@@ -32,8 +32,10 @@ from tests.fakes.worker_runs import (
     wait_for_result,
     wait_until,
 )
+from worker.commit import MAX_BYTES_AT_ONCE
 from worker.rq_bridge import RQ_PREFIX
-from worker.scripts import Scripts
+from worker.running_job import RunningJob
+from worker.scripts import EndCommit, Scripts
 
 
 def claim_and_die(client: redis.Redis, queues: list[str]) -> None:
@@ -116,13 +118,33 @@ def test_c_polling_the_registries_while_workers_die_and_recover_changes_nothing(
     assert sorted(queue.finished_job_registry.get_job_ids()) == sorted(ids) and queue.failed_job_registry.count == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"result_ttl": 0}], ids=["plain", "by RQ's handler"])
+@pytest.mark.parametrize(
+    ("options", "max_bytes_at_once"),
+    [({}, MAX_BYTES_AT_ONCE), ({}, 0), ({"result_ttl": 0}, 0)],
+    ids=["with the done entry", "behind the done entry", "by RQ's handler"],
+)
 def test_e_a_commit_whose_reply_was_lost_is_no_failed_job(
-    options: dict[str, Any], redis_url: str, queue: Queue, redis_client: redis.Redis
+    options: dict[str, Any],
+    max_bytes_at_once: int,
+    redis_url: str,
+    queue: Queue,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("worker.commit.MAX_BYTES_AT_ONCE", max_bytes_at_once)
     with FlakyRedis.from_url(redis_url) as flaky, WorkerThread(redis_url) as worker:
-        flaky.lost_replies = 1
-        worker.service._loop._committer._client = flaky
+        loop, real_build = worker.service._loop, worker.service._loop._committer.build
+        if max_bytes_at_once == 0:
+            flaky.lost_replies = 1
+        loop._committer._client = flaky
+
+        def build(job: RunningJob) -> EndCommit | None:
+            commit = real_build(job)
+            if commit is not None:
+                flaky.lost_replies, loop._outlet._client = 1, flaky
+            return commit
+
+        loop._committer.build = build  # type: ignore[method-assign]
         real = worker.service._outcomes.handle_success
 
         def handle(job: Any, connection: Any) -> None:

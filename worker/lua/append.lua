@@ -1,17 +1,36 @@
 -- Append to streams of jobs, and publish what was stored: see Scripts.append.
 -- KEYS: the streams, then their fences. ARGV: the TTL of streams that end, then of each: fence, expected id, flags (p:
--- publish, e: it ends), number of entries, then id, field and JSON of each entry.
+-- publish, e: it ends, c: a commit follows), number of entries, then id, field and JSON of each entry. A commit: number
+-- of arguments, key of RQ's record, key of the dependents, then commands, each behind the number of its arguments.
 local num_streams, ttl = #KEYS / 2, ARGV[1]
 
-local function append(key, found_fence, first)
+-- whether RQ knows the job, does not want it cancelled, and nobody waits for it
+local function may_commit(first)
+  local status = redis.pcall('HGET', ARGV[first], 'status')
+  return type(status) == 'string' and status ~= 'canceled' and redis.call('EXISTS', ARGV[first + 1]) == 0
+end
+
+-- as in a transaction, a command that fails keeps none of the others from taking effect
+local function commit(first, last)
+  local problem = ''
+  while first <= last do
+    local reply = redis.pcall(unpack(ARGV, first + 1, first + ARGV[first]))
+    if type(reply) == 'table' and reply.err then problem = problem .. ' ' .. reply.err end
+    first = first + 1 + ARGV[first]
+  end
+  return 'OK' .. problem
+end
+
+local function append(key, found_fence, first, flags, entries_end, commit_end)
   if (found_fence or '') ~= ARGV[first] then return 'fenced' end
-  local expected, flags = ARGV[first + 1], ARGV[first + 2]
+  local expected = ARGV[first + 1]
   local found = redis.pcall('XREVRANGE', key, '+', '-', 'COUNT', 1)
   if found.err then return found end
   local last = found[1] and found[1][1] or ''
   if expected ~= '' and last ~= expected then return last end
-  local publish, is_end = flags == 'p' or flags == 'pe', flags == 'e' or flags == 'pe'
-  for i = first + 4, first + 1 + 3 * ARGV[first + 3], 3 do
+  if commit_end and not may_commit(entries_end + 2) then return 'contested' end
+  local publish = flags == 'p' or string.find(flags, 'p', 1, true)
+  for i = first + 4, entries_end, 3 do
     local id, field, data = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     local added = redis.pcall('XADD', key, id, field, data)
     if type(added) == 'table' and added.err then
@@ -21,14 +40,20 @@ local function append(key, found_fence, first)
     last = id
     if publish and field == 'd' then redis.call('PUBLISH', key, id .. ' ' .. data) end
   end
-  if is_end then redis.call('EXPIRE', key, ttl) elseif ARGV[first + 5] == 'm' then redis.call('PERSIST', key) end
-  return 'OK'
+  if #flags > 1 or flags == 'e' then
+    redis.call('EXPIRE', key, ttl)
+  elseif ARGV[first + 5] == 'm' then
+    redis.call('PERSIST', key)
+  end
+  return commit_end and commit(entries_end + 4, commit_end) or 'OK'
 end
 
 local fences = redis.call('MGET', unpack(KEYS, num_streams + 1))
 local replies, first = {}, 2
 for i = 1, num_streams do
-  replies[i] = append(KEYS[i], fences[i], first)
-  first = first + 4 + 3 * ARGV[first + 3]
+  local flags, entries_end, commit_end = ARGV[first + 2], first + 3 + 3 * ARGV[first + 3], nil
+  if #flags > 1 and string.find(flags, 'c', 1, true) then commit_end = entries_end + 1 + ARGV[entries_end + 1] end
+  replies[i] = append(KEYS[i], fences[i], first, flags, entries_end, commit_end)
+  first = (commit_end or entries_end) + 1
 end
 return replies

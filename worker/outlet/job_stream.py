@@ -13,6 +13,7 @@ from worker.logprobs import LogprobWriter
 from worker.outlet.choice_output import ChoiceOutput
 from worker.outlet.stored_stream import Entry, StoredStream
 from worker.parsing.parsed_text import ParsedText
+from worker.scripts import EndCommit
 
 MAX_ENTRIES_PER_APPEND = 1000  # bounds one script run when a whole stream is sent again
 
@@ -42,6 +43,9 @@ class JobStream:
         self.num_prompt_tokens = num_prompt_tokens
         self.refusal: str | None = None
         """Why Redis takes nothing of it, and never will: its key holds something else."""
+        self.commit: EndCommit | None = None
+        """What is to take effect together with the done entry."""
+        self.is_committed = False
         self._choices = [ChoiceOutput() for _ in range(num_choices)]
         self._writer = writer
         if self._choices:
@@ -102,12 +106,20 @@ class JobStream:
                 choice.finish_reason = reason
                 self._has_pending = True
 
-    def seal(self, done: Done) -> None:
+    def seal(self, done: Done, commit: EndCommit | None = None) -> None:
         """Encode what is buffered, then `done`: nothing can follow."""
         assert not self._is_sealed, "a stream has one done entry"
         self.encode_pending()
         self._append(DATA_FIELD, done.to_wire())
         self._is_sealed = True
+        self.commit = commit
+
+    def unseal(self) -> None:
+        """Take a done entry back that is not stored, with its commit."""
+        assert self._is_sealed and not self.is_stored, "what is stored decides"
+        self._entries.pop()
+        self._is_sealed = False
+        self.commit = None
 
     def encode_pending(self) -> None:
         """Turn what is buffered into entries, one a choice."""
@@ -131,8 +143,9 @@ class JobStream:
         return expected, flat, self._is_sealed and self._num_sent == len(self._entries)
 
     def acknowledge_sent(self) -> None:
-        """What the last call of `unsent` returned is stored."""
+        """What the last call of `unsent` returned is stored, and the commit has taken effect that went with it."""
         self._num_stored = self._num_sent
+        self.is_committed = self.commit is not None and self.is_stored
 
     def acknowledge(self, stored: EntryId | None) -> bool:
         """Nothing was appended, because the stored stream ends with `stored`; what follows it is sent again.
@@ -176,9 +189,18 @@ class JobStream:
         return self._num_stored > self._num_inherited + 1
 
     @property
+    def is_sealed(self) -> bool:
+        return self._is_sealed
+
+    @property
     def is_stored(self) -> bool:
         """Whether Redis has everything, the done entry included: the job may be committed."""
         return self._is_sealed and self._num_stored == len(self._entries)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its entries."""
+        return sum(len(entry.wire) for entry in self._entries)
 
     @property
     def num_unsent_bytes(self) -> int:

@@ -16,7 +16,7 @@ from producer.contract import Done, EntryId, Marker
 from producer.contract.keys import fence_key, stream_key
 from worker.outlet.job_stream import MAX_ENTRIES_PER_APPEND, JobStream
 from worker.redis_client import REDIS_AWAY
-from worker.scripts import Append, Scripts
+from worker.scripts import Append, EndCommit, Scripts
 
 COALESCE_SECONDS = 0.03  # what a job puts out within this time shares one append
 MIN_BACKOFF_SECONDS = 0.1
@@ -57,9 +57,14 @@ class StreamOutlet:
         self._streams[stream.job_id] = stream
         self._fences[stream.job_id] = fence
 
-    def close(self, stream: JobStream, done: Done) -> None:
-        """Put the rest and `done` at the stream's end, with its TTL. Flush until `stream.is_stored`, then commit."""
-        stream.seal(done)
+    def close(self, stream: JobStream, done: Done, commit: EndCommit | None = None) -> None:
+        """Put the rest and `done` at the stream's end, with its TTL. Flush until `stream.is_stored`, then commit.
+
+        A `commit` takes effect together with `done`, then `stream.is_committed`. If RQ or other jobs have something to
+        say of the job, nothing of either does: then the stream is no longer sealed. If Redis did not answer, `done` is
+        sent again without it.
+        """
+        stream.seal(done, commit)
 
     def forget(self, stream: JobStream) -> None:
         """Drop a stream that was committed, or whose job is no longer ours."""
@@ -89,6 +94,8 @@ class StreamOutlet:
             try:
                 batch = self._append(batch, given_up)
             except _AWAY_ERRORS as error:
+                for stream in batch:
+                    stream.commit = None  # it may be this that does not come through
                 self._back_off(now, error)
                 return given_up + self._shed()
             self._come_back()
@@ -140,6 +147,7 @@ class StreamOutlet:
             entries=entries,
             publish=stream.publish,
             is_end=is_end,
+            commit=stream.commit if is_end else None,
         )
 
     def _send(self, runs: list[list[Append]]) -> list[Any]:
@@ -159,6 +167,13 @@ class StreamOutlet:
             return False
         if isinstance(reply, Exception):
             raise reply
+        if reply == b"contested":
+            stream.unseal()
+            return True
+        if reply.startswith(b"OK "):
+            _logger.error("action=commit_refused_in_part job_id=%s error=%s", stream.job_id, reply[3:].decode())
+            stream.acknowledge_sent()
+            return True
         if reply == b"fenced" or not stream.acknowledge(EntryId.parse(reply) if reply else None):
             _logger.warning("action=stream_fenced job_id=%s attempt=%d", stream.job_id, stream.attempt)
             return False
@@ -200,12 +215,13 @@ _AWAY_ERRORS = (*REDIS_AWAY, NoScriptError)
 def _bounded(appends: Iterable[Append]) -> Iterator[list[Append]]:
     """So many at a time that a script run stays short; Redis serves nobody else meanwhile."""
     some: list[Append] = []
-    num_parts = 0
+    num_commands = 0
     for append in appends:
-        if some and num_parts + len(append.entries) > 3 * MAX_ENTRIES_PER_APPEND:
+        num_new = len(append.entries) // 3 + (len(append.commit.commands) if append.commit is not None else 0)
+        if some and num_commands + num_new > MAX_ENTRIES_PER_APPEND:
             yield some
-            some, num_parts = [], 0
+            some, num_commands = [], 0
         some.append(append)
-        num_parts += len(append.entries)
+        num_commands += num_new
     if some:
         yield some
