@@ -64,12 +64,15 @@ class AsyncTransport:
                 if isinstance(operation, Emit):
                     yield operation.value
                     continue
-                cancels = num_cancels()
+                # A wait for a message is the most frequent operation by far, and awaits nothing of redis-py.
+                cancels = None if isinstance(operation, Receive) else num_cancels()
                 try:
                     reply = await session.perform(operation)
                 except PromptmillError as error:
                     failure = error
-                if num_cancels() > cancels:  # swallowed on the way; one from before is the caller's, who cleans up
+                if (
+                    cancels is not None and num_cancels() > cancels
+                ):  # swallowed on the way; one from before is the caller's, who cleans up
                     raise asyncio.CancelledError
         finally:
             protocol.close()
@@ -88,21 +91,22 @@ class _AsyncSession:
 
     async def perform(self, operation: Operation) -> Any:
         """Raises ConnectionLost where trying again may help, another PromptmillError where it will not."""
+        try:
+            match operation:
+                case Receive(timeout):
+                    assert self._mailbox is not None, "Receive comes after Subscribe"
+                    return await self._mailbox.get(timeout)
+                case Send(commands):
+                    return await self._send(commands)
+                case Subscribe(channels):
+                    return await self._subscribe(channels)
+        except (redis.RedisError, OSError) as error:
+            raise translate(error, self._url) from error
         match operation:
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
             case ReadObjects(urls):
                 return await asyncio.to_thread(read_objects, urls, self._s3_endpoint_url)
-        try:
-            match operation:
-                case Send(commands):
-                    return await self._send(commands)
-                case Subscribe(channels):
-                    return await self._subscribe(channels)
-                case Receive(timeout):
-                    return await self._receive(timeout)
-        except (redis.RedisError, OSError) as error:
-            raise translate(error, self._url) from error
         raise AssertionError(f"no operation of a transport: {operation!r}")
 
     def close(self) -> None:
@@ -119,10 +123,6 @@ class _AsyncSession:
     async def _subscribe(self, channels: Sequence[str]) -> None:
         self.close()
         self._mailbox = await self._hub.subscribe(channels)
-
-    async def _receive(self, timeout: float) -> bytes | None:
-        assert self._mailbox is not None, "Receive comes after Subscribe"
-        return await self._mailbox.get(timeout)
 
 
 def _make_pool(url: str, options: dict[str, Any]) -> redis.asyncio.ConnectionPool:

@@ -15,9 +15,11 @@ import redis
 import redis.asyncio
 
 from producer.end_tasks import end_tasks
+from producer.redis_replies import replies_at_hand
 
 MAX_WAITING_MESSAGES = 1024  # of one subscriber; older ones go first
 SILENCE_SECONDS = 30.0  # then the connection is asked whether it still lives
+LEAVE_SECONDS = 0.5  # within which those who left share an UNSUBSCRIBE: on most of their channels all has been said
 
 
 class Mailbox:
@@ -101,6 +103,7 @@ class ChannelHub:
         self._unacknowledged: dict[bytes, deque[asyncio.Future[None]]] = {}  # in the order of the SUBSCRIBEs sent
         self._outgoing: list[tuple[str, bytes]] = []
         self._has_outgoing = asyncio.Event()
+        self._leaving: asyncio.TimerHandle | None = None
         self._num_received = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -129,9 +132,17 @@ class ChannelHub:
                 channel.mailboxes.discard(mailbox)
                 if not channel.mailboxes:
                     del self._channels[name]
-                    self._send("UNSUBSCRIBE", name)
+                    self._outgoing.append(("UNSUBSCRIBE", name))
+                    if self._leaving is None:
+                        self._leaving = asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._has_outgoing.set)
+
+    def _end_leaving(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
 
     async def aclose(self) -> None:
+        self._end_leaving()
         if self._task is not None:
             await end_tasks(self._task)
             self._task = None
@@ -141,13 +152,10 @@ class ChannelHub:
         if channel is None:
             channel = self._channels[name] = _Channel()
             self._unacknowledged.setdefault(name, deque()).append(channel.acknowledged)
-            self._send("SUBSCRIBE", name)
+            self._outgoing.append(("SUBSCRIBE", name))
+            self._has_outgoing.set()
         channel.mailboxes.add(mailbox)
         return channel
-
-    def _send(self, command: str, name: bytes) -> None:
-        self._outgoing.append((command, name))
-        self._has_outgoing.set()
 
     async def _run(self) -> None:
         """One connection, from its opening to its loss."""
@@ -172,6 +180,7 @@ class ChannelHub:
         while not num_cancels():
             await self._has_outgoing.wait()
             self._has_outgoing.clear()
+            self._end_leaving()
             outgoing, self._outgoing = self._outgoing, []
             while outgoing:
                 command = outgoing[0][0]
@@ -182,6 +191,8 @@ class ChannelHub:
     async def _read(self, connection: Any) -> None:
         while not num_cancels():
             self._take(await connection.read_response(timeout=math.inf))  # a timeout for each message would cost more
+            for message in replies_at_hand(connection):
+                self._take(message)
             self._num_received += 1
 
     async def _break_silence(self, connection: Any) -> None:

@@ -64,6 +64,11 @@ class Look:
     has_result: bool
     attempt: int
 
+    @property
+    def is_over(self) -> bool:
+        """Whether RQ has an end of the job, or nothing of it (any more)."""
+        return self.status is None or self.status.has_ended
+
     def has_come_back(self, ended_attempt: int) -> bool:
         """Whether a job whose stream ended in that attempt was enqueued again (RQ's requeue or Retry)."""
         return self.attempt > ended_attempt or (self.status is not None and self.status.is_waiting)
@@ -172,6 +177,11 @@ def read_results(job_ids: Sequence[str]) -> Protocol[list[Outcome | None]]:
     if not job_ids:
         return []
     values = yield from send(*(("GET", keys.result_key(job_id)) for job_id in job_ids))
+    return (yield from parse_results(values))
+
+
+def parse_results(values: Sequence[bytes | None]) -> Protocol[list[Outcome | None]]:
+    """As `read_results`, of what Redis has under the results' keys."""
     results = [Result.model_validate_json(value) if value is not None else None for value in values]
     urls = [result.stored for result in results if result is not None and result.stored is not None]
     objects = iter((yield ReadObjects(urls)) if urls else ())

@@ -5,11 +5,13 @@ replica, the same URL may lead to another one by now. Nothing was written by a c
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import redis
 from redis._parsers import _AsyncHiredisParser, _AsyncRESP2Parser, _HiredisParser, _RESP2Parser
 from redis._parsers.base import BaseParser
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.utils import HIREDIS_AVAILABLE
 
 
@@ -47,3 +49,13 @@ class ReplyParser(_Refusals, _HiredisParser if HIREDIS_AVAILABLE else _RESP2Pars
 
 class AsyncReplyParser(_Refusals, _AsyncHiredisParser if HIREDIS_AVAILABLE else _AsyncRESP2Parser):  # type: ignore[misc]
     """The same, for asyncio's."""
+
+
+def replies_at_hand(connection: Any) -> Iterator[Any]:
+    """What an asyncio connection has read already and nobody has asked for: a few coroutines less for each reply.
+    Without hiredis there is nothing. Raises what the server says against the connection."""
+    reader: Any = connection._parser._reader if isinstance(connection._parser, _AsyncHiredisParser) else None
+    while reader is not None and (reply := reader.gets()) is not NOT_ENOUGH_DATA:
+        if isinstance(reply, redis.RedisError):
+            raise reply
+        yield reply

@@ -36,14 +36,28 @@ class ResultWaiter:
 
     async def _outcome(self, job_id: str, queue: str) -> Outcome:
         waiter = self._queues.setdefault(queue, _QueueWaiter(self._transport))
-        future = waiter.add(job_id, queue)
         try:
-            # What ended before was announced before: so, once its end would be heard, the job is looked at.
-            return await self._transport.run(ResultCollector({job_id: queue}, None).peek()) or await future
+            if not waiter.is_running:  # mostly the job's stream was read to its end: then nobody has to hear of it
+                outcome = await self._peek(job_id, queue)
+                if outcome is not None:
+                    return outcome
+            return await self._hear(waiter, job_id, queue)
         except PromptmillError:  # of Redis, or of some job's result store: each waits for itself, and hears its own
             return await self._transport.run(wait_for_result(job_id, queue, None))
+
+    async def _hear(self, waiter: "_QueueWaiter", job_id: str, queue: str) -> Outcome:
+        was_running = waiter.is_running
+        future = waiter.add(job_id, queue)
+        try:
+            # What ended before was announced before: so, once its end would be heard, the job is looked at. One that
+            # begins to listen does that itself.
+            outcome = await self._peek(job_id, queue) if was_running else None
+            return outcome or await future
         finally:
             waiter.discard(job_id, future)
+
+    async def _peek(self, job_id: str, queue: str) -> Outcome | None:
+        return await self._transport.run(ResultCollector({job_id: queue}, None).peek())
 
 
 class _QueueWaiter:
@@ -55,11 +69,15 @@ class _QueueWaiter:
         self._waiting: dict[str, set[asyncio.Future[Outcome]]] = {}
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        return self.task is not None and not self.task.done()
+
     def add(self, job_id: str, queue: str) -> "asyncio.Future[Outcome]":
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job_id, set()).add(future)
         self._collector.add({job_id: queue}, may_have_ended=False)
-        if self.task is None or self.task.done():
+        if not self.is_running:
             self.task = asyncio.create_task(self._run())
         return future
 

@@ -12,8 +12,17 @@ from typing import TypeVar
 
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
 from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError
-from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe
-from producer.outcome import Look, Outcome, OutcomeWatch, look_at, read_results
+from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe, send
+from producer.outcome import (
+    Look,
+    Outcome,
+    OutcomeWatch,
+    look_at,
+    look_commands,
+    parse_look,
+    parse_results,
+    read_results,
+)
 
 LOOK_SECONDS = 2.0  # of silence, before the jobs are looked at; thousands of them are looked at more rarely
 LOOKS_A_SECOND = 2000  # at most, so that waiting for very many jobs does not burden Redis
@@ -28,7 +37,8 @@ Item = TypeVar("Item")
 def wait_for_result(job_id: str, queue: str | None, timeout: float | None) -> Protocol[Result]:
     """The result of one job, failed ones raised: JobFailedError, JobNotFoundError, ResultTimeoutError (seconds)."""
     collector = ResultCollector({job_id: queue}, timeout)
-    [outcome] = yield from collector.next_ended()
+    if (outcome := (yield from collector.peek())) is None:  # else whoever has read its stream need not subscribe
+        [outcome] = yield from collector.next_ended()
     return result_of(job_id, outcome)
 
 
@@ -87,8 +97,17 @@ class ResultCollector:
         self._pending.pop(job_id, None)
 
     def peek(self) -> Protocol[Outcome | None]:
-        """The outcome of a job that has ended already; waits for nothing."""
-        yield from self._look()
+        """The outcome of the one job that is waited for, if it has ended already: mostly one round trip."""
+        [job_id] = self._pending
+        *replies, value = yield from send(*look_commands(job_id), ("GET", keys.result_key(job_id)))
+        look = parse_look(job_id, replies)
+        if not look.is_over:
+            return None
+        [outcome] = yield from parse_results([value])
+        if outcome is not None:
+            self._end(job_id, outcome)
+        else:
+            yield from self._conclude(look)
         return self._ended.pop() if self._ended else None
 
     def emit_all(self, form: Callable[[Outcome], object], *, linger_seconds: float = 0.0) -> Protocol[None]:
@@ -152,7 +171,7 @@ class ResultCollector:
         for job_ids in _slices(list(self._pending), MAX_LOOKS_A_SEND):
             looks = yield from look_at(job_ids)
             self._queues.update(look.queue for look in looks if look.queue is not None)
-            closed = [look for look in looks if look.status is None or look.status.has_ended]
+            closed = [look for look in looks if look.is_over]
             yield from self._read([look.job_id for look in closed if look.has_result])
             for look in closed:
                 if look.job_id in self._pending:

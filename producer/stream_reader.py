@@ -158,7 +158,9 @@ class StreamReader:
         if isinstance(entry, Done):
             self.done = entry
             return []
-        self._progress.setdefault(entry.index, _Progress()).add(entry)
+        if (progress := self._progress.get(entry.index)) is None:
+            progress = self._progress[entry.index] = _Progress()
+        progress.add(entry)
         self._has_shown = True
         return [Delivery(entry_id, entry)]
 

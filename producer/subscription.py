@@ -26,14 +26,24 @@ class StreamEnd(NamedTuple):
     usage: Usage
 
 
-class Subscription:
-    """The chunks of one job, as an iterator. `last_id` is the cursor behind the last chunk handed out, `end` what the
-    stream said behind that, None before."""
+class _Cursor:
+    def __init__(self, after: str | None) -> None:
+        self._last: EntryId | str = after or BEGINNING
+        self.end: StreamEnd | None = None
+        """What the stream said behind the last chunk; None before."""
+
+    @property
+    def last_id(self) -> str:
+        """The cursor behind the last chunk handed out."""
+        return str(self._last)
+
+
+class Subscription(_Cursor):
+    """The chunks of one job, as an iterator."""
 
     def __init__(self, chunks: Generator[Delivery | StreamEnd, None, None], after: str | None) -> None:
+        super().__init__(after)
         self._deliveries = chunks
-        self.last_id = after or str(BEGINNING)
-        self.end: StreamEnd | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -43,7 +53,7 @@ class Subscription:
         if isinstance(delivery, StreamEnd):
             self.end = delivery
             delivery = cast(Delivery, next(self._deliveries))  # which raises: nothing follows the end
-        self.last_id = str(delivery.entry_id)
+        self._last = delivery.entry_id
         return delivery.chunk
 
     def close(self) -> None:
@@ -57,13 +67,12 @@ class Subscription:
         self.close()
 
 
-class AsyncSubscription:
+class AsyncSubscription(_Cursor):
     """As `Subscription`, for `async for`."""
 
     def __init__(self, chunks: AsyncGenerator[Delivery | StreamEnd, None], after: str | None) -> None:
+        super().__init__(after)
         self._deliveries = chunks
-        self.last_id = after or str(BEGINNING)
-        self.end: StreamEnd | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -73,7 +82,7 @@ class AsyncSubscription:
         if isinstance(delivery, StreamEnd):
             self.end = delivery
             delivery = cast(Delivery, await anext(self._deliveries))  # which raises: nothing follows the end
-        self.last_id = str(delivery.entry_id)
+        self._last = delivery.entry_id
         return delivery.chunk
 
     async def aclose(self) -> None:
@@ -123,24 +132,27 @@ class _Follower:
                 yield Subscribe([self._key])
                 yield from self._look()
                 self._reconnect.succeed()
-                while not self._has_ended:
-                    yield from self._listen()
+                yield from self._listen()
             except ConnectionLost as lost:
                 self._check_timeout()
                 yield from self._reconnect.wait(lost)
 
     def _listen(self) -> Protocol[None]:
-        payload = yield Receive(self._check_timeout())
-        deliveries = self._reader.take_published(payload) if payload is not None else None
-        if payload is None:
-            yield from self._look()
-            return
-        if deliveries is None:
-            [entries] = yield from send(self._range_command())
-            yield from self._take_range(entries)
-        else:
-            yield from self._emit(deliveries)
-        yield from self._end_if_done()
+        """To the end. A message is mostly a token: whatever is done for each of them counts."""
+        reader = self._reader
+        while not self._has_ended:
+            payload = yield Receive(self._check_timeout())
+            if payload is None:
+                yield from self._look()
+                continue
+            deliveries = reader.take_published(payload)
+            if deliveries is None:
+                [entries] = yield from send(self._range_command())
+                yield from self._take_range(entries)
+            else:
+                yield from self._emit(deliveries)
+            if reader.done is not None:
+                yield from self._end_if_done()
 
     def _look(self) -> Protocol[None]:
         """The job's status first: an end that it shows was written to the stream before."""

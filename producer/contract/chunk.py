@@ -111,6 +111,8 @@ class Done(_Wire):
 
 def parse_entry(data: str | bytes) -> Chunk | Done:
     """The entry behind field `d`. Raises `pydantic.ValidationError` on what is neither."""
+    if (b'"done"' if isinstance(data, bytes) else '"done"') not in data:  # type: ignore[operator]
+        return Chunk.model_validate_json(data)  # as nearly all are: half the time of finding out which one it is
     return _ENTRY.validate_json(data)
 
 
