@@ -173,10 +173,10 @@ class BatchOutput:
                 file.close()
 
     def _check_owner(self, file: BinaryIO, digest: str) -> None:
-        """Read the first line, or write it. Raises BatchFileError for the journal of another run."""
+        """Read the first line, or write it. Raises BatchFileError for the journal of another run that has an answer."""
         owner = encode_line({"custom_id": None, "digest": digest})
         first = file.readline()
-        if not first.endswith(b"\n"):  # nothing, or what a process that died had of it
+        if first != owner and not file.read(1):  # no answer: nothing, what a process that died had of it, a refused run
             file.seek(0)
             file.truncate()
             file.write(owner)

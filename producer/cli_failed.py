@@ -34,7 +34,7 @@ def _line(job: FailedJob) -> str:
 
 
 @click.command()
-@click.argument("job_ids", nargs=-1, metavar="JOB_ID...")
+@click.argument("job_ids", nargs=-1, metavar="[JOB_ID]...")
 @click.option("--all", "is_all", is_flag=True, help="Every job that `promptmill failed` lists.")
 @settings_options(ProducerSettings)
 def retry(job_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:

@@ -26,7 +26,7 @@ from worker.started_process import StartedProcess
 def table_run(redis_url: str, source: Path, target: Path, prompt: str = "say {text}", **options: Any) -> TableRun:
     on_progress = options.pop("on_progress", lambda progress: None)
     retries_failed = options.pop("retries_failed", False)
-    batch_options = BatchOptions(run_id=options.pop("run_id", ""))
+    batch_options = BatchOptions(run_id=options.pop("run_id", ""), model=options.pop("model", None))
     settings = ProducerSettings(redis_url=redis_url)
     table_options = TableOptions(prompt, **options)
     return TableRun(settings, source, target, table_options, batch_options, on_progress, retries_failed=retries_failed)
@@ -162,6 +162,17 @@ def test_a_run_killed_between_its_output_and_the_end_of_its_journal_ends_well(
         assert table_run(redis_url, source, target).run().num_done == 5
     assert target.read_bytes() == written
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_journal_without_an_answer_holds_nobody_up(redis_url: str, worker: FakeWorker, tmp_path: Path) -> None:
+    """As one is left where nobody serves the model that was named."""
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    write_rows(source, 1)
+    with pytest.raises(InvalidJobError, match="no live worker serves 'gpt-9'"):
+        table_run(redis_url, source, target, model="gpt-9").run()
+    with worker.serving(echo):
+        assert table_run(redis_url, source, target).run().num_failed == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
 
 
 def test_a_journal_of_something_else_is_refused(redis_url: str, worker: FakeWorker, tmp_path: Path) -> None:
