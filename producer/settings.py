@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from producer.contract.keys import DEFAULT_QUEUE
+from producer.contract.problems import rule_of
 from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import SettingsError
 
@@ -130,7 +131,7 @@ _PASSWORD = re.compile(r"(://[^:/@]*:).*@")
 def _explain(problem: Any, kind: type[BaseSettings]) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else "settings"
     flag = "--" + name.replace("_", "-")
-    rule = problem["msg"].removeprefix("Value error, ")
+    rule = rule_of(problem)
     if problem["type"] == "string_pattern_mismatch":  # a pattern alone says little to who does not read them
         description = (kind.model_fields[name].description or "").rstrip(".")
         rule = f"must match {problem['ctx']['pattern']} ({description})"

@@ -63,8 +63,8 @@ class ChatRenderer:
         if tools and not template.knows_tools:
             raise JobRefusedError(
                 ErrorCode.UNSUPPORTED,
-                f"model {self._model!r} takes no tools, its chat template has no place for them: leave tools out, or "
-                "serve a model that was trained to call tools",
+                f"model {self._model!r} takes no tools, its chat template has no place for them: leave tools out, "
+                "serve a model that was trained to call them, or give its worker one that has it (--chat-template)",
                 param="tools",
             )
         given = {

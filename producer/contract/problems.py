@@ -43,6 +43,14 @@ def summarize(error: ValidationError) -> Problem:
     return Problem(problems[0].param, told if more <= 0 else f"{told}; and {more} more")
 
 
+def rule_of(entry: Any) -> str:
+    """The rule that one of pydantic's errors, of any model, is about."""
+    template = _RULES.get(entry["type"])
+    if template is None:
+        return str(entry["msg"]).removeprefix("Value error, ")
+    return template.format(**_plain_numbers(entry.get("ctx", {})))
+
+
 def _group(loc: Sequence[Any]) -> tuple[Any, ...]:
     """Errors of one union (a prompt's two forms) belong together, and so does everything in one message or tool."""
     head = tuple(loc[:1])
@@ -97,9 +105,7 @@ def _rule(entry: Any) -> str:
         return "is required"
     if entry["type"] == "list_type" and tuple(entry["loc"]) == ("stop",):
         return f"must be text or a list of texts; got {_show(entry['input'])}"
-    template = _RULES.get(entry["type"])
-    rule = template.format(**_plain_numbers(entry.get("ctx", {}))) if template else str(entry["msg"])
-    return f"{rule}; got {_show(entry['input'])}"
+    return f"{rule_of(entry)}; got {_show(entry['input'])}"
 
 
 def _suggest(entry: Any) -> str:
@@ -132,12 +138,16 @@ _INNER_FIELDS = {
 _FIELD_NAMES = {*JobRequest.model_fields, *(name for names in _INNER_FIELDS.values() for name in names)}
 
 _RULES = {
+    "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "dict_type": "must be an object",
     "finite_number": "must be a finite number",
+    "float_parsing": "must be a number",
     "float_type": "must be a number",
     "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
     "int_type": "must be a whole number",
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",

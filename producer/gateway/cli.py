@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 from pydantic import ValidationError
 
+from producer.contract.problems import rule_of
 from producer.errors import SettingsError
 from producer.gateway.api_keys import add_key, has_keys, list_keys, make_key, revoke_key
 from producer.gateway.settings import GatewaySettings
@@ -54,7 +55,7 @@ def add(name: str, models: str | None, **options: Any) -> None:
     except ValidationError as error:
         wrong = error.errors()[0]
         flag = "NAME" if wrong["loc"][0] == "name" else f"--{str(wrong['loc'][0]).replace('_', '-')}"
-        raise SettingsError(f"{flag}: {wrong['msg']}") from error
+        raise SettingsError(f"{flag}: {rule_of(wrong)}") from error
     _run(flags, add_key(key))
     click.echo(text)
 
@@ -71,6 +72,8 @@ def show(is_json: bool, **flags: Any) -> None:
     for key in found:
         given = {field: value for field, value in key.items() if value and field not in ("id", "name", "created_at")}
         click.echo("  ".join([key["id"], key["name"], *(f"{field}={value}" for field, value in given.items())]))
+    if not found:
+        click.echo("there is no key")
 
 
 @keys.command("revoke")

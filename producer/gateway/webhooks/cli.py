@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 from pydantic import ValidationError
 
+from producer.contract.problems import rule_of
 from producer.deliveries import JOBS, PendingDelivery, list_deliveries, revive_deliveries
 from producer.errors import SettingsError
 from producer.gateway.api_keys import read_key
@@ -61,7 +62,7 @@ def add(url: str, name: str, events: str, key_id: str | None, **flags: Any) -> N
     except ValidationError as error:
         wrong = error.errors()[0]
         flag = "--events" if wrong["loc"][0] == "event_types" else f"--{wrong['loc'][0]}"
-        raise SettingsError(f"{flag}: {wrong['msg']}") from error
+        raise SettingsError(f"{flag}: {rule_of(wrong)}") from error
     _run(settings, add_endpoint(endpoint))
     click.echo(f"{endpoint.id}  {endpoint.secret}")
 
@@ -85,6 +86,8 @@ def show(is_json: bool, **flags: Any) -> None:
         whose = f"  key={endpoint['key_id']}" if endpoint["key_id"] is not None else ""
         names = ",".join(endpoint["event_types"])
         click.echo(f"{endpoint['id']}  {endpoint['name']}  {endpoint['url']}  {names}{whose}{state}")
+    if not found:
+        click.echo("there is no endpoint")
 
 
 @webhooks.command("remove")
@@ -158,6 +161,8 @@ def deliveries(is_json: bool, **flags: Any) -> None:
         job = f"  job={one['job_id']}" if "job_id" in one else ""
         what = f"{one['id']}  {one['status']}{job}  attempts={one['attempts']}  {when}  {one['error'] or ''}"
         click.echo(what.rstrip())
+    if not found:
+        click.echo("no delivery waits, and none was given up")
 
 
 @webhooks.command("retry")

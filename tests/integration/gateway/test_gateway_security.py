@@ -41,6 +41,7 @@ def test_a_key_is_made_taken_listed_and_revoked(
     listed = promptmill("keys", "list").stdout + promptmill("keys", "list", "--json").stdout
     assert "team" in listed and key not in listed
     assert "is revoked" in promptmill("keys", "revoke", key.split("-")[1]).stdout
+    assert promptmill("keys", "list").stdout == "there is no key\n"
     other = start_gateway(allow_anonymous=False, http_host="0.0.0.0")  # one that has not seen the key yet
     with open_client(other, api_key=key) as client, pytest.raises(openai.AuthenticationError):
         client.models.list()

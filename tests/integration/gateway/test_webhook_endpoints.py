@@ -179,6 +179,7 @@ def test_the_command_line_makes_lists_rotates_and_removes(
     assert promptmill("webhooks", "rotate", endpoint_id, "--keep-old").stdout.startswith("whsec_")
     assert promptmill("webhooks", "remove", endpoint_id).exit_code == 0
     assert json.loads(promptmill("webhooks", "list", "--json").stdout) == []
+    assert promptmill("webhooks", "list").stdout == "there is no endpoint\n"
 
 
 def test_the_command_line_refuses_what_is_wrong_and_says_the_remedy(promptmill: Invoke) -> None:
@@ -211,7 +212,7 @@ def test_the_command_line_shows_and_revives_what_came_to_nothing(
         assert not redis_client.exists(DISABLED_KEY)
         assert promptmill("webhooks", "retry", "--all").exit_code == 0
         wait_until(lambda: receiver.num_received == 2)
-        wait_until(lambda: promptmill("webhooks", "deliveries").stdout == "")
+        wait_until(lambda: promptmill("webhooks", "deliveries").stdout == "no delivery waits, and none was given up\n")
 
 
 async def test_two_who_change_an_endpoint_at_once_do_not_lose_a_change(gateway: RunningGateway) -> None:

@@ -84,3 +84,19 @@ def test_a_value_that_fits_no_pattern_is_told_in_words_too() -> None:
     with pytest.raises(SettingsError) as refused:
         load_settings(WorkerSettings, {"device": "tpu"})
     assert str(refused.value).endswith("(Device: auto, cpu, cuda or cuda:N); got 'tpu'")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("max_num_seqs", "0", "--max-num-seqs (PROMPTMILL_MAX_NUM_SEQS): must be at least 1; got '0'"),
+        ("max_num_seqs", "many", "--max-num-seqs (PROMPTMILL_MAX_NUM_SEQS): must be a whole number; got 'many'"),
+        ("lease_seconds", "long", "--lease-seconds (PROMPTMILL_LEASE_SECONDS): must be a number; got 'long'"),
+        ("dtype", "float8", "must be 'auto', 'float32', 'bfloat16' or 'float16'; got 'float8'"),
+        ("prefix_caching", "maybe", "must be true or false; got 'maybe'"),
+    ],
+)
+def test_a_setting_that_is_wrong_is_told_as_a_field_of_a_request_is(name: str, value: str, words: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load_settings(WorkerSettings, {name: value})
+    assert words in str(error.value)
