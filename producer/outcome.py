@@ -5,6 +5,7 @@ Everybody who waits for a job asks here when nothing was published for a while: 
 
 import base64
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ from producer.stored_request import decompressed
 Outcome: TypeAlias = Result | JobNotFoundError
 """How a job ended: its result, or that nothing is left of it."""
 
+MAX_REASON_CHARS = 1000  # of another worker's
 NUM_LOOKS_BEFORE_GIVING_UP = 2  # an outcome is committed in steps: one look may fall between two of them
 
 
@@ -210,11 +212,12 @@ def read_failure_of_rq(job_id: str) -> Protocol[Result]:
     )
     text = ""
     if records and records[0][1].get(b"exc_string"):
-        text = decompressed(base64.b64decode(records[0][1][b"exc_string"])).decode(errors="replace")
+        with suppress(ValueError):  # it may be anything
+            text = decompressed(base64.b64decode(records[0][1][b"exc_string"])).decode(errors="replace")
     elif legacy:
         text = decompressed(legacy).decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    message = lines[-1] if lines else "RQ ended the job without a reason"
+    message = lines[-1][:MAX_REASON_CHARS] if lines else "RQ ended the job without a reason"
     return Result(job_id=job_id, status="failed", error=ErrorInfo(code=ErrorCode.INTERNAL, message=message))
 
 

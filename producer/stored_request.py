@@ -4,6 +4,8 @@ import json
 import zlib
 from typing import Any
 
+MAX_UNPACKED_BYTES = 32 << 20  # more than any worker takes; a kilobyte may stand for a megabyte, and 10 MB for 10 GB
+
 
 def read_fields(data: bytes | None) -> dict[str, Any]:
     """The job's keyword arguments; none where they are not to be read (a job that no worker would take)."""
@@ -15,8 +17,8 @@ def read_fields(data: bytes | None) -> dict[str, Any]:
 
 
 def decompressed(data: bytes) -> bytes:
-    """As RQ reads a field that it writes compressed: what is not stands for itself."""
+    """As RQ reads a field that it writes compressed: what is not stands for itself. Of a larger one its beginning."""
     try:
-        return zlib.decompress(data)
+        return zlib.decompressobj().decompress(data, MAX_UNPACKED_BYTES)
     except zlib.error:
-        return data
+        return data[:MAX_UNPACKED_BYTES]

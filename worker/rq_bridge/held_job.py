@@ -1,6 +1,7 @@
 """RQ's jobs as the worker reads them: anybody may have written them, so nothing in them is believed or imported."""
 
 import json
+import zlib
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
@@ -53,11 +54,17 @@ class JobReader:
     def restore(self, claim: Claim) -> tuple[Job, JobRefusedError | None]:
         """RQ's job object, and why it cannot be run. Callbacks and webhooks that are not allowed are taken off it."""
         job, problem = self._new_job(claim), None
+        # RQ would unpack all of it: 10 MB may stand for 10 GB.
+        packed = [name for name in (b"data", b"exc_info") if name in claim.fields]
+        too_large = {name for name in packed if _unpacks_to_more(claim.fields[name], self._max_call_bytes)}
+        fields = {name: value if name not in too_large else b"" for name, value in claim.fields.items()}
+        if b"data" in too_large:
+            problem = self._is_too_large(f"more than {self._max_call_bytes}")
         try:
-            job.restore(claim.fields)
+            job.restore(fields)
         except Exception as error:  # of any type: RQ parses what anybody may have written
             job, problem = self._new_job(claim), _refusal(_what_is_malformed(claim, error))
-            job.data = claim.fields.get(b"data", b"")
+            job.data = fields.get(b"data", b"")
         job.origin = claim.queue
         job.worker_name = self._worker_name
         job.started_at = datetime.fromtimestamp(claim.claimed_at, UTC)
@@ -88,10 +95,7 @@ class JobReader:
     def read_kwargs(self, job: Job) -> dict[str, Any]:
         """The fields of the request. Raises JobRefusedError for what is no call of the one function we serve."""
         if len(job.data) > self._max_call_bytes:  # reading it would hold up everybody else's tokens
-            message = (
-                f"the request has {len(job.data)} bytes, more than the model's context could ever hold: shorten it"
-            )
-            raise JobRefusedError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
+            raise self._is_too_large(str(len(job.data)))
         try:
             call = json.loads(job.data)
         except Exception as error:  # not JSON, not UTF-8, too deep
@@ -106,6 +110,17 @@ class JobReader:
         if not isinstance(kwargs, dict):
             raise _refusal("the request's fields must be a JSON object")
         return kwargs
+
+    def _is_too_large(self, size: str) -> JobRefusedError:
+        message = f"the request has {size} bytes, more than the model's context could ever hold: shorten it"
+        return JobRefusedError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
+
+
+def _unpacks_to_more(data: bytes, max_bytes: int) -> bool:
+    try:
+        return len(zlib.decompressobj().decompress(data, max_bytes + 1)) > max_bytes
+    except zlib.error:
+        return False  # RQ takes it as it is
 
 
 def timeout_seconds(job: Job) -> float | None:

@@ -110,6 +110,14 @@ def test_the_reason_of_a_foreign_worker_is_read_compressed_or_not(client: Client
         job.result(timeout=30)
 
 
+def test_a_reason_that_cannot_be_read_is_said_to_be_none(client: Client, redis_client: redis.Redis) -> None:
+    job = client.submit("a")
+    redis_client.hset(f"rq:job:{job.id}", "status", "failed")
+    redis_client.xadd(f"rq:results:{job.id}", {"exc_string": b"abcde"})
+    with pytest.raises(JobFailedError, match="RQ ended the job without a reason"):
+        job.result(timeout=30)
+
+
 def test_no_result_within_the_timeout_raises_and_the_job_goes_on(client: Client, worker: FakeWorker) -> None:
     job = client.submit("a")
     with pytest.raises(ResultTimeoutError, match=rf"job {job.id} has not ended within 0\.1 s"):

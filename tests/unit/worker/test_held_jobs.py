@@ -2,6 +2,8 @@
 
 import json
 import re
+import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
@@ -50,6 +52,28 @@ def reader() -> JobReader:
         allowed_webhooks=["https://hooks.example.com/mill"],
         max_call_bytes=200_000,
     )
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_packed_request_is_unpacked_to_its_limit_and_refused(reader: JobReader, is_nested: bool) -> None:
+    """A megabyte of zlib's stands for a gigabyte, and may hold another one."""
+    packed = zlib.compress(b"[" * (64 << 20), 9)
+    if is_nested:
+        packed = zlib.compress(packed + b" " * 300_000)
+    tracemalloc.start()
+    try:
+        job, problem = reader.restore(make_claim(data=packed, exc_info=packed, status="queued", retries_left="2"))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert problem is not None and problem.info.code == "context_length_exceeded"
+    assert "the request has more than 200000 bytes" in problem.info.message
+    assert peak_bytes < 4 << 20 and job.retries_left == 2 and job.data == b""
+
+
+def test_a_packed_request_within_its_limit_is_read(reader: JobReader) -> None:
+    job, problem = reader.restore(make_claim(data=zlib.compress(data().encode()), status="queued"))
+    assert problem is None and reader.read_kwargs(job) == {"prompt": "x"}
 
 
 def test_a_claim_reads_the_scripts_reply() -> None:
