@@ -11,16 +11,18 @@ import torch
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # half.h's names of number formats
 
-_LINK = struct.Struct("@P1q")  # `chained_call` of rows.c
+_LINK = struct.Struct("@P2q")  # `chained_call` of rows.c
 _ADDRESS = struct.Struct("@P")
 
 
 class NativeFunction:
     """Takes a pointer to its arguments and returns 0, or else that there was no memory."""
 
-    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+    def __init__(self, library: ctypes.CDLL, name: str, *, rows_at: int = -1) -> None:
+        """rows_at: where among its arguments their number of rows stands, int32; -1: they have none."""
         self._function = getattr(library, name)
         self._address = ctypes.cast(self._function, ctypes.c_void_p).value
+        self._rows_at = rows_at
 
     def __call__(self, arguments: bytes) -> None:
         """Raises `MemoryError`."""
@@ -29,7 +31,7 @@ class NativeFunction:
 
     def link(self, arguments: bytes) -> bytes:
         """This call as a part of a chain; arguments: a multiple of 8 bytes."""
-        return _LINK.pack(self._address, len(arguments)) + arguments
+        return _LINK.pack(self._address, len(arguments), self._rows_at) + arguments
 
 
 class Chain:
@@ -37,28 +39,28 @@ class Chain:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._function = library.promptmill_chain
-        self._function.argtypes = (ctypes.c_char_p, ctypes.c_int64)
+        self._function.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_int32)
 
-    def __call__(self, *links: bytes) -> None:
+    def __call__(self, num_rows: int, *links: bytes) -> None:
         """links: of `NativeFunction.link`. Raises `MemoryError`, and then the calls behind did not run."""
-        self.prepare(*links)()
+        self.prepare(*links)(num_rows)
 
     def prepare(self, *links: bytes) -> "PreparedChain":
-        """These calls, to be run as often as what they point to stays where it is."""
+        """These calls, to be run as often as what they point to stays where it is, over any number of rows."""
         return PreparedChain(self._function, b"".join(links))
 
 
 class PreparedChain:
-    """Calls with all of their arguments."""
+    """Calls with all of their arguments but the number of rows."""
 
-    def __init__(self, function: Callable[[object, int], int], links: bytes) -> None:
+    def __init__(self, function: Callable[[object, int, int], int], links: bytes) -> None:
         self._function = function
         self._num_bytes = len(links)
         self._calls = ctypes.create_string_buffer(links, len(links))
 
-    def __call__(self) -> None:
+    def __call__(self, num_rows: int) -> None:
         """Raises `MemoryError`, and then the calls behind did not run."""
-        if self._function(self._calls, self._num_bytes):
+        if self._function(self._calls, self._num_bytes, num_rows):
             raise MemoryError("a compiled kernel could not allocate its room")
 
     def start_from(self, address: int) -> None:

@@ -43,6 +43,7 @@ typedef struct {
 typedef struct {
   int (*function)(const void *args); /* returns 0 where it succeeds */
   int64_t size;                      /* bytes of its arguments, which follow: a multiple of 8 */
+  int64_t rows_at;                   /* where among them their number of rows stands, int32; or -1 */
 } chained_call;
 
 /* Rows that a thread takes: several times each, and not too often. */
@@ -203,11 +204,12 @@ int promptmill_gather(const void *args) {
   return 0;
 }
 
-/* Calls of these functions and of the products', one behind the other: each with `size` bytes of arguments behind it.
- * Stops at one that fails, and returns what it did. */
-int promptmill_chain(const char *calls, int64_t num_bytes) {
+/* Calls of these functions and of the products', one behind the other: each with `size` bytes of arguments behind it, in
+ * which this sets the number of rows. Stops at one that fails, and returns what it did. */
+int promptmill_chain(char *calls, int64_t num_bytes, int32_t num_rows) {
   for (const char *end = calls + num_bytes; calls < end;) {
-    const chained_call *call = (const chained_call *)calls;
+    chained_call *call = (chained_call *)calls;
+    if (call->rows_at >= 0) memcpy((char *)(call + 1) + call->rows_at, &num_rows, sizeof num_rows);
     int failed = call->function(call + 1);
     if (failed) return failed;
     calls += sizeof *call + call->size;

@@ -18,6 +18,7 @@ from engine.model.native_linear import pack_panels
 
 # `product_args` of matmul_bf16.c: five pointers, one 64-bit and four 32-bit integers.
 _ARGUMENTS = struct.Struct("@5P1q4i")
+_ROWS_AT = struct.calcsize("@5P1q")
 
 
 def is_best_here() -> bool:
@@ -28,7 +29,7 @@ def is_best_here() -> bool:
 def load_matmul(kernels_dir: Path) -> tuple[str, NativeFunction]:
     """The name of the build, and the compiled product. Raises `KernelBuildError` where it cannot be compiled."""
     path = build_library("matmul_bf16", kernels_dir)
-    return path.stem, NativeFunction(load_library(path), "promptmill_matmul_bf16")
+    return path.stem, NativeFunction(load_library(path), "promptmill_matmul_bf16", rows_at=_ROWS_AT)
 
 
 class Bfloat16Linear(ChainedLinear):

@@ -113,7 +113,7 @@ class NativeAttentionModule(FusedAttention):
     def attended(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
         """What the output product is made of, `[T, q_size]`, for x `[T, hidden_size]`."""
         qkv = self.qkv.forward(x)
-        self._rows.chain(*self.head_links(qkv, position_embeddings))
+        self._rows.chain(len(qkv), *self.head_links(qkv, position_embeddings))
         return self.attend(*self.heads(qkv))
 
     def head_links(self, qkv: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> list[bytes]:

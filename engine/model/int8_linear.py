@@ -24,6 +24,7 @@ _DEPTH = 8  # DEPTH of dot_int8.h
 _FLAGS = ("-ffp-contract=off",)
 # `product_args` and `pack_args` of matmul_int8.c.
 _PRODUCT = struct.Struct("@7P1q5i4x")
+_ROWS_AT = struct.calcsize("@7P1q")
 _PACK = struct.Struct("@4P4i")
 
 
@@ -34,7 +35,7 @@ class Int8Kernels:
         path = build_library("matmul_int8", kernels_dir, flags=_FLAGS)
         library = load_library(path)
         self.build = path.stem
-        self.matmul = NativeFunction(library, "promptmill_matmul_int8")
+        self.matmul = NativeFunction(library, "promptmill_matmul_int8", rows_at=_ROWS_AT)
         self._pack = library.promptmill_pack_int8
 
     def pack(self, weight: Tensor) -> "PackedWeight":

@@ -134,16 +134,13 @@ class NativeDecoder:
         given = [places.contiguous() for places in (input_ids, position_ids, wanted)]  # held until all has run
         _PLACES.pack_into(self._places, 0, *(places.data_ptr() for places in given))
         backend.enter(batch, kv_cache)
-        key, key_behind = (
-            (self, num_rows, torch.get_num_threads()),
-            (self, "wanted", num_wanted, torch.get_num_threads()),
-        )
+        key = self, torch.get_num_threads()
         if key not in workspace.prepared:
-            workspace.prepared[key] = self._rows.chain.prepare(*self._links(num_rows))
-        if key_behind not in workspace.prepared:
-            workspace.prepared[key_behind] = self._rows.chain.prepare(*self._links_behind(num_wanted))
-        workspace.prepared[key]()
-        workspace.prepared[key_behind]()
+            prepare = self._rows.chain.prepare
+            workspace.prepared[key] = prepare(*self._links()), prepare(*self._links_behind())
+        first, behind = workspace.prepared[key]
+        first(num_rows)
+        behind(num_wanted)
         return self._normed(num_wanted)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
@@ -156,12 +153,12 @@ class NativeDecoder:
             self._logits = torch.empty(shape)
             self._products = self._logits if self._dtype == torch.float32 else torch.empty(shape, dtype=self._dtype)
         logits, products = self._logits[:num_rows], self._products[:num_rows]
-        self._rows.chain(self._output.link(hidden_states, products))
+        self._rows.chain(num_rows, self._output.link(hidden_states, products))
         return logits if self._dtype == torch.float32 else logits.copy_(products)
 
-    def _links(self, num_rows: int) -> list[bytes]:
+    def _links(self) -> list[bytes]:
         """The calls up to the last layer's attention."""
-        last = self._parts.layers[-1]
+        last, num_rows = self._parts.layers[-1], self._rows.workspace.num_rows
         hidden, qkv, attended = last.places(num_rows, self._dtype)
         angles = self._rows_of_angles(num_rows)
         links = [self._gather(_embeddings_of(self._parts.embeddings), 0, hidden)]
@@ -175,23 +172,24 @@ class NativeDecoder:
                 links += layer.links_behind(hidden, attended)
         return links
 
-    def _links_behind(self, num_wanted: int) -> list[bytes]:
+    def _links_behind(self) -> list[bytes]:
         """The calls behind that, for the rows that are wanted."""
         workspace, last = self._rows.workspace, self._parts.layers[-1]
-        hidden, _, attended = last.places(workspace.num_rows, self._dtype)
+        num_rows = workspace.num_rows
+        hidden, _, attended = last.places(num_rows, self._dtype)
         own, given = (
-            workspace.rows(f"wanted {name}", num_wanted, rows.shape[1], self._dtype)
+            workspace.rows(f"wanted {name}", num_rows, rows.shape[1], self._dtype)
             for name, rows in (("hidden", hidden), ("attended", attended))
         )
         return [
             self._gather(hidden, 2, own),
             self._gather(attended, 2, given),
             *last.links_behind(own, given),
-            self._parts.norm.link(self._rows, own, self._normed(num_wanted)),
+            self._parts.norm.link(self._rows, own, self._normed(num_rows)),
         ]
 
-    def _normed(self, num_wanted: int) -> Tensor:
-        return self._rows.workspace.rows("normed", num_wanted, self._output.in_features, self._dtype)
+    def _normed(self, num_rows: int) -> Tensor:
+        return self._rows.workspace.rows("normed", num_rows, self._output.in_features, self._dtype)
 
     def _gather(self, table: Tensor, which: int, out: Tensor) -> bytes:
         """The call that takes rows of a table by token ids (0), positions (1) or wanted rows (2)."""

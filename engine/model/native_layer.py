@@ -1,7 +1,7 @@
 """A whole decoder layer over plain rows on a CPU: one chain of native calls.
 
 A step of few rows would else spend as long between the products as within them, on the way through Python; for the same
-reason the calls are put together once for each number of rows, over tensors that stay where they are. Where attention
+reason the calls are put together once, over tensors that stay where they are. Where attention
 is no native call it stands between two chains. Whether a layer computes what its original does is not known here:
 `engine.model.fusion` tries it.
 """
@@ -68,20 +68,24 @@ class NativeLayer(nn.Module):
 
     def _in_chains(self, hidden_states: Tensor, chains: "_Chains") -> Tensor:
         """The same to the bit: additions are the last thing that a product does to its rows."""
-        hidden = chains.hidden
+        num_rows = hidden_states.shape[1]
+        hidden = chains.hidden[:, :num_rows]
         if hidden_states.data_ptr() != hidden.data_ptr():  # the first layer's, or behind one that is not in chains
             hidden.copy_(hidden_states)
         if chains.attended is not None:
             self._attention.enter()
         if chains.whole is not None and self._wanted is None:
-            chains.whole()
+            chains.whole(num_rows)
             return hidden
-        chains.first()
-        attended = self.self_attn.attend(*chains.heads) if chains.attended is None else chains.attended
+        chains.first(num_rows)
+        if chains.attended is None:
+            attended = self.self_attn.attend(*(heads[:num_rows] for heads in chains.heads))
+        else:
+            attended = chains.attended[:num_rows]
         if self._wanted is not None:
             return self._wanted_rows(self._wanted, hidden[0], attended)[None]
         chains.behind.start_from(attended.data_ptr())  # held until it has run: a chain has addresses, not tensors
-        chains.behind()
+        chains.behind(num_rows)
         return hidden
 
     @property
@@ -97,13 +101,13 @@ class NativeLayer(nn.Module):
         return _Products(*chained) if len(chained) == len(products) else None
 
     def _chains(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> "_Chains | None":
-        """As prepared for so many rows; None where a product cannot be a part of a chain."""
-        num_rows, dtype, workspace = hidden_states.shape[1], hidden_states.dtype, self.rows.workspace
-        workspace.reserve(num_rows)
+        """Over as many rows as there is room for; None where a product cannot be a part of a chain."""
+        dtype, workspace = hidden_states.dtype, self.rows.workspace
+        workspace.reserve(hidden_states.shape[1])
         angles = None if position_embeddings is None else workspace.take_angles(position_embeddings)
-        key = self, self._attention, num_rows, dtype, torch.get_num_threads()
+        key = self, self._attention, dtype, torch.get_num_threads()
         if key not in workspace.prepared:
-            workspace.prepared[key] = None if self._products() is None else self._prepare(num_rows, dtype, angles)
+            workspace.prepared[key] = None if self._products() is None else self._prepare(dtype, angles)
         chains: _Chains | None = workspace.prepared[key]
         return chains
 
@@ -153,9 +157,9 @@ class NativeLayer(nn.Module):
             rows("attended", num_rows, products.o.in_features, dtype),
         )
 
-    def _prepare(self, num_rows: int, dtype: torch.dtype, angles: tuple[Tensor, Tensor] | None) -> "_Chains":
+    def _prepare(self, dtype: torch.dtype, angles: tuple[Tensor, Tensor] | None) -> "_Chains":
         rows = self.rows
-        hidden, qkv, attended = self.places(num_rows, dtype)
+        hidden, qkv, attended = self.places(rows.workspace.num_rows, dtype)
         heads = self.self_attn.heads(qkv)
         first, behind = self.links_before(hidden, qkv, angles), self.links_behind(hidden, attended)
         between = self.self_attn.attention_link(*heads, attended)
@@ -175,12 +179,12 @@ class NativeLayer(nn.Module):
         workspace, num_wanted = self.rows.workspace, len(wanted)
         own = workspace.rows("wanted hidden", num_wanted, hidden.shape[1], hidden.dtype)
         given = workspace.rows("wanted attended", num_wanted, attended.shape[1], attended.dtype)
-        key = self, "wanted", num_wanted, hidden.dtype, torch.get_num_threads()
+        key = self, "wanted", hidden.dtype, torch.get_num_threads()
         if key not in workspace.prepared:
             workspace.prepared[key] = self.rows.chain.prepare(*self.links_behind(own, given))
         torch.index_select(hidden, 0, wanted, out=own)
         torch.index_select(attended, 0, wanted, out=given)
-        workspace.prepared[key]()
+        workspace.prepared[key](num_wanted)
         return own
 
 
@@ -193,11 +197,11 @@ class _Products(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Chains:
-    """A layer's calls for a number of rows, and the tensors that they read and write."""
+    """A layer's calls, and the tensors that they read and write, of as many rows as there is room for."""
 
-    hidden: Tensor  # [1, T, hidden_size]: what comes in and what goes out
+    hidden: Tensor  # [1, num_rows, hidden_size]: what comes in and what goes out
     heads: tuple[Tensor, Tensor, Tensor]  # of q, k and v
-    attended: Tensor | None  # [T, q_size]; None: attention is no native call, and stands between the two
+    attended: Tensor | None  # [num_rows, q_size]; None: attention is no native call, and stands between the two
     whole: PreparedChain | None  # both, where attention is a native call
     first: PreparedChain  # up to attention, that included where it is a native call
     behind: PreparedChain

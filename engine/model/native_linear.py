@@ -19,12 +19,13 @@ from engine.model.narrow_weights import narrowed
 _PANEL = 16  # LANES of lanes.h
 # `product_args` of matmul.c: five pointers, one 64-bit and five 32-bit integers, padded to 8 bytes.
 _ARGUMENTS = struct.Struct("@5P1q5i4x")
+_ROWS_AT = struct.calcsize("@5P1q")
 
 
 def load_matmul(kernels_dir: Path) -> tuple[str, NativeFunction]:
     """The name of the build, and the compiled product. Raises `KernelBuildError` where it cannot be compiled."""
     path = build_library("matmul", kernels_dir)
-    return path.stem, NativeFunction(load_library(path), "promptmill_matmul")
+    return path.stem, NativeFunction(load_library(path), "promptmill_matmul", rows_at=_ROWS_AT)
 
 
 class NativeLinear(ChainedLinear):

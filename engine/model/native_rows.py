@@ -20,6 +20,9 @@ _NORM = struct.Struct("@3P2q7if")
 _ROPE = struct.Struct("@3P2q6i")
 _GLU = struct.Struct("@2P5i4x")
 _GATHER = struct.Struct("@3Pq4i")
+_ROWS_OF_NORM = _ROWS_OF_ROPE = struct.calcsize("@3P2q")
+_ROWS_OF_GLU = struct.calcsize("@2P")
+_ROWS_OF_GATHER = struct.calcsize("@3Pq")
 
 
 class NativeRows:
@@ -29,10 +32,10 @@ class NativeRows:
         path = build_library("rows", kernels_dir)
         library = load_library(path)
         self.build = path.stem
-        self._norm = NativeFunction(library, "promptmill_norm")
-        self._rope = NativeFunction(library, "promptmill_rope")
-        self._glu = NativeFunction(library, "promptmill_glu")
-        self._gather = NativeFunction(library, "promptmill_gather")
+        self._norm = NativeFunction(library, "promptmill_norm", rows_at=_ROWS_OF_NORM)
+        self._rope = NativeFunction(library, "promptmill_rope", rows_at=_ROWS_OF_ROPE)
+        self._glu = NativeFunction(library, "promptmill_glu", rows_at=_ROWS_OF_GLU)
+        self._gather = NativeFunction(library, "promptmill_gather", rows_at=_ROWS_OF_GATHER)
         self.chain = Chain(library)
         self.workspace = Workspace()
 

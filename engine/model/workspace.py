@@ -12,7 +12,6 @@ from torch import Tensor
 _Angles: TypeAlias = tuple[Tensor, Tensor]  # cos and sin
 
 _MIN_ROWS = 64
-_MAX_PREPARED = 1024  # steps of prompts have many sizes: then what was prepared is dropped and made again
 
 
 class Workspace:
@@ -36,8 +35,6 @@ class Workspace:
             self._tensors.clear()
             self.prepared.clear()
             self._angles = None
-        if len(self.prepared) > _MAX_PREPARED:
-            self.prepared.clear()
 
     def rows(self, name: str, num_rows: int, size: int, dtype: torch.dtype) -> Tensor:
         """`[num_rows, size]`, at the same place in every call with these arguments; num_rows: no more than reserved.

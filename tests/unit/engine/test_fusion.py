@@ -114,7 +114,7 @@ def test_a_rotation_is_its_formula_and_leaves_the_rest_of_a_head_alone(
     angles = random((33, rotary_dim), torch.float32)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     merged = torch.cat([x, x[:, :5]], dim=1)  # rows that are longer than what is rotated
-    rows.chain(rows.rope_link(merged[:, : 3 * head_dim], cos, sin, head_dim=head_dim))
+    rows.chain(len(merged), rows.rope_link(merged[:, : 3 * head_dim], cos, sin, head_dim=head_dim))
     heads = x.view(33, 3, head_dim)
     turned, rest = heads[..., :rotary_dim], heads[..., rotary_dim:]
     half = rotary_dim // 2

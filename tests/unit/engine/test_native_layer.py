@@ -80,7 +80,7 @@ def test_a_layer_in_chains_computes_to_the_bit_what_its_modules_do(model: Loaded
         longer, repeated = x.repeat(1, 4, 1), tuple(angle.repeat(1, 4, 1) for angle in position_embeddings)
         assert torch.equal(layer(longer, repeated), expected.repeat(1, 4, 1))  # their tensors have moved
         assert torch.equal(layer(x, position_embeddings), expected)
-        assert len(layer.rows.workspace.prepared) == 2
+        assert len(layer.rows.workspace.prepared) == 1
         for wanted in (torch.tensor([22, 3, 3]), torch.tensor([7])):
             with layer.wanting(wanted):
                 assert torch.equal(layer(x, position_embeddings), expected[:, wanted])
@@ -137,7 +137,7 @@ def test_a_product_adds_its_addend_last(rows: NativeRows, dtype: torch.dtype, is
         expected = product(x) + addend
         given = addend.clone()
         out = given if is_in_place else torch.empty_like(addend)
-        rows.chain(product.link(x, out, given))  # type: ignore[operator]
+        rows.chain(70, product.link(x, out, given))  # type: ignore[operator]
         assert torch.equal(out, expected)
 
 
@@ -146,11 +146,11 @@ def test_a_chain_ends_at_the_call_that_has_no_memory(rows: NativeRows) -> None:
     before = x.clone()
     norm = rows.norm_link(x, x, torch.ones(8), NormRule(1e-5, False, False))
     fails = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda arguments: 1)
-    failing = struct.pack("@P1q", ctypes.cast(fails, ctypes.c_void_p).value, 0)
-    rows.chain()
+    failing = struct.pack("@P2q", ctypes.cast(fails, ctypes.c_void_p).value, 0, -1)
+    rows.chain(3)
     with pytest.raises(MemoryError, match="could not allocate"):
-        rows.chain(failing, norm)
+        rows.chain(3, failing, norm)
     assert torch.equal(x, before)
     with pytest.raises(MemoryError, match="could not allocate"):
-        rows.chain(norm, failing)
+        rows.chain(3, norm, failing)
     assert not torch.equal(x, before)

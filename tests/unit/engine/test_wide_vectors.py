@@ -113,7 +113,7 @@ def test_products_in_bfloat16(kernels_dir: Path) -> None:
             assert torch.equal(layer(x[:num_rows]), whole[:num_rows])
         plain = bfloat16_linear.Bfloat16Linear(weight, None, matmul)
         addend = random(61, 90, dtype=torch.bfloat16)
-        rows.chain(plain.link(x, added := torch.empty_like(addend), addend))
+        rows.chain(len(x), plain.link(x, added := torch.empty_like(addend), addend))
         assert torch.equal(added, plain(x) + addend)
 
 
@@ -142,7 +142,7 @@ def test_norms_rotation_and_activations(kernels_dir: Path, dtype: torch.dtype) -
             outputs.append(out)
         outputs += [rows.glu(x[:, :110].contiguous(), is_gelu=is_gelu) for is_gelu in (False, True)]
         rotated = random(7, 3 * 37, dtype=dtype)
-        rows.chain(rows.rope_link(rotated, cos, sin, head_dim=37))
+        rows.chain(len(rotated), rows.rope_link(rotated, cos, sin, head_dim=37))
         outputs.append(rotated)
     for expected, *others in zip(outputs[:5], outputs[5:10], outputs[10:], strict=True):
         for output in others:
