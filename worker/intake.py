@@ -22,7 +22,7 @@ from worker.recovery import read_stored
 from worker.rq_bridge import JobReader, timeout_seconds
 from worker.running_job import RunningJob
 from worker.scripts import Scripts
-from worker.translate import Translator
+from worker.translate import TranslatedJob, Translator
 
 _log = logging.getLogger(__name__)
 
@@ -110,11 +110,22 @@ class Intake:
             kwargs = self._reader.read_kwargs(rq_job)
             begun = self._resumable(claim, stored, kwargs) if stored is not None else None
             translated = self._translator.translate(claim.job_id, kwargs, begun.start if begun else None)
+            return self._ready(claim, rq_job, translated, stored=stored, begun=begun)
         except JobRefusedError as error:
             return self._refuse(claim, rq_job, error.info)
         except Exception as error:  # of any type: one job's content must not stop the worker
             _log.exception("action=intake_failed job_id=%s", claim.job_id)
             return self._refuse(claim, rq_job, ErrorInfo(code=ErrorCode.INTERNAL, message=f"intake failed: {error!r}"))
+
+    def _ready(
+        self,
+        claim: Claim,
+        rq_job: Any,
+        translated: TranslatedJob,
+        *,
+        stored: StoredStream | None,
+        begun: StoredStream | None,
+    ) -> RunningJob:
         stream = JobStream(
             claim.job_id,
             claim.attempt,

@@ -119,6 +119,11 @@ def test_a_bad_job_fails_with_a_reason_and_the_next_one_runs(
         {"status": "queued"},
         {"data": json.dumps([FUNCTION, None, [], {"prompt": "x"}]), "timeout": "soon"},
         {"data": json.dumps([FUNCTION, None, [], {"prompt": "x"}]), "created_at": "yesterday"},
+        {"data": json.dumps([FUNCTION, None, [], {"prompt": "x"}]), "timeout": "9" * 400},
+        {"data": json.dumps([FUNCTION, None, [], {"prompt": "x"}]), "result_ttl": "9" * 30},
+        {"data": json.dumps([FUNCTION, None, [], {"prompt": "x"}]), "failure_ttl": "9" * 30},
+        {"data": json.dumps([FUNCTION, None, [], {"prompt": "x"}]), "retries_left": "2", "retry_intervals": "[]"},
+        {"data": json.dumps([FUNCTION, None, [], {"prompt": "x"}]), "repeats_left": "2", "repeat_intervals": '["x"]'},
         {"data": json.dumps([FUNCTION, None, [], ["prompt"]])},
         {"data": b"\xff\xfe"},
     ],
@@ -142,7 +147,7 @@ def test_ids_that_name_no_job_are_dropped_and_malformed_ones_say_why(
     redis_client.set("rq:job:text", "no hash")
     call = json.dumps([FUNCTION, None, [], {"prompt": "x"}])
     redis_client.hset("rq:job:order:42", mapping={"status": "queued", "origin": queue.name, "data": call})
-    redis_client.rpush(queue.key, "gone", "text", "bad id!", "rq:job:x", "order:42")
+    redis_client.rpush(queue.key, "gone", "text", "bad id!", "rq:job:x", "a" * 257, "order:42")
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
     assert wait_for_result(redis_client, job.id).status == "finished"
     assert queue.count == 0

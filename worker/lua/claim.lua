@@ -34,14 +34,14 @@ end
 -- a job that nobody can run under its id: whoever waits for it finds the reason in RQ's own field
 local function fail_malformed(id)
   if redis.call('TYPE', job_key(id)).ok == 'hash' then
-    redis.call('HSET', job_key(id), 'status', 'failed', 'exc_info', 'a job id consists of letters, digits, _ and -')
+    redis.call('HSET', job_key(id), 'status', 'failed', 'exc_info', 'a job id consists of letters, digits, _ and -, 256 at most')
     redis.call('EXPIRE', job_key(id), record_ttl)
   end
 end
 
 -- why a job on the list is not to be run, or nil
 local function refusal(id, queue)
-  if not string.match(id, '^[%w_-]+$') then
+  if #id > 256 or not string.match(id, '^[%w_-]+$') then
     fail_malformed(id)
     return 'malformed id'
   end

@@ -17,6 +17,14 @@ from worker.allowed_urls import find_allowed
 from worker.claim import Claim
 from worker.errors import JobRefusedError
 
+# RQ's own numbers in a record. Those beyond this are none that Redis, or a clock, can count with.
+_NUMBERS = (
+    *("timeout", "result_ttl", "failure_ttl", "ttl", "number_of_retries", "retries_left", "repeats_left"),
+    *("_success_callback_timeout", "_failure_callback_timeout", "_stopped_callback_timeout"),
+)
+_INTERVALS = ("retry_intervals", "repeat_intervals")  # RQ takes one of them when it puts the job back
+_MAX_NUMBER = 10**10  # in seconds three centuries
+
 
 class HeldJob(Job):  # type: ignore[misc]  # RQ's classes are untyped here
     """A job whose status is only written in a transaction, and so under its fence, and whose webhooks are written in
@@ -65,6 +73,7 @@ class JobReader:
         except Exception as error:  # of any type: RQ parses what anybody may have written
             job, problem = self._new_job(claim), _refusal(_what_is_malformed(claim, error))
             job.data = fields.get(b"data", b"")
+        problem = self._drop_absurd(job) or problem
         job.origin = claim.queue
         job.worker_name = self._worker_name
         job.started_at = datetime.fromtimestamp(claim.claimed_at, UTC)
@@ -74,6 +83,17 @@ class JobReader:
 
     def _new_job(self, claim: Claim) -> Job:
         return HeldJob(claim.job_id, connection=self._connection, serializer=JSONSerializer)
+
+    def _drop_absurd(self, job: Job) -> JobRefusedError | None:
+        """Numbers with which no job can end, not even as a failed one, are taken off it."""
+        absurd = [name for name in _NUMBERS if (value := getattr(job, name)) is not None and abs(value) > _MAX_NUMBER]
+        absurd += [name for name in _INTERVALS if not _are_seconds(getattr(job, name))]
+        for name in absurd:
+            setattr(job, name, None)
+        if not absurd:
+            return None
+        names = ", ".join(name.lstrip("_") for name in absurd)
+        return _refusal(f"the job's RQ record is malformed ({names}: must be whole numbers up to {_MAX_NUMBER})")
 
     def _strip(self, job: Job) -> JobRefusedError | None:
         """Whatever is not on the allow-lists is neither imported nor called, also when the job fails for it."""
@@ -114,6 +134,14 @@ class JobReader:
     def _is_too_large(self, size: str) -> JobRefusedError:
         message = f"the request has {size} bytes, more than the model's context could ever hold: shorten it"
         return JobRefusedError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
+
+
+def _are_seconds(intervals: object) -> bool:
+    if intervals is None:
+        return True
+    if not isinstance(intervals, list) or not intervals:
+        return False
+    return all(type(value) is int and 0 <= value <= _MAX_NUMBER for value in intervals)
 
 
 def _unpacks_to_more(data: bytes, max_bytes: int) -> bool:

@@ -163,6 +163,12 @@ def test_a_bad_call_is_refused_with_the_reason(reader: JobReader, call: str, rea
         {"data": "x", "result_ttl": "long"},
         {"data": "x", "origin": b"\xff"},
         {"data": "x", "dependency_ids": "{"},
+        {"data": "x", "timeout": "9" * 400},
+        {"data": "x", "ttl": "-" + "9" * 30},
+        {"data": "x", "failure_callback_timeout": "9" * 20},
+        {"data": "x", "retry_intervals": "[1e400]"},
+        {"data": "x", "retry_intervals": "{}"},
+        {"data": "x", "repeat_intervals": "[-5]"},
     ],
 )
 def test_a_malformed_record_is_a_problem_and_no_exception(reader: JobReader, fields: dict[str, Any]) -> None:
