@@ -62,10 +62,17 @@ def _cancel_once(job_id: str) -> Protocol[Verdict]:
     if origin is None:
         if expired_result is None:
             return "gone"
-        return "cancelled" if Result.model_validate_json(expired_result).status == "cancelled" else "ended"
+        return "cancelled" if _is_cancelled(expired_result) else "ended"
     outcome = _compose(job_id, entries, read_fields(data))
     [_, verdict] = yield from send(_SCRIPT.load, _call(job_id, origin.decode(), entries, outcome))
     return verdict.decode()  # type: ignore[no-any-return]
+
+
+def _is_cancelled(result: bytes) -> bool:
+    try:
+        return Result.model_validate_json(result).status == "cancelled"
+    except ValidationError:
+        return False
 
 
 def _compose(job_id: str, entries: list[Any], request: dict[str, Any]) -> tuple[list[tuple[str, str, str]], Result]:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from pydantic import ValidationError
+
 from producer.cancel import settle_cancelled
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
-from producer.errors import JobNotFoundError, ResultStoreError
+from producer.errors import JobNotFoundError
 from producer.operations import Command, Protocol, ReadObjects, send
 from producer.rq_names import job_key, rq_results_key
 from producer.stored_request import decompressed
@@ -159,7 +161,7 @@ class OutcomeWatch:
 def read_line(job_id: str) -> Protocol[Result | None]:
     """The result as Redis has it: without choices, if they lie in a store."""
     [value] = yield from send(("GET", keys.result_key(job_id)))
-    return Result.model_validate_json(value) if value is not None else None
+    return _parse_line(job_id, value) if value is not None else None
 
 
 def read_result(job_id: str) -> Protocol[Result | None]:
@@ -174,17 +176,19 @@ def read_result(job_id: str) -> Protocol[Result | None]:
 def read_results(job_ids: Sequence[str]) -> Protocol[list[Outcome | None]]:
     """As `read_result`, of many: one round trip to Redis, and what lies in the store is read side by side.
 
-    A result that is no longer there is returned as the error: it holds up none of the others.
+    A result that is no longer there is returned as the error, and one that is none as a failed one: neither holds up
+    any of the others.
     """
     if not job_ids:
         return []
     values = yield from send(*(("GET", keys.result_key(job_id)) for job_id in job_ids))
-    return (yield from parse_results(values))
+    return (yield from parse_results(job_ids, values))
 
 
-def parse_results(values: Sequence[bytes | None]) -> Protocol[list[Outcome | None]]:
+def parse_results(job_ids: Sequence[str], values: Sequence[bytes | None]) -> Protocol[list[Outcome | None]]:
     """As `read_results`, of what Redis has under the results' keys."""
-    results = [Result.model_validate_json(value) if value is not None else None for value in values]
+    given = zip(job_ids, values, strict=True)
+    results = [_parse_line(job_id, value) if value is not None else None for job_id, value in given]
     urls = [result.stored for result in results if result is not None and result.stored is not None]
     objects = iter((yield ReadObjects(urls)) if urls else ())
     return [_whole(result, next(objects)) if result is not None and result.stored else result for result in results]
@@ -200,9 +204,26 @@ def _whole(result: Result, data: bytes | None) -> Outcome:
         )
     try:
         whole = Result.model_validate_json(data)
-    except ValueError as error:
-        raise ResultStoreError(f"the object {result.stored} is no result of job {result.job_id}: {error}") from error
+    except ValidationError as error:
+        info = _unreadable(f"the object {result.stored} is no result of job {result.job_id}", error)
+        return result.model_copy(update={"status": "failed", "error": info})
     return whole.model_copy(update={"stored": result.stored})
+
+
+def _parse_line(job_id: str, value: bytes) -> Result:
+    try:
+        return Result.model_validate_json(value)
+    except ValidationError as error:
+        info = _unreadable(f"what is kept as the result of job {job_id} is none", error)
+        return Result(job_id=job_id, status="failed", error=info)
+
+
+def _unreadable(what: str, error: ValidationError) -> ErrorInfo:
+    """It stays so, however often it is read: a newer contract's, or somebody else's doing."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = f"{what}: {where}{': ' if where else ''}{first['msg']}"
+    return ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=message)
 
 
 def read_failure_of_rq(job_id: str) -> Protocol[Result]:

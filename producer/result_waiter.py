@@ -95,7 +95,7 @@ class _QueueWaiter:
                 for future in self._waiting.pop(job_id, ()):
                     if not future.done():
                         future.set_result(outcome)
-        except PromptmillError as error:
+        except Exception as error:  # of any type: nobody else would tell those who wait
             waiting, self._waiting = self._waiting, {}
             self._collector = ResultCollector({}, None)
             for future in (future for futures in waiting.values() for future in futures):

@@ -103,7 +103,7 @@ class ResultCollector:
         look = parse_look(job_id, replies)
         if not look.is_over:
             return None
-        [outcome] = yield from parse_results([value])
+        [outcome] = yield from parse_results([job_id], [value])
         if outcome is not None:
             self._end(job_id, outcome)
         else:

@@ -1,11 +1,14 @@
 """Many coroutines wait for results at once, on a real Redis: one subscription, every outcome to whom it belongs."""
 
 import asyncio
+import json
 
 import pytest
 
 from producer import AsyncClient, JobFailedError, ResultTimeoutError
 from producer.channel_hub import Mailbox
+from producer.contract import ErrorCode, Result, keys
+from producer.outcome import Outcome
 from tests.fakes.fake_worker import FakeWorker, echo
 
 NUM_JOBS = 60
@@ -109,3 +112,41 @@ async def test_a_lost_connection_loses_no_outcome(async_client: AsyncClient, wor
             worker.connection.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             await asyncio.sleep(0)
         assert [result.text for result in await asyncio.gather(*waiting)] == [f"job {i} " for i in range(4)]
+
+
+async def test_a_result_that_cannot_be_read_is_that_jobs_failure_alone(
+    async_client: AsyncClient, worker: FakeWorker
+) -> None:
+    odd, sound = await async_client.submit_many([{"prompt": "odd"}, {"prompt": "sound"}])
+    waits = [asyncio.create_task(job.result(timeout=20)) for job in (odd, sound)]
+    await asyncio.sleep(0)
+    held = worker.claim().begin()
+    held.write("odd", finish_reason="stop")
+    newer = json.dumps({**json.loads(held.result("finished").to_wire()), "v": 2})
+    held.write_done("finished")
+    with worker.connection.pipeline() as pipeline:
+        pipeline.set(keys.result_key(held.job_id), newer)
+        pipeline.hset(f"rq:job:{held.job_id}", "status", "finished")
+        pipeline.publish(keys.results_channel(worker.queue), newer)
+        pipeline.execute()
+    with pytest.raises(JobFailedError, match=f"the result of job {odd.id} is none: v: ") as error:
+        await waits[0]
+    assert error.value.error.code is ErrorCode.RESULT_STORE_ERROR
+    echo(worker.claim())
+    assert (await waits[1]).text == "sound "
+    worker.connection.delete(f"rq:job:{held.job_id}")  # the result outlives it
+    assert await odd.status() == "failed" and not await odd.cancel()
+
+
+async def test_a_fault_of_whoever_listens_reaches_all_who_wait(
+    async_client: AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(outcome: Outcome) -> tuple[str, Result]:
+        raise LookupError("a fault")
+
+    monkeypatch.setattr("producer.result_waiter._with_id", fail)
+    jobs = await async_client.submit_many([{"prompt": "one"}, {"prompt": "two"}])
+    waits = [asyncio.create_task(job.result(timeout=20)) for job in jobs]
+    await asyncio.sleep(0)
+    with worker.serving(echo):
+        assert [str(error) for error in await asyncio.gather(*waits, return_exceptions=True)] == ["a fault"] * 2

@@ -161,6 +161,23 @@ def test_a_result_in_a_store_that_cannot_be_read_names_the_remedy(
             job.result(timeout=30)
 
 
+def test_an_object_that_is_no_result_is_its_jobs_failure_alone(
+    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Callable[[HeldJob], None]
+) -> None:
+    with Client(redis_url, s3_endpoint_url=s3_endpoint) as client:
+        first, odd = jobs = client.submit_many([{"prompt": prompt} for prompt in "ab"])
+        for _ in jobs:
+            store(worker.claim())
+        boto3.client("s3", endpoint_url=s3_endpoint).put_object(
+            Bucket="results", Key=f"jobs/{odd.id}.json", Body=b"overwritten"
+        )
+        results = {result.job_id: result for result in client.as_completed(jobs, timeout=60)}
+        assert results[first.id].text == "a" and results[odd.id].status == "failed"
+        error = results[odd.id].error
+        assert error is not None and error.code is ErrorCode.RESULT_STORE_ERROR
+        assert error.message.startswith(f"the object s3://results/jobs/{odd.id}.json is no result of job {odd.id}: ")
+
+
 def test_a_result_that_was_deleted_from_its_store_holds_up_no_other(
     redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Callable[[HeldJob], None]
 ) -> None:

@@ -7,6 +7,7 @@ from producer import AsyncClient
 from producer.async_transport import AsyncTransport
 from producer.batch_lines import BatchLine
 from producer.batch_protocol import Answer, batch_job_id
+from producer.contract import keys
 from producer.gateway.batches.leftovers import Leftovers
 from tests.fakes.fake_worker import FakeWorker, echo
 
@@ -55,3 +56,16 @@ async def test_a_line_with_several_jobs_is_answered_by_the_one_that_ended(redis_
         first = await client.submit("twice", job_id=batch_job_id(BATCH, "twice", 0))
         answers = await settle(redis_url, "twice")
         assert not answers["twice"].is_failed and await first.status() == "cancelled"
+
+
+async def test_a_line_whose_result_cannot_be_read_is_answered_with_that_and_the_others_with_theirs(
+    redis_url: str, redis_client: redis_py.Redis, worker: FakeWorker
+) -> None:
+    async with AsyncClient(redis_url) as client:
+        for custom_id in ("odd", "sound"):
+            await client.submit(custom_id, job_id=batch_job_id(BATCH, custom_id))
+            echo(worker.claim())
+    redis_client.set(keys.result_key(batch_job_id(BATCH, "odd")), '{"v": 2}')
+    answers = await settle(redis_url, "odd", "sound")
+    assert answers["odd"].line["response"]["body"]["error"]["code"] == "result_store_error"
+    assert answers["sound"].line["response"]["body"]["choices"][0]["text"] == "sound "
