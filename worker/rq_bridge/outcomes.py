@@ -59,17 +59,18 @@ class Outcomes:
         pipe.hset(job.key, mapping={"status": JobStatus.FINISHED.value, "ended_at": utcformat(ended_at)})
         if ttl > 0:
             _add_expiry(pipe, job, ttl)
-        RqResult(
+        result = RqResult(
             claim.job_id,
             RqResult.Type.SUCCESSFUL,
             self._connection,
             return_value=return_value,
-            serializer=_AlreadyJson,
             worker_name=self._worker_name,
             execution_id=claim.execution_id,
             execution_started_at=job.started_at,
             execution_ended_at=ended_at,
-        ).save(ttl, pipeline=pipe)
+        )
+        result.serializer = _AlreadyJson  # given to RQ, each result would ask whether it is one
+        result.save(ttl, pipeline=pipe)
         self._queue(claim.queue).finished_job_registry.add(job, ttl, pipeline=pipe)
         self._add_execution_end(pipe, claim)
 
