@@ -1,9 +1,10 @@
 """Webhook deliveries as Redis keeps them: when one is tried again, how it ends, what is seen of it. Sends nothing.
 
 There are two ledgers: what batches' ends owe, which gateways deliver, and what jobs' ends owe, which workers do. A
-delivery is a hash, and a member of its ledger's `due`, scored by the second of its next attempt. Whoever claims it
-pushes that second behind its lease: if it dies, another takes over, under the same webhook-id. The number of attempts
-is the fence: what an attempt failed with counts only while it is the last one.
+delivery is a hash, and a member of its receiver's ZSET, scored by the second of its next attempt; `receivers` holds who
+is owed anything, scored by the first such second. So what one receiver is owed is never looked through for another.
+Whoever claims a delivery pushes its second behind its lease: if it dies, another takes over, under the same webhook-id.
+The number of attempts is the fence: what an attempt failed with counts only while it is the last one.
 """
 
 import logging
@@ -30,13 +31,31 @@ RetryDelay = Callable[[int, float | None], float | None]
 class Ledger:
     """Names in Redis."""
 
-    due: str  # ZSET of delivery ids, scored by the epoch second of the next attempt
-    dead: str  # ZSET of delivery ids that came to nothing, scored by when
-    prefix: str  # + delivery id: HASH of event, endpoint, attempts, error
+    name: str
+
+    @property
+    def receivers(self) -> str:
+        """ZSET of those that are owed a delivery, scored by the epoch second of the first attempt."""
+        return f"{self.name}:receivers"
+
+    @property
+    def due(self) -> str:
+        """+ receiver: ZSET of delivery ids, scored by the epoch second of the next attempt."""
+        return f"{self.name}:due:"
+
+    @property
+    def dead(self) -> str:
+        """ZSET of delivery ids that came to nothing, scored by when."""
+        return f"{self.name}:dead"
+
+    @property
+    def prefix(self) -> str:
+        """+ delivery id: HASH of event, endpoint (its receiver), attempts, error."""
+        return f"{self.name}:delivery:"
 
 
-BATCHES = Ledger("promptmill:webhooks:due", "promptmill:webhooks:dead", "promptmill:webhooks:delivery:")
-JOBS = Ledger("promptmill:job_webhooks:due", "promptmill:job_webhooks:dead", "promptmill:job_webhooks:delivery:")
+BATCHES = Ledger("promptmill:webhooks")
+JOBS = Ledger("promptmill:job_webhooks")
 LEDGERS = (BATCHES, JOBS)
 
 
@@ -45,6 +64,7 @@ class ClaimedDelivery:
     """An attempt that somebody makes."""
 
     ledger: Ledger
+    receiver: str
     id: str
     attempt: int  # from 1
 
@@ -99,7 +119,10 @@ def settle_delivery(
 ) -> Protocol[None]:
     """It is delivered, dead, or tried once more after the delay."""
     ledger, arguments = delivery.ledger, [delivery.id, delivery.attempt, verdict, delay_seconds, error]
-    call = _SETTLE.call([ledger.prefix + delivery.id, ledger.due, ledger.dead], [*arguments, DEAD_TTL_SECONDS])
+    call = _SETTLE.call(
+        [ledger.prefix + delivery.id, ledger.receivers, ledger.due + delivery.receiver, ledger.dead],
+        [*arguments, DEAD_TTL_SECONDS, delivery.receiver],
+    )
     yield from send(_SETTLE.load, call)
 
 
@@ -118,8 +141,10 @@ def read_retry_after(text: str | None) -> float | None:
 
 def count_deliveries() -> Protocol[WebhookCounts]:
     """Of both ledgers."""
-    counts = yield from send(*(("ZCARD", name) for ledger in LEDGERS for name in (ledger.due, ledger.dead)))
-    return WebhookCounts(waiting=sum(counts[::2]), dead=sum(counts[1::2]))
+    receivers = yield from send(*(("ZRANGE", ledger.receivers, 0, -1) for ledger in LEDGERS))
+    due = [ledger.due + name.decode() for ledger, names in zip(LEDGERS, receivers, strict=True) for name in names]
+    counts = yield from send(*(("ZCARD", name) for name in (*(ledger.dead for ledger in LEDGERS), *due)))
+    return WebhookCounts(waiting=sum(counts[len(LEDGERS) :]), dead=sum(counts[: len(LEDGERS)]))
 
 
 def list_deliveries() -> Protocol[list[PendingDelivery]]:
@@ -131,10 +156,13 @@ def list_deliveries() -> Protocol[list[PendingDelivery]]:
 
 
 def _list_ledger(ledger: Ledger) -> Protocol[list[PendingDelivery]]:
-    [due, dead] = yield from send(
-        ("ZRANGE", ledger.due, 0, -1, "WITHSCORES"), ("ZREVRANGE", ledger.dead, 0, -1, "WITHSCORES")
+    [receivers] = yield from send(("ZRANGE", ledger.receivers, 0, -1))
+    [dead, *waiting] = yield from send(
+        ("ZREVRANGE", ledger.dead, 0, -1, "WITHSCORES"),
+        *(("ZRANGE", ledger.due + receiver.decode(), 0, -1, "WITHSCORES") for receiver in receivers),
     )
-    scored = [(due[i], due[i + 1], False) for i in range(0, len(due), 2)]
+    scored = [(due[i], due[i + 1], False) for due in waiting for i in range(0, len(due), 2)]
+    scored.sort(key=lambda one: float(one[1]))
     scored += [(dead[i], dead[i + 1], True) for i in range(0, len(dead), 2)]
     if not scored:
         return []
@@ -162,7 +190,7 @@ def revive_deliveries(delivery_ids: list[str]) -> Protocol[list[str]]:
     if not delivery_ids:
         return []
     calls = [
-        _REVIVE.call([ledger.prefix + name, ledger.due, ledger.dead], [name])
+        _REVIVE.call([ledger.prefix + name, ledger.receivers, ledger.dead], [name, ledger.due])
         for name in delivery_ids
         for ledger in LEDGERS
     ]
@@ -170,44 +198,76 @@ def revive_deliveries(delivery_ids: list[str]) -> Protocol[list[str]]:
     return [name for name, *found in zip(delivery_ids, revived[::2], revived[1::2], strict=True) if any(found)]
 
 
-# A part of the scripts that end deliveries.
-GIVE_UP = """
+# A part of the scripts on a ledger. `choose` finds the first due ones of each receiver in `rooms`, within its room,
+# and sorts them so that whoever has most room comes first: who takes all its room keeps nobody else from a turn.
+LEDGER_SCRIPT = """
+local function note_next(receivers, due, receiver)
+  local first = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
+  if first[1] then
+    redis.call('ZADD', receivers, first[2], receiver)
+  else
+    redis.call('ZREM', receivers, receiver)
+  end
+end
+
 local function give_up(id, delivery, due, dead, now, dead_ttl, problem)
   redis.call('ZREM', due, id)
   redis.call('ZADD', dead, now, id)
   redis.call('HSET', delivery, 'error', problem)
   redis.call('EXPIRE', delivery, dead_ttl)
 end
+
+local function choose(due_prefix, rooms, now)
+  local chosen = {}
+  for receiver, room in pairs(rooms) do
+    if room > 0 then
+      local due = redis.call('ZRANGEBYSCORE', due_prefix .. receiver, '-inf', now, 'WITHSCORES', 'LIMIT', 0, room)
+      for at = 1, #due, 2 do
+        local place = (at - 1) / 2 - room
+        chosen[#chosen + 1] = {receiver = receiver, id = due[at], place = place, since = tonumber(due[at + 1])}
+      end
+    end
+  end
+  table.sort(chosen, function(a, b)
+    if a.place ~= b.place then return a.place < b.place end
+    return a.since < b.since
+  end)
+  return chosen
+end
 """
 
 _SETTLE = Script(
-    GIVE_UP
+    LEDGER_SCRIPT
     + """
-local delivery, due, dead = unpack(KEYS)
-local id, attempt, verdict, delay, problem, dead_ttl = unpack(ARGV)
+local delivery, receivers, due, dead = unpack(KEYS)
+local id, attempt, verdict, delay, problem, dead_ttl, receiver = unpack(ARGV)
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 if verdict == 'delivered' then  -- that holds, even if another attempt is under way by now
   redis.call('ZREM', due, id)
   redis.call('DEL', delivery)
+elseif redis.call('HGET', delivery, 'attempts') ~= attempt then
   return
-end
-if redis.call('HGET', delivery, 'attempts') ~= attempt then return end
-if verdict == 'retry' then
+elseif verdict == 'retry' then
   redis.call('HSET', delivery, 'error', problem)
   redis.call('ZADD', due, now + tonumber(delay), id)
 else
   give_up(id, delivery, due, dead, now, dead_ttl, problem)
 end
+note_next(receivers, due, receiver)
 """
 )
 
 _REVIVE = Script("""
-local delivery, due, dead = KEYS[1], KEYS[2], KEYS[3]
-if redis.call('ZREM', dead, ARGV[1]) == 0 then return 0 end
-if redis.call('EXISTS', delivery) == 0 then return 0 end
+local delivery, receivers, dead = unpack(KEYS)
+local id, due_prefix = unpack(ARGV)
+if redis.call('ZREM', dead, id) == 0 then return 0 end
+local receiver = redis.call('HGET', delivery, 'endpoint')
+if not receiver then return 0 end
 redis.call('HSET', delivery, 'attempts', 0)
 redis.call('PERSIST', delivery)
-redis.call('ZADD', due, 0, ARGV[1])
+local clock = redis.call('TIME')
+redis.call('ZADD', due_prefix .. receiver, clock[1], id)
+redis.call('ZADD', receivers, 'LT', clock[1], receiver)
 return 1
 """)

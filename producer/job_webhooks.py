@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
-from producer.deliveries import DEAD_TTL_SECONDS, GIVE_UP, JOBS, ClaimedDelivery, settle_delivery
-from producer.operations import Protocol, Script, send
+from producer.deliveries import DEAD_TTL_SECONDS, JOBS, LEDGER_SCRIPT, ClaimedDelivery, settle_delivery
+from producer.operations import Command, Protocol, Script, send
 
 MAX_ATTEMPT_SECONDS = 60.0  # whatever a webhook asks for
 LEASE_MARGIN_SECONDS = 15.0  # of a lease beyond the attempt's time
-MAX_LOOKED_AT = 10_000  # that are due, to find some for receivers with room
-GIVE_UP_SECONDS = 48 * 3600  # for what no worker allows any more; all attempts at another are over by then
+GIVE_UP_SECONDS = 48 * 3600  # that one may be due: no worker allows its URL any more, or they cannot keep up
+CLOCK_MARGIN_SECONDS = 600.0  # by which a worker's clock may be ahead of Redis' without keeping a delivery waiting
 
 
 class JobWebhook(BaseModel):
@@ -38,7 +38,17 @@ class JobWebhook(BaseModel):
         """Of its delivery's hash."""
         seconds = min(self.timeout_seconds, MAX_ATTEMPT_SECONDS) + LEASE_MARGIN_SECONDS
         fields = {"event": self.model_dump_json(), "endpoint": self.allowed, "attempts": 0}
-        return {**fields, "lease_seconds": seconds, "written_at": self.written_at}
+        return {**fields, "lease_seconds": seconds}
+
+    def write_commands(self, delivery_id: str) -> list[Command]:
+        """Owes it. For a transaction: all of them, or none."""
+        fields = [part for field in self.to_fields().items() for part in field]
+        due_at = self.written_at - CLOCK_MARGIN_SECONDS
+        return [
+            ("HSET", JOBS.prefix + delivery_id, *fields),
+            ("ZADD", JOBS.due + self.allowed, due_at, delivery_id),
+            ("ZADD", JOBS.receivers, "LT", due_at, self.allowed),
+        ]
 
     @classmethod
     def describe(cls, event: bytes) -> dict[str, object]:
@@ -58,47 +68,79 @@ class JobDelivery(ClaimedDelivery):
 def claim_job_webhooks(max_deliveries: int, room: Mapping[str, int]) -> Protocol[list[JobDelivery]]:
     """Deliveries whose time has come, each under a lease. `room`: how many at most by `allowed`; those of others are
     left to the workers that allow them."""
-    limits = [max_deliveries, MAX_LOOKED_AT, GIVE_UP_SECONDS, DEAD_TTL_SECONDS]
-    call = _CLAIM.call([JOBS.due, JOBS.dead], [JOBS.prefix, json.dumps(dict(room)), *limits])
+    call = _CLAIM.call([JOBS.receivers], [JOBS.due, JOBS.prefix, max_deliveries, json.dumps(dict(room))])
     [_, found] = yield from send(_CLAIM.load, call)
     deliveries = []
-    for delivery_id, event, attempt in found:
-        claimed = ClaimedDelivery(JOBS, delivery_id.decode(), int(attempt))
+    for receiver, delivery_id, event, attempt in found:
+        claimed = ClaimedDelivery(JOBS, receiver.decode(), delivery_id.decode(), int(attempt))
         try:
             webhook = JobWebhook.model_validate_json(event)
         except ValidationError as error:  # written by a newer version, or by nobody of ours
             yield from settle_delivery(claimed, "dead", error=f"it cannot be read: {error.errors()[0]['msg']}")
         else:
-            deliveries.append(JobDelivery(JOBS, claimed.id, claimed.attempt, webhook))
+            deliveries.append(JobDelivery(JOBS, claimed.receiver, claimed.id, claimed.attempt, webhook))
     return deliveries
 
 
+def give_up_job_webhooks() -> Protocol[int]:
+    """What has been due for GIVE_UP_SECONDS is dead. Returns how many that were."""
+    problem = "no worker has taken it for 48 hours (see --webhooks)"
+    call = _GIVE_UP.call(
+        [JOBS.receivers, JOBS.dead], [JOBS.due, JOBS.prefix, GIVE_UP_SECONDS, DEAD_TTL_SECONDS, problem]
+    )
+    num_given_up = 0
+    while True:
+        [_, num_found] = yield from send(_GIVE_UP.load, call)
+        if not num_found:
+            return num_given_up
+        num_given_up += num_found
+
+
 _CLAIM = Script(
-    GIVE_UP
+    LEDGER_SCRIPT
     + """
-local due, dead, prefix, room = KEYS[1], KEYS[2], ARGV[1], cjson.decode(ARGV[2])
-local max, max_looked_at, give_up_seconds, dead_ttl = unpack(ARGV, 3, 6)
+local receivers = KEYS[1]
+local due_prefix, prefix, max, rooms = ARGV[1], ARGV[2], tonumber(ARGV[3]), cjson.decode(ARGV[4])
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
-local claimed = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, max_looked_at)) do
-  if #claimed >= tonumber(max) then break end
-  local event, allowed, lease, written_at =
-    unpack(redis.call('HMGET', prefix .. id, 'event', 'endpoint', 'lease_seconds', 'written_at'))
-  if not (event and allowed) then
-    redis.call('ZREM', due, id)
-  elseif not room[allowed] then
-    if now - (tonumber(written_at) or 0) > tonumber(give_up_seconds) then
-      give_up(id, prefix .. id, due, dead, now, dead_ttl, 'no worker allows its URL any more (see --webhooks)')
-    end
-  elseif room[allowed] > 0 then
-    room[allowed] = room[allowed] - 1
-    redis.call('ZADD', due, now + (tonumber(lease) or 60), id)
-    claimed[#claimed + 1] = {id, event, redis.call('HINCRBY', prefix .. id, 'attempts', 1)}
+local claimed, touched = {}, {}
+for _, one in ipairs(choose(due_prefix, rooms, now)) do
+  if #claimed >= max then break end
+  local due, delivery = due_prefix .. one.receiver, prefix .. one.id
+  local event, lease = unpack(redis.call('HMGET', delivery, 'event', 'lease_seconds'))
+  touched[one.receiver] = true
+  if event then
+    redis.call('ZADD', due, now + (tonumber(lease) or 60), one.id)
+    claimed[#claimed + 1] = {one.receiver, one.id, event, redis.call('HINCRBY', delivery, 'attempts', 1)}
+  else
+    redis.call('ZREM', due, one.id)
   end
 end
-redis.call('ZREMRANGEBYSCORE', dead, '-inf', now - dead_ttl)
+for receiver in pairs(touched) do note_next(receivers, due_prefix .. receiver, receiver) end
 return claimed
+"""
+)
+
+# A thousand at most of one call: a few milliseconds.
+_GIVE_UP = Script(
+    LEDGER_SCRIPT
+    + """
+local receivers, dead = KEYS[1], KEYS[2]
+local due_prefix, prefix, give_up_seconds, dead_ttl, problem = unpack(ARGV)
+local now = tonumber(redis.call('TIME')[1])
+local too_old = now - tonumber(give_up_seconds)
+
+redis.call('ZREMRANGEBYSCORE', dead, '-inf', now - tonumber(dead_ttl))
+local num_given_up = 0
+for _, receiver in ipairs(redis.call('ZRANGEBYSCORE', receivers, '-inf', too_old, 'LIMIT', 0, 10)) do
+  local due = due_prefix .. receiver
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', too_old, 'LIMIT', 0, 100)) do
+    give_up(id, prefix .. id, due, dead, now, dead_ttl, problem)
+    num_given_up = num_given_up + 1
+  end
+  note_next(receivers, due, receiver)
+end
+return num_given_up
 """
 )

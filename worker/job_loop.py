@@ -65,7 +65,7 @@ class JobLoop:
             parts.client,
             parts.outcomes,
             lambda job: self._events.post(partial(self._release, job)),
-            on_webhooks=parts.courier.wake if parts.courier is not None else lambda: None,
+            on_webhooks=parts.courier.wake,
         )
         self._finisher = Finisher(
             parts, self._committer, post=self._events.post, on_lost=self._drop, on_end=self._release

@@ -24,4 +24,4 @@ class JobParts:
     outlet: StreamOutlet
     store: ResultStore | None  # None: full results stay in Redis
     outcomes: Outcomes
-    courier: WebhookCourier | None  # None: no job of this worker has webhooks
+    courier: WebhookCourier

@@ -105,8 +105,7 @@ class WorkerService:
         )
         self._intake = self._build_intake(reader)
         self._outcomes = Outcomes(self._bridge, reader)
-        allowed = settings.allowed_webhooks
-        self._courier = WebhookCourier(settings.redis_url, allowed) if allowed else None
+        self._courier = WebhookCourier(settings.redis_url, settings.allowed_webhooks)
         self._loop = self._build_loop(store)
         self._leases = self._build_leases()
         control = ControlListener(
@@ -125,9 +124,8 @@ class WorkerService:
         )
         self._tenants = TenantQueues(client, self._scripts, queues=settings.queue_names)
         self._housekeepers = self._build_housekeepers()
-        courier = [self._courier] if self._courier is not None else []
         self._aides: list[ControlListener | QueueWatch | WebhookCourier | Housekeeper]
-        self._aides = [control, watch, *courier, *self._housekeepers]
+        self._aides = [control, watch, self._courier, *self._housekeepers]
 
     def _build_intake(self, reader: JobReader) -> Intake:
         settings = self._settings
@@ -259,8 +257,7 @@ class WorkerService:
                     message = f"Redis is away ({error}): the worker's jobs come back when their leases end"
                     raise HandOverError(message) from error
             time.sleep(HAND_OVER_RETRY_SECONDS)
-        if self._courier is not None:
-            self._courier.close(THREADS_END_SECONDS)
+        self._courier.close(THREADS_END_SECONDS)
         _log.info("action=handed_over worker=%s num_jobs=%d", self.name, num_jobs)
 
     def _sign_off(self) -> None:

@@ -7,19 +7,21 @@ receiver has answered. Of a worker that ends or dies in between, another one del
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection
 from functools import partial
 
 from producer.deliveries import LOG_LEVELS, RetryDelay, retry_delay, settle_answer, settle_delivery
 from producer.errors import RedisUnavailableError
-from producer.job_webhooks import JobDelivery, claim_job_webhooks
+from producer.job_webhooks import JobDelivery, claim_job_webhooks, give_up_job_webhooks
 from producer.transport import Transport
 from worker.allowed_urls import find_allowed
 from worker.background import BackgroundThreads
 from worker.webhook_sender import send_webhook
 
 POLL_SECONDS = 1.0
+GIVE_UP_LOOK_SECONDS = 60.0  # between looks for what nobody has taken
 REDIS_AWAY_SECONDS = 5.0
 NUM_THREADS = 16  # a receiver that does not answer holds one for as long as its webhook says
 MAX_TO_RECEIVER = 8  # at a time, of each URL that is allowed
@@ -28,16 +30,18 @@ _log = logging.getLogger(__name__)
 
 
 class WebhookCourier:
-    """`allowed`: URLs that webhooks may be at, or below; it takes no others."""
+    """`allowed`: URLs that webhooks may be at, or below; it takes no others. One that may take none still gives up what
+    nobody takes."""
 
     def __init__(self, redis_url: str, allowed: Collection[str], *, delay_after: RetryDelay = retry_delay) -> None:
         self._transport = Transport(redis_url)
         self._allowed = tuple(allowed)
         self._delay_after = delay_after
-        self._senders = BackgroundThreads(NUM_THREADS, "webhook")
-        self._under_way: Counter[str] = Counter()  # by what is allowed
+        self._senders = BackgroundThreads(NUM_THREADS if allowed else 0, "webhook")
+        self._under_way: Counter[str] = Counter()  # by receiver: what is allowed
         self._lock = threading.Lock()  # guards the counter
         self._has_news = threading.Event()
+        self._gives_up_at = 0.0  # monotonic seconds
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
 
@@ -60,10 +64,11 @@ class WebhookCourier:
 
     def _run(self) -> None:
         while not self._is_stopping:
-            pause = POLL_SECONDS
+            pause = POLL_SECONDS if self._allowed else GIVE_UP_LOOK_SECONDS
             self._has_news.clear()
             try:
                 self._claim_some()
+                self._give_up_some()
             except RedisUnavailableError as error:
                 _log.warning("action=webhooks_wait error=%s", error)
                 pause = REDIS_AWAY_SECONDS
@@ -76,12 +81,19 @@ class WebhookCourier:
         with self._lock:
             room = {url: MAX_TO_RECEIVER - self._under_way[url] for url in self._allowed}
             num_free = NUM_THREADS - self._under_way.total()
-        if num_free <= 0:
+        if num_free <= 0 or not room:
             return
         for delivery in self._transport.run(claim_job_webhooks(num_free, room)):
             with self._lock:
-                self._under_way[delivery.webhook.allowed] += 1
+                self._under_way[delivery.receiver] += 1
             self._senders.submit(partial(self._deliver, delivery))
+
+    def _give_up_some(self) -> None:
+        if time.monotonic() < self._gives_up_at:
+            return
+        if num_given_up := self._transport.run(give_up_job_webhooks()):
+            _log.error("action=webhooks_given_up num_deliveries=%d", num_given_up)
+        self._gives_up_at = time.monotonic() + GIVE_UP_LOOK_SECONDS
 
     def _deliver(self, delivery: JobDelivery) -> None:
         try:
@@ -90,7 +102,7 @@ class WebhookCourier:
             _log.warning("action=webhook_unsettled delivery=%s error=%s", delivery.id, error)
         finally:
             with self._lock:
-                self._under_way[delivery.webhook.allowed] -= 1
+                self._under_way[delivery.receiver] -= 1
             self.wake()  # there is room for another
 
     def _attempt(self, delivery: JobDelivery) -> None:

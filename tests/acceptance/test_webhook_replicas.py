@@ -17,6 +17,7 @@ from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
 from producer.operations import send
 from producer.transport import Transport
 from tests.fakes.gateways import wait_until
+from tests.fakes.owed_deliveries import make_due, owed
 from tests.fakes.webhook_receiver import Reply, receiving
 from worker.started_process import StartedProcess
 
@@ -55,12 +56,12 @@ def test_what_a_killed_replica_had_delivered_unrecorded_is_delivered_again_under
         first = receiver.next(60)
         killed.send_signal(signal.SIGKILL)
         killed.wait(10)
-        [(delivery, leased_until)] = redis_client.zrange(BATCHES.due, 0, -1, withscores=True)
+        [(delivery, leased_until)] = owed(redis_client, BATCHES).items()
         assert time.time() + 20 < leased_until < time.time() + 60  # nobody else has it before
-        redis_client.zadd(BATCHES.due, {delivery: time.time()})  # the lease's time has passed
+        make_due(redis_client, BATCHES, delivery, time.time())  # the lease's time has passed
         start()
         second = receiver.next(60)
-        wait_until(lambda: not redis_client.exists(BATCHES.due))
+        wait_until(lambda: not redis_client.exists(BATCHES.receivers))
         release.set()
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == event.id
     assert first.body == second.body

@@ -3,7 +3,9 @@
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import httpx2
@@ -13,9 +15,12 @@ from rq import Queue
 from rq.webhook import Webhook
 
 import worker.service
-from producer.deliveries import JOBS, RetryDelay
+from producer.deliveries import DEAD_TTL_SECONDS, JOBS, RetryDelay
+from producer.job_webhooks import GIVE_UP_SECONDS, JobWebhook, claim_job_webhooks
+from producer.transport import Transport
 from tests.fakes.command_line import Invoke
 from tests.fakes.gateways import StartGateway
+from tests.fakes.owed_deliveries import make_due, owe, owed
 from tests.fakes.webhook_receiver import Received, Reply, receiving
 from tests.fakes.worker_runs import (
     FUNCTION,
@@ -42,12 +47,20 @@ def enqueue(queue: Queue, *hooks: Webhook, **fields: Any) -> str:
     return str(queue.enqueue(FUNCTION, **(fields or SOUND), webhooks=list(hooks)).id)
 
 
+def event(url: str) -> str:
+    webhook = JobWebhook(
+        job_id="x", url=url, method="GET", headers={}, timeout_seconds=5, body=None, allowed=url, written_at=time.time()
+    )
+    return webhook.model_dump_json()
+
+
+def write(client: redis.Redis, delivery_id: str, url: str) -> None:
+    for command in JobWebhook.model_validate_json(event(url)).write_commands(delivery_id):
+        client.execute_command(*command)
+
+
 def job_of(got: Received) -> str:
     return str(json.loads(got.body)["job_id"])
-
-
-def owed(client: redis.Redis) -> int:
-    return int(client.zcard(JOBS.due))
 
 
 @pytest.fixture
@@ -79,7 +92,7 @@ def test_a_receiver_is_told_what_rq_would_tell_it_under_an_id_of_its_own(
         failed = enqueue(queue, hook(receiver.url, "failed"), **REFUSED)
         told_of = json.loads(receiver.next().body)
         assert (told_of["job_id"], told_of["status"]) == (failed, "failed") and "prompt" in told_of["exc_info"]
-        wait_until(lambda: not owed(redis_client))
+        wait_until(lambda: not owed(redis_client, JOBS))
         assert not list(redis_client.scan_iter("promptmill:job_webhooks:*")) and receiver.num_received == 3
 
 
@@ -124,7 +137,7 @@ def test_a_webhook_is_sent_once_though_the_reply_to_the_commit_was_lost(
             failed = enqueue(queue, hook(receiver.url, "failed"), **REFUSED)
             assert job_of(receiver.next()) == failed
             wait_for_no_leftovers(redis_client)
-        wait_until(lambda: not owed(redis_client))
+        wait_until(lambda: not owed(redis_client, JOBS))
         assert receiver.num_received == num_commits == 2
 
 
@@ -138,18 +151,18 @@ def test_what_a_worker_leaves_undelivered_is_delivered_by_another_under_the_same
         with WorkerProcess(redis_url, webhooks=receiver.url) as process:
             process.wait_until_serving()
             jobs = [enqueue(queue, hook(receiver.url)) for _ in range(2 * MAX_TO_RECEIVER)]
-            wait_until(lambda: owed(redis_client) == len(jobs))
+            wait_until(lambda: len(owed(redis_client, JOBS)) == len(jobs))
             first = {
                 got.headers["webhook-id"]: job_of(got) for got in (receiver.next() for _ in range(MAX_TO_RECEIVER))
             }
             process.signal(end)
             assert process.wait(5) == (0 if end is signal.SIGTERM else -signal.SIGKILL)
-        assert owed(redis_client) == len(jobs)
+        assert len(owed(redis_client, JOBS)) == len(jobs)
         for delivery in first:
-            redis_client.zadd(JOBS.due, {delivery: 0})  # their leases' time has passed
+            make_due(redis_client, JOBS, delivery)  # their leases' time has passed
         with WorkerThread(redis_url, webhooks=receiver.url):
             second = {got.headers["webhook-id"]: job_of(got) for got in (receiver.next() for _ in jobs)}
-            wait_until(lambda: not owed(redis_client))
+            wait_until(lambda: not owed(redis_client, JOBS))
         answer.set()
     assert set(second.values()) == set(jobs) and first.items() <= second.items()
 
@@ -177,7 +190,7 @@ def test_what_nobody_takes_is_tried_again_then_dead_seen_counted_and_revived(
     ):
         job_id = enqueue(queue, hook(receiver.url))
         wait_until(lambda: redis_client.zcard(JOBS.dead))
-        assert asked == [(1, 7.0), (2, None), (3, None)] and not owed(redis_client)
+        assert asked == [(1, 7.0), (2, None), (3, None)] and not owed(redis_client, JOBS)
         got = [receiver.next() for _ in range(3)]
         [delivery_id] = {one.headers["webhook-id"] for one in got}
         assert len({one.body for one in got}) == 1
@@ -193,7 +206,7 @@ def test_what_nobody_takes_is_tried_again_then_dead_seen_counted_and_revived(
         is_up.set()
         assert promptmill("webhooks", "retry", delivery_id).exit_code == 0
         assert receiver.next().headers["webhook-id"] == delivery_id
-        wait_until(lambda: not redis_client.exists(JOBS.due, JOBS.dead))
+        wait_until(lambda: not redis_client.exists(JOBS.receivers, JOBS.dead))
     assert "Webhooks" not in promptmill("status").stdout
 
 
@@ -204,15 +217,44 @@ def test_a_worker_leaves_others_what_it_does_not_allow_itself(
         with WorkerThread(redis_url, webhooks=first.url):
             enqueue(queue, hook(first.url))
             first.next()
-        [delivery_id] = redis_client.zrange(JOBS.due, 0, -1)
-        redis_client.zadd(JOBS.due, {delivery_id: 0})
+        [delivery_id] = owed(redis_client, JOBS)
+        make_due(redis_client, JOBS, delivery_id, time.time())
         with WorkerThread(redis_url, webhooks=second.url):
             enqueue(queue, hook(second.url))
             second.next()
-            wait_until(lambda: owed(redis_client) == 1)
-            redis_client.hset(JOBS.prefix + delivery_id.decode(), "written_at", 0)  # nobody wants it for two days
-            wait_until(lambda: redis_client.zrange(JOBS.dead, 0, -1) == [delivery_id])
+            wait_until(lambda: list(owed(redis_client, JOBS)) == [delivery_id])
         assert first.num_received == 1
+
+
+@pytest.mark.parametrize("webhooks", [None, "http://127.0.0.1:9/"])
+def test_what_nobody_has_taken_for_two_days_is_given_up_by_any_worker(
+    redis_url: str, redis_client: redis.Redis, webhooks: str | None
+) -> None:
+    """Also by one that delivers none: else their bodies would lie there for ever."""
+    for name in ("old", "new"):
+        write(redis_client, name, "http://nobody.example/")
+    make_due(redis_client, JOBS, "old", time.time() - GIVE_UP_SECONDS - 1)
+    with WorkerThread(redis_url, **({"webhooks": webhooks} if webhooks else {})):
+        wait_until(lambda: redis_client.zrange(JOBS.dead, 0, -1) == [b"old"])
+    assert list(owed(redis_client, JOBS)) == ["new"]
+    assert 0 < redis_client.ttl(f"{JOBS.prefix}old") <= DEAD_TTL_SECONDS
+
+
+@pytest.mark.parametrize("room", [{"http://slow/": 0}, {"http://slow/": 1}, {}])
+def test_a_backlog_keeps_no_other_receiver_waiting_and_costs_a_claim_nothing(
+    redis_url: str, redis_client: redis.Redis, room: dict[str, int]
+) -> None:
+    with redis_client.pipeline() as pipe:
+        for number in range(10_000):
+            owe(pipe, JOBS, "http://slow/", f"slow-{number}")
+            pipe.hset(f"{JOBS.prefix}slow-{number}", mapping={"event": event("http://slow/"), "attempts": 0})
+        pipe.execute()
+    write(redis_client, "fine", "http://fine/")
+    redis_client.config_resetstat()
+    with closing(Transport(redis_url)) as transport:
+        assert [one.id for one in transport.run(claim_job_webhooks(1, {**room, "http://fine/": 8}))] == ["fine"]
+    stats = redis_client.info("commandstats")
+    assert sum(one["calls"] for one in stats.values()) < 30
 
 
 def test_what_is_no_webhook_of_ours_is_dead_and_in_nobodys_way(
@@ -226,10 +268,10 @@ def test_what_is_no_webhook_of_ours_is_dead_and_in_nobodys_way(
         no_url = json.dumps({**fields, "url": 3, "allowed": receiver.url})
         for name, event in (("forged", forged), ("elsewhere", elsewhere), ("torn", "{"), ("late", no_url)):
             redis_client.hset(f"{JOBS.prefix}{name}", mapping={"event": event, "endpoint": receiver.url, "attempts": 0})
-            redis_client.zadd(JOBS.due, {name: 0})
+            owe(redis_client, JOBS, receiver.url, name, time.time())
         enqueue(queue, hook(receiver.url))
         receiver.next()
-        wait_until(lambda: redis_client.zcard(JOBS.dead) == 4 and not owed(redis_client))
+        wait_until(lambda: redis_client.zcard(JOBS.dead) == 4 and not owed(redis_client, JOBS))
         assert other.num_received == 0
 
 
@@ -249,8 +291,8 @@ def test_a_redis_that_was_away_costs_no_webhook(monkeypatch: pytest.MonkeyPatch)
         server.start()
         second = enqueue(rq_queue(client), hook(receiver.url))
         wait_until(lambda: receiver.num_received >= 2)
-        client.zadd(JOBS.due, {first: 0}, xx=True)  # its lease's time has passed
-        wait_until(lambda: not owed(client))
+        make_due(client, JOBS, first)  # its lease's time has passed
+        wait_until(lambda: not owed(client, JOBS))
         got = [receiver.next() for _ in range(receiver.num_received - 1)]
         assert second in {job_of(one) for one in got}
         assert {one.headers["webhook-id"] for one in got if job_of(one) != second} <= {first}

@@ -22,7 +22,6 @@ from rq.timeouts import TimerDeathPenalty
 from rq.utils import utcformat
 
 from producer.contract.keys import FAILURE_TTL_SECONDS, RESULT_TTL_SECONDS
-from producer.deliveries import JOBS
 from worker.claim import Claim
 from worker.fence import FencedRedis
 from worker.redis_client import which_exist
@@ -177,13 +176,13 @@ class Outcomes:
         hooks = [hook for hook in job.webhooks if hook.job_status == running.status]
         for number, hook in enumerate(hooks):
             try:
-                fields = build_webhook(job, hook, exc_string, allowed=self._reader.find_allowed(hook.url)).to_fields()
+                webhook = build_webhook(job, hook, exc_string, allowed=self._reader.find_allowed(hook.url))
             except Exception:  # of any type: what cannot be written down must not keep the job from its end
                 _log.exception("action=webhook_unwritable job_id=%s", running.job_id)
                 continue
             delivery_id = f"{running.claim.execution_id}-{number}"  # one execution commits, and once
-            pipe.hset(JOBS.prefix + delivery_id, mapping=fields)
-            pipe.zadd(JOBS.due, {delivery_id: 0})
+            for command in webhook.write_commands(delivery_id):
+                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
 
     def _fresh_job(self, running: RunningJob) -> Job:
         """RQ's handlers change the job they are given; a commit that is tried again needs it as it was."""

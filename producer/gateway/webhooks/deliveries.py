@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from producer.deliveries import BATCHES, DEAD_TTL_SECONDS, GIVE_UP, ClaimedDelivery
+from producer.deliveries import BATCHES, DEAD_TTL_SECONDS, LEDGER_SCRIPT, ClaimedDelivery
 from producer.gateway.webhooks.endpoints import DISABLED_KEY, ENDPOINTS_KEY, WebhookEndpoint
 from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
 from producer.operations import Protocol, Script, send
 
 LEASE_SECONDS = 45.0  # longer than an attempt can take
 MAX_TO_ENDPOINT = 8  # at a time from one process: one that does not answer leaves room for the others
-MAX_LOOKED_AT = 10_000  # that are due, to find some of endpoints with room
+MAX_LOOKED_AT = 1000  # endpoints that something is due for; a process has far fewer that are without room
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +31,30 @@ def claim_deliveries(
     """
     limits = [MAX_TO_ENDPOINT, MAX_LOOKED_AT, json.dumps(dict(under_way or {}))]
     call = _CLAIM.call(
-        [OUTBOX_KEY, ENDPOINTS_KEY, DISABLED_KEY, BATCHES.due, BATCHES.dead],
-        [BATCHES.prefix, max_deliveries, lease_seconds, DEAD_TTL_SECONDS, *limits],
+        [OUTBOX_KEY, ENDPOINTS_KEY, DISABLED_KEY, BATCHES.receivers, BATCHES.dead],
+        [BATCHES.due, BATCHES.prefix, max_deliveries, lease_seconds, DEAD_TTL_SECONDS, *limits],
     )
     [_, found] = yield from send(_CLAIM.load, call)
     return [
         EventDelivery(
             BATCHES,
+            receiver.decode(),
             delivery_id.decode(),
             int(attempt),
             Event.model_validate_json(event),
             WebhookEndpoint.model_validate_json(endpoint),
         )
-        for delivery_id, event, endpoint, attempt in found
+        for receiver, delivery_id, event, endpoint, attempt in found
     ]
 
 
 _CLAIM = Script(
-    GIVE_UP
+    LEDGER_SCRIPT
     + """
-local outbox, endpoints, disabled, due, dead = unpack(KEYS, 1, 5)
-local prefix, max, lease, dead_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local max_to_endpoint, max_looked_at, under_way = tonumber(ARGV[5]), tonumber(ARGV[6]), cjson.decode(ARGV[7])
+local outbox, endpoints, disabled, receivers, dead = unpack(KEYS, 1, 5)
+local due_prefix, prefix, dead_ttl = ARGV[1], ARGV[2], tonumber(ARGV[5])
+local max, lease = tonumber(ARGV[3]), tonumber(ARGV[4])
+local max_to_endpoint, max_looked_at, under_way = tonumber(ARGV[6]), tonumber(ARGV[7]), cjson.decode(ARGV[8])
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
@@ -74,30 +76,51 @@ for _ = 1, math.min(100, redis.call('LLEN', outbox)) do
     if wants(endpoint, event) and redis.call('HEXISTS', disabled, endpoint.id) == 0
         and redis.call('HSETNX', prefix .. id, 'event', raw) == 1 then
       redis.call('HSET', prefix .. id, 'endpoint', endpoint.id, 'attempts', 0)
-      redis.call('ZADD', due, now, id)
+      redis.call('ZADD', due_prefix .. endpoint.id, now, id)
+      redis.call('ZADD', receivers, 'LT', now, endpoint.id)
     end
   end
 end
 
-local claimed = {}
-local function claim(id)
-  local event, endpoint_id = unpack(redis.call('HMGET', prefix .. id, 'event', 'endpoint'))
-  local endpoint = endpoint_id and redis.call('HGET', endpoints, endpoint_id)
-  if not endpoint then  -- taken away: there is nobody left to tell
-    redis.call('ZREM', due, id)
-    redis.call('DEL', prefix .. id)
-  elseif redis.call('HEXISTS', disabled, endpoint_id) == 1 then
-    give_up(id, prefix .. id, due, dead, now, dead_ttl, 'the endpoint is disabled: it answered 410')
+-- What is due to an endpoint that may not be called: a hundred at a time.
+local function drop(endpoint_id, is_gone)
+  local due = due_prefix .. endpoint_id
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, 100)) do
+    if is_gone then  -- there is nobody left to tell
+      redis.call('ZREM', due, id)
+      redis.call('DEL', prefix .. id)
+    else
+      give_up(id, prefix .. id, due, dead, now, dead_ttl, 'the endpoint is disabled: it answered 410')
+    end
+  end
+  note_next(receivers, due, endpoint_id)
+end
+
+local rooms = {}
+for _, endpoint_id in ipairs(redis.call('ZRANGEBYSCORE', receivers, '-inf', now, 'LIMIT', 0, max_looked_at)) do
+  local is_gone = redis.call('HEXISTS', endpoints, endpoint_id) == 0
+  if is_gone or redis.call('HEXISTS', disabled, endpoint_id) == 1 then
+    drop(endpoint_id, is_gone)
   else
-    redis.call('ZADD', due, now + lease, id)
-    claimed[#claimed + 1] = {id, event, endpoint, redis.call('HINCRBY', prefix .. id, 'attempts', 1)}
-    under_way[endpoint_id] = (under_way[endpoint_id] or 0) + 1
+    rooms[endpoint_id] = max_to_endpoint - (under_way[endpoint_id] or 0)
   end
 end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, max_looked_at)) do
+
+local claimed, touched = {}, {}
+for _, one in ipairs(choose(due_prefix, rooms, now)) do
   if #claimed >= max then break end
-  if (under_way[string.match(id, '[^:]*$')] or 0) < max_to_endpoint then claim(id) end
+  local due, delivery = due_prefix .. one.receiver, prefix .. one.id
+  local event = redis.call('HGET', delivery, 'event')
+  touched[one.receiver] = true
+  if event then
+    redis.call('ZADD', due, now + lease, one.id)
+    local attempt = redis.call('HINCRBY', delivery, 'attempts', 1)
+    claimed[#claimed + 1] = {one.receiver, one.id, event, redis.call('HGET', endpoints, one.receiver), attempt}
+  else
+    redis.call('ZREM', due, one.id)
+  end
 end
+for endpoint_id in pairs(touched) do note_next(receivers, due_prefix .. endpoint_id, endpoint_id) end
 redis.call('ZREMRANGEBYSCORE', dead, '-inf', now - dead_ttl)
 return claimed
 """

@@ -20,7 +20,8 @@ from producer.deliveries import (
 from producer.gateway.webhooks.deliveries import MAX_TO_ENDPOINT, claim_deliveries
 from producer.gateway.webhooks.dispatcher import MAX_CONCURRENT
 from producer.gateway.webhooks.endpoints import DISABLED_KEY, WebhookEndpoint, add_endpoint, remove_endpoint
-from producer.gateway.webhooks.outbox import OUTBOX_KEY
+from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
+from tests.fakes.owed_deliveries import owe
 from tests.fakes.webhook_dispatching import add, dispatching, next_of, tell, wait_for
 from tests.fakes.webhook_receiver import Received, Reply, receiving
 
@@ -39,7 +40,7 @@ async def test_openais_client_accepts_what_a_receiver_got(transport: AsyncTransp
         event = await tell(transport, "batch_1")
         async with dispatching(transport):
             got = await next_of(receiver)
-            await wait_for(lambda: not redis_client.exists(BATCHES.due, OUTBOX_KEY, f"{BATCHES.prefix}*"))
+            await wait_for(lambda: not redis_client.exists(BATCHES.receivers, OUTBOX_KEY, f"{BATCHES.prefix}*"))
     accepted = unwrap(got, endpoint.secret)
     assert (accepted.id, accepted.data.id, accepted.created_at) == (event.id, "batch_1", 1_700_000_000)
     assert got.headers["webhook-id"] == event.id
@@ -132,7 +133,9 @@ async def test_what_nobody_takes_is_dead_and_can_be_seen_and_revived(
             assert any("action=webhook_dead" in record.message for record in caplog.records)
             is_up.set()
             assert await transport.run(revive_deliveries([dead.id, "unknown"])) == [dead.id]
-            await wait_for(lambda: receiver.num_received == 4 and not redis_client.exists(BATCHES.due, BATCHES.dead))
+            await wait_for(
+                lambda: receiver.num_received == 4 and not redis_client.exists(BATCHES.receivers, BATCHES.dead)
+            )
     assert await transport.run(list_deliveries()) == []
 
 
@@ -166,9 +169,9 @@ async def test_what_was_under_way_to_an_endpoint_that_was_removed_is_dropped(
     endpoint = await add(transport, "http://127.0.0.1:9/")
     await tell(transport, "batch_1")
     async with dispatching(transport, delay_after=lambda attempt, _: 0.0):
-        await wait_for(lambda: redis_client.zcard(BATCHES.due))
+        await wait_for(lambda: redis_client.zcard(BATCHES.receivers))
         await transport.run(remove_endpoint(endpoint.id))
-        await wait_for(lambda: not redis_client.exists(BATCHES.due))
+        await wait_for(lambda: not redis_client.exists(BATCHES.receivers))
     assert not list(redis_client.scan_iter(BATCHES.prefix + "*"))
 
 
@@ -186,12 +189,32 @@ async def test_a_slow_receiver_does_not_hold_up_the_others(transport: AsyncTrans
             release.set()
 
 
+async def test_a_backlog_keeps_no_other_endpoint_waiting_and_costs_a_claim_nothing(
+    transport: AsyncTransport, redis_client: Redis
+) -> None:
+    slow, fine = (
+        await add(transport, "http://slow/", key_id="slow"),
+        await add(transport, "http://fine/", key_id="fine"),
+    )
+    event = Event.of("batch.completed", "batch_1", key_id="slow", created_at=1_700_000_000)
+    with redis_client.pipeline() as pipe:
+        for number in range(10_000):
+            owe(pipe, BATCHES, slow.id, f"{number}:{slow.id}")
+            pipe.hset(f"{BATCHES.prefix}{number}:{slow.id}", mapping={"event": event.to_wire(), "endpoint": slow.id})
+        pipe.execute()
+    await tell(transport, "batch_2", key_id="fine")
+    redis_client.config_resetstat()
+    claimed = await transport.run(claim_deliveries(1, under_way={slow.id: MAX_TO_ENDPOINT}))
+    assert [one.endpoint.id for one in claimed] == [fine.id]
+    assert sum(one["calls"] for one in redis_client.info("commandstats").values()) < 30
+
+
 async def test_many_replicas_deliver_each_event_once(transport: AsyncTransport, redis_client: Redis) -> None:
     with receiving() as receiver:
         await add(transport, receiver.url)
         events = {(await tell(transport, f"batch_{number}")).id for number in range(50)}
         async with dispatching(transport), dispatching(transport), dispatching(transport):
-            await wait_for(lambda: not redis_client.exists(OUTBOX_KEY, BATCHES.due))
+            await wait_for(lambda: not redis_client.exists(OUTBOX_KEY, BATCHES.receivers))
     got = [receiver.next(1).headers["webhook-id"] for _ in range(50)]
     assert set(got) == events and receiver.num_received == 50
 
