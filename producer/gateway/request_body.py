@@ -1,4 +1,5 @@
-"""A request's body as it comes in: never larger than its limit, and read to its end where it was refused half-way.
+"""A request's body as it comes in: never larger than its limit, never silent for long, and read to its end where it
+was refused half-way.
 
 A connection that is closed while its client still sends takes the response with it: the client sees a reset, not why.
 """
@@ -12,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from producer.gateway.errors import ApiError
 
+SILENCE_SECONDS = 30.0  # between two parts of a body: what has come of it is held in memory meanwhile
 LINGER_SECONDS = 10.0  # how long what is still sent after a refusal is read, and dropped
 
 
@@ -33,11 +35,17 @@ class RequestBody:
         self._closes = False
 
     async def receive(self) -> Message:
-        """Raises ApiError (413) to whoever reads the body, as soon as it is known to be too large: a chunked one on
-        its way."""
+        """Raises ApiError to whoever reads the body: 413 as soon as it is known to be too large, a chunked one on its
+        way; 408 where no more of it comes."""
         if self._length > self._limit.max_bytes:
             raise _too_large(self._limit)
-        message = await self._next()
+        if self._is_complete:
+            return await self._next()  # that the client goes away
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                message = await self._next()
+        except TimeoutError as error:
+            raise _too_slow() from error
         if self._num_bytes > self._limit.max_bytes:
             raise _too_large(self._limit)
         return message
@@ -69,3 +77,8 @@ class RequestBody:
 def _too_large(limit: BodyLimit) -> ApiError:
     message = f"the body is larger than {limit.max_bytes} bytes; send less, or raise {limit.flag}"
     return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request_too_large", message, headers={"connection": "close"})
+
+
+def _too_slow() -> ApiError:
+    message = f"nothing came of the body for {SILENCE_SECONDS:g} s; nothing was done, send it again without a pause"
+    return ApiError(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", message, headers={"connection": "close"})

@@ -13,6 +13,7 @@ from producer.errors import FileStoreError, RedisRefusedError, RedisUnavailableE
 from producer.gateway.app import create_app
 from producer.gateway.context import GatewayContext
 from producer.gateway.drain import Drain
+from producer.gateway.http_protocol import LimitedHttpProtocol
 from producer.gateway.settings import GatewaySettings
 from producer.operations import send
 from producer.server_version import is_too_old
@@ -113,6 +114,7 @@ def build_server(settings: GatewaySettings, context: GatewayContext) -> GatewayS
     """A server that listens once it is served."""
     config = uvicorn.Config(
         create_app(context),
+        http=LimitedHttpProtocol,
         host=settings.http_host,
         port=settings.http_port,
         ssl_certfile=settings.tls_certfile,
