@@ -55,7 +55,8 @@ class EngineLife:
 
     def _launched(self) -> Supervisor:
         with self._lock:
-            if self._supervisor is None:
+            if self._supervisor is None or self._supervisor.has_ended:
+                self._reader = self._embedding_reader = None
                 self._supervisor = Supervisor(self._config, self._start_child, lambda: self.after_outputs())
                 self._supervisor.launch()
             return self._supervisor

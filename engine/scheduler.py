@@ -106,7 +106,7 @@ class Scheduler:
         return plan
 
     def _prefill_budget(self, num_decodes: int) -> int:
-        budget = self._budget - num_decodes
+        budget = max(0, self._budget - num_decodes)
         if self._few_prefill_tokens is None:
             return budget
         num_prompts = len(self._waiting) + len(self._prefilling)
@@ -289,7 +289,7 @@ class Scheduler:
 
     def reduce_budget(self, num_tokens: int) -> None:
         """A step of `num_tokens` tokens did not fit the device: plan half as many, and feel the way up again."""
-        self._budget = max(self._slots.max_num_seqs, num_tokens // 2)
+        self._budget = max(len(self._slots.decoding_slots()) + 1, num_tokens // 2)
         self._foreseen = NOTHING_FORESEEN
         self._steps_since_shortage = 0
 

@@ -2,9 +2,13 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_PREFIX, _SUFFIX = ".promptmill-", ".partial"
+_LEFT_SECONDS = 86_400  # a file that nobody wrote to for so long was left by a process that was killed
 
 
 @contextmanager
@@ -14,7 +18,11 @@ def staged_file(target: Path) -> Iterator[Path]:
     Makes the folder. Raises `OSError` where it cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=".partial", dir=target.parent)
+    for left in target.parent.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with suppress(OSError):  # another process removed it
+            if left.stat().st_mtime < time.time() - _LEFT_SECONDS:
+                left.unlink()
+    handle, name = tempfile.mkstemp(_SUFFIX, _PREFIX, target.parent)
     os.close(handle)
     staging = Path(name)
     try:

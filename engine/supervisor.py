@@ -78,6 +78,11 @@ class Supervisor:
         """Whether requests are served, if only after a restart that is under way."""
         return self._end is None and self._started.done()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it takes no more requests, for good."""
+        return self._end is not None
+
     def launch(self) -> None:
         """Starts the child and returns."""
         self._thread.start()

@@ -2,10 +2,17 @@
 #ifndef PROMPTMILL_ROOM_H
 #define PROMPTMILL_ROOM_H
 
+#include <pthread.h>
 #include <stdlib.h>
 
-/* At least `size` bytes, of whatever content, grown when needed and kept for this thread's next call; NULL if there is no
- * memory. One user a library: the next call has the same bytes. */
+static pthread_key_t room_key;
+static pthread_once_t room_once = PTHREAD_ONCE_INIT;
+
+static void make_room_key(void) { pthread_key_create(&room_key, free); }
+
+/* At least `size` bytes, of whatever content, grown when needed and kept for this thread's next call, until the thread ends (as
+ * those of OpenMP do when fewer are asked for); NULL if there is no memory. One user a library: the next call has the same
+ * bytes. */
 static void *take_room(size_t size) {
   static _Thread_local void *room;
   static _Thread_local size_t room_size;
@@ -13,6 +20,8 @@ static void *take_room(size_t size) {
     free(room);
     room = malloc(size);
     room_size = room ? size : 0;
+    pthread_once(&room_once, make_room_key);
+    pthread_setspecific(room_key, room); /* to be freed */
   }
   return room;
 }

@@ -197,8 +197,8 @@ static int find_candidates(const sampling_args *a, int row) {
       bound = sorted[a->num_candidates - 1];
     }
     for (int b = 0; b < num_blocks; b++)
-      for (int t = b * BLOCK; !(maxima[b] < bound) && t < at_most((b + 1) * BLOCK, a->vocab_size); t++)
-        if (!(logits[t] < bound) && logits[t] != -INFINITY) found[count++] = (candidate){logits[t], t};
+      for (int t = b * BLOCK; maxima[b] >= bound && t < at_most((b + 1) * BLOCK, a->vocab_size); t++)
+        if (logits[t] >= bound && logits[t] != -INFINITY) found[count++] = (candidate){logits[t], t};
     qsort(found, count, sizeof(candidate), compare_candidates);
     while (count < a->num_candidates) found[count++] = (candidate){-INFINITY, 0}; /* a mask left fewer tokens */
     for (int i = 0; i < a->num_candidates; i++) {

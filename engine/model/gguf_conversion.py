@@ -51,6 +51,10 @@ def convert_gguf(gguf_path: Path, models_dir: Path) -> Path:
 
 
 def _convert_into(gguf_path: Path, target: Path) -> None:
+    """Needs the target's lock: what lies beside it half written is nobody's."""
+    for left in target.parent.glob(f".{target.name}.*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         _write_model(gguf_path, staging)

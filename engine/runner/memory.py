@@ -118,7 +118,8 @@ def largest_step(config: EngineConfig, max_model_len: int) -> BatchInputs:
 
 def free_host_bytes() -> int:
     """Memory that this process may still take: the machine's, or its control group's if that has less."""
-    return min(_machine_bytes(), *_cgroup_bytes(_CGROUP))
+    membership = Path("/proc/self/cgroup")
+    return min(_machine_bytes(), *_cgroup_bytes(_CGROUP, membership.read_text() if membership.exists() else ""))
 
 
 def _machine_bytes() -> int:
@@ -130,18 +131,24 @@ def _machine_bytes() -> int:
     return 4 << 30  # elsewhere the system does not say; `max_cpu_kv_bytes` and `num_kv_blocks` decide
 
 
-def _cgroup_bytes(root: Path) -> list[int]:
-    """What is left under each limit that is set (version 2, then version 1).
+def _cgroup_bytes(root: Path, membership: str) -> list[int]:
+    """What is left under each limit that is set for this process's group or one above it (version 2, then version 1).
 
-    A group is charged for the files that it has read as well; what of them is not in use makes room for whoever asks.
+    membership: what `/proc/self/cgroup` says. A group is charged for the files that it has read as well; what of them
+    is not in use makes room for whoever asks.
     """
     left = [1 << 62]
-    for folder, limit, usage in (
-        (root, "memory.max", "memory.current"),
-        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    groups = {kinds: path.strip("/") for _, kinds, path in (line.split(":", 2) for line in membership.splitlines())}
+    of_memory = next((path for kinds, path in groups.items() if "memory" in kinds.split(",")), "")
+    for top, group, limit, usage in (
+        (root, groups.get("", ""), "memory.max", "memory.current"),
+        (root / "memory", of_memory, "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        if (folder / limit).exists() and (text := (folder / limit).read_text().strip()) != "max":
-            figures = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            unused = int(figures.get("total_inactive_file") or figures["inactive_file"])
-            left.append(int(text) - int((folder / usage).read_text()) + unused)
+        for folder in (top / group, *(top / group).parents):
+            if (folder / limit).exists() and (text := (folder / limit).read_text().strip()) != "max":
+                figures = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                unused = int(figures.get("total_inactive_file") or figures["inactive_file"])
+                left.append(int(text) - int((folder / usage).read_text()) + unused)
+            if folder == top:
+                break
     return left

@@ -179,6 +179,23 @@ def test_a_step_that_does_not_fit_the_memory_runs_in_parts_and_smaller_ones_foll
     assert sum(num_tokens > 20 for num_tokens in seen) <= 6, "the budget went down with the first failures"
 
 
+def test_a_budget_goes_down_as_far_as_the_memory_asks_however_many_sequences_may_run() -> None:
+    num_failed = 0
+
+    def run_short(inputs: BatchInputs) -> None:
+        nonlocal num_failed
+        if inputs.num_tokens > 10:
+            num_failed += 1
+            raise DeviceMemoryError("only room for 10 tokens")
+
+    runner = FakeRunner(num_blocks=256, max_model_len=400, on_execute=run_short)
+    driver = CoreDriver(runner, max_num_seqs=64, max_num_tokens=64)
+    prompts = {driver.add(prompt): prompt for prompt in ([1] * 300, [2] * 3)}
+    driver.run()
+    expect_others_undisturbed(driver, runner, prompts)
+    assert num_failed <= 12, "64, 32 and 16 tokens do not fit, in parts and once more as the budget is tried again"
+
+
 def test_a_sequence_that_not_even_alone_fits_the_memory_fails_alone() -> None:
     def run_short(inputs: BatchInputs) -> None:
         if 55 in inputs.input_ids:

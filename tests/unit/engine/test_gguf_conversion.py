@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from engine.attention.base import AttentionBatch
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
-from engine.model.gguf_conversion import convert_gguf
+from engine.model.gguf_conversion import _content_key, convert_gguf
 from engine.model.loader import LoadedModel, load_model
 from engine.model.locate import default_cache_dir, find_demo_gguf, prepare_model_dir
 
@@ -36,11 +36,19 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path)
         prepare_model_dir(str(path), cache_dir)
 
 
+def leave_half_a_conversion(gguf: Path, models_dir: Path) -> None:
+    """Leave what a process leaves that is killed while it converts."""
+    left = models_dir / f".{gguf.stem}-{_content_key(gguf)}.half"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half of it")
+
+
 def test_two_starters_at_once_convert_a_gguf_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock is on a file of its own for each starter, so threads are as good as processes here."""
     gguf, models_dir = tmp_path / "model.gguf", tmp_path / "models"
     gguf.write_bytes(b"GGUF" + bytes(100))
     written: list[Path] = []
+    leave_half_a_conversion(gguf, models_dir)
     have_begun = threading.Barrier(2)
 
     def write_model(gguf_path: Path, folder: Path) -> None:

@@ -1,6 +1,8 @@
 """Linear layers in 8 bits: what their twin in plain integers computes, the same bits on any instruction set."""
 
 import platform
+import resource
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from engine.config import EngineConfig
 from engine.errors import InvalidRequestError, ModelLoadError
 from engine.kernels.build import build_library
 from engine.kernels.cpu_features import cpu_flags
+from engine.kernels.threads import one_thread
 from engine.model import int8_linear
 from engine.model.int8_linear import Int8Kernels, Int8Linear
 from engine.model.loader import load_model
@@ -179,3 +182,22 @@ def test_what_cannot_be_quantised_is_refused_with_the_remedy(tmp_path: Path, mon
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ModelLoadError, match=r"no C compiler.*set quantize to none"):
         int8_packer(torch.float32, tmp_path)
+
+
+def resident_pages() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="for a system that says how much memory is in use")
+def test_a_threads_room_goes_with_it(kernels: Int8Kernels) -> None:
+    """OpenMP ends threads when fewer are asked for, and makes new ones later."""
+    layer, x = Int8Linear(torch.randn(16, 4096), None, kernels), torch.randn(1024, 4096)
+    with one_thread():
+        layer(x)
+        before = resident_pages()
+        for _ in range(40):
+            thread = threading.Thread(target=layer, args=(x,))
+            thread.start()
+            thread.join()
+        num_bytes = (resident_pages() - before) * resource.getpagesize()
+    assert num_bytes < 10 * x.numel(), "a number of a row takes a byte of room"

@@ -264,3 +264,17 @@ def test_a_control_group_with_less_memory_bounds_the_machines(tmp_path: Path, mo
     (tmp_path / "memory.current").write_text("2000\n")
     (tmp_path / "memory.stat").write_text("anon 1200\nfile 800\ninactive_file 500\n")
     assert free_host_bytes() == 3500, "files that were read and are not in use make room"
+
+
+@pytest.mark.parametrize(("membership", "group"), [("0::/a.slice/b\n", "a.slice/b"), ("3:cpu,memory:/x\n", "memory/x")])
+def test_the_limits_of_all_groups_that_a_process_is_in_count(tmp_path: Path, membership: str, group: str) -> None:
+    is_old = group.startswith("memory")
+    limit, usage = ("memory.limit_in_bytes", "memory.usage_in_bytes") if is_old else ("memory.max", "memory.current")
+    own = tmp_path / group
+    own.mkdir(parents=True)
+    for folder, most in ((own, 9000), (own.parent, 5000)):
+        (folder / limit).write_text(f"{most}\n")
+        (folder / usage).write_text("2000\n")
+        (folder / "memory.stat").write_text("inactive_file 500\n")
+    assert sorted(memory._cgroup_bytes(tmp_path, membership))[:2] == [3500, 7500]
+    assert sorted(memory._cgroup_bytes(tmp_path, ""))[0] == (3500 if is_old else 1 << 62)
