@@ -5,7 +5,7 @@ A line of output is an answer to its `custom_id`, unless its error names an inpu
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -100,17 +100,27 @@ class BatchOutput:
         self._written_whole = [path] if journal_of is None else [path, journal_of]
         self._drops_failed = drops_failed
         self._lock: FileLock | None = None
+        self._has_answers = False  # of this run
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes it meanwhile. Raises BatchFileError if somebody does."""
+        """Nobody else writes it meanwhile. Raises BatchFileError if somebody does. A run that ends with an error before
+        its first answer leaves no file where there was none."""
+        path, is_new = self._path.resolve(), not self._path.exists()
         with self._refused_where_locked(), writing(self._path):
             self._lock = FileLock(self._path)
         with closing(self._lock):
             with writing(self._path):
-                for path in self._written_whole:
-                    partial_path(path).unlink(missing_ok=True)  # of a run that was killed
-            yield
+                is_new = is_new and not path.stat().st_size  # nobody was here before we had the lock
+                for whole in self._written_whole:
+                    partial_path(whole).unlink(missing_ok=True)  # of a run that was killed
+            try:
+                yield
+            except BaseException:
+                if is_new and not self._has_answers:
+                    with suppress(OSError):
+                        path.unlink()
+                raise
 
     def mend(self, digest: str) -> Answered:
         """What was answered before. A last line that was torn off is removed: its request is answered again.
@@ -162,6 +172,7 @@ class BatchOutput:
             file = self._path.open("ab")
 
         def write(line: Mapping[str, Any]) -> None:
+            self._has_answers = True
             with writing(self._path):
                 file.write(encode_line(line))
                 file.flush()

@@ -180,9 +180,12 @@ def test_a_file_runs_as_a_tenants(
         worker.announce("fake", queues=["promptmill"], seconds=60)
         with worker.serving(remember):
             promptmill("run", *given, "--tenant", "acme")
-            refused = promptmill("run", *given[:1], tmp_path / "other.csv", *given[2:], "--tenant", "not one")
+            refused = promptmill(
+                "run", *given[:1], tmp_path / f"other{files[1].suffix}", *given[2:], "--tenant", "not one"
+            )
     assert asked == ["acme"] * (2 if kind == "lines" else 1)
     assert refused.exit_code == 2 and "tenant" in refused.stderr
+    assert not list(tmp_path.glob("other*"))  # what was refused has left nothing behind
 
 
 def test_answers_of_another_model_are_not_taken_for_this_ones(
