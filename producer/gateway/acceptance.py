@@ -24,7 +24,7 @@ from producer.job import AsyncJob
 from producer.openai_request import OpenAIRequest, parse_body
 from producer.openai_response import response_id
 from producer.operations import send
-from producer.rq_names import queue_key
+from producer.rq_names import job_key, queue_key
 
 DETACH_HEADER = "x-promptmill-detach"
 JOB_ID_HEADER = "x-promptmill-job-id"
@@ -35,14 +35,16 @@ DEPTH_RETRY_AFTER_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class AcceptedRequest:
-    """A request whose jobs are enqueued. `is_detached`: they go on when the client goes away."""
+    """A request whose jobs are enqueued. `is_keyed`: repeated, it finds these very jobs. `is_detached`: they go on when
+    the client goes away, or one of them fails."""
 
     asked: OpenAIRequest
     caller: Caller
     jobs: list[AsyncJob]
     records: list[JobRecord]
+    is_keyed: bool
     is_detached: bool
-    num_tokens_taken: int  # of the key's limit, as an estimate
+    num_tokens_taken: int | None  # of the key's limit, as an estimate; None: it was paid for when it came first
 
     @property
     def model(self) -> str:
@@ -58,7 +60,7 @@ class AcceptedRequest:
 
     async def settle(self, context: GatewayContext, usage: Usage) -> None:
         """What the request has really used, against its key's limit. Never fails the answer."""
-        if self.caller.key is not None:
+        if self.caller.key is not None and self.num_tokens_taken is not None:
             try:
                 await context.limits.settle(self.caller.key, num_taken=self.num_tokens_taken, usage=usage)
             except PromptmillError:
@@ -68,19 +70,19 @@ class AcceptedRequest:
 async def accept(context: GatewayContext, caller: Caller, request: Request, url: str) -> AcceptedRequest:
     """Raises ApiError or a PromptmillError; then nothing was enqueued, unless the error says that it is not known."""
     key = _idempotency_key(request)
-    # Whoever names a request means to ask for it again: it must not die with the connection.
-    is_detached = _detach_flag(request, default=key is not None)
     asked = parse_body(url, await read_json_object(request))
+    is_keyed = key is not None or asked.jobs[0].idempotency_key is not None
+    # Whoever names a request means to ask for it again: it must not die with the connection.
+    is_detached = _detach_flag(request, default=is_keyed)
     if asked.model is None:
         message = "model: is required; GET /v1/models lists what is served"
         raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="model")
     jobs = [_owned(job, caller, key, at) for at, job in enumerate(asked.jobs)]
-    num_tokens = await _admit(context, caller, asked.model, jobs)
     ids = [_job_id(job) for job in jobs]
+    num_tokens = await _admit(context, caller, asked.model, jobs, ids)
     records = _records(asked, caller, asked.model, ids)
     await context.records.write(dict(zip(ids, records, strict=True)))
     try:
-        is_keyed = jobs[0].idempotency_key is not None
         enqueued = await context.client.submit_many(jobs, job_ids=None if is_keyed else ids)
     except InvalidJobError as error:
         if error.code is not ErrorCode.IDEMPOTENCY_CONFLICT:
@@ -95,29 +97,37 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
             HTTPStatus.SERVICE_UNAVAILABLE,
             "queue_unavailable",
             message,
-            should_retry=key is not None,
+            should_retry=is_keyed,
             retry_after_seconds=2,
         ) from error
-    return AcceptedRequest(asked, caller, enqueued, records, is_detached, num_tokens)
+    return AcceptedRequest(asked, caller, enqueued, records, is_keyed, is_detached, num_tokens)
 
 
-async def _admit(context: GatewayContext, caller: Caller, model: str, jobs: list[JobRequest]) -> int:
-    """The tokens that were taken of the key's limit. Raises ApiError: 403, 404, 503, 429."""
+async def _admit(
+    context: GatewayContext, caller: Caller, model: str, jobs: list[JobRequest], ids: list[str]
+) -> int | None:
+    """The tokens that were taken of the key's limit: None, where all jobs are known. Raises ApiError: 403, 404, 503,
+    429."""
     if not caller.may_use(model):
         message = f"model: the API key may not use {model!r}"
         raise ApiError(HTTPStatus.FORBIDDEN, "model_not_allowed", message, param="model")
     queue = tenant_queue(await context.catalog.find_queue(model), jobs[0].tenant)
-    [depth] = await context.redis.run(send(("LLEN", queue_key(queue))))
-    if depth >= context.settings.max_queue_depth:
+    [depth, num_known] = await context.redis.run(
+        send(("LLEN", queue_key(queue)), ("EXISTS", *(job_key(job_id) for job_id in ids)))
+    )
+    is_known = num_known == len(ids)
+    if depth >= context.settings.max_queue_depth and not is_known:
         raise ApiError(
             HTTPStatus.TOO_MANY_REQUESTS,
             "queue_full",
             f"{depth} requests are waiting already; nothing was enqueued, try again later",
             retry_after_seconds=DEPTH_RETRY_AFTER_SECONDS,
         )
-    if caller.key is None:
-        return 0
-    return await context.limits.take(caller.key, sum(map(estimate_tokens, jobs)))
+    if caller.key is not None:
+        num_tokens = await context.limits.take(caller.key, 0 if is_known else sum(map(estimate_tokens, jobs)))
+    else:
+        num_tokens = 0
+    return None if is_known else num_tokens
 
 
 def _owned(job: JobRequest, caller: Caller, key: str | None, at: int) -> JobRequest:

@@ -53,7 +53,8 @@ def _render(accepted: AcceptedRequest, results: list[Result]) -> Response:
 def _in_callers_words(error: PromptmillError, accepted: AcceptedRequest) -> ApiError:
     jobs = zip(accepted.jobs, accepted.records, strict=True)
     first_index = next((record.first_index for job, record in jobs if job.id == getattr(error, "job_id", None)), 0)
-    return from_client_error(error, accepted.asked.callers_names, first_index=first_index)
+    names = accepted.asked.callers_names
+    return from_client_error(error, names, first_index=first_index, finds_same_job=accepted.is_keyed)
 
 
 async def _wait(context: GatewayContext, accepted: AcceptedRequest, receive: Receive) -> list[Result] | None:
@@ -69,7 +70,8 @@ async def _wait(context: GatewayContext, accepted: AcceptedRequest, receive: Rec
             try:
                 return results.result()
             except PromptmillError:
-                await cancel_jobs(accepted.jobs)  # one of several has failed: nobody waits for the others
+                if not accepted.is_detached:
+                    await cancel_jobs(accepted.jobs)  # one of several has failed: nobody waits for the others
                 raise
         if drained.done():
             raise stopping(accepted.jobs)

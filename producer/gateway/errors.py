@@ -69,22 +69,33 @@ class ApiError(Exception):
         return self
 
 
-def from_info(error: ErrorInfo) -> ApiError:
-    """The reason a job ended without an answer. Its job is over, so that trying again makes no second one."""
+def from_info(error: ErrorInfo, *, finds_same_job: bool = False) -> ApiError:
+    """The reason a job ended without an answer. Its job is over, so that trying again makes no second one.
+
+    `finds_same_job`: the request, repeated, would meet this very end again.
+    """
     status = error.code.http_status
     may_repeat = None if status < 500 and status != HTTPStatus.CONFLICT else error.retryable
+    if finds_same_job:
+        may_repeat = False
     return ApiError(status, str(error.code), error.message, param=error.param, should_retry=may_repeat)
 
 
 def from_client_error(
-    error: PromptmillError, callers_names: Mapping[str, str] = MappingProxyType({}), *, first_index: int = 0
+    error: PromptmillError,
+    callers_names: Mapping[str, str] = MappingProxyType({}),
+    *,
+    first_index: int = 0,
+    finds_same_job: bool = False,
 ) -> ApiError:
-    """What the client below us raised, about the fields as the caller wrote them: see `in_callers_words`."""
+    """What the client below us raised, about the fields as the caller wrote them: see `in_callers_words`; and
+    `from_info`."""
     match error:
         case InvalidJobError():
             return from_info(ErrorInfo(code=error.code, message=str(error), param=error.param))
         case JobFailedError():
-            return from_info(in_callers_words(error.error, callers_names, first_index=first_index))
+            info = in_callers_words(error.error, callers_names, first_index=first_index)
+            return from_info(info, finds_same_job=finds_same_job)
         case JobNotFoundError():
             return from_info(ErrorInfo(code=ErrorCode.JOB_NOT_FOUND, message=str(error)))
         case ResultTimeoutError():

@@ -29,7 +29,8 @@ class Renderer(Protocol):
 
 class JobStream:
     """`cursor` is that of the last entry handed on, `usage` what the stream's end says. `timer`: None, where nobody's
-    wait is measured. `shows_resets`: whoever reads knows what a reset means."""
+    wait is measured. `shows_resets`: whoever reads knows what a reset means. `finds_same_job`: as `from_info` has
+    it."""
 
     def __init__(
         self,
@@ -41,12 +42,14 @@ class JobStream:
         after: str | None = None,
         shows_resets: bool = False,
         callers_names: Mapping[str, str] = MappingProxyType({}),
+        finds_same_job: bool = True,
     ) -> None:
         self._job = job
         self._timer = timer
         self._after = after
         self._shows_resets = shows_resets
         self._callers_names = callers_names
+        self._finds_same_job = finds_same_job
         self.includes_usage = includes_usage
         self.renderer = renderer
         self.cursor = after or BEGINNING
@@ -61,7 +64,7 @@ class JobStream:
         try:
             await self._copy_to(send)
         except JobFailedError as error:
-            raise from_client_error(error, self._callers_names) from error
+            raise from_client_error(error, self._callers_names, finds_same_job=self._finds_same_job) from error
 
     async def _copy_to(self, send: SendEvent) -> None:
         async with aclosing(self._job.stream(after=self._after)) as chunks:

@@ -16,6 +16,7 @@ def respond(context: GatewayContext, accepted: AcceptedRequest) -> EventStream:
             context.metrics.token_timer(accepted.model),
             includes_usage=includes_usage,
             callers_names=record.callers_names,
+            finds_same_job=accepted.is_keyed,
         )
         for job, record in zip(accepted.jobs, accepted.records, strict=True)
     ]

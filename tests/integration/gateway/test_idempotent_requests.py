@@ -1,0 +1,94 @@
+"""Requests with a key, in the header or in the body: asked again, they find their jobs, however these have ended."""
+
+from typing import Any
+
+import openai
+import pytest
+import redis
+
+from producer.contract import ErrorCode, ErrorInfo
+from tests.fakes.command_line import new_key
+from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client
+
+KEYED: list[dict[str, Any]] = [
+    {"extra_headers": {"Idempotency-Key": "order-7"}},
+    {"extra_body": {"idempotency_key": "order-7"}},
+]
+DIED = ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="the engine died", retryable=True)
+
+
+@pytest.mark.parametrize("keyed", KEYED)
+def test_one_that_failed_leaves_the_others_of_its_request_alone(
+    client: openai.OpenAI, worker: FakeWorker, keyed: dict[str, Any]
+) -> None:
+    asked: Any = {"model": "fake", "prompt": ["good", "bad"], **keyed}
+    jobs = []
+
+    def end_the_bad_one(job: Any) -> None:
+        jobs.append(job.begin())
+        if job.arguments["prompt"] == "bad":
+            job.end("failed", error=DIED)
+
+    with worker.serving(end_the_bad_one):
+        for _ in range(2):
+            with pytest.raises(openai.InternalServerError, match="the engine died") as error:
+                client.completions.create(**asked)
+            assert error.value.response.headers["x-should-retry"] == "false", "it would fail again"
+    [good] = [job for job in jobs if job.arguments["prompt"] == "good"]
+    assert len(jobs) == 2 and not good.is_cancelled()
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_failure_is_retried_where_that_makes_another_job(
+    client: openai.OpenAI, worker: FakeWorker, is_streamed: bool
+) -> None:
+    with worker.serving(lambda job: job.begin().end("failed", error=DIED) and None):
+        for options, is_retried in [({}, "true"), *((keyed, "false") for keyed in KEYED)]:
+            with pytest.raises(openai.InternalServerError) as error:
+                client.completions.create(model="fake", prompt="x", stream=is_streamed, **options)
+            assert error.value.response.headers["x-should-retry"] == is_retried
+
+
+@pytest.mark.parametrize("keyed", KEYED)
+def test_a_client_that_leaves_does_not_cancel_what_it_will_ask_for_again(
+    gateway: RunningGateway, worker: FakeWorker, keyed: dict[str, Any]
+) -> None:
+    asked: Any = {"model": "fake", "prompt": "x", **keyed}
+    with open_client(gateway) as client:
+        with pytest.raises(openai.APITimeoutError):
+            client.completions.create(**asked, timeout=0.3)
+        job = worker.claim().begin()
+        job.write("done", finish_reason="stop")
+        job.end()
+        assert client.completions.create(**asked).choices[0].text == "done"
+
+
+@pytest.mark.parametrize("keyed", KEYED)
+def test_an_answer_that_is_asked_for_again_costs_no_tokens_again(
+    redis_url: str, redis_client: redis.Redis, gateway: RunningGateway, worker: FakeWorker, keyed: dict[str, Any]
+) -> None:
+    key = new_key(redis_url, "small", "--tokens-per-minute", "600")
+    asked: Any = {"model": "fake", "prompt": "w " * 99, "max_tokens": 500, **keyed}
+
+    def num_left() -> float:
+        return float(redis_client.hget(f"promptmill:gateway:rate:{key.split('-')[1]}", "tokens") or 0)
+
+    with open_client(gateway, api_key=key) as client, worker.serving(echo):
+        client.completions.create(**asked)
+        after_the_first = num_left()
+        assert after_the_first < 450
+        for _ in range(2):
+            client.completions.create(**asked)
+        assert num_left() >= after_the_first
+
+
+def test_an_answer_is_found_again_while_the_queue_takes_no_more(
+    start_gateway: StartGateway, worker: FakeWorker
+) -> None:
+    asked: Any = {"model": "fake", "prompt": "x", **KEYED[0]}
+    with open_client(start_gateway(max_queue_depth=2)) as client:
+        with worker.serving(echo):
+            client.completions.create(**asked)
+        worker.connection.rpush("rq:queue:promptmill", "a", "b")
+        assert client.completions.create(**asked).choices[0].text == "x "
