@@ -7,6 +7,7 @@ from engine.field_types import check_field_types, require
 from engine.grammar_spec import GrammarSpec
 
 MAX_LOGPROBS = 20  # alternatives a token
+MAX_STOP_CHARS = 1 << 16  # of all stop strings
 MAX_TEMPERATURE = 1000  # with which all tokens are equally likely, nearly
 
 
@@ -71,6 +72,8 @@ class SamplingParams:
         require(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or None for off", self.top_k)
         _require_in(self.min_p, "min_p", 0, 1)
         require(all(self.stop), "stop", "must not hold an empty string", self.stop)
+        is_short = sum(map(len, self.stop)) <= MAX_STOP_CHARS
+        require(is_short, "stop", f"must have at most {MAX_STOP_CHARS} characters in all", self.stop)
         require(not (self.min_tokens and self.grammar), "min_tokens", "must be 0 with a grammar", self.min_tokens)
         _require_in(self.presence_penalty, "presence_penalty", -2, 2)
         _require_in(self.frequency_penalty, "frequency_penalty", -2, 2)

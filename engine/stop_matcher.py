@@ -98,6 +98,6 @@ class _Automaton:
                 waiting.append(following)
 
 
-@lru_cache(maxsize=256)  # jobs of one kind share their stop strings
+@lru_cache(maxsize=32)  # jobs of one kind share their stop strings; a state takes 270 bytes
 def _automaton(stop: tuple[str, ...]) -> _Automaton:
     return _Automaton(stop)

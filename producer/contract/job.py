@@ -33,6 +33,7 @@ from producer.contract.version import CONTRACT_VERSION, ContractVersion
 MAX_MODEL_CHARS = 1024
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 1024  # of each: the matcher of a stop string takes 270 bytes a character
 MAX_LOGIT_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 
@@ -55,6 +56,7 @@ def _with_text_keys(value: Any) -> Any:
     return {str(key) if type(key) is int else key: item for key, item in value.items()}
 
 
+StopString = Annotated[NonEmptyText, Field(max_length=MAX_STOP_CHARS)]
 TokenIds = Annotated[list[TokenId], FirstFault]
 BiasKey = Annotated[StrictStr, AfterValidator(_check_bias_key)]
 Bias = Annotated[float, Field(strict=True, ge=-100.0, le=100.0)]
@@ -88,7 +90,7 @@ class JobRequest(ContractModel):
     )
     min_tokens: StrictInt = Field(default=0, ge=0, description="Tokens before a stop token or stop string may end it.")
     n: StrictInt = Field(default=1, ge=1, le=MAX_CHOICES, description="Independent choices.")
-    stop: Annotated[list[NonEmptyText], FirstFault] = Field(default=[], max_length=MAX_STOP_STRINGS)
+    stop: Annotated[list[StopString], FirstFault] = Field(default=[], max_length=MAX_STOP_STRINGS)
     stop_token_ids: TokenIds = Field(default=[])
     ignore_eos: StrictBool = False
 

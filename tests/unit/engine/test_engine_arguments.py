@@ -83,6 +83,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(engine: In
         ({"stop": "text"}, "stop"),
         ({"stop": ["list"]}, "stop"),
         ({"stop": ("",)}, "stop"),
+        ({"stop": ("x" * 40_000, "y" * 40_000)}, "stop"),
         ({"stop_token_ids": (1.5,)}, "stop_token_ids"),
         ({"ignore_eos": 1}, "ignore_eos"),
     ],

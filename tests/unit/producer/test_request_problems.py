@@ -97,6 +97,7 @@ def _nested(depth: int) -> dict[str, Any]:
         ({"prompt": "a", "max_tokens": 1.5}, "max_tokens", "must be a whole number; got 1.5"),
         ({"prompt": "a", "top_k": 0}, "top_k", "top_k must be at least 1, or -1 for off"),
         ({"prompt": "a", "stop": 5}, "stop", "stop: must be text or a list of texts; got 5"),
+        ({"prompt": "a", "stop": ["a", "b" * 1025]}, "stop[1]", "stop[1]: must have at most 1024 characters; got 'bbb"),
         ({"prompt": "a", "stop": [""]}, "stop[0]", "stop[0]: must not be empty"),
         ({"prompt": "a", "regex": "a", "choice": ["a"]}, "choice", "give at most one of response_format, regex"),
         ({"prompt": "a", "regex": ""}, "regex", "regex is empty; give one or leave it out"),
