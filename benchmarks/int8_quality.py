@@ -1,7 +1,8 @@
 """What do 8 bits cost in quality, and bfloat16? Perplexity, and how often the likeliest next token is the same.
 
 Real text that every Python brings along: the language reference (`pydoc_data.topics`) and the standard library's own
-source. Windows of it are scored by the engine in float32, in bfloat16 and in int8.
+source. Windows of it are scored by the engine in float32, in bfloat16, and with linear layers, with keys and values, or
+with both in 8 bits.
 
     python -m benchmarks.int8_quality [--num-windows 24] [--window 512]
 """
@@ -25,7 +26,9 @@ MODEL = "smollm2-135m"
 ENGINES: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
-    "int8": {"quantize": "int8"},
+    "int8 layers": {"quantize": "int8"},
+    "int8 keys and values": {"kv_cache_dtype": "int8"},
+    "int8 both": {"quantize": "int8", "kv_cache_dtype": "int8"},
 }
 MODULES = (argparse, inspect, pydoc, statistics, textwrap)
 
@@ -55,6 +58,7 @@ def main() -> None:
                 for name, text in texts().items()
             }
             scores[numbers] = {name: score(engine, some) for name, some in prompts.items()}
+            dtype = engine.info.dtype
     rows = [
         row(name, numbers, scores[numbers][name], {other: scores[other][name] for other in ("float32", "bfloat16")})
         for name in texts()
@@ -64,7 +68,7 @@ def main() -> None:
     columns += [f"{what} {other}" for other in ("float32", "bfloat16") for what in ("ratio to", "same token as")]
     notes = [
         f"SmolLM2-135M-Instruct, {arguments.num_windows} windows of {arguments.window} tokens of each text, scored as "
-        "prompts. int8: all linear layers, the output layer included; keys and values in float16.",
+        f"prompts. int8 layers: all linear ones, the output layer included. What is not in 8 bits is in {dtype} there.",
         "Same token: how often the likeliest next token is that of the other.",
     ]
     print_and_keep("int8_quality", columns, rows, notes)

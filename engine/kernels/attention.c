@@ -30,6 +30,21 @@ INLINE int panel_format(const attention_args *a) {
   if (!is_regular(a)) return F32;
   return HAS_PAIRS && a->format == BF16 && a->kv_format == BF16 ? BF16_PAIRS : a->kv_format;
 }
+/* Weights for I8 of all rows that see something of the chunk's keys [first, last). */
+static void weigh_all_codes(const attention_args *a, scratch *s, const task *t, int rows_per_head, int first, int last) {
+  int num_rows = (t->last_head - t->first_head) * rows_per_head, group = a->num_heads / a->num_kv_heads;
+  float largest = 0;
+  for (int row = 0; row < num_rows; row++) {
+    int64_t scales = (t->first_head + row / rows_per_head) * s->head_bytes + a->head_dim * LANES;
+    if (s->first[row] >= s->last[row]) continue;
+    /* Heads of a group see the same values. */
+    if (row % group == 0) largest = largest_scale(s->values, scales, s->first[row], s->last[row]);
+    weigh_codes(s->scores + (int64_t)row * STRIDE, s->values, scales, largest, s->first[row], s->last[row], first, last,
+                a->softcap, &s->chunk_maximum[row], &s->chunk_total[row]);
+    s->weight_scale[row] = largest / LARGEST_WEIGHT;
+  }
+}
+
 /* The chunk's part of each row: scores, weights and weighted values over the panels of its keys [first, last). */
 INLINE void attend_panels(const attention_args *a, scratch *s, const task *t, int rows_per_head, int first, int last,
                           const char *const *ahead, int format) {
@@ -41,15 +56,13 @@ INLINE void attend_panels(const attention_args *a, scratch *s, const task *t, in
                   rows_per_head, a->head_dim, h * s->head_bytes, p, ahead, format);
       if (ahead) ahead += at_most(BLOCK_PANELS, end - p);
     }
-  for (int row = 0; row < num_rows; row++) {
-    float *scores = s->scores + (int64_t)row * STRIDE, *maximum = &s->chunk_maximum[row], *total = &s->chunk_total[row];
-    if (s->first[row] >= s->last[row]) continue;
-    if (format == I8)
-      weigh_codes(scores, s->values, (t->first_head + row / rows_per_head) * s->head_bytes, a->head_dim, s->first[row],
-                  s->last[row], first, last, a->softcap, maximum, total, &s->weight_scale[row]);
-    else
-      weigh(scores, s->first[row], s->last[row], a->softcap, format, maximum, total);
-  }
+  if (format == I8)
+    weigh_all_codes(a, s, t, rows_per_head, first, last);
+  else
+    for (int row = 0; row < num_rows; row++)
+      if (s->first[row] < s->last[row])
+        weigh(s->scores + (int64_t)row * STRIDE, s->first[row], s->last[row], a->softcap, format, &s->chunk_maximum[row],
+              &s->chunk_total[row]);
   memset(s->part, 0, (size_t)num_rows * dim_lanes * LANES * sizeof(float));
   for (int p = begin; p < end; p += BLOCK_PANELS)
     for (int h = t->first_head; h < t->last_head; h++) {
@@ -117,17 +130,18 @@ static void run_task(const attention_args *a, scratch *s, const task *t, const t
       int token = query_start + t->first_token + i / group, head = h * group + i % group;
       const void *from = at(a->q, token * a->q_strides[0] + head * a->q_strides[1], a->format);
       float *q = s->q + (h - t->first_head) * queries_size(a, rows_per_head) + i / MAX_ROWS * MAX_ROWS * a->head_dim;
+      s->queries[row] = from;
       if (format == I8)
-        s->query_scale[row] = round_query((int16_t *)s->q + row * a->head_dim, from, a->head_dim, a->format) * scaling;
-      else if (format == BF16_PAIRS)
-        s->queries[row] = from;
-      else
+        for (int b = 0; b < a->head_dim * size_of(a->format); b += LINE) __builtin_prefetch((const char *)from + b);
+      else if (format != BF16_PAIRS)
         for (int d = 0; d < a->head_dim; d++) q[d * MAX_ROWS + i % MAX_ROWS] = get(from, d, a->format) * scaling;
       s->position[row] = offset + t->first_token + i / group;
       s->maximum[row] = a->sinks ? a->sinks[head] * LOG2_E : -INFINITY;
       s->total[row] = a->sinks ? 1 : 0;
     }
   memset(s->sum, 0, (size_t)row * padded * sizeof(float));
+  for (int i = 0; format == I8 && i < row; i++)
+    s->query_scale[i] = round_query((int16_t *)s->q + i * a->head_dim, s->queries[i], a->head_dim, a->format) * scaling;
   for (int start = first_chunk(a, s->position[0]); start <= s->position[row - 1]; start += CHUNK)
     attend_chunk(a, s, t, next, start, rows_per_head);
   row = 0;
@@ -227,7 +241,10 @@ int promptmill_attention(const void *given) {
 #pragma omp parallel num_threads(a->num_threads) if (work > MIN_WORK)
   {
 #pragma omp for schedule(static)
-    for (int token = 0; token < a->num_tokens; token++) write_token(a, token);
+    for (int token = 0; token < a->num_tokens; token++) {
+      if (token + 1 < a->num_tokens) fetch_slot(a, token + 1);
+      write_token(a, token);
+    }
     scratch *s = get_scratch(a);
     /* Tasks are taken one by one, so that a core that is busy with something else holds up one of them at most; of decodes
      * it has one more, whose keys and values it asks for. */

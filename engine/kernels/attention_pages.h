@@ -109,6 +109,27 @@ static void write_codes(const attention_args *a, const void *row, char *head, in
   }
 }
 
+/* Ask for the lines that a token's keys and values will be written to: of a decode they come from memory, and stores wait
+ * in line for them. */
+static void fetch_slot(const attention_args *a, int token) {
+  int64_t block = a->slot_mapping[token] / a->block_size, slot = a->slot_mapping[token] % a->block_size;
+  int64_t size = size_of(a->kv_format), row_bytes = a->block_size * size, step = row_bytes < LINE ? LINE : row_bytes;
+  int in_panels = a->kv_format == I8 && is_regular(a);
+  for (int h = 0; h < a->num_kv_heads; h++) {
+    const char *keys = a->keys + head_place(a, block, h), *values = a->values + head_place(a, block, h);
+    const char *panel = keys + slot / LANES * LANES * slot_bytes(a);
+    for (int64_t i = 0; in_panels && i < LANES * slot_bytes(a); i += LINE) __builtin_prefetch(panel + i, 1);
+    for (int64_t i = 0; !in_panels && i < head_bytes(a); i += step) __builtin_prefetch(keys + slot * size + i, 1);
+    const char *row = values + (in_panels ? slot & ~1 : slot) * a->head_dim * size;
+    if (in_panels) {
+      panel = values + slot / LANES * LANES * slot_bytes(a);
+      row = panel + slot % LANES / 2 * 2 * a->head_dim;
+      __builtin_prefetch(panel + LANES * a->head_dim, 1);
+    }
+    for (int64_t i = 0; i < a->head_dim * size * (1 + in_panels); i += LINE) __builtin_prefetch(row + i, 1);
+  }
+}
+
 /* Copy a token's keys and values into its slot. */
 static void write_token(const attention_args *a, int token) {
   int64_t block = a->slot_mapping[token] / a->block_size, slot = a->slot_mapping[token] % a->block_size;

@@ -67,7 +67,7 @@ typedef struct {
 /* One thread's memory for one task; rows are ordered by kv head, token, head of the group. */
 typedef struct {
   float *q;                         /* [groups of rows, head_dim, MAX_ROWS]; a group is of one kv head */
-  const uint16_t **queries;         /* [rows], where each lies, for BF16_PAIRS */
+  const uint16_t **queries;         /* [rows], where each lies, for BF16_PAIRS and I8 */
   float scaling;                    /* of the products with these */
   float *query_scale, *weight_scale; /* [rows], of what is rounded for I8 */
   float *scores, *part, *sum;       /* [rows, CHUNK], [rows, padded_dim] twice */

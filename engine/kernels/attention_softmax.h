@@ -54,21 +54,26 @@ __attribute__((noinline)) static void weigh(float *scores, int first, int last, 
   *total = sum_of_lanes(sum);
 }
 
-/* `weigh` for I8: weights in 16 bits, times their values' scales; zeros for what the row does not see of the panels of keys
- * [all_first, all_last). values: panels of its kv head, `offset` bytes into them. Returns the weights' scale, too. */
-__attribute__((noinline)) static void weigh_codes(float *scores, const char *const *values, int64_t offset, int head_dim,
-                                                  int first, int last, int all_first, int all_last, float softcap,
-                                                  float *maximum, float *total, float *scale) {
-  int begin = first / LANES * LANES, end = lanes_of(last) * LANES;
-  int16_t *weights = (int16_t *)scores;
-  lanes most = splat(0), sum = splat(0);
-  offset += head_dim * LANES;
-  *maximum = cap(scores, first, last, softcap);
-  for (int j = begin; j < end; j += LANES) {
+/* The largest scale of values [first, last), whose scales lie `offset` bytes into their panels. */
+__attribute__((noinline)) static float largest_scale(const char *const *values, int64_t offset, int first, int last) {
+  lanes most = splat(0);
+  for (int j = first / LANES * LANES; j < last; j += LANES) {
     lanes x = seen_or(0, load_f32((const float *)(values[j / LANES] + offset)), first - j, last - j);
     EACH_VEC most.v[i] = vec_max(x.v[i], most.v[i]);
   }
-  float largest = max_of_lanes(most), inverse = largest > 0 ? LARGEST_WEIGHT / largest : 0;
+  return max_of_lanes(most);
+}
+
+/* `weigh` for I8: weights in 16 bits, times their values' scales, of which `largest` is the largest; zeros for what the row
+ * does not see of the panels of keys [all_first, all_last). */
+__attribute__((noinline)) static void weigh_codes(float *scores, const char *const *values, int64_t offset, float largest,
+                                                  int first, int last, int all_first, int all_last, float softcap,
+                                                  float *maximum, float *total) {
+  int begin = first / LANES * LANES, end = lanes_of(last) * LANES;
+  int16_t *weights = (int16_t *)scores;
+  float inverse = largest > 0 ? LARGEST_WEIGHT / largest : 0;
+  lanes sum = splat(0);
+  *maximum = cap(scores, first, last, softcap);
   for (int j = begin; j < end; j += LANES) {
     lanes x = seen(load_f32(scores + j), first - j, last - j);
     lanes scales = seen_or(0, load_f32((const float *)(values[j / LANES] + offset)), first - j, last - j);
@@ -81,7 +86,6 @@ __attribute__((noinline)) static void weigh_codes(float *scores, const char *con
     store_shorts(weights + j, codes);
   }
   *total = sum_of_lanes(sum);
-  *scale = largest / LARGEST_WEIGHT;
   for (int j = all_first / LANES * LANES; j < begin; j++) weights[j] = 0;
   for (int j = end; j < lanes_of(all_last) * LANES; j++) weights[j] = 0;
 }
