@@ -20,12 +20,12 @@ from producer.contract.rules import (
     ContractModel,
     FirstFault,
     JsonObject,
-    NonEmptyText,
     Number,
     SmallJsonObject,
     Text,
     TokenId,
     breaks_rule,
+    check_unicode,
 )
 from producer.contract.tool import NamedToolChoice, ToolChoice, Tools, tool_names
 from producer.contract.version import CONTRACT_VERSION, ContractVersion
@@ -56,7 +56,7 @@ def _with_text_keys(value: Any) -> Any:
     return {str(key) if type(key) is int else key: item for key, item in value.items()}
 
 
-StopString = Annotated[NonEmptyText, Field(max_length=MAX_STOP_CHARS)]
+StopString = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_CHARS), AfterValidator(check_unicode)]
 TokenIds = Annotated[list[TokenId], FirstFault]
 BiasKey = Annotated[StrictStr, AfterValidator(_check_bias_key)]
 Bias = Annotated[float, Field(strict=True, ge=-100.0, le=100.0)]

@@ -20,7 +20,7 @@ def breaks_rule(param: str, rule: str) -> PydanticCustomError:
     return PydanticCustomError(CONTRACT_RULE, "{rule}", {"param": param, "rule": rule})
 
 
-def _check_unicode(text: str) -> str:
+def check_unicode(text: str) -> str:
     """JSON can carry half a surrogate pair, which is no character and which no tokenizer takes."""
     try:
         text.encode()
@@ -82,8 +82,8 @@ class ContractModel(BaseModel):
 
 TokenId = Annotated[StrictInt, Field(ge=0)]
 Number = Annotated[float, Field(strict=True)]  # a whole number will do; text and true do not
-Text = Annotated[StrictStr, AfterValidator(_check_unicode)]
-NonEmptyText = Annotated[StrictStr, Field(min_length=1), AfterValidator(_check_unicode)]
+Text = Annotated[StrictStr, AfterValidator(check_unicode)]
+NonEmptyText = Annotated[StrictStr, Field(min_length=1), AfterValidator(check_unicode)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_check_json)]
 SmallJsonObject = Annotated[dict[str, Any], AfterValidator(_check_small_json)]
 FirstFault = Field(fail_fast=True)  # of a list: a million faults would be a million errors
