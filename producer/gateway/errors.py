@@ -32,6 +32,8 @@ from producer.openai_request import in_callers_words
 
 CLIENT_CLOSED_REQUEST = 499  # what is logged where the client went away before an answer
 
+MAX_MESSAGE_CHARS, MAX_PARAM_CHARS = 4000, 200  # they may quote what was sent
+
 _log = logging.getLogger(__name__)
 
 
@@ -49,10 +51,10 @@ class ApiError(Exception):
         retry_after_seconds: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(_cut(message, MAX_MESSAGE_CHARS))
         self.status = status
         self.code = code
-        self.param = param
+        self.param = _cut(param, MAX_PARAM_CHARS) if param is not None else None
         self.headers = dict(headers or {})
         if should_retry is not None:
             self.headers["x-should-retry"] = "true" if should_retry else "false"
@@ -174,3 +176,7 @@ def _type_of(status: HTTPStatus) -> str:
         HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
     }
     return special.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
