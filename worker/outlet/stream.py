@@ -43,7 +43,7 @@ class StreamOutlet:
         self._coalesce_seconds = coalesce_seconds
         self._max_unsent_bytes = max_unsent_bytes
         self._streams: dict[str, JobStream] = {}
-        self._fences: dict[str, str] = {}  # of the same jobs
+        self._names: dict[str, tuple[str, str, str]] = {}  # of the same jobs: key, key of the fence, fence
         self._next_flush_at = 0.0  # on the caller's clock
         self._backoff_seconds = 0.0  # 0: Redis answered last time
 
@@ -55,7 +55,7 @@ class StreamOutlet:
         """Take a job's stream in, `marker` first. Nothing of it is stored before the next flush."""
         stream.mark(marker)
         self._streams[stream.job_id] = stream
-        self._fences[stream.job_id] = fence
+        self._names[stream.job_id] = (stream_key(stream.job_id), fence_key(stream.job_id), fence)
 
     def close(self, stream: JobStream, done: Done, commit: EndCommit | None = None) -> None:
         """Put the rest and `done` at the stream's end, with its TTL. Flush until `stream.is_stored`, then commit.
@@ -69,7 +69,7 @@ class StreamOutlet:
     def forget(self, stream: JobStream) -> None:
         """Drop a stream that was committed, or whose job is no longer ours."""
         if self._streams.get(stream.job_id) is stream:
-            del self._streams[stream.job_id], self._fences[stream.job_id]
+            del self._streams[stream.job_id], self._names[stream.job_id]
 
     def seconds_until_due(self, now: float) -> float | None:
         """How long until `flush` has something to do; None: nothing is waiting."""
@@ -139,16 +139,8 @@ class StreamOutlet:
     def _next_append(self, stream: JobStream) -> Append:
         stream.encode_pending()
         expected, entries, is_end = stream.unsent()
-        return Append(
-            key=stream_key(stream.job_id),
-            fence_key=fence_key(stream.job_id),
-            fence=self._fences[stream.job_id],
-            expected_id=expected,
-            entries=entries,
-            publish=stream.publish,
-            is_end=is_end,
-            commit=stream.commit if is_end else None,
-        )
+        commit = stream.commit if is_end else None
+        return Append(*self._names[stream.job_id], expected, entries, stream.publish, is_end, commit)
 
     def _send(self, runs: list[list[Append]]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipe:
