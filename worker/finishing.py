@@ -148,8 +148,12 @@ class Finisher:
             self._outlet.forget(job.stream)
             self._commit_one(job)
             return
+        if job.stored is not None and job.stored.status == job.status:
+            job.result = job.stored
+            self._seal(job)
+            return
         job.result = job.build_result()
-        self._store(job, then=self._seal)
+        self._store(job, then=self._seal if self._uploads is None else self._look_again)
 
     def _store(self, job: RunningJob, then: Callable[[RunningJob], None]) -> None:
         job.stage = Stage.STORING
@@ -163,11 +167,18 @@ class Finisher:
         else:
             self._uploads.put(job, lambda: self._post(go_on))
 
+    def _look_again(self, job: RunningJob) -> None:
+        """An upload may take long, and a cancel that came meanwhile has been promised: the outcome is settled anew."""
+        job.note_stored()
+        self._ended.append(job)
+
     def _seal(self, job: RunningJob) -> None:
-        """The done entry goes out with the next flush."""
+        """The done entry goes out with the next flush; with it the commit, where that can still be contested."""
         if job.translated is None:  # it never ran: its stream begins here
             self._outlet.open(job.stream, self._intake.build_marker(job), fence=job.claim.fence)
-        self._outlet.close(job.stream, job.build_done())
+        may_be_contested = job.status == "finished" and not job.is_contested and job.translated is not None
+        commit = self._committer.build(job) if may_be_contested else None
+        self._outlet.close(job.stream, job.build_done(), commit)
         job.stage = Stage.SEALED
         self._sealed.append(job)
 

@@ -64,6 +64,8 @@ class RunningJob:
     """It failed and goes back to the queue by RQ's Retry: it has no outcome yet."""
     result: Result | None = None
     """As Redis keeps it."""
+    stored: Result | None = None
+    """What `result` was when the result store had its whole."""
     has_called_back: bool = False
     timeout_seconds: float | None = None  # of engine time
     submitted_at: float | None = None  # monotonic seconds
@@ -165,6 +167,10 @@ class RunningJob:
         """Take the outcome back: it is to be decided anew."""
         self.status = self.result = None
         self.is_contested = True
+
+    def note_stored(self) -> None:
+        """The store has its result; whether it ends like that is to be seen once more."""
+        self.stored, self.status, self.result = self.result, None, None
 
     def build_result(self) -> Result:
         assert self.status is not None
