@@ -6,19 +6,12 @@ from typing import Any
 
 import redis
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
 
 from producer.channel_hub import ChannelHub, Mailbox, num_cancels
-from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObjects, Receive, Send, Sleep, Subscribe, T
-from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, translate
-from producer.redis_replies import AsyncReplyParser
+from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, make_async_pool, translate
 from producer.stored_results import read_objects
-
-MAX_CONNECTIONS = 32  # of one client; its subscriptions share one of them
 
 
 class AsyncTransport:
@@ -27,7 +20,7 @@ class AsyncTransport:
     def __init__(self, url: str, s3_endpoint_url: str | None = None) -> None:
         self.url = url
         self._s3_endpoint_url = s3_endpoint_url
-        pool = _make_pool(url, {"retry": Retry(NoBackoff(), 0), **CONNECTION_OPTIONS})
+        pool = make_async_pool(url, CONNECTION_OPTIONS)
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._hub = ChannelHub(pool, reply_timeout_seconds=REPLY_TIMEOUT_SECONDS)
 
@@ -136,20 +129,3 @@ class _AsyncSession:
     async def _subscribe(self, channels: Sequence[str]) -> None:
         self.close()
         self._mailbox = await self._hub.subscribe(channels)
-
-
-def _make_pool(url: str, options: dict[str, Any]) -> redis.asyncio.ConnectionPool:
-    behind = SentinelUrl.parse(url)
-    if behind is None:
-        return redis.asyncio.BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=REPLY_TIMEOUT_SECONDS,
-            parser_class=AsyncReplyParser,
-            **options,
-        )
-    to_sentinels = {**options, **behind.tls}
-    sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=to_sentinels, **options)  # type: ignore[no-untyped-call]
-    master = sentinel.master_for(behind.service, parser_class=AsyncReplyParser, **behind.options)
-    pool: redis.asyncio.ConnectionPool = master.connection_pool
-    return pool

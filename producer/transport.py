@@ -5,15 +5,10 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
-from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObjects, Receive, Send, Sleep, Subscribe, T
-from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, PromptSSLConnection, translate
-from producer.redis_replies import ReplyParser
+from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, connect, translate
 from producer.stored_results import read_objects
 
 
@@ -23,7 +18,7 @@ class Transport:
     def __init__(self, url: str, s3_endpoint_url: str | None = None) -> None:
         self.url = url
         self._s3_endpoint_url = s3_endpoint_url
-        self._redis = _connect(url, {"retry": Retry(NoBackoff(), 0), **CONNECTION_OPTIONS})
+        self._redis = connect(url, CONNECTION_OPTIONS)
 
     def close(self) -> None:
         self._redis.close()
@@ -121,15 +116,3 @@ class _Session:
         assert self._pubsub is not None, "Receive comes after Subscribe"
         message = self._pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout)
         return message["data"] if message is not None and message["type"] == "message" else None
-
-
-def _connect(url: str, options: dict[str, Any]) -> redis.Redis:
-    behind = SentinelUrl.parse(url)
-    if behind is None:
-        if url.startswith("rediss://"):
-            options["connection_class"] = PromptSSLConnection
-        return redis.Redis.from_url(url, parser_class=ReplyParser, **options)
-    to_sentinels = {**options, **behind.tls}
-    sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=to_sentinels, **options)  # type: ignore[no-untyped-call]
-    master: redis.Redis = sentinel.master_for(behind.service, parser_class=ReplyParser, **behind.options)
-    return master

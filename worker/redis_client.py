@@ -8,15 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
 from redis.exceptions import ClusterError, OutOfMemoryError
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
-from producer.contract.sentinel_url import SentinelUrl
+import producer.redis_connection as redis_connection
 from producer.redis_failures import explain
-from producer.redis_replies import ReplyParser
 from producer.server_version import is_too_old
 from worker.errors import StartRefusedError
 
@@ -31,18 +27,11 @@ REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError)
 def connect(url: str) -> redis.Redis:
     """A client of its own pool; connects on first use, and behind Sentinels always to the present master."""
     options: dict[str, Any] = {
-        "retry": Retry(NoBackoff(), 0),
         "socket_timeout": SOCKET_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "health_check_interval": HEALTH_CHECK_SECONDS,
     }
-    behind = SentinelUrl.parse(url)
-    if behind is None:
-        return redis.Redis.from_url(url, parser_class=ReplyParser, **options)
-    to_sentinels = {**options, **behind.tls}
-    sentinel: Any = Sentinel(behind.sentinels, sentinel_kwargs=to_sentinels, **options)  # type: ignore[no-untyped-call]
-    master: redis.Redis = sentinel.master_for(behind.service, parser_class=ReplyParser, **behind.options)
-    return master
+    return redis_connection.connect(url, options)
 
 
 def which_exist(client: redis.Redis, names: Sequence[str]) -> set[str]:
