@@ -66,12 +66,14 @@ class ResultsFollower:
             await asyncio.sleep(READ_SECONDS)
 
     async def look_for_queues(self) -> None:
-        """A queue that is new to us is read from an hour ago on."""
+        """A queue that is new to us is read from an hour ago on. One that has no worker just now, and is not listed,
+        is read on for as long as its lines of the hour would be counted twice when it is back."""
         names = await self._redis.run(read_queue_names(self._default_queue))
         [[seconds, microseconds]] = await self._redis.run(send(("TIME",)))
         self._began_at = self._began_at or int(seconds) + int(microseconds) / 1e6
-        begin = f"{(int(seconds) - WINDOW_SECONDS) * 1000}-0"
-        self._positions = {name: self._positions.get(name, begin) for name in names}
+        begin_ms = (int(seconds) - WINDOW_SECONDS) * 1000
+        known = {name: at for name, at in self._positions.items() if int(at.partition("-")[0]) >= begin_ms}
+        self._positions = {name: self._positions.get(name, f"{begin_ms}-0") for name in names} | known
 
     async def read(self) -> None:
         """Everything that is new. Raises RedisUnavailableError; then the rest is read the next time."""

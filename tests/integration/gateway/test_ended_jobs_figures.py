@@ -16,11 +16,11 @@ from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import StartGateway, wait_until
 
 
-def write_line(connection: redis.Redis, job_id: str, *, seconds_ago: float) -> None:
+def write_line(connection: redis.Redis, job_id: str, *, seconds_ago: float, queue: str = keys.DEFAULT_QUEUE) -> None:
     """As a worker does at a job's end."""
     line = Result(job_id=job_id, status="finished").to_wire()
     at = f"{int((time.time() - seconds_ago) * 1000)}-0"
-    connection.xadd(keys.results_channel(keys.DEFAULT_QUEUE), {keys.DATA_FIELD: line}, id=at)
+    connection.xadd(keys.results_channel(queue), {keys.DATA_FIELD: line}, id=at)
 
 
 async def test_what_ended_before_a_gateway_began_is_shown_and_not_counted(
@@ -36,6 +36,21 @@ async def test_what_ended_before_a_gateway_began_is_shown_and_not_counted(
     await follower.read()
     assert [job.job_id for job in follower.ended.newest(9)] == ["after", "before"]
     assert told == ["after"]
+
+
+async def test_a_queue_that_is_not_listed_for_a_while_is_counted_once(
+    transport: AsyncTransport, redis_client: redis.Redis
+) -> None:
+    told: list[str] = []
+    follower = ResultsFollower(transport, keys.DEFAULT_QUEUE, on_end=lambda job: told.append(job.job_id))
+    queue = keys.tenant_queue(keys.DEFAULT_QUEUE, "acme")
+    await follower.look_for_queues()
+    for number, command in enumerate(("SADD", "SREM", "SADD")):
+        redis_client.execute_command(command, "rq:queues", f"rq:queue:{queue}")
+        write_line(redis_client, f"job-{number}", seconds_ago=-1 - number, queue=queue)
+        await follower.look_for_queues()
+        await follower.read()
+    assert told == ["job-0", "job-1", "job-2"]
 
 
 def job(status: str, queue: str) -> EndedJob:
