@@ -8,9 +8,10 @@ from pydantic import ValidationError
 
 from producer.contract import ErrorCode, WorkerInfo, keys
 from producer.errors import InvalidJobError
-from producer.operations import Command, Protocol, send
+from producer.operations import Protocol, Script, send
 from producer.rq_names import QUEUES_KEY, REGISTRIES, job_key, parse_time, queue_key, registry_key
 
+MAX_QUEUES_A_READ = 500  # 4,500 commands to Redis: a few milliseconds
 CACHE_SECONDS = 5.0  # how long a client trusts what it last read when it resolves a model
 
 
@@ -112,18 +113,19 @@ def read_queues(default_queue: str) -> Protocol[list[QueueStatus]]:
     """The queues that jobs of ours may lie on: the default one's classes, every one a live worker listens to, and those
     of their tenants that have jobs, or had some of late."""
     queues, named = yield from _read_names(default_queue)
-    commands: list[Command] = []
-    for name in queues:
-        commands += [("LLEN", queue_key(name)), ("LINDEX", queue_key(name), 0)]
-        commands += [("ZCARD", registry_key(registry, name)) for registry in REGISTRIES]
-    counts = yield from send(*commands)
-    width = 2 + len(REGISTRIES)
-    rows = [counts[at * width : (at + 1) * width] for at in range(len(queues))]
-    ages = yield from _read_ages([first.decode() for _, first, *_ in rows if first is not None])
+    prefixes = [queue_key(""), *(registry_key(registry, "") for registry in REGISTRIES)]
+    rows: list[tuple[str, bytes | None, list[int]]] = []
+    for start in range(0, len(queues), MAX_QUEUES_A_READ):
+        page = queues[start : start + MAX_QUEUES_A_READ]
+        [_, found] = yield from send(_COUNT.load, _COUNT.call([], [len(prefixes), *prefixes, *page]))
+        full = {int(at): (first, counts) for at, first, *counts in found}
+        for at, name in enumerate(page, start=1):
+            if at in full or name in named:
+                rows.append((name, *full.get(at, (None, [0] * len(prefixes)))))
+    ages = yield from _read_ages([first.decode() for _, first, _ in rows if first])
     return [
-        QueueStatus(name, depth, dict(zip(REGISTRIES, registries, strict=True)), ages.get(first))
-        for name, (depth, first, *registries) in zip(queues, rows, strict=True)
-        if name in named or depth or any(registries)
+        QueueStatus(name, depth, dict(zip(REGISTRIES, registries, strict=True)), ages.get(first) if first else None)
+        for name, first, (depth, *registries) in rows
     ]
 
 
@@ -156,3 +158,21 @@ def _read_ages(job_ids: Sequence[str]) -> Protocol[dict[bytes, float]]:
         for job_id, (enqueued, created) in zip(job_ids, times, strict=True)
     }
     return {job_id.encode(): max(0.0, now - at) for job_id, at in since.items() if at is not None}
+
+
+# Of each queue that holds anything: its place among the names, its first job and how many are on it and in registries.
+_COUNT = Script("""
+local num_prefixes = tonumber(ARGV[1])
+local found = {}
+for i = num_prefixes + 2, #ARGV do
+  local queue = ARGV[2] .. ARGV[i]
+  local row = {i - num_prefixes - 1, redis.call('LINDEX', queue, 0) or '', redis.call('LLEN', queue)}
+  local sum = row[3]
+  for registry = 3, num_prefixes + 1 do
+    row[registry + 1] = redis.call('ZCARD', ARGV[registry] .. ARGV[i])
+    sum = sum + row[registry + 1]
+  end
+  if sum > 0 then found[#found + 1] = row end
+end
+return found
+""")

@@ -73,6 +73,7 @@ class Scripts:
         self._sweep = no_client.register_script(shared + _source("sweep"))
         self._append = no_client.register_script(_source("append"))
         self._join_turns = no_client.register_script(shared + _source("join_turns"))
+        self._list_queues = no_client.register_script(shared + _source("list_queues"))
 
     def claim(
         self,
@@ -159,6 +160,15 @@ class Scripts:
         """Those of the tenants' `queues` that have jobs waiting take turns from now on, if they did not before."""
         self._join_turns(args=list(queues), client=client)
 
+    def list_queues(self, client: redis.Redis, *, queues: Sequence[str]) -> list[str]:
+        """Those of the tenants' `queues` that hold nothing go off RQ's list of queues, and the others onto it.
+
+        Returns the idle ones. RQ puts a queue on the list and the job onto the queue in two steps: whoever takes one
+        off has to look once more.
+        """
+        idle = self._list_queues(args=[keys.RESULT_TTL_SECONDS, *queues], client=client)
+        return [name.decode() for name in idle]
+
     def append(self, client: redis.Redis | Pipeline, appends: Sequence[Append]) -> Any:
         """Append to jobs' streams and publish what was stored. One reply an append, in order.
 
@@ -211,6 +221,7 @@ def _names(rq_prefix: str) -> str:
         "LEASES": keys.leases_key(""),
         "LEASED": keys.leased_key(""),
         "TURNS": keys.turns_key(""),
+        "RESULTS": keys.results_channel(""),
         "FENCE": keys.fence_key(""),
         "ATTEMPT": keys.attempt_key(""),
         "STREAM": stream,

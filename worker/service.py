@@ -291,6 +291,7 @@ class WorkerService:
 
     def _clean_registries(self, now: float) -> None:
         self._bridge.clean_registries(tenant_queues=self._tenants.names)
+        self._tenants.forget_idle(now)
 
     def _ask_stats(self, now: float) -> None:
         self._stats = self._engine.get_stats()

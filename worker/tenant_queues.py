@@ -2,7 +2,8 @@
 
 Our own producers let a tenant's queue take turns as they enqueue. Plain RQ does not (nor does it for retries, scheduled
 jobs and dependents). A worker that hears of such a queue's jobs sees to it (`QueueWatch`); for those that nobody hears
-of, one worker a second looks through the list of all of RQ's queues.
+of, one worker a second looks through the list of all of RQ's queues. So that this does not grow with every tenant there
+ever was, queues that hold nothing any more are taken off that list.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ LIST_SECONDS = 30.0
 LOCK_MS = 900
 LOCK_KEY = "promptmill:discovery"
 MAX_QUEUES_A_CALL = 500
+LOOK_AGAIN_SECONDS = 10.0  # behind taking a queue off the list, which RQ may have put on it for a job that comes yet
 
 
 class TenantQueues:
@@ -29,14 +31,19 @@ class TenantQueues:
         self._queues = frozenset(queues)
         self._listed_at: float | None = None
         self._names: list[str] = []
+        self._taken_off: list[str] = []
+        self._looks_again_at: float | None = None
 
     @property
     def names(self) -> list[str]:
-        """Every queue that tenants of the served queues ever had, as of the last look."""
+        """The queues of the served queues' tenants, as of the last look."""
         return self._names
 
     def look(self, now: float) -> None:
         """`now`: monotonic seconds. Raises what Redis raises."""
+        if self._looks_again_at is not None and now >= self._looks_again_at:
+            self._update_list(self._taken_off)
+            self._looks_again_at = None
         is_mine = bool(self._client.set(LOCK_KEY, 1, nx=True, px=LOCK_MS))
         if not is_mine and self._listed_at is not None and now - self._listed_at < LIST_SECONDS:
             return
@@ -46,6 +53,17 @@ class TenantQueues:
         if is_mine:
             for start in range(0, len(queues), MAX_QUEUES_A_CALL):
                 self._scripts.join_turns(self._client, queues=queues[start : start + MAX_QUEUES_A_CALL])
+
+    def forget_idle(self, now: float) -> None:
+        """Take those that hold nothing off RQ's list. As `look`, and on its thread."""
+        self._taken_off = self._update_list(self._names)
+        self._looks_again_at = now + LOOK_AGAIN_SECONDS
+
+    def _update_list(self, names: Sequence[str]) -> list[str]:
+        idle: list[str] = []
+        for start in range(0, len(names), MAX_QUEUES_A_CALL):
+            idle += self._scripts.list_queues(self._client, queues=names[start : start + MAX_QUEUES_A_CALL])
+        return idle
 
     def _list(self) -> list[str]:
         members = (key.decode(errors="replace") for key in self._client.sscan_iter(QUEUES_KEY, count=1000))

@@ -1,12 +1,17 @@
 """What queues and workers say of themselves: how long the oldest job has been waiting, when a worker was last alive."""
 
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import redis
 
 from producer import Client
+from producer.operations import Protocol, Send, T
+from producer.transport import Transport
+from producer.workers import read_queues
 from tests.fakes.worker_runs import WorkerThread, wait_until
 
 
@@ -54,3 +59,28 @@ def test_a_worker_says_when_it_was_last_alive(redis_url: str) -> None:
     with WorkerThread(redis_url), Client(redis_url) as client:
         [worker] = wait_until(client.workers)
         assert worker.beat_at == pytest.approx(time.time(), abs=5)
+
+
+def test_tenants_that_have_no_job_cost_hardly_a_command(redis_url: str, redis_client: redis.Redis) -> None:
+    redis_client.sadd("rq:queues", *(f"rq:queue:promptmill@{number}" for number in range(3000)))
+    redis_client.rpush("rq:queue:promptmill@7", "waits")
+    redis_client.zadd("rq:failed:promptmill@2999", {"failed": time.time()})
+    sizes: list[int] = []
+    with closing(Transport(redis_url)) as transport:
+        queues = {queue.name: queue for queue in transport.run(counting(read_queues("promptmill"), sizes))}
+    assert {"promptmill@7", "promptmill@2999", "promptmill"} <= queues.keys() and len(queues) < 10
+    assert (queues["promptmill@7"].depth, queues["promptmill@2999"].registries["failed"]) == (1, 1)
+    assert max(sizes) <= 3 and sum(sizes) < 30
+
+
+def counting(protocol: Protocol[T], sizes: list[int]) -> Protocol[T]:
+    """Notes how many commands go in each round trip."""
+    reply: Any = None
+    while True:
+        try:
+            operation = protocol.send(reply)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        if isinstance(operation, Send):
+            sizes.append(len(operation.commands))
+        reply = yield operation

@@ -21,7 +21,7 @@ from tests.fakes.worker_runs import (
 from worker.claim import Claim
 from worker.recovery import give_back
 from worker.scripts import Scripts
-from worker.tenant_queues import TenantQueues
+from worker.tenant_queues import LOOK_AGAIN_SECONDS, TenantQueues
 
 QUEUES = keys.class_queues(keys.DEFAULT_QUEUE)
 ACME = keys.tenant_queue(keys.DEFAULT_QUEUE, "acme")
@@ -169,6 +169,32 @@ def test_queues_that_plain_rq_filled_take_turns_after_one_look(
     tenants.look(100.0)
     assert tenants.names == ["promptmill:high@zeta", ACME]
     assert claimer.names(10) == [":high@zeta", "@acme", "@acme"]
+
+
+def test_queues_that_hold_nothing_are_no_longer_looked_at(redis_client: redis.Redis, scripts: Scripts) -> None:
+    held = {"list": "rq:queue:", "running": "rq:wip:", "failed": "rq:failed:", "cancelled": "rq:canceled:"}
+    for tenant, prefix in held.items():
+        if tenant == "list":
+            redis_client.rpush(f"{prefix}promptmill@{tenant}", "job")
+        else:
+            redis_client.zadd(f"{prefix}promptmill@{tenant}", {"job": time.time()})
+    redis_client.zadd("rq:canceled:promptmill@past", {"job": time.time() - keys.RESULT_TTL_SECONDS - 1})
+    tenants = TenantQueues(redis_client, scripts, queues=QUEUES)
+    for tenant in (*held, "past", "late", "gone"):
+        redis_client.sadd("rq:queues", f"rq:queue:promptmill@{tenant}")
+    tenants.look(100.0)
+    tenants.forget_idle(100.0)
+    assert queues_of(redis_client) == {"list", "running", "failed", "cancelled"}
+    redis_client.rpush("rq:queue:promptmill@late", "job")  # RQ had put it on the list before
+    redis_client.delete("promptmill:discovery")
+    tenants.look(100.0 + LOOK_AGAIN_SECONDS)
+    assert queues_of(redis_client) == {"list", "running", "failed", "cancelled", "late"}
+    assert "promptmill@late" in tenants.names and len(tenants.names) == 5
+
+
+def queues_of(client: redis.Redis) -> set[str]:
+    """Tenants of promptmill whose queues RQ lists."""
+    return {name.decode().rpartition("@")[2] for name in client.smembers("rq:queues")}
 
 
 def test_one_worker_a_second_looks_for_tenants(redis_client: redis.Redis, scripts: Scripts) -> None:

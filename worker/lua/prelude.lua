@@ -1,5 +1,5 @@
 -- What the scripts share. `Scripts` puts the prefixes of the key names in front of it:
--- RQ, WORKERS, LEASES, LEASED, TURNS, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD, CRASHES_FIELD, BLAMED_FIELD.
+-- RQ, WORKERS, LEASES, LEASED, TURNS, RESULTS, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD, CRASHES_FIELD, BLAMED_FIELD.
 local suspended_key = RQ .. ':suspended'
 local function job_key(id) return RQ .. ':job:' .. id end
 local function queue_key(queue) return RQ .. ':queue:' .. queue end
