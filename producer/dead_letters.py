@@ -91,7 +91,7 @@ def retry(job_id: str) -> Protocol[bool]:
         keys.turns_key(keys.split_tenant(queue)[0]),
     ]
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    arguments: list[Any] = [job_id, queue, now, uuid.uuid4().hex]
+    arguments: list[Any] = [job_id, queue, now, uuid.uuid4().hex, keys.WAITING_STREAM_TTL_SECONDS]
     [_, is_back] = yield from send(_SCRIPT.load, _SCRIPT.call(names, arguments))
     return bool(is_back)
 
@@ -99,13 +99,13 @@ def retry(job_id: str) -> Protocol[bool]:
 # What is sent again because its reply was lost finds its own mark.
 _SCRIPT = Script("""
 local job, failed, result, stream, queue, queues, turns = unpack(KEYS)
-local id, queue_name, now, request = unpack(ARGV)
+local id, queue_name, now, request, stream_ttl = unpack(ARGV)
 local status, last_request = unpack(redis.call('HMGET', job, 'status', 'promptmill_retry'))
 if last_request == request then return 1 end
 if status ~= 'failed' then return 0 end
 redis.call('ZREM', failed, id)
 redis.call('DEL', result)
-redis.call('PERSIST', stream)
+redis.call('EXPIRE', stream, stream_ttl)  -- the next attempt's marker ends that
 redis.call('PERSIST', job)
 redis.call('HDEL', job, 'started_at', 'ended_at', 'worker_name', 'exc_info', 'promptmill_resume')
 redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now, 'promptmill_retry', request)

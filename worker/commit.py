@@ -250,13 +250,24 @@ class Committer:
         if job.status == "finished":
             self._outcomes.add_not_cancelled(pipe, job)
         pipe.delete(keys.attempt_key(job.job_id))
-        pipe.set(keys.result_key(job.job_id), wire, ex=keys.RESULT_TTL_SECONDS)
+        pipe.set(keys.result_key(job.job_id), wire, ex=_result_ttl(job))
         line = job.result.without_output().to_wire()
         channel = keys.results_channel(job.claim.queue)
         pipe.publish(channel, line)
         pipe.xadd(channel, {keys.DATA_FIELD: line}, maxlen=keys.RESULTS_STREAM_MAX_ENTRIES, approximate=True)
         pipe.expire(channel, keys.RESULT_TTL_SECONDS)  # of a tenant that comes no more, nothing stays
         self._outcomes.add_webhooks(pipe, job)
+
+
+def _result_ttl(job: RunningJob) -> int | None:
+    """Seconds; None: for ever. As RQ keeps the job and its own result, but one that RQ deletes at once can be read."""
+    if job.status == "failed":
+        ttl = job.rq_job.failure_ttl or keys.FAILURE_TTL_SECONDS
+    else:
+        ttl = (
+            job.rq_job.get_result_ttl(keys.RESULT_TTL_SECONDS) if job.status == "finished" else keys.RESULT_TTL_SECONDS
+        )
+    return None if ttl < 0 else int(ttl) or keys.RESULT_TTL_SECONDS
 
 
 def _is_plain(job: RunningJob) -> bool:

@@ -29,8 +29,8 @@ BLAMED_FIELD = "promptmill_blamed"
 to live, and to have been cut off from Redis, is taken out again."""
 
 CLAIM_TTL_SECONDS = 60  # how long a claim can be replayed by its request id
-RECORD_TTL_SECONDS = 30 * 24 * 3600  # executions and wip: no stock clean-up may fail a job that can be resumed
-"""How long the stream of a job that waits for its next attempt is kept, too: the job may be deleted meanwhile."""
+RECORD_TTL_SECONDS = keys.WAITING_STREAM_TTL_SECONDS
+"""Executions and wip are kept that long, too: no stock clean-up may fail a job that can be resumed."""
 
 
 class EndCommit(NamedTuple):

@@ -13,6 +13,7 @@ JOB_FUNCTION = "promptmill.generate"  # a label on the worker's allow-list; it i
 RESULT_TTL_SECONDS = 24 * 3600
 FAILURE_TTL_SECONDS = 24 * 3600
 STREAM_TTL_SECONDS = 3600  # counted from the stream's `done` entry; before it a stream has no TTL
+WAITING_STREAM_TTL_SECONDS = 30 * 24 * 3600  # of a job put back onto its queue, where it may be deleted: until it runs
 RESULTS_STREAM_MAX_ENTRIES = 100_000  # approximate cap of a queue's results stream
 
 MARKER_FIELD = "m"

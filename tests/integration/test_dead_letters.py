@@ -49,6 +49,16 @@ def test_what_rq_itself_failed_is_listed_too(client: Client, redis_client: redis
     assert (listed.job_id, listed.attempts) == (job.id, 0) and listed.code == "internal"
 
 
+def test_nothing_stays_for_ever_of_a_retried_job_that_is_deleted_before_it_runs(
+    client: Client, redis_url: str, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url) as worker:
+        job = client.job(let_fail(client, worker))
+    assert client.retry(job)
+    rq_queue(redis_client).fetch_job(job.id).delete()
+    assert 0 < redis_client.ttl(keys.stream_key(job.id)) <= keys.WAITING_STREAM_TTL_SECONDS
+
+
 def test_a_retried_job_starts_over_and_its_readers_see_a_reset(
     client: Client, redis_url: str, redis_client: redis.Redis
 ) -> None:

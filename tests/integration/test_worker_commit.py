@@ -114,6 +114,29 @@ def test_a_stream_whose_end_a_fail_over_lost_before_the_commit_expires_all_the_s
         assert redis_client.ttl(keys.stream_key(job.id)) > 0
 
 
+@pytest.mark.parametrize(
+    ("fields", "least", "most"),
+    [
+        ({"result_ttl": 7 * 86400}, 6 * 86400, 7 * 86400),
+        ({"result_ttl": 60, "failure_ttl": 86400}, 1, 60),
+        ({"result_ttl": -1}, -1, -1),
+        ({"result_ttl": 0}, 1, keys.RESULT_TTL_SECONDS),
+        ({"failure_ttl": 7 * 86400, "prompt": ""}, 6 * 86400, 7 * 86400),
+        ({"result_ttl": 7 * 86400, "prompt": ""}, 1, keys.FAILURE_TTL_SECONDS),
+    ],
+)
+def test_a_result_is_kept_for_as_long_as_rq_keeps_the_job(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, fields: dict[str, Any], least: int, most: int
+) -> None:
+    with WorkerThread(redis_url):
+        job = queue.enqueue(FUNCTION, **{"prompt": "Hello", "max_tokens": 2, **fields})
+        wait_for_result(redis_client, job.id)
+        assert least <= redis_client.ttl(keys.result_key(job.id)) <= most
+        wait_for_no_leftovers(redis_client)
+        if fields.get("result_ttl") != 0:
+            assert abs(redis_client.ttl(job.key) - redis_client.ttl(keys.result_key(job.id))) <= 1
+
+
 def test_a_commit_that_always_raises_ends_the_job_as_failed_with_its_output(
     redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
