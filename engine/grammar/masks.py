@@ -1,31 +1,29 @@
 """Which tokens may come next, as bits: filled only where a token has to be drawn from what is left.
 
-A mask costs up to a millisecond, asking a grammar about one token some microseconds. Where a row's token is the largest
-score of all, and the grammar admits it, it is the largest among the admitted ones too: the row needs no mask. So these
-rows are sampled first and judged then, and the mask is filled for those alone whose token is refused; they draw again,
-from the same logits with the same noise. Which way a row goes depends on its request alone.
+A mask costs up to a millisecond (more where a grammar is ambiguous, for which its account pays), asking a grammar about
+one token some microseconds. Where a row's token is the largest score of all, and the grammar admits it, it is the
+largest among the admitted ones too: the row needs no mask. So these rows are sampled first and judged then, and the
+mask is filled for those alone whose token is refused; they draw again, from the same logits with the same noise. Which
+way a row goes depends on its request alone.
 
 top-k, top-p and min-p keep what is likely among the admitted tokens, so rows with such a filter need their masks first.
 These are filled on a thread of their own while the device computes.
 
-Owns the layout: one row of int32 words a constrained row, bit i of word w for token 32 w + i. llguidance fills them
-without the interpreter's lock. Knows nothing of logits.
+Owns who fills which. Knows nothing of logits.
 """
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.grammar.matcher import GrammarMatcher
+from engine.grammar.matcher import WORD_BITS, GrammarMatcher
 
-if TYPE_CHECKING:
-    from llguidance import LLExecutor, LLMatcher
-
-WORD_BITS = 32
+_MAX_THREADS = max(1, min(32, (os.cpu_count() or 1) * 4 // 5))  # as many as llguidance's own filler has
+_MIN_MASKS = 4  # of a thread: it takes some microseconds to be heard of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,33 +76,24 @@ class MaskFiller:
     def __init__(self, vocab_size: int) -> None:
         self._num_words = -(-vocab_size // WORD_BITS)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
-        self._executor: LLExecutor | None = None
+        self._others = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="grammar-masks-beside")
 
-    def start(self, matchers: Sequence[GrammarMatcher]) -> "Future[NDArray[np.int32]]":
+    def start(self, matchers: Sequence[GrammarMatcher]) -> Future[NDArray[np.int32]]:
         """Begin to fill; the matchers are not to be touched until it is done."""
         return self._thread.submit(self.fill, matchers)
 
     def fill(self, matchers: Sequence[GrammarMatcher]) -> NDArray[np.int32]:
-        """int32 `[num_matchers, ceil(vocab / 32)]`. A matcher that admits nothing is told, and gets a mask of ones."""
+        """int32 `[num_matchers, ceil(vocab / 32)]`. One that fails gets a mask of ones. Each is filled, and charged
+        for it, on one thread."""
         bits = np.zeros((len(matchers), self._num_words), np.int32)
-        open_matchers = []
-        for row, matcher in enumerate(matchers):
-            if (forced := matcher.next_forced) is None:
-                open_matchers.append((matcher.llguidance, row))
-            else:
-                bits[row, forced // WORD_BITS] = np.uint32(1 << forced % WORD_BITS).astype(np.int32)
-        if open_matchers:
-            self._fill_open(open_matchers, bits)
-        is_empty = np.logical_not(bits.any(axis=1))
-        for row, matcher in enumerate(matchers):
-            matcher.note_mask(is_empty=bool(is_empty[row]))
-        bits[is_empty] = -1  # such a sequence fails, but with the grammar's reason, not for logits without a maximum
+        num_threads = min(-(-len(matchers) // _MIN_MASKS), _MAX_THREADS)
+        beside = [self._others.submit(_fill, matchers, bits, i, num_threads) for i in range(1, num_threads)]
+        _fill(matchers, bits, 0, num_threads)
+        for other in beside:
+            other.result()
         return bits
 
-    def _fill_open(self, matchers: list[tuple["LLMatcher", int]], bits: NDArray[np.int32]) -> None:
-        import llguidance.numpy
-        from llguidance import LLExecutor
 
-        if self._executor is None:
-            self._executor = LLExecutor()
-        llguidance.numpy.fill_next_token_bitmask_par(self._executor, matchers, bits)
+def _fill(matchers: Sequence[GrammarMatcher], bits: NDArray[np.int32], start: int, stride: int) -> None:
+    for row in range(start, len(matchers), stride):
+        matchers[row].fill_mask(bits[row])

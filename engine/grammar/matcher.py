@@ -4,52 +4,25 @@ Owns what may follow and what must: forced tokens are taken as soon as they are 
 end of sequence once the grammar admits nothing else. Knows nothing of scheduling or of the device.
 """
 
-import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.field_types import shortened
+from engine.grammar.budget import GrammarBudget, now, seconds_since
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+_Result = TypeVar("_Result")
 
+WORD_BITS = 32  # of a mask
+MAX_FORCED_TOKENS = 4096  # at once: the steps wait while they are found, 2 to 15 µs for each
 _DEAD_END = "the grammar admits no token here, and not the end either: it has a dead end"
 _NO_WAY_ON = "NoExtensionBias"  # as llguidance calls it
-_FREE_SECONDS = 0.5
-_SECONDS_PER_TOKEN = 0.002  # ten times what wide schemas take
-_MAX_CHARGED_SECONDS = 0.1  # of one call: what took longer may have been stopped, with all of its process
-
-
-@dataclass(slots=True)
-class GrammarBudget:
-    """What the sequences of one grammar may cost together, in time of the threads that follow it.
-
-    Following a token takes some microseconds, in an ambiguous grammar up to half a second, and more with each: every
-    such call holds up all sequences. Where it lies is not in the grammar's size, nor in any count that llguidance
-    limits, so it is measured. Losing a charge to a race costs nothing.
-    """
-
-    seconds: float = 0.0
-    num_tokens: int = 0
-
-    def charge(self, began_at: float, num_tokens: int) -> None:
-        """`began_at`: `time.perf_counter()`, which is read in 50 ns; the thread's own CPU time takes 750."""
-        self.seconds += min(time.perf_counter() - began_at, _MAX_CHARGED_SECONDS)
-        self.num_tokens += num_tokens
-
-    @property
-    def is_overdrawn(self) -> bool:
-        return self.seconds > _FREE_SECONDS + _SECONDS_PER_TOKEN * self.num_tokens
-
-    @property
-    def reason(self) -> str:
-        return (
-            f"the grammar takes too long to follow, {self.seconds:.1f} s for {self.num_tokens} tokens: "
-            "say less in two ways (rules that derive nothing, or the same text differently)"
-        )
 
 
 class GrammarMatcher:
@@ -68,18 +41,17 @@ class GrammarMatcher:
         takes_forced: bool = True,
         budget: GrammarBudget | None = None,
     ) -> None:
-        self.llguidance = matcher
+        self._llguidance = matcher
         self._eos_token_ids = eos_token_ids
         self._budget = budget if budget is not None else GrammarBudget()
         self._takes_forced = takes_forced
         self._forced: deque[int] = deque()  # what must follow, consumed by the matcher and not yet by the sequence
         self.error: str | None = None
+        self.is_too_costly = False  # the `error` is what the grammar costs, not what it says
 
     def start(self, output_token_ids: Sequence[int]) -> list[int]:
         """Replay the output so far, as it came about, and return what must follow it (see `accept`)."""
-        began_at = time.perf_counter()
-        self._force()
-        self._charge(began_at, 0)
+        self._run(self._force, num_tokens=0)
         for token_id in output_token_ids:
             if self.error is not None:
                 break
@@ -98,35 +70,58 @@ class GrammarMatcher:
         """Whether this token may come next, if it is the model's own choice. Nothing changes.
 
         False for a special token that ends the sequence and stands in the grammar at once, though its mask holds it.
+        Where there is an `error`, or will be, any token will do.
         """
         if self._forced:
             return token_id == self._forced[0]
-        began_at = time.perf_counter()
-        is_admitted = self.llguidance.validate_tokens([token_id]) == 1
-        self._charge(began_at, 0)
-        return is_admitted
+        is_admitted = self._run(lambda: self._llguidance.validate_tokens([token_id]) == 1, num_tokens=0)
+        return is_admitted is not False
 
-    @property
-    def next_forced(self) -> int | None:
-        """The only token that may be sampled next, if it is known."""
-        return self._forced[0] if self._forced else None
+    def fill_mask(self, bits: NDArray[np.int32]) -> None:
+        """Mark the tokens that may come next; all of them, where there is an `error`.
 
-    def note_mask(self, *, is_empty: bool) -> None:
-        """A mask of this was filled; `is_empty`: it admits no token."""
-        if self.llguidance.is_error():
+        bits: a row of zeros, `[ceil(vocab / 32)]`, bit i of word w for token 32 w + i. Lets go of the
+        interpreter's lock.
+        """
+        if self._forced:
+            bits[self._forced[0] // WORD_BITS] = np.uint32(1 << self._forced[0] % WORD_BITS).astype(np.int32)
+        else:
+            self._run(lambda: self._fill_open(bits), num_tokens=0)
+            if self.error is not None:
+                bits[:] = -1  # it fails with the grammar's reason, not for logits without a maximum
+
+    def _fill_open(self, bits: NDArray[np.int32]) -> None:
+        self._llguidance.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        if self._llguidance.is_error():
             self._fail()
-        elif is_empty:
+        elif not bits.any():
             self.error = _DEAD_END
 
-    def _follow(self, token_id: int) -> None:
-        began_at = time.perf_counter()
-        self._step(token_id)
-        self._charge(began_at, 1)
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing may follow any more: all is said, or there is an `error`."""
+        return self.error is not None or (not self._forced and self._llguidance.is_stopped())
 
-    def _charge(self, began_at: float, num_tokens: int) -> None:
-        self._budget.charge(began_at, num_tokens)
-        if self._budget.is_overdrawn and self.error is None:
-            self.error = self._budget.reason
+    def _follow(self, token_id: int) -> None:
+        self._run(lambda: self._step(token_id), num_tokens=1)
+
+    def _run(self, call: Callable[[], _Result], *, num_tokens: int) -> _Result | None:
+        """Have llguidance do something and charge what it costs. None: there is an `error`."""
+        if self._budget.is_exhausted:
+            self._refuse(self._budget.reason)
+        if self.error is not None:
+            return None
+        began = now()
+        try:
+            return call()
+        except BaseException as error:  # a panic in llguidance is no `Exception`, and costs this sequence alone
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            self.error = f"the grammar cannot go on: {shortened(str(error))}"
+            return None
+        finally:
+            if not self._budget.charge(seconds_since(began), num_tokens):
+                self._refuse(self._budget.reason)
 
     def _step(self, token_id: int) -> None:
         if self._forced:
@@ -135,16 +130,19 @@ class GrammarMatcher:
             return
         if token_id in self._eos_token_ids:
             return
-        if self.llguidance.consume_token(token_id):
+        if self._llguidance.consume_token(token_id):
             self._force()
         else:
             self._fail()
 
     def _force(self) -> None:
         """Note all that must follow."""
-        matcher = self.llguidance
+        matcher = self._llguidance
         while not matcher.is_stopped() and (tokens := matcher.compute_ff_tokens()):
             self._forced.extend(tokens)
+            if len(self._forced) > MAX_FORCED_TOKENS:
+                num_forced = f"{len(self._forced):,} tokens, more than {MAX_FORCED_TOKENS:,}"
+                return self._refuse(f"the grammar forces {num_forced} at once: let it force less text")
             matcher.consume_tokens(tokens)
         if matcher.is_error():
             self._fail()
@@ -157,12 +155,16 @@ class GrammarMatcher:
     def _take_forced(self) -> list[int]:
         if not self._takes_forced:
             return []
-        taken = list(self._forced)
+        taken = [] if self.error is not None else list(self._forced)
         self._forced.clear()
         return taken
 
+    def _refuse(self, reason: str) -> None:
+        if self.error is None:
+            self.error, self.is_too_costly = reason, True
+
     def _fail(self) -> None:
-        reason = readable(self.llguidance.get_error())
+        reason = readable(self._llguidance.get_error())
         self.error = _DEAD_END if reason == _NO_WAY_ON else f"the grammar cannot go on: {shortened(reason)}"
 
 

@@ -6,23 +6,31 @@ the compiler recurses. Here that costs a fork. Owns these limits; knows nothing 
 """
 
 import os
+import random
 import resource
 import signal
 import sys
-import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
+import numpy as np
+
 from engine.errors import InvalidRequestError
 from engine.field_types import shortened
+from engine.grammar.budget import GrammarBudget, now, seconds_since
 from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.masks import MaskFiller
 from engine.grammar.matcher import GrammarMatcher
 from engine.grammar_spec import GrammarSpec
 
 MAX_CPU_SECONDS = 2  # the largest schemas that people write take half a second
 MAX_MEMORY_BYTES = 256 << 20
-MAX_BEGIN_SECONDS = 0.2  # of a matcher's beginning, which holds the interpreter's lock where steps are run
+_NUM_WALKS = 8
+_MAX_WALK_TOKENS = 32
+_MAX_WALK_SECONDS = 0.3  # for all of them; wide schemas take 50 ms
+_MAX_WALK_DEBT_SECONDS = 0.05  # beyond what their tokens pay for; nearly all grammars have none
+_NUM_FIRST = 8  # tokens of a vocabulary that are single characters as a rule, and one of them a quote
 _MAX_STACK_BYTES = 1 << 20  # an eighth of what a thread has that compiles it in earnest
 _NICENESS = 10  # steps come first
 
@@ -104,15 +112,35 @@ def _bytes_of(name: str) -> int:
 def _try(compiler: GrammarCompiler, spec: GrammarSpec) -> str:
     """Why the grammar is not to be had; empty: it is."""
     try:
-        matcher = GrammarMatcher(compiler.compile(spec), compiler.eos_token_ids)
-        began_at = time.thread_time()
-        matcher.start(())
-        seconds = time.thread_time() - began_at
+        return _walk(compiler, spec)
     except InvalidRequestError as error:
         return str(error)
     except BaseException as error:  # a panic in the compiler is no `Exception`
         return f"the grammar ({spec.kind}) does not compile: its compiler failed: {shortened(str(error))}"
-    if seconds > MAX_BEGIN_SECONDS:
-        remedy = "make what it forces shorter, or the grammar smaller"
-        return f"the grammar ({spec.kind}) takes {seconds:.1f} s to begin with: {remedy}"
+
+
+def _walk(compiler: GrammarCompiler, spec: GrammarSpec) -> str:
+    """Write some beginnings of sentences. Why it may not be followed where steps are run; empty: it may.
+
+    Half of the tokens are any that the grammar admits, the others among the first of these, or strings would not end.
+    """
+    rng, masks, budget = random.Random(0), MaskFiller(compiler.vocab_size), GrammarBudget()
+    began = now()
+    for _ in range(_NUM_WALKS):
+        matcher = GrammarMatcher(compiler.compile(spec), compiler.eos_token_ids, budget=budget)
+        matcher.start(())
+        for _ in range(_MAX_WALK_TOKENS):
+            bits = masks.fill([matcher])[0]
+            if matcher.is_too_costly:
+                return str(matcher.error)
+            if budget.debt_seconds > _MAX_WALK_DEBT_SECONDS:
+                return budget.reason
+            if matcher.has_ended or seconds_since(began) > _MAX_WALK_SECONDS:
+                break
+            admitted = np.unpackbits(bits.view(np.uint8), bitorder="little").nonzero()[0]
+            admitted = admitted[~np.isin(admitted, compiler.eos_token_ids)]
+            if not len(admitted):
+                break
+            num_choices = len(admitted) if rng.random() < 0.5 else min(len(admitted), _NUM_FIRST)
+            matcher.accept(int(admitted[rng.randrange(num_choices)]))
     return ""

@@ -234,7 +234,7 @@ def test_an_ambiguous_grammar_fails_before_it_has_cost_the_others_much(model_dir
     assert driver.finished[free] is FinishCode.LENGTH and len(driver.outputs[free]) == 390
     again = driver.add([1, 2, 3], max_tokens=390, grammar=ambiguous)
     driver.run()
-    assert "takes too long to follow" in driver.errors[again] and not driver.outputs[again]
+    assert "takes too long to follow" in driver.errors[again]
 
 
 def test_a_grammar_that_outgrows_its_limits_fails_instead_of_hanging(model_dir: Path) -> None:

@@ -25,6 +25,9 @@ MULTIPLES = schema({"allOf": [{"type": "integer", "multipleOf": number} for numb
 CHAIN = GrammarSpec("lark", "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(9000)) + '\nr9000: "a"')
 STARS = GrammarSpec("regex", "a*" * 20_000)
 LONG = GrammarSpec("choice", json.dumps(["ab" * 120_000]))
+BEHIND = GrammarSpec("regex", "[ab]" + "ab" * 120_000)
+EITHER = GrammarSpec("choice", json.dumps(["yes", "no" + "." * 5_000]))
+AMBIGUOUS = GrammarSpec("lark", f"start: e\ne: W | {' | '.join('e ' * number for number in range(2, 12))}\nW: /[a-z ]/")
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +48,13 @@ def trials(model_dir: Path) -> Iterator[GrammarTrials]:
         (MULTIPLES, r"\(json_schema\) takes longer than 2 s to compile: make it smaller"),
         (CHAIN, r"\(lark\) is nested too deeply, or too long a sequence, to compile: make it flatter"),
         (STARS, r"\(regex\) takes more than 256 MiB to compile: make it smaller"),
-        (LONG, r"\(choice\) takes \d+\.\d s to begin with: make what it forces shorter"),
+        (LONG, r"forces 240,000 tokens, more than 4,096 at once: let it force less text"),
+        (BEHIND, r"forces \d+,\d{3} tokens, more than 4,096 at once: let it force less text"),
+        (EITHER, r"forces 5,001 tokens, more than 4,096 at once: let it force less text"),
+        (AMBIGUOUS, r"takes too long to follow, \d\.\d s more than its tokens may: say less in two ways"),
         (GrammarSpec("regex", "(a"), r"\(regex\) does not compile: (?s:.*)unclosed group"),
     ],
-    ids=["time", "depth", "memory", "beginning", "fault"],
+    ids=["time", "depth", "memory", "beginning", "behind a choice", "one of two", "ambiguity", "fault"],
 )
 def test_a_grammar_that_is_not_to_be_had_is_refused_with_its_reason(
     trials: GrammarTrials, spec: GrammarSpec, reason: str

@@ -55,7 +55,7 @@ def test_a_token_is_admitted_if_and_only_if_the_mask_holds_it(
     for _ in range(NUM_WALKS):
         matcher = begin(compiler, spec, takes_forced=takes_forced)
         for _ in range(NUM_STEPS):
-            if matcher.llguidance.is_stopped() and matcher.next_forced is None:
+            if matcher.has_ended:
                 break
             asked = np.array([matcher.admits(token_id) for token_id in range(VOCAB_SIZE)])
             mask = admitted(filler.fill([matcher])[0])
