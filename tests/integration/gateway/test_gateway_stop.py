@@ -6,13 +6,10 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import httpx2 as httpx
 import pytest
 
-from producer.async_transport import _AsyncSession
 from tests.fakes.fake_worker import FakeWorker, HeldJob
 from tests.fakes.gateways import RunningGateway, StartGateway, wait_until
 
@@ -66,27 +63,9 @@ class Readers:
         return next((end for end in ("gateway_stopping", "was cancelled") if end in text), text)
 
 
-def swallow_cancellations(receive: Callable[..., Any]) -> Callable[..., Any]:
-    async def swallowing(self: _AsyncSession, timeout: float) -> Any:
-        try:
-            return await receive(self, timeout)
-        except asyncio.CancelledError:
-            return None
-
-    return swallowing
-
-
-@pytest.mark.parametrize("swallows", [False, True], ids=["plain", "cancellations swallowed"])
 def test_many_streams_end_at_once_when_the_gateway_stops(
-    start_gateway: StartGateway,
-    worker: FakeWorker,
-    errors: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    swallows: bool,
+    start_gateway: StartGateway, worker: FakeWorker, errors: pytest.LogCaptureFixture
 ) -> None:
-    """Before Python 3.12 a connection may swallow the cancellation of a stream, which then waits for its next token."""
-    if swallows:
-        monkeypatch.setattr(_AsyncSession, "_receive", swallow_cancellations(_AsyncSession._receive))
     gateway = start_gateway()
     readers = Readers(gateway)
     readers.open(worker)
