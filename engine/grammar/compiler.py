@@ -1,4 +1,4 @@
-"""Compiles grammars on threads of their own, once each: specs to matchers at their beginning.
+"""Compiles grammars, once each, whoever waits for them: specs to matchers at their beginning.
 
 Owns llguidance's view of the vocabulary, which is made with the first grammar, what is kept of grammars, and
 llguidance's own limits, which bound some of its work and not all: what comes from strangers is tried apart first
@@ -9,6 +9,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,13 +33,21 @@ _STRING_SLICE = r'[^"\\\x00-\x1F\x7F]{1,16}'
 
 
 @dataclass(slots=True)
-class _Compiled:
+class CompiledGrammar:
     """`refusal`: why there is no matcher."""
 
     matcher: "LLMatcher | None" = None
     refusal: str | None = None
     num_bytes: int = 0
     budget: GrammarBudget = field(default_factory=GrammarBudget)  # of all that follow it
+
+    def begin(self) -> "LLMatcher":
+        """A matcher of one's own at the grammar's beginning. Raises `InvalidRequestError` with the reason."""
+        refusal = self.budget.reason if self.budget.is_overdrawn else self.refusal
+        if refusal is not None:
+            raise InvalidRequestError(refusal, param="grammar")
+        assert self.matcher is not None
+        return self.matcher.deep_copy()
 
 
 class GrammarCompiler:
@@ -59,39 +68,52 @@ class GrammarCompiler:
         self._try_apart = try_apart
         self._tokenizer: LLTokenizer | None = None
         self._tokenizer_lock = threading.Lock()
-        self._compiled: OrderedDict[GrammarSpec, _Compiled] = OrderedDict()  # least recently used first
+        self._grammars: OrderedDict[GrammarSpec, Future[CompiledGrammar]] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
 
     def compile(self, spec: GrammarSpec) -> "LLMatcher":
-        """A matcher of one's own at the grammar's beginning. Raises `InvalidRequestError` with the reason."""
-        return self.begin(spec)[0]
+        """As `prepare`, on the calling thread, and begun."""
+        return self.prepare(spec).result().begin()
 
-    def begin(self, spec: GrammarSpec) -> "tuple[LLMatcher, GrammarBudget]":
-        """As `compile`, with what all sequences of this grammar may spend together."""
-        with self._lock:
-            if (compiled := self._compiled.get(spec)) is not None:
-                self._compiled.move_to_end(spec)
-        if compiled is None:
-            compiled = self._compile_anew(spec)
-        refusal = compiled.budget.reason if compiled.budget.is_overdrawn else compiled.refusal
-        if refusal is not None:
-            raise InvalidRequestError(refusal, param="grammar")
-        assert compiled.matcher is not None
-        with self._lock:
-            return compiled.matcher.deep_copy(), compiled.budget
+    def prepare(self, spec: GrammarSpec, threads: Executor | None = None) -> Future[CompiledGrammar]:
+        """Have a grammar compiled, on one of these threads or here, unless it is or somebody does: all share one.
 
-    def _compile_anew(self, spec: GrammarSpec) -> _Compiled:
+        The future has an error where nobody knows whether the grammar is to be had; the next who asks has it tried
+        again.
+        """
+        with self._lock:
+            if (grammar := self._grammars.get(spec)) is not None:
+                self._grammars.move_to_end(spec)
+                return grammar
+            grammar = self._grammars[spec] = Future()
+        if threads is None:
+            self._compile(spec, grammar)
+        else:
+            threads.submit(self._compile, spec, grammar)
+        return grammar
+
+    def _compile(self, spec: GrammarSpec, grammar: Future[CompiledGrammar]) -> None:
         try:
             num_bytes = self._try_apart(spec)
-            compiled = _Compiled(self._build(spec), num_bytes=num_bytes)
+            compiled = CompiledGrammar(self._build(spec), num_bytes=num_bytes)
         except InvalidRequestError as error:
-            compiled = _Compiled(refusal=str(error))
+            compiled = CompiledGrammar(refusal=str(error))
+        except BaseException as error:  # a panic in the compiler is no `Exception`; whoever waits is told
+            with self._lock:
+                del self._grammars[spec]
+            grammar.set_exception(error)
+            return
+        grammar.set_result(compiled)
+        self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
         with self._lock:
-            self._compiled[spec] = compiled
-            held = self._compiled.values()
-            while len(held) > _MAX_CACHED or sum(each.num_bytes for each in held) > _MAX_CACHED_BYTES:
-                self._compiled.popitem(last=False)
-        return compiled
+            sizes = {spec: g.result().num_bytes for spec, g in self._grammars.items() if g.done()}
+            num_bytes = sum(sizes.values())
+            while len(sizes) > _MAX_CACHED or num_bytes > _MAX_CACHED_BYTES:
+                oldest = next(iter(sizes))
+                num_bytes -= sizes.pop(oldest)
+                del self._grammars[oldest]
 
     def _build(self, spec: GrammarSpec) -> "LLMatcher":
         from llguidance import LLMatcher, LLParserLimits

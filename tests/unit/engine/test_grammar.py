@@ -198,13 +198,13 @@ def test_a_grammar_that_cannot_be_had_fails_its_sequence_alone(model_dir: Path, 
 
 def test_a_compilation_that_takes_long_holds_up_nobody_else(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     may_end = threading.Event()
-    begun = GrammarCompiler.begin
+    build = GrammarCompiler._build
 
-    def begin_slowly(self: GrammarCompiler, spec: GrammarSpec) -> object:
+    def build_slowly(self: GrammarCompiler, spec: GrammarSpec) -> object:
         assert may_end.wait(30)
-        return begun(self, spec)
+        return build(self, spec)
 
-    monkeypatch.setattr(GrammarCompiler, "begin", begin_slowly)
+    monkeypatch.setattr(GrammarCompiler, "_build", build_slowly)
     driver = make_driver(model_dir)
     slow = driver.add([1, 2, 3], grammar=SPECS[2])
     free = driver.add([1, 2, 3], max_tokens=5)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.errors import InvalidRequestError
 from engine.grammar.budget import MAX_DEBT_SECONDS, SECONDS_PER_TOKEN, GrammarBudget, now, seconds_since
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.masks import MaskFiller
@@ -134,6 +135,17 @@ def test_a_panic_fails_its_sequence_alone(call: str) -> None:
 def test_a_sequence_that_failed_has_a_mask_of_ones() -> None:
     matchers = [matcher_of(FakeLLMatcher(panics=True), GrammarBudget())] * 2
     assert (MaskFiller(VOCAB_SIZE).fill(matchers) == np.int32(-1)).all()
+
+
+def test_an_overdrawn_grammar_is_begun_by_nobody_and_by_anyone_when_it_has_recovered(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    compiler = GrammarCompiler(str(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+    grammar = compiler.prepare(GrammarSpec("regex", "a+")).result()
+    grammar.budget.charge(1.0, 0)
+    with pytest.raises(InvalidRequestError, match="takes too long to follow"):
+        grammar.begin()
+    grammar.budget.charged_at -= 100
+    assert grammar.begin().consume_token(ord("a"))
 
 
 def test_a_grammar_forces_so_much_at_once_and_no_more(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,8 +13,12 @@ import pytest
 
 from engine.errors import EngineError, InvalidRequestError
 from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.pending import PendingGrammars, PreparedSequence
 from engine.grammar.trial import GrammarTrials
 from engine.grammar_spec import GrammarSpec
+from engine.messages import AddSequence
+from engine.sampling_params import SamplingParams
+from engine.sequence import Sequence, SequenceLimits, create_sequence
 from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, write_byte_tokenizer
 
 
@@ -120,6 +126,56 @@ def test_what_could_not_be_tried_is_tried_again(model_dir: Path) -> None:
     with pytest.raises(EngineError, match="lost"):
         compiler.compile(GOOD)
     assert compiler.compile(GOOD).is_accepting() is False
+
+
+def test_who_asks_for_a_grammar_that_is_being_compiled_waits_for_that_one(model_dir: Path) -> None:
+    may_end, asked = threading.Event(), []
+
+    def wait(spec: GrammarSpec) -> int:
+        asked.append(spec)
+        assert may_end.wait(30)
+        return 0
+
+    compiler = make_compiler(model_dir, wait)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = compiler.prepare(GOOD, threads), compiler.prepare(GOOD, threads)
+        may_end.set()
+        assert first.result(30) is second.result(30), "and so they have one account"
+    assert asked == [GOOD]
+
+
+def test_the_choices_of_a_grammar_that_cannot_be_tried_share_one_trial_and_hold_up_no_other(model_dir: Path) -> None:
+    may_fail, asked = threading.Event(), []
+
+    def answer(spec: GrammarSpec) -> int:
+        asked.append(spec)
+        if spec == GOOD:
+            assert may_fail.wait(30)
+            raise EngineError("nothing was heard of it for 60 s")
+        return 0
+
+    pending = PendingGrammars(make_compiler(model_dir, answer))
+    for sequence_id in range(8):
+        pending.add(sequence_of(sequence_id, GOOD))
+    other = GrammarSpec("regex", "a+")
+    pending.add(sequence_of(8, other))
+    assert [done.sequence.sequence_id for done in take(pending, 1)] == [8]
+    may_fail.set()
+    assert [done.error for done in take(pending, 8)] == ["nothing was heard of it for 60 s"] * 8
+    assert asked.count(GOOD) == 1
+
+
+def sequence_of(sequence_id: int, spec: GrammarSpec) -> Sequence:
+    limits = SequenceLimits(vocab_size=VOCAB_SIZE, max_len=100, eos_token_ids=(EOS_TOKEN_ID,), described="")
+    message = AddSequence(sequence_id=sequence_id, prompt_token_ids=[1], params=SamplingParams(grammar=spec))
+    return create_sequence(message, limits)
+
+
+def take(pending: PendingGrammars, count: int) -> list[PreparedSequence]:
+    taken: list[PreparedSequence] = []
+    while len(taken) < count:
+        taken += pending.take_done(waits=True)
+    return taken
 
 
 def test_large_grammars_are_not_kept_in_any_number(model_dir: Path) -> None:
