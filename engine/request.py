@@ -113,6 +113,7 @@ class Choice:
 
     __slots__ = (
         "detokenizer",
+        "had_begun",
         "index",
         "is_at_risk",
         "num_cached_tokens",
@@ -133,6 +134,7 @@ class Choice:
         self.prompt = prompt
         self.num_cached_tokens = 0  # of it
         self.is_at_risk = False  # the present child has begun to work on it
+        self.had_begun = False  # when the present child was given it: its prompt was computed before
         self.num_deaths = 0  # of the child while this ran, in a row, without a new token of its own
         self.sequence_id = -1  # given on arrival
         self.token_ids: list[int] = []
@@ -172,7 +174,7 @@ class Choice:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the child has given it a token."""
+        """Whether a child has given it a token."""
         return len(self.token_ids) > self.num_replayed
 
     def release(self) -> str:

@@ -101,7 +101,7 @@ class RequestTable:
         """Hands every token to its choice. Tokens of a choice that ended while they were on their way are dropped."""
         for sequence_id, num_cached_tokens in step.cached_tokens.items():
             choice = self._open_choices.get(sequence_id)
-            if choice is not None and not choice.has_begun:
+            if choice is not None and not choice.had_begun:  # it may have tokens that its grammar forced
                 choice.num_cached_tokens = num_cached_tokens
                 if choice is choice.request.lead:
                     choice.request.num_cached_tokens = num_cached_tokens
@@ -231,4 +231,6 @@ class RequestTable:
 
 def _start(request: Request) -> Iterator[AddSequence]:
     request.is_running = True
+    for choice in request.open_choices:
+        choice.had_begun = choice.has_begun
     yield from request.messages()

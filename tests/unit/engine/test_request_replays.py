@@ -93,6 +93,8 @@ def test_a_resumed_choice_reports_what_this_run_found_in_the_cache(table: Table)
     (sequence,) = table.add("r", output_token_ids=[ids("a b")])
     table.tokens(cached_tokens={sequence: 16})
     table.say(sequence, " c")
-    table.tokens(cached_tokens={sequence: 99})  # a later child: the prompt was prefilled before
+    table.table.note_death("killed")
+    assert len(table.started()) == 1
+    table.tokens(cached_tokens={sequence: 99})  # by a later child: the prompt was prefilled before
     table.say(sequence, " d")
     assert [output.num_cached_tokens for output in table.outputs["r"]] == [0, *[16] * (len(table.outputs["r"]) - 1)]

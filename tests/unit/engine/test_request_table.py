@@ -83,6 +83,25 @@ def test_cached_prompt_tokens_are_reported_with_every_output(table: Table) -> No
     assert {output.num_cached_tokens for output in table.outputs["r"]} == {16}
 
 
+def test_what_is_found_in_the_cache_behind_forced_tokens_is_reported(table: Table) -> None:
+    """A grammar's first tokens are there before its sequence has a place to run."""
+    (sequence,) = table.add("r")
+    table.say(sequence, "a b")
+    table.tokens(cached_tokens={sequence: 16})
+    table.say(sequence, " c")
+    assert table.outputs["r"][-1].num_cached_tokens == 16
+
+
+def test_what_a_later_child_finds_in_the_cache_is_not(table: Table) -> None:
+    (sequence,) = table.add("r")
+    table.say(sequence, "a b")
+    table.table.note_death("killed")
+    assert len(table.started()) == 1
+    table.tokens(cached_tokens={sequence: 16})
+    table.say(sequence, " c")
+    assert table.outputs["r"][-1].num_cached_tokens == 0
+
+
 def test_tokens_on_their_way_after_an_abort_are_dropped(table: Table) -> None:
     (sequence,) = table.add("r")
     table.table.abort("r")
