@@ -240,6 +240,9 @@ class Committer:
     def _add_end(self, pipe: Pipeline, job: RunningJob, wire: str) -> None:
         """Our part of a transaction: no lease and no fence any more; and, unless RQ tries again, the result."""
         pipe.zrem(keys.leases_key(job.claim.queue), job.job_id)
+        base, tenant = keys.split_tenant(job.claim.queue)
+        if tenant is not None:
+            pipe.publish(keys.freed_channel(base), job.claim.queue)
         pipe.delete(keys.fence_key(job.job_id))
         if job.is_retried:
             pipe.expire(keys.stream_key(job.job_id), RECORD_TTL_SECONDS)  # until the next attempt marks it

@@ -1,9 +1,9 @@
 """Hears of jobs as they are enqueued, whoever does it: Redis tells which keys change, as for client-side caches.
 
 Plain RQ and other languages push onto a list and tell nobody; a list can be waited for only by taking from it. So the
-watch has Redis report every change of the served queues' keys, of their tenants' queues and turns and, where tenants
-have limits, of their leases, because one that ends makes room. A server, or a proxy before one, that cannot do that is
-asked every few milliseconds instead: see `ClaimPace`. Knows nothing of claims.
+watch has Redis report every change of the served queues' keys, of their tenants' queues and of their turns. Where
+tenants have limits, workers tell it of jobs of theirs that end, because that makes room. A server, or a proxy before
+one, that cannot do that is asked every few milliseconds instead: see `ClaimPace`. Knows nothing of claims.
 """
 
 import logging
@@ -57,7 +57,7 @@ class QueueWatch(ListenerThread):
         try:
             prefixes = [part for prefix in self._prefixes() for part in ("PREFIX", prefix)]
             ask("CLIENT", "TRACKING", "ON", "REDIRECT", ask("CLIENT", "ID"), "BCAST", *prefixes)
-            ask("SUBSCRIBE", INVALIDATIONS)
+            ask("SUBSCRIBE", INVALIDATIONS, *map(keys.freed_channel, self._queues if self._has_limits else ()))
             self._on_watching(True)
             self._on_arrival([])  # what came before
             self._take_all(connection)
@@ -85,13 +85,14 @@ class QueueWatch(ListenerThread):
         """None begins with another: Redis refuses that."""
         prefixes = {QUEUE_PREFIX + queue for queue in self._queues} | {SUSPENDED_KEY}
         prefixes |= {keys.turns_key(queue) for queue in self._queues}
-        if self._has_limits:
-            prefixes |= {keys.leases_key(f"{queue}@") for queue in self._queues}
         return sorted(one for one in prefixes if not any(one != other and one.startswith(other) for other in prefixes))
 
     def _take(self, message: Any) -> None:
         if message[0] != b"message":
-            return  # the answer to a PING
+            return  # the answer to a PING, or to SUBSCRIBE
+        if message[1] != INVALIDATIONS.encode():
+            self._on_arrival([])
+            return
         changed = [key.decode(errors="replace") for key in message[2] or ()]
         if message[2] is None or any(map(self._is_ours, changed)):
             queues = [key.removeprefix(QUEUE_PREFIX) for key in changed if key.startswith(QUEUE_PREFIX)]
@@ -102,7 +103,7 @@ class QueueWatch(ListenerThread):
         return tenant is not None and base in self._queues
 
     def _is_ours(self, key: str) -> bool:
-        for prefix in (QUEUE_PREFIX, keys.turns_key(""), keys.leases_key("")):
+        for prefix in (QUEUE_PREFIX, keys.turns_key("")):
             if key.startswith(prefix):
                 return keys.split_tenant(key.removeprefix(prefix))[0] in self._queues
         return key == SUSPENDED_KEY

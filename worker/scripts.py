@@ -220,6 +220,7 @@ def _names(rq_prefix: str) -> str:
         "WORKERS": keys.WORKERS_KEY,
         "LEASES": keys.leases_key(""),
         "LEASED": keys.leased_key(""),
+        "FREED": keys.freed_channel(""),
         "TURNS": keys.turns_key(""),
         "RESULTS": keys.results_channel(""),
         "FENCE": keys.fence_key(""),

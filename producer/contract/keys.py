@@ -43,6 +43,11 @@ def leases_key(queue: str) -> str:
     return f"promptmill:leases:{queue}"
 
 
+def freed_channel(queue: str) -> str:
+    """Pub/sub: a job of one of `queue`'s tenants has left its worker. The payload is the tenant's queue."""
+    return f"promptmill:freed:{queue}"
+
+
 def fence_key(job_id: str) -> str:
     """`ATTEMPT:EXECUTION_ID` of whoever may write the job's outcome; changed by claim, sweep and hand-over alone."""
     return f"promptmill:fence:{job_id}"

@@ -1,6 +1,7 @@
 """Workers hear of jobs the moment they are enqueued, by whomever, and ask a Redis that tells them nothing."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from tests.fakes.worker_runs import WorkerThread, enqueue_many, rq_queue, wait_f
 from worker import claim_pace, service
 from worker.queue_watch import QueueWatch
 from worker.redis_client import connect
+from worker.scripts import Scripts
 
 WAIT_SECONDS = 30.0
 ACME = keys.tenant_queue(keys.DEFAULT_QUEUE, "acme")
@@ -26,10 +28,12 @@ class Heard:
 
     def __init__(self) -> None:
         self.arrival = threading.Event()
+        self.num_notes = 0
         self.queues: list[str] = []
         self.watching: list[bool] = []
 
     def note(self, queues: list[str]) -> None:
+        self.num_notes += 1
         self.queues += queues
         self.arrival.set()
 
@@ -78,12 +82,20 @@ def test_other_keys_are_not_heard_of(redis_url: str, redis_client: redis.Redis) 
         heard.wait()
 
 
-def test_a_seat_that_a_tenant_gets_back_is_heard_of_where_tenants_have_limits(
+def test_of_tenants_with_limits_leases_that_end_are_heard_of_and_renewals_are_not(
     redis_url: str, redis_client: redis.Redis
 ) -> None:
-    redis_client.zadd(keys.leases_key(ACME), {"job": 1.0})
+    sweep = {"queue": keys.DEFAULT_QUEUE, "lease_seconds": 1.0, "max_jobs": 9, "execution_id": "e"}
     with watch(redis_url, has_limits=True) as heard:
-        redis_client.zrem(keys.leases_key(ACME), "job")
+        for seconds in range(20):
+            redis_client.zadd(keys.leases_key(ACME), {"job": time.time() + 1000 + seconds})
+        enqueue_many(rq_queue(redis_client, ACME), 1)
+        wait_until(lambda: heard.queues)  # what came before it was heard of by then
+        assert heard.num_notes < 10
+        heard.arrival.clear()
+        redis_client.sadd(keys.leased_key(keys.DEFAULT_QUEUE), ACME)
+        redis_client.zadd(keys.leases_key(ACME), {"job": 1.0})
+        Scripts("rq").sweep(redis_client, **sweep)  # type: ignore[arg-type]
         heard.wait()
 
 

@@ -1,5 +1,5 @@
 -- What the scripts share. `Scripts` puts the prefixes of the key names in front of it:
--- RQ, WORKERS, LEASES, LEASED, TURNS, RESULTS, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD, CRASHES_FIELD, BLAMED_FIELD.
+-- RQ, WORKERS, LEASES, LEASED, FREED, TURNS, RESULTS, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD, CRASHES_FIELD, BLAMED_FIELD.
 local suspended_key = RQ .. ':suspended'
 local function job_key(id) return RQ .. ':job:' .. id end
 local function queue_key(queue) return RQ .. ':queue:' .. queue end
@@ -73,6 +73,8 @@ local function forget(id, queue)
   end
   redis.call('DEL', fence_key(id))
   redis.call('ZREM', leases_key(queue), id)
+  local base, tenant = split_tenant(queue)
+  if tenant then redis.call('PUBLISH', FREED .. base, queue) end
 end
 
 -- the attempt that wrote last, the done entry if the stream has ended, and the last entry's field
