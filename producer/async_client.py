@@ -111,7 +111,7 @@ class AsyncClient(BaseClient):
     ) -> AsyncSubscription:
         """As `Job.stream`."""
         job_id, _ = id_and_queue(job)
-        protocol = follow(job_id, after=parse_cursor(after), timeout=timeout)
+        protocol = follow(job_id, after=parse_cursor(after), timeout=timeout, pace=self._look_pace)
         return AsyncSubscription(self._transport.iterate(protocol), after)
 
     async def result(self, job: AsyncJob | str, *, timeout: float | None = None) -> Result:

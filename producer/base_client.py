@@ -9,6 +9,7 @@ from producer.errors import InvalidJobError
 from producer.job import AsyncJob, Job
 from producer.operations import Protocol
 from producer.settings import ProducerSettings, load_settings
+from producer.subscription import LookPace
 from producer.workers import ModelDirectory
 
 Prompt = str | list[int] | None  # text or token ids
@@ -27,6 +28,7 @@ class BaseClient:
         flags = {"redis_url": redis_url, "queue": queue, "s3_endpoint_url": s3_endpoint_url}
         self.settings = load_settings(ProducerSettings, flags)
         self._directory = ModelDirectory()
+        self._look_pace = LookPace()
 
     def _submit_one(
         self,

@@ -124,7 +124,7 @@ class Client(BaseClient):
     def stream(self, job: Job | str, *, timeout: float | None = None, after: str | None = None) -> Subscription:
         """As `Job.stream`."""
         job_id, _ = id_and_queue(job)
-        protocol = follow(job_id, after=parse_cursor(after), timeout=timeout)
+        protocol = follow(job_id, after=parse_cursor(after), timeout=timeout, pace=self._look_pace)
         return Subscription(self._transport.iterate(protocol), after)
 
     def result(self, job: Job | str, *, timeout: float | None = None) -> Result:

@@ -15,7 +15,8 @@ from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconne
 from producer.outcome import OutcomeWatch, look_commands, parse_look
 from producer.stream_reader import BEGINNING, MAX_ENTRIES_A_READ, Delivery, StreamReader
 
-LOOK_SECONDS = 2.0  # of silence, before the stream and the job's status are looked at
+LOOK_SECONDS = 2.0  # of silence, before the stream and the job's status are looked at; of many at once more rarely
+LOOKS_A_SECOND = 100  # at most, at all streams that a client follows: each is four commands
 CURSOR_PATTERN = r"[0-9]{1,9}-[0-9]{1,9}"
 
 
@@ -106,20 +107,32 @@ def parse_cursor(after: str | None) -> EntryId:
     return EntryId.parse(after)
 
 
-def follow(job_id: str, *, after: EntryId, timeout: float | None) -> Protocol[None]:
+class LookPace:
+    """How often each silent stream of a client is looked at, by how many it follows. Threads may share it."""
+
+    def __init__(self) -> None:
+        self.followers: set[object] = set()
+
+    @property
+    def seconds(self) -> float:
+        return max(LOOK_SECONDS, len(self.followers) / LOOKS_A_SECOND)
+
+
+def follow(job_id: str, *, after: EntryId, timeout: float | None, pace: LookPace) -> Protocol[None]:
     """Emit a `Delivery` for each chunk behind `after`, then a `StreamEnd`. `timeout`: seconds to wait for each chunk.
 
     Raises JobFailedError behind the last chunk of a failed job, JobNotFoundError, ResultTimeoutError, and
     RedisUnavailableError once Redis stayed away too long.
     """
-    return _Follower(job_id, after, timeout).run()
+    return _Follower(job_id, after, timeout, pace).run()
 
 
 class _Follower:
-    def __init__(self, job_id: str, after: EntryId, timeout: float | None) -> None:
+    def __init__(self, job_id: str, after: EntryId, timeout: float | None, pace: LookPace) -> None:
         self._job_id = job_id
         self._key = keys.stream_key(job_id)
         self._timeout = timeout
+        self._pace = pace
         self._reader = StreamReader(job_id, after)
         self._watch = OutcomeWatch(job_id)
         self._reconnect = Reconnect()
@@ -127,6 +140,13 @@ class _Follower:
         self._waiting_since = time.monotonic()
 
     def run(self) -> Protocol[None]:
+        self._pace.followers.add(self)
+        try:
+            yield from self._run()
+        finally:
+            self._pace.followers.discard(self)
+
+    def _run(self) -> Protocol[None]:
         while not self._has_ended:
             try:
                 yield Subscribe([self._key])
@@ -198,8 +218,8 @@ class _Follower:
     def _check_timeout(self) -> float:
         """Seconds to listen before the next look. Raises ResultTimeoutError."""
         if self._timeout is None:
-            return LOOK_SECONDS
+            return self._pace.seconds
         left = self._waiting_since + self._timeout - time.monotonic()
         if left <= 0:
             raise ResultTimeoutError(f"job {self._job_id}: no chunk within {self._timeout:g} s; it goes on")
-        return min(LOOK_SECONDS, left)
+        return min(self._pace.seconds, left)
