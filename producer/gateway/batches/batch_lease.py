@@ -11,7 +11,7 @@ from typing import Any
 from producer.async_transport import AsyncTransport
 from producer.gateway.batches.batch_keys import answered_key
 from producer.gateway.batches.batch_record import BatchProblem, BatchRecord, BatchStatus, BatchUsage
-from producer.gateway.batches.batch_scripts import BEGIN, CLAIM, FINALIZE, FINISH, RECORD, RELEASE, RENEW, UNREADABLE
+from producer.gateway.batches.batch_scripts import BEGIN, CLAIM, FINALIZE, FINISH, RECORD, RELEASE, RENEW, WAIT
 from producer.gateway.files.file_records import FileRecord, Part
 from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
 from producer.operations import Script, send
@@ -90,7 +90,11 @@ class BatchLease:
 
     async def note_unreadable(self) -> int:
         """The input cannot be read. Returns for how many seconds that is so."""
-        return int(await self._call(UNREADABLE))
+        return int(await self._call(WAIT, "unreadable_since"))
+
+    async def note_unserved(self, model: str) -> int:
+        """No live worker serves the input's model. Returns for how many seconds that is so."""
+        return int(await self._call(WAIT, "unserved_since", "awaited_model", model))
 
     async def read_answered(self) -> "AnsweredLines":
         [bits] = await self._redis.run(send(("GET", answered_key(self.record.id))))

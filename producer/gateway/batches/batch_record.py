@@ -85,6 +85,7 @@ class BatchRecord(BaseModel):
     output_file_id: str | None = None
     error_file_id: str | None = None
     unreadable_since: int | None = None
+    awaited_model: str | None = None  # of an input that was read, and cannot be run before a worker serves it
     in_progress_at: int | None = None
     finalizing_at: int | None = None
     completed_at: int | None = None

@@ -114,20 +114,21 @@ BEGIN = Script(
 local id, fence, model, queue, num_lines = unpack(ARGV, 1, 5)
 if not holds_fence(id, fence) then return 'lost' end
 redis.call('HSET', batch_key(id), 'model', model, 'queue', queue, 'num_lines', num_lines)
-redis.call('HDEL', batch_key(id), 'unreadable_since')
+redis.call('HDEL', batch_key(id), 'unreadable_since', 'unserved_since')
 if redis.call('HGET', batch_key(id), 'status') == 'validating' then enter(id, 'in_progress') end
 return redis.call('HGET', batch_key(id), 'status')
 """
 )
 
-UNREADABLE = Script(
+WAIT = Script(
     _FUNCTIONS
     + """
--- ARGV: id, fence → for how many seconds the input could not be read, or lost
-local id, fence = ARGV[1], ARGV[2]
+-- ARGV: id, fence, since when it waits (the field's name), more fields… → for how many seconds it waits, or lost
+local id, fence, since = unpack(ARGV, 1, 3)
 if not holds_fence(id, fence) then return 'lost' end
-redis.call('HSETNX', batch_key(id), 'unreadable_since', math.floor(file_time()))
-return tostring(math.floor(file_time()) - tonumber(redis.call('HGET', batch_key(id), 'unreadable_since')))
+redis.call('HSETNX', batch_key(id), since, math.floor(file_time()))
+if #ARGV > 3 then redis.call('HSET', batch_key(id), unpack(ARGV, 4)) end
+return tostring(math.floor(file_time()) - tonumber(redis.call('HGET', batch_key(id), since)))
 """
 )
 

@@ -41,8 +41,9 @@ class CarrierOptions:
     max_in_flight: int
     max_queue_depth: int
     max_line_bytes: int
-    retry_seconds: float = 15.0  # before an input that cannot be read is read again
+    retry_seconds: float = 15.0  # before an input that cannot be read is read again, or its model looked for
     unreadable_seconds: float = 600.0  # until a batch fails whose input cannot be read
+    unserved_seconds: float = 600.0  # until one fails whose model no worker serves: one may be restarting
 
 
 class Carrier:
@@ -76,6 +77,9 @@ class Carrier:
 
     async def _carry_lines(self) -> None:
         record = self._lease.record
+        awaited = None if self._has_begun else record.awaited_model
+        if awaited is not None and await self._find_queue(awaited) is None:  # else the whole input is read again first
+            return
         with tempfile.TemporaryFile(prefix="promptmill-batch-") as file:
             index = LineIndex(file, self._options.max_line_bytes)
             check = InputCheck(record, lambda: self._lease.wish is not Wish.GO_ON and not self._has_begun)
@@ -120,29 +124,42 @@ class Carrier:
         if self._lease.wish in (Wish.CANCEL, Wish.EXPIRE):
             await self._finish_early()
             return False
-        problems = check.problems
-        queue = ""
-        if not problems:
-            assert check.model is not None
-            queue, problems = await self._find_queue(check.model)
-        if problems:
-            await self._finish(BatchStatus.FAILED, problems)
+        if check.problems:
+            await self._finish(BatchStatus.FAILED, check.problems)
             return False
-        await self._lease.begin(model=check.model or "", queue=queue, num_lines=num_lines)
+        assert check.model is not None
+        queue = await self._find_queue(check.model)
+        if queue is None:
+            return False
+        await self._lease.begin(model=check.model, queue=queue, num_lines=num_lines)
         return True
 
-    async def _find_queue(self, model: str) -> tuple[str, list[BatchProblem]]:
+    async def _find_queue(self, model: str) -> str | None:
+        """None: the batch has failed, or waits for a worker that serves the model."""
         record = self._lease.record
-        if record.key_id is not None:
-            key = await self._redis.run(read_key(record.key_id))
-            if key is None:
-                return "", [BatchProblem(code="invalid_api_key", message="the batch's API key was revoked")]
-            if not key.allows(model):
-                rule = f"body.model: the API key may not use {model!r}"
-                return "", [BatchProblem(code="model_not_allowed", message=rule, param="body.model")]
+        if record.key_id is not None and (problem := await self._key_problem(record.key_id, model)) is not None:
+            await self._finish(BatchStatus.FAILED, [problem])
+            return None
         workers = await self._redis.run(read_workers())
         queue = choose_batch_queue(workers, model, self._options.default_queue, record.tenant)
-        return (queue, []) if queue is not None else ("", [model_problem(model, workers)])
+        if queue is not None:
+            return queue
+        problem = model_problem(model, workers)
+        if await self._lease.note_unserved(model) >= self._options.unserved_seconds:
+            await self._finish(BatchStatus.FAILED, [problem])
+        else:
+            _log.info("action=batch_waits batch=%s reason=%s", record.id, problem.message)
+            await self._lease.release(self._options.retry_seconds)
+        return None
+
+    async def _key_problem(self, key_id: str, model: str) -> BatchProblem | None:
+        key = await self._redis.run(read_key(key_id))
+        if key is None:
+            return BatchProblem(code="invalid_api_key", message="the batch's API key was revoked")
+        if key.allows(model):
+            return None
+        rule = f"body.model: the API key may not use {model!r}"
+        return BatchProblem(code="model_not_allowed", message=rule, param="body.model")
 
     async def _answer(self, index: LineIndex) -> None:
         """Every line, or as many as there is time for."""

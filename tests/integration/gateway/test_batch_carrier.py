@@ -82,11 +82,50 @@ async def test_a_file_that_cannot_be_run_fails_the_batch_with_the_lines_at_fault
     assert redis_client.llen(f"rq:queue:{LOW}") == 0
 
 
-async def test_a_model_that_nobody_serves_fails_the_batch(bench: BatchBench, low: FakeWorker) -> None:
+async def test_a_model_that_nobody_has_served_for_long_fails_the_batch(
+    bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
+) -> None:
     created = await bench.create([line("a", body={"model": "unheard-of"})])
     await bench.carry()
+    assert (await bench.get(created.id)).status is BatchStatus.VALIDATING
+    assert await bench.claim() is None  # not at once again
+    await _is_carried_again(bench, redis_client, created)
+    assert (await bench.get(created.id)).status is BatchStatus.VALIDATING
+    redis_client.hincrby(f"promptmill:batch:{created.id}", "unserved_since", -600)
+    await _is_carried_again(bench, redis_client, created)
     [problem] = (await bench.get(created.id)).problems
     assert problem.code == "model_not_found" and "served are: fake" in problem.message
+    assert (await bench.get(created.id)).status is BatchStatus.FAILED
+
+
+async def test_a_batch_whose_only_worker_is_replaced_is_completed_by_the_next(
+    bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
+) -> None:
+    low.announce("another", queues=keys.class_queues(keys.DEFAULT_QUEUE))
+    created = await bench.create([line("a")])
+    await bench.carry()
+    low.announce("another", "fake", queues=keys.class_queues(keys.DEFAULT_QUEUE))
+    with low.serving(echo):
+        await _is_carried_again(bench, redis_client, created)
+    record = await bench.get(created.id)
+    assert record.status is BatchStatus.COMPLETED and record.num_completed == 1
+
+
+async def test_a_batch_that_waits_for_its_model_does_not_read_its_input_again(
+    bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
+) -> None:
+    created = await bench.create([line("a", body={"model": "unheard-of"})])
+    await bench.carry()
+    for part in await bench.files.parts(created.input_file_id):
+        bench.store.delete(part.name)
+    await _is_carried_again(bench, redis_client, created)
+    assert (await bench.get(created.id)).unreadable_since is None
+
+
+async def _is_carried_again(bench: BatchBench, redis_client: redis_py.Redis, record: BatchRecord) -> None:
+    """Its time has come."""
+    redis_client.zadd("promptmill:batches:open", {record.id: 0})
+    await bench.carry()
 
 
 async def test_a_cancelled_batch_keeps_its_answers_and_says_of_the_rest_that_it_was_cancelled(
