@@ -1,5 +1,6 @@
 """What following a grammar costs is charged to it, whoever pays for it and however it ends."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -157,3 +158,14 @@ def test_a_grammar_forces_so_much_at_once_and_no_more(tmp_path: Path) -> None:
         forced = matcher.accept(ord("a"))
         assert matcher.is_too_costly is is_too_long
         assert len(forced) == (0 if is_too_long else length + 1)  # and the end of sequence
+
+
+def test_what_a_regex_forces_is_bounded_by_the_states_of_its_lexer(tmp_path: Path) -> None:
+    """It is found in one call, which nothing interrupts: 240,000 bytes would take four times as long."""
+    write_byte_tokenizer(tmp_path)
+    compiler = GrammarCompiler(str(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+    matcher = GrammarMatcher(compiler.compile(GrammarSpec("regex", "[ab]" + "ab" * 120_000)), (EOS_TOKEN_ID,))
+    matcher.start(())
+    matcher.accept(ord("a"))
+    forced = re.search(r"forces ([\d,]+) tokens", matcher.error or "")
+    assert forced is not None and MAX_FORCED_TOKENS < int(forced[1].replace(",", "")) <= 50_000
