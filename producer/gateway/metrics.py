@@ -16,6 +16,7 @@ from producer.workers import QueueStatus
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 JOB_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10800, 43200, 86400)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+OF_ALL = "Each gateway counts those of all: take the max() over gateways, not the sum()."
 
 # What of a worker is no figure: it tells one from another.
 _NO_FIGURES = frozenset({"v", "pid", "started_at", "beat_at"})
@@ -83,23 +84,24 @@ class GatewayMetrics:
 
 
 class _EndedJobs:
-    """Jobs of all producers, by the queue without its tenant: there may be thousands of those."""
+    """Jobs of all producers, by the queue without its tenant: there may be thousands of those. Every gateway counts all
+    of them, so that none is missed while one is away."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._ended = Counter("promptmill_jobs_ended", "Jobs ended.", ["queue", "outcome"], registry=registry)
+        self._ended = Counter("promptmill_jobs_ended", f"Jobs ended. {OF_ALL}", ["queue", "outcome"], registry=registry)
         self._tokens = Counter(
-            "promptmill_job_tokens", "Tokens of the jobs that ended.", ["queue", "kind"], registry=registry
+            "promptmill_job_tokens", f"Tokens of the jobs that ended. {OF_ALL}", ["queue", "kind"], registry=registry
         )
         self._queued = Histogram(
             "promptmill_job_queued_seconds",
-            "Seconds from a job's enqueueing to its claim.",
+            f"Seconds from a job's enqueueing to its claim. {OF_ALL}",
             ["queue"],
             buckets=JOB_SECONDS,
             registry=registry,
         )
         self._seconds = Histogram(
             "promptmill_job_seconds",
-            "Seconds from a job's enqueueing to its end.",
+            f"Seconds from a job's enqueueing to its end. {OF_ALL}",
             ["queue"],
             buckets=JOB_SECONDS,
             registry=registry,

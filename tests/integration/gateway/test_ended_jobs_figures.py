@@ -72,6 +72,8 @@ def test_counters_begin_at_nought_and_tenants_share_those_of_their_class() -> No
 
     begun = lines()
     assert 'promptmill_jobs_ended_total{outcome="failed",queue="promptmill"} 0.0' in begun
+    for name in ("jobs_ended_total", "job_tokens_total", "job_queued_seconds", "job_seconds"):
+        assert any(line.startswith(f"# HELP promptmill_{name} ") and "max() over gateways" in line for line in begun)
     assert not any("acme" in line for line in begun if line.startswith(("promptmill_jobs_ended", "promptmill_job_")))
     metrics.observe_end(job("finished", "promptmill@acme"))
     metrics.observe_end(job("failed", "promptmill"))
