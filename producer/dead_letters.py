@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
+from producer.contract.turns import TURNS_SCRIPT
 from producer.errors import JobNotFoundError
 from producer.operations import Protocol, Script, send
 from producer.outcome import read_failure_of_rq
@@ -97,7 +98,9 @@ def retry(job_id: str) -> Protocol[bool]:
 
 
 # What is sent again because its reply was lost finds its own mark.
-_SCRIPT = Script("""
+_SCRIPT = Script(
+    TURNS_SCRIPT
+    + """
 local job, failed, result, stream, queue, queues, turns = unpack(KEYS)
 local id, queue_name, now, request, stream_ttl = unpack(ARGV)
 local status, last_request = unpack(redis.call('HMGET', job, 'status', 'promptmill_retry'))
@@ -111,7 +114,7 @@ redis.call('HDEL', job, 'started_at', 'ended_at', 'worker_name', 'exc_info', 'pr
 redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now, 'promptmill_retry', request)
 redis.call('SADD', queues, queue)
 redis.call('RPUSH', queue, id)
-local last = redis.call('ZREVRANGE', turns, 0, 0, 'WITHSCORES')
-redis.call('ZADD', turns, 'NX', (tonumber(last[2]) or 0) + 1, queue_name)
+join_turns(turns, queue_name)
 return 1
-""")
+"""
+)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from producer.contract import keys
+from producer.contract.turns import TURNS_SCRIPT
 from producer.operations import Command, Script
 from producer.rq_names import QUEUES_KEY, dependencies_key, dependents_key, job_key, queue_key, registry_key
 
@@ -63,7 +64,9 @@ def _dependency_fields(depends_on: Sequence[str]) -> Mapping[str, str]:
     return {"dependency_id": depends_on[0], "dependency_ids": json.dumps(list(depends_on))}
 
 
-SCRIPT = Script("""
+SCRIPT = Script(
+    TURNS_SCRIPT
+    + """
 local job, queue, queues, turns, deferred, dependencies = unpack(KEYS, 1, 6)
 local id, queue_name, body, now, durable, num_dependencies = unpack(ARGV, 1, 6)
 
@@ -95,7 +98,7 @@ if not is_met then
 end
 redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now)
 redis.call('RPUSH', queue, id)
-local last = redis.call('ZREVRANGE', turns, 0, 0, 'WITHSCORES')
-redis.call('ZADD', turns, 'NX', (tonumber(last[2]) or 0) + 1, queue_name)
+join_turns(turns, queue_name)
 return {'new', queue_name}
-""")
+"""
+)

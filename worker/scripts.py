@@ -15,6 +15,7 @@ import redis
 from redis.client import Pipeline
 
 from producer.contract import keys
+from producer.contract.turns import TURNS_SCRIPT
 
 RESUME_FIELD = "promptmill_resume"
 """Field of RQ's job hash: the `enqueued_at` of a job that the sweeper or a hand-over put back. While it still equals
@@ -66,7 +67,7 @@ class Scripts:
 
     def __init__(self, rq_prefix: str) -> None:
         no_client = redis.Redis()  # registering needs one and connects nowhere; calls bring their own
-        shared = _names(rq_prefix) + _source("prelude")
+        shared = TURNS_SCRIPT + _names(rq_prefix) + _source("prelude")
         self._claim = no_client.register_script(shared + _source("claim"))
         self._beat = no_client.register_script(shared + _source("beat"))
         self._hand_over = no_client.register_script(shared + _source("hand_over"))

@@ -1,4 +1,4 @@
--- What the scripts share. `Scripts` puts the prefixes of the key names in front of it:
+-- What the scripts share. `Scripts` puts in front of it how queues take turns, and the prefixes of the key names:
 -- RQ, WORKERS, LEASES, LEASED, FREED, TURNS, RESULTS, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD, CRASHES_FIELD, BLAMED_FIELD.
 local suspended_key = RQ .. ':suspended'
 local function job_key(id) return RQ .. ':job:' .. id end
@@ -24,18 +24,8 @@ local function split_tenant(queue)
   return base or queue, tenant
 end
 
-local function next_turn(turns)
-  return (tonumber(redis.call('ZREVRANGE', turns, 0, 0, 'WITHSCORES')[2]) or 0) + 1
-end
-
--- the queue has jobs waiting: if it does not take turns yet, its first is after everybody else's
-local function join_turns(queue, base)
-  local turns = turns_key(base)
-  redis.call('ZADD', turns, 'NX', next_turn(turns), queue)
-end
-
 local function join_if_waiting(queue)
-  if redis.call('EXISTS', queue_key(queue)) == 1 then join_turns(queue, (split_tenant(queue))) end
+  if redis.call('EXISTS', queue_key(queue)) == 1 then join_turns(turns_key((split_tenant(queue))), queue) end
 end
 
 -- fields of the job's hash: none where it is gone, or its key holds something else by now, as anybody may write it
@@ -120,7 +110,7 @@ local function give_back(id, queue, resumable, has_crashed, record_ttl)
   if resumable then redis.call('HSET', job_key(id), RESUME_FIELD, fields[2] or '') end
   redis.call('EXPIRE', stream_key(id), record_ttl) -- until the next attempt marks it: none may come
   redis.call('LPUSH', queue_key(queue), id)
-  join_turns(queue, (split_tenant(queue)))
+  join_turns(turns_key((split_tenant(queue))), queue)
   return true
 end
 

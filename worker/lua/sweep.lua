@@ -20,7 +20,7 @@ local function put_back_queued(id, queue)
   forget(id, queue)
   if redis.call('LPOS', queue_key(queue), id) then return false end
   redis.call('LPUSH', queue_key(queue), id)
-  join_turns(queue, base)
+  join_turns(turns_key(base), queue)
   return true
 end
 
