@@ -141,12 +141,12 @@ class BatchProtocol:
         yield from self._enqueue((yield from self._check_all(again)))
 
     def _is_stale(self, item: _Item, outcome: Outcome) -> bool:
-        """An earlier run's job that came to nothing, and that nobody was told of."""
-        if item.is_new:
-            return False
+        """A job that was lost, as in a fail-over; or an earlier run's that came to nothing, and that nobody was
+        told of."""
         if isinstance(outcome, JobNotFoundError):
-            return item.run < MAX_RUNS_A_LINE
-        return self._options.runs_failed_anew and outcome.status != "finished"
+            # Where a new job's result is not to be found, another one's would not be either.
+            return item.run < MAX_RUNS_A_LINE and not (item.is_new and outcome.has_ended)
+        return not item.is_new and self._options.runs_failed_anew and outcome.status != "finished"
 
     def _fill(self) -> Protocol[None]:
         """Top up what is in flight, in slices: one round trip for many jobs, and none for one or two."""

@@ -60,11 +60,13 @@ class DurabilityError(PromptmillError):
 
 
 class JobNotFoundError(PromptmillError):
-    """No job of this id is known, or everything kept of it has expired."""
+    """No job of this id is known, or everything kept of it has expired. `has_ended`: it was run to its end, and it is
+    the result that is gone."""
 
-    def __init__(self, job_id: str, message: str) -> None:
+    def __init__(self, job_id: str, message: str, *, has_ended: bool = False) -> None:
         super().__init__(message)
         self.job_id = job_id
+        self.has_ended = has_ended
 
 
 class JobFailedError(PromptmillError):

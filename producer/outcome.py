@@ -152,9 +152,8 @@ class OutcomeWatch:
         if self._num_empty_looks < NUM_LOOKS_BEFORE_GIVING_UP:
             return None
         if look.status is JobStatus.FINISHED:
-            raise JobNotFoundError(
-                self._job_id, f"job {self._job_id} has finished, but its result is gone; submit it again"
-            )
+            message = f"job {self._job_id} has finished, but its result is gone; submit it again"
+            raise JobNotFoundError(self._job_id, message, has_ended=True)
         return (yield from read_failure_of_rq(self._job_id))
 
 
@@ -201,6 +200,7 @@ def _whole(result: Result, data: bytes | None) -> Outcome:
             result.job_id,
             f"job {result.job_id} has ended, but {result.stored} is not there: it was deleted, and the job can be "
             "submitted again, or PROMPTMILL_S3_ENDPOINT_URL names another store",
+            has_ended=True,
         )
     try:
         whole = Result.model_validate_json(data)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from producer import BatchFileError, Client
 from producer.batch import BatchProgress
 from tests.fakes.batch_runs import answers, by_id, chat, run
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from tests.fakes.worker_runs import wait_until
 from worker.started_process import StartedProcess
 
 
@@ -136,3 +138,36 @@ def test_two_runs_into_one_output_are_refused(redis_url: str, worker: FakeWorker
 
     with worker.serving(echo):
         assert run(redis_url, files, on_progress=run_again).num_done == len(answers(files[1])) == 1
+
+
+def test_lines_whose_jobs_redis_loses_are_run_anew(
+    redis_url: str, worker: FakeWorker, files: tuple[Path, Path], redis_client: redis.Redis
+) -> None:
+    """As in a fail-over to a replica that did not have them yet."""
+    files[0].write_text("".join(chat(f"r{i}", f"word {i}") + "\n" for i in range(3)))
+    found: list[BatchProgress] = []
+    runs = threading.Thread(target=lambda: found.append(run(redis_url, files)))
+    runs.start()
+    queue = f"rq:queue:{worker.queue}"
+    wait_until(lambda: redis_client.llen(queue) == 3)
+    redis_client.delete(queue, *redis_client.keys("rq:job:*"))
+    with worker.serving(echo):
+        runs.join(60)
+    assert (found[0].num_done, found[0].num_failed) == (3, 0)
+    assert set(by_id(files[1])) == {f"r{i}" for i in range(3)}
+
+
+def test_a_line_whose_result_is_gone_as_soon_as_it_is_there_is_not_run_again_and_again(
+    redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
+) -> None:
+    files[0].write_text(chat("a", "word") + "\n")
+    runs: list[str] = []
+
+    def end_without_a_result(held: HeldJob) -> None:
+        runs.append(held.job_id)
+        held.begin().connection.hset(f"rq:job:{held.job_id}", "status", "finished")
+
+    with worker.serving(end_without_a_result):
+        assert run(redis_url, files).num_failed == 1
+    assert len(runs) == 1
+    assert by_id(files[1])["a"]["error"] is None and by_id(files[1])["a"]["response"]["status_code"] == 404
