@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.field_types import shortened
-from engine.grammar.budget import GrammarBudget, now, seconds_since
+from engine.grammar.budget import GrammarBudget, now
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -120,7 +120,7 @@ class GrammarMatcher:
             self.error = f"the grammar cannot go on: {shortened(str(error))}"
             return None
         finally:
-            if not self._budget.charge(seconds_since(began), num_tokens):
+            if not self._budget.charge_since(began, num_tokens):
                 self._refuse(self._budget.reason)
 
     def _step(self, token_id: int) -> None:

@@ -1,4 +1,4 @@
-"""Tries grammars in a process that may be lost: each is compiled and begun in a fork, under limits of its own.
+"""Tries grammars in a process that may be lost: each is compiled and followed for a while in a fork, within limits.
 
 What a grammar costs cannot be seen from its size. llguidance's limits count only some of the work, so a schema of
 100 bytes may compile for minutes, fill the memory, or end the process: rules nest as deep as their author likes, and
@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import sys
+import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import NoReturn
@@ -18,7 +19,7 @@ import numpy as np
 
 from engine.errors import InvalidRequestError
 from engine.field_types import shortened
-from engine.grammar.budget import GrammarBudget, now, seconds_since
+from engine.grammar.budget import GrammarBudget
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.masks import MaskFiller
 from engine.grammar.matcher import GrammarMatcher
@@ -125,7 +126,7 @@ def _walk(compiler: GrammarCompiler, spec: GrammarSpec) -> str:
     Half of the tokens are any that the grammar admits, the others among the first of these, or strings would not end.
     """
     rng, masks, budget = random.Random(0), MaskFiller(compiler.vocab_size), GrammarBudget()
-    began = now()
+    began = time.thread_time()
     for _ in range(_NUM_WALKS):
         matcher = GrammarMatcher(compiler.compile(spec), compiler.eos_token_ids, budget=budget)
         matcher.start(())
@@ -135,7 +136,7 @@ def _walk(compiler: GrammarCompiler, spec: GrammarSpec) -> str:
                 return str(matcher.error)
             if budget.debt_seconds > _MAX_WALK_DEBT_SECONDS:
                 return budget.reason
-            if matcher.has_ended or seconds_since(began) > _MAX_WALK_SECONDS:
+            if matcher.has_ended or time.thread_time() - began > _MAX_WALK_SECONDS:
                 break
             admitted = np.unpackbits(bits.view(np.uint8), bitorder="little").nonzero()[0]
             admitted = admitted[~np.isin(admitted, compiler.eos_token_ids)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.errors import InvalidRequestError
-from engine.grammar.budget import MAX_DEBT_SECONDS, SECONDS_PER_TOKEN, GrammarBudget, now, seconds_since
+from engine.grammar.budget import MAX_DEBT_SECONDS, SECONDS_PER_TOKEN, GrammarBudget, now
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.masks import MaskFiller
 from engine.grammar.matcher import MAX_FORCED_TOKENS, GrammarMatcher
@@ -77,9 +77,10 @@ def test_all_that_is_asked_of_a_grammar_is_charged_in_full(call: str) -> None:
 
 
 def test_time_in_which_the_thread_waited_is_not_charged() -> None:
+    budget = GrammarBudget()
     wall, cpu = now()
-    assert seconds_since((wall - 10, cpu)) < 1
-    assert seconds_since((wall - 10, cpu - 5)) > 5
+    assert budget.charge_since((wall - 10, cpu), 0) and budget.debt_seconds < 0.2
+    assert not budget.charge_since((wall - 10, cpu - 5), 0) and budget.debt_seconds > 4.9
 
 
 def test_each_mask_is_charged_to_its_own_grammar() -> None:
@@ -92,7 +93,7 @@ def test_each_mask_is_charged_to_its_own_grammar() -> None:
 def test_of_an_overdrawn_grammar_only_who_makes_it_worse_fails() -> None:
     budget = GrammarBudget()
     cheap, dear = matcher_of(FakeLLMatcher(), budget), matcher_of(FakeLLMatcher(seconds=0.01), budget)
-    budget.charge(MAX_DEBT_SECONDS + 0.1, 0)
+    budget.charge(MAX_DEBT_SECONDS + 0.1, 0, at=time.perf_counter())
     assert budget.is_overdrawn and not budget.is_exhausted
     cheap.accept(1)
     dear.accept(1)
@@ -111,19 +112,19 @@ def test_the_choices_of_one_step_do_not_all_pay() -> None:
 
 
 def test_an_account_recovers_with_tokens_and_with_time() -> None:
-    budget = GrammarBudget()
-    budget.charge(1.0, 0)
+    budget, at = GrammarBudget(), time.perf_counter()
+    budget.charge(1.0, 0, at)
     assert budget.is_exhausted
-    budget.charge(0.0, round(0.6 / SECONDS_PER_TOKEN))
+    budget.charge(0.0, round(0.6 / SECONDS_PER_TOKEN), at)
     assert budget.is_overdrawn and not budget.is_exhausted
     budget.charged_at -= 60  # a minute goes by
     assert not budget.is_overdrawn
 
 
-def test_tokens_that_cost_nothing_do_not_save_up_for_one_that_does() -> None:
-    budget = GrammarBudget()
-    budget.charge(0.0, 100_000)
-    assert not budget.charge(1.0, 1)
+def test_neither_cheap_tokens_nor_time_save_up_for_a_dear_one() -> None:
+    budget, at = GrammarBudget(), time.perf_counter()
+    budget.charge(0.0, 100_000, at)
+    assert not budget.charge(1.0, 1, at + 1000)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -142,7 +143,7 @@ def test_an_overdrawn_grammar_is_begun_by_nobody_and_by_anyone_when_it_has_recov
     write_byte_tokenizer(tmp_path)
     compiler = GrammarCompiler(str(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
     grammar = compiler.prepare(GrammarSpec("regex", "a+")).result()
-    grammar.budget.charge(1.0, 0)
+    grammar.budget.charge(1.0, 0, at=time.perf_counter())
     with pytest.raises(InvalidRequestError, match="takes too long to follow"):
         grammar.begin()
     grammar.budget.charged_at -= 100
