@@ -69,7 +69,7 @@ class AcceptedRequest:
 
 async def accept(context: GatewayContext, caller: Caller, request: Request, url: str) -> AcceptedRequest:
     """Raises ApiError or a PromptmillError; then nothing was enqueued, unless the error says that it is not known."""
-    key = _idempotency_key(request)
+    key = idempotency_key(request)
     asked = parse_body(url, await read_json_object(request))
     is_keyed = key is not None or asked.jobs[0].idempotency_key is not None
     # Whoever names a request means to ask for it again: it must not die with the connection.
@@ -87,10 +87,7 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
     except InvalidJobError as error:
         if error.code is not ErrorCode.IDEMPOTENCY_CONFLICT:
             raise
-        message = "idempotency_key: was used for another request; send the same one, or use a new key"
-        raise ApiError(
-            error.code.http_status, error.code, message, param="idempotency_key", should_retry=False
-        ) from error
+        raise key_conflict() from error
     except RedisUnavailableError as error:
         message = "the queue went away while the request was enqueued; it may or may not have been"
         raise ApiError(
@@ -178,7 +175,14 @@ def _detach_flag(request: Request, *, default: bool) -> bool:
     return value == "true"
 
 
-def _idempotency_key(request: Request) -> str | None:
+def key_conflict() -> ApiError:
+    code = ErrorCode.IDEMPOTENCY_CONFLICT
+    message = "idempotency_key: was used for another request; send the same one, or use a new key"
+    return ApiError(code.http_status, code, message, param="idempotency_key", should_retry=False)
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The header's. Raises ApiError."""
     value = request.headers.get(IDEMPOTENCY_HEADER)
     if value is not None and not 0 < len(value) <= MAX_IDEMPOTENCY_KEY_CHARS:
         message = f"{IDEMPOTENCY_HEADER}: must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters; got {len(value)}"

@@ -4,23 +4,29 @@
     promptmill:batch:ID:answered     bitmap: lines that are answered in the output or error file, by position from 0
     promptmill:batches:open          ZSET: ids of batches that have not ended, scored by their lease's end
     promptmill:batches:index:WHOSE   ZSET: ids, all scored 0, for lists
+    promptmill:batches:asked:HASH    "ID ASKED": what was made under an idempotency key, and the hash of its request
     promptmill:batches:ended         HASH: how many have ended, by status
 
 Ids are made as files' are: they sort by age, so that a cursor outlives its batch.
 """
 
+import hashlib
+import json
 from secrets import token_hex
+from typing import Any
 
 from producer.gateway.files.file_keys import created_at as file_created_at
 
 BATCH_PREFIX = "promptmill:batch:"
 INDEX_PREFIX = "promptmill:batches:index:"
+ASKED_PREFIX = "promptmill:batches:asked:"
 OPEN_KEY = "promptmill:batches:open"
 ENDED_KEY = "promptmill:batches:ended"
 
 ID_PATTERN = r"batch_[0-9a-f]{14}[0-9a-f]{16}"
 RECORD_TTL_SECONDS = 30 * 24 * 3600  # from a batch's end; its files have a life of their own
 WINDOW_SECONDS = 24 * 3600  # completion_window
+KEY_TTL_SECONDS = 24 * 3600  # that an idempotency key finds its batch, as a job is found
 _MICROSECONDS = 1_000_000
 
 
@@ -35,6 +41,18 @@ def answered_key(batch_id: str) -> str:
 def index_key(whose: str) -> str:
     """`whose`: a key's id, or one of `file_keys`' EVERYBODYS and NOBODYS."""
     return INDEX_PREFIX + whose
+
+
+def asked_key(whose: str, idempotency_key: str) -> str:
+    return ASKED_PREFIX + _hash([whose, idempotency_key])
+
+
+def hash_of_request(fields: dict[str, Any]) -> str:
+    return _hash(fields)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:40]
 
 
 def make_batch_id(seconds: int, microseconds: int) -> str:

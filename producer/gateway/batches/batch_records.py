@@ -10,8 +10,10 @@ from producer.gateway.batches.batch_keys import (
     OPEN_KEY,
     RECORD_TTL_SECONDS,
     WINDOW_SECONDS,
+    asked_key,
     batch_key,
     created_at,
+    hash_of_request,
     index_key,
     make_batch_id,
 )
@@ -29,14 +31,23 @@ class BatchPage:
     has_more: bool
 
 
+class KeyConflictError(Exception):
+    """The idempotency key was used for another batch."""
+
+
 class BatchRecords:
     """Every method raises RedisUnavailableError where Redis cannot be reached, after a few tries."""
 
     def __init__(self, redis: AsyncTransport) -> None:
         self._redis = redis
 
-    async def create(self, *, key_id: str | None, **fields: Any) -> BatchRecord | None:
-        """`fields`: those of a `BatchRecord` that its maker knows. None: its input file is not there (any more)."""
+    async def create(
+        self, *, key_id: str | None, idempotency_key: str | None = None, **fields: Any
+    ) -> BatchRecord | None:
+        """`fields`: those of a `BatchRecord` that its maker knows. None: its input file is not there (any more).
+
+        With an idempotency key, what its API key asked for under it before, as it is now. Raises KeyConflictError.
+        """
         [(seconds, microseconds)] = await self._redis.run(send(("TIME",)))
         batch_id = make_batch_id(int(seconds), int(microseconds))
         now = created_at(batch_id)
@@ -49,9 +60,15 @@ class BatchRecords:
             **fields,
         )
         oldest = make_batch_id(int(seconds) - 2 * RECORD_TTL_SECONDS, 0)  # long ended, and forgotten
-        arguments = [record.id, record.input_file_id, key_id or NOBODYS, EVERYBODYS, oldest, *record.new_fields]
-        [_, is_created] = await self._redis.run(send(CREATE.load, CREATE.call([], arguments)))
-        return record if is_created else None
+        whose = key_id or NOBODYS
+        name = asked_key(whose, idempotency_key) if idempotency_key is not None else ""
+        arguments = [record.id, record.input_file_id, whose, EVERYBODYS, oldest, name, hash_of_request(fields)]
+        [_, made] = await self._redis.run(send(CREATE.load, CREATE.call([], [*arguments, *record.new_fields])))
+        if made == b"conflict":
+            raise KeyConflictError
+        if made is None:
+            return None
+        return record if made.decode() == record.id else await self.get(made.decode())
 
     async def get(self, batch_id: str) -> BatchRecord | None:
         [record] = await self._read([batch_id])

@@ -4,7 +4,7 @@ Whoever carries a batch has a fence, a number that only `CLAIM` changes: a carri
 changes nothing any more.
 """
 
-from producer.gateway.batches.batch_keys import RECORD_TTL_SECONDS
+from producer.gateway.batches.batch_keys import KEY_TTL_SECONDS, RECORD_TTL_SECONDS
 from producer.gateway.files.file_keys import FILE_FUNCTIONS
 from producer.operations import Script
 
@@ -29,20 +29,26 @@ end
 
 CREATE = Script(
     _FUNCTIONS
-    + """
--- ARGV: id, input file, whose, everybody's, the oldest id that may still have a record, fields…
--- → 1, or 0 where there is no such file (any more)
-local id, input, whose, everybodys, oldest = unpack(ARGV, 1, 5)
-if redis.call('EXISTS', batch_key(id)) == 1 then return 1 end
-if not file_hold(input, id) then return 0 end
-redis.call('HSET', batch_key(id), 'fence', 0, unpack(ARGV, 6))
-for _, scope in ipairs({whose, everybodys}) do
+    + f"""
+-- ARGV: id, input file, whose, everybody's, the oldest id that may still have a record, what it was asked for under (or
+-- empty) and what was asked, fields… → its id, which may be that of a batch that was made under this name before;
+-- conflict, where something else was asked for then; or nothing where there is no such file (any more)
+local id, input, whose, everybodys, oldest, name, asked = unpack(ARGV, 1, 7)
+if redis.call('EXISTS', batch_key(id)) == 1 then return id end
+if name ~= '' then
+  local known, before = string.match(redis.call('GET', name) or '', '^(%S+) (%S+)$')
+  if known and redis.call('EXISTS', batch_key(known)) == 1 then return before == asked and known or 'conflict' end
+end
+if not file_hold(input, id) then return false end
+if name ~= '' then redis.call('SET', name, id .. ' ' .. asked, 'EX', {KEY_TTL_SECONDS}) end
+redis.call('HSET', batch_key(id), 'fence', 0, unpack(ARGV, 8))
+for _, scope in ipairs({{whose, everybodys}}) do
   local index = 'promptmill:batches:index:' .. scope
   redis.call('ZREMRANGEBYLEX', index, '-', '(' .. oldest)
   redis.call('ZADD', index, 0, id)
 end
 redis.call('ZADD', open, 0, id)
-return 1
+return id
 """
 )
 

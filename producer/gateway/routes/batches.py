@@ -8,9 +8,11 @@ from fastapi import APIRouter, Path, Query, Request
 
 from producer.contract import ErrorCode
 from producer.errors import RedisUnavailableError
+from producer.gateway.acceptance import idempotency_key, key_conflict
 from producer.gateway.auth import Authenticated, Caller
 from producer.gateway.batches.batch_keys import ID_PATTERN
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
+from producer.gateway.batches.batch_records import KeyConflictError
 from producer.gateway.batches.batch_request import BatchRequest, batch_request_body
 from producer.gateway.bodies import read_json_object
 from producer.gateway.context import Context, GatewayContext
@@ -26,7 +28,9 @@ MAX_LIMIT = 100
 
 @router.post("/v1/batches", openapi_extra=batch_request_body())
 async def create_batch(context: Context, caller: Authenticated, request: Request) -> dict[str, Any]:
-    """A batch of the requests in a file that was uploaded; it is validated, and run, in the background."""
+    """A batch of the requests in a file that was uploaded; it is validated, and run, in the background. Asked for again
+    under the same `Idempotency-Key`, it is the same batch."""
+    key = idempotency_key(request)
     asked = BatchRequest.parse(await read_json_object(request))
     await _check_input(context, caller, asked.input_file_id)
     if caller.key is not None:
@@ -35,16 +39,19 @@ async def create_batch(context: Context, caller: Authenticated, request: Request
     try:
         record = await context.batches.create(
             key_id=caller.key_id,
+            idempotency_key=key,
             tenant=caller.key.tenant if caller.key is not None else None,
             endpoint=asked.endpoint,
             input_file_id=asked.input_file_id,
             metadata=asked.metadata,
             output_expires_after=expiry.seconds if expiry is not None else None,
         )
+    except KeyConflictError as error:
+        raise key_conflict() from error
     except RedisUnavailableError as error:
         message = "the queue went away while the batch was made; it may or may not have been: see GET /v1/batches"
         status = HTTPStatus.SERVICE_UNAVAILABLE
-        raise ApiError(status, "queue_unavailable", message, should_retry=False) from error
+        raise ApiError(status, "queue_unavailable", message, should_retry=key is not None) from error
     if record is None:  # deleted, or expired, since it was looked at
         raise _no_file(asked.input_file_id)
     context.carriers.wake()

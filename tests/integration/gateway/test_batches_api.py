@@ -15,6 +15,7 @@ from producer.gateway.batches.batch_keys import index_key, make_batch_id
 from producer.gateway.files.file_keys import EVERYBODYS
 from producer.transport import Transport
 from tests.fakes.batches import URL, jsonl, line
+from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.gateways import RunningGateway, open_client, wait_until
 
@@ -88,6 +89,32 @@ async def test_the_asynchronous_client_sees_the_same(gateway: RunningGateway, lo
             await asyncio.sleep(0.05)
         content = await client.files.content(str(ended.error_file_id))
         assert {json.loads(text)["error"]["code"] for text in content.read().splitlines()} == {"batch_cancelled"}
+
+
+def test_an_idempotency_key_makes_one_batch_of_two_requests(
+    gateway: RunningGateway, low: FakeWorker, redis_url: str, redis_client: redis_py.Redis
+) -> None:
+    headers = {"Idempotency-Key": "nightly-7"}
+    with open_client(gateway) as client:
+        file_id = upload(client, [line("a")])
+        created = start(client, file_id, extra_headers=headers)
+        again = start(client, file_id, extra_headers=headers)
+        assert again.id == created.id and again.created_at == created.created_at
+        with pytest.raises(openai.ConflictError) as error:
+            start(client, file_id, metadata={"run": "8"}, extra_headers=headers)
+        assert error.value.code == "idempotency_conflict" and error.value.response.headers["x-should-retry"] == "false"
+        assert start(client, file_id).id != created.id
+        with low.serving(echo):
+            assert wait(client, created.id).status == "completed"
+        assert start(client, file_id, extra_headers=headers).status == "completed"
+        assert len(client.batches.list().data) == 2
+        text = new_key(redis_url, "theirs")
+        wait_until(lambda: _is_refused(gateway))
+        with open_client(gateway, api_key=text) as other:
+            theirs = start(other, upload(other, [line("a")]), extra_headers=headers)
+        assert theirs.id != created.id
+    [asked, _] = redis_client.keys("promptmill:batches:asked:*")
+    assert 0 < redis_client.ttl(asked) <= 24 * 3600
 
 
 def test_a_file_that_fails_validation_says_where(client: openai.OpenAI, low: FakeWorker) -> None:
