@@ -134,7 +134,7 @@ static void run_task(const attention_args *a, scratch *s, const task *t, const t
       if (format == I8)
         for (int b = 0; b < a->head_dim * size_of(a->format); b += LINE) __builtin_prefetch((const char *)from + b);
       else if (format != BF16_PAIRS)
-        for (int d = 0; d < a->head_dim; d++) q[d * MAX_ROWS + i % MAX_ROWS] = get(from, d, a->format) * scaling;
+        for (int d = 0; d < a->head_dim; d++) q[d * MAX_ROWS + i % MAX_ROWS] = get(from, d, a->format == F32 ? F32 : BF16) * scaling;
       s->position[row] = offset + t->first_token + i / group;
       s->maximum[row] = a->sinks ? a->sinks[head] * LOG2_E : -INFINITY;
       s->total[row] = a->sinks ? 1 : 0;

@@ -130,6 +130,11 @@ static void fetch_slot(const attention_args *a, int token) {
   }
 }
 
+/* Copy a key or a value to elements `step` apart. */
+INLINE void write_row(char *to, int64_t step, const void *row, int size, int format, int kv_format) {
+  for (int d = 0; d < size; d++) put(to, d * step, get(row, d, format), kv_format);
+}
+
 /* Copy a token's keys and values into its slot. */
 static void write_token(const attention_args *a, int token) {
   int64_t block = a->slot_mapping[token] / a->block_size, slot = a->slot_mapping[token] % a->block_size;
@@ -142,8 +147,14 @@ static void write_token(const attention_args *a, int token) {
       write_codes(a, v, values, slot, 1);
       continue;
     }
-    for (int d = 0; d < a->head_dim; d++) put(keys, d * a->block_size + slot, get(k, d, a->format), a->kv_format);
-    for (int d = 0; d < a->head_dim; d++) put(values, slot * a->head_dim + d, get(v, d, a->format), a->kv_format);
+    keys += slot * size_of(a->kv_format), values += slot * slot_bytes(a);
+#define WRITE(FORMAT, KV_FORMAT) \
+  if (a->format == FORMAT && a->kv_format == KV_FORMAT) { \
+    write_row(keys, a->block_size, k, a->head_dim, FORMAT, KV_FORMAT); \
+    write_row(values, 1, v, a->head_dim, FORMAT, KV_FORMAT); \
+  }
+    WRITE(F32, F32) WRITE(F32, BF16) WRITE(F32, F16) WRITE(BF16, F32) WRITE(BF16, BF16) WRITE(BF16, F16)
+#undef WRITE
   }
 }
 
