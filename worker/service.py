@@ -290,8 +290,8 @@ class WorkerService:
         self._bridge.run_scheduler(now, tenant_queues=self._tenants.names)
 
     def _clean_registries(self, now: float) -> None:
+        self._tenants.forget_idle(now)  # first: the registries of thousands that are empty take a while
         self._bridge.clean_registries(tenant_queues=self._tenants.names)
-        self._tenants.forget_idle(now)
 
     def _ask_stats(self, now: float) -> None:
         self._stats = self._engine.get_stats()

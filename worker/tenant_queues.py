@@ -55,8 +55,9 @@ class TenantQueues:
                 self._scripts.join_turns(self._client, queues=queues[start : start + MAX_QUEUES_A_CALL])
 
     def forget_idle(self, now: float) -> None:
-        """Take those that hold nothing off RQ's list. As `look`, and on its thread."""
+        """Take those that hold nothing off RQ's list, and out of `names`. As `look`, and on its thread."""
         self._taken_off = self._update_list(self._names)
+        self._names = sorted(set(self._names).difference(self._taken_off))
         self._looks_again_at = now + LOOK_AGAIN_SECONDS
 
     def _update_list(self, names: Sequence[str]) -> list[str]:

@@ -184,7 +184,7 @@ def test_queues_that_hold_nothing_are_no_longer_looked_at(redis_client: redis.Re
         redis_client.sadd("rq:queues", f"rq:queue:promptmill@{tenant}")
     tenants.look(100.0)
     tenants.forget_idle(100.0)
-    assert queues_of(redis_client) == {"list", "running", "failed", "cancelled"}
+    assert queues_of(redis_client) == {"list", "running", "failed", "cancelled"} and len(tenants.names) == 4
     redis_client.rpush("rq:queue:promptmill@late", "job")  # RQ had put it on the list before
     redis_client.delete("promptmill:discovery")
     tenants.look(100.0 + LOOK_AGAIN_SECONDS)
