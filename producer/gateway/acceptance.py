@@ -79,9 +79,10 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
         raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="model")
     jobs = [_owned(job, caller, key, at) for at, job in enumerate(asked.jobs)]
     ids = [_job_id(job) for job in jobs]
-    num_tokens = await _admit(context, caller, asked.model, jobs, ids)
-    records = _records(asked, caller, asked.model, ids)
-    await context.records.write(dict(zip(ids, records, strict=True)))
+    known = await _find_known(context, ids) if is_keyed else set()
+    num_tokens = await _admit(context, caller, asked.model, jobs, is_known=len(known) == len(ids))
+    asked_for = dict(zip(ids, _records(asked, caller, asked.model, ids), strict=True))
+    records = await context.records.write(asked_for, known=known)
     try:
         enqueued = await context.client.submit_many(jobs, job_ids=None if is_keyed else ids)
     except InvalidJobError as error:
@@ -100,8 +101,14 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
     return AcceptedRequest(asked, caller, enqueued, records, is_keyed, is_detached, num_tokens)
 
 
+async def _find_known(context: GatewayContext, ids: list[str]) -> set[str]:
+    """Those that are jobs already, as they were asked for before."""
+    found = await context.redis.run(send(*(("EXISTS", job_key(job_id)) for job_id in ids)))
+    return {job_id for job_id, exists in zip(ids, found, strict=True) if exists}
+
+
 async def _admit(
-    context: GatewayContext, caller: Caller, model: str, jobs: list[JobRequest], ids: list[str]
+    context: GatewayContext, caller: Caller, model: str, jobs: list[JobRequest], *, is_known: bool
 ) -> int | None:
     """The tokens that were taken of the key's limit: None, where all jobs are known. Raises ApiError: 403, 404, 503,
     429."""
@@ -109,10 +116,7 @@ async def _admit(
         message = f"model: the API key may not use {model!r}"
         raise ApiError(HTTPStatus.FORBIDDEN, "model_not_allowed", message, param="model")
     queue = tenant_queue(await context.catalog.find_queue(model), jobs[0].tenant)
-    [depth, num_known] = await context.redis.run(
-        send(("LLEN", queue_key(queue)), ("EXISTS", *(job_key(job_id) for job_id in ids)))
-    )
-    is_known = num_known == len(ids)
+    [depth] = await context.redis.run(send(("LLEN", queue_key(queue))))
     if depth >= context.settings.max_queue_depth and not is_known:
         raise ApiError(
             HTTPStatus.TOO_MANY_REQUESTS,

@@ -1,10 +1,11 @@
 """What the gateway must know of a job later, on any replica: whose it is, and how its stream is to look.
 
-One small key a job in Redis, written before the job is enqueued; it outlives the job's result. And the last jobs of
-each API key by name, so that a key can be shown its own.
+One small key a job in Redis, written before the job is enqueued, and kept for a week after the job was last asked for:
+longer than the result of any that is asked after, however long it waits. And the last jobs of each API key by name, so
+that a key can be shown its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -34,25 +35,33 @@ class JobRecords:
     def __init__(self, redis: AsyncTransport) -> None:
         self._redis = redis
 
-    async def write(self, records: dict[str, JobRecord]) -> None:
-        """Records by job id, of one request; one that is there already stays."""
-        commands: list[Command] = [
-            ("SET", RECORD_PREFIX + job_id, record.model_dump_json(), "NX", "EX", RECORD_TTL_SECONDS)
-            for job_id, record in records.items()
-        ]
-        first = next(iter(records.values()), None)
-        if first is not None and first.key_id is not None:
+    async def write(self, records: dict[str, JobRecord], *, known: Collection[str] = ()) -> list[JobRecord]:
+        """Records by job id, of one request. Of jobs that are `known` those that are there stay, and are returned; what
+        is there of others is of a job that is no more."""
+        commands: list[Command] = []
+        for job_id, record in records.items():
+            is_first = ("NX",) if job_id in known else ()
+            name, value = RECORD_PREFIX + job_id, record.model_dump_json()
+            commands.append(("SET", name, value, *is_first, "EX", RECORD_TTL_SECONDS))
+            commands.append(("GETEX", name, "EX", RECORD_TTL_SECONDS))
+        first = next(iter(records.values()))
+        if first.key_id is not None:
             name = KEY_JOBS_PREFIX + first.key_id
-            scored = [part for job_id, record in records.items() for part in (record.created, job_id)]
             commands += [
-                ("ZADD", name, "NX", *scored),
+                ("ZADD", name, *(("NX",) if job_id in known else ()), record.created, job_id)
+                for job_id, record in records.items()
+            ]
+            commands += [
                 ("ZREMRANGEBYRANK", name, 0, -MAX_KEY_JOBS - 1),
                 ("EXPIRE", name, RECORD_TTL_SECONDS),
             ]
-        await self._redis.run(send(*commands))
+        replies = await self._redis.run(send(*commands))
+        return [JobRecord.model_validate_json(value) for value in replies[1 : 2 * len(records) : 2]]
 
     async def read(self, job_id: str) -> JobRecord | None:
-        return (await self.read_many([job_id]))[0]
+        """Of a job that is asked after."""
+        [value] = await self._redis.run(send(("GETEX", RECORD_PREFIX + job_id, "EX", RECORD_TTL_SECONDS)))
+        return JobRecord.model_validate_json(value) if value is not None else None
 
     async def read_many(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
         """In the order of the ids; None for a job that did not come through a gateway, or long ago."""

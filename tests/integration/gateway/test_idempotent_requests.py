@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import httpx2 as httpx
 import openai
 import pytest
 import redis
 
-from producer.contract import ErrorCode, ErrorInfo
+from producer.contract import ErrorCode, ErrorInfo, keys
+from producer.gateway.job_records import RECORD_PREFIX, JobRecord
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client
@@ -92,3 +94,40 @@ def test_an_answer_is_found_again_while_the_queue_takes_no_more(
             client.completions.create(**asked)
         worker.connection.rpush("rq:queue:promptmill", "a", "b")
         assert client.completions.create(**asked).choices[0].text == "x "
+
+
+def test_an_answer_that_is_asked_for_again_is_as_old_as_it_was(
+    client: openai.OpenAI, echoing: FakeWorker, redis_client: redis.Redis
+) -> None:
+    asked: Any = {"model": "fake", "prompt": "x", **KEYED[0]}
+    first = client.completions.create(**asked)
+    [name] = redis_client.keys(f"{RECORD_PREFIX}*")
+    record = JobRecord.model_validate_json(redis_client.get(name) or b"")
+    redis_client.set(name, record.model_copy(update={"created": 7}).model_dump_json(), ex=60)
+    again = client.completions.create(**asked)
+    assert (again.id, again.created) == (first.id, 7)
+    assert redis_client.ttl(name) > 6 * 24 * 3600
+
+
+def test_a_key_that_is_used_again_after_its_job_is_forgotten_is_of_the_new_job(
+    gateway: RunningGateway, client: openai.OpenAI, echoing: FakeWorker, redis_client: redis.Redis
+) -> None:
+    first = client.completions.create(model="fake", prompt="x", **KEYED[0])
+    job_id = first.id.removeprefix("cmpl-")
+    redis_client.delete(f"rq:job:{job_id}", keys.result_key(job_id), keys.stream_key(job_id))
+    second = client.chat.completions.create(model="fake", messages=[{"role": "user", "content": "y"}], **KEYED[0])
+    found = httpx.get(f"{gateway.url}/v1/jobs/{job_id}").json()
+    assert second.created >= first.created
+    assert (found["url"], found["created"]) == ("/v1/chat/completions", second.created)
+    assert found["response"]["object"] == "chat.completion"
+
+
+def test_a_job_that_is_asked_after_keeps_its_record(
+    gateway: RunningGateway, client: openai.OpenAI, echoing: FakeWorker, redis_client: redis.Redis
+) -> None:
+    client.completions.create(model="fake", prompt="x")
+    [name] = redis_client.keys(f"{RECORD_PREFIX}*")
+    redis_client.expire(name, 60)
+    job_id = name.decode().removeprefix(RECORD_PREFIX)
+    assert httpx.get(f"{gateway.url}/v1/jobs/{job_id}").json()["status"] == "finished"
+    assert redis_client.ttl(name) > 6 * 24 * 3600
