@@ -2,7 +2,8 @@
 
 A protocol is a generator: it yields an operation and is sent its reply. It never blocks and knows no socket; the
 transports (`producer.transport`) carry the operations out. Everything the client writes may be sent twice without
-harm, which is why a lost reply is answered by sending again.
+harm, which is why a lost reply is answered by sending again. (What the gateway counts against a key's limit is counted
+twice then; `producer.gateway.rate_limits` says why that may be.)
 """
 
 import hashlib

@@ -2,7 +2,8 @@
 
 Two buckets a key, filled evenly over the minute. A request takes one request and as many tokens as it may come to, but
 never more than a minute's; when it has ended, well or not, what it did not use is put back, or what it used beyond is
-taken as well. Where nobody sees its end, the estimate stays taken, which the next minute makes good.
+taken as well. Where nobody sees its end, the estimate stays taken, and where Redis' reply was lost and the call sent
+again, it counts twice, either way: the next minute makes both good.
 """
 
 from http import HTTPStatus
