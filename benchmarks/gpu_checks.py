@@ -31,7 +31,7 @@ from engine.sampling_params import SamplingParams
 from engine.triton_sampling import TritonSampler
 from tests.fakes.core_driver import run_to_end
 from tests.fakes.kernel_device import OnKernelDevice, poisoned_memory
-from tests.fakes.packed_forward import Part, run
+from tests.fakes.packed_forward import BLOCK_SIZE, Part, run
 from tests.fakes.paged_batches import PagedWorld, dense_attention
 from tests.fakes.sampling_batches import random_batch
 
@@ -174,7 +174,12 @@ def check_engine(size: ModelSize, folder: Path, device: torch.device, *, num_tok
 
 
 def _config(folder: Path, device: torch.device, dtype: str, **options: object) -> EngineConfig:
-    fields: dict[str, object] = {"model_path": str(folder), "device": str(device), "dtype": dtype, "block_size": 8}
+    fields: dict[str, object] = {
+        "model_path": str(folder),
+        "device": str(device),
+        "dtype": dtype,
+        "block_size": BLOCK_SIZE,
+    }
     return EngineConfig(**fields | {"attention": "triton", "num_kv_blocks": 512} | options)  # type: ignore[arg-type]
 
 
