@@ -160,7 +160,7 @@ class OutcomeWatch:
 def read_line(job_id: str) -> Protocol[Result | None]:
     """The result as Redis has it: without choices, if they lie in a store."""
     [value] = yield from send(("GET", keys.result_key(job_id)))
-    return _parse_line(job_id, value) if value is not None else None
+    return parse_line(job_id, value) if value is not None else None
 
 
 def read_result(job_id: str) -> Protocol[Result | None]:
@@ -187,7 +187,7 @@ def read_results(job_ids: Sequence[str]) -> Protocol[list[Outcome | None]]:
 def parse_results(job_ids: Sequence[str], values: Sequence[bytes | None]) -> Protocol[list[Outcome | None]]:
     """As `read_results`, of what Redis has under the results' keys."""
     given = zip(job_ids, values, strict=True)
-    results = [_parse_line(job_id, value) if value is not None else None for job_id, value in given]
+    results = [parse_line(job_id, value) if value is not None else None for job_id, value in given]
     urls = [result.stored for result in results if result is not None and result.stored is not None]
     objects = iter((yield ReadObjects(urls)) if urls else ())
     return [_whole(result, next(objects)) if result is not None and result.stored else result for result in results]
@@ -210,7 +210,8 @@ def _whole(result: Result, data: bytes | None) -> Outcome:
     return whole.model_copy(update={"stored": result.stored})
 
 
-def _parse_line(job_id: str, value: bytes) -> Result:
+def parse_line(job_id: str, value: bytes) -> Result:
+    """What Redis has of a result: a failed one, where it cannot be read."""
     try:
         return Result.model_validate_json(value)
     except ValidationError as error:

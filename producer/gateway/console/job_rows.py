@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from producer.async_transport import AsyncTransport
-from producer.contract import Result, keys
+from producer.contract import keys
 from producer.gateway.console.bodies import JobDetail, JobRow
 from producer.gateway.console.ended_jobs import EndedJob, EndedJobs
 from producer.gateway.job_records import JobRecord, JobRecords
 from producer.operations import Command, send
-from producer.outcome import parse_status
+from producer.outcome import parse_line, parse_status
 from producer.rq_names import job_key, parse_time
 from producer.stored_request import read_fields
 
@@ -66,7 +66,7 @@ class JobRows:
         )
         [asked_for] = await self._records.read_many([job_id])
         found, ended = _parse(reply), self._ended.find(job_id)
-        result = Result.model_validate_json(wire) if wire is not None and found.has_ended else None
+        result = parse_line(job_id, wire) if wire is not None and found.has_ended else None
         if result is not None:
             ended = EndedJob.from_line(result, found.queue or "", found.ended_at or 0.0)
         row = _row(job_id, found, asked_for, ended)

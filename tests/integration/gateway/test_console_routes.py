@@ -12,7 +12,7 @@ import redis
 from producer import Client
 from producer.contract import ErrorCode, ErrorInfo, Result, Timings, Usage, keys
 from tests.fakes.command_line import new_key
-from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway, wait_until
 
 
@@ -115,6 +115,16 @@ def test_a_failed_job_is_listed_with_its_reason_and_put_back(gateway: RunningGat
     assert do(gateway, "retry", [job_id]) == [(job_id, False)]
     row = ask(gateway, f"jobs/{job_id}")["job"]
     assert (row["status"], row["error"], row["ended_at"]) == ("queued", None, None), "its last end is void"
+
+
+def test_a_job_whose_result_cannot_be_read_is_shown_with_that(
+    gateway: RunningGateway, worker: FakeWorker, redis_url: str
+) -> None:
+    with Client(redis_url) as client:
+        job = client.submit("odd")
+    echo(worker.claim())
+    worker.connection.set(keys.result_key(job.id), b'{"v": 2}')
+    assert ask(gateway, f"jobs/{job.id}")["job"]["error"]["code"] == "result_store_error"
 
 
 def test_jobs_are_cancelled_whoever_enqueued_them(gateway: RunningGateway, worker: FakeWorker) -> None:
