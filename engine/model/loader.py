@@ -239,13 +239,11 @@ def _is_batch_invariant(
     dtype: torch.dtype,
 ) -> bool:
     """Raises `ModelLoadError` where it was asked for and is not."""
-    is_float32_on_cpu = device.type == "cpu" and dtype == torch.float32
-    has_free_experts = architecture.has_experts and (device.type != "cpu" or is_float32_on_cpu)
-    is_invariant = packer is not None and backend.is_row_invariant and not has_free_experts
+    is_invariant = packer is not None and backend.is_row_invariant and not architecture.has_experts
     if config.deterministic and not is_invariant:
         reason = (
             "a mixture of experts multiplies through a library that chooses its order of additions by the rows"
-            if has_free_experts
+            if architecture.has_experts
             else f"attention {backend.name!r} or the linear layers in {dtype} do not keep it on {device}"
         )
         raise ModelLoadError(f"deterministic cannot be kept: {reason}; set it to false")

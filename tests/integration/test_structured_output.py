@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,7 @@ def test_constrained_answers_are_the_same_alone_among_others_in_chunks_and_preem
         together = engine.generate_batch(prompts, params)
         alone = [engine.generate_batch([prompt], p)[0] for prompt, p in zip(prompts, params, strict=True)]
     with make_engine(folder, num_kv_blocks=24, max_model_len=200, max_num_seqs=16, max_num_tokens=19) as engine:
+        engine.generate_batch(prompts, [replace(p, max_tokens=1) for p in params])  # grammars that wait come one by one
         squeezed = engine.generate_batch(prompts, params)
         assert engine.get_stats()["num_preemptions"] > 0
     for one, two, three in zip(together, alone, squeezed, strict=True):

@@ -41,10 +41,13 @@ def options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_logits_do_not_depend_on_chunks_or_batch_mates(tiny: tuple[str, Path], options: dict[str, Any]) -> None:
     architecture, folder = tiny
-    if options["dtype"] != "bfloat16" and architecture in MIXTURES_OF_EXPERTS:
-        # The experts' grouped product goes through a library that chooses its order by the rows.
-        pytest.skip("not promised for mixtures of experts in float32 and float16")
+    has_experts = architecture in MIXTURES_OF_EXPERTS
+    if has_experts and options["dtype"] == "float16":
+        pytest.skip("in float16 experts are not computed in float32, and int8 layers take no other dtype of it")
     model = load_model(EngineConfig(model_path=str(folder), block_size=BLOCK_SIZE, **options))
+    if has_experts:  # whose grouped product goes through a library that chooses its order by the rows
+        assert not model.is_batch_invariant
+        return
     assert model.is_batch_invariant or model.dtypes.activations == torch.bfloat16, "oneDNN may not pack bfloat16 here"
     assert_invariant(model, VOCAB_SIZE)
 
