@@ -7,6 +7,7 @@ import pytest
 import torch
 import triton
 
+from engine.attention.torch_backend import TorchAttention
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.model.loader import LoadedModel, load_model
@@ -74,12 +75,13 @@ def test_a_deterministic_models_logits_do_not_depend_on_chunks_or_batch_mates(tm
         assert torch.equal(alone[i], logits), f"sequence {i} alone"
 
 
-def test_an_engine_that_cannot_keep_it_does_not_start(tmp_path: Path) -> None:
-    folder = make_tiny_model("qwen3_moe", tmp_path)
-    with pytest.raises(ModelLoadError, match="deterministic cannot be kept: a mixture of experts"):
-        load(folder, attention="torch", dtype="float32")
-    with pytest.raises(ModelLoadError, match=r"deterministic cannot be kept: .*float16.*; set it to false"):
-        load(folder, attention="torch", dtype="float16")
+def test_an_engine_that_cannot_keep_it_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(ModelLoadError, match="deterministic cannot be kept: a mixture of experts"):
+            load(make_tiny_model("qwen3_moe", tmp_path), attention="torch", dtype=dtype)
+    monkeypatch.setattr(TorchAttention, "is_row_invariant", False)
+    with pytest.raises(ModelLoadError, match=r"cannot be kept: attention 'torch' or .*float32.*; set it to false"):
+        load(make_tiny_model("llama", tmp_path), attention="torch", dtype="float32")
 
 
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
