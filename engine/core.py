@@ -25,6 +25,7 @@ from engine.scheduler import Scheduler
 from engine.sequence import SequenceLimits, create_sequence
 from engine.step_plan import StepPlan
 from engine.step_recorder import StepRecorder
+from engine.token_budget import TokenBudget
 
 
 class EngineCore:
@@ -52,13 +53,8 @@ class EngineCore:
         self._slots = slots
         self._kv = KVCacheManager(slots, self.info.num_kv_blocks, prefix_caching=config.prefix_caching)
         max_num_tokens = self.info.step_tokens or config.step_tokens(self.info.device)
-        self._scheduler = Scheduler(
-            slots,
-            self._kv,
-            max_num_tokens=max_num_tokens,
-            few_prefill_tokens=self.info.few_prefill_tokens,
-            looks_ahead=self.info.runs_ahead,
-        )
+        budget = TokenBudget(max_num_tokens, self.info.few_prefill_tokens)
+        self._scheduler = Scheduler(slots, self._kv, budget, looks_ahead=self.info.runs_ahead)
         self._executor = StepExecutor(self._runner, slots)
         self._recorder = StepRecorder(slots, self._kv, self._scheduler)
         has_lookup = config.prompt_lookup == "on" or (config.prompt_lookup == "auto" and self.info.is_batch_invariant)

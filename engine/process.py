@@ -22,6 +22,7 @@ from typing import IO, TypeAlias
 from engine.child import ChildPipe
 from engine.config import EngineConfig
 from engine.messages import ChildMessage, ParentMessage, Shutdown, StartCore
+from engine.python_process import start_python
 
 ParentPipe: TypeAlias = "Connection[ParentMessage, ChildMessage]"
 
@@ -86,13 +87,11 @@ class ChildProcess(Child):
 
     def _start(self, child_pipe: ChildPipe) -> None:
         fd = child_pipe.fileno()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from engine.child import main; main()", str(fd)],
-            pass_fds=[fd],
-            env=_OPENMP_DEFAULTS
-            | os.environ
-            | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-            stdin=subprocess.DEVNULL,
+        self._process = start_python(
+            "engine.child",
+            [fd],
+            fds=[fd],
+            env=_OPENMP_DEFAULTS | os.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )

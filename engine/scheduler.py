@@ -29,33 +29,22 @@ from engine.sequence import Sequence
 from engine.step_draft import StepDraft
 from engine.step_forecast import NOTHING_FORESEEN, StepForecaster
 from engine.step_plan import StepPlan
+from engine.token_budget import TokenBudget
 from engine.waiting_queue import WaitingQueue
-
-TOKENS_A_WAITING_PROMPT = 16  # of a step's budget, where that is more than `few_prefill_tokens`
-STEPS_TO_RECOVER = 64  # steps without a memory shortage after which a reduced token budget doubles
 
 
 class Scheduler:
     """Continuous batching under a budget of tokens, slots and blocks."""
 
     def __init__(
-        self,
-        slots: SequenceSlots,
-        kv: KVCacheManager,
-        *,
-        max_num_tokens: int,
-        few_prefill_tokens: int | None = None,
-        looks_ahead: bool = False,
+        self, slots: SequenceSlots, kv: KVCacheManager, budget: TokenBudget, *, looks_ahead: bool = False
     ) -> None:
         """`looks_ahead`: say of each plan which one follows if all goes on, and keep to it where prompts go on."""
         self._forecaster = StepForecaster(slots, kv) if looks_ahead else None
         self._foreseen = NOTHING_FORESEEN
         self._slots = slots
         self._kv = kv
-        self._max_num_tokens = max_num_tokens
-        self._few_prefill_tokens = few_prefill_tokens
-        self._budget = max_num_tokens
-        self._steps_since_shortage = 0
+        self._budget = budget
         self._waiting = WaitingQueue()
         self._running: dict[int, Sequence] = {}  # by sequence_id
         self._prefilling: dict[int, Sequence] = {}  # by slot
@@ -85,12 +74,12 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plan one step; None if there is nothing to do. Mutates: admits, preempts, and allocates the step's blocks."""
-        self._recover_budget()
+        self._budget.recover()
         self._admit_urgent()
         ran_short = self._reserve_blocks()
         decodes = self._slots.decoding_slots()
         foreseen, self._foreseen = self._foreseen, NOTHING_FORESEEN
-        draft = StepDraft(budget=self._prefill_budget(max(len(decodes), foreseen.num_decodes)))
+        draft = StepDraft(budget=self._prefill_tokens(max(len(decodes), foreseen.num_decodes)))
         for sequence in self._by_urgency(first=foreseen.prefilling):
             self._plan_chunk(draft, sequence)
         if not ran_short:
@@ -101,16 +90,13 @@ class Scheduler:
         plan = draft.mixed_plan(self._slots) if draft.slots else self._decode_plan()
         if self._forecaster is not None:
             has_more = not ran_short and self._waits_for_tokens(draft)
-            budget = self._prefill_budget(len(plan.sampled))
+            budget = self._prefill_tokens(len(plan.sampled))
             self._foreseen = self._forecaster.foresee(plan, self._by_urgency(), budget=budget, has_more=has_more)
         return plan
 
-    def _prefill_budget(self, num_decodes: int) -> int:
-        budget = max(0, self._budget - num_decodes)
-        if self._few_prefill_tokens is None:
-            return budget
+    def _prefill_tokens(self, num_decodes: int) -> int:
         num_prompts = len(self._waiting) + len(self._prefilling)
-        return min(budget, max(self._few_prefill_tokens, num_prompts * TOKENS_A_WAITING_PROMPT))
+        return self._budget.prefill_tokens(num_decodes=num_decodes, num_prompts=num_prompts)
 
     def _by_urgency(self, first: Container[int] = ()) -> list[Sequence]:
         """Whose prompts are not computed yet; those with an id in `first` before all others."""
@@ -289,15 +275,8 @@ class Scheduler:
 
     def reduce_budget(self, num_tokens: int) -> None:
         """A step of `num_tokens` tokens did not fit the device: plan half as many, and feel the way up again."""
-        self._budget = max(len(self._slots.decoding_slots()) + 1, num_tokens // 2)
+        self._budget.reduce(num_tokens, num_decodes=len(self._slots.decoding_slots()))
         self._foreseen = NOTHING_FORESEEN
-        self._steps_since_shortage = 0
-
-    def _recover_budget(self) -> None:
-        if self._budget < self._max_num_tokens:
-            self._steps_since_shortage += 1
-            if self._steps_since_shortage % STEPS_TO_RECOVER == 0:
-                self._budget = min(self._max_num_tokens, 2 * self._budget)
 
     def check_integrity(self) -> None:
         """Raise `AssertionError` unless slots, blocks and sequences agree. To be called between steps."""

@@ -6,7 +6,6 @@ it is lost. Knows nothing of what a grammar is.
 
 import os
 import subprocess
-import sys
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from threading import Lock
 from engine.errors import EngineError, InvalidRequestError
 from engine.grammar.trial_process import Verdict
 from engine.grammar_spec import GrammarSpec
+from engine.python_process import start_python
 
 NUM_LANES = 2  # so that one heavy grammar does not hold up the others
 MAX_WAIT_SECONDS = 60.0  # a trial's own limit is of CPU time; the machine may be busy
@@ -77,14 +77,12 @@ class _TrialProcess:
     def __init__(self, arguments: list[str]) -> None:
         ends = [Pipe() for _ in range(NUM_LANES)]
         fds = [theirs.fileno() for _, theirs in ends]
-        search_path = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from engine.grammar.trial_process import main; main()", *arguments]
-            + [str(fd) for fd in fds],
-            pass_fds=fds,
+        process = start_python(
+            "engine.grammar.trial_process",
+            [*arguments, *fds],
+            fds=fds,
             # It forks, and must have one thread alone.
-            env=os.environ | {"PYTHONPATH": search_path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # what the compiler says as it dies would look like ours
         )

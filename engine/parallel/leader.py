@@ -5,7 +5,6 @@ raises here has left the others within it; the leader is then lost, and the pare
 """
 
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -37,6 +36,7 @@ from engine.parallel.messages import (
 from engine.parallel.rank import Rank
 from engine.parallel.row_parallel import join_ranks
 from engine.process import describe_exit
+from engine.python_process import start_python
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.step_budget import plain_rows
 from engine.runner.step_forwards import Forwards
@@ -113,10 +113,8 @@ class _Follower:
         self._pipe, end = _pipe()
         self._rank = start.rank
         self._inbox: SimpleQueue[FollowerMessage] = SimpleQueue()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from engine.parallel.follower import main; main()", str(end.fileno())],
-            pass_fds=[end.fileno(), start.store_fd],
-            stdin=subprocess.DEVNULL,
+        self._process = start_python(
+            "engine.parallel.follower", [end.fileno()], fds=[end.fileno(), start.store_fd], env=os.environ
         )
         end.close()
         self._pipe.send(start)

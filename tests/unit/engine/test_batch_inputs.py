@@ -14,6 +14,7 @@ from engine.scheduler import Scheduler
 from engine.sequence import SequenceLimits, create_sequence
 from engine.step_plan import StepPlan, StepResult
 from engine.step_recorder import StepRecorder
+from engine.token_budget import TokenBudget
 
 BLOCK_SIZE = 4
 LIMITS = SequenceLimits(vocab_size=100, max_len=64, eos_token_ids=(), described="")
@@ -23,7 +24,7 @@ class World:
     def __init__(self) -> None:
         self.slots = SequenceSlots(max_num_seqs=4, max_len=64, block_size=BLOCK_SIZE)
         kv = KVCacheManager(self.slots, 64, prefix_caching=False)
-        self.scheduler = Scheduler(self.slots, kv, max_num_tokens=24)
+        self.scheduler = Scheduler(self.slots, kv, TokenBudget(24, few_prefill_tokens=None))
         self.recorder = StepRecorder(self.slots, kv, self.scheduler)
         self.builder = BatchBuilder(self.slots)
         self.rng = random.Random(5)
