@@ -52,7 +52,7 @@ INLINE void score_pairs(const uint16_t *const *queries, float scaling, const cha
   for (int p = 0; p < wide; p++) {
     const char *line = ahead ? ahead[p] : NULL;
     for (int end = d + head_dim / wide; d < end; d += 2) {
-      for (int i = 0; ahead && i < wide; i++, line += 64) fetch_ahead(line);
+      for (int i = 0; ahead && i < wide; i++, line += LINE) fetch_ahead(line);
       add_pairs(acc, queries, d, even, odd, d * step, num_rows, wide);
     }
   }
@@ -77,7 +77,7 @@ INLINE void value_pairs(float *part, int64_t part_stride, const float *scores, c
     const char *row = values[panel] + offset + start + j % LANES * step;
     const char *line = ahead ? ahead[panel % BLOCK_PANELS] + start + j % LANES * step : NULL;
     const char *even[MAX_WIDE], *odd[MAX_WIDE];
-    for (int i = 0; ahead && i < wide * LANES * size_of(BF16); i += 64) fetch_ahead(line + i), fetch_ahead(line + step + i);
+    for (int i = 0; ahead && i < wide * LANES * size_of(BF16); i += LINE) fetch_ahead(line + i), fetch_ahead(line + step + i);
     const char *low = j < first ? (const char *)ZEROS : row, *high = j + 1 < last ? row + step : (const char *)ZEROS;
     UNROLL(4)
     for (int i = 0; i < wide; i++) even[i] = low + i * LANES * size_of(BF16), odd[i] = high + i * LANES * size_of(BF16);

@@ -104,7 +104,7 @@ INLINE void score_codes(const int16_t *queries, const float *scales, const char 
     const char *line = ahead ? ahead[p] : NULL;
     if (ahead) fetch_ahead(line + head_dim * LANES);
     for (int64_t end = place + head_dim * LANES / wide; place < end; place += 2 * LANES, q += 2) {
-      for (int i = 0; ahead && i < wide * 2 * LANES; i += 64) fetch_ahead(line + i);
+      for (int i = 0; ahead && i < wide * 2 * LANES; i += LINE) fetch_ahead(line + i);
       line += wide * 2 * LANES;
       add_codes(acc, q, head_dim, codes, place, num_rows, wide);
     }
@@ -134,7 +134,7 @@ INLINE void value_codes(int32_t *part, int64_t part_stride, const float *scores,
     for (int p = 0; p < wide; p++) codes[p] = values[panel] + offset + start + p * 2 * LANES;
     if (ahead && dim == 0) fetch_ahead(next + part_stride * LANES);
     for (int64_t place = j % LANES / 2 * step; j < end; j += 2, place += step) {
-      for (int line = 0; ahead && line < wide * 2 * LANES; line += 64) fetch_ahead(next + place + line);
+      for (int line = 0; ahead && line < wide * 2 * LANES; line += LINE) fetch_ahead(next + place + line);
       add_codes(acc, (const int16_t *)scores + j, 2 * STRIDE, codes, place, num_rows, wide);
     }
   }

@@ -160,7 +160,7 @@ INLINE void score_tile(const scratch *s, const float *q, int row, int panel, con
   for (int p = 0; p < wide; p++) {
     const char *line = ahead ? ahead[p] : NULL;
     for (int64_t end = place + head_dim / wide * step; place < end; place += step, q += MAX_ROWS) {
-      for (int i = 0; ahead && i < wide * LANES * size_of(format); i += 64, line += 64) fetch_ahead(line);
+      for (int i = 0; ahead && i < wide * LANES * size_of(format); i += LINE, line += LINE) fetch_ahead(line);
       add_products(acc, q, 1, elements, place, num_rows, wide, format);
     }
   }
@@ -218,7 +218,7 @@ INLINE void value_tile(float *part, int64_t part_stride, const float *weights, c
     for (int p = 0; p < wide; p++) elements[p] = values[panel] + offset + start + p * LANES * size_of(format);
 #pragma GCC unroll 2
     for (int64_t place = j % LANES * step; j < end; j++, place += step) {
-      for (int line = 0; ahead && line < wide * LANES * size_of(format); line += 64)
+      for (int line = 0; ahead && line < wide * LANES * size_of(format); line += LINE)
         fetch_ahead(next + place + line);
       add_products(acc, weights + j, STRIDE, elements, place, num_rows, wide, format);
     }

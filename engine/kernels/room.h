@@ -10,9 +10,9 @@ static pthread_once_t room_once = PTHREAD_ONCE_INIT;
 
 static void make_room_key(void) { pthread_key_create(&room_key, free); }
 
-/* At least `size` bytes, of whatever content, grown when needed and kept for this thread's next call, until the thread ends (as
- * those of OpenMP do when fewer are asked for); NULL if there is no memory. One user a library: the next call has the same
- * bytes. */
+/* At least `size` bytes, of whatever content, grown when needed and kept for this thread's next call, until the thread
+ * ends (as those of OpenMP do when fewer are asked for); NULL if there is no memory. One user a library: the next call has
+ * the same bytes. */
 static void *take_room(size_t size) {
   static _Thread_local void *room;
   static _Thread_local size_t room_size;
