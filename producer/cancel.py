@@ -42,7 +42,7 @@ def cancel(job_id: str) -> Protocol[bool]:
     while True:
         verdict = yield from _cancel_once(job_id)
         if verdict == "gone":
-            raise JobNotFoundError(job_id, f"job {job_id:.100} is not known here, or was forgotten; nothing to cancel")
+            raise JobNotFoundError.unknown(job_id, "; nothing to cancel")
         if verdict != "moved":  # moved: entries were written while we composed the outcome
             return verdict in ("cancelled", "requested")
 

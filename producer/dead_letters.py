@@ -80,7 +80,7 @@ def retry(job_id: str) -> Protocol[bool]:
     """Put a failed job back onto its queue. False if it has not failed. Raises JobNotFoundError."""
     [origin] = yield from send(("HGET", job_key(job_id), "origin"))
     if origin is None:
-        raise JobNotFoundError(job_id, f"job {job_id} is not known here, or was forgotten; submit it again")
+        raise JobNotFoundError.unknown(job_id, "; submit it again")
     queue = origin.decode()
     names = [
         job_key(job_id),

@@ -198,8 +198,9 @@ def revive_deliveries(delivery_ids: list[str]) -> Protocol[list[str]]:
     return [name for name, *found in zip(delivery_ids, revived[::2], revived[1::2], strict=True) if any(found)]
 
 
-# A part of the scripts on a ledger. `choose` finds the first due ones of each receiver in `rooms`, within its room,
-# and sorts them so that whoever has most room comes first: who takes all its room keeps nobody else from a turn.
+# A part of the scripts on a ledger. `claim` takes the first due ones of each receiver in `rooms`, within its room,
+# whoever has most room first: who takes all its room keeps nobody else from a turn. Each is taken for its own lease, or
+# for the one that is given. Returns {receiver, id, event, attempt} of each.
 LEDGER_SCRIPT = """
 local function note_next(receivers, due, receiver)
   local first = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
@@ -233,6 +234,24 @@ local function choose(due_prefix, rooms, now)
     return a.since < b.since
   end)
   return chosen
+end
+
+local function claim(receivers, due_prefix, prefix, rooms, max, lease, now)
+  local claimed, touched = {}, {}
+  for _, one in ipairs(choose(due_prefix, rooms, now)) do
+    if #claimed >= max then break end
+    local due, delivery = due_prefix .. one.receiver, prefix .. one.id
+    local event, own_lease = unpack(redis.call('HMGET', delivery, 'event', 'lease_seconds'))
+    touched[one.receiver] = true
+    if event then
+      redis.call('ZADD', due, now + (tonumber(own_lease) or lease), one.id)
+      claimed[#claimed + 1] = {one.receiver, one.id, event, redis.call('HINCRBY', delivery, 'attempts', 1)}
+    else
+      redis.call('ZREM', due, one.id)
+    end
+  end
+  for receiver in pairs(touched) do note_next(receivers, due_prefix .. receiver, receiver) end
+  return claimed
 end
 """
 

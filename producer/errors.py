@@ -14,6 +14,8 @@ PromptmillError
 └── FileStoreError           the store of the gateway's files cannot be read or written
 """
 
+from typing import Self
+
 from producer.contract import ErrorCode, ErrorInfo, Result
 
 
@@ -67,6 +69,11 @@ class JobNotFoundError(PromptmillError):
         super().__init__(message)
         self.job_id = job_id
         self.has_ended = has_ended
+
+    @classmethod
+    def unknown(cls, job_id: str, remedy: str = "") -> Self:
+        """Of an id that anybody may have given; `remedy` ends the message."""
+        return cls(job_id, f"job {job_id:.100} is not known here, or was forgotten{remedy}")
 
 
 class JobFailedError(PromptmillError):

@@ -104,21 +104,7 @@ local due_prefix, prefix, max, rooms = ARGV[1], ARGV[2], tonumber(ARGV[3]), cjso
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
-local claimed, touched = {}, {}
-for _, one in ipairs(choose(due_prefix, rooms, now)) do
-  if #claimed >= max then break end
-  local due, delivery = due_prefix .. one.receiver, prefix .. one.id
-  local event, lease = unpack(redis.call('HMGET', delivery, 'event', 'lease_seconds'))
-  touched[one.receiver] = true
-  if event then
-    redis.call('ZADD', due, now + (tonumber(lease) or 60), one.id)
-    claimed[#claimed + 1] = {one.receiver, one.id, event, redis.call('HINCRBY', delivery, 'attempts', 1)}
-  else
-    redis.call('ZREM', due, one.id)
-  end
-end
-for receiver in pairs(touched) do note_next(receivers, due_prefix .. receiver, receiver) end
-return claimed
+return claim(receivers, due_prefix, prefix, rooms, max, 60, now)
 """
 )
 

@@ -264,12 +264,11 @@ class Committer:
 
 def _result_ttl(job: RunningJob) -> int | None:
     """Seconds; None: for ever. As RQ keeps the job and its own result, but one that RQ deletes at once can be read."""
-    if job.status == "failed":
+    ttl = keys.RESULT_TTL_SECONDS
+    if job.status == "finished":
+        ttl = job.rq_job.get_result_ttl(keys.RESULT_TTL_SECONDS)
+    elif job.status == "failed":
         ttl = job.rq_job.failure_ttl or keys.FAILURE_TTL_SECONDS
-    else:
-        ttl = (
-            job.rq_job.get_result_ttl(keys.RESULT_TTL_SECONDS) if job.status == "finished" else keys.RESULT_TTL_SECONDS
-        )
     return None if ttl < 0 else int(ttl) or keys.RESULT_TTL_SECONDS
 
 

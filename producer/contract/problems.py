@@ -93,7 +93,7 @@ def _path(entry: Any) -> tuple[Any, ...]:
 def _join(path: Sequence[Any]) -> str:
     text = ""
     for part in path:
-        name = part if isinstance(part, int) else _cut(str(part))
+        name = part if isinstance(part, int) else cut(str(part), MAX_SHOWN_CHARS)
         text += f"[{name}]" if isinstance(part, int) else f".{name}" if text else str(name)
     return text
 
@@ -110,7 +110,7 @@ def _rule(entry: Any) -> str:
 
 def _suggest(entry: Any) -> str:
     known = _INNER_FIELDS.get(entry["loc"][0]) if len(entry["loc"]) > 1 else JobRequest.model_fields
-    close = difflib.get_close_matches(_cut(str(entry["loc"][-1])), known or (), n=2)
+    close = difflib.get_close_matches(cut(str(entry["loc"][-1]), MAX_SHOWN_CHARS), known or (), n=2)
     return f"; did you mean {' or '.join(close)}?" if close else "; leave it out"
 
 
@@ -119,11 +119,12 @@ def _plain_numbers(context: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(value: Any) -> str:
-    return _cut(repr(value))
+    return cut(repr(value), MAX_SHOWN_CHARS)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"
+def cut(text: str, most: int) -> str:
+    """So many characters of it at most."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _fields_of(*models: type[BaseModel]) -> list[str]:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from producer.contract import ErrorCode, ErrorInfo
+from producer.contract.problems import cut
 from producer.errors import (
     FileStoreError,
     InvalidJobError,
@@ -51,10 +52,10 @@ class ApiError(Exception):
         retry_after_seconds: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(_cut(message, MAX_MESSAGE_CHARS))
+        super().__init__(cut(message, MAX_MESSAGE_CHARS))
         self.status = status
         self.code = code
-        self.param = _cut(param, MAX_PARAM_CHARS) if param is not None else None
+        self.param = cut(param, MAX_PARAM_CHARS) if param is not None else None
         self.headers = dict(headers or {})
         if should_retry is not None:
             self.headers["x-should-retry"] = "true" if should_retry else "false"
@@ -176,7 +177,3 @@ def _type_of(status: HTTPStatus) -> str:
         HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
     }
     return special.get(status, "invalid_request_error" if status < 500 else "server_error")
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -12,6 +12,7 @@ from typing import Any
 
 import redis
 from rq import Queue
+from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from producer.contract import Chunk, Done, Marker, Result, keys, parse_entry
@@ -129,6 +130,14 @@ class WorkerThread:
         except BaseException as error:
             self.error = error
             self._serving.set()
+
+
+def held_jobs(running: WorkerThread, queue: Queue, num_jobs: int) -> list[Job]:
+    """Jobs that run side by side and give nothing until the engine goes on."""
+    running.engine.pause()
+    jobs = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5) for _ in range(num_jobs)]
+    wait_until(lambda: len(running.engine.running) == num_jobs)
+    return jobs
 
 
 class WorkerProcess:

@@ -42,9 +42,8 @@ class LocalFileStore:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             _ = self.identity  # made, unless somebody has
-            for left in self._folder.glob(
-                f"{IDENTITY_NAME}-*"
-            ):  # by who was killed over it, or will find that it is late
+            # Left by who was killed over it; or by who is about to find that he is late.
+            for left in self._folder.glob(f"{IDENTITY_NAME}-*"):
                 left.unlink(missing_ok=True)
             tempfile.TemporaryFile(dir=self._folder).close()  # without a name, where the system has such files
         except OSError as error:

@@ -93,7 +93,7 @@ async def get_job(context: Context, caller: Authenticated, lists: Lists, job_id:
     await _check_sight(context, caller, job_id)
     detail = await lists.rows.read_detail(job_id)
     if detail is None:
-        raise _not_found(job_id)
+        raise JobNotFoundError.unknown(job_id)
     return detail
 
 
@@ -152,11 +152,7 @@ async def _check_sight(context: GatewayContext, caller: Caller, job_id: str) -> 
     if not caller.is_operator:
         record = await context.records.read(job_id)
         if record is None or not caller.may_see(record.key_id):
-            raise _not_found(job_id)
-
-
-def _not_found(job_id: str) -> JobNotFoundError:
-    return JobNotFoundError(job_id, f"job {job_id:.100} is not known here, or was forgotten")
+            raise JobNotFoundError.unknown(job_id)
 
 
 def _point(bucket: Bucket) -> Point:

@@ -76,7 +76,7 @@ async def _find(context: GatewayContext, caller: Caller, job_id: str) -> tuple[s
         job_id = job_id.removeprefix(prefix)
     record = await context.records.read(job_id)
     if record is None or not caller.may_see(record.key_id):
-        raise JobNotFoundError(job_id, f"job {job_id:.100} is not known here, or was forgotten")
+        raise JobNotFoundError.unknown(job_id)
     return job_id, record
 
 

@@ -44,7 +44,7 @@ def claim_deliveries(
             Event.model_validate_json(event),
             WebhookEndpoint.model_validate_json(endpoint),
         )
-        for receiver, delivery_id, event, endpoint, attempt in found
+        for receiver, delivery_id, event, attempt, endpoint in found
     ]
 
 
@@ -106,21 +106,8 @@ for _, endpoint_id in ipairs(redis.call('ZRANGEBYSCORE', receivers, '-inf', now,
   end
 end
 
-local claimed, touched = {}, {}
-for _, one in ipairs(choose(due_prefix, rooms, now)) do
-  if #claimed >= max then break end
-  local due, delivery = due_prefix .. one.receiver, prefix .. one.id
-  local event = redis.call('HGET', delivery, 'event')
-  touched[one.receiver] = true
-  if event then
-    redis.call('ZADD', due, now + lease, one.id)
-    local attempt = redis.call('HINCRBY', delivery, 'attempts', 1)
-    claimed[#claimed + 1] = {one.receiver, one.id, event, redis.call('HGET', endpoints, one.receiver), attempt}
-  else
-    redis.call('ZREM', due, one.id)
-  end
-end
-for endpoint_id in pairs(touched) do note_next(receivers, due_prefix .. endpoint_id, endpoint_id) end
+local claimed = claim(receivers, due_prefix, prefix, rooms, max, lease, now)
+for _, one in ipairs(claimed) do one[#one + 1] = redis.call('HGET', endpoints, one[1]) end
 redis.call('ZREMRANGEBYSCORE', dead, '-inf', now - dead_ttl)
 return claimed
 """
