@@ -137,18 +137,22 @@ def _cgroup_bytes(root: Path, membership: str) -> list[int]:
     membership: what `/proc/self/cgroup` says. A group is charged for the files that it has read as well; what of them
     is not in use makes room for whoever asks.
     """
-    left = [1 << 62]
     groups = {kinds: path.strip("/") for _, kinds, path in (line.split(":", 2) for line in membership.splitlines())}
     of_memory = next((path for kinds, path in groups.items() if "memory" in kinds.split(",")), "")
+    left = []
     for top, group, limit, usage in (
         (root, groups.get("", ""), "memory.max", "memory.current"),
         (root / "memory", of_memory, "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        for folder in (top / group, *(top / group).parents):
-            if (folder / limit).exists() and (text := (folder / limit).read_text().strip()) != "max":
-                figures = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                unused = int(figures.get("total_inactive_file") or figures["inactive_file"])
-                left.append(int(text) - int((folder / usage).read_text()) + unused)
-            if folder == top:
-                break
+        own = top / group
+        left += [_bytes_left(folder, limit, usage) for folder in (own, *own.parents) if folder.is_relative_to(top)]
     return left
+
+
+def _bytes_left(folder: Path, limit: str, usage: str) -> int:
+    """Of a group; very many where it has no limit."""
+    if not (folder / limit).exists() or (most := (folder / limit).read_text().strip()) == "max":
+        return 1 << 62
+    figures = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    unused = int(figures.get("total_inactive_file") or figures["inactive_file"])
+    return int(most) - int((folder / usage).read_text()) + unused
