@@ -24,19 +24,20 @@ READ_SECONDS = 1.0  # between reads
 NAMES_SECONDS = 10.0  # between looks for new queues
 MAX_LINES_A_READ = 200  # of one stream: a few milliseconds of work, between which requests are served
 MAX_STREAMS_A_READ = 200
+_LINE_SECONDS = 0.001  # a line's id is cut to milliseconds
 
 _log = logging.getLogger(__name__)
 
 
 class ResultsFollower:
     """Reads from `start()` to `aclose()`; `series` and `ended` are what it has read. `on_end` is told of each job that
-    has ended since it began to read."""
+    has ended since we were made: a gateway serves before its first read is done."""
 
     def __init__(self, redis: AsyncTransport, default_queue: str, *, on_end: Callable[[EndedJob], None]) -> None:
         self._redis = redis
         self._default_queue = default_queue
         self._on_end = on_end
-        self._began_at: float | None = None  # epoch seconds, Redis' clock
+        self._made_at = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._positions: dict[str, str] = {}  # queue → id of the last line read
         self._clock_offset = time.time() - time.monotonic()  # of Redis' epoch seconds, once it was read
@@ -69,8 +70,7 @@ class ResultsFollower:
         """A queue that is new to us is read from an hour ago on. One that has no worker just now, and is not listed,
         is read on for as long as its lines of the hour would be counted twice when it is back."""
         names = await self._redis.run(read_queue_names(self._default_queue))
-        [[seconds, microseconds]] = await self._redis.run(send(("TIME",)))
-        self._began_at = self._began_at or int(seconds) + int(microseconds) / 1e6
+        [[seconds, _]] = await self._redis.run(send(("TIME",)))
         begin_ms = (int(seconds) - WINDOW_SECONDS) * 1000
         known = {name: at for name, at in self._positions.items() if int(at.partition("-")[0]) >= begin_ms}
         self._positions = {name: self._positions.get(name, f"{begin_ms}-0") for name in names} | known
@@ -114,5 +114,5 @@ class ResultsFollower:
         job = EndedJob.from_line(result, queue, int(line_id.partition(b"-")[0]) / 1000)
         self.series.add(job)
         self.ended.add(job)
-        if self._began_at is not None and job.ended_at >= self._began_at:
+        if job.ended_at - self._clock_offset >= self._made_at - _LINE_SECONDS:
             self._on_end(job)

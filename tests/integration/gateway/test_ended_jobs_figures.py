@@ -38,6 +38,16 @@ async def test_what_ended_before_a_gateway_began_is_shown_and_not_counted(
     assert told == ["after"]
 
 
+async def test_what_ends_before_the_first_read_is_counted(transport: AsyncTransport, worker: FakeWorker) -> None:
+    """A gateway serves before it has read anything."""
+    told: list[str] = []
+    follower = ResultsFollower(transport, keys.DEFAULT_QUEUE, on_end=lambda job: told.append(job.job_id))
+    write_line(worker.connection, "at-once", seconds_ago=0)
+    await follower.look_for_queues()
+    await follower.read()
+    assert told == ["at-once"]
+
+
 async def test_a_queue_that_is_not_listed_for_a_while_is_counted_once(
     transport: AsyncTransport, redis_client: redis.Redis
 ) -> None:

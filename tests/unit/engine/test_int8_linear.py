@@ -195,9 +195,10 @@ def test_a_threads_room_goes_with_it(kernels: Int8Kernels) -> None:
     with one_thread():
         layer(x)
         before = resident_pages()
-        for _ in range(40):
+        for _ in range(100):
             thread = threading.Thread(target=layer, args=(x,))
             thread.start()
             thread.join()
         num_bytes = (resident_pages() - before) * resource.getpagesize()
-    assert num_bytes < 10 * x.numel(), "a number of a row takes a byte of room"
+    # a number of a row takes a byte of room, and the C library keeps some freed rooms for later
+    assert num_bytes < 40 * x.numel()
