@@ -24,7 +24,7 @@ class Claim:
     attempt: int
     execution_id: str
     is_resumable: bool
-    """Put back by the sweeper or a hand-over, not by RQ: what its stream holds counts."""
+    """Put back by the sweeper or a hand-over, not by RQ, or held by the sweeper: what its stream holds counts."""
     done: Done | None
     """The stream's end, if an earlier attempt wrote it."""
     fields: dict[bytes, bytes]

@@ -94,7 +94,7 @@ class Intake:
 
         Raises what Redis raises, of a job whose stored output is to be read.
         """
-        stored = read_stored(self._client, claim.job_id) if claim.is_resumable or claim.is_orphan else None
+        stored = read_stored(self._client, claim.job_id) if claim.is_resumable else None
         rq_job, problem = self._reader.restore(claim)
         if stored is not None and stored.done is not None:
             if not self._is_lost(rq_job, stored.done):

@@ -120,6 +120,31 @@ def test_a_job_that_came_back_is_resumable_and_one_that_rq_requeued_is_not(
     assert {held.attempt for held in claims.values()} == {2}
 
 
+@pytest.mark.parametrize("how", ["hand-over", "sweep", "sweep of one cancelled"])
+def test_an_attempt_that_had_to_start_over_and_wrote_nothing_leaves_that_to_the_next(
+    how: str, redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    """Else the run before, which may have ended, would count as this one's."""
+    [job_id] = enqueue_many(queue, 1)
+    redis_client.xadd(keys.stream_key(job_id), {"d": '{"done":true}'}, id="1-1")
+    [held] = claim(redis_client, scripts)
+    for request, writes_marker in (("second", False), ("third", True)):
+        if writes_marker:
+            redis_client.xadd(keys.stream_key(job_id), {"m": "{}"}, id=f"{held.attempt}-0")
+        if how == "hand-over":
+            assert give_back(redis_client, scripts, [held]) == 1
+            [held] = claim(redis_client, scripts, request_id=request)
+        elif how == "sweep":
+            end_leases(redis_client)
+            assert sweep(redis_client, scripts)[0] == [job_id]
+            [held] = claim(redis_client, scripts, request_id=request)
+        else:
+            redis_client.hset(f"rq:job:{job_id}", "status", "canceled")
+            end_leases(redis_client)
+            [held] = sweep(redis_client, scripts)[1]
+        assert held.is_resumable is writes_marker
+
+
 def test_a_job_whose_claim_broke_off_comes_back_once_and_one_enqueued_again_is_not_doubled(
     redis_client: redis.Redis, scripts: Scripts, queue: Queue
 ) -> None:

@@ -73,7 +73,7 @@ local function start(id, queue, execution, order)
   local composite, expiry = id .. ':' .. execution, seconds(now + record_ttl)
   -- created_at keeps the order of claims: a script's clock stands still
   redis.call('HSET', execution_key(id, execution), 'id', execution, 'job_id', id, 'worker_name', worker, 'queue', queue,
-    'created_at', seconds(now + order / 1e6), 'last_heartbeat', seconds(now))
+    'created_at', seconds(now + order / 1e6), 'last_heartbeat', seconds(now), 'resumable', resumable and 1 or 0)
   redis.call('EXPIRE', execution_key(id, execution), record_ttl)
   redis.call('ZADD', executions_key(id), expiry, execution)
   redis.call('EXPIRE', executions_key(id), record_ttl)

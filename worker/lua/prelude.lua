@@ -99,9 +99,20 @@ local function note_end_of_attempt(id, fence, has_crashed)
   if all > 0 then redis.call('HSET', job_key(id), CRASHES_FIELD, in_a_row .. ':' .. all) end
 end
 
+-- Whether the next attempt may go on from what the stream holds. An attempt that was to start over, and has not got to
+-- its marker, leaves there what counts no more.
+local function may_resume(id)
+  local fence = redis.call('GET', fence_key(id)) or ''
+  local attempt, execution = string.match(fence, '^(%d+):(.+)$')
+  local last_attempt = stream_end(id)
+  if last_attempt == 0 or tostring(last_attempt) == attempt then return true end
+  return redis.call('HGET', execution_key(id, execution or ''), 'resumable') ~= '0'
+end
+
 -- back to the front of the queue, unless something else than running has become of it
 local function give_back(id, queue, resumable, has_crashed, record_ttl)
   local fence = redis.call('GET', fence_key(id))
+  resumable = resumable and may_resume(id)
   forget(id, queue)
   local fields = job_fields(id, 'status', 'enqueued_at')
   if fields[1] ~= 'started' then return false end
