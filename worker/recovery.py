@@ -20,6 +20,8 @@ MAX_SWEPT = 1000  # jobs of one queue in one pass
 MAX_GIVEN_BACK = 256  # jobs in one script run
 MAX_INTERVAL_SECONDS = 1.0
 SWEEPS_PER_LEASE = 5
+SWEEP_KEY = "promptmill:sweep"  # STRING: what is written to learn whether Redis takes anything
+SWEEP_KEY_SECONDS = 60
 
 _log = logging.getLogger(__name__)
 
@@ -51,12 +53,13 @@ class Sweeper:
     def sweep(self, now: float) -> None:
         """`now`: monotonic seconds. Raises what Redis raises; the next pass then waits, as after any gap.
 
-        After a gap (Redis was away, or this worker slept) leases look ended whose holders only could not renew them:
-        they get one full lease to come back.
+        After a gap (Redis was away or took no writes, or this worker slept) leases look ended whose holders only could
+        not renew them: they get one full lease to come back.
         """
         if self._last_pass_at is None or now - self._last_pass_at > self._lease_seconds / 2:
             self._blind_until = now + self._lease_seconds
-        self._client.ping()
+        # Renewing a lease takes a write. A Redis that is full, or has too few replicas, answers to all but that.
+        self._client.set(SWEEP_KEY, 1, ex=SWEEP_KEY_SECONDS)
         self._last_pass_at = now
         if now < self._blind_until:
             return

@@ -116,6 +116,13 @@ def too_few_replicas(client: redis.Redis) -> Iterator[None]:
 
 
 @contextmanager
+def full(client: redis.Redis) -> Iterator[None]:
+    client.config_set("maxmemory", "1mb")
+    yield
+    client.config_set("maxmemory", "0")
+
+
+@contextmanager
 def endless_script(client: redis.Redis) -> Iterator[None]:
     client.config_set("busy-reply-threshold", 50)
     with ThreadPoolExecutor() as thread:
@@ -149,6 +156,28 @@ def test_a_redis_that_refuses_everybody_is_one_that_is_away(
             wait_until(lambda: not worker.engine.running)  # it has generated on
             wait_until(lambda: {"stream_redis_away", "beat_failed"} <= _actions(caplog))
         check_undisturbed(client, ids)
+
+
+@pytest.mark.parametrize("refusal", [full, too_few_replicas])
+def test_a_redis_that_takes_no_write_for_longer_than_a_lease_costs_no_attempt(
+    refusal: Callable[[redis.Redis], AbstractContextManager[None]],
+) -> None:
+    """It answers to PING, and to whoever only takes something away; but no lease can be renewed."""
+    settings = {"lease_seconds": SHORT_LEASE_SECONDS, "max_num_seqs": 8}
+    engines = [FakeEngine(step_seconds=0.05) for _ in range(2)]
+    with (
+        EmbeddedRedis() as server,
+        redis.Redis.from_url(server.url) as client,
+        WorkerThread(server.url, engines[0], **settings),
+        WorkerThread(server.url, engines[1], **settings),
+    ):
+        ids = enqueue_many(rq_queue(client), 16, max_tokens=150)
+        wait_for_first_tokens(client, ids)
+        time.sleep(SHORT_LEASE_SECONDS)  # sweepers look the other way at first
+        with refusal(client):
+            sleep_longer_than_a_lease()
+        check_undisturbed(client, ids)
+        assert sum(len(engine.submitted) for engine in engines) == 16
 
 
 def _actions(caplog: pytest.LogCaptureFixture) -> set[str]:
