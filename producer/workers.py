@@ -38,6 +38,12 @@ def read_workers() -> Protocol[list[WorkerInfo]]:
     return [info for info in (_parse(value) for value in values) if info is not None]
 
 
+def was_served(model: str) -> Protocol[bool]:
+    """Whether a worker, dead or alive, has served it within `MODEL_TTL_SECONDS`: another one may come for it."""
+    [served_at] = yield from send(("ZSCORE", keys.MODELS_KEY, model))
+    return served_at is not None
+
+
 def _pairs(replies: Sequence[object]) -> list[tuple[bytes, float]]:
     """Members and scores; replies to raw commands come flat."""
     flat = [part for reply in replies for part in (reply if isinstance(reply, (list, tuple)) else (reply,))]

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import redis
-from redis.client import Pipeline
 
 from producer.contract import WorkerInfo, keys
 from worker.claim import Claim
@@ -75,14 +74,16 @@ class LeaseKeeper:
     def beat(self) -> None:
         """One pipeline for everything. Raises what Redis raises."""
         claims = self._held()
+        info = self._describe()
         with self._client.pipeline(transaction=False) as pipe:
             self._bridge.add_beat(pipe, num_jobs=len(claims), is_suspended=self._is_suspended())
-            self._add_info(pipe)
+            pipe.set(keys.worker_key(info.name), info.model_dump_json(), ex=INFO_TTL_SECONDS)
             self._scripts.beat(
                 pipe,
                 worker=self._bridge.name,
                 entry_seconds=INFO_TTL_SECONDS,
                 lease_seconds=self._lease_seconds,
+                models=info.models,
                 jobs=[part for claim in claims for part in (claim.queue, claim.job_id, claim.fence)],
                 was_away=self._was_away,
             )
@@ -91,10 +92,6 @@ class LeaseKeeper:
         if replies[0] == 1:
             self._bridge.register_again()
         self._tell(claims, replies[-1])
-
-    def _add_info(self, pipe: Pipeline) -> None:
-        info = self._describe()
-        pipe.set(keys.worker_key(info.name), info.model_dump_json(), ex=INFO_TTL_SECONDS)
 
     def _tell(self, claims: Sequence[Claim], verdicts: Sequence[bytes]) -> None:
         for claim, verdict in zip(claims, verdicts, strict=True):

@@ -127,19 +127,20 @@ class Scripts:
         worker: str,
         entry_seconds: float,
         lease_seconds: float,
+        models: Sequence[str],
         jobs: Sequence[str],
         was_away: bool = False,
     ) -> Any:
-        """List the worker as alive for `entry_seconds`, and renew leases; all by Redis' clock. `jobs` is flat: queue,
-        job id, fence, and so on.
+        """List the worker as alive for `entry_seconds` and its `models` as served, and renew leases; all by Redis'
+        clock. `jobs` is flat: queue, job id, fence, and so on.
 
         Returns one entry a job: `lost` if the fence is another's, else RQ's status of the job, empty if it is gone.
         `was_away`: since the last beat Redis was, for this worker at least. Then jobs that it lost do not count as
         crashed with it, whatever a sweeper took it for.
         """
         arguments: list[str | float] = [lease_seconds, rq_time(time.time()), "1" if was_away else "0"]
-        arguments += [worker, entry_seconds, RECORD_TTL_SECONDS]
-        return self._beat(args=[*arguments, *jobs], client=client)
+        arguments += [worker, entry_seconds, RECORD_TTL_SECONDS, keys.MODEL_TTL_SECONDS, len(models)]
+        return self._beat(args=[*arguments, *models, *jobs], client=client)
 
     def hand_over(self, client: redis.Redis | Pipeline, *, jobs: Sequence[str], resumable: bool) -> Any:
         """Put running jobs back to the front of their queues, under their fences. `jobs` as in `beat`, oldest claim
@@ -219,6 +220,7 @@ def _names(rq_prefix: str) -> str:
     names = {
         "RQ": rq_prefix,
         "WORKERS": keys.WORKERS_KEY,
+        "MODELS": keys.MODELS_KEY,
         "LEASES": keys.leases_key(""),
         "LEASED": keys.leased_key(""),
         "FREED": keys.freed_channel(""),

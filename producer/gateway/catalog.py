@@ -1,7 +1,7 @@
 """Which models are served, by whom, and on which queue: what the live workers say, read at most once a second.
 
-A model that nobody has ever served here is not found (404). One that was served a while ago, or any while no worker is
-alive, is unavailable (503): trying again later makes sense.
+A model that nobody has served here of late is not found (404). One that was, or any while no worker is alive, is
+unavailable (503): trying again later makes sense.
 """
 
 import time
@@ -10,7 +10,7 @@ from http import HTTPStatus
 from producer.async_transport import AsyncTransport
 from producer.contract import ErrorCode, WorkerInfo
 from producer.gateway.errors import ApiError
-from producer.workers import choose_queue, read_workers
+from producer.workers import choose_queue, read_workers, was_served
 
 CACHE_SECONDS = 1.0
 RETRY_AFTER_SECONDS = 5.0
@@ -22,14 +22,12 @@ class ModelCatalog:
         self._default_queue = default_queue
         self._workers: list[WorkerInfo] = []
         self._fresh_until = 0.0
-        self._ever_served: set[str] = set()
 
     async def workers(self) -> list[WorkerInfo]:
         """The live workers. Raises RedisUnavailableError."""
         if time.monotonic() >= self._fresh_until:
             self._workers = await self._redis.run(read_workers())
             self._fresh_until = time.monotonic() + CACHE_SECONDS
-            self._ever_served.update(name for worker in self._workers for name in worker.models)
         return self._workers
 
     async def models(self) -> dict[str, list[WorkerInfo]]:
@@ -45,7 +43,7 @@ class ModelCatalog:
         queue = choose_queue(await self.workers(), model, self._default_queue)
         if queue is not None:
             return queue
-        if not self._workers or model in self._ever_served:
+        if not self._workers or await self._redis.run(was_served(model)):
             what = f"no worker that serves {model!r} is alive" if self._workers else "no worker is alive"
             raise ApiError(
                 HTTPStatus.SERVICE_UNAVAILABLE,

@@ -269,6 +269,7 @@ class FakeWorker:
         )
         self.connection.set(keys.worker_key(self.name), info.model_dump_json())
         self.connection.zadd(keys.WORKERS_KEY, {self.name: time.time() + seconds})
+        self.connection.zadd(keys.MODELS_KEY, dict.fromkeys(models, time.time()))
         return info
 
 

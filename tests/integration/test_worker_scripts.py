@@ -1,6 +1,7 @@
 """The worker's scripts on a real Redis, one by one."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -34,10 +35,10 @@ def claim(
     return [Claim.parse(entry, time.time()) for entry in reply[0]]
 
 
-def beat(client: redis.Redis, scripts: Scripts, *claims: Claim) -> list[bytes]:
+def beat(client: redis.Redis, scripts: Scripts, *claims: Claim, models: Sequence[str] = ("m",)) -> list[bytes]:
     flat = [part for held in claims for part in (held.queue, held.job_id, held.fence)]
-    beat = scripts.beat(client, worker="w", entry_seconds=15, lease_seconds=LEASE_SECONDS, jobs=flat)
-    return list(beat)
+    entry: dict[str, Any] = {"worker": "w", "entry_seconds": 15, "models": models}
+    return list(scripts.beat(client, **entry, lease_seconds=LEASE_SECONDS, jobs=flat))
 
 
 def sweep(client: redis.Redis, scripts: Scripts) -> tuple[list[str], list[Claim]]:
@@ -209,6 +210,17 @@ def test_a_worker_whose_clock_is_wrong_is_alive_all_the_same(
         wrong.setattr(time, "time", lambda: 1e9)
         assert beat(redis_client, scripts) == []
     assert 10 < redis_client.zscore(keys.WORKERS_KEY, "w") - redis_client.time()[0] <= 16
+
+
+def test_a_model_is_known_for_a_week_after_its_last_worker(redis_client: redis.Redis, scripts: Scripts) -> None:
+    now = redis_client.time()[0]
+    week = keys.MODEL_TTL_SECONDS
+    redis_client.zadd(
+        keys.MODELS_KEY, {"long ago": now - week - 60, "of late": now - week + 60, "one": now - week - 60}
+    )
+    assert beat(redis_client, scripts, models=["one", "two"]) == []
+    known = dict(redis_client.zrange(keys.MODELS_KEY, 0, -1, withscores=True))
+    assert set(known) == {b"of late", b"one", b"two"} and known[b"one"] >= now
 
 
 def test_a_claim_drops_only_so_many_jobs_that_are_gone(

@@ -1,9 +1,12 @@
 -- Say that the worker lives, renew leases, and learn what became of the jobs: see Scripts.beat.
 local lease_seconds, beat_at, was_away = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
 local worker, entry_seconds, record_ttl = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
+local model_ttl, num_models = tonumber(ARGV[7]), tonumber(ARGV[8])
 
 redis.call('ZADD', WORKERS, seconds(now + entry_seconds), worker)
 redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', seconds(now - entry_seconds))
+for i = 9, 8 + num_models do redis.call('ZADD', MODELS, seconds(now), ARGV[i]) end
+redis.call('ZREMRANGEBYSCORE', MODELS, '-inf', seconds(now - model_ttl))
 
 -- A lease ended while its worker could not reach us, and a sweeper took that for a crash. It was none: the attempt no
 -- longer counts among those in a row. It stays among all there were, which bounds how often a job is tried.
@@ -27,7 +30,7 @@ local function count_lost_claim(id, fence)
 end
 
 local verdicts = {}
-for i = 7, #ARGV, 3 do
+for i = 9 + num_models, #ARGV, 3 do
   local queue, id, fence = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local verdict = 'lost'
   if redis.call('GET', fence_key(id)) == fence then

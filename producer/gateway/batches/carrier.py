@@ -30,7 +30,7 @@ from producer.gateway.files.base import FileStore
 from producer.gateway.files.file_records import FileRecords
 from producer.line_index import IndexedLines, LineIndex
 from producer.operations import Protocol
-from producer.workers import read_workers
+from producer.workers import read_workers, was_served
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class CarrierOptions:
     max_line_bytes: int
     retry_seconds: float = 15.0  # before an input that cannot be read is read again, or its model looked for
     unreadable_seconds: float = 600.0  # until a batch fails whose input cannot be read
-    unserved_seconds: float = 600.0  # until one fails whose model no worker serves: one may be restarting
+    unserved_seconds: float = 600.0  # until one fails whose model no worker serves any more: one may be restarting
 
 
 class Carrier:
@@ -145,7 +145,8 @@ class Carrier:
         if queue is not None:
             return queue
         problem = model_problem(model, workers)
-        if await self._lease.note_unserved(model) >= self._options.unserved_seconds:
+        may_come_back = await self._redis.run(was_served(model))
+        if not may_come_back or await self._lease.note_unserved(model) >= self._options.unserved_seconds:
             await self._finish(BatchStatus.FAILED, [problem])
         else:
             _log.info("action=batch_waits batch=%s reason=%s", record.id, problem.message)

@@ -276,3 +276,4 @@ class Member:
         connection = self._workers[0].connection
         connection.set(keys.worker_key(self.name), info.model_dump_json(), ex=15)
         connection.zadd(keys.WORKERS_KEY, {self.name: time.time() + 15})
+        connection.zadd(keys.MODELS_KEY, {self.model: time.time()})

@@ -82,10 +82,23 @@ async def test_a_file_that_cannot_be_run_fails_the_batch_with_the_lines_at_fault
     assert redis_client.llen(f"rq:queue:{LOW}") == 0
 
 
-async def test_a_model_that_nobody_has_served_for_long_fails_the_batch(
+async def test_a_model_that_nobody_has_served_fails_the_batch_at_once(
     bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
 ) -> None:
-    created = await bench.create([line("a", body={"model": "unheard-of"})])
+    created = await bench.create([line("a", body={"model": "fakee"})])
+    await bench.carry()
+    record = await bench.get(created.id)
+    assert record.status is BatchStatus.FAILED and events(redis_client) == [("batch.failed", created.id)]
+    [problem] = record.problems
+    assert (problem.code, problem.param) == ("model_not_found", "body.model")
+    assert "serves 'fakee'; served are: fake" in problem.message
+
+
+async def test_a_model_whose_workers_are_gone_for_long_fails_the_batch(
+    bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
+) -> None:
+    low.announce("another", queues=keys.class_queues(keys.DEFAULT_QUEUE))
+    created = await bench.create([line("a")])
     await bench.carry()
     assert (await bench.get(created.id)).status is BatchStatus.VALIDATING
     assert await bench.claim() is None  # not at once again
@@ -94,7 +107,7 @@ async def test_a_model_that_nobody_has_served_for_long_fails_the_batch(
     redis_client.hincrby(f"promptmill:batch:{created.id}", "unserved_since", -600)
     await _is_carried_again(bench, redis_client, created)
     [problem] = (await bench.get(created.id)).problems
-    assert problem.code == "model_not_found" and "served are: fake" in problem.message
+    assert problem.code == "model_not_found" and "served are: another" in problem.message
     assert (await bench.get(created.id)).status is BatchStatus.FAILED
 
 
@@ -114,7 +127,8 @@ async def test_a_batch_whose_only_worker_is_replaced_is_completed_by_the_next(
 async def test_a_batch_that_waits_for_its_model_does_not_read_its_input_again(
     bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
 ) -> None:
-    created = await bench.create([line("a", body={"model": "unheard-of"})])
+    low.announce("another", queues=keys.class_queues(keys.DEFAULT_QUEUE))
+    created = await bench.create([line("a")])
     await bench.carry()
     for part in await bench.files.parts(created.input_file_id):
         bench.store.delete(part.name)

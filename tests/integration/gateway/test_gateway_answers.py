@@ -126,6 +126,15 @@ def test_a_model_that_nobody_serves_is_not_found(client: openai.OpenAI, worker: 
     assert error.value.code == "model_not_found" and "served are: fake" in str(error.value)
 
 
+def test_a_model_whose_workers_are_gone_is_unavailable_at_a_gateway_that_has_never_seen_them(
+    client: openai.OpenAI, worker: FakeWorker
+) -> None:
+    worker.announce("another")
+    with pytest.raises(openai.InternalServerError, match="no worker that serves 'fake' is alive") as error:
+        client.completions.create(model="fake", prompt="x")
+    assert (error.value.status_code, error.value.code) == (503, "no_worker")
+
+
 @pytest.mark.parametrize("wrong", ["", "/v1/v1"])
 def test_a_base_url_without_its_v1_is_told_so(gateway: RunningGateway, wrong: str) -> None:
     with (
