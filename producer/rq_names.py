@@ -43,6 +43,11 @@ def registry_key(name: str, queue: str) -> str:
     return str(REGISTRIES[name].key_template.format(queue))
 
 
+def ready_key(queue: str) -> str:
+    """ZSET of jobs whose dependencies have finished, and that are not on the queue yet: a registry since RQ 3."""
+    return f"{QUEUES_KEY.removesuffix(':queues')}:ready:{queue}"
+
+
 def dependents_key(job_id: str) -> str:
     """SET of the jobs that wait for this one."""
     return str(Job.dependents_key_for(job_id))

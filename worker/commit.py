@@ -16,11 +16,12 @@ from redis.client import Pipeline
 from redis.exceptions import WatchError
 
 from producer.contract import ErrorCode, ErrorInfo, keys
+from producer.rq_names import dependents_key, job_key
 from worker.background import BackgroundThreads
 from worker.errors import LeaseLostError
 from worker.fence import FencedRedis
 from worker.redis_client import REDIS_AWAY, which_exist
-from worker.rq_bridge import Outcomes, calls_back, dependents_key, has_extras, job_key
+from worker.rq_bridge import Outcomes, calls_back, has_extras
 from worker.running_job import RunningJob
 from worker.scripts import RECORD_TTL_SECONDS, EndCommit
 

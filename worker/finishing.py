@@ -12,10 +12,11 @@ import logging
 from collections.abc import Callable
 
 from producer.contract import ErrorCode, ErrorInfo, keys
+from producer.rq_names import job_key
 from worker.commit import MAX_BATCH, Committer
 from worker.job_parts import JobParts
 from worker.redis_client import REDIS_AWAY
-from worker.rq_bridge import job_key, will_retry
+from worker.rq_bridge import will_retry
 from worker.running_job import RunningJob, Stage
 from worker.uploads import Uploads
 

@@ -15,13 +15,16 @@ from redis.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 from producer.contract import keys
+from producer.rq_names import queue_key
 from worker.listener_thread import ListenerThread
 from worker.redis_client import open_connection
-from worker.rq_bridge import QUEUE_PREFIX, SUSPENDED_KEY
+from worker.rq_bridge import SUSPENDED_KEY
 
 POLL_SECONDS = 1.0
 PING_POLLS = 10  # without a word, before the server is asked whether it is there; after as many more it is not
 INVALIDATIONS = "__redis__:invalidate"  # the channel of the changes: Redis' own name
+
+_QUEUE_PREFIX = queue_key("")
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +86,7 @@ class QueueWatch(ListenerThread):
 
     def _prefixes(self) -> list[str]:
         """None begins with another: Redis refuses that."""
-        prefixes = {QUEUE_PREFIX + queue for queue in self._queues} | {SUSPENDED_KEY}
+        prefixes = set(map(queue_key, self._queues)) | {SUSPENDED_KEY}
         prefixes |= {keys.turns_key(queue) for queue in self._queues}
         return sorted(one for one in prefixes if not any(one != other and one.startswith(other) for other in prefixes))
 
@@ -95,7 +98,7 @@ class QueueWatch(ListenerThread):
             return
         changed = [key.decode(errors="replace") for key in message[2] or ()]
         if message[2] is None or any(map(self._is_ours, changed)):
-            queues = [key.removeprefix(QUEUE_PREFIX) for key in changed if key.startswith(QUEUE_PREFIX)]
+            queues = [key.removeprefix(_QUEUE_PREFIX) for key in changed if key.startswith(_QUEUE_PREFIX)]
             self._on_arrival(list(filter(self._is_tenants, queues)))
 
     def _is_tenants(self, queue: str) -> bool:
@@ -103,7 +106,7 @@ class QueueWatch(ListenerThread):
         return tenant is not None and base in self._queues
 
     def _is_ours(self, key: str) -> bool:
-        for prefix in (QUEUE_PREFIX, keys.turns_key("")):
+        for prefix in (_QUEUE_PREFIX, keys.turns_key("")):
             if key.startswith(prefix):
                 return keys.split_tenant(key.removeprefix(prefix))[0] in self._queues
         return key == SUSPENDED_KEY

@@ -16,6 +16,7 @@ from redis.client import Pipeline
 
 from producer.contract import keys
 from producer.contract.turns import TURNS_SCRIPT
+from producer.rq_names import REGISTRIES, ready_key, registry_key
 
 RESUME_FIELD = "promptmill_resume"
 """Field of RQ's job hash: the `enqueued_at` of a job that the sweeper or a hand-over put back. While it still equals
@@ -234,4 +235,8 @@ def _names(rq_prefix: str) -> str:
         "CRASHES_FIELD": CRASHES_FIELD,
         "BLAMED_FIELD": BLAMED_FIELD,
     }
-    return "".join(f"local {name} = '{value}'\n" for name, value in names.items())
+    prefixes = {name: registry_key(name, "") for name in REGISTRIES}
+    names["CANCELLED"] = prefixes.pop("cancelled")
+    registries = ", ".join(f"'{prefix}'" for prefix in (*prefixes.values(), ready_key("")))
+    lines = [*(f"local {name} = '{value}'" for name, value in names.items()), f"local REGISTRIES = {{{registries}}}"]
+    return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import redis
 
 from producer.contract import keys
-from worker.rq_bridge import QUEUE_PREFIX, QUEUES_KEY
+from producer.rq_names import QUEUES_KEY, queue_key
 from worker.scripts import Scripts
 
 LOOK_SECONDS = 1.0  # how long a tenant of plain RQ waits at most for its first turn, where nobody hears of it
@@ -68,5 +68,5 @@ class TenantQueues:
 
     def _list(self) -> list[str]:
         members = (key.decode(errors="replace") for key in self._client.sscan_iter(QUEUES_KEY, count=1000))
-        names = {member.removeprefix(QUEUE_PREFIX) for member in members}
+        names = {member.removeprefix(queue_key("")) for member in members}
         return [name for name in names if keys.split_tenant(name)[1] is not None]

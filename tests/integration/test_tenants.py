@@ -8,6 +8,7 @@ import redis
 
 from producer import Client, InvalidJobError
 from producer.contract import keys
+from producer.rq_names import REGISTRIES, ready_key, registry_key
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -172,7 +173,7 @@ def test_queues_that_plain_rq_filled_take_turns_after_one_look(
 
 
 def test_queues_that_hold_nothing_are_no_longer_looked_at(redis_client: redis.Redis, scripts: Scripts) -> None:
-    held = {"list": "rq:queue:", "running": "rq:wip:", "failed": "rq:failed:", "cancelled": "rq:canceled:"}
+    held = {"list": "rq:queue:", "ready": ready_key(""), **{name: registry_key(name, "") for name in REGISTRIES}}
     for tenant, prefix in held.items():
         if tenant == "list":
             redis_client.rpush(f"{prefix}promptmill@{tenant}", "job")
@@ -184,12 +185,12 @@ def test_queues_that_hold_nothing_are_no_longer_looked_at(redis_client: redis.Re
         redis_client.sadd("rq:queues", f"rq:queue:promptmill@{tenant}")
     tenants.look(100.0)
     tenants.forget_idle(100.0)
-    assert queues_of(redis_client) == {"list", "running", "failed", "cancelled"} and len(tenants.names) == 4
+    assert queues_of(redis_client) == {*held} and len(tenants.names) == len(held)
     redis_client.rpush("rq:queue:promptmill@late", "job")  # RQ had put it on the list before
     redis_client.delete("promptmill:discovery")
     tenants.look(100.0 + LOOK_AGAIN_SECONDS)
-    assert queues_of(redis_client) == {"list", "running", "failed", "cancelled", "late"}
-    assert "promptmill@late" in tenants.names and len(tenants.names) == 5
+    assert queues_of(redis_client) == {*held, "late"}
+    assert "promptmill@late" in tenants.names and len(tenants.names) == len(held) + 1
 
 
 def queues_of(client: redis.Redis) -> set[str]:

@@ -1,12 +1,11 @@
 -- Keep tenants' queues on RQ's list for as long as they hold anything: see Scripts.list_queues.
 local canceled_seconds = tonumber(ARGV[1])
-local registries = {':wip:', ':finished:', ':failed:', ':deferred:', ':scheduled:', ':ready:'}
 
 local function is_idle(queue)
   local names = {queue_key(queue), leases_key(queue), RESULTS .. queue}
-  for _, registry in ipairs(registries) do names[#names + 1] = RQ .. registry .. queue end
+  for _, registry in ipairs(REGISTRIES) do names[#names + 1] = registry .. queue end
   return redis.call('EXISTS', unpack(names)) == 0
-    and redis.call('ZCOUNT', RQ .. ':canceled:' .. queue, now - canceled_seconds, '+inf') == 0
+    and redis.call('ZCOUNT', CANCELLED .. queue, now - canceled_seconds, '+inf') == 0
 end
 
 local idle = {}

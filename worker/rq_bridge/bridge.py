@@ -17,13 +17,12 @@ from rq.worker import BaseWorker
 from rq.worker.base import WorkerStatus
 
 from producer.contract.keys import RESULT_TTL_SECONDS
+from producer.rq_names import QUEUES_KEY, queue_key
 from worker.errors import StartRefusedError
 from worker.rq_bridge.held_job import HeldJob
 from worker.rq_bridge.scheduler import InlineScheduler
 
 RQ_PREFIX: str = RQ_KEY_PREFIX
-QUEUES_KEY: str = Queue.redis_queues_keys  # SET of the keys of all queues that were ever enqueued to
-QUEUE_PREFIX: str = Queue.redis_queue_namespace_prefix
 SUSPENDED_KEY: str = WORKERS_SUSPENDED  # there while RQ is suspended
 SLOTS_LOCK_KEY = "promptmill:slots"
 SLOTS_SECONDS = 5.0  # how long a slot stays taken at most that nobody has freed
@@ -51,9 +50,7 @@ class ServedQueue(Queue):  # type: ignore[misc]
             refresh_job_status=refresh_job_status and pipeline is None,
         )
         if names:
-            (self.connection if pipeline is None else pipeline).sadd(
-                QUEUES_KEY, *(f"{QUEUE_PREFIX}{name}" for name in names)
-            )
+            (self.connection if pipeline is None else pipeline).sadd(QUEUES_KEY, *map(queue_key, names))
         return names
 
 

@@ -179,14 +179,6 @@ def will_retry(job: Job) -> bool:
     return bool(job.should_retry)
 
 
-def job_key(job_id: str) -> str:
-    return str(Job.key_for(job_id))
-
-
-def dependents_key(job_id: str) -> str:
-    return str(Job.dependents_key_for(job_id))
-
-
 def has_extras(job: Job) -> bool:
     """Whether success means more than writing the job's own keys."""
     return bool(

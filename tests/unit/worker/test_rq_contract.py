@@ -5,7 +5,7 @@ import redis
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution, ExecutionRegistry
 from rq.job import Job
 from rq.queue import Queue
-from rq.registry import CanceledJobRegistry, StartedJobRegistry
+from rq.registry import CanceledJobRegistry, ReadyJobRegistry, StartedJobRegistry
 from rq.scheduler import RQScheduler
 from rq.suspension import WORKERS_SUSPENDED
 from rq.worker import BaseWorker
@@ -80,3 +80,4 @@ def test_an_rq_job_still_has_the_fields_the_bridge_reads_and_writes() -> None:
 def test_the_clients_names_are_rqs() -> None:
     assert rq_names.dependencies_key("job") == Job("job", connection=redis.Redis()).dependencies_key
     assert rq_names.dependents_key("job") == Job.dependents_key_for("job")
+    assert rq_names.ready_key("queue") == ReadyJobRegistry.key_template.format("queue")
