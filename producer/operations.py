@@ -59,7 +59,8 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class ReadObjects:
-    """Read objects of the result store, side by side. Reply: their bytes, in the same order."""
+    """Read objects of the result store, side by side. Reply: an `ObjectRead` (`producer.stored_results`) of each, in
+    the same order."""
 
     urls: Sequence[str]
 

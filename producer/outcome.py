@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from producer.cancel import settle_cancelled
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
-from producer.errors import JobNotFoundError
+from producer.errors import JobNotFoundError, ResultStoreError
 from producer.operations import Command, Protocol, ReadObjects, send
 from producer.rq_names import job_key, rq_results_key
 from producer.stored_request import decompressed
+from producer.stored_results import ObjectRead
 
 Outcome: TypeAlias = Result | JobNotFoundError
 """How a job ended: its result, or that nothing is left of it."""
@@ -175,8 +176,8 @@ def read_result(job_id: str) -> Protocol[Result | None]:
 def read_results(job_ids: Sequence[str]) -> Protocol[list[Outcome | None]]:
     """As `read_result`, of many: one round trip to Redis, and what lies in the store is read side by side.
 
-    A result that is no longer there is returned as the error, and one that is none as a failed one: neither holds up
-    any of the others.
+    A result that is no longer there is returned as the error, and one that is none, or that may not be read, as a
+    failed one: none of them holds up any of the others.
     """
     if not job_ids:
         return []
@@ -193,8 +194,11 @@ def parse_results(job_ids: Sequence[str], values: Sequence[bytes | None]) -> Pro
     return [_whole(result, next(objects)) if result is not None and result.stored else result for result in results]
 
 
-def _whole(result: Result, data: bytes | None) -> Outcome:
+def _whole(result: Result, data: ObjectRead) -> Outcome:
     """A result whose choices lie in a store, with them."""
+    if isinstance(data, ResultStoreError):
+        info = ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=str(data))
+        return result.model_copy(update={"status": "failed", "error": info})
     if data is None:
         return JobNotFoundError(
             result.job_id,

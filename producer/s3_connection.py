@@ -19,6 +19,7 @@ MAX_CONNECTIONS = 128  # kept open once made; more are made where more threads a
 
 S3_ERRORS = (BotoCoreError, ClientError)
 _DENIED = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "ExpiredToken")
+_REFUSED_OBJECT = ("AccessDenied", "403", "Forbidden", "InvalidObjectState")  # the last is of one in an archive
 
 
 def connect(
@@ -58,6 +59,11 @@ def error_code(error: ClientError) -> str:
 def is_missing_key(error: Exception) -> bool:
     """Whether the bucket answered, and has nothing under that key."""
     return isinstance(error, ClientError) and error_code(error) == "NoSuchKey"
+
+
+def is_refused_object(error: Exception) -> bool:
+    """Whether the store knows the credentials, and does not let them read what was asked for: others it may."""
+    return isinstance(error, ClientError) and error_code(error) in _REFUSED_OBJECT
 
 
 def explain(error: BotoCoreError | ClientError, where: str, *, flag: str, rights: str) -> str:

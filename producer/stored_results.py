@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 MAX_READS_AT_ONCE = 16  # of one call; a read is mostly waiting
 
+ObjectRead = bytes | ResultStoreError | None
+"""What is behind a URL: its bytes, or why this one object is not to be had. None: the bucket has no such key."""
+
 _connecting = threading.Lock()  # boto3's default session makes clients for one thread at a time
 
 
-def read_objects(urls: Sequence[str], endpoint_url: str | None) -> list[bytes | None]:
+def read_objects(urls: Sequence[str], endpoint_url: str | None) -> list[ObjectRead]:
     """See `read_object`, of each URL, side by side. Raises ResultStoreError, the first in order."""
     if len(urls) == 1:
         return [read_object(urls[0], endpoint_url)]
@@ -26,10 +29,10 @@ def read_objects(urls: Sequence[str], endpoint_url: str | None) -> list[bytes | 
         return list(pool.map(lambda url: read_object(url, endpoint_url), urls))
 
 
-def read_object(url: str, endpoint_url: str | None) -> bytes | None:
-    """The bytes behind `s3://bucket/key`, or None if the bucket has no such key. Raises ResultStoreError."""
+def read_object(url: str, endpoint_url: str | None) -> ObjectRead:
+    """The bytes behind `s3://bucket/key`. Raises ResultStoreError for what other objects would meet as well."""
     try:
-        from producer.s3_connection import S3_ERRORS, is_missing_key
+        from producer.s3_connection import S3_ERRORS, is_missing_key, is_refused_object
     except ImportError as error:
         raise ResultStoreError(f"the result lies at {url}; reading it needs: pip install 'promptmill[s3]'") from error
     parts = urlsplit(url)
@@ -43,6 +46,9 @@ def read_object(url: str, endpoint_url: str | None) -> bytes | None:
     except (*S3_ERRORS, ValueError) as error:
         if is_missing_key(error):
             return None
+        if is_refused_object(error):
+            message = f"the result at {url} may not be read: {error}; grant s3:GetObject on it to these credentials"
+            return ResultStoreError(message)
         raise ResultStoreError(
             f"the result at {url} cannot be read from {endpoint_url or 'AWS S3'}: {error}; check the credentials and "
             "PROMPTMILL_S3_ENDPOINT_URL"

@@ -40,6 +40,7 @@ from worker.embedded_redis import EmbeddedRedis  # noqa: E402
 # are imported by those who ask for them.
 if TYPE_CHECKING:
     from tests.fakes.file_stores import PlaceOfFiles
+    from tests.fakes.flaky_s3 import FlakyS3
     from tests.fakes.gateways import StartGateway
 
 UNIT_TESTS = Path(__file__).with_name("unit")
@@ -102,12 +103,17 @@ def low(redis_url: str) -> Iterator[FakeWorker]:
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
+def s3_server() -> "Iterator[FlakyS3]":
     """An S3-protocol server (moto) with the bucket `results`; credentials are in the environment."""
     from tests.fakes.flaky_s3 import FlakyS3
 
     with FlakyS3(seed=0) as server:
-        yield server.endpoint
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_server: "FlakyS3") -> str:
+    return s3_server.endpoint
 
 
 @pytest.fixture

@@ -30,12 +30,14 @@ _ERROR = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>try again</Mes
 class FlakyS3:
     """`probability` is that of a failing answer; `proxy`, which everybody comes through, has one of its own, of cuts.
 
-    While `is_down` every request is refused; while `go_on` is not set none is answered.
+    While `is_down` every request is refused; while `go_on` is not set none is answered. What `refused` holds, as
+    `/BUCKET/KEY`, nobody may read.
     """
 
     def __init__(self, *, seed: int) -> None:
         self.probability = 0.0
         self.is_down = False
+        self.refused: set[str] = set()
         self.go_on = threading.Event()
         self.go_on.set()
         self.num_failures = 0
@@ -75,10 +77,13 @@ class FlakyS3:
     def heal(self) -> None:
         self.probability = self.proxy.probability = 0.0
         self.is_down = False
+        self.refused.clear()
         self.go_on.set()
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.go_on.wait()
+        if environ["PATH_INFO"] in self.refused and environ["REQUEST_METHOD"] == "GET":
+            return _refuse(start_response, "403 Forbidden", "AccessDenied")
         fault = self._random.choice(("500", "503", "500 behind", "slow")) if self._fails() else None
         if self.is_down or fault == "503":
             return _refuse(start_response, "503 Slow Down", "SlowDown")

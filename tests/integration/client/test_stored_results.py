@@ -2,37 +2,37 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
 import pytest
 
-from producer import AsyncClient, Client, JobNotFoundError, ResultStoreError, s3_connection, stored_results
+from producer import (
+    AsyncClient,
+    Client,
+    JobFailedError,
+    JobNotFoundError,
+    ResultStoreError,
+    s3_connection,
+    stored_results,
+)
 from producer.batch import BatchRun
 from producer.batch_protocol import BatchOptions
 from producer.contract import ErrorCode
 from producer.settings import ProducerSettings
-from producer.stored_results import MAX_READS_AT_ONCE, read_object
-from tests.fakes.fake_worker import FakeWorker, HeldJob
+from producer.stored_results import MAX_READS_AT_ONCE, ObjectRead, read_object
+from tests.fakes.fake_worker import Behaviour, FakeWorker
+from tests.fakes.flaky_s3 import FlakyS3
+from tests.fakes.storing_worker import storing
 
 NUM_TOGETHER = 4
 
 
 @pytest.fixture
-def store(s3_endpoint: str) -> Callable[[HeldJob], None]:
-    """A worker's behaviour: the prompt back, by way of the store."""
-    objects = boto3.client("s3", endpoint_url=s3_endpoint)
-
-    def end(held: HeldJob) -> None:
-        held.begin()
-        held.write(str(held.arguments["prompt"]), finish_reason="stop")
-        key = f"jobs/{held.job_id}.json"
-        objects.put_object(Bucket="results", Key=key, Body=held.result("finished").to_wire().encode())
-        held.end(stored=f"s3://results/{key}")
-
-    return end
+def store(s3_endpoint: str) -> Behaviour:
+    return storing(s3_endpoint)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def met(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Barrier]:
     """No object is read unless so many are asked for at the same time."""
     barrier = threading.Barrier(NUM_TOGETHER, timeout=20)
 
-    def read_together(url: str, endpoint_url: str | None) -> bytes | None:
+    def read_together(url: str, endpoint_url: str | None) -> ObjectRead:
         barrier.wait()
         return read_object(url, endpoint_url)
 
@@ -49,7 +49,7 @@ def met(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Barrier]:
 
 
 def test_results_in_a_store_are_read_side_by_side(
-    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Callable[[HeldJob], None], met: threading.Barrier
+    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Behaviour, met: threading.Barrier
 ) -> None:
     prompts = [f"prompt {number}" for number in range(NUM_TOGETHER)]
     with Client(redis_url, s3_endpoint_url=s3_endpoint) as client:
@@ -62,7 +62,7 @@ def test_results_in_a_store_are_read_side_by_side(
 
 
 async def test_results_in_a_store_are_read_side_by_side_in_asyncio(
-    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Callable[[HeldJob], None], met: threading.Barrier
+    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Behaviour, met: threading.Barrier
 ) -> None:
     prompts = [f"prompt {number}" for number in range(NUM_TOGETHER)]
     async with AsyncClient(redis_url, s3_endpoint_url=s3_endpoint) as client:
@@ -78,7 +78,7 @@ def test_a_run_reads_the_results_of_an_earlier_one_side_by_side(
     redis_url: str,
     worker: FakeWorker,
     s3_endpoint: str,
-    store: Callable[[HeldJob], None],
+    store: Behaviour,
     met: threading.Barrier,
     tmp_path: Path,
 ) -> None:
@@ -140,7 +140,7 @@ def test_all_threads_read_results_in_a_store_through_one_client(
 
 
 def test_a_result_in_a_store_is_followed(
-    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Callable[[HeldJob], None]
+    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Behaviour
 ) -> None:
     with Client(redis_url, s3_endpoint_url=s3_endpoint) as client, worker.serving(store):
         job = client.submit("far away")
@@ -162,7 +162,7 @@ def test_a_result_in_a_store_that_cannot_be_read_names_the_remedy(
 
 
 def test_an_object_that_is_no_result_is_its_jobs_failure_alone(
-    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Callable[[HeldJob], None]
+    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Behaviour
 ) -> None:
     with Client(redis_url, s3_endpoint_url=s3_endpoint) as client:
         first, odd = jobs = client.submit_many([{"prompt": prompt} for prompt in "ab"])
@@ -178,8 +178,26 @@ def test_an_object_that_is_no_result_is_its_jobs_failure_alone(
         assert error.message.startswith(f"the object s3://results/jobs/{odd.id}.json is no result of job {odd.id}: ")
 
 
+def test_a_result_that_may_not_be_read_is_its_jobs_failure_alone(
+    redis_url: str, worker: FakeWorker, s3_server: FlakyS3, store: Behaviour
+) -> None:
+    with Client(redis_url, s3_endpoint_url=s3_server.endpoint) as client:
+        first, refused, last = jobs = client.submit_many([{"prompt": prompt} for prompt in "abc"])
+        for _ in jobs:
+            store(worker.claim())
+        s3_server.refused.add(f"/results/jobs/{refused.id}.json")
+        results = {result.job_id: result for result in client.as_completed(jobs, timeout=60)}
+        assert [results[job.id].text for job in (first, last)] == ["a", "c"]
+        with pytest.raises(JobFailedError, match=r"AccessDenied.*grant s3:GetObject on it") as error:
+            refused.result(timeout=30)
+        assert results[refused.id].error == error.value.error
+        assert error.value.error.code is ErrorCode.RESULT_STORE_ERROR
+        s3_server.refused.clear()
+        assert refused.result(timeout=30).text == "b"
+
+
 def test_a_result_that_was_deleted_from_its_store_holds_up_no_other(
-    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Callable[[HeldJob], None]
+    redis_url: str, worker: FakeWorker, s3_endpoint: str, store: Behaviour
 ) -> None:
     with Client(redis_url, s3_endpoint_url=s3_endpoint) as client:
         first, deleted, last = jobs = client.submit_many([{"prompt": prompt} for prompt in "abc"])

@@ -8,9 +8,11 @@ import openai
 import pytest
 
 from tests.fakes.batches import URL, jsonl, line
-from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
 from tests.fakes.file_stores import BucketOfFiles
+from tests.fakes.flaky_s3 import BUCKET, FlakyS3
 from tests.fakes.gateways import StartGateway, open_client, wait_until
+from tests.fakes.storing_worker import storing
 
 NUM_LINES = 60
 
@@ -25,6 +27,30 @@ def lines_of(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
     by_id = {entry["custom_id"]: entry for entry in found}
     assert len(by_id) == len(found)
     return by_id
+
+
+def test_a_result_that_may_not_be_read_is_its_lines_error_alone(
+    start_gateway: StartGateway, low: FakeWorker, s3_server: FlakyS3
+) -> None:
+    store = storing(s3_server.endpoint)
+
+    def store_and_refuse(held: HeldJob) -> None:
+        if held.arguments["prompt"] == "secret":
+            s3_server.refused.add(f"/{BUCKET}/jobs/{held.job_id}.json")
+        store(held)
+
+    requests = [line(name, name) for name in ("a", "secret", "b")]
+    gateway = start_gateway(s3_endpoint_url=s3_server.endpoint)
+    with open_client(gateway) as client, low.serving(store_and_refuse):
+        file_id = client.files.create(file=("in.jsonl", jsonl(requests)), purpose="batch").id
+        made = client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")  # type: ignore[arg-type]
+        wait_until(lambda: client.batches.retrieve(made.id).status == "completed")
+        batch = client.batches.retrieve(made.id)
+        output, errors = lines_of(client, batch.output_file_id), lines_of(client, batch.error_file_id)
+    assert set(output) == {"a", "b"} and set(errors) == {"secret"}
+    refused = errors["secret"]["response"]
+    assert (refused["status_code"], refused["body"]["error"]["code"]) == (502, "result_store_error")
+    assert "AccessDenied" in refused["body"]["error"]["message"]
 
 
 def test_a_batch_on_s3_is_answered_line_by_line_and_leaves_nothing_when_it_is_deleted(
