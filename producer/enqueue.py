@@ -113,8 +113,28 @@ def prepare(
 ) -> Protocol[NewJob]:
     """Check one request, and find its queue. Nothing is written. Raises InvalidJobError naming the field."""
     request = item if isinstance(item, JobRequest) else build_request(item)
-    queue = yield from destination.find(directory, request)
+    try:
+        queue = yield from destination.find(directory, request)
+    except InvalidJobError as error:
+        earlier = (yield from _find_earlier(request, destination, job_id)) if _is_unserved(error) else None
+        if earlier is None:
+            raise
+        queue = earlier  # it has its answer, or waits for a worker that comes back
     return build_job(request, queue, job_id, depends_on)
+
+
+def _find_earlier(request: JobRequest, destination: Destination, job_id: str | None) -> Protocol[str | None]:
+    """The queue of the job that was asked for before under this id, or key."""
+    if request.idempotency_key is not None:
+        job_id = id_from_key(request.tenant or destination.tenant, request.idempotency_key)
+    if job_id is None:
+        return None
+    [queue] = yield from send(("HGET", job_key(job_id), "origin"))
+    return queue.decode() if queue is not None else None
+
+
+def _is_unserved(error: InvalidJobError) -> bool:
+    return error.code is ErrorCode.MODEL_NOT_FOUND
 
 
 def prepare_many(

@@ -115,20 +115,24 @@ async def _admit(
     if not caller.may_use(model):
         message = f"model: the API key may not use {model!r}"
         raise ApiError(HTTPStatus.FORBIDDEN, "model_not_allowed", message, param="model")
-    queue = tenant_queue(await context.catalog.find_queue(model), jobs[0].tenant)
+    if not is_known:  # else there may be an answer, whoever lives, and nothing is enqueued
+        await _check_queue(context, tenant_queue(await context.catalog.find_queue(model), jobs[0].tenant))
+    if caller.key is not None:
+        num_tokens = await context.limits.take(caller.key, 0 if is_known else sum(map(estimate_tokens, jobs)))
+    else:
+        num_tokens = 0
+    return None if is_known else num_tokens
+
+
+async def _check_queue(context: GatewayContext, queue: str) -> None:
     [depth] = await context.redis.run(send(("LLEN", queue_key(queue))))
-    if depth >= context.settings.max_queue_depth and not is_known:
+    if depth >= context.settings.max_queue_depth:
         raise ApiError(
             HTTPStatus.TOO_MANY_REQUESTS,
             "queue_full",
             f"{depth} requests are waiting already; nothing was enqueued, try again later",
             retry_after_seconds=DEPTH_RETRY_AFTER_SECONDS,
         )
-    if caller.key is not None:
-        num_tokens = await context.limits.take(caller.key, 0 if is_known else sum(map(estimate_tokens, jobs)))
-    else:
-        num_tokens = 0
-    return None if is_known else num_tokens
 
 
 def _owned(job: JobRequest, caller: Caller, key: str | None, at: int) -> JobRequest:

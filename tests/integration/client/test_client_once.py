@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import redis
@@ -9,6 +10,7 @@ from rq.registry import DeferredJobRegistry
 
 from producer import AsyncClient, Client, DurabilityError, ErrorCode, InvalidJobError, JobStatus, durability
 from producer.contract import keys
+from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import WorkerThread, rq_queue, wait_for_no_leftovers, wait_until
 from worker.embedded_redis import EmbeddedRedis
@@ -38,6 +40,25 @@ def test_a_key_names_one_job_also_when_it_has_finished(
         again = client.submit("Hello", max_tokens=3, idempotency_key="order 7", priority_class="high")
         assert again.id == first.id and again.queue == first.queue and again.result(timeout=20) == result
         assert result.attempts == 1 and redis_client.xlen(keys.results_channel(keys.DEFAULT_QUEUE)) == 1
+
+
+@pytest.mark.parametrize("name", ["job_id", "idempotency_key"])
+def test_a_job_is_found_again_while_no_worker_serves_its_model(
+    client: Client, redis_url: str, redis_client: redis.Redis, name: str
+) -> None:
+    asked: Any = {"model": "fake", "tenant": "acme", name: "order-7"}
+    with FakeWorker(redis_url, queue="promptmill@acme") as worker:
+        worker.announce("fake", queues=["promptmill"])
+        first = client.submit("Hello", **asked)
+        with worker.serving(echo):
+            first.result(timeout=20)
+        worker.announce("another", queues=["promptmill"])
+    with Client(redis_url) as other:  # which has not seen the worker that is gone
+        again = other.submit("Hello", **asked)
+        assert (again.id, again.queue) == (first.id, first.queue) and again.result(timeout=20).text == "Hello "
+        with pytest.raises(InvalidJobError, match="no live worker serves 'fake'"):
+            other.submit("Hello", **{**asked, name: "order-8"})
+    assert queued(redis_client, "promptmill@acme") == []
 
 
 async def test_both_clients_make_the_same_job_of_a_key(

@@ -11,7 +11,7 @@ from producer.contract import ErrorCode, ErrorInfo, keys
 from producer.gateway.job_records import RECORD_PREFIX, JobRecord
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
 
 KEYED: list[dict[str, Any]] = [
     {"extra_headers": {"Idempotency-Key": "order-7"}},
@@ -94,6 +94,30 @@ def test_an_answer_is_found_again_while_the_queue_takes_no_more(
             client.completions.create(**asked)
         worker.connection.rpush("rq:queue:promptmill", "a", "b")
         assert client.completions.create(**asked).choices[0].text == "x "
+
+
+@pytest.mark.parametrize("is_another_alive", [True, False])
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_an_answer_is_found_again_while_no_worker_serves_its_model(
+    gateway: RunningGateway, worker: FakeWorker, redis_client: redis.Redis, is_another_alive: bool, is_streamed: bool
+) -> None:
+    asked: Any = {"model": "fake", "prompt": ["one two", "three"], "stream": is_streamed, **KEYED[0]}
+    with open_client(gateway) as client:
+
+        def texts() -> list[str]:
+            done = client.completions.create(**asked)
+            choices = [choice for chunk in done for choice in chunk.choices] if is_streamed else done.choices
+            return ["".join(choice.text for choice in choices if choice.index == index) for index in range(2)]
+
+        with worker.serving(echo):
+            assert texts() == ["one two ", "three "]
+        worker.announce("another", seconds=60 if is_another_alive else -1)
+        wait_until(lambda: [model.id for model in client.models.list()] == ["another"] * is_another_alive)
+        assert texts() == ["one two ", "three "] and redis_client.llen("rq:queue:promptmill") == 0
+        with pytest.raises(openai.ConflictError, match="was used for another request"):
+            client.completions.create(**{**asked, "prompt": ["one two", "four"]})
+        with pytest.raises(openai.InternalServerError, match="alive; nothing was enqueued"):
+            client.completions.create(**{**asked, "extra_headers": {"Idempotency-Key": "order-8"}})
 
 
 def test_an_answer_that_is_asked_for_again_is_as_old_as_it_was(
