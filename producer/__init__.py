@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from producer.dependents import DeferredJob
     from producer.errors import (
         BatchFileError,
+        ClientClosedError,
         DurabilityError,
         InvalidJobError,
         JobFailedError,
@@ -39,6 +40,7 @@ __all__ = [
     "Choice",
     "Chunk",
     "Client",
+    "ClientClosedError",
     "DeferredJob",
     "DurabilityError",
     "ErrorCode",
@@ -80,6 +82,7 @@ _MODULES = {
     "WorkerInfo": "producer.contract",
     "FailedJob": "producer.dead_letters",
     "BatchFileError": "producer.errors",
+    "ClientClosedError": "producer.errors",
     "DeferredJob": "producer.dependents",
     "DurabilityError": "producer.errors",
     "InvalidJobError": "producer.errors",

@@ -23,7 +23,8 @@ from producer.workers import QueueStatus, read_queues, read_workers
 class AsyncClient(BaseClient):
     """The names of `Client`, awaited. Use it with `async with`, or await `aclose()`.
 
-    Every method raises RedisUnavailableError where Redis cannot be reached, after a few tries.
+    Every method raises RedisUnavailableError where Redis cannot be reached, after a few tries, and ClientClosedError
+    once the client was closed.
     """
 
     def __init__(

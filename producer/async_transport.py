@@ -8,7 +8,7 @@ import redis
 import redis.asyncio
 
 from producer.channel_hub import ChannelHub, Mailbox, num_cancels
-from producer.errors import PromptmillError
+from producer.errors import ClientClosedError, PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObjects, Receive, Send, Sleep, Subscribe, T
 from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, make_async_pool, translate
 from producer.stored_results import read_objects
@@ -20,11 +20,14 @@ class AsyncTransport:
     def __init__(self, url: str, s3_endpoint_url: str | None = None) -> None:
         self.url = url
         self._s3_endpoint_url = s3_endpoint_url
+        self._is_closed = False
         pool = make_async_pool(url, CONNECTION_OPTIONS)
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._hub = ChannelHub(pool, reply_timeout_seconds=REPLY_TIMEOUT_SECONDS)
 
     async def aclose(self) -> None:
+        """Whatever runs on it, then or later, ends with ClientClosedError."""
+        self._is_closed = True
         await self._hub.aclose()
         await self._redis.aclose()
         manager = getattr(self._redis.connection_pool, "sentinel_manager", None)
@@ -57,6 +60,8 @@ class AsyncTransport:
                 if isinstance(operation, Emit):
                     yield operation.value
                     continue
+                if self._is_closed:  # redis-py would connect anew
+                    raise ClientClosedError
                 cancels = num_cancels()
                 try:
                     reply = await session.perform(operation)

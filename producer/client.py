@@ -22,7 +22,8 @@ from producer.workers import QueueStatus, read_queues, read_workers
 class Client(BaseClient):
     """A connection to the queues. Use it as a context manager, or call `close()`.
 
-    Every method raises RedisUnavailableError where Redis cannot be reached, after a few tries.
+    Every method raises RedisUnavailableError where Redis cannot be reached, after a few tries, and ClientClosedError
+    once the client was closed.
     """
 
     def __init__(

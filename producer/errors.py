@@ -4,6 +4,7 @@ PromptmillError
 ├── InvalidJobError          the request is refused before it is enqueued; `param` names the field
 ├── SettingsError            a flag or PROMPTMILL_* variable is wrong; names both
 ├── BatchFileError          a batch's input or output file cannot be used; names it
+├── ClientClosedError        the client was closed before
 ├── RedisUnavailableError    Redis cannot be reached at the URL given
 │   └── RedisRefusedError    nor later: the login, the rights or TLS are not what it wants, or it is a cluster
 ├── DurabilityError          Redis did not confirm that what was enqueued is safe; says whether it was enqueued
@@ -47,6 +48,13 @@ class SettingsError(PromptmillError):
 
 class BatchFileError(PromptmillError):
     """A batch's input or output file cannot be used; the message names it and the remedy."""
+
+
+class ClientClosedError(PromptmillError):
+    """The client was closed: nothing is asked of Redis any more, and nothing was enqueued."""
+
+    def __init__(self) -> None:
+        super().__init__("this client was closed; make a new one")
 
 
 class RedisUnavailableError(PromptmillError):

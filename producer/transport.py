@@ -6,7 +6,7 @@ from typing import Any
 
 import redis
 
-from producer.errors import PromptmillError
+from producer.errors import ClientClosedError, PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObjects, Receive, Send, Sleep, Subscribe, T
 from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, connect, translate
 from producer.stored_results import read_objects
@@ -18,9 +18,12 @@ class Transport:
     def __init__(self, url: str, s3_endpoint_url: str | None = None) -> None:
         self.url = url
         self._s3_endpoint_url = s3_endpoint_url
+        self._is_closed = False
         self._redis = connect(url, CONNECTION_OPTIONS)
 
     def close(self) -> None:
+        """Whatever runs on it, then or later, ends with ClientClosedError."""
+        self._is_closed = True
         self._redis.close()
         manager = getattr(self._redis.connection_pool, "sentinel_manager", None)
         for sentinel in manager.sentinels if manager is not None else ():
@@ -53,6 +56,8 @@ class Transport:
                 if isinstance(operation, Emit):
                     yield operation.value
                     continue
+                if self._is_closed:  # redis-py would connect anew
+                    raise ClientClosedError
                 try:
                     reply = session.perform(operation)
                 except PromptmillError as error:

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from functools import partial
 
 from producer.deliveries import LOG_LEVELS, RetryDelay, retry_delay, settle_answer, settle_delivery
-from producer.errors import RedisUnavailableError
+from producer.errors import ClientClosedError, RedisUnavailableError
 from producer.job_webhooks import JobDelivery, claim_job_webhooks, give_up_job_webhooks
 from producer.transport import Transport
 from worker.allowed_urls import find_allowed
@@ -98,7 +98,7 @@ class WebhookCourier:
     def _deliver(self, delivery: JobDelivery) -> None:
         try:
             self._attempt(delivery)
-        except RedisUnavailableError as error:
+        except (RedisUnavailableError, ClientClosedError) as error:  # closed: it outlasted this worker
             _log.warning("action=webhook_unsettled delivery=%s error=%s", delivery.id, error)
         finally:
             with self._lock:
