@@ -10,7 +10,7 @@ import click
 from producer.batch import BatchProgress, BatchRun
 from producer.batch_protocol import MAX_IN_FLIGHT, BatchOptions
 from producer.cli_progress import shown_progress
-from producer.cli_prompt import priority_class_option, prompt_options, sampling_fields, tenant_option
+from producer.cli_prompt import embed_options, priority_class_option, prompt_options, sampling_fields, tenant_option
 from producer.settings import ProducerSettings, load_settings, settings_options
 from producer.table_run import TableOptions, TableRun
 from producer.tables.select import is_table
@@ -21,6 +21,7 @@ from producer.tables.select import is_table
 @click.argument("target", metavar="OUT", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--prompt", metavar="TEXT", help="A table's prompt, with columns in braces: 'Summarise: {text}'.")
 @prompt_options
+@embed_options("Answer each row of a table with the embedding of its prompt, in the column embedding.")
 @click.option("--null", "null_text", metavar="TEXT", help="What a null cell reads as; default: its row fails.")
 @click.option("--prefix", default="", metavar="TEXT", help="Goes before the names of a table's new columns.")
 @click.option(
@@ -46,7 +47,8 @@ def run(source: Path, target: Path, retry_failed: bool, **flags: Any) -> None:
 
     Two .jsonl files: requests of OpenAI's Batch API, each answered with a line, in the order they end. With --prompt,
     IN is a .csv, .tsv or .parquet file, and OUT (or a .jsonl file) has its rows in their order, with the new columns
-    response, finish_reason, error, prompt_tokens and completion_tokens; {{ and }} are braces.
+    response, finish_reason, error, prompt_tokens and completion_tokens, or with --embed embedding, error and
+    prompt_tokens; {{ and }} are braces.
 
     What is answered already is passed over, errors as well, unless --retry-failed is given. Ctrl-C leaves the jobs in
     flight where they are: the same command collects their results within 24 hours, and goes on. A table's answers lie
@@ -96,6 +98,7 @@ def _open_run(
             prompt=flags["prompt"],
             system=flags["system"],
             is_raw=flags["raw"],
+            embeds=flags["embed"],
             null_text=flags["null_text"],
             prefix=flags["prefix"],
             fields=fields,
@@ -105,7 +108,7 @@ def _open_run(
         raise click.UsageError(f"{source} is a table: say what to ask, with --prompt 'Summarise: {{text}}'")
     if is_table(target):
         raise click.UsageError(f"{target}: the answers to batch lines are a .jsonl file")
-    given = [*fields, *(name for name in ("raw", "system", "null_text", "prefix") if flags[name])]
+    given = [*fields, *(name for name in ("raw", "embed", "system", "null_text", "prefix") if flags[name])]
     if given:
         flag = "--" + given[0].removesuffix("_text").replace("_", "-")
         raise click.UsageError(f"{flag} goes with --prompt and a table; batch lines say it themselves")

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from producer.cli_progress import hint_at_missing_workers
-from producer.cli_prompt import priority_class_option, prompt_options, sampling_fields, tenant_option
+from producer.cli_prompt import embed_options, priority_class_option, prompt_options, sampling_fields, tenant_option
 from producer.client import Client
 from producer.contract import Chunk, Result
 from producer.contract.keys import split_tenant
@@ -50,8 +50,7 @@ def open_client(flags: dict[str, Any]) -> Client:
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON; with --stream, each chunk before it.")
 @click.option("--detach", is_flag=True, help="Print the job's id and do not wait.")
 @click.option("--model", metavar="NAME", help="Only a worker that serves this model takes the job.")
-@click.option("--embed", is_flag=True, help="Print the embedding of PROMPT, a JSON array of numbers, and no answer.")
-@click.option("--dimensions", type=int, metavar="N", help="With --embed: only its first N numbers.")
+@embed_options("Print the embedding of PROMPT, a JSON array of numbers, and no answer.")
 @prompt_options
 @click.option(
     "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and the N likeliest tokens."
@@ -69,10 +68,8 @@ def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout:
     A PROMPT of - is read from standard input. Ctrl-C cancels the job, and so do SIGTERM, SIGHUP, and a reader of
     --stream that goes away.
     """
-    if flags["embed"] and (is_streamed or flags["raw"] or flags["system"] is not None):
-        raise click.UsageError("--embed has no answer and no chat; leave out --stream, --raw and --system")
-    if flags["dimensions"] is not None and not flags["embed"]:
-        raise click.UsageError("--dimensions are of an embedding; add --embed")
+    if is_streamed and flags["embed"]:
+        raise click.UsageError("--embed has no answer to stream; leave out --stream")
     if is_streamed and (flags["n"] or 1) > 1:
         raise click.UsageError("--stream shows one answer; leave out --n")
     if detach and (is_streamed or is_json or timeout is not None):
@@ -104,7 +101,7 @@ def _read_standard_input() -> str:
 
 
 def _request(prompt: str, flags: dict[str, Any]) -> dict[str, Any]:
-    fields = {name: flags[name] for name in ("model", "n", "tenant", "dimensions") if flags[name] is not None}
+    fields = {name: flags[name] for name in ("model", "n", "tenant") if flags[name] is not None}
     fields |= sampling_fields(flags)
     if flags["logprobs"] is not None:
         fields |= {"logprobs": True, "top_logprobs": flags["logprobs"]}

@@ -36,6 +36,12 @@ def priority_class_option(default: str) -> Callable[[Command], Command]:
     )
 
 
+def embed_options(help_text: str) -> Callable[[Command], Command]:
+    """`help_text`: what the command does with --embed."""
+    dimensions = click.option("--dimensions", type=int, metavar="N", help="With --embed: only its first N numbers.")
+    return lambda command: click.option("--embed", is_flag=True, help=help_text)(dimensions(command))
+
+
 SAMPLING_FIELDS = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "ignore_eos"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
@@ -50,8 +56,12 @@ def prompt_options(command: Command) -> Command:
 
 
 def sampling_fields(flags: dict[str, Any]) -> dict[str, Any]:
-    """Those of a request, of the flags that were given. Raises click.UsageError."""
+    """Those of a request, or of an embedding, of the flags that were given. Raises click.UsageError."""
     if flags["raw"] and flags["system"] is not None:
         raise click.UsageError("--system is part of a chat; leave out --raw")
-    given = {name: flags[name] for name in SAMPLING_FIELDS if flags[name] not in (None, ())}
+    if flags["embed"] and (flags["raw"] or flags["system"] is not None):
+        raise click.UsageError("--embed has no chat; leave out --raw and --system")
+    if flags["dimensions"] is not None and not flags["embed"]:
+        raise click.UsageError("--dimensions are of an embedding; add --embed")
+    given = {name: flags[name] for name in (*SAMPLING_FIELDS, "dimensions") if flags[name] not in (None, ())}
     return {name: list(value) if name == "stop" else value for name, value in given.items()}

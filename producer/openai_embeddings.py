@@ -62,7 +62,7 @@ def embeddings_body(results: Sequence[Result], usage: Usage, *, encoding: str) -
     """Of one request's jobs, in their order."""
     vectors: list[Any] = []
     for result in results:
-        vectors += (result.embeddings or []) if encoding == "base64" else map(_shortened, result.vectors)
+        vectors += (result.embeddings or []) if encoding == "base64" else map(shortened, result.vectors)
     return {
         "object": "list",
         "data": [{"object": "embedding", "index": at, "embedding": vector} for at, vector in enumerate(vectors)],
@@ -71,6 +71,6 @@ def embeddings_body(results: Sequence[Result], usage: Usage, *, encoding: str) -
     }
 
 
-def _shortened(vector: list[float]) -> list[float]:
+def shortened(vector: list[float]) -> list[float]:
     """The same numbers of float32 in half as many digits."""
     return [float(f"{number:.{_FLOAT32_DIGITS}g}") for number in vector]

@@ -21,11 +21,13 @@ from producer.batch import BatchProgress, BatchRun
 from producer.batch_files import BatchInput, BatchOutput, writing
 from producer.batch_lines import encode_line
 from producer.batch_protocol import BatchOptions
+from producer.contract.embedding import decode_vector
 from producer.errors import BatchFileError, InvalidJobError
+from producer.openai_embeddings import EMBEDDINGS_URL, shortened
 from producer.openai_request import CHAT_URL, COMPLETIONS_URL, request_from_body
 from producer.prompt_template import PromptTemplate, UnusableRowError
 from producer.settings import ProducerSettings
-from producer.tables.base import ANSWER_COLUMNS, Row, RowAnswer, TableReader
+from producer.tables.base import EMBEDDED_FIELDS, GENERATED_FIELDS, NewColumns, Row, RowAnswer, TableReader
 from producer.tables.select import open_table, select_writer
 from producer.whole_file import whole_file
 
@@ -35,14 +37,26 @@ _ROW_ID = "row-"  # + the row's number: the custom_id of its line
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """`fields`: sampling parameters of each request. `is_raw`: without the chat template. `prefix`: of new columns."""
+    """`fields`: of each request: sampling parameters, or an embedding's. `is_raw`: without the chat template. `embeds`:
+    rows are answered with the embedding of their prompt. `prefix`: of new columns."""
 
     prompt: str
     system: str | None = None
     is_raw: bool = False
+    embeds: bool = False
     null_text: str | None = None
     prefix: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        if self.embeds:
+            return EMBEDDINGS_URL
+        return COMPLETIONS_URL if self.is_raw else CHAT_URL
+
+    @property
+    def new_columns(self) -> NewColumns:
+        return {name: self.prefix + name for name in (EMBEDDED_FIELDS if self.embeds else GENERATED_FIELDS)}
 
 
 class RowLines:
@@ -55,9 +69,8 @@ class RowLines:
         self._prompt = PromptTemplate(options.prompt, columns, flag="--prompt", null_text=null_text)
         system = options.system or ""
         self._system = PromptTemplate(system, columns, flag="--system", null_text=null_text)
-        self._url = COMPLETIONS_URL if options.is_raw else CHAT_URL
         self._columns = tuple(dict.fromkeys((*self._prompt.columns, *self._system.columns)))
-        request_from_body(self._url, self._body("a prompt", "a system message"), completion_max_tokens=None)
+        request_from_body(options.url, self._body("a prompt", "a system message"), completion_max_tokens=None)
 
     def write(self, file: BinaryIO) -> int:
         """A line for each row that gives a prompt. The number of those that give none."""
@@ -85,9 +98,11 @@ class RowLines:
         if not prompt:
             raise UnusableRowError("empty_prompt: the row gives an empty prompt")
         body = self._body(prompt, self._system.render(row.cells))
-        return {"custom_id": f"{_ROW_ID}{row.number}", "method": "POST", "url": self._url, "body": body}
+        return {"custom_id": f"{_ROW_ID}{row.number}", "method": "POST", "url": self._options.url, "body": body}
 
     def _body(self, prompt: str, system: str) -> dict[str, Any]:
+        if self._options.embeds:
+            return {"input": prompt, "encoding_format": "base64", **self._options.fields}
         if self._options.is_raw:
             return {"prompt": prompt, **self._options.fields}
         messages = [{"role": "user", "content": prompt}]
@@ -116,7 +131,7 @@ class TableRun:
         self._options = replace(options, completion_max_tokens=None)  # as what the flags say, not OpenAI's bodies
         self._on_progress = on_progress
         self._retries_failed = retries_failed
-        self._prefix = table_options.prefix
+        self._new_columns = table_options.new_columns
         self._journal = target.with_name(target.name + JOURNAL_SUFFIX)
         self._writer = select_writer(target)
         self._check_target()
@@ -151,7 +166,7 @@ class TableRun:
         """The output, whole or not at all; then the journal has had its day, if no row can be asked again."""
         with writing(self._target):
             with whole_file(self._target) as partial, self._journal.open("rb") as journal:
-                self._writer.write(partial, self._reader, self._answers(journal), self._prefix)
+                self._writer.write(partial, self._reader, self._answers(journal), self._new_columns)
             if not progress.num_retryable:
                 self._journal.unlink()
 
@@ -175,7 +190,7 @@ class TableRun:
             raise BatchFileError(f"output {self._target} exists already{done}; remove it, or name another file")
 
     def _check_columns(self) -> None:
-        taken = sorted({self._prefix + name for name in ANSWER_COLUMNS} & set(self._reader.columns))
+        taken = sorted({*self._new_columns.values()} & set(self._reader.columns))
         if taken:
             rule = f"--prefix: the input has a column {taken[0]!r}; name a TEXT that goes before the new columns' names"
             raise InvalidJobError(rule, param="--prefix")
@@ -201,7 +216,11 @@ def _row_answer(line: Mapping[str, Any]) -> RowAnswer:
     body = line["response"]["body"]
     if line["response"]["status_code"] >= 400:
         return RowAnswer(error=f"{body['error']['code']}: {body['error']['message']}")
-    choice, usage = body["choices"][0], body["usage"]
+    usage = body["usage"]
+    if "data" in body:
+        vector = shortened(decode_vector(body["data"][0]["embedding"]))
+        return RowAnswer(embedding=vector, prompt_tokens=usage["prompt_tokens"])
+    choice = body["choices"][0]
     return RowAnswer(
         response=choice["text"] if "text" in choice else choice["message"]["content"],
         finish_reason=choice["finish_reason"],

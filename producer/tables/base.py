@@ -22,18 +22,21 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RowAnswer:
-    """What a row is answered with: one column each, in this order. None where there is nothing to say."""
+    """What a row is answered with. None where there is nothing to say."""
 
     response: str | None = None
     finish_reason: str | None = None
     error: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    embedding: list[float] | None = None
 
 
-TEXT_COLUMNS = ("response", "finish_reason", "error")
-COUNT_COLUMNS = ("prompt_tokens", "completion_tokens")
-ANSWER_COLUMNS = (*TEXT_COLUMNS, *COUNT_COLUMNS)
+GENERATED_FIELDS = ("response", "finish_reason", "error", "prompt_tokens", "completion_tokens")
+EMBEDDED_FIELDS = ("embedding", "error", "prompt_tokens")
+
+NewColumns = Mapping[str, str]
+"""The columns behind the table's own, in their order: a field of `RowAnswer` and the column's name."""
 
 
 class TableReader(Protocol):
@@ -51,8 +54,8 @@ class TableReader(Protocol):
 
 
 class TableWriter(Protocol):
-    def write(self, path: Path, reader: TableReader, answers: Iterator[RowAnswer], prefix: str) -> None:
-        """The reader's table with an answer behind each row; `prefix` goes before the names of the answers' columns."""
+    def write(self, path: Path, reader: TableReader, answers: Iterator[RowAnswer], columns: NewColumns) -> None:
+        """The reader's table with an answer behind each row."""
         ...
 
 

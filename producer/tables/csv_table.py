@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from producer.errors import BatchFileError
-from producer.tables.base import ANSWER_COLUMNS, Row, RowAnswer, TableReader, cell_text
+from producer.tables.base import NewColumns, Row, RowAnswer, TableReader, cell_text
 
 MAX_CELL_CHARS = 2**31 - 1  # the library's own limit of 131,072 is less than many a prompt
 ROWS_A_BATCH = 1000
@@ -75,13 +75,13 @@ class CsvWriter:
     def __init__(self, delimiter: str) -> None:
         self._delimiter = delimiter
 
-    def write(self, path: Path, reader: TableReader, answers: Iterator[RowAnswer], prefix: str) -> None:
+    def write(self, path: Path, reader: TableReader, answers: Iterator[RowAnswer], columns: NewColumns) -> None:
         with path.open("w", encoding="utf-8", **_ENCODING) as file:
             out = csv.writer(file, delimiter=self._delimiter, lineterminator="\n")
-            out.writerow([*reader.columns, *(prefix + name for name in ANSWER_COLUMNS)])
+            out.writerow([*reader.columns, *columns.values()])
             for row, answer in zip(reader.rows(), answers, strict=True):
                 values = [row.cells[name] for name in reader.columns]
-                values += [getattr(answer, name) for name in ANSWER_COLUMNS]
+                values += [getattr(answer, name) for name in columns]
                 out.writerow(["" if value is None else _text(value) for value in values])
 
 

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from producer.errors import BatchFileError
-from producer.tables.base import COUNT_COLUMNS, TEXT_COLUMNS, Row, RowAnswer, TableReader
+from producer.tables.base import NewColumns, Row, RowAnswer, TableReader
 
 ROWS_A_BATCH = 1000
+_TYPES = {"prompt_tokens": pa.int64(), "completion_tokens": pa.int64(), "embedding": pa.list_(pa.float32())}
 
 
 class ParquetReader:
@@ -45,11 +46,11 @@ class ParquetReader:
 
 
 class ParquetWriter:
-    def write(self, path: Path, reader: TableReader, answers: Iterator[RowAnswer], prefix: str) -> None:
+    def write(self, path: Path, reader: TableReader, answers: Iterator[RowAnswer], columns: NewColumns) -> None:
         out: pq.ParquetWriter | None = None
         try:
             for batch in reader.record_batches():
-                table = _with_answers(batch, list(itertools.islice(answers, batch.num_rows)), prefix)
+                table = _with_answers(batch, list(itertools.islice(answers, batch.num_rows)), columns)
                 out = out or pq.ParquetWriter(path, table.schema)
                 if table.num_rows or reader.columns == ():
                     out.write_batch(table)
@@ -58,11 +59,10 @@ class ParquetWriter:
                 out.close()
 
 
-def _with_answers(batch: Any, answers: list[RowAnswer], prefix: str) -> Any:
-    columns = [(name, pa.array([getattr(answer, name) for answer in answers], pa.string())) for name in TEXT_COLUMNS]
-    columns += [(name, pa.array([getattr(answer, name) for answer in answers], pa.int64())) for name in COUNT_COLUMNS]
-    for name, values in columns:
-        batch = batch.append_column(prefix + name, values)
+def _with_answers(batch: Any, answers: list[RowAnswer], columns: NewColumns) -> Any:
+    for name, column in columns.items():
+        values = pa.array([getattr(answer, name) for answer in answers], _TYPES.get(name, pa.string()))
+        batch = batch.append_column(column, values)
     return batch
 
 

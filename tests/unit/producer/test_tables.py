@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -10,14 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from producer.errors import BatchFileError
-from producer.tables.base import RowAnswer
+from producer.tables.base import EMBEDDED_FIELDS, GENERATED_FIELDS, RowAnswer
 from producer.tables.select import is_table, open_table, select_writer
 
 ANSWERS = [RowAnswer("one", "stop", None, 3, 4), RowAnswer(error="bad: no answer")]
 
 
 def write_table(source: Path, target: Path, answers: list[RowAnswer] = ANSWERS, prefix: str = "") -> None:
-    select_writer(target).write(target, open_table(source), iter(answers), prefix)
+    columns = {name: prefix + name for name in GENERATED_FIELDS}
+    select_writer(target).write(target, open_table(source), iter(answers), columns)
 
 
 def parquet(path: Path, **columns: object) -> Path:
@@ -50,6 +52,21 @@ def test_csv_comes_back_as_it_was_with_new_columns(csv_path: Path, tmp_path: Pat
         '007,"two\nlines, ""quoted""",one,stop,,3,4\n'
         "8,zwölf,,,bad: no answer,,\n"
     )
+
+
+def test_vectors_are_numbers_in_every_format(csv_path: Path, tmp_path: Path) -> None:
+    vector = [0.100000001, -2.0]  # as many digits as tell numbers of float32 apart
+    columns = {name: name for name in EMBEDDED_FIELDS}
+    for suffix in ("csv", "jsonl", "parquet"):
+        answers = [RowAnswer(embedding=vector, prompt_tokens=3), RowAnswer(error="bad: no answer")]
+        target = tmp_path / f"out.{suffix}"
+        select_writer(target).write(target, open_table(csv_path), iter(answers), columns)
+    assert (tmp_path / "out.csv").read_text().endswith('"[0.100000001, -2.0]",,3\n8,zwölf,,bad: no answer,\n')
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (first["embedding"], second["embedding"]) == (vector, None)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.field("embedding").type == pa.list_(pa.float32())
+    assert table["embedding"].to_pylist() == [[struct.unpack("f", struct.pack("f", 0.1))[0], -2.0], None]
 
 
 def test_rows_that_do_not_fit_the_header_say_so(tmp_path: Path) -> None:
