@@ -19,7 +19,7 @@ from worker.errors import StartRefusedError
 from worker.settings import WorkerSettings
 from worker.started_process import running
 
-VIEWER = [sys.executable, "-m", "producer.demo_view"]
+VIEWER = [sys.executable, "-P", "-m", "producer.demo_view"]
 POLL_SECONDS = 0.1
 
 

@@ -16,7 +16,7 @@ from producer.errors import RedisUnavailableError
 from producer.gateway.batches.batch_records import BatchRecords
 from producer.gateway.settings import GatewaySettings
 
-COMMAND = (sys.executable, "-m", "producer.gateway.batches.carrier_process")
+COMMAND = (sys.executable, "-P", "-m", "producer.gateway.batches.carrier_process")
 LOOK_SECONDS = 1.0
 MAX_RESTART_SECONDS = 30.0
 STOP_SECONDS = 10.0  # for what is under way to be written down
