@@ -7,7 +7,7 @@
 130  interrupted
 
 Every failure is one line on stderr. Commands are loaded when they are used; those of other packages are found by entry
-point. So a worker's start pays for no client.
+point. So a worker's start pays for no client, and Ctrl-C is heard from the start: pydantic is imported under our eyes.
 """
 
 import errno
@@ -16,11 +16,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from producer.errors import BatchFileError, InvalidJobError, PromptmillError, RedisUnavailableError, SettingsError
+if TYPE_CHECKING:
+    from producer.errors import PromptmillError
 
 OWN_COMMANDS = {
     "submit": "producer.cli_jobs",
@@ -40,7 +41,6 @@ EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-_WRONG_INPUT = (InvalidJobError, SettingsError, BatchFileError)
 
 
 class CommandGroup(click.Group):
@@ -69,6 +69,15 @@ class CommandGroup(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
+            return self._invoke(context)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+
+    def _invoke(self, context: click.Context) -> Any:
+        from producer.errors import PromptmillError
+
+        try:
             return super().invoke(context)
         except PromptmillError as error:
             click.echo(f"Error: {error}", err=True)
@@ -79,15 +88,14 @@ class CommandGroup(click.Group):
                 raise
             click.echo(f"Error: {_needs(entry_point, error)}", err=True)
             sys.exit(EXIT_USAGE)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(EXIT_INTERRUPTED)
 
 
-def exit_code(error: PromptmillError) -> int:
+def exit_code(error: "PromptmillError") -> int:
+    from producer.errors import BatchFileError, InvalidJobError, RedisUnavailableError, SettingsError
+
     if isinstance(error, RedisUnavailableError):
         return EXIT_UNREACHABLE
-    return EXIT_USAGE if isinstance(error, _WRONG_INPUT) else EXIT_FAILED
+    return EXIT_USAGE if isinstance(error, (InvalidJobError, SettingsError, BatchFileError)) else EXIT_FAILED
 
 
 def _registered() -> dict[str, importlib.metadata.EntryPoint]:
@@ -110,6 +118,8 @@ def _missing(name: str, entry_point: importlib.metadata.EntryPoint, error: Impor
     """A command whose packages are not installed: it is listed, and says what it needs."""
 
     def refuse(arguments: Sequence[str]) -> None:
+        from producer.errors import SettingsError
+
         raise SettingsError(_needs(entry_point, error))
 
     return click.Command(

@@ -52,6 +52,21 @@ def test_a_command_that_finds_out_while_it_runs_what_is_missing_names_the_remedy
     assert missing in used.stderr and "Traceback" not in used.stderr
 
 
+def test_ctrl_c_while_the_client_is_imported_is_told_in_a_word() -> None:
+    program = """
+import sys
+class Interrupted:
+    def find_spec(self, name, *place):
+        if name == "pydantic":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from producer.cli import main
+main(["status"])
+"""
+    used = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (used.returncode, used.stdout, used.stderr) == (130, "", "interrupted\n")
+
+
 def test_a_module_of_ours_that_is_missing_is_no_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "producer.gateway.server", None)
     used = CliRunner().invoke(cli.main, ["gateway"])
