@@ -32,7 +32,7 @@ from worker.parsing.model_format import ModelFormat
 from worker.queue_watch import QueueWatch
 from worker.recovery import Sweeper
 from worker.redis_client import REDIS_AWAY, check_server, connect, reached
-from worker.rq_bridge import RQ_PREFIX, SLOTS_SECONDS, JobReader, Outcomes, RqBridge
+from worker.rq_bridge import RQ_PREFIX, SLOTS_SECONDS, JobReader, Outcomes, RqBridge, max_call_bytes
 from worker.scripts import Scripts
 from worker.settings import WorkerSettings
 from worker.stop_signals import StopSignals
@@ -48,8 +48,6 @@ READY_SECONDS = 5.0  # how long dependents wait at most whose enqueueing was cut
 MAINTENANCE_SECONDS = 600.0
 STATS_SECONDS = 1.0
 MIN_PREFETCHED_SEQS = 4
-MAX_BYTES_PER_TOKEN = 16  # of a prompt as JSON; English has 4 to 5
-MAX_EXTRA_BYTES = 256 << 10  # for metadata and the like
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +99,7 @@ class WorkerService:
             worker_name=self.name,
             allowed_callbacks=settings.allowed_callbacks,
             allowed_webhooks=settings.allowed_webhooks,
-            max_call_bytes=engine.info.max_model_len * MAX_BYTES_PER_TOKEN + MAX_EXTRA_BYTES,
+            max_call_bytes=max_call_bytes(engine.info.max_model_len),
         )
         self._intake = self._build_intake(reader)
         self._outcomes = Outcomes(self._bridge, reader)

@@ -24,7 +24,16 @@ _NUMBERS = (
 )
 _INTERVALS = ("retry_intervals", "repeat_intervals")  # RQ takes one of them when it puts the job back
 _MAX_NUMBER = 10**10  # in seconds three centuries
+MAX_BYTES_PER_TOKEN = 16  # of a prompt as JSON; English has 4 to 5
+MAX_EXTRA_BYTES = 256 << 10  # for metadata and the like
+MAX_EMBED_CALL_BYTES = 8 << 20  # of a list of inputs: twice the body that a gateway takes by default
+
 _DATE_FIELDS = (b"created_at", b"enqueued_at", b"started_at", b"ended_at", b"last_heartbeat")
+
+
+def max_call_bytes(context_length: int) -> int:
+    """Of a job's function and arguments: more is more than any prompt that fits."""
+    return context_length * MAX_BYTES_PER_TOKEN + MAX_EXTRA_BYTES
 
 
 class HeldJob(Job):  # type: ignore[misc]  # RQ's classes are untyped here
@@ -124,7 +133,9 @@ class JobReader:
 
     def read_kwargs(self, job: Job) -> dict[str, Any]:
         """The fields of the request. Raises JobRefusedError for what is no call of the one function we serve."""
-        if len(job.data) > self._max_call_bytes:  # reading it would hold up everybody else's tokens
+        if len(job.data) > _most_bytes(
+            job.data, self._max_call_bytes
+        ):  # reading it would hold up everybody else's tokens
             raise self._is_too_large(str(len(job.data)))
         try:
             call = json.loads(job.data)
@@ -155,10 +166,24 @@ def _are_seconds(intervals: object) -> bool:
 
 
 def _unpacks_to_more(data: bytes, max_bytes: int) -> bool:
+    unpacker = zlib.decompressobj()
     try:
-        return len(zlib.decompressobj().decompress(data, max_bytes + 1)) > max_bytes
+        begin = unpacker.decompress(data, max_bytes + 1)
+        if not _may_embed(begin):
+            return len(begin) > max_bytes
+        rest = unpacker.decompress(unpacker.unconsumed_tail, MAX_EMBED_CALL_BYTES)
     except zlib.error:
         return False  # RQ takes it as it is
+    return len(begin) + len(rest) > _most_bytes(begin, max_bytes)
+
+
+def _most_bytes(call: bytes, max_bytes: int) -> int:
+    """Of a job that embeds each input may fill the context. It says so at its beginning, as our clients write it."""
+    return max(max_bytes, MAX_EMBED_CALL_BYTES) if _may_embed(call[:max_bytes]) else max_bytes
+
+
+def _may_embed(begin: bytes) -> bool:
+    return b'"embed"' in begin
 
 
 def _parse_date(text: bytes) -> datetime | None:

@@ -71,6 +71,24 @@ def test_a_packed_request_is_unpacked_to_its_limit_and_refused(reader: JobReader
     assert peak_bytes < 4 << 20 and job.retries_left == 2 and job.data == b""
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_list_of_inputs_may_be_longer_than_a_prompt(reader: JobReader, is_packed: bool) -> None:
+    """Each of them may fill the context."""
+
+    def problem_of(num_bytes: int) -> str | None:
+        call = data(kwargs={"v": 1, "task": "embed", "inputs": ["x" * 50_000] * (num_bytes // 50_000)})
+        job, problem = reader.restore(make_claim(data=zlib.compress(call.encode()) if is_packed else call.encode()))
+        if problem is None and not is_packed:
+            try:
+                assert len(reader.read_kwargs(job)["inputs"]) == num_bytes // 50_000
+            except JobRefusedError as error:
+                problem = error
+        return str(problem.info.code) if problem is not None else None
+
+    assert problem_of(6_000_000) is None
+    assert problem_of(9_000_000) == "context_length_exceeded"
+
+
 def test_a_packed_request_within_its_limit_is_read(reader: JobReader) -> None:
     job, problem = reader.restore(make_claim(data=zlib.compress(data().encode()), status="queued"))
     assert problem is None and reader.read_kwargs(job) == {"prompt": "x"}
