@@ -96,12 +96,17 @@ def build_job(request: JobRequest, queue: str, job_id: str | None, depends_on: S
         for name in given:
             if not isinstance(name, str) or not JOB_ID_PATTERN.fullmatch(name):
                 raise InvalidJobError(f"{param}: must match {JOB_ID_PATTERN.pattern}; got {name!r}", param=param)
-    fields = {"v": CONTRACT_VERSION, **request.model_dump(mode="json", exclude_defaults=True)}
-    arguments = json.dumps([keys.JOB_FUNCTION, None, [], fields])
+    arguments = encode_call(request)
     if key is None:
         return NewJob(job_id or str(uuid.uuid4()), queue, request, arguments, None, tuple(depends_on))
     keyed_id = id_from_key(keys.split_tenant(queue)[1], key)
     return NewJob(keyed_id, queue, request, arguments, fingerprint(request), tuple(depends_on))
+
+
+def encode_call(request: JobRequest) -> str:
+    """RQ's `data`: what workers take so many bytes of at most (`WorkerInfo.max_request_bytes`)."""
+    fields = {"v": CONTRACT_VERSION, **request.model_dump(mode="json", exclude_defaults=True)}
+    return json.dumps([keys.JOB_FUNCTION, None, [], fields])
 
 
 def prepare(

@@ -272,6 +272,7 @@ class WorkerService:
             queues=self._settings.queue_names,
             models=self._settings.served_model_names,
             context_length=info.max_model_len,
+            max_request_bytes=max_call_bytes(info.max_model_len),
             device=info.device,
             hostname=socket.gethostname(),
             pid=os.getpid(),

@@ -13,6 +13,7 @@ class WorkerInfo(BaseModel):
     queues: list[str]
     models: list[str]
     context_length: int  # tokens, prompt and output together
+    max_request_bytes: int | None = None  # of RQ's `data`: a larger one, but for embeddings, is refused
     device: str
     hostname: str
     pid: int

@@ -5,6 +5,7 @@ Whatever is refused is refused before anything is enqueued.
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from uuid import uuid4
 
@@ -12,9 +13,9 @@ from fastapi import Request
 
 from producer.contract import ErrorCode, JobRequest, Usage
 from producer.contract.keys import tenant_queue
+from producer.enqueue import encode_call
 from producer.errors import InvalidJobError, PromptmillError, RedisUnavailableError
 from producer.gateway.auth import Caller
-from producer.gateway.bodies import read_json_object
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError
 from producer.gateway.job_records import JobRecord
@@ -31,6 +32,8 @@ JOB_ID_HEADER = "x-promptmill-job-id"
 IDEMPOTENCY_HEADER = "idempotency-key"
 MAX_IDEMPOTENCY_KEY_CHARS = 200
 DEPTH_RETRY_AFTER_SECONDS = 5.0
+MAX_GROWTH = 3  # of a body's bytes as it becomes a job's: é, two bytes, is \u00e9 there
+MAX_OWN_BYTES = 2048  # what we add: names of the tenant and the key
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class AcceptedRequest:
 async def accept(context: GatewayContext, caller: Caller, request: Request, url: str) -> AcceptedRequest:
     """Raises ApiError or a PromptmillError; then nothing was enqueued, unless the error says that it is not known."""
     key = idempotency_key(request)
-    asked = parse_body(url, await read_json_object(request))
+    asked = await context.bodies.read(request, partial(parse_body, url))
     is_keyed = key is not None or asked.jobs[0].idempotency_key is not None
     # Whoever names a request means to ask for it again: it must not die with the connection.
     is_detached = _detach_flag(request, default=is_keyed)
@@ -80,7 +83,9 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
     jobs = [_owned(job, caller, key, at) for at, job in enumerate(asked.jobs)]
     ids = [_job_id(job) for job in jobs]
     known = await _find_known(context, ids) if is_keyed else set()
-    num_tokens = await _admit(context, caller, asked.model, jobs, is_known=len(known) == len(ids))
+    num_bytes = len(await request.body())
+    is_known = len(known) == len(ids)
+    num_tokens = await _admit(context, caller, asked.model, jobs, num_bytes, is_known=is_known)
     asked_for = dict(zip(ids, _records(asked, caller, asked.model, ids), strict=True))
     records = await context.records.write(asked_for, known=known)
     try:
@@ -108,15 +113,16 @@ async def _find_known(context: GatewayContext, ids: list[str]) -> set[str]:
 
 
 async def _admit(
-    context: GatewayContext, caller: Caller, model: str, jobs: list[JobRequest], *, is_known: bool
+    context: GatewayContext, caller: Caller, model: str, jobs: list[JobRequest], num_bytes: int, *, is_known: bool
 ) -> int | None:
-    """The tokens that were taken of the key's limit: None, where all jobs are known. Raises ApiError: 403, 404, 503,
-    429."""
+    """The tokens that were taken of the key's limit: None, where all jobs are known. Raises ApiError: 400, 403, 404,
+    503, 429. `num_bytes`: of the request's body."""
     if not caller.may_use(model):
         message = f"model: the API key may not use {model!r}"
         raise ApiError(HTTPStatus.FORBIDDEN, "model_not_allowed", message, param="model")
     if not is_known:  # else there may be an answer, whoever lives, and nothing is enqueued
         await _check_queue(context, tenant_queue(await context.catalog.find_queue(model), jobs[0].tenant))
+        await _check_size(context, model, jobs, num_bytes)
     if caller.key is not None:
         num_tokens = await context.limits.take(caller.key, 0 if is_known else sum(map(estimate_tokens, jobs)))
     else:
@@ -133,6 +139,22 @@ async def _check_queue(context: GatewayContext, queue: str) -> None:
             f"{depth} requests are waiting already; nothing was enqueued, try again later",
             retry_after_seconds=DEPTH_RETRY_AFTER_SECONDS,
         )
+
+
+async def _check_size(context: GatewayContext, model: str, jobs: list[JobRequest], num_bytes: int) -> None:
+    """What every worker that serves the model would refuse for its size is not enqueued. `num_bytes`: of the body."""
+    max_bytes = await context.catalog.max_request_bytes(model)
+    if max_bytes is None or MAX_GROWTH * num_bytes + MAX_OWN_BYTES <= max_bytes:
+        return
+    if jobs[0].task == "embed":  # each input may fill the context; how many there may be is another rule
+        return
+    for job in jobs:
+        size = len(await context.bodies.run(num_bytes, encode_call, job))
+        if size > max_bytes:
+            param = "messages" if job.messages is not None else "prompt"
+            rule = f"{param}: the request takes {size} bytes as a job; workers of {model!r} take {max_bytes} at most"
+            message = f"{rule}, more than the context could hold: shorten it"
+            raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, param=param)
 
 
 def _owned(job: JobRequest, caller: Caller, key: str | None, at: int) -> JobRequest:

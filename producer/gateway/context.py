@@ -9,6 +9,7 @@ from producer.async_client import AsyncClient
 from producer.async_transport import AsyncTransport
 from producer.gateway.batches.batch_records import BatchRecords
 from producer.gateway.batches.carrier_child import CarrierChild
+from producer.gateway.bodies import Bodies
 from producer.gateway.catalog import ModelCatalog
 from producer.gateway.console.results_follower import ResultsFollower
 from producer.gateway.drain import Drain
@@ -34,6 +35,7 @@ class GatewayContext:
     client: AsyncClient
     redis: AsyncTransport  # for the gateway's own keys
     catalog: ModelCatalog
+    bodies: Bodies
     records: JobRecords
     keys: KeyRing
     limits: RateLimits
@@ -68,6 +70,7 @@ class GatewayContext:
             client=AsyncClient(settings.redis_url, queue=settings.queue, s3_endpoint_url=settings.s3_endpoint_url),
             redis=redis,
             catalog=ModelCatalog(redis, settings.queue),
+            bodies=Bodies(),
             records=JobRecords(redis),
             keys=KeyRing(redis),
             limits=RateLimits(redis),

@@ -254,13 +254,20 @@ class FakeWorker:
             if failures:
                 raise failures[0]
 
-    def announce(self, *models: str, queues: list[str] | None = None, seconds: float = 60.0) -> WorkerInfo:
+    def announce(
+        self,
+        *models: str,
+        queues: list[str] | None = None,
+        seconds: float = 60.0,
+        max_request_bytes: int | None = None,
+    ) -> WorkerInfo:
         """Be a live worker that serves `models`; with negative `seconds`, one that has died."""
         info = WorkerInfo(
             name=self.name,
             queues=queues or [self.queue],
             models=list(models),
             context_length=2048,
+            max_request_bytes=max_request_bytes,
             device="cpu",
             hostname="test",
             pid=1,

@@ -11,7 +11,8 @@ from rq import Queue
 from rq.job import Job, JobStatus
 
 from producer import Client, JobFailedError
-from producer.contract import ErrorCode, keys
+from producer.contract import ErrorCode, JobRequest, keys
+from producer.enqueue import encode_call
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -36,6 +37,20 @@ def test_a_job_enqueued_by_plain_rq_runs(worker_thread: WorkerThread, queue: Que
     assert queue.finished_job_registry.get_job_ids() == [job.id]
     for key in (keys.result_key(job.id), keys.stream_key(job.id), f"rq:job:{job.id}", f"rq:results:{job.id}"):
         assert redis_client.ttl(key) > 0, key
+
+
+def test_a_worker_takes_requests_of_the_size_that_it_publishes(
+    worker_thread: WorkerThread, redis_client: redis.Redis, client: Client
+) -> None:
+    [worker] = client.workers()
+    most = worker.max_request_bytes
+    assert most is not None
+    spare = most - len(encode_call(JobRequest(prompt="x", max_tokens=1))) + 1
+    fits, too_large = (client.submit("x" * (spare + more), max_tokens=1) for more in (0, 1))
+    assert wait_for_result(redis_client, fits.id).status == "finished"
+    error = wait_for_result(redis_client, too_large.id).error
+    assert error is not None and error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert f"has {most + 1} bytes" in error.message or f"more than {most}" in error.message
 
 
 def test_a_job_written_by_redis_commands_runs(worker_thread: WorkerThread, redis_client: redis.Redis) -> None:

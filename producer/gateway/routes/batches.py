@@ -14,7 +14,6 @@ from producer.gateway.batches.batch_keys import ID_PATTERN
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
 from producer.gateway.batches.batch_records import KeyConflictError
 from producer.gateway.batches.batch_request import BatchRequest, batch_request_body
-from producer.gateway.bodies import read_json_object
 from producer.gateway.context import Context, GatewayContext
 from producer.gateway.errors import ApiError
 from producer.gateway.files.file_keys import EVERYBODYS, NOBODYS
@@ -31,7 +30,7 @@ async def create_batch(context: Context, caller: Authenticated, request: Request
     """A batch of the requests in a file that was uploaded; it is validated, and run, in the background. Asked for again
     under the same `Idempotency-Key`, it is the same batch."""
     key = idempotency_key(request)
-    asked = BatchRequest.parse(await read_json_object(request))
+    asked = await context.bodies.read(request, BatchRequest.parse)
     await _check_input(context, caller, asked.input_file_id)
     if caller.key is not None:
         await context.limits.take(caller.key, 0)

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from producer.errors import JobNotFoundError
 from producer.gateway.auth import Authenticated, Caller, Operator
-from producer.gateway.bodies import read_json_object
 from producer.gateway.console.bodies import (
     Deed,
     Deeds,
@@ -128,7 +127,7 @@ async def _do_each(
     context: GatewayContext, caller: Caller, request: Request, do: Callable[[str], Awaitable[bool]], why_not: str
 ) -> Deeds:
     deeds = []
-    for job_id in (await _read_ids(request)).job_ids:
+    for job_id in (await _read_ids(context, request)).job_ids:
         try:
             await _check_sight(context, caller, job_id)
             is_done = await do(job_id)
@@ -138,11 +137,11 @@ async def _do_each(
     return Deeds(jobs=deeds)
 
 
-async def _read_ids(request: Request) -> JobIds:
+async def _read_ids(context: GatewayContext, request: Request) -> JobIds:
     """Raises ApiError, RequestValidationError. Read as the API's bodies are: browsers ask before they send such a one
     to another site."""
     try:
-        return JobIds.model_validate(await read_json_object(request))
+        return await context.bodies.read(request, JobIds.model_validate)
     except ValidationError as error:
         raise RequestValidationError([{**wrong, "loc": ("body", *wrong["loc"])} for wrong in error.errors()]) from error
 

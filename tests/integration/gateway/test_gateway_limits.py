@@ -1,13 +1,22 @@
 """How much is taken: requests and tokens a minute of a key, depths of queues, sizes of bodies."""
 
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import httpx2 as httpx
 import openai
 import pytest
 import redis
 
+from producer.contract import ErrorCode, ErrorInfo
+from producer.gateway import acceptance
+from producer.gateway.bodies import MAX_BYTES_AT_ONCE
+from producer.openai_request import OpenAIRequest, parse_body
 from tests.fakes.command_line import new_key
-from tests.fakes.fake_worker import FakeWorker
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client
+from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
 
 
 def test_requests_a_minute_are_limited_for_all_replicas_together(
@@ -71,3 +80,76 @@ def test_large_bodies_are_refused_whole_and_chunked(start_gateway: StartGateway)
     assert httpx.post(url, content=b'"' + b"x" * 4096, headers=json).status_code == 413
     pieces = (b"x" * 512 for _ in range(8))
     assert httpx.post(url, content=pieces, headers=json).json()["error"]["code"] == "request_too_large"
+
+
+def test_a_request_that_no_worker_would_take_for_its_size_is_refused_at_once(
+    redis_url: str, redis_client: redis.Redis, gateway: RunningGateway, worker: FakeWorker
+) -> None:
+    sizes: list[int] = []
+
+    def measure(held: HeldJob) -> None:
+        sizes.append(len(zlib.decompress(redis_client.hget(f"rq:job:{held.job_id}", "data") or b"")))
+        echo(held)
+
+    def ask(prompt: str) -> str | None:
+        asked = {"model": "fake", "messages": [{"role": "user", "content": prompt}]}
+        answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=asked, timeout=30)
+        if answer.status_code == 200:
+            return None
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "messages") and "10000 at most" in error["message"]
+        return str(error["code"])
+
+    worker.announce("fake", max_request_bytes=10_000)
+    with worker.serving(measure):
+        assert ask("x" * 9_000) is None
+        assert ask("x" * (9_000 + 10_000 - sizes[0])) is None and sizes[1] == 10_000
+        assert ask("x" * (9_001 + 10_000 - sizes[0])) == "context_length_exceeded"
+        assert ask("é" * 1_600) is None and ask("é" * 1_700) == "context_length_exceeded"
+        with FakeWorker(redis_url, name="large") as other:  # whoever takes more, or does not say, may get it
+            for most, code in ((None, None), (20_000, None), (9_999, "context_length_exceeded")):
+                other.announce("fake", max_request_bytes=most)
+                wait_until(lambda most=most: _limits(gateway) == {10_000, most})
+                assert ask("x" * 12_000) == code
+            other.announce("another", max_request_bytes=20_000)
+            wait_until(lambda: 20_000 in _limits(gateway))
+            assert ask("x" * 12_000) == "context_length_exceeded"
+    assert len(sizes) == 5
+
+
+def _limits(gateway: RunningGateway) -> set[int | None]:
+    workers = httpx.get(f"{gateway.url}/stats").json()["workers"]
+    return {worker["max_request_bytes"] for worker in workers}
+
+
+def test_a_list_to_embed_may_be_longer_than_a_prompt(gateway: RunningGateway, worker: FakeWorker) -> None:
+    asked: list[int] = []
+
+    def refuse(held: HeldJob) -> None:
+        asked.append(len(held.arguments["inputs"]))
+        held.begin().end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="no vectors here"))
+
+    worker.announce("fake", max_request_bytes=10_000)
+    with worker.serving(refuse):
+        answer = httpx.post(f"{gateway.url}/v1/embeddings", json={"model": "fake", "input": ["x" * 5_000] * 10})
+    assert asked == [10] and answer.json()["error"]["code"] == "engine_error"
+
+
+def test_while_a_large_body_is_read_others_are_served(
+    gateway: RunningGateway, echoing: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_reading, may_go_on = threading.Event(), threading.Event()
+
+    def read(url: str, body: dict[str, Any]) -> OpenAIRequest:
+        if len(body["prompt"]) > MAX_BYTES_AT_ONCE:
+            is_reading.set()
+            assert may_go_on.wait(20)
+        return parse_body(url, body)
+
+    monkeypatch.setattr(acceptance, "parse_body", read)
+    with open_client(gateway) as client, ThreadPoolExecutor(1) as pool:
+        large = pool.submit(client.completions.create, model="fake", prompt="large " * 20_000, max_tokens=1)
+        assert is_reading.wait(20)
+        assert client.completions.create(model="fake", prompt="small").choices[0].text == "small "
+        may_go_on.set()
+        assert large.result(20).choices[0].text == "large "
