@@ -18,11 +18,13 @@ from worker.errors import JobRefusedError
 from worker.job_vectors import JobVectors
 from worker.outlet.job_stream import JobStream
 from worker.outlet.stored_stream import StoredStream
-from worker.recovery import read_stored
+from worker.recovery import read_ahead, read_stored
 from worker.rq_bridge import JobReader, timeout_seconds
 from worker.running_job import RunningJob
 from worker.scripts import Scripts
 from worker.translate import TranslatedJob, Translator
+
+MAX_READ_AHEAD = 256  # streams
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class Intake:
         self._tenant_limit = tenant_limit
         self._tenant_limits = dict(tenant_limits or {})
         self._request: tuple[str, int] | None = None  # a claim whose reply has not come yet
+        self._read: dict[str, Any] = {}  # by fence, the rows of streams whose jobs are admitted next
         self.is_suspended = False  # by `rq suspend`, as of the last claim
 
     def claim(self, max_jobs: int, *, tenant_queues: Sequence[str] = ()) -> list[Claim]:
@@ -87,14 +90,22 @@ class Intake:
         for job_id, reason in dropped:
             _log.warning("action=job_dropped job_id=%s reason=%s", job_id.decode(errors="replace"), reason.decode())
         now = time.time()
-        return [Claim.parse(claim, now) for claim in claims]
+        claimed = [Claim.parse(claim, now) for claim in claims]
+        self._read_ahead(claimed)
+        return claimed
+
+    def _read_ahead(self, claims: Sequence[Claim]) -> None:
+        """Hundreds of jobs that are handed over must not wait for a round trip each."""
+        self._read |= read_ahead(self._client, claims)
+        for fence in list(self._read)[:-MAX_READ_AHEAD]:
+            del self._read[fence]
 
     def admit(self, claim: Claim) -> RunningJob:
         """The job, ready for the engine; or ended already, if it was refused or its output is complete.
 
         Raises what Redis raises, of a job whose stored output is to be read.
         """
-        stored = read_stored(self._client, claim.job_id) if claim.is_resumable else None
+        stored = self._read_stored(claim) if claim.is_resumable else None
         rq_job, problem = self._reader.restore(claim)
         if stored is not None and stored.done is not None:
             if not self._is_lost(rq_job, stored.done):
@@ -116,6 +127,11 @@ class Intake:
         except Exception as error:  # of any type: one job's content must not stop the worker
             _log.exception("action=intake_failed job_id=%s", claim.job_id)
             return self._refuse(claim, rq_job, ErrorInfo(code=ErrorCode.INTERNAL, message=f"intake failed: {error!r}"))
+
+    def _read_stored(self, claim: Claim) -> StoredStream:
+        """Its fence keeps whoever had the job before from adding to it."""
+        rows = self._read.pop(claim.fence, None)
+        return StoredStream(rows) if rows is not None else read_stored(self._client, claim.job_id)
 
     def _ready(
         self,

@@ -14,6 +14,7 @@ import redis
 from producer.contract import keys
 from worker.claim import Claim
 from worker.outlet.stored_stream import StoredStream
+from worker.redis_client import REDIS_AWAY
 from worker.scripts import Scripts
 
 MAX_SWEPT = 1000  # jobs of one queue in one pass
@@ -104,3 +105,19 @@ def read_stored(client: redis.Redis, job_id: str) -> StoredStream:
             raise
         rows = []
     return StoredStream(rows)
+
+
+def read_ahead(client: redis.Redis, claims: Sequence[Claim]) -> dict[str, Any]:
+    """By fence, the rows of jobs that came back: one round trip for all. What cannot be read is left out, to be read by
+    itself."""
+    resumable = [claim for claim in claims if claim.is_resumable]
+    if not resumable:
+        return {}
+    try:
+        with client.pipeline(transaction=False) as pipe:
+            for claim in resumable:
+                pipe.xrange(keys.stream_key(claim.job_id))
+            found = pipe.execute(raise_on_error=False)
+    except REDIS_AWAY:
+        return {}
+    return {claim.fence: rows for claim, rows in zip(resumable, found, strict=True) if isinstance(rows, list)}

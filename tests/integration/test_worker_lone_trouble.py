@@ -40,6 +40,7 @@ def refuse_to_read(monkeypatch: pytest.MonkeyPatch, job_id: str, num_times: int,
             raise redis.ConnectionError("Connection closed by server.")
         return read_stored(client, wanted)
 
+    monkeypatch.setattr(intake, "read_ahead", lambda client, claims: {})  # of several, none comes through
     monkeypatch.setattr(intake, "read_stored", read_or_fail)
     monkeypatch.setattr(worker.admission, "UNREAD_SECONDS", (0.1,) * tries)
     return read

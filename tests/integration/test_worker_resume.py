@@ -21,6 +21,7 @@ from tests.fakes.worker_runs import (
     wait_for_result,
     wait_until,
 )
+from worker import intake
 from worker.logprobs import LogprobWriter
 from worker.scripts import RESUME_FIELD
 from worker.translate import default_seed
@@ -132,6 +133,20 @@ def test_jobs_of_a_killed_worker_go_on_from_what_is_stored(
             check_whole(redis_client, wait_for_result(redis_client, job_id), num_choices=2)
             assert heir.engine.num_resumed_tokens[f"{job_id}:2"] > 0
         wait_for_no_leftovers(redis_client)
+
+
+def test_jobs_that_come_back_together_do_not_wait_for_a_round_trip_each(
+    heir: WorkerThread, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [queue.enqueue(FUNCTION, prompt=PROMPT, max_tokens=NUM_TOKENS) for _ in range(100)]
+    for job in jobs:
+        write_stream(redis_client, job.id, chunk(job.id, answer(job.id)[:5]))
+    read: list[str] = []
+    monkeypatch.setattr(intake, "read_stored", lambda client, job_id: read.append(job_id))
+    with heir:
+        for job in jobs:
+            check_whole(redis_client, wait_for_result(redis_client, job.id))
+    assert read == [] and set(heir.engine.num_resumed_tokens.values()) == {5}
 
 
 def test_choices_that_had_ended_stay_ended_and_the_others_go_on(
