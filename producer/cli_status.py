@@ -53,7 +53,8 @@ def _print_tables(queues: list[QueueStatus], workers: list[WorkerInfo]) -> None:
     ]
     for name in ("waiting", "oldest", *shown):
         queue_table.add_column(name, justify="right")
-    for queue in queues:
+    at_rest = [queue for queue in queues if queue.is_at_rest]
+    for queue in (queue for queue in queues if not queue.is_at_rest):
         oldest = "" if queue.oldest_seconds is None else f"{queue.oldest_seconds:.0f} s"
         counts = (str(queue.registries[name]) for name in shown)
         queue_table.add_row(queue.name, str(queue.depth), oldest, *counts)
@@ -76,4 +77,9 @@ def _print_tables(queues: list[QueueStatus], workers: list[WorkerInfo]) -> None:
         )
     console = Console()
     console.print(queue_table)
+    if at_rest:
+        num_finished = sum(queue.registries["finished"] for queue in at_rest)
+        console.print(
+            f"and {len(at_rest)} queues of tenants at rest, {num_finished} jobs finished; to see them: --json"
+        )
     console.print(worker_table if workers else "No worker is alive; to start one: promptmill worker")

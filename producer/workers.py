@@ -12,6 +12,7 @@ from producer.operations import Protocol, Script, send
 from producer.rq_names import QUEUES_KEY, REGISTRIES, job_key, parse_time, queue_key, registry_key
 
 MAX_QUEUES_A_READ = 500  # 4,500 commands to Redis: a few milliseconds
+_OF_INTEREST = ("started", "failed", "deferred", "scheduled")
 CACHE_SECONDS = 5.0  # how long a client trusts what it last read when it resolves a model
 
 
@@ -26,6 +27,13 @@ class QueueStatus:
     depth: int
     registries: dict[str, int]
     oldest_seconds: float | None = None
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it is a tenant's of which no job waits, runs or has failed: the records of its last jobs, which are
+        kept for a day, are all it has. People are shown how many such there are: thousands would hide the others."""
+        is_tenants = keys.split_tenant(self.name)[1] is not None
+        return is_tenants and not self.depth and not any(self.registries[name] for name in _OF_INTEREST)
 
 
 def read_workers() -> Protocol[list[WorkerInfo]]:

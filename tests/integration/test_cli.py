@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import redis
 
 from producer import Client
 from producer.contract import Result
@@ -220,6 +222,21 @@ def test_status_shows_queues_and_workers(promptmill: Invoke, worker: FakeWorker,
     assert table.exit_code == 0 and "fake" in table.stdout and "promptmill" in table.stdout
     assert "cancelled" in table.stdout and "…" not in table.stdout, "it fits into 80 characters"
     assert "scheduled" not in table.stdout, "nothing is"
+
+
+def test_status_shows_the_tenants_that_have_work_or_failures_and_counts_the_others(
+    promptmill: Invoke, redis_client: redis.Redis
+) -> None:
+    for tenant, registry in (("busy", "wip"), ("broken", "failed"), ("done", "finished"), ("over", "finished")):
+        redis_client.sadd("rq:queues", f"rq:queue:promptmill@{tenant}")
+        redis_client.zadd(f"rq:{registry}:promptmill@{tenant}", {f"{tenant}-{at}": time.time() for at in range(3)})
+    redis_client.zadd("rq:failed:promptmill@over", {"x": time.time()})
+    table = promptmill("status").stdout
+    assert {word for word in table.split() if "@" in word} == {
+        f"promptmill@{name}" for name in ("busy", "broken", "over")
+    }
+    assert "and 1 queues of tenants at rest, 3 jobs finished; to see them: --json" in table
+    assert "promptmill@done" in promptmill("status", "--json").stdout
 
 
 def test_status_without_a_worker_names_the_remedy(promptmill: Invoke, redis_url: str) -> None:

@@ -19,7 +19,7 @@ async def stats(context: Context, caller: Operator) -> dict[str, Any]:
     their scheduler's and memory's figures."""
     queues = await context.client.queues()
     return {
-        "queues": [dataclasses.asdict(queue) for queue in queues],
+        "queues": [{**dataclasses.asdict(queue), "is_at_rest": queue.is_at_rest} for queue in queues],
         "batches": await context.batches.count_by_status(),
         "webhooks": dataclasses.asdict(await context.client.webhook_counts()),
         "workers": [worker.model_dump(mode="json") for worker in await context.catalog.workers()],

@@ -35,8 +35,10 @@ def panel(page: "Page", name: str) -> "Page":
 
 
 def test_the_overview_shows_queues_workers_jobs_and_the_last_hour(
-    redis_url: str, start_gateway: StartGateway, worker: FakeWorker, open_page: OpenPage
+    redis_url: str, redis_client: redis.Redis, start_gateway: StartGateway, worker: FakeWorker, open_page: OpenPage
 ) -> None:
+    redis_client.sadd("rq:queues", "rq:queue:promptmill@acme")
+    redis_client.zadd("rq:finished:promptmill@acme", {"x": time.time()})
     with Client(redis_url) as client:
         client.submit_many([{"prompt": f"Prompt {at}"} for at in range(4)])
     finish(worker.claim().begin())
@@ -46,6 +48,7 @@ def test_the_overview_shows_queues_workers_jobs_and_the_last_hour(
     queues = panel(page, "Queues").get_by_role("row").filter(has_text="promptmill")
     queues.first.wait_for()
     assert queues.first.get_by_role("cell").first.text_content() == "1"
+    assert queues.count() == 1 and panel(page, "Queues").get_by_text("and 1 queue of tenants at rest").is_visible()
     assert panel(page, "Workers").get_by_role("row", name="fake").is_visible()
     ended = panel(page, "Recent jobs").get_by_role("row")
     ended.nth(2).wait_for()

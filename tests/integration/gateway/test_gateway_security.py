@@ -265,3 +265,4 @@ def test_the_figures_name_queues_workers_and_waits(gateway: RunningGateway, echo
         assert line in text
     stats = httpx.get(f"{gateway.url}/stats").json()
     assert stats["workers"][0]["name"] == "fake" and stats["queues"][0]["name"] == "promptmill"
+    assert [queue["is_at_rest"] for queue in stats["queues"]] == [False]

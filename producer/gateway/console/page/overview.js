@@ -179,14 +179,16 @@ function queuesPanel(queues) {
     { name: "Finished", style: "number", cell: (queue) => count(queue.registries.finished) },
     { name: "Failed", style: "number", cell: (queue) => count(queue.registries.failed) },
   ];
+  const busy = queues.filter((queue) => !queue.is_at_rest);
+  const rest = queues.length - busy.length;
   return panel(
     "queues",
     "Queues",
-    null,
+    rest ? h("span", { class: "muted" }, `and ${plural(rest, "queue")} of tenants at rest`) : null,
     table({
       caption: "Queues",
       columns,
-      rows: queues,
+      rows: busy,
       keyOf: (queue) => queue.name,
       empty: "There is no queue yet: the first job makes one.",
     }),
