@@ -54,6 +54,8 @@ def run(source: Path, target: Path, retry_failed: bool, **flags: Any) -> None:
     flight where they are: the same command collects their results within 24 hours, and goes on. A table's answers lie
     in OUT.journal until all are there; where some are errors it stays, for --retry-failed. Exit code 1 if any failed.
     """
+    if str(target) == "-":
+        raise click.UsageError("OUT is a file, from which a run can go on; - is none")
     named_class = flags.pop("priority_class")
     options = BatchOptions(
         flags.pop("max_in_flight"),

@@ -15,7 +15,7 @@ import click
 from engine.errors import EngineError
 from producer.errors import SettingsError
 from producer.logs import configure_logging
-from producer.settings import load_settings, settings_options
+from producer.settings import load_settings, settings_options, warn_of_misspelt_variables
 from worker.errors import WorkerError
 from worker.held_signals import ending_signals
 from worker.serve import ServeSettings
@@ -39,6 +39,7 @@ def worker(**flags: Any) -> None:
     """Answer the jobs of the queues with a model on one device. Ends at SIGTERM or Ctrl-C."""
     with _one_line_errors():
         settings = load_settings(WorkerSettings, flags)
+        warn_of_misspelt_variables(WorkerSettings)
         configure_logging(settings.log_level, settings.log_format)
         from worker.service import run_worker
 

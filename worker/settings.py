@@ -2,6 +2,7 @@
 
 import re
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -142,6 +143,24 @@ class WorkerSettings(ProducerSettings):
                 raise ValueError(f"{name!r} is no queue name; use letters, digits and _ . : @ -")
         if value is not None and not _split(value):
             raise ValueError("name at least one queue")
+        return value
+
+    @field_validator("callbacks")
+    @classmethod
+    def _callbacks_are_dotted_names(cls, value: str) -> str:
+        for name in _split(value):
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise ValueError(f"{name!r} is no dotted name, as package.module.function")
+        return value
+
+    @field_validator("webhooks")
+    @classmethod
+    def _webhooks_are_urls(cls, value: str) -> str:
+        """Any other would let nothing through."""
+        for url in _split(value):
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.netloc:
+                raise ValueError(f"{url!r} is no URL, as https://app.example/hooks")
         return value
 
     @field_validator("device", "attention", mode="before")

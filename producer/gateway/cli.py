@@ -14,7 +14,7 @@ from producer.gateway.api_keys import add_key, has_keys, list_keys, make_key, re
 from producer.gateway.settings import GatewaySettings
 from producer.logs import configure_logging
 from producer.operations import Protocol
-from producer.settings import ProducerSettings, load_settings, settings_options
+from producer.settings import ProducerSettings, load_settings, settings_options, warn_of_misspelt_variables
 from producer.transport import Transport
 
 T = TypeVar("T")
@@ -25,6 +25,7 @@ T = TypeVar("T")
 def gateway(**flags: Any) -> None:
     """Serve OpenAI's API on top of the queues. Ends at SIGTERM or Ctrl-C."""
     settings = load_settings(GatewaySettings, flags)
+    warn_of_misspelt_variables(GatewaySettings)
     configure_logging(settings.log_level, settings.log_format)
     _check_exposure(settings)
     _check_tls(settings)

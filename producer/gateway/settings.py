@@ -66,6 +66,13 @@ class GatewaySettings(WebhookSettings):
                 raise ValueError(f"an origin is a scheme and a host, as https://app.example, or *; {origin!r} is none")
         return value
 
+    @field_validator("files")
+    @classmethod
+    def _bucket_has_a_name(cls, value: str) -> str:
+        if value.startswith("s3:") and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", value):
+            raise ValueError("a bucket is given as s3://BUCKET/PREFIX, its name in small letters, digits, . and -")
+        return value
+
     @property
     def is_loopback(self) -> bool:
         """Whether nobody but this machine can reach us."""

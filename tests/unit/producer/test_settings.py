@@ -4,7 +4,8 @@ import pytest
 
 from producer.errors import SettingsError
 from producer.gateway.settings import GatewaySettings
-from producer.settings import ProducerSettings, load_settings, redact_url
+from producer.settings import ProducerSettings, load_settings, redact_url, warn_of_misspelt_variables
+from worker.serve import ServeSettings
 from worker.settings import WorkerSettings
 
 
@@ -29,6 +30,27 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
     assert "redis_url" not in load_settings(WorkerSettings).model_fields_set
     with pytest.raises(SettingsError, match="--s3-endpoint-url"):
         load_settings(ProducerSettings, {"s3_endpoint_url": ""})
+
+
+def test_a_variable_that_is_no_setting_and_looks_like_one_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("MAX_NUM_SEQ", "REDIS_SERVICE_HOST", "QUEUE"):
+        monkeypatch.setenv(f"PROMPTMILL_{name}", "8")
+    warn_of_misspelt_variables(WorkerSettings)
+    told = capsys.readouterr().err
+    assert told == "PROMPTMILL_MAX_NUM_SEQ is no setting here; did you mean PROMPTMILL_MAX_NUM_SEQS?\n"
+
+
+@pytest.mark.parametrize("kind", [WorkerSettings, GatewaySettings])
+def test_the_settings_of_another_command_are_no_misspelt_ones(
+    kind: type[ProducerSettings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for other in (ServeSettings, GatewaySettings):
+        for name in other.model_fields:
+            monkeypatch.setenv(f"PROMPTMILL_{name.upper()}", "8")
+    warn_of_misspelt_variables(kind)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_choice_is_taken_in_any_case_from_a_variable_and_from_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:

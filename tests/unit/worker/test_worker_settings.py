@@ -50,6 +50,8 @@ def test_the_environment_is_read_and_a_flag_wins(monkeypatch: pytest.MonkeyPatch
         ("redis_url", "http://x"),
         ("queues", "a b"),
         ("queues", ","),
+        ("callbacks", "m.f,os.system()"),
+        ("webhooks", "https://a.example,b.example/hook"),
         ("lease_seconds", "0"),
         ("drain", "never"),
         ("log_level", "loud"),

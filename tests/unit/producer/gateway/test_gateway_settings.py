@@ -22,6 +22,12 @@ def test_whole_origins_are_taken() -> None:
     assert settings.allowed_origins == ["https://a.example:8443", "http://localhost:3000", "*"]
 
 
+@pytest.mark.parametrize("files", ["s3://", "s3:bucket", "s3://my bucket/x"])
+def test_a_bucket_without_a_name_is_refused_before_anybody_asks_for_it(files: str) -> None:
+    with pytest.raises(SettingsError, match=r"--files .* a bucket is given as s3://BUCKET/PREFIX"):
+        load_settings(GatewaySettings, {"files": files})
+
+
 def test_a_port_that_is_taken_is_a_wrong_setting_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
