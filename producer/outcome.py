@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from producer.cancel import settle_cancelled
 from producer.contract import ErrorCode, ErrorInfo, Result, keys
+from producer.contract.packed_field import unpack
 from producer.errors import JobNotFoundError, ResultStoreError
 from producer.operations import Command, Protocol, ReadObjects, send
 from producer.rq_names import job_key, rq_results_key
-from producer.stored_request import decompressed
+from producer.stored_request import MAX_UNPACKED_BYTES
 from producer.stored_results import ObjectRead
 
 Outcome: TypeAlias = Result | JobNotFoundError
@@ -239,9 +240,10 @@ def read_failure_of_rq(job_id: str) -> Protocol[Result]:
     text = ""
     if records and records[0][1].get(b"exc_string"):
         with suppress(ValueError):  # it may be anything
-            text = decompressed(base64.b64decode(records[0][1][b"exc_string"])).decode(errors="replace")
+            packed = base64.b64decode(records[0][1][b"exc_string"])
+            text = unpack(packed, MAX_UNPACKED_BYTES).decode(errors="replace")
     elif legacy:
-        text = decompressed(legacy).decode(errors="replace")
+        text = unpack(legacy, MAX_UNPACKED_BYTES).decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     message = lines[-1][:MAX_REASON_CHARS] if lines else "RQ ended the job without a reason"
     return Result(job_id=job_id, status="failed", error=ErrorInfo(code=ErrorCode.INTERNAL, message=message))

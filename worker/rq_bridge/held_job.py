@@ -1,7 +1,6 @@
 """RQ's jobs as the worker reads them: anybody may have written them, so nothing in them is believed or imported."""
 
 import json
-import zlib
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +12,7 @@ from rq.serializers import JSONSerializer
 
 from producer.contract import ErrorCode
 from producer.contract.keys import FAILURE_TTL_SECONDS, JOB_FUNCTION, RESULT_TTL_SECONDS
+from producer.contract.packed_field import unpack, unpacks_to_more
 from worker.allowed_urls import find_allowed
 from worker.claim import Claim
 from worker.errors import JobRefusedError
@@ -79,12 +79,11 @@ class JobReader:
     def restore(self, claim: Claim) -> tuple[Job, JobRefusedError | None]:
         """RQ's job object, and why it cannot be run. Callbacks and webhooks that are not allowed are taken off it."""
         job, problem = self._new_job(claim), None
-        # RQ would unpack all of it: 10 MB may stand for 10 GB.
         packed = [name for name in (b"data", b"exc_info") if name in claim.fields]
-        too_large = {name for name in packed if _unpacks_to_more(claim.fields[name], self._max_call_bytes)}
-        fields = {name: value if name not in too_large else b"" for name, value in claim.fields.items()}
+        too_large = [name for name in packed if self._exceeds_limit(claim.fields[name])]
+        fields = claim.fields | dict.fromkeys(too_large, b"")  # RQ would unpack all of them
         if b"data" in too_large:
-            problem = self._is_too_large(f"more than {self._max_call_bytes}")
+            problem = self._is_too_large()
         try:
             job.restore(fields)
         except Exception as error:  # of any type: RQ parses what anybody may have written
@@ -133,10 +132,6 @@ class JobReader:
 
     def read_kwargs(self, job: Job) -> dict[str, Any]:
         """The fields of the request. Raises JobRefusedError for what is no call of the one function we serve."""
-        if len(job.data) > _most_bytes(
-            job.data, self._max_call_bytes
-        ):  # reading it would hold up everybody else's tokens
-            raise self._is_too_large(str(len(job.data)))
         try:
             call = json.loads(job.data)
         except Exception as error:  # not JSON, not UTF-8, too deep
@@ -152,8 +147,16 @@ class JobReader:
             raise _refusal("the request's fields must be a JSON object")
         return kwargs
 
-    def _is_too_large(self, size: str) -> JobRefusedError:
-        message = f"the request has {size} bytes, more than the model's context could ever hold: shorten it"
+    def _exceeds_limit(self, field: bytes) -> bool:
+        """Each input of a job that embeds may fill the context; our clients write its task at the beginning."""
+        max_bytes = self._max_call_bytes
+        begin = unpack(field, max_bytes + 1)
+        if b'"embed"' in begin and max_bytes < MAX_EMBED_CALL_BYTES:
+            return unpacks_to_more(field, MAX_EMBED_CALL_BYTES)
+        return len(begin) > max_bytes
+
+    def _is_too_large(self) -> JobRefusedError:
+        message = f"the request has more than {self._max_call_bytes} bytes, which no context here holds: shorten it"
         return JobRefusedError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
 
 
@@ -163,27 +166,6 @@ def _are_seconds(intervals: object) -> bool:
     if not isinstance(intervals, list) or not intervals:
         return False
     return all(type(value) is int and 0 <= value <= _MAX_NUMBER for value in intervals)
-
-
-def _unpacks_to_more(data: bytes, max_bytes: int) -> bool:
-    unpacker = zlib.decompressobj()
-    try:
-        begin = unpacker.decompress(data, max_bytes + 1)
-        if not _may_embed(begin):
-            return len(begin) > max_bytes
-        rest = unpacker.decompress(unpacker.unconsumed_tail, MAX_EMBED_CALL_BYTES)
-    except zlib.error:
-        return False  # RQ takes it as it is
-    return len(begin) + len(rest) > _most_bytes(begin, max_bytes)
-
-
-def _most_bytes(call: bytes, max_bytes: int) -> int:
-    """Of a job that embeds each input may fill the context. It says so at its beginning, as our clients write it."""
-    return max(max_bytes, MAX_EMBED_CALL_BYTES) if _may_embed(call[:max_bytes]) else max_bytes
-
-
-def _may_embed(begin: bytes) -> bool:
-    return b'"embed"' in begin
 
 
 def _parse_date(text: bytes) -> datetime | None:
