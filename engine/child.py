@@ -33,10 +33,13 @@ from engine.messages import (
     Shutdown,
     StartCore,
     StartFailed,
+    StartProgress,
     StepOutput,
 )
 
 ChildPipe: TypeAlias = "Connection[ChildMessage, ParentMessage]"
+Report: TypeAlias = Callable[[str], None]
+"""Is told how far something has come that takes long."""
 
 
 class Core(Protocol):
@@ -62,7 +65,7 @@ class _ParentGone(Exception):
     """The pipe is closed, or the parent sent `Shutdown`."""
 
 
-def import_named(start: StartCore) -> ModuleType:
+def import_named(start: StartCore, report: Report) -> ModuleType:
     """The module of the core that is asked for."""
     return import_module(start.core_path.partition(":")[0])
 
@@ -71,17 +74,17 @@ def serve(
     pipe: ChildPipe,
     on_parent_gone: Callable[[], None],
     *,
-    import_core: Callable[[StartCore], ModuleType] = import_named,
+    prepare_core: Callable[[StartCore, Report], ModuleType] = import_named,
 ) -> None:
     """Loads the core that the first message asks for and steps it until the parent is gone.
 
-    `on_parent_gone` is called the moment that is seen, on another thread; `import_core` imports the core's module. What
-    goes wrong reaches the parent as `StartFailed` or `CoreFailed`; what the core cannot handle is raised as well.
+    `on_parent_gone` is called the moment that is seen, on another thread; `prepare_core` imports the core's module.
+    What goes wrong reaches the parent as `StartFailed` or `CoreFailed`; what the core cannot handle is raised as well.
     """
     inbox: SimpleQueue[ParentMessage] = SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox, on_parent_gone), name="engine-inbox", daemon=True).start()
     try:
-        core = _load(pipe, inbox.get(), import_core)
+        core = _load(pipe, inbox.get(), prepare_core)
         if core is not None:
             _Loop(pipe, inbox, core).run()
     except (_ParentGone, BrokenPipeError, ConnectionResetError):
@@ -92,12 +95,15 @@ def serve(
         raise
 
 
-def _load(pipe: ChildPipe, start: ParentMessage, import_core: Callable[[StartCore], ModuleType]) -> Core | None:
+def _load(
+    pipe: ChildPipe, start: ParentMessage, prepare_core: Callable[[StartCore, Report], ModuleType]
+) -> Core | None:
     """The core, announced to the parent; None where it says itself why it cannot start."""
     if not isinstance(start, StartCore):
         raise _ParentGone
     try:
-        core: Core = getattr(import_core(start), start.core_path.partition(":")[2])(start.config)
+        module = prepare_core(start, lambda message: pipe.send(StartProgress(message)))
+        core: Core = getattr(module, start.core_path.partition(":")[2])(start.config)
     except EngineError as error:
         pipe.send(StartFailed(str(error)))
         return None
@@ -171,7 +177,7 @@ def main() -> None:
     pipe: ChildPipe = Connection(fd)
     exit_code = 1
     try:
-        serve(pipe, on_parent_gone=lambda: os._exit(0), import_core=_import_lightly)
+        serve(pipe, on_parent_gone=lambda: os._exit(0), prepare_core=_prepare_lightly)
         exit_code = 0
     except Exception:
         traceback.print_exc()
@@ -181,16 +187,20 @@ def main() -> None:
         os._exit(exit_code)  # a device's own threads must not hold up the end
 
 
-def _import_lightly(start: StartCore) -> ModuleType:
-    """The engine's own core runs transformers' models and nothing else of it, in a process where nobody else does."""
+def _prepare_lightly(start: StartCore, report: Report) -> ModuleType:
+    """The engine's own core runs transformers' models and nothing else of it, in a process where nobody else does. A
+    model that is to be converted first is."""
+    is_ours = start.core_path.startswith("engine.core:")
     gc.disable()  # nearly all that an import makes stays
-    if start.core_path.startswith("engine.core:"):
+    if is_ours:
         import_module("engine.model.first_look").check_model(start.config)
         import_module("engine.model.light_transformers").import_transformers(start.config)
         import_module("engine.runner.model_runner")
-    module = import_named(start)
+    module = import_named(start, report)
     gc.freeze()
     gc.enable()
+    if is_ours:
+        import_module("engine.model.locate").prepare_model_of(start.config, report)
     return module
 
 

@@ -78,7 +78,7 @@ ParentMessage = StartCore | AddSequence | AbortSequences | GetStats | Shutdown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """The child's first message: the model is loaded and the cache allocated."""
+    """The child is ready: the model is loaded and the cache allocated."""
 
     model_dir: str  # the folder with tokenizer.json, once a hub id, GGUF file or the demo model is resolved
     device: str
@@ -96,6 +96,13 @@ class EngineInfo:
     few_prefill_tokens: int | None = None  # prompt tokens in one step while few prompts wait; None: as many as ever
     hidden_size: int = 0  # numbers of an embedding
     can_generate: bool = True  # else its checkpoint has no output layer: it embeds
+
+
+@dataclass(frozen=True, slots=True)
+class StartProgress:
+    """How far something has come that a start waits for: it has `start_timeout_seconds` from here on."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,4 +198,4 @@ class EngineStats:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-ChildMessage = EngineInfo | StartFailed | CoreFailed | Begun | StepOutput | EngineStats
+ChildMessage = StartProgress | EngineInfo | StartFailed | CoreFailed | Begun | StepOutput | EngineStats

@@ -27,6 +27,7 @@ from engine.messages import (
     EngineStats,
     GetStats,
     StartFailed,
+    StartProgress,
     StepOutput,
 )
 from engine.outputs import ErrorKind
@@ -228,6 +229,8 @@ class Supervisor:
                 self._answer_stats()
             case EngineInfo():
                 self._on_ready(message)
+            case StartProgress(progress):
+                _log.info("action=starting progress=%r", progress)
             case StartFailed(reason):
                 self._reason = reason
                 self._is_start_refused = True

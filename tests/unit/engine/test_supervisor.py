@@ -1,11 +1,13 @@
 """What the supervisor tells its child, and when, with a child that is played by hand."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from engine.config import EngineConfig
-from engine.messages import AbortSequences, AddSequence, ParentMessage
+from engine.errors import ModelLoadError
+from engine.messages import AbortSequences, AddSequence, ParentMessage, StartProgress
 from engine.supervisor import Supervisor
 from tests.fakes.output_recorder import OutputRecorder
 from tests.fakes.played_child import INFO, Children
@@ -48,6 +50,32 @@ def test_a_request_that_comes_while_no_child_is_ready_starts_once_one_is(
     submit(supervisor, "meanwhile")
     second.say(INFO)
     assert [added(second.is_told()) for _ in range(2)] == [0, 1]
+
+
+def test_a_start_may_take_long_while_it_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("engine.supervisor.time.monotonic", lambda: clock[0])
+    children = Children(is_first_ready=False)
+    supervisor = Supervisor(EngineConfig(model_path="", start_timeout_seconds=600.0), children)
+    supervisor.launch()
+    child = children.next()
+    for seconds in range(500, 3000, 500):
+        clock[0] = seconds
+        child.say(StartProgress("gets on"))
+        while supervisor.last_step_at != seconds:
+            threading.Event().wait(0.01)
+    child.say(INFO)
+    assert supervisor.wait_until_ready() == INFO
+    supervisor.stop()
+
+
+def test_a_start_that_gets_on_no_more_is_given_up() -> None:
+    children = Children(is_first_ready=False)
+    supervisor = Supervisor(EngineConfig(model_path="", start_timeout_seconds=0.3), children)
+    supervisor.launch()
+    children.next().say(StartProgress("got on"))
+    with pytest.raises(ModelLoadError, match=r"start_timeout_seconds \(0.3 s\)"):
+        supervisor.wait_until_ready()
 
 
 def test_a_suspect_that_is_aborted_before_its_first_step_leaves_the_child_to_the_next(
