@@ -6,13 +6,19 @@ A job that two workers have died with, each time without a new token, is a suspe
 admitted until it has put out a token, and it is admitted only when every other job here has, so that a further crash is
 its own and nobody else's.
 
+A long request is read on a thread of its own, so that nobody's tokens wait for its tokens; the jobs behind it do, since
+the order is that of the claims.
+
 Where Redis serves others and fails over one job (a stored stream that a proxy does not let through), that job waits by
 itself and the others go on; after a while it ends with the reason.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import ContextLengthError, EngineDiedError, EngineNotRunningError, InvalidRequestError
@@ -33,8 +39,16 @@ UNREAD_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # between tries of a job that canno
 _log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
+class _Reading:
+    """Of a long request, on a thread of its own."""
+
+    claim: Claim
+    job: Future[RunningJob] = field(default_factory=Future)
+
+
 class Admission:
-    """Used from the loop's thread. `on_output` is called from the engine's."""
+    """Used from the loop's thread. `on_output` is called from the engine's; `wake` has the loop turn."""
 
     def __init__(
         self,
@@ -44,6 +58,7 @@ class Admission:
         limits: Limits,
         *,
         on_output: Callable[[RunningJob, RequestOutput], None],
+        wake: Callable[[], None],
     ) -> None:
         self._client = parts.client
         self._engine = parts.engine
@@ -53,6 +68,8 @@ class Admission:
         self._held = held
         self._limits = limits
         self._on_output = on_output
+        self._wake = wake
+        self._reading: _Reading | None = None
         self._opened: list[RunningJob] = []  # their markers are on the way
         self._lone: RunningJob | None = None  # a suspect that has to prove itself
         self._postponed: list[tuple[float, Claim]] = []  # and when they are tried again, in monotonic seconds
@@ -61,13 +78,16 @@ class Admission:
     @property
     def has_work(self) -> bool:
         claim = self._held.next_waiting()
-        return claim is not None and self._may_begin(claim)
+        return claim is not None and self._may_begin(claim) and not self._is_being_read(claim)
 
     def admit_some(self) -> None:
         """Admit waiting claims, oldest first, for a few milliseconds. Raises what Redis raises."""
         now = time.monotonic()
         self._recall_postponed(now)
         while (claim := self._held.next_waiting()) and self._may_begin(claim):
+            self._read_beside_if_long(claim)
+            if self._is_being_read(claim):
+                return
             if (job := self._admit(claim)) is not None:
                 self._held.admit(job)
                 self._begin(job)
@@ -85,7 +105,7 @@ class Admission:
     def _admit(self, claim: Claim) -> RunningJob | None:
         """None: it is postponed."""
         try:
-            job = self._intake.admit(claim)
+            job = self._read(claim)
         except REDIS_AWAY as error:
             self._client.ping()  # raises where it is not this job alone
             num_unread = self._num_unread.get(claim.fence, 0)
@@ -98,6 +118,29 @@ class Admission:
             job = self._intake.give_up(claim, str(error))
         self._num_unread.pop(claim.fence, None)
         return job
+
+    def _read(self, claim: Claim) -> RunningJob:
+        reading = self._reading
+        if reading is None or reading.claim is not claim:
+            return self._intake.admit(claim)
+        self._reading = None
+        return reading.job.result()
+
+    def _read_beside_if_long(self, claim: Claim) -> None:
+        if (self._reading is not None and self._reading.claim is claim) or not self._intake.is_long(claim):
+            return
+        reading = self._reading = _Reading(claim)
+        reading.job.add_done_callback(lambda _: self._wake())
+        threading.Thread(target=self._read_beside, args=(reading,), name="reading", daemon=True).start()
+
+    def _read_beside(self, reading: _Reading) -> None:
+        try:
+            reading.job.set_result(self._intake.admit(reading.claim))
+        except Exception as error:  # of Redis; the loop decides what it means
+            reading.job.set_exception(error)
+
+    def _is_being_read(self, claim: Claim) -> bool:
+        return self._reading is not None and self._reading.claim is claim and not self._reading.job.done()
 
     @property
     def has_opened(self) -> bool:

@@ -13,6 +13,7 @@ import redis
 from pydantic import ValidationError
 
 from producer.contract import Done, ErrorCode, ErrorInfo, JobRequest, Marker
+from producer.contract.packed_field import unpacks_to_more
 from worker.claim import Claim
 from worker.errors import JobRefusedError
 from worker.job_vectors import JobVectors
@@ -25,12 +26,13 @@ from worker.scripts import Scripts
 from worker.translate import TranslatedJob, Translator
 
 MAX_READ_AHEAD = 256  # streams
+LONG_REQUEST_BYTES = 16 << 10  # of JSON: 3 to 10 ms of tokenising
 
 _log = logging.getLogger(__name__)
 
 
 class Intake:
-    """One worker's way in. One thread."""
+    """One worker's way in. One thread, but for `admit`, which any may call."""
 
     def __init__(
         self,
@@ -98,7 +100,11 @@ class Intake:
         """Hundreds of jobs that are handed over must not wait for a round trip each."""
         self._read |= read_ahead(self._client, claims)
         for fence in list(self._read)[:-MAX_READ_AHEAD]:
-            del self._read[fence]
+            self._read.pop(fence, None)  # `admit` may have taken it
+
+    def is_long(self, claim: Claim) -> bool:
+        """Whether `admit` takes so long that nobody's tokens should wait for it."""
+        return unpacks_to_more(claim.fields.get(b"data", b""), LONG_REQUEST_BYTES)
 
     def admit(self, claim: Claim) -> RunningJob:
         """The job, ready for the engine; or ended already, if it was refused or its output is complete.

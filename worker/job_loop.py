@@ -71,7 +71,9 @@ class JobLoop:
             parts, self._committer, post=self._events.post, on_lost=self._drop, on_end=self._release
         )
         outputs = StepOutputs(parts.engine, post=self._events.post, take=self._on_output)
-        self._admission = Admission(parts, self._finisher, self._held, self._limits, on_output=outputs.add)
+        self._admission = Admission(
+            parts, self._finisher, self._held, self._limits, on_output=outputs.add, wake=self._events.wake
+        )
         self._rate = TokenRate()
         self._num_new_tokens = 0
         self._num_stop_requests = 0
@@ -110,10 +112,8 @@ class JobLoop:
     def is_done(self) -> bool:
         if self.failure is not None or self._num_stop_requests >= 2:
             return True
-        if self._num_stop_requests == 0:
-            return False
         has_time = self._drains_until is None or time.monotonic() < self._drains_until
-        return not (self._finishes_on_stop and has_time and len(self._held))
+        return self._num_stop_requests > 0 and not (self._finishes_on_stop and has_time and len(self._held))
 
     def turn(self) -> None:
         """Wait until there is something to do, for at most `MAX_WAIT_SECONDS`, and do it. Raises nothing of Redis."""

@@ -22,10 +22,10 @@ from worker.outlet.stored_stream import StoredStream
 from worker.recovery import read_stored
 
 
-def begin(redis_url: str, queue: Queue, client: redis.Redis) -> str:
+def begin(redis_url: str, queue: Queue, client: redis.Redis, *, prompt: str = "Hello") -> str:
     """A job that a worker has handed over in mid-generation."""
     with WorkerThread(redis_url, FakeEngine(step_seconds=0.01)):
-        job_id = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=400).id
+        job_id = queue.enqueue(FUNCTION, prompt=prompt, max_tokens=400).id
         wait_until(lambda: client.xlen(keys.stream_key(job_id)) > 3)
     return str(job_id)
 
@@ -46,10 +46,11 @@ def refuse_to_read(monkeypatch: pytest.MonkeyPatch, job_id: str, num_times: int,
     return read
 
 
+@pytest.mark.parametrize("prompt", ["Hello", "x" * intake.LONG_REQUEST_BYTES])
 def test_a_job_that_cannot_be_read_for_a_while_holds_up_no_other_and_goes_on(
-    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, prompt: str
 ) -> None:
-    job_id = begin(redis_url, queue, redis_client)
+    job_id = begin(redis_url, queue, redis_client, prompt=prompt)
     read = refuse_to_read(monkeypatch, job_id, 4)
     others = enqueue_many(queue, 8, max_tokens=5)
     with WorkerThread(redis_url):
