@@ -44,6 +44,7 @@ class TritonLogitEditor(LogitEditor):
             logits.stride(0),
             num_entries,
             BLOCK=_NUM_ENTRIES,
+            enable_fp_fusion=False,
         )
         return places, before
 

@@ -33,7 +33,10 @@ def penalize_kernel(
     num_entries,
     BLOCK: tl.constexpr,
 ):
-    """A block of (row, token) entries, each once: their penalised logits, their places and what stood there."""
+    """A block of (row, token) entries, each once: their penalised logits, their places and what stood there.
+
+    Compiled without fused multiply-adds: products are rounded before they are taken, as in torch.
+    """
     entries = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = entries < num_entries
     owners = tl.load(owners_ptr + entries, mask=mask, other=0)
@@ -44,8 +47,7 @@ def penalize_kernel(
     logits = tl.where(before > 0, tl.div_rn(before, repetition), before * repetition)
     counts = tl.load(counts_ptr + entries, mask=mask, other=0.0)
     frequency = tl.load(frequency_ptr + owners, mask=mask, other=0.0)
-    # Rounded before it is taken, as in torch: in float64 the product is exact, and no multiply-add swallows it.
-    logits = logits - (frequency.to(tl.float64) * counts.to(tl.float64)).to(tl.float32)
+    logits = logits - frequency * counts
     logits = logits - tl.where(counts > 0, tl.load(presence_ptr + owners, mask=mask, other=0.0), 0.0)
     tl.store(logits_ptr + places, logits, mask=mask)
     tl.store(places_ptr + entries, places, mask=mask)
