@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction
 SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 # Too large a tile makes thousands of them. What a decode in float32, without tensor cores, lacks is let pass.
 _MAX_STACK_BYTES = 512
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 _TYPES = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
@@ -46,33 +47,97 @@ class CompiledKernel:
     assembly: str
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel with its arguments by name, and what of them is known to the compiler."""
+
+    function: Any
+    bound: dict[str, Any]
+    constants: set[str]
+    options: dict[str, int]
+
+    @classmethod
+    def of(cls, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Launch":
+        options = {name: kwargs[name] for name in _OPTIONS if name in kwargs}
+        bound = dict(zip(function.arg_names, args, strict=False))
+        bound |= {name: value for name, value in kwargs.items() if name not in options}
+        assert set(bound) == set(function.arg_names), "every argument is given"
+        # As a launch has it: ones, unless nothing is to be known of them, and what is not there are constants.
+        constants = {
+            p.name
+            for p in function.params
+            if p.is_constexpr
+            or bound[p.name] is None
+            or (_is_specialized(p, bound[p.name]) and _number(bound[p.name]) == 1)
+        }
+        return cls(function, bound, constants, options)
+
+    @property
+    def name(self) -> str:
+        return str(self.function.__name__)
+
+    def signature(self) -> dict[str, str]:
+        names = self.function.arg_names
+        return {name: "constexpr" if name in self.constants else _type(self.bound[name]) for name in names}
+
+    def values(self) -> dict[tuple[int], Any]:
+        """Of the constants, by place."""
+        return {(self.function.arg_names.index(name),): self.bound[name] for name in self.constants}
+
+    def parameters(self) -> list[Any]:
+        """What the machine code is given."""
+        return [self.bound[name] for name in self.function.arg_names if name not in self.constants]
+
+    def attributes(self) -> dict[Any, Any]:
+        """What is promised to the compiler: pointers and integers that are multiples of 16."""
+        return {
+            (index,): [["tt.divisibility", 16]]
+            for index, p in enumerate(self.function.params)
+            if p.name not in self.constants
+            and _is_specialized(p, self.bound[p.name])
+            and _number(self.bound[p.name]) % 16 == 0
+        }
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal of launches with the same machine code."""
+        signature, values, attributes = self.signature(), self.values(), self.attributes()
+        return (self.name, *signature.items(), *sorted(values.items()), *attributes, *self.options.items())
+
+
+def _is_specialized(parameter: Any, value: Any) -> bool:
+    return not parameter.do_not_specialize and (torch.is_tensor(value) or type(value) is int)
+
+
+def _number(value: Any) -> int:
+    return int(value.data_ptr() if torch.is_tensor(value) else value)
+
+
+def compiled(launch: Launch, capability: int) -> Any:
+    """Triton's kernel. Raises what the compiler raises."""
+    source = ASTSource(
+        fn=launch.function, signature=launch.signature(), constexprs=launch.values(), attrs=launch.attributes()
+    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+
+
 @contextmanager
 def compiled_launches(capability: int) -> Iterator[list[CompiledKernel]]:
     """The kernels that are launched meanwhile, each compiled; equal launches once. Raises what the compiler raises."""
-    kernels: dict[tuple[Any, ...], CompiledKernel] = {}
-    compiled: list[CompiledKernel] = []
+    seen: set[tuple[Any, ...]] = set()
+    found: list[CompiledKernel] = []
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
-        bound = dict(zip(self.arg_names, args, strict=False)) | kwargs
-        assert set(bound) == set(self.arg_names), "every argument is given"
-        constants = {p.name for p in self.params if p.is_constexpr} | {n for n, v in bound.items() if v is None}
-        signature = {name: "constexpr" if name in constants else _type(bound[name]) for name in self.arg_names}
-        values = {(self.arg_names.index(name),): bound[name] for name in constants}
-        key = (self.__name__, tuple(signature.items()), tuple(values.items()), tuple(options.items()))
-        if key not in kernels:
-            source = ASTSource(
-                fn=self, signature=signature, constexprs=values, attrs=_attributes(self, bound, constants)
-            )
-            kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        launch = Launch.of(self, args, kwargs)
+        if launch.key() not in seen:
+            seen.add(launch.key())
+            kernel = compiled(launch, capability)
             registers, stack = _registers_and_stack(kernel.asm["cubin"])
-            kernels[key] = CompiledKernel(self.__name__, kernel.metadata.shared, registers, stack, kernel.asm["ptx"])
-            compiled.append(kernels[key])
+            found.append(CompiledKernel(launch.name, kernel.metadata.shared, registers, stack, kernel.asm["ptx"]))
 
     JITFunction.run = compile_only
     try:
-        yield compiled
+        yield found
     finally:
         JITFunction.run = run
 
@@ -87,18 +152,6 @@ def _registers_and_stack(machine_code: bytes) -> tuple[int, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", said)
     assert found is not None, said
     return int(found[1]), int(found[2])
-
-
-def _attributes(function: Any, bound: dict[str, Any], constants: set[str]) -> dict[Any, Any]:
-    """What a launch would promise the compiler: pointers and integers that are multiples of 16."""
-    unspecialized = {p.name for p in function.params if p.do_not_specialize}
-    return {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(function.arg_names)
-        if name not in constants
-        and name not in unspecialized
-        and (torch.is_tensor(bound[name]) or (isinstance(bound[name], int) and bound[name] % 16 == 0))
-    }
 
 
 def _type(value: Any) -> str:

@@ -3,6 +3,8 @@
 Splits and tiles are made small, so that short sequences have many: the interpreter takes milliseconds for each tile.
 """
 
+import math
+import mmap
 from collections.abc import Iterator
 
 import pytest
@@ -189,6 +191,37 @@ def test_a_sequence_that_went_bad_harms_only_itself() -> None:
     assert torch.equal(outputs[0], expected[0])
     assert torch.equal(outputs[1][:7], expected[1][:7])
     assert outputs[1][7:].isnan().all(), "a bad key shows, it is not passed over"
+
+
+def far_pages(shape: tuple[int, ...]) -> Tensor:
+    """bfloat16; on a CPU memory that is taken where it is touched alone."""
+    if KERNEL_DEVICE.type == "cuda":
+        return torch.empty(shape, dtype=torch.bfloat16, device=KERNEL_DEVICE)
+    linux_map_noreserve = 0x4000  # Python has it from 3.13 on
+    try:
+        memory = mmap.mmap(-1, 2 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | linux_map_noreserve)
+    except OSError as error:
+        pytest.skip(f"there is no room for so many addresses: {error}")
+    return torch.frombuffer(memory, dtype=torch.bfloat16).view(shape)
+
+
+def test_pages_may_lie_further_than_32_bits_count() -> None:
+    """A layer of a large GPU's cache has more elements than that."""
+    num_kv_heads, head_dim, block_size = 2, 64, 16
+    num_blocks = (1 << 31) // (block_size * num_kv_heads * head_dim) + 5
+    world = PagedWorld.build([40], 4, num_kv_heads, head_dim, block_size, dtype=torch.bfloat16)
+    world.sequences[0].blocks = [num_blocks - 1, 0, num_blocks - 3]
+    world.kv_cache = far_pages((2, num_blocks, block_size, num_kv_heads, head_dim))
+    rules = AttentionRules(head_dim**-0.5)
+    outputs = []
+    for parts in ([(0, 0, 39)], [(0, 39, 40)]):
+        q, k, v, batch = world.step(parts)
+        for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
+            setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
+        q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
+        outputs.append(TritonAttention().forward(q, k, v, world.kv_cache, batch, rules).cpu())
+    expected = dense_attention(world.sequences[0], rules)
+    torch.testing.assert_close(torch.cat(outputs).double(), expected, atol=TOLERANCES[torch.bfloat16], rtol=3e-2)
 
 
 def test_padding_is_not_written_and_comes_out_as_zeros() -> None:
