@@ -36,7 +36,7 @@ from producer.tables.select import is_table
 @priority_class_option("low, if a worker drains that")
 @tenant_option
 @click.option(
-    "--run-id", default="", metavar="TEXT", help="A name for another run of the same IN: all of it is asked anew."
+    "--run-id", default="", metavar="NAME", help="A name for another run of the same IN: all of it is asked anew."
 )
 @click.option(
     "--retry-failed", is_flag=True, help="Ask again what OUT has an error for; what comes of it replaces that."

@@ -130,8 +130,9 @@ def _cancelled_when_interrupted(client: Client, job_id: str) -> Iterator[None]:
         if isinstance(error, ResultTimeoutError):  # an OSError, as every TimeoutError is
             raise
         with suppress(JobNotFoundError):  # it had not been enqueued yet
-            client.cancel(job_id)
-            click.echo(f"job {job_id} was cancelled", err=True)
+            is_cancelled = client.cancel(job_id)
+            fate = "was cancelled" if is_cancelled else f"had ended; to see its result: promptmill result {job_id}"
+            click.echo(f"job {job_id} {fate}", err=True)
         raise
 
 

@@ -41,10 +41,10 @@ def keys() -> None:
 
 @keys.command("add")
 @click.argument("name")
-@click.option("--tenant", help="Whose jobs the key's are.")
-@click.option("--requests-per-minute", type=int, help="Default: no limit.")
-@click.option("--tokens-per-minute", type=int, help="Of prompts and answers; default: no limit.")
-@click.option("--models", help="The only models it may use, comma separated.")
+@click.option("--tenant", metavar="TENANT", help="Whose jobs the key's are.")
+@click.option("--requests-per-minute", type=int, metavar="N", help="Default: no limit.")
+@click.option("--tokens-per-minute", type=int, metavar="N", help="Of prompts and answers; default: no limit.")
+@click.option("--models", metavar="NAMES", help="The only models it may use, comma separated.")
 @click.option("--operator", "is_operator", is_flag=True, help="It may see /stats, /metrics and everybody's jobs.")
 @settings_options(ProducerSettings)
 def add(name: str, models: str | None, **options: Any) -> None:

@@ -287,3 +287,21 @@ def test_output_that_finds_no_room_is_one_line(redis_url: str, arguments: list[s
             )
         assert done.returncode == 1
         assert done.stderr == "Error: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_an_answer_that_finds_no_room_is_not_called_cancelled(worker: FakeWorker, redis_url: str) -> None:
+    with open("/dev/full", "w") as full, worker.serving(echo):
+        done = subprocess.run(
+            [sys.executable, "-m", "producer.cli", "submit", "hello"],
+            env={**os.environ, "PROMPTMILL_REDIS_URL": redis_url},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    fate, reason = done.stderr.splitlines()
+    words = fate.split()
+    assert done.returncode == 1 and reason.startswith("Error: standard output cannot be written")
+    assert " ".join(words[2:]) == f"had ended; to see its result: promptmill result {words[1]}"
+    with Client(redis_url) as client:
+        assert client.job(words[1]).result(timeout=5).status == "finished"

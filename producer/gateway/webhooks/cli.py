@@ -46,8 +46,14 @@ def webhooks() -> None:
 
 @webhooks.command("add")
 @click.argument("url")
-@click.option("--name", default="webhook", show_default=True, help="For people.")
-@click.option("--events", default=",".join(EVENT_TYPES), show_default=True, help="Comma separated.")
+@click.option("--name", default="webhook", metavar="NAME", show_default=True, help="What people know it by.")
+@click.option(
+    "--events",
+    default=",".join(EVENT_TYPES),
+    metavar="EVENTS",
+    show_default=True,
+    help="Of what it is told, comma separated.",
+)
 @click.option("--key", "key_id", metavar="KEY_ID", help="Of this API key's batches alone; default: of everybody's.")
 @settings_options(WebhookSettings)
 def add(url: str, name: str, events: str, key_id: str | None, **flags: Any) -> None:
@@ -166,7 +172,7 @@ def deliveries(is_json: bool, **flags: Any) -> None:
 
 
 @webhooks.command("retry")
-@click.argument("delivery_ids", nargs=-1)
+@click.argument("delivery_ids", nargs=-1, metavar="[DELIVERY_ID]...")
 @click.option("--all", "is_all", is_flag=True, help="Everything that is dead.")
 @settings_options(ProducerSettings)
 def retry(delivery_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:
