@@ -19,6 +19,8 @@ from producer.contract import (
     Chunk,
     Done,
     EntryId,
+    ErrorCode,
+    ErrorInfo,
     Marker,
     Result,
     ToolCallDelta,
@@ -27,6 +29,7 @@ from producer.contract import (
     rest_of_calls,
 )
 from producer.contract.keys import DATA_FIELD, MARKER_FIELD
+from producer.errors import JobFailedError
 
 BEGINNING = EntryId(0, 0)
 MAX_ENTRIES_A_READ = 1000
@@ -92,7 +95,17 @@ class StreamReader:
         return self._take(entry_id, entry)
 
     def take_range(self, entries: Sequence[Entry]) -> list[Delivery]:
-        """Entries read from the stream in order, at most MAX_ENTRIES_A_READ, the one at `last_id` included."""
+        """Entries read from the stream in order, at most MAX_ENTRIES_A_READ, the one at `last_id` included.
+
+        Raises JobFailedError for one that cannot be read: a newer contract's, or somebody else's doing.
+        """
+        try:
+            return self._take_entries(entries)
+        except ValidationError as error:
+            message = f"what its stream holds cannot be read: {error.errors(include_url=False)[0]['msg']}"
+            raise JobFailedError(self.job_id, ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=message)) from error
+
+    def _take_entries(self, entries: Sequence[Entry]) -> list[Delivery]:
         self.must_read_on = len(entries) == MAX_ENTRIES_A_READ
         had_shown = self._has_shown
         if entries and self.last_id not in (BEGINNING, EntryId.parse(entries[0][0])):

@@ -48,7 +48,7 @@ _HTTP_STATUS = {
 class ErrorInfo(BaseModel):
     """Why a job has no, or only a partial, answer. `param` names the request field at fault, where one is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # as of all that workers write
 
     code: ErrorCode
     message: str

@@ -2,11 +2,25 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, ToolCallDelta, Usage, parse_entry
+from producer.contract import (
+    Choice,
+    Chunk,
+    Done,
+    EntryId,
+    ErrorCode,
+    ErrorInfo,
+    Marker,
+    Result,
+    ToolCallDelta,
+    Usage,
+    parse_entry,
+)
 from producer.contract.keys import DATA_FIELD, MARKER_FIELD
+from producer.errors import JobFailedError
 from producer.stream_reader import BEGINNING, Delivery, Entry, StreamReader
 
 
@@ -63,6 +77,24 @@ def test_entries_behind_the_end_count_only_after_a_reset() -> None:
     again = reader.take_range([entries[-1], marker(2, reset=True), data(EntryId(2, 1), chunk("new"))])
     assert [(delivery.chunk.reset, delivery.chunk.text) for delivery in again] == [(True, ""), (False, "new")]
     assert reader.done is None
+
+
+def test_an_end_that_cannot_be_read_is_no_chunk_and_says_so() -> None:
+    """Of a newer contract."""
+    reader, key = StreamReader("job"), DATA_FIELD.encode()
+    newer = data(EntryId(1, 1), done())[1][key].replace(b'"finished"', b'"postponed"')
+    assert b"postponed" in newer
+    with pytest.raises(JobFailedError, match="what its stream holds cannot be read") as caught:
+        reader.take_range([marker(1), (b"1-1", {key: newer})])
+    assert caught.value.error.code is ErrorCode.RESULT_STORE_ERROR
+    assert isinstance(parse_entry(chunk('"done":true').to_wire()), Chunk)
+    assert isinstance(parse_entry(chunk("done").to_wire()), Chunk)
+
+
+def test_what_a_newer_worker_adds_to_an_error_is_passed_over() -> None:
+    error = ErrorInfo(code=ErrorCode.INTERNAL, message="why")
+    wire = Done(job_id="job", done=True, status="failed", error=error).to_wire()
+    assert parse_entry(wire.replace('"message"', '"hint":1,"message"')) == parse_entry(wire)
 
 
 def test_a_reset_before_anything_was_shown_is_not_told() -> None:
