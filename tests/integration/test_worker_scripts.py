@@ -269,6 +269,25 @@ def test_an_attempt_whose_claim_redis_lost_is_not_counted_twice(
     assert beat(redis_client, scripts, lost, again) == [b"lost", b"started"]
 
 
+def test_an_attempt_whose_claim_redis_lost_with_the_hand_over_before_it_is_not_counted_twice(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    """The job is then held by the worker that has given it back."""
+    [job_id] = enqueue_many(queue, 1)
+    [gone] = claim(redis_client, scripts)
+    before = {name: redis_client.dump(name) for name in redis_client.scan_iter()}
+    assert give_back(redis_client, scripts, [gone]) == 1
+    [lost] = claim(redis_client, scripts, request_id="second")
+    redis_client.flushall()
+    for name, value in before.items():
+        redis_client.restore(name, 0, value)
+    assert beat(redis_client, scripts, lost) == [b"lost"]
+    end_leases(redis_client)
+    assert sweep(redis_client, scripts)[0] == [job_id]
+    [again] = claim(redis_client, scripts, request_id="third")
+    assert (gone.attempt, lost.attempt, again.attempt) == (1, 2, 3)
+
+
 def test_a_heartbeat_renews_what_is_ours_and_tells_what_is_not(
     redis_client: redis.Redis, scripts: Scripts, queue: Queue
 ) -> None:

@@ -19,11 +19,12 @@ local function forgive(id, fence)
   redis.call('HSET', job_key(id), CRASHES_FIELD, (tonumber(in_a_row) - 1) .. ':' .. all, BLAMED_FIELD, blamed)
 end
 
--- Redis lost this very claim (a fail-over): the job waits as if it had never been taken. What the attempt has put out was
--- shown, and who comes back to it must not find another attempt's entries under its ids.
+-- Redis lost this very claim (a fail-over): the job waits as if it had never been taken, or is another's as it was before.
+-- What the attempt has put out was shown, and who comes back to it must not find another attempt's entries under its ids.
 local function count_lost_claim(id, fence)
+  local status = job_fields(id, 'status')[1]
+  if status ~= 'queued' and status ~= 'started' then return end
   local attempt = tonumber(string.match(fence, '^(%d+):'))
-  if redis.call('EXISTS', fence_key(id)) == 1 or job_fields(id, 'status')[1] ~= 'queued' then return end
   if attempt > tonumber(redis.call('GET', attempt_key(id)) or 0) then
     redis.call('SET', attempt_key(id), attempt, 'EX', record_ttl)
   end
