@@ -4,6 +4,7 @@ Every worker sweeps. A sweep is one script, so that any number of sweepers put a
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,24 +49,35 @@ class Sweeper:
         self._lease_seconds = lease_seconds
         self._on_orphan = on_orphan
         self.interval_seconds = min(MAX_INTERVAL_SECONDS, lease_seconds / SWEEPS_PER_LEASE)
-        self._last_pass_at: float | None = None
+        self._last_pass_at = -math.inf
+        self._last_time_there = -math.inf  # by Redis' clock, as the leases are
         self._blind_until = 0.0
 
     def sweep(self, now: float) -> None:
         """`now`: monotonic seconds. Raises what Redis raises; the next pass then waits, as after any gap.
 
-        After a gap (Redis was away or took no writes, or this worker slept) leases look ended whose holders only could
-        not renew them: they get one full lease to come back.
+        After a gap (Redis was away or took no writes, this worker slept, or Redis' clock was put forward, as behind a
+        fail-over) leases look ended whose holders only could not renew them: they get one full lease to come back.
         """
-        if self._last_pass_at is None or now - self._last_pass_at > self._lease_seconds / 2:
+        there = self._write()
+        if max(now - self._last_pass_at, there - self._last_time_there) > self._lease_seconds / 2:
             self._blind_until = now + self._lease_seconds
-        # Renewing a lease takes a write. A Redis that is full, or has too few replicas, answers to all but that.
-        self._client.set(SWEEP_KEY, 1, ex=SWEEP_KEY_SECONDS)
-        self._last_pass_at = now
+        self._last_pass_at, self._last_time_there = now, there
         if now < self._blind_until:
             return
         for queue in self._queues:
             self._sweep_queue(queue)
+
+    def _write(self) -> float:
+        """Renewing a lease takes a write. A Redis that is full, or has too few replicas, answers to all but that.
+
+        Returns Redis' time, in epoch seconds.
+        """
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.set(SWEEP_KEY, 1, ex=SWEEP_KEY_SECONDS)
+            pipe.time()
+            _, (seconds, microseconds) = pipe.execute()
+        return float(seconds + microseconds / 1e6)
 
     def _sweep_queue(self, queue: str) -> None:
         returned, orphans = self._scripts.sweep(

@@ -330,3 +330,25 @@ def test_sweepers_wait_a_full_lease_at_the_start_and_after_a_gap(
     for now in (124.0, 128.0, 130.0):
         sweeper.sweep(now)
     assert queue.get_job_ids() == ids
+
+
+def test_sweepers_wait_a_full_lease_after_redis_clock_was_put_forward(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a fail-over to a machine whose clock is ahead: no holder could have renewed its lease in between."""
+    ids = enqueue_many(queue, 1)
+    claim(redis_client, scripts)
+    end_leases(redis_client)
+    sweeper = Sweeper(redis_client, scripts, queues=[QUEUE], lease_seconds=10, on_orphan=print)
+    clock = 1e9
+    monkeypatch.setattr(sweeper, "_write", lambda: clock)
+    for now in (100.0, 104.0, 109.0):
+        clock += 4.0
+        sweeper.sweep(now)
+    clock += 60.0
+    for now in (111.0, 115.0, 120.0):
+        clock += 4.0
+        sweeper.sweep(now)
+        assert queue.count == 0
+    sweeper.sweep(122.0)
+    assert queue.get_job_ids() == ids
