@@ -65,8 +65,7 @@ class Sweeper:
         self._last_pass_at, self._last_time_there = now, there
         if now < self._blind_until:
             return
-        for queue in self._queues:
-            self._sweep_queue(queue)
+        self._sweep_all()
 
     def _write(self) -> float:
         """Renewing a lease takes a write. A Redis that is full, or has too few replicas, answers to all but that.
@@ -79,14 +78,25 @@ class Sweeper:
             _, (seconds, microseconds) = pipe.execute()
         return float(seconds + microseconds / 1e6)
 
-    def _sweep_queue(self, queue: str) -> None:
-        returned, orphans = self._scripts.sweep(
-            self._client,
-            queue=queue,
-            lease_seconds=self._lease_seconds,
-            max_jobs=MAX_SWEPT,
-            execution_id=uuid4().hex,
-        )
+    def _sweep_all(self) -> None:
+        """One round trip, however many queues there are: a pass that takes longer than half a lease is itself a gap."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for queue in self._queues:
+                self._scripts.sweep(
+                    pipe,
+                    queue=queue,
+                    lease_seconds=self._lease_seconds,
+                    max_jobs=MAX_SWEPT,
+                    execution_id=uuid4().hex,
+                )
+            replies = pipe.execute(raise_on_error=False)
+        for queue, reply in zip(self._queues, replies, strict=True):
+            if not isinstance(reply, Exception):
+                self._note_swept(queue, *reply)
+        if failed := [reply for reply in replies if isinstance(reply, Exception)]:
+            raise failed[0]
+
+    def _note_swept(self, queue: str, returned: Sequence[bytes], orphans: Sequence[Any]) -> None:
         for job_id in returned:
             _log.warning("action=job_returned job_id=%s queue=%s reason=lease_ended", job_id.decode(), queue)
         for orphan in orphans:

@@ -149,15 +149,15 @@ class Scripts:
         return self._hand_over(args=["1" if resumable else "0", RECORD_TTL_SECONDS, *jobs], client=client)
 
     def sweep(
-        self, client: redis.Redis, *, queue: str, lease_seconds: float, max_jobs: int, execution_id: str
-    ) -> list[Any]:
+        self, client: redis.Redis | Pipeline, *, queue: str, lease_seconds: float, max_jobs: int, execution_id: str
+    ) -> Any:
         """Put jobs whose lease has ended back to the front of `queue` or its tenant's queue, at most `max_jobs` each.
 
         Returns `[ids put back, orphans]`. An orphan was cancelled or deleted while its worker died: it is leased to
         the caller, who owes it an outcome, and has the form of a claim. Its execution id begins with `execution_id`.
         """
         arguments: list[str | float] = [queue, lease_seconds, RECORD_TTL_SECONDS, max_jobs, execution_id]
-        return list(self._sweep(args=arguments, client=client))
+        return self._sweep(args=arguments, client=client)
 
     def join_turns(self, client: redis.Redis, *, queues: Sequence[str]) -> None:
         """Those of the tenants' `queues` that have jobs waiting take turns from now on, if they did not before."""
