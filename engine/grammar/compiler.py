@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # imported with the first grammar: most workers never see one
 _MAX_CACHED = 256  # grammars, and reasons why there is none
 _MAX_CACHED_BYTES = 256 << 20  # of the compiled ones, as their trials took them; most take none that can be measured
 _MAX_LEXER_STATES = 50_000  # at 1 to 2 kB each
+# Of a mask, or of what is forced at once, which has some 6,000 lexemes then: more than MAX_FORCED_TOKENS. Masks of
+# schemas with 2,000 alternatives in a row, which is llguidance's own limit, come to less than half of it.
+_MAX_STEP_ITEMS = 10_000
 # Tokens that any string takes that still has room for 16 characters: their mask is known at once. llguidance's own such
 # slices are of 10 and 30 characters, and 99.7% of SmolLM2's tokens have at most 16: with 16 to 29 left under a
 # `maxLength`, a mask takes 25 µs in place of 280.
@@ -118,7 +121,9 @@ class GrammarCompiler:
     def _build(self, spec: GrammarSpec) -> "LLMatcher":
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+        limits = LLParserLimits(
+            max_lexer_states=_MAX_LEXER_STATES, step_max_items=_MAX_STEP_ITEMS, verbose_errors=False
+        )
         try:
             matcher = LLMatcher(self._vocabulary(), _source_of(spec), log_level=0, limits=limits)
             reason = matcher.get_error() if matcher.is_error() else None

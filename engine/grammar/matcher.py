@@ -21,6 +21,9 @@ _Result = TypeVar("_Result")
 
 WORD_BITS = 32  # of a mask
 MAX_FORCED_TOKENS = 4096  # at once: the steps wait while they are found, 2 to 15 µs for each
+MAX_FORCED_BYTES = (
+    16 * MAX_FORCED_TOKENS
+)  # more are not made into tokens, which may take 40 times what finding them does
 _DEAD_END = "the grammar admits no token here, and not the end either: it has a dead end"
 _NO_WAY_ON = "NoExtensionBias"  # as llguidance calls it
 
@@ -138,11 +141,14 @@ class GrammarMatcher:
     def _force(self) -> None:
         """Note all that must follow."""
         matcher = self._llguidance
-        while not matcher.is_stopped() and (tokens := matcher.compute_ff_tokens()):
+        while not matcher.is_stopped() and (num_bytes := len(matcher.compute_ff_bytes())):
+            if num_bytes > MAX_FORCED_BYTES:
+                return self._refuse_forced(f"{num_bytes:,} bytes, more than {MAX_FORCED_BYTES:,}")
+            if not (tokens := matcher.compute_ff_tokens()):  # what is forced may go on as one token or another
+                break
             self._forced.extend(tokens)
             if len(self._forced) > MAX_FORCED_TOKENS:
-                num_forced = f"{len(self._forced):,} tokens, more than {MAX_FORCED_TOKENS:,}"
-                return self._refuse(f"the grammar forces {num_forced} at once: let it force less text")
+                return self._refuse_forced(f"{len(self._forced):,} tokens, more than {MAX_FORCED_TOKENS:,}")
             matcher.consume_tokens(tokens)
         if matcher.is_error():
             self._fail()
@@ -162,6 +168,9 @@ class GrammarMatcher:
     def _refuse(self, reason: str) -> None:
         if self.error is None:
             self.error, self.is_too_costly = reason, True
+
+    def _refuse_forced(self, how_much: str) -> None:
+        self._refuse(f"the grammar forces {how_much} at once: let it force less text")
 
     def _fail(self) -> None:
         reason = readable(self._llguidance.get_error())

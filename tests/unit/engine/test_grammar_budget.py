@@ -37,8 +37,8 @@ class FakeLLMatcher:
         while time.thread_time() < end:
             pass
 
-    def compute_ff_tokens(self) -> list[int]:
-        return []
+    def compute_ff_bytes(self) -> bytes:
+        return b""
 
     def is_stopped(self) -> bool:
         return False
@@ -170,3 +170,31 @@ def test_what_a_regex_forces_is_bounded_by_the_states_of_its_lexer(tmp_path: Pat
     matcher.accept(ord("a"))
     forced = re.search(r"forces ([\d,]+) tokens", matcher.error or "")
     assert forced is not None and MAX_FORCED_TOKENS < int(forced[1].replace(",", "")) <= 50_000
+
+
+@pytest.mark.parametrize(("length", "num_lexemes"), [(100, 5000), (20, 40_000)])
+def test_a_long_run_that_a_rule_repeats_is_refused_before_it_becomes_tokens(
+    tmp_path: Path, length: int, num_lexemes: int
+) -> None:
+    """It is found byte by byte in one call, which the parser's items bound."""
+    write_byte_tokenizer(tmp_path)
+    compiler = GrammarCompiler(str(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+    source = f'start: "b" | "a" RUN{{{num_lexemes}}}\nRUN: "{"x" * length}"'
+    matcher = GrammarMatcher(compiler.compile(GrammarSpec("lark", source)), (EOS_TOKEN_ID,))
+    matcher.start(())
+    began = time.thread_time()
+    assert matcher.accept(ord("a")) == [] and matcher.is_too_costly
+    assert time.thread_time() - began < 0.5
+    forced = re.search(r"forces ([\d,]+) bytes, more than 65,536 at once", matcher.error or "")
+    assert forced is not None and int(forced[1].replace(",", "")) <= 6_100 * length
+
+
+@pytest.mark.parametrize("length", [1, 16])
+def test_as_many_lexemes_as_tokens_may_be_forced(tmp_path: Path, length: int) -> None:
+    write_byte_tokenizer(tmp_path)
+    compiler = GrammarCompiler(str(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+    num_lexemes = MAX_FORCED_TOKENS // length
+    source = f'start: "b" | "a" RUN{{{num_lexemes}}}\nRUN: "{"x" * length}"'
+    matcher = GrammarMatcher(compiler.compile(GrammarSpec("lark", source)), (EOS_TOKEN_ID,))
+    matcher.start(())
+    assert len(matcher.accept(ord("a"))) == MAX_FORCED_TOKENS + 1 and matcher.error is None

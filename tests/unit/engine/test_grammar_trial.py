@@ -54,7 +54,7 @@ def trials(model_dir: Path) -> Iterator[GrammarTrials]:
         (MULTIPLES, r"\(json_schema\) takes longer than 2 s to compile: make it smaller"),
         (CHAIN, r"\(lark\) is nested too deeply, or too long a sequence, to compile: make it flatter"),
         (STARS, r"\(regex\) takes more than 256 MiB to compile: make it smaller"),
-        (LONG, r"forces 240,000 tokens, more than 4,096 at once: let it force less text"),
+        (LONG, r"forces 240,000 bytes, more than 65,536 at once: let it force less text"),
         (BEHIND, r"forces \d+,\d{3} tokens, more than 4,096 at once: let it force less text"),
         (EITHER, r"forces 5,001 tokens, more than 4,096 at once: let it force less text"),
         (AMBIGUOUS, r"takes too long to follow, \d\.\d s more than its tokens may: say less in two ways"),
