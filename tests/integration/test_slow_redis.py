@@ -48,7 +48,6 @@ def test_jobs_keep_their_leases_and_their_streams_their_order(slow_url: str, red
 
 
 def test_the_jobs_of_a_dead_worker_come_back(slow_url: str, queue: Queue, redis_client: redis.Redis) -> None:
-    """A pass that asked queue by queue took half a lease, which looks like a Redis that was away."""
     [job_id] = enqueue_many(queue, 1, max_tokens=3)
     Scripts("rq").claim(
         redis_client, request_id="r", worker="dead", queues=[queue.name], max_jobs=1, lease_seconds=SHORT_LEASE_SECONDS
