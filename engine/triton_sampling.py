@@ -11,13 +11,15 @@ from torch import Tensor
 
 from engine.kernels.triton.filters import gather_kernel, profile_kernel, threshold_kernel
 from engine.kernels.triton.logits import mask_kernel, penalize_kernel
-from engine.kernels.triton.sampling import choose_kernel, draw_kernel, max_kernel
+from engine.kernels.triton.sampling import choose_kernel, draw_kernel, max_kernel, settle_kernel
 from engine.logit_editor import LogitEditor
 from engine.sampler import Sampler, SamplingBatch
+from engine.step_plan import BAD_LOGITS
 
 _BLOCK = 2048
 _CHUNK = 8192  # tokens of the vocabulary that one program looks at
 _NUM_ENTRIES = 256
+_NUM_ROWS = 128  # that one program settles
 _ROOM = 16_384  # tokens of a row among which its threshold is sought, where they suffice
 _STEPS, _POINTS = 8, 16  # at which a row is profiled; to which a range is narrowed at once
 _FILTER_BLOCK = 1024  # for any number of rows: the order in which a row's mass is added up goes with it
@@ -75,6 +77,12 @@ class TritonSampler(Sampler):
             logits, largest, largest_ids, thresholds, *parameters, scores, tokens, *shape, **constants, num_warps=16
         )
         return tokens
+
+    def settle(self, logits: Tensor, tokens: Tensor) -> None:
+        """See `VocabularyPasses.settle`. In torch it is seven kernels, each for a few hundred numbers."""
+        num_rows = len(tokens)
+        grid = (triton.cdiv(num_rows, _NUM_ROWS),)
+        settle_kernel[grid](logits, tokens, logits.stride(0), num_rows, BAD_LOGITS=BAD_LOGITS, BLOCK=_NUM_ROWS)
 
     def mask(self, logits: Tensor, rows: Tensor, bits: Tensor) -> None:
         """See `VocabularyPasses.mask`."""

@@ -220,7 +220,7 @@ def _launch_sampler() -> None:
     from tests.fakes.sampling_batches import random_batch
 
     logits, rows, floats = torch.zeros(8, 151_936), torch.zeros(5, dtype=torch.int64), torch.zeros(5)
-    TritonSampler().sample(logits, random_batch(8, seed=0))
+    TritonSampler().settle(logits, TritonSampler().sample(logits, random_batch(8, seed=0)))
     TritonSampler().mask(logits, rows, torch.zeros(5, 4748, dtype=torch.int32))
     nothing, no_floats = rows[:0], floats[:0]
     edits = [nothing, nothing, no_floats, rows, floats, floats, floats, rows, rows, floats, nothing, nothing]

@@ -124,7 +124,7 @@ def merge_kernel(
     mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
     places = sequence * num_heads + heads
     m, s, o = start_rows(sinks_ptr, heads, is_row, 1, BLOCK_D)
-    for split in range(first_tile(end - 1, WINDOW, SPLIT) // SPLIT, tl.cdiv(end, SPLIT)):
+    for split in tl.range(first_tile(end - 1, WINDOW, SPLIT) // SPLIT, tl.cdiv(end, SPLIT), num_stages=5):
         part = (places * num_splits + split) * (HEAD_DIM + 4)
         split_o = tl.load(parts_ptr + part[:, None] + dims[None, :], mask=mask, other=0.0)
         split_m = tl.load(parts_ptr + part + HEAD_DIM)

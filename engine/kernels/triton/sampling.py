@@ -219,3 +219,15 @@ def choose_kernel(
                         token = tl.where(is_better, block_token, token)
                         best = tl.where(is_better, block_best, best)
     tl.store(tokens_ptr + row, tl.minimum(token, vocab_size - 1).to(tl.int64))
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def settle_kernel(logits_ptr, tokens_ptr, row_stride, num_rows, BAD_LOGITS: tl.constexpr, BLOCK: tl.constexpr):
+    """`BAD_LOGITS` in place of a block of rows' tokens whose logits are no finite numbers, or whose rows begin so."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = rows < num_rows
+    row_ptrs = logits_ptr + rows.to(tl.int64) * row_stride
+    first = tl.load(row_ptrs, mask=mask, other=0.0)
+    chosen = tl.load(row_ptrs + tl.load(tokens_ptr + rows, mask=mask, other=0), mask=mask, other=0.0)
+    is_sound = (first < float("inf")) & (tl.abs(chosen) < float("inf"))  # nor is NaN
+    tl.store(tokens_ptr + rows, tl.full((BLOCK,), BAD_LOGITS, tl.int64), mask=mask & (is_sound == 0))

@@ -36,6 +36,7 @@ KERNELS_TESTS = {
         "a_row_with_nan_writes_into_no_other_rows_room",
         "minus_infinity_is_never_drawn_and_a_row_of_nan_gives_some_token",
         "penalties_change_the_logits_to_torchs_bits_and_back",
+        "a_row_is_settled_as_in_torch",
         "a_mask_hides_the_tokens_whose_bit_is_not_set[1000]",
     ],
 }

@@ -27,6 +27,7 @@ KERNELS = {
     "prefill_kernel",
     "profile_kernel",
     "qkv_kernel",
+    "settle_kernel",
     "threshold_kernel",
     "write_kernel",
 }

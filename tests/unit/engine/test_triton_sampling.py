@@ -133,6 +133,18 @@ def test_minus_infinity_is_never_drawn_and_a_row_of_nan_gives_some_token() -> No
     assert set(tokens[:3] + tokens[4:]) <= {7, 9} and 0 <= tokens[3] < 300
 
 
+def test_a_row_is_settled_as_in_torch() -> None:
+    logits = random_logits(300, 50)
+    tokens = torch.arange(300) % 50
+    for row, place, value in ((3, 0, "nan"), (9, 0, "inf"), (20, 20, "nan"), (21, 21, "-inf"), (299, 49, "inf")):
+        logits[row, place] = float(value)
+    logits[77, 0] = -float("inf")  # as a mask makes it
+    settled = tokens.clone().to(KERNEL_DEVICE)
+    TritonSampler().settle(logits.to(KERNEL_DEVICE), settled)
+    Sampler().settle(logits, tokens)
+    assert torch.equal(settled.cpu(), tokens) and (tokens < 0).nonzero()[:, 0].tolist() == [3, 9, 20, 21, 299]
+
+
 def test_a_row_with_nan_writes_into_no_other_rows_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_sampling, "_ROOM", 64)
     logits, batch = random_logits(8, 600), batch_of(8, top_p=0.5)
