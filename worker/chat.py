@@ -67,11 +67,18 @@ class ChatRenderer:
                 "serve a model that was trained to call them, or give its worker one that has it (--chat-template)",
                 param="tools",
             )
+        if not template.knows_calls and any(message.content is None for message in messages):
+            raise JobRefusedError(
+                ErrorCode.UNSUPPORTED,
+                f"the chat template of model {self._model!r} has no place for tool calls: leave messages with "
+                "tool_calls out, or give them content",
+                param="messages",
+            )
         given = {
             **self._special_tokens,
             **(template_kwargs or {}),
             "messages": [template.plain(message) for message in messages],
-            "tools": tools,
+            "tools": [_plain_tool(tool) for tool in tools] if tools else None,
             "documents": None,
             "add_generation_prompt": True,
         }
@@ -105,6 +112,7 @@ class _ChatTemplate:
         environment = _environment()
         self._template = environment.from_string(source)
         self._knows_developer = "developer" in source
+        self.knows_calls = "tool_calls" in source
         self.knows_tools = "tools" in find_undeclared_variables(environment.parse(source))
 
     def render(self, given: Mapping[str, Any]) -> str:
@@ -125,6 +133,15 @@ class _ChatTemplate:
         if message.tool_calls:
             plain["tool_calls"] = [_plain_call(call) for call in message.tool_calls]
         return plain
+
+
+def _plain_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """One without parameters takes none; templates look for them all the same."""
+    function = tool["function"]
+    parameters = function.get("parameters") or {}
+    needed: dict[str, Any] = {"type": "object", "properties": {}}
+    missing = {name: value for name, value in needed.items() if name not in parameters}
+    return {**tool, "function": {**function, "parameters": {**parameters, **missing}}} if missing else tool
 
 
 def _plain_call(call: ToolCallMessage) -> dict[str, Any]:

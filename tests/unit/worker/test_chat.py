@@ -173,6 +173,30 @@ def test_tools_are_refused_by_a_template_that_has_no_place_for_them() -> None:
     assert (caught.value.info.code, caught.value.info.param) == (ErrorCode.UNSUPPORTED, "tools")
 
 
+@pytest.mark.parametrize("template", [HERMES, QWEN3, LLAMA])
+@pytest.mark.parametrize(
+    "parameters", [{}, {"parameters": None}, {"parameters": {}}, {"parameters": {"type": "object"}}]
+)
+def test_a_tool_that_takes_no_parameters_may_leave_them_out(template: str, parameters: dict[str, Any]) -> None:
+    renderer = ChatRenderer(template)
+    message = Message.model_validate(USER)
+    bare, spelled_out = (
+        {"type": "function", "function": {"name": "ping", **given}}
+        for given in (parameters, {"parameters": {"type": "object", "properties": {}}})
+    )
+    assert renderer.render([message], tools=[bare]) == renderer.render([message], tools=[spelled_out])
+
+
+def test_calls_of_earlier_turns_are_refused_by_a_template_that_has_no_place_for_them() -> None:
+    """It would write None into the prompt, or fail with words of Python's."""
+    renderer = ChatRenderer(SMOLLM2, model="tiny")
+    with pytest.raises(JobRefusedError, match="'tiny' has no place for tool calls: leave messages") as error:
+        renderer.render([Message.model_validate(message) for message in (USER, CALL)])
+    assert (error.value.info.code, error.value.info.param) == (ErrorCode.UNSUPPORTED, "messages")
+    said = Message.model_validate({**CALL, "content": "I look."})
+    assert "I look." in renderer.render([said])
+
+
 def test_a_job_cannot_replace_what_a_template_is_given() -> None:
     text = ChatRenderer("{{ bos_token }}{{ messages | length }}{{ x }}").render(
         messages(USER), template_kwargs={"messages": [], "x": 5, "bos_token": "B"}
