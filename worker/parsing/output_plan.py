@@ -20,6 +20,7 @@ class OutputPlan:
     tool_calls: ToolCallFormat | None
     tool_names: tuple[str, ...]
     max_calls: int | None
+    is_forced: bool  # the output is calls, and nothing else
     has_reasoning: bool
     begins_in_reasoning: bool  # the prompt ends with the marker that opens a thought
     visible_token_ids: tuple[int, ...]
@@ -42,6 +43,7 @@ class OutputPlan:
             tool_calls=model_format.tool_calls if reads_calls else None,
             tool_names=tuple(tool_names(tools or [])),
             max_calls=None if request.parallel_tool_calls else 1,
+            is_forced=request.forces_call,
             has_reasoning=has_reasoning,
             begins_in_reasoning=has_reasoning and prompt_end.rstrip().endswith(OPENS),
             visible_token_ids=tuple(model_format.marker_tokens.values()),
@@ -56,6 +58,7 @@ class OutputPlan:
                 tool_names=self.tool_names,
                 call_id=lambda number: _call_id(job_id, index, number),
                 max_calls=self.max_calls,
+                is_forced=self.is_forced,
             )
         reasoning = ReasoningParser(begins_inside=self.begins_in_reasoning) if self.has_reasoning else None
         return OutputParser(reasoning, calls)

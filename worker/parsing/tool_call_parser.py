@@ -59,12 +59,15 @@ class ToolCallParser:
         tool_names: Collection[str],
         call_id: Callable[[int], str],
         max_calls: int | None = None,
+        is_forced: bool = False,
     ) -> None:
-        """Calls beyond `max_calls` are left out. Without a marker only calls of `tool_names` count."""
+        """Calls beyond `max_calls` are left out. Without a marker only calls of `tool_names` count. `is_forced`: there
+        is nothing but calls, so that the beginning of one that was cut off is no content."""
         self._format = call_format
         self._tool_names = tool_names
         self._call_id = call_id
         self._max_calls = max_calls
+        self._is_forced = is_forced
         self._at = _At.BEGINNING if call_format.may_be_bare else _At.CONTENT
         self._unread = ""
         self._scanner = CallScanner()
@@ -89,12 +92,14 @@ class ToolCallParser:
 
     def finish(self) -> CallSplit:
         """What is left, once no more text will follow."""
-        if self._at is _At.BEHIND_CALL:
+        if self._at is _At.CALL and (self._has_begun or self._is_forced):
+            self._note_cut_off()
+        elif self._is_forced:
+            pass  # a part of a marker
+        elif self._at is _At.BEHIND_CALL:
             rest = self._unread.lstrip(self._gap)
             is_closing = self._format.closes is not None and self._format.closes.startswith(rest)
             self._add_content("" if is_closing else rest)
-        elif self._at is _At.CALL and self._has_begun:
-            self._note_cut_off()
         else:
             self._add_content(self._held + self._unread)
         self._held = self._unread = ""

@@ -22,9 +22,14 @@ def parser(
     thinks: bool = False,
     begins_inside: bool = False,
     max_calls: int | None = None,
+    is_forced: bool = False,
 ) -> OutputParser:
     calls = call_format and ToolCallParser(
-        call_format, tool_names=NAMES, call_id=lambda number: f"id{number}", max_calls=max_calls
+        call_format,
+        tool_names=NAMES,
+        call_id=lambda number: f"id{number}",
+        max_calls=max_calls,
+        is_forced=is_forced,
     )
     return OutputParser(ReasoningParser(begins_inside=begins_inside) if thinks else None, calls)
 
@@ -253,6 +258,22 @@ def test_what_was_given_depends_on_the_text_so_far_and_not_on_its_pieces(
         assert joined(pieces) == joined([at_once.read(text[:end])])
     pieces.append(cut_up.read("", "stop"))
     assert joined(pieces) == parse(text, call_format, **options)
+
+
+@pytest.mark.parametrize(
+    ("call_format", "text"),
+    [
+        (HERMES, '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n' * 2),
+        (LLAMA, '{"name": "add", "parameters": {"a": 1}}; {"name": "add", "parameters": {"a": 1}}'),
+        (LLAMA, '<|python_tag|>{"name": "add", "parameters": {"a": 1}}'),
+    ],
+)
+def test_of_forced_calls_that_are_cut_off_nothing_is_content(call_format: ToolCallFormat, text: str) -> None:
+    whole = parse(text, call_format, is_forced=True)[2]
+    for length in range(len(text) + 1):
+        content, _, found = parse(text[:length], call_format, is_forced=True)
+        assert content == "" and len(found or []) <= len(whole or [])
+    assert parse(text[:20], call_format)[0] != "", "else it may be what the model wanted to say"
 
 
 JSON = st.recursive(
