@@ -62,13 +62,13 @@ class AsyncTransport:
                     continue
                 if self._is_closed:  # redis-py would connect anew
                     raise ClientClosedError
-                cancels = num_cancels()
                 try:
-                    reply = await session.perform(operation)
+                    if isinstance(operation, Receive):  # mostly it brings a token
+                        reply = await session.receive(operation.timeout)
+                    else:
+                        reply = await session.perform(operation)
                 except PromptmillError as error:
                     failure = error
-                if num_cancels() > cancels:  # swallowed on the way; one from before is the caller's, who cleans up
-                    raise asyncio.CancelledError
         finally:
             protocol.close()
             session.close()
@@ -86,6 +86,27 @@ class _AsyncSession:
 
     async def perform(self, operation: Operation) -> Any:
         """Raises ConnectionLost where trying again may help, another PromptmillError where it will not."""
+        cancels = num_cancels()
+        try:
+            return await self._carry_out(operation)
+        finally:
+            if num_cancels() > cancels:  # swallowed on the way; one from before is the caller's, who cleans up
+                raise asyncio.CancelledError
+
+    async def receive(self, timeout: float) -> bytes | None:
+        """Raises ConnectionLost."""
+        assert self._mailbox is not None, "Receive comes after Subscribe"
+        try:
+            return await self._mailbox.get(timeout)
+        except redis.ConnectionError as error:
+            raise translate(error, self._url) from error
+
+    def close(self) -> None:
+        if self._mailbox is not None:
+            self._mailbox.close()
+            self._mailbox = None
+
+    async def _carry_out(self, operation: Operation) -> Any:
         match operation:
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
@@ -97,16 +118,9 @@ class _AsyncSession:
                     return await self._send(commands)
                 case Subscribe(channels):
                     return await self._subscribe(channels)
-                case Receive(timeout):
-                    return await self._receive(timeout)
         except (redis.RedisError, OSError) as error:
             raise translate(error, self._url) from error
-        raise AssertionError(f"no operation of a transport: {operation!r}")
-
-    def close(self) -> None:
-        if self._mailbox is not None:
-            self._mailbox.close()
-            self._mailbox = None
+        raise AssertionError(f"no operation of a session: {operation!r}")
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -117,7 +131,3 @@ class _AsyncSession:
     async def _subscribe(self, channels: Sequence[str]) -> None:
         self.close()
         self._mailbox = await self._hub.subscribe(channels)
-
-    async def _receive(self, timeout: float) -> bytes | None:
-        assert self._mailbox is not None, "Receive comes after Subscribe"
-        return await self._mailbox.get(timeout)

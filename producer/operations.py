@@ -45,7 +45,7 @@ class Subscribe:
     channels: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as Emit: there is one for each token
 class Receive:
     """Wait up to `timeout` seconds for a published message. Reply: its payload as bytes, or None."""
 
@@ -65,7 +65,7 @@ class ReadObjects:
     urls: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Emit:
     """Hand `value` to whoever iterates over the protocol. Reply: None, once the next value is asked for."""
 

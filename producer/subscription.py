@@ -170,7 +170,9 @@ class _Follower:
                 [entries] = yield from send(self._range_command())
                 yield from self._take_range(entries)
             else:
-                yield from self._emit(deliveries)
+                for delivery in deliveries:
+                    yield Emit(delivery)
+                    self._waiting_since = time.monotonic()
             if reader.done is not None:
                 yield from self._end_if_done()
 

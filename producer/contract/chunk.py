@@ -1,6 +1,7 @@
 """The entries of a job's stream, which is its write-ahead log. Ids are `<attempt>-<seq>`."""
 
 import re
+from collections.abc import Callable
 from json.encoder import encode_basestring
 from typing import Literal, NamedTuple, Self
 
@@ -23,7 +24,7 @@ class EntryId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:
-        attempt, _, seq = (text.decode() if isinstance(text, bytes) else text).partition("-")
+        attempt, _, seq = text.partition(b"-") if isinstance(text, bytes) else text.partition("-")
         return cls(int(attempt), int(seq))
 
     def __str__(self) -> str:
@@ -118,7 +119,9 @@ def parse_entry(data: str | bytes) -> Chunk | Done:
     """
     raw = data.encode() if isinstance(data, str) else data
     is_end = b'"done"' in raw and _END.search(raw)
-    return Done.model_validate_json(raw) if is_end else Chunk.model_validate_json(raw)
+    return Done.model_validate_json(raw) if is_end else _validate_chunk(raw)
 
 
 _END = re.compile(rb'"done"\s*:\s*true')  # in a text its quotes would be escaped
+# What model_validate_json calls, at two thirds of its time.
+_validate_chunk: Callable[[bytes], Chunk] = Chunk.__pydantic_validator__.validate_json
