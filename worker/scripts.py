@@ -56,7 +56,7 @@ class Append(NamedTuple):
     """The stream's last entry as the writer knows it; empty only for a marker, which must be newer than everything
     stored."""
     entries: Sequence[str]
-    """Flat: id, field, JSON, and so on. A marker makes the stream live again (no TTL)."""
+    """Flat: id, JSON, id, and so on. An attempt's first is its marker, which makes the stream live again (no TTL)."""
     publish: bool
     is_end: bool = False
     """Whether the last entry is the `done` entry, which starts the stream's expiry."""
@@ -186,7 +186,11 @@ class Scripts:
         arguments: list[str | int] = [keys.STREAM_TTL_SECONDS]
         for append in appends:
             flags = ("p" if append.publish else "") + ("e" if append.is_end else "") + ("c" if append.commit else "")
-            arguments += (append.fence, append.expected_id, flags, len(append.entries) // 3, *append.entries)
+            if len(append.entries) == 2:
+                arguments += (append.fence, append.expected_id, flags, *append.entries)
+            else:
+                num_entries = len(append.entries) // 2
+                arguments += (append.fence, append.expected_id, flags + "n", num_entries, *append.entries)
             if append.commit is not None:
                 arguments += _commit_arguments(append.commit)
         names = [append.key for append in appends] + [append.fence_key for append in appends]

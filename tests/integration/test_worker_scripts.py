@@ -185,7 +185,7 @@ def test_the_stream_of_a_job_that_came_back_is_kept_for_ever_only_from_its_next_
     key = keys.stream_key(job_id)
     [held] = claim(redis_client, scripts)
     fence_key = keys.fence_key(job_id)
-    begun = ["1-0", "m", "{}", "1-1", "d", "{}"]
+    begun = ["1-0", "{}", "1-1", "{}"]
     scripts.append(redis_client, [Append(key, fence_key, held.fence, "", begun, publish=False)])
     assert redis_client.ttl(key) == -1
     for request in ("second", "third"):
@@ -197,7 +197,7 @@ def test_the_stream_of_a_job_that_came_back_is_kept_for_ever_only_from_its_next_
         assert redis_client.ttl(key) > 0, "nobody may ever come for it"
         [held] = claim(redis_client, scripts, request_id=request)
         last = redis_client.xrevrange(key, count=1)[0][0].decode()
-        marker = [f"{held.attempt}-0", "m", "{}"]
+        marker = [f"{held.attempt}-0", "{}"]
         scripts.append(redis_client, [Append(key, fence_key, held.fence, last, marker, publish=False)])
         assert redis_client.ttl(key) == -1
 

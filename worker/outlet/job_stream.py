@@ -7,7 +7,6 @@ if Redis loses them (a fail-over), they are written again like its own.
 
 from engine.outputs import RequestOutput
 from producer.contract import Choice, Done, EntryId, FinishReason, Marker, PromptEcho, Usage
-from producer.contract.keys import DATA_FIELD, MARKER_FIELD
 from worker.errors import ReplayMismatchError
 from worker.logprobs import LogprobWriter
 from worker.outlet.choice_output import ChoiceOutput
@@ -97,7 +96,7 @@ class JobStream:
     def mark(self, marker: Marker) -> None:
         """Make `marker` the attempt's first entry."""
         assert len(self._entries) == self._num_inherited, "an attempt has one marker, before everything else"
-        self._append(MARKER_FIELD, marker.to_wire())
+        self._append(marker.to_wire())
 
     def end_choices(self, reason: FinishReason) -> None:
         """Give every choice that has not ended `reason` as its end."""
@@ -110,7 +109,7 @@ class JobStream:
         """Encode what is buffered, then `done`: nothing can follow."""
         assert not self._is_sealed, "a stream has one done entry"
         self.encode_pending()
-        self._append(DATA_FIELD, done.to_wire())
+        self._append(done.to_wire())
         self._is_sealed = True
         self.commit = commit
 
@@ -127,13 +126,13 @@ class JobStream:
             return
         for index, choice in enumerate(self._choices):
             if choice.is_pending:
-                self._append(DATA_FIELD, choice.encode(self.job_id, index))
+                self._append(choice.encode(self.job_id, index))
         self._has_pending = False
 
     def unsent(self) -> tuple[str, list[str], bool]:
         """What to append next: the id it follows (empty: anything), the entries, and whether the last is `done`.
 
-        Entries are flat: id, field, JSON, and so on. Their number is bounded; the rest is for the next call.
+        Entries are flat: id, JSON, id, and so on. Their number is bounded; the rest is for the next call.
         """
         first = self._num_stored
         entries = self._entries[first : first + MAX_ENTRIES_PER_APPEND]
@@ -243,6 +242,6 @@ class JobStream:
             self.num_cached_tokens = stored.done.usage.cached_tokens
             self._is_sealed = True
 
-    def _append(self, field: str, wire: str) -> None:
+    def _append(self, wire: str) -> None:
         seq = len(self._entries) - self._num_inherited
-        self._entries.append(Entry(f"{self.attempt}-{seq}", field, wire))
+        self._entries.append(Entry(f"{self.attempt}-{seq}", wire))

@@ -17,7 +17,6 @@ class Entry(NamedTuple):
     """An entry as it is written, and written again if Redis lost it."""
 
     id: str
-    field: str
     wire: str
 
 
@@ -70,7 +69,7 @@ class StoredStream:
 
     def _take(self, entry_id: EntryId, fields: dict[bytes, bytes]) -> None:
         field, data = next(iter(fields.items()))
-        self.entries.append(Entry(str(entry_id), field.decode(errors="replace"), data.decode(errors="replace")))
+        self.entries.append(Entry(str(entry_id), data.decode(errors="replace")))
         entry = _parse(field, data) if len(fields) == 1 else None
         self.is_sound = self.is_sound and self._follows(entry_id, entry)
         self._last = entry_id

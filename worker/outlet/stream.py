@@ -126,7 +126,11 @@ class StreamOutlet:
         away: Exception | None = None
         more: list[JobStream] = []
         for stream, reply in zip(appends, replies, strict=True):
-            if isinstance(reply, _AWAY_ERRORS):
+            if reply == b"OK":  # as nearly always, and of each token
+                stream.acknowledge_sent()
+                if stream.has_unsent:
+                    more.append(stream)
+            elif isinstance(reply, _AWAY_ERRORS):
                 away = reply
             elif not self._settle(stream, reply):
                 given_up.append(self._give_up(stream))
@@ -149,10 +153,7 @@ class StreamOutlet:
             return pipe.execute(raise_on_error=False)
 
     def _settle(self, stream: JobStream, reply: Any) -> bool:
-        """Take note of what is stored now. False: this attempt can store nothing more."""
-        if reply == b"OK":
-            stream.acknowledge_sent()
-            return True
+        """Take note of what is stored now, where that is not simply all. False: this attempt can store nothing more."""
         if isinstance(reply, ResponseError):
             _logger.error("action=stream_refused job_id=%s error=%s", stream.job_id, reply)
             stream.refusal = str(reply)
@@ -209,7 +210,7 @@ def _bounded(appends: Iterable[Append]) -> Iterator[list[Append]]:
     some: list[Append] = []
     num_commands = 0
     for append in appends:
-        num_new = len(append.entries) // 3 + (len(append.commit.commands) if append.commit is not None else 0)
+        num_new = len(append.entries) // 2 + (len(append.commit.commands) if append.commit is not None else 0)
         if some and num_commands + num_new > MAX_ENTRIES_PER_APPEND:
             yield some
             some, num_commands = [], 0

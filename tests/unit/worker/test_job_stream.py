@@ -35,8 +35,9 @@ def test_entries_count_on_across_choices_with_one_choice_each() -> None:
     two.encode_pending()
     expected, flat, is_last = two.unsent()
     assert (expected, is_last) == ("", False)
-    assert [flat[at : at + 2] for at in range(0, len(flat), 3)] == [["2-0", "m"], ["2-1", "d"], ["2-2", "d"]]
-    chunks = [parse_entry(entry) for entry in flat[5::3]]
+    assert flat[::2] == ["2-0", "2-1", "2-2"]
+    assert Marker.model_validate_json(flat[1]).attempt == 2
+    chunks = [parse_entry(entry) for entry in flat[3::2]]
     assert [(c.index, c.text, c.token_ids) for c in chunks if isinstance(c, Chunk)] == [
         (0, "ab", [1, 2]),
         (1, "x", [7]),
@@ -111,7 +112,7 @@ def test_reasoning_and_tool_calls_stand_in_entries_of_their_own_fields() -> None
     call.add(output("}", 4, offset=3), ParsedText(tool_calls=({"index": 0, "function": {"arguments": "}"}},)))
     call.end_choices("tool_calls")
     call.encode_pending()
-    first, second = (parse_entry(entry) for entry in call.unsent()[1][5::3])
+    first, second = (parse_entry(entry) for entry in call.unsent()[1][3::2])
     assert isinstance(first, Chunk) and isinstance(second, Chunk)
     assert (first.reasoning, first.text, first.token_ids) == ("so", "ok", [1, 2, 3])
     assert first.tool_calls == [{**begin, "function": {"name": "f", "arguments": '{"a"'}}]
@@ -148,7 +149,11 @@ def scoring_stream(stored: StoredStream | None = None, attempt: int = 1) -> JobS
 def chunks_of(stream: JobStream) -> list[Chunk]:
     stream.encode_pending()
     entries = stream.unsent()[1]
-    found = [parse_entry(wire) for field, wire in zip(entries[1::3], entries[2::3], strict=True) if field == "d"]
+    found = [
+        parse_entry(wire)
+        for entry_id, wire in zip(entries[::2], entries[1::2], strict=True)
+        if EntryId.parse(entry_id).seq > 0
+    ]
     return [entry for entry in found if isinstance(entry, Chunk)]
 
 
@@ -178,7 +183,10 @@ def test_a_resumed_stream_goes_on_with_the_stored_logprobs_and_shows_the_prompt_
     before.add(scored(1, 2, prompt_logprobs=[None, expected_logprob(5, 1)]))
     before.encode_pending()
     flat = [part.encode() for part in before.unsent()[1]]
-    stored = StoredStream([(flat[at], {flat[at + 1]: flat[at + 2]}) for at in range(0, len(flat), 3)])
+    fields = [b"m", *[b"d"] * (len(flat) // 2 - 1)]
+    stored = StoredStream(
+        [(entry_id, {name: wire}) for entry_id, name, wire in zip(flat[::2], fields, flat[1::2], strict=True)]
+    )
     resumed = scoring_stream(stored, attempt=2)
     resumed.add(replace(scored(1, 2), logprobs=None, is_replay=True))
     resumed.add(scored(3, offset=2))
