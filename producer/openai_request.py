@@ -154,9 +154,38 @@ def _chat_fields(fields: dict[str, Any]) -> dict[str, Any]:
         fields["max_tokens"] = fields.pop("max_completion_tokens")
     if isinstance(fields.get("messages"), list):
         fields["messages"] = [_without_nulls(message) for message in fields["messages"]]
+    if isinstance(choice := fields.get("tool_choice"), Mapping) and choice.get("type") == "allowed_tools":
+        fields = _with_allowed_tools(fields, choice.get("allowed_tools"))
     if "prompt" in fields:
         raise InvalidJobError(f"prompt: {CHAT_URL} takes messages; use {COMPLETIONS_URL} for a prompt", param="prompt")
     return fields
+
+
+def _with_allowed_tools(fields: dict[str, Any], allowed: Any) -> dict[str, Any]:
+    """OpenAI's choice among some of the tools: the job has those, and no others. Raises InvalidJobError."""
+    param = "tool_choice.allowed_tools"
+    try:
+        mode, names = allowed["mode"], {tool["function"]["name"] for tool in allowed["tools"]}
+        if mode not in ("auto", "required"):
+            raise ValueError
+    except (LookupError, TypeError, ValueError):
+        rule = "must have a mode, 'auto' or 'required', and tools, each with the name of its function"
+        raise InvalidJobError(f"{param}: {rule}; got {allowed!r:.60}", param=param) from None
+    given = fields.get("tools")
+    named = [(_function_name(tool), tool) for tool in given] if isinstance(given, list) else []
+    unknown = sorted(names.difference(name for name, _ in named), key=str)
+    if named and unknown:
+        raise InvalidJobError(f"{param}: names {unknown[0]!r:.60}, which is not among the tools", param=param)
+    kept = [tool for name, tool in named if name in names or name is None]  # what is no tool is told of later
+    return {**fields, "tool_choice": mode, **({"tools": kept} if named else {})}
+
+
+def _function_name(tool: Any) -> str | None:
+    try:
+        name = tool["function"]["name"]
+    except (LookupError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _completion_fields(fields: dict[str, Any], max_tokens: int | None) -> dict[str, Any]:

@@ -82,6 +82,46 @@ def test_a_chat_body_becomes_a_job() -> None:
     )
 
 
+def test_a_choice_among_some_of_the_tools_leaves_the_others_out() -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("add", "look", "ping")]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": tools[1:]}}
+    job = request_from_body(CHAT_URL, {"messages": MESSAGES, "tools": tools, "tool_choice": choice})
+    assert (job.tools, job.tool_choice) == (tools[1:], "required")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "param", "rule"),
+    [
+        ({"mode": "none", "tools": [{"function": {"name": "add"}}]}, "tool_choice.allowed_tools", "must have a mode"),
+        ({"mode": "auto", "tools": ["add"]}, "tool_choice.allowed_tools", "must have a mode"),
+        ({"mode": "auto", "tools": [{"function": {"name": []}}]}, "tool_choice.allowed_tools", "must have a mode"),
+        (None, "tool_choice.allowed_tools", "must have a mode"),
+        (
+            {"mode": "auto", "tools": [{"function": {"name": "x"}}]},
+            "tool_choice.allowed_tools",
+            "'x', which is not among",
+        ),
+        ({"mode": "auto", "tools": []}, "tools", "is empty"),
+    ],
+)
+def test_a_choice_among_tools_that_cannot_be_is_refused(allowed: Any, param: str, rule: str) -> None:
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    with pytest.raises(InvalidJobError, match=rule) as error:
+        request_from_body(CHAT_URL, {"messages": MESSAGES, "tools": tools, "tool_choice": choice})
+    assert error.value.param == param
+
+
+@pytest.mark.parametrize("tool", ["add", {"function": {"name": ["add"]}}, {"type": "function", "function": {}}])
+def test_what_is_no_tool_is_told_of_beside_a_choice_among_some(tool: Any) -> None:
+    allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "add"}}]}
+    tools = [*allowed["tools"], tool]
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    with pytest.raises(InvalidJobError) as error:
+        request_from_body(CHAT_URL, {"messages": MESSAGES, "tools": tools, "tool_choice": choice})
+    assert str(error.value.param).startswith("tools[1]")
+
+
 def test_a_completion_has_openais_default_length() -> None:
     assert request_from_body(COMPLETIONS_URL, {"prompt": "a"}).max_tokens == 16
     assert request_from_body(COMPLETIONS_URL, {"prompt": ["a"], "max_tokens": 3}).prompt == "a"
