@@ -22,8 +22,13 @@ from triton.runtime.jit import JITFunction
 
 # Bytes of shared memory that one program may have, by compute capability.
 SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+_SHARED_OF_SYSTEM = 1024  # beside each program's
 # Too large a tile makes thousands of them. What a decode in float32, without tensor cores, lacks is let pass.
 _MAX_STACK_BYTES = 512
+# What some kernels are slow without: copies of 16 bytes that nobody waits for, and a Hopper's matrix products.
+_NEEDED = {"decode_kernel": "cp.async.cg.shared.global"}
+_NEEDED_ON_HOPPER = {"prefill_kernel": "wgmma.mma_async", "linear_kernel": "wgmma.mma_async"}
+_DECODES_AT_ONCE = 3  # in 16 bits on Hopper: while one begins or ends, others read
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 _TYPES = {
     torch.float64: "*fp64",
@@ -41,10 +46,17 @@ class CompiledKernel:
     """One launch's kernel."""
 
     name: str
+    num_warps: int
     shared_bytes: int
     num_registers: int  # of a thread
     stack_bytes: int  # of a thread: what did not fit into its registers
     assembly: str
+
+    def num_at_once(self, capability: int) -> int:
+        """Programs that fit a multiprocessor together, by its shared memory and its registers."""
+        by_shared = (SHARED_BYTES[capability] + _SHARED_OF_SYSTEM) // (self.shared_bytes + _SHARED_OF_SYSTEM)
+        of_warp = -(-32 * self.num_registers // 256) * 256
+        return min(by_shared, 65_536 // of_warp // self.num_warps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +145,10 @@ def compiled_launches(capability: int) -> Iterator[list[CompiledKernel]]:
             seen.add(launch.key())
             kernel = compiled(launch, capability)
             registers, stack = _registers_and_stack(kernel.asm["cubin"])
-            found.append(CompiledKernel(launch.name, kernel.metadata.shared, registers, stack, kernel.asm["ptx"]))
+            metadata = kernel.metadata
+            found.append(
+                CompiledKernel(launch.name, metadata.num_warps, metadata.shared, registers, stack, kernel.asm["ptx"])
+            )
 
     JITFunction.run = compile_only
     try:
@@ -233,13 +248,29 @@ def main() -> None:
     with compiled_launches(capability) as compiled:
         launch_every_kernel()
     for kernel in compiled:
-        print(kernel.name, kernel.shared_bytes, kernel.num_registers, kernel.stack_bytes)
+        print(
+            kernel.name, kernel.shared_bytes, kernel.num_registers, kernel.stack_bytes, kernel.num_at_once(capability)
+        )
     too_large = [kernel for kernel in compiled if kernel.shared_bytes > SHARED_BYTES[capability]]
     if too_large:
         raise SystemExit(f"too much shared memory: {[(kernel.name, kernel.shared_bytes) for kernel in too_large]}")
     spilling = [kernel for kernel in compiled if kernel.stack_bytes > _MAX_STACK_BYTES]
     if spilling:
         raise SystemExit(f"too few registers: {[(kernel.name, kernel.stack_bytes) for kernel in spilling]}")
+    needed = _NEEDED | (_NEEDED_ON_HOPPER if capability == 90 else {})
+    lacking = [
+        name for name, words in needed.items() if not any(words in kernel.assembly for kernel in _of(compiled, name))
+    ]
+    if lacking:
+        raise SystemExit(f"without what makes them fast: {[(name, needed[name]) for name in lacking]}")
+    if capability == 90:
+        halves = [kernel for kernel in _of(compiled, "decode_kernel") if "mma.sync" in kernel.assembly]
+        if not halves or min(kernel.num_at_once(capability) for kernel in halves) < _DECODES_AT_ONCE:
+            raise SystemExit("too few decodes fit a multiprocessor")
+
+
+def _of(compiled: list[CompiledKernel], name: str) -> list[CompiledKernel]:
+    return [kernel for kernel in compiled if kernel.name == name]
 
 
 if __name__ == "__main__":
