@@ -67,7 +67,8 @@ class WorkerSettings(ProducerSettings):
     )
     kv_cache_dtype: Literal["auto", "int8"] = Field(
         default="auto",
-        description="Keys and values in 8 bits on a CPU: int8, or auto for --dtype's. Twice the tokens fit.",
+        description="Keys and values in 8 bits on a CPU: int8, or auto for --dtype's. Twice the tokens fit; "
+        "engine/README.md names models that it does not suit.",
     )
     attention: str = Field(default="auto", min_length=1, description="Attention backend: auto, or one by name.")
     deterministic: bool = Field(
