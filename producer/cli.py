@@ -7,11 +7,10 @@
 130  interrupted
 
 Every failure is one line on stderr. Commands are loaded when they are used; those of other packages are found by entry
-point. So a worker's start pays for no client, and Ctrl-C is heard from the start: pydantic is imported under our eyes.
+point. So a worker's start pays for no client, and Ctrl-C is heard while they are loaded.
 """
 
 import errno
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from producer.errors import PromptmillError
 
 OWN_COMMANDS = {
@@ -98,8 +99,10 @@ def exit_code(error: "PromptmillError") -> int:
     return EXIT_USAGE if isinstance(error, (InvalidJobError, SettingsError, BatchFileError)) else EXIT_FAILED
 
 
-def _registered() -> dict[str, importlib.metadata.EntryPoint]:
-    return {entry_point.name: entry_point for entry_point in importlib.metadata.entry_points(group=COMMANDS_GROUP)}
+def _registered() -> "dict[str, EntryPoint]":
+    from importlib.metadata import entry_points
+
+    return {entry_point.name: entry_point for entry_point in entry_points(group=COMMANDS_GROUP)}
 
 
 def _load(name: str) -> click.Command | None:
@@ -114,7 +117,7 @@ def _load(name: str) -> click.Command | None:
     return command
 
 
-def _missing(name: str, entry_point: importlib.metadata.EntryPoint, error: ImportError) -> click.Command:
+def _missing(name: str, entry_point: "EntryPoint", error: ImportError) -> click.Command:
     """A command whose packages are not installed: it is listed, and says what it needs."""
 
     def refuse(arguments: Sequence[str]) -> None:
@@ -132,11 +135,11 @@ def _missing(name: str, entry_point: importlib.metadata.EntryPoint, error: Impor
     )
 
 
-def _needs(entry_point: importlib.metadata.EntryPoint, error: ImportError) -> str:
+def _needs(entry_point: "EntryPoint", error: ImportError) -> str:
     return f"`promptmill {entry_point.name}` needs: {_remedy(entry_point)} ({error})"
 
 
-def _remedy(entry_point: importlib.metadata.EntryPoint) -> str:
+def _remedy(entry_point: "EntryPoint") -> str:
     folders = entry_point.module.split(".")[:-1]
     extra = "gateway" if "gateway" in folders else folders[0]  # each is named as the package that needs it
     return f"pip install 'promptmill[{extra}]'"
