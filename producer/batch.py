@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from producer.batch_files import BatchInput, BatchOutput
-from producer.batch_protocol import BatchOptions, BatchProtocol, FindQueue
+from producer.batch_protocol import BatchOptions, BatchProtocol, FindQueue, cancel_jobs
 from producer.contract import JobRequest, keys
 from producer.enqueue import Destination, build_request
 from producer.errors import BatchFileError
@@ -120,6 +120,14 @@ class BatchRun:
                 self._answer(transport, protocol, progress)
             at_end(progress)
         return progress
+
+    def cancel(self) -> int:
+        """End the jobs that an earlier run has left on the queues, and say how many; no line is asked."""
+        with self._output.locked(), closing(self._input):
+            self._input.scan()
+            lines = self._input.lines_without(self._output.mend(self._batch_id))
+            with closing(Transport(self._settings.redis_url, self._settings.s3_endpoint_url)) as transport:
+                return transport.run(cancel_jobs(lines, self._batch_id))
 
     def _queue_finder(self, directory: ModelDirectory) -> FindQueue:
         """Where no class is named, the low one, if a live worker drains it: nobody waits for the lines of a file, as

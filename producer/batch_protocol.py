@@ -9,10 +9,13 @@ import json
 import time
 import typing
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from producer.batch_lines import ANSWER_ID, BadLineError, BatchLine, answer_line, bad_line, refusal_line
+from producer.cancel import cancel
 from producer.contract import ErrorCode, ErrorInfo, JobRequest, Usage
 from producer.enqueue import MAX_JOBS_A_SEND, NewJob, build_job, enqueue
 from producer.errors import InvalidJobError, JobNotFoundError
@@ -20,9 +23,9 @@ from producer.line_index import Entry
 from producer.openai_request import COMPLETION_MAX_TOKENS, request_from_body
 from producer.openai_response import invalid_job_info
 from producer.operations import Emit, Protocol, Sleep, send
-from producer.outcome import Outcome
+from producer.outcome import Outcome, look_at
 from producer.results import ResultCollector
-from producer.rq_names import queue_key
+from producer.rq_names import job_key, queue_key
 
 MAX_IN_FLIGHT = 2000  # by default: enough to keep several workers busy, little enough to be cancelled
 MAX_RUNS_A_LINE = 10  # times a line is run anew of whose earlier job nothing is left but its id
@@ -229,6 +232,21 @@ def is_of_another_batch(answer_id: object, batch_id: str, custom_id: str) -> boo
 def batch_job_ids(batch_id: str, custom_id: str) -> Iterator[str]:
     """Every id that a line's jobs can have had where failed ones are not run anew; hardly ever is there a second."""
     return (batch_job_id(batch_id, custom_id, run) for run in range(MAX_RUNS_A_LINE + 1))
+
+
+def cancel_jobs(lines: Iterable[Entry], batch_id: str) -> Protocol[int]:
+    """End the jobs of these lines, wherever earlier runs have left them. How many there were."""
+    num_cancelled = 0
+    entries = iter(lines)
+    while some := list(islice(entries, MAX_JOBS_A_SEND)):
+        jobs = [list(batch_job_ids(batch_id, line.custom_id)) for _, line in some if isinstance(line, BatchLine)]
+        num_known = yield from send(*(("EXISTS", *map(job_key, ids)) for ids in jobs))
+        known = [job_id for ids, number in zip(jobs, num_known, strict=True) if number for job_id in ids]
+        for look in (yield from look_at(known)):
+            if look.status is not None and not look.status.has_ended:
+                with suppress(JobNotFoundError):  # it was forgotten since
+                    num_cancelled += yield from cancel(look.job_id)
+    return num_cancelled
 
 
 def answer_to(number: int, line: BatchLine, outcome: Outcome) -> Answer:

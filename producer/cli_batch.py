@@ -41,8 +41,9 @@ from producer.tables.select import is_table
 @click.option(
     "--retry-failed", is_flag=True, help="Ask again what OUT has an error for; what comes of it replaces that."
 )
+@click.option("--cancel", "is_cancelled", is_flag=True, help="End the jobs that an earlier run has left; ask nothing.")
 @settings_options(ProducerSettings)
-def run(source: Path, target: Path, retry_failed: bool, **flags: Any) -> None:
+def run(source: Path, target: Path, retry_failed: bool, is_cancelled: bool, **flags: Any) -> None:
     """Answer every line, or row, of IN once, in OUT.
 
     Two .jsonl files: requests of OpenAI's Batch API, each answered with a line, in the order they end. With --prompt,
@@ -51,11 +52,14 @@ def run(source: Path, target: Path, retry_failed: bool, **flags: Any) -> None:
     prompt_tokens; {{ and }} are braces.
 
     What is answered already is passed over, errors as well, unless --retry-failed is given. Ctrl-C leaves the jobs in
-    flight where they are: the same command collects their results within 24 hours, and goes on. A table's answers lie
-    in OUT.journal until all are there; where some are errors it stays, for --retry-failed. Exit code 1 if any failed.
+    flight where they are: the same command collects their results within 24 hours, and goes on; with --cancel it ends
+    them. A table's answers lie in OUT.journal until all are there; where some are errors it stays, for --retry-failed.
+    Exit code 1 if any failed.
     """
     if str(target) == "-":
         raise click.UsageError("OUT is a file, from which a run can go on; - is none")
+    if is_cancelled and retry_failed:
+        raise click.UsageError("--cancel asks nothing; leave out --retry-failed")
     named_class = flags.pop("priority_class")
     options = BatchOptions(
         flags.pop("max_in_flight"),
@@ -66,10 +70,16 @@ def run(source: Path, target: Path, retry_failed: bool, **flags: Any) -> None:
     )
     settings = load_settings(ProducerSettings, {name: flags[name] for name in ProducerSettings.model_fields})
     with shown_progress() as show:
+        opened = _open_run(settings, source, target, options, flags, show, retry_failed)
+        if is_cancelled:
+            click.echo(f"{opened.cancel()} jobs cancelled", err=True)
+            return
         try:
-            progress = _open_run(settings, source, target, options, flags, show, retry_failed).run()
+            progress = opened.run()
         except KeyboardInterrupt:
-            click.echo("the jobs in flight go on: run the same command again to collect them", err=True)
+            click.echo(
+                "the jobs in flight go on: run the same command again to collect them, or with --cancel", err=True
+            )
             raise
     num_good = progress.num_done - progress.num_failed
     click.echo(

@@ -141,8 +141,18 @@ class TableRun:
 
     def run(self) -> BatchProgress:
         """Answer every row that has no answer yet. A KeyboardInterrupt, or an error, leaves the journal as it is."""
+        with self._batch() as batch:
+            return batch.run(at_end=self._finish)
+
+    def cancel(self) -> int:
+        """End the jobs that an earlier run has left on the queues, and say how many; no row is asked."""
+        with self._batch() as batch:
+            return batch.cancel()
+
+    @contextmanager
+    def _batch(self) -> Iterator[BatchRun]:
         with self._spooled() as (spool, num_unusable):
-            batch = BatchRun(
+            yield BatchRun(
                 self._settings,
                 BatchInput(self._source, spool),
                 BatchOutput(self._journal, journal_of=self._target, drops_failed=self._retries_failed),
@@ -150,7 +160,6 @@ class TableRun:
                 self._on_progress,
                 num_refused=num_unusable,
             )
-            return batch.run(at_end=self._finish)
 
     @contextmanager
     def _spooled(self) -> Iterator[tuple[BinaryIO, int]]:
