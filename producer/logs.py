@@ -1,4 +1,4 @@
-"""How long-running processes log: the standard library's logging, one line an event, each with `action=…`.
+"""How long-running processes log: the standard library's logging, one line an event, ours with `action=…`.
 
 Jobs' prompts and answers are never logged.
 """
