@@ -17,7 +17,6 @@
 #define SMALLEST_SIZE 0x1p-100f /* numbers that are all below it are zeros: a scale has an inverse */
 #define LARGEST_WEIGHT 32767    /* CHUNK products of it with codes have room in 32 bits */
 
-typedef int16_t shorts __attribute__((vector_size(4 * WIDTH)));
 typedef int8_t loose_codes __attribute__((vector_size(2 * WIDTH), aligned(1), may_alias));
 typedef int16_t loose_shorts __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 
@@ -140,20 +139,6 @@ INLINE void value_codes(int32_t *part, int64_t part_stride, const float *scores,
   }
   for (int r = 0; r < num_rows; r++)
     for (int i = 0; i < wide * NUM_VECS; i++) *(loose_ints *)(part + r * part_stride + i * WIDTH) = acc[r][i];
-}
-
-/* The nearest integer, ties to even, of numbers below 2^22. No addition, which might be fused with what made x. */
-INLINE ints nearest(vec x) {
-#if defined(__AVX512F__)
-  return (ints)_mm512_cvtps_epi32((__m512)x);
-#elif defined(__AVX__)
-  return (ints)_mm256_cvtps_epi32((__m256)x);
-#elif defined(__aarch64__)
-  return (ints)vcvtnq_s32_f32((float32x4_t)x);
-#else
-  const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
-  return (ints)(x + magic) - (ints)(magic - (vec){0});
-#endif
 }
 
 INLINE void store_shorts(int16_t *p, const ints *x) {

@@ -58,6 +58,7 @@ typedef float vec __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t ints __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t words __attribute__((vector_size(4 * WIDTH)));
 typedef uint16_t halves __attribute__((vector_size(2 * WIDTH)));
+typedef int16_t shorts __attribute__((vector_size(4 * WIDTH)));
 typedef float loose_vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef uint16_t loose_halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 typedef struct {
@@ -211,6 +212,20 @@ INLINE float max_of_lanes(lanes x) {
 INLINE lanes divided(lanes x, float by) {
   EACH_VEC x.v[i] /= by;
   return x;
+}
+
+/* The nearest integer, ties to even, of numbers below 2^22. No addition, which might be fused with what made x. */
+INLINE ints nearest(vec x) {
+#if defined(__AVX512F__)
+  return (ints)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX__)
+  return (ints)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__aarch64__)
+  return (ints)vcvtnq_s32_f32((float32x4_t)x);
+#else
+  const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+  return (ints)(x + magic) - (ints)(magic - (vec){0});
+#endif
 }
 
 /* e^x within 2 ulp, after Cephes' expf (Moshier, 1989). Below -87.3 it is 0, -inf included; nan stays nan. For x up

@@ -33,7 +33,7 @@ typedef struct {
 
 /* A function of its own: inlined into every tile it takes a compiler a minute. */
 static __attribute__((noinline)) void finish(const product_args *a, int row, int column, const lanes *sum) {
-  finish_lanes(a, row, column, *sum, F32);
+  finish_lanes(a, row, column, *sum, F32, 0);
 }
 
 /* num_rows rows times num_panels panels; both are constants where it is inlined, and so is the weight's format. */

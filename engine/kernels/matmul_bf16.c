@@ -22,9 +22,10 @@ typedef struct {
   const uint16_t *weight; /* [num_panels, pairs, LANES, 2] */
   const float *bias;      /* [out_features], or NULL */
   const uint16_t *addend; /* [num_rows, out_features], contiguous, or NULL; may be out */
-  uint16_t *out;          /* likewise */
+  void *out;              /* likewise */
   int64_t x_stride;
   int32_t num_rows, in_features, out_features, num_threads;
+  int32_t widens;         /* whether the numbers that come out are written as float32 */
 } product_args;
 
 #include "finish.h"
@@ -32,7 +33,7 @@ typedef struct {
 
 /* A function of its own: inlined into every tile it takes a compiler a minute. */
 static __attribute__((noinline)) void finish(const product_args *a, int row, int column, const lanes *sum) {
-  finish_lanes(a, row, column, *sum, 1);
+  finish_lanes(a, row, column, *sum, 1, a->widens);
 }
 
 /* acc[row][panel] += the products of a pair of each row with one of each column. */
@@ -73,7 +74,7 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
   if (a->in_features % 2) add_pair(acc, &rows, 1, weight, panel_size, next, pace, num_rows, num_panels);
   if (num_panels == 2 && is_plain_pair(a, panel * LANES)) {
     UNROLL(12)
-    for (int r = 0; r < num_rows; r++) finish_pair(a, row + r, panel * LANES, acc[r][0], acc[r][1]);
+    for (int r = 0; r < num_rows; r++) finish_pair(a, row + r, panel * LANES, acc[r][0], acc[r][1], a->widens);
     return;
   }
   UNROLL(12)

@@ -1,15 +1,13 @@
 /* out = x @ weight.T + bias + addend with both sides in 8 bits: sums are exact integers, so a row's bits depend on nothing else.
  *
- * A column of the weight is code * scale, code within [-127, 127]. A row of x is quantised when it comes: with low and
- * high the least and greatest of it and 0, it is (code - zero) * (high - low) / 255, code within [0, 255]. The product
- * of both is an integer; it becomes a float once, is scaled, and the bias is added; then, rounded as `out` is, the addend.
+ * A column of the weight is code * scale, code within [-127, 127]. A row of x is quantised when it comes, as quantise.h has
+ * it, unless it comes so. The product of both is an integer; it becomes a float once, is scaled, and the bias is added;
+ * then, rounded as `out` is, the addend.
  *
  * Compiled without fused multiply-adds, so that every CPU rounds alike. A panel of the weight is
  * [depth / DEPTH, 2, LANES, 4] codes, with missing columns and rows as zeros; depth is in_features, rounded up.
  */
-#include <stddef.h>
-
-#include "dot_int8.h"
+#include "quantise.h"
 #include "room.h"
 
 #if WIDTH == 16
@@ -25,11 +23,11 @@
 #define WEIGHT_BYTES(a) 1
 #define PANELS_STAY 0
 #define QUANTISE_TASK 8       /* rows */
-#define LEAST_RANGE 1e-30f    /* a row with less between its ends is taken for zeros */
 #define ROUND 12582912.0f     /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
 
 typedef struct {
-  const void *x;          /* [num_rows, in_features], rows x_stride apart */
+  const void *x;          /* [num_rows, in_features], rows x_stride apart; unread where they come in 8 bits */
+  quantised rows;         /* those, or NULL: they are quantised here */
   const int8_t *weight;   /* [num_panels, depth, LANES] in the order above */
   const float *scales;    /* [num_panels * LANES], of columns */
   const int32_t *totals;  /* [num_panels * LANES], sums of columns' codes */
@@ -38,9 +36,7 @@ typedef struct {
   void *out;              /* likewise */
   int64_t x_stride;
   int32_t num_rows, in_features, out_features, is_bf16, num_threads;
-  uint8_t *codes;         /* [num_rows, depth]: these three are set here */
-  float *row_scales;      /* [num_rows] */
-  int32_t *zeros;         /* [num_rows] */
+  int32_t widens;         /* whether the numbers of bfloat16 that come out are written as float32 */
 } product_args;
 
 typedef struct {
@@ -50,17 +46,6 @@ typedef struct {
   int32_t *totals;
   int32_t in_features, out_features, is_bf16, num_threads;
 } pack_args;
-
-
-/* The nearest integer, in the low bits of a float's. */
-INLINE int32_t rounded_bits(float x) {
-  float shifted = x + ROUND;
-  int32_t bits;
-  memcpy(&bits, &shifted, sizeof bits);
-  return bits;
-}
-
-INLINE int depth_of(int in_features) { return (in_features + DEPTH - 1) / DEPTH * DEPTH; }
 
 #include "finish.h"
 #include "tiles.h"
@@ -80,16 +65,16 @@ INLINE panel_scales scales_at(const product_args *a, int column) {
 /* What a row's exact sums stand for; taking off what the zero point brought is exact too. */
 INLINE lanes scaled(const product_args *a, int row, const panel_scales *s, const int_lanes *sums) {
   lanes result;
-  EACH_VEC result.v[i] = __builtin_convertvector(sums->v[i] - s->totals.v[i] * a->zeros[row], vec) *
-                         (s->scales.v[i] * a->row_scales[row]);
+  EACH_VEC result.v[i] = __builtin_convertvector(sums->v[i] - s->totals.v[i] * a->rows.zeros[row], vec) *
+                         (s->scales.v[i] * a->rows.scales[row]);
   return result;
 }
 
 INLINE void finish_panel(const product_args *a, int row, int column, int num_rows, const int_lanes *sums, int stride,
-                         int is_bf16) {
+                         int is_bf16, int widens) {
   panel_scales scales = scales_at(a, column);
   for (int r = row; r < row + num_rows; r++, sums += stride)
-    finish_lanes(a, r, column, scaled(a, r, &scales, sums), is_bf16);
+    finish_lanes(a, r, column, scaled(a, r, &scales, sums), is_bf16, widens);
 }
 
 /* A tile's sums. A function of its own: inlined into every tile it takes a compiler a minute. */
@@ -99,14 +84,15 @@ static __attribute__((noinline)) void finish(const product_args *a, int row, int
   if (a->is_bf16 && num_panels == 2 && is_plain_pair(a, panel * LANES)) {
     panel_scales low = scales_at(a, panel * LANES), high = scales_at(a, (panel + 1) * LANES);
     for (int r = row; r < row + num_rows; r++, sums += 2)
-      finish_pair(a, r, panel * LANES, (__m512)scaled(a, r, &low, sums).v[0], (__m512)scaled(a, r, &high, sums + 1).v[0]);
+      finish_pair(a, r, panel * LANES, (__m512)scaled(a, r, &low, sums).v[0], (__m512)scaled(a, r, &high, sums + 1).v[0],
+                  a->widens);
     return;
   }
 #endif
   for (int p = 0; p < num_panels; p++) {
     int column = (panel + p) * LANES;
-    a->is_bf16 ? finish_panel(a, row, column, num_rows, sums + p, num_panels, 1)
-               : finish_panel(a, row, column, num_rows, sums + p, num_panels, 0);
+    a->is_bf16 ? finish_panel(a, row, column, num_rows, sums + p, num_panels, 1, a->widens)
+               : finish_panel(a, row, column, num_rows, sums + p, num_panels, 0, 0);
   }
 }
 
@@ -115,7 +101,7 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
   int depth = depth_of(a->in_features);
   int64_t panel_bytes = (int64_t)depth * LANES;
   int_lanes acc[ROWS][PANELS];
-  tile_rows rows = rows_from(a->codes + (int64_t)row * depth, depth);
+  tile_rows rows = rows_from(a->rows.codes + (int64_t)row * depth, depth);
   const int8_t *weight = a->weight + panel * panel_bytes;
   const char *next = (const char *)weight + ahead;
   UNROLL(12)
@@ -144,63 +130,14 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
 
 #include "panels.h"
 
-/* How far a row reaches below and above 0, and whether all of its values are finite. */
-typedef struct {
-  lanes below, above;
-  int_lanes odd; /* not 0 in lanes that had an infinity or nan */
-} reach;
-
-INLINE void reach_for(reach *r, lanes value) {
-  EACH_VEC {
-    r->odd.v[i] |= ((ints)value.v[i] & 0x7FFFFFFF) >= 0x7F800000;
-    r->below.v[i] = vec_max(r->below.v[i], -value.v[i]);
-    r->above.v[i] = vec_max(r->above.v[i], value.v[i]);
-  }
-}
-
-INLINE int is_finite(const reach *r) {
-  int32_t odd[LANES], any = 0;
-  memcpy(odd, &r->odd, sizeof odd);
-  for (int i = 0; i < LANES; i++) any |= odd[i];
-  return !any;
-}
-
-INLINE void quantise_row(const product_args *a, int row, int is_bf16) {
-  int size = a->in_features, whole = size / LANES * LANES, depth = depth_of(size);
-  const void *x = at(a->x, row * a->x_stride, is_bf16);
-  uint8_t *codes = a->codes + (int64_t)row * depth;
-  reach r = {splat(0), splat(0), {{{0}}}};
-  for (int i = 0; i < whole; i += LANES) reach_for(&r, load(at(x, i, is_bf16), 0, is_bf16));
-  if (whole < size) reach_for(&r, load_part(x, whole, size, is_bf16));
-  float below = max_of_lanes(r.below), range = max_of_lanes(r.above) + below;
-  int has_numbers = is_finite(&r);
-  if (!has_numbers || range < LEAST_RANGE) { /* no number at all, and then the product's row is none either; or zeros */
-    memset(codes, 0, depth);
-    a->zeros[row] = 0;
-    a->row_scales[row] = has_numbers ? 0.0f : NAN;
-    return;
-  }
-  float inverse = 255.0f / range;
-  int32_t zero = rounded_bits(below * inverse) - rounded_bits(0);
-  a->zeros[row] = zero - CODE_OFFSET;
-  a->row_scales[row] = range / 255.0f;
-  for (int first = 0; first < depth; first += LANES) {
-    uint8_t values[LANES];
-    int is_whole = first + LANES <= size;
-    lanes value = is_whole ? load(at(x, first, is_bf16), 0, is_bf16) : load_part(x, first, size, is_bf16);
-    int_lanes code;
-    EACH_VEC code.v[i] = (ints)(value.v[i] * inverse + ROUND) + (zero - rounded_bits(0));
-    store_codes(is_whole ? codes + first : values, &code);
-    if (!is_whole) memcpy(codes + first, values, depth - first < LANES ? DEPTH : LANES);
-  }
-}
-
 /* Called by every thread of a parallel region. */
 static void quantise_rows(const product_args *a) {
 #pragma omp for schedule(dynamic, 1)
   for (int task = 0; task < parts_of(a->num_rows, QUANTISE_TASK); task++)
-    for (int row = task * QUANTISE_TASK; row < at_most((task + 1) * QUANTISE_TASK, a->num_rows); row++)
-      a->is_bf16 ? quantise_row(a, row, 1) : quantise_row(a, row, 0);
+    for (int row = task * QUANTISE_TASK; row < at_most((task + 1) * QUANTISE_TASK, a->num_rows); row++) {
+      const void *x = at(a->x, row * a->x_stride, a->is_bf16);
+      a->is_bf16 ? quantise_row(&a->rows, row, x, a->in_features, 1) : quantise_row(&a->rows, row, x, a->in_features, 0);
+    }
 }
 
 /* Room for the rows in 8 bits. Returns 1 if there is no memory. */
@@ -208,19 +145,23 @@ static int place_rows(product_args *a) {
   size_t num_rows = a->num_rows, codes_size = num_rows * depth_of(a->in_features);
   char *room = take_room(codes_size + num_rows * (sizeof(float) + sizeof(int32_t))); /* depths are multiples of 8 */
   if (!room) return 1;
-  a->codes = (uint8_t *)room;
-  a->row_scales = (float *)(room + codes_size);
-  a->zeros = (int32_t *)(a->row_scales + num_rows);
+  a->rows.codes = (uint8_t *)room;
+  a->rows.scales = (float *)(room + codes_size);
+  a->rows.zeros = (int32_t *)(a->rows.scales + num_rows);
   return 0;
 }
 
-/* given: all but what is set here. Returns 0, or 1 if there is no memory. */
+/* Returns 0, or 1 if there is no memory. */
 int promptmill_matmul_int8(const void *given) {
-  product_args args = {0}, *a = &args;
-  memcpy(a, given, offsetof(product_args, codes));
+  product_args args, *a = &args;
+  memcpy(a, given, sizeof args);
   if (!a->num_rows) return 0; /* nothing takes no room */
-  if (place_rows(a)) return 1;
-  multiply(a, quantise_rows);
+  if (a->rows.codes) {
+    multiply(a, NULL);
+  } else {
+    if (place_rows(a)) return 1;
+    multiply(a, quantise_rows);
+  }
   return 0;
 }
 

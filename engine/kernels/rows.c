@@ -1,9 +1,11 @@
 /* What lies between the matrix products of a decoder: RMS norms, rotary embedding, gated activations, rows of a table.
  *
  * Every row is one thread's, computed in float32 in one order. In bfloat16 results are rounded where transformers'
- * modules round them. The formulas stand at each function; the twins are transformers' own modules.
+ * modules round them. What a product in 8 bits takes leaves in these, from the core that has it in its L1 cache, instead of
+ * as it is: the same bits as where the product quantises it. The formulas stand at each function; the twins are transformers' own modules.
  */
-#include "lanes.h"
+#include "quantise.h"
+#include "room.h"
 
 #define MIN_WORK (1 << 15) /* elements below which a second thread costs more than it brings */
 #define GLU_WORK 8           /* elements of the others that one of an activation costs as much as */
@@ -13,7 +15,8 @@
 typedef struct {
   const void *x;      /* [num_rows, num_groups, size], rows x_stride apart */
   const void *weight; /* [size] */
-  void *out;          /* likewise, rows out_stride apart; may be x */
+  void *out;          /* likewise, rows out_stride apart; may be x; unwritten where rows leave in 8 bits */
+  quantised rows;     /* those, of one group; or NULL */
   int64_t x_stride, out_stride;
   int32_t num_rows, num_groups, size, adds_one, rounds_first, is_bf16, num_threads;
   float epsilon;
@@ -28,7 +31,8 @@ typedef struct {
 
 typedef struct {
   const void *x; /* [num_rows, 2 * size], contiguous: gate, then up */
-  void *out;     /* [num_rows, size], contiguous */
+  void *out;     /* [num_rows, size], contiguous; unwritten where rows leave in 8 bits */
+  quantised rows; /* those, or NULL */
   int32_t num_rows, size, is_gelu, is_bf16, num_threads;
 } glu_args;
 
@@ -79,6 +83,23 @@ INLINE void norm_group(const norm_args *a, const void *x, void *out, int is_bf16
     EACH_VEC value.v[i] *= one + weight.v[i];
     store_part(out, first, size, value, is_bf16);
   }
+}
+
+/* As rows of 8 bits. Returns 1 if there is no memory. */
+INLINE int norm_to_codes(const norm_args *a, int is_bf16) {
+  int64_t work = (int64_t)a->num_rows * a->size;
+  int failed = 0;
+  EACH_ROW
+  for (int row = 0; row < a->num_rows; row++) {
+    void *normed = take_room((size_t)a->size * size_of(is_bf16));
+    if (normed) {
+      norm_group(a, at(a->x, row * a->x_stride, is_bf16), normed, is_bf16);
+      quantise_row(&a->rows, row, normed, a->size, is_bf16);
+    } else {
+      failed = 1;
+    }
+  }
+  return failed;
 }
 
 INLINE void norm(const norm_args *a, int is_bf16) {
@@ -150,14 +171,23 @@ INLINE void glu_row(const glu_args *a, const void *gate, const void *up, void *o
   }
 }
 
-INLINE void glu(const glu_args *a, int is_bf16) {
+/* Returns 1 if there is no memory. */
+INLINE int glu(const glu_args *a, int is_bf16) {
   int64_t work = (int64_t)a->num_rows * a->size * GLU_WORK;
+  int failed = 0;
   EACH_ROW
   for (int row = 0; row < a->num_rows; row++) {
     int64_t place = (int64_t)row * a->size;
-    glu_row(a, at(a->x, 2 * place, is_bf16), at(a->x, 2 * place + a->size, is_bf16),
-            (void *)at(a->out, place, is_bf16), is_bf16);
+    int leaves_in_codes = a->rows.codes != NULL;
+    void *out = leaves_in_codes ? take_room((size_t)a->size * size_of(is_bf16)) : (void *)at(a->out, place, is_bf16);
+    if (!out) {
+      failed = 1;
+      continue;
+    }
+    glu_row(a, at(a->x, 2 * place, is_bf16), at(a->x, 2 * place + a->size, is_bf16), out, is_bf16);
+    if (leaves_in_codes) quantise_row(&a->rows, row, out, a->size, is_bf16);
   }
+  return failed;
 }
 
 /* out[row] = table[places[row]]; nan where the table has no such row. */
@@ -179,6 +209,7 @@ INLINE void gather(const gather_args *a, int table_format, int is_bf16) {
 
 int promptmill_norm(const void *args) {
   const norm_args *a = args;
+  if (a->rows.codes) return a->is_bf16 ? norm_to_codes(a, 1) : norm_to_codes(a, 0);
   a->is_bf16 ? norm(a, 1) : norm(a, 0);
   return 0;
 }
@@ -191,8 +222,7 @@ int promptmill_rope(const void *args) {
 
 int promptmill_glu(const void *args) {
   const glu_args *a = args;
-  a->is_bf16 ? glu(a, 1) : glu(a, 0);
-  return 0;
+  return a->is_bf16 ? glu(a, 1) : glu(a, 0);
 }
 
 int promptmill_gather(const void *args) {

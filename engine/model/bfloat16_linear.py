@@ -15,9 +15,10 @@ from engine.kernels.cpu_features import cpu_flags
 from engine.kernels.native_function import NativeFunction
 from engine.model.chained_linear import ChainedLinear
 from engine.model.native_linear import pack_panels
+from engine.model.quantised_rows import QuantisedRows
 
-# `product_args` of matmul_bf16.c: five pointers, one 64-bit and four 32-bit integers.
-_ARGUMENTS = struct.Struct("@5P1q4i")
+# `product_args` of matmul_bf16.c: five pointers, one 64-bit and five 32-bit integers, padded to 8 bytes.
+_ARGUMENTS = struct.Struct("@5P1q5i4x")
 _ROWS_AT = struct.calcsize("@5P1q")
 
 
@@ -40,8 +41,8 @@ class Bfloat16Linear(ChainedLinear):
         self._panels = pack_panels(_pairs(weight.detach()))
         self._bias = None if bias is None else bias.detach().float().contiguous()
 
-    def _arguments(self, x: Tensor, out: Tensor, addend: Tensor | None) -> bytes:
-        assert x.dtype == torch.bfloat16, "a Bfloat16Linear computes in bfloat16"
+    def _arguments(self, x: Tensor | QuantisedRows, out: Tensor, addend: Tensor | None) -> bytes:
+        assert isinstance(x, Tensor) and x.dtype == torch.bfloat16, "a Bfloat16Linear computes in bfloat16"
         return _ARGUMENTS.pack(
             x.data_ptr(),
             self._panels.data_ptr(),
@@ -53,6 +54,7 @@ class Bfloat16Linear(ChainedLinear):
             self.in_features,
             self.out_features,
             torch.get_num_threads(),
+            out.dtype == torch.float32,
         )
 
 

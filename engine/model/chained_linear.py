@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.kernels.native_function import NativeFunction
+from engine.model.quantised_rows import QuantisedRows
+from engine.model.workspace import Workspace
 
 
 class ChainedLinear(nn.Module):
@@ -25,10 +27,17 @@ class ChainedLinear(nn.Module):
         self._matmul(self._arguments(rows, output, None))
         return output if rows is x else output.view(*x.shape[:-1], self.out_features)
 
-    def link(self, x: Tensor, out: Tensor, addend: Tensor | None = None) -> bytes:
-        """The call that writes the product of rows x, plus addend, into out; out and addend are contiguous, or one."""
+    def input_rows(self, workspace: Workspace, name: str, num_rows: int, dtype: torch.dtype) -> Tensor | QuantisedRows:
+        """What `link` is given at best, in the workspace: rows of the numbers that the call before makes in `dtype`."""
+        return workspace.rows(name, num_rows, self.in_features, dtype)
+
+    def link(self, x: Tensor | QuantisedRows, out: Tensor, addend: Tensor | None = None) -> bytes:
+        """The call that writes the product of rows x, plus addend, into out; out and addend are contiguous, or one.
+
+        out: of the dtype that the product computes in, or the same numbers as float32.
+        """
         return self._matmul.link(self._arguments(x, out, addend))
 
     @abstractmethod
-    def _arguments(self, x: Tensor, out: Tensor, addend: Tensor | None) -> bytes:
+    def _arguments(self, x: Tensor | QuantisedRows, out: Tensor, addend: Tensor | None) -> bytes:
         """Of `link`'s call, as the product reads them."""

@@ -15,6 +15,7 @@ from engine.model.attention_hook import RowAttention
 from engine.model.native_rows import NativeRows
 from engine.model.norm_rule import NormRule
 from engine.model.packed_linear import plain_weight
+from engine.model.quantised_rows import QuantisedRows
 
 
 class RowKernels(Protocol):
@@ -60,7 +61,7 @@ class FusedNorm(nn.Module):
         """Norm each group of `size` in the rows of x `[num_rows, num_groups * size]`."""
         self._into(x, x)
 
-    def link(self, rows: NativeRows, x: Tensor, out: Tensor) -> bytes:
+    def link(self, rows: NativeRows, x: Tensor, out: Tensor | QuantisedRows) -> bytes:
         """The call that norms each group of `size` in the rows of x into out, which may be x."""
         return rows.norm_link(x, out, self.weight, self.rule)
 

@@ -15,16 +15,17 @@ from engine.errors import ModelLoadError
 from engine.kernels.build import build_library, load_library
 from engine.kernels.native_function import NativeFunction
 from engine.model.chained_linear import ChainedLinear
+from engine.model.quantised_rows import QuantisedRows, addresses_of, depth_of
+from engine.model.workspace import Workspace
 
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_IN_FEATURES = 65_536  # of 255 * 127 each a sum of 32 bits holds so many
 _PANEL = 16  # LANES of lanes.h
-_DEPTH = 8  # DEPTH of dot_int8.h
 # Every CPU must round alike, also those that fuse a multiplication with an addition.
 _FLAGS = ("-ffp-contract=off",)
 # `product_args` and `pack_args` of matmul_int8.c.
-_PRODUCT = struct.Struct("@7P1q5i4x")
-_ROWS_AT = struct.calcsize("@7P1q")
+_PRODUCT = struct.Struct("@10P1q6i")
+_ROWS_AT = struct.calcsize("@10P1q")
 _PACK = struct.Struct("@4P4i")
 
 
@@ -48,7 +49,7 @@ class Int8Kernels:
             )
         weight = weight.detach().contiguous()
         num_columns = -(-out_features // _PANEL) * _PANEL
-        depth = -(-in_features // _DEPTH) * _DEPTH
+        depth = depth_of(in_features)
         packed = PackedWeight(
             codes=torch.zeros(num_columns * depth, dtype=torch.int8),
             scales=torch.zeros(num_columns),
@@ -86,21 +87,28 @@ class Int8Linear(ChainedLinear):
         self._weight = kernels.pack(weight)
         self._bias = None if bias is None else bias.detach().float().contiguous()
 
-    def _arguments(self, x: Tensor, out: Tensor, addend: Tensor | None) -> bytes:
-        assert x.dtype in DTYPES, "an Int8Linear takes float32 or bfloat16"
+    def input_rows(self, workspace: Workspace, name: str, num_rows: int, dtype: torch.dtype) -> Tensor | QuantisedRows:
+        """See `ChainedLinear.input_rows`."""
+        return QuantisedRows.within(workspace, name, num_rows, self.in_features)
+
+    def _arguments(self, x: Tensor | QuantisedRows, out: Tensor, addend: Tensor | None) -> bytes:
+        dtype = x.dtype if isinstance(x, Tensor) else out.dtype
+        assert dtype in DTYPES, "an Int8Linear takes float32 or bfloat16"
         weight = self._weight
         return _PRODUCT.pack(
-            x.data_ptr(),
+            x.data_ptr() if isinstance(x, Tensor) else 0,
+            *addresses_of(x),
             weight.codes.data_ptr(),
             weight.scales.data_ptr(),
             weight.totals.data_ptr(),
             0 if self._bias is None else self._bias.data_ptr(),
             0 if addend is None else addend.data_ptr(),
             out.data_ptr(),
-            x.stride(0),
-            x.shape[0],
+            x.stride(0) if isinstance(x, Tensor) else 0,
+            out.shape[0],
             self.in_features,
             self.out_features,
-            x.dtype == torch.bfloat16,
+            dtype == torch.bfloat16,
             torch.get_num_threads(),
+            out.dtype != dtype,
         )

@@ -109,7 +109,6 @@ class NativeDecoder:
         self._angles: list[Tensor] = []  # cos and sin, `[max_positions, rotary_dim]` each
         self._num_angles = 0  # positions that have theirs; the system gives no memory to the others
         self._logits = torch.empty((0, output.out_features))
-        self._products = self._logits  # the same in the model's dtype
 
     @classmethod
     def of(cls, model: Any, context: AttentionContext) -> Self | None:
@@ -149,12 +148,10 @@ class NativeDecoder:
         if num_rows * vocab_size > _MAX_KEPT_LOGITS:
             return self._output.forward(hidden_states).float()
         if num_rows > len(self._logits):  # new memory in each step would be cleared by the system first
-            shape = 1 << (num_rows - 1).bit_length(), vocab_size
-            self._logits = torch.empty(shape)
-            self._products = self._logits if self._dtype == torch.float32 else torch.empty(shape, dtype=self._dtype)
-        logits, products = self._logits[:num_rows], self._products[:num_rows]
-        self._rows.chain(num_rows, self._output.link(hidden_states, products))
-        return logits if self._dtype == torch.float32 else logits.copy_(products)
+            self._logits = torch.empty((1 << (num_rows - 1).bit_length(), vocab_size))
+        logits = self._logits[:num_rows]
+        self._rows.chain(num_rows, self._output.link(hidden_states, logits))
+        return logits
 
     def _links(self) -> list[bytes]:
         """The calls up to the last layer's attention."""

@@ -125,7 +125,7 @@ class NativeLayer(nn.Module):
         """The calls before attention, from hidden rows to qkv."""
         products, workspace = self._products(), self.rows.workspace
         assert products is not None, "a layer in chains is made of such products"
-        normed = workspace.rows("normed", len(hidden), products.down.out_features, hidden.dtype)
+        normed = products.qkv.input_rows(workspace, "normed", len(hidden), hidden.dtype)
         return [
             self.input_layernorm.link(self.rows, hidden, normed),
             products.qkv.link(normed, qkv),
@@ -134,11 +134,11 @@ class NativeLayer(nn.Module):
 
     def links_behind(self, hidden: Tensor, attended: Tensor) -> list[bytes]:
         """The calls behind attention, of hidden rows as they came to the layer."""
-        products, num_rows, dtype = self._products(), len(hidden), hidden.dtype
+        products, workspace, num_rows, dtype = self._products(), self.rows.workspace, len(hidden), hidden.dtype
         assert products is not None, "a layer in chains is made of such products"
-        normed = self.rows.workspace.rows("normed", num_rows, products.down.out_features, dtype)
-        gate_up = self.rows.workspace.rows("gate_up", num_rows, products.gate_up.out_features, dtype)
-        active = self.rows.workspace.rows("active", num_rows, products.down.in_features, dtype)
+        normed = products.gate_up.input_rows(workspace, "normed", num_rows, dtype)
+        gate_up = workspace.rows("gate_up", num_rows, products.gate_up.out_features, dtype)
+        active = products.down.input_rows(workspace, "active", num_rows, dtype)
         return [
             products.o.link(attended, hidden, hidden),
             self.post_attention_layernorm.link(self.rows, hidden, normed),

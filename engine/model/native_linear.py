@@ -15,6 +15,7 @@ from engine.kernels.build import build_library, load_library
 from engine.kernels.native_function import FORMATS, NativeFunction
 from engine.model.chained_linear import ChainedLinear
 from engine.model.narrow_weights import narrowed
+from engine.model.quantised_rows import QuantisedRows
 
 _PANEL = 16  # LANES of lanes.h
 # `product_args` of matmul.c: five pointers, one 64-bit and five 32-bit integers, padded to 8 bytes.
@@ -36,8 +37,8 @@ class NativeLinear(ChainedLinear):
         self._panels = pack_panels(narrowed(weight.detach()))
         self._bias = None if bias is None else bias.detach().contiguous()
 
-    def _arguments(self, x: Tensor, out: Tensor, addend: Tensor | None) -> bytes:
-        assert x.dtype == torch.float32, "a NativeLinear computes in float32"
+    def _arguments(self, x: Tensor | QuantisedRows, out: Tensor, addend: Tensor | None) -> bytes:
+        assert isinstance(x, Tensor) and x.dtype == torch.float32, "a NativeLinear computes in float32"
         return _ARGUMENTS.pack(
             x.data_ptr(),
             self._panels.data_ptr(),

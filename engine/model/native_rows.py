@@ -12,16 +12,18 @@ from torch import Tensor
 from engine.kernels.build import build_library, load_library
 from engine.kernels.native_function import FORMATS, Chain, NativeFunction
 from engine.model.norm_rule import NormRule
+from engine.model.quantised_rows import QuantisedRows, addresses_of
 from engine.model.workspace import Workspace
 
 DTYPES = (torch.float32, torch.bfloat16)
 # As in rows.c: `norm_args`, `rope_args`, `glu_args`, `gather_args`.
-_NORM = struct.Struct("@3P2q7if")
+_NORM = struct.Struct("@6P2q7if")
 _ROPE = struct.Struct("@3P2q6i")
-_GLU = struct.Struct("@2P5i4x")
+_GLU = struct.Struct("@5P5i4x")
 _GATHER = struct.Struct("@3Pq4i")
-_ROWS_OF_NORM = _ROWS_OF_ROPE = struct.calcsize("@3P2q")
-_ROWS_OF_GLU = struct.calcsize("@2P")
+_ROWS_OF_NORM = struct.calcsize("@6P2q")
+_ROWS_OF_ROPE = struct.calcsize("@3P2q")
+_ROWS_OF_GLU = struct.calcsize("@5P")
 _ROWS_OF_GATHER = struct.calcsize("@3Pq")
 
 
@@ -43,7 +45,7 @@ class NativeRows:
         """RMS norm of every `len(weight)` elements of x's rows into out, which may be x; both `[num_rows, size]`."""
         self._norm(_norm_arguments(x, out, weight, rule))
 
-    def norm_link(self, x: Tensor, out: Tensor, weight: Tensor, rule: NormRule) -> bytes:
+    def norm_link(self, x: Tensor, out: Tensor | QuantisedRows, weight: Tensor, rule: NormRule) -> bytes:
         """`norm` as a part of a chain."""
         return self._norm.link(_norm_arguments(x, out, weight, rule))
 
@@ -60,7 +62,7 @@ class NativeRows:
         self._glu(_glu_arguments(gate_up, out, is_gelu))
         return out
 
-    def glu_link(self, gate_up: Tensor, out: Tensor, *, is_gelu: bool) -> bytes:
+    def glu_link(self, gate_up: Tensor, out: Tensor | QuantisedRows, *, is_gelu: bool) -> bytes:
         """`glu` into out as a part of a chain."""
         return self._glu.link(_glu_arguments(gate_up, out, is_gelu))
 
@@ -84,15 +86,22 @@ class NativeRows:
         )
 
 
-def _norm_arguments(x: Tensor, out: Tensor, weight: Tensor, rule: NormRule) -> bytes:
+def _norm_arguments(x: Tensor, out: Tensor | QuantisedRows, weight: Tensor, rule: NormRule) -> bytes:
     size = weight.shape[0]
-    assert x.stride(1) == out.stride(1) == 1 and x.shape[1] % size == 0, "rows of whole groups"
+    assert x.stride(1) == 1 and x.shape[1] % size == 0, "rows of whole groups"
+    if isinstance(out, Tensor):
+        assert out.stride(1) == 1, "rows of whole groups"
+        place, out_stride = out.data_ptr(), out.stride(0)
+    else:
+        assert x.shape[1] == size, "rows in 8 bits are one group"
+        place = out_stride = 0
     return _NORM.pack(
         x.data_ptr(),
         weight.data_ptr(),
-        out.data_ptr(),
+        place,
+        *addresses_of(out),
         x.stride(0),
-        out.stride(0),
+        out_stride,
         x.shape[0],
         x.shape[1] // size,
         size,
@@ -122,11 +131,12 @@ def _rope_arguments(x: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> bytes
     )
 
 
-def _glu_arguments(gate_up: Tensor, out: Tensor, is_gelu: bool) -> bytes:
-    assert gate_up.is_contiguous() and out.is_contiguous(), "gate_up is contiguous"
+def _glu_arguments(gate_up: Tensor, out: Tensor | QuantisedRows, is_gelu: bool) -> bytes:
+    assert gate_up.is_contiguous() and (not isinstance(out, Tensor) or out.is_contiguous()), "contiguous rows"
     return _GLU.pack(
         gate_up.data_ptr(),
-        out.data_ptr(),
+        out.data_ptr() if isinstance(out, Tensor) else 0,
+        *addresses_of(out),
         gate_up.shape[0],
         gate_up.shape[1] // 2,
         is_gelu,

@@ -36,6 +36,8 @@ static inline __m256i larger_of(__m256i a, __m256i b) {
 
 IN_HALVES(emulated_max_ps, __m512, larger_of)
 IN_HALVES(emulated_max_epi32, __m512i, _mm256_max_epi32)
+IN_HALVES(emulated_max_epi16, __m512i, _mm256_max_epi16)
+IN_HALVES(emulated_max_epu16, __m512i, _mm256_max_epu16)
 IN_HALVES(emulated_add_epi16, __m512i, _mm256_add_epi16)
 IN_HALVES(emulated_maddubs_epi16, __m512i, _mm256_maddubs_epi16)
 IN_HALVES(emulated_madd_epi16, __m512i, _mm256_madd_epi16)
@@ -176,6 +178,8 @@ static inline void emulated_storeu_si512(void *p, __m512i a) { memcpy(p, &a, 64)
 
 #define _mm512_max_ps emulated_max_ps
 #define _mm512_max_epi32 emulated_max_epi32
+#define _mm512_max_epi16 emulated_max_epi16
+#define _mm512_max_epu16 emulated_max_epu16
 #define _mm512_add_epi16 emulated_add_epi16
 #define _mm512_maddubs_epi16 emulated_maddubs_epi16
 #define _mm512_madd_epi16 emulated_madd_epi16

@@ -18,6 +18,7 @@ from engine.model.native_layer import NativeLayer
 from engine.model.native_linear import NativeLinear, load_matmul
 from engine.model.native_rows import NativeRows
 from engine.model.norm_rule import NormRule
+from engine.model.quantised_rows import QuantisedRows
 from engine.model.workspace import Workspace
 from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
 from tests.fakes.tiny_models import make_tiny_model
@@ -139,6 +140,45 @@ def test_a_product_adds_its_addend_last(rows: NativeRows, dtype: torch.dtype, is
         out = given if is_in_place else torch.empty_like(addend)
         rows.chain(70, product.link(x, out, given))  # type: ignore[operator]
         assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_product_writes_its_numbers_as_float32_too(rows: NativeRows, dtype: torch.dtype) -> None:
+    x, weight, bias = random(70, 45, dtype=dtype), random(90, 45, dtype=dtype), random(90, dtype=dtype)
+    made = [*(Int8Linear(weight, added, Int8Kernels(KERNELS)) for added in (None, bias)), *products(dtype)]
+    for product in made:
+        out = torch.empty(70, product.out_features)
+        rows.chain(70, product.link(x, out))  # type: ignore[operator]
+        assert torch.equal(out, product(x).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [45, 576])
+def test_rows_that_leave_in_8_bits_give_a_product_the_same_bits(
+    rows: NativeRows, dtype: torch.dtype, size: int
+) -> None:
+    """As where it quantises them itself; some rows are no numbers, of one sign, or zeros."""
+    product = Int8Linear(random(37, size), None, Int8Kernels(KERNELS))
+    x, weight, gate_up = random(70, size, dtype=dtype), random(size, dtype=dtype), random(70, 2 * size, dtype=dtype)
+    x[1, 44], x[2, 3], x[3], x[4], x[5] = float("nan"), float("-inf"), 0, x[4].abs(), -x[5].abs()
+    gate_up[1, 44], gate_up[2, 3], gate_up[3, size:], gate_up[4, :size] = float("nan"), float("inf"), 0, 3e38
+    rows.workspace.reserve(70)
+    codes = product.input_rows(rows.workspace, "codes", 70, dtype)
+    assert isinstance(codes, QuantisedRows)
+    out = torch.empty(70, 37, dtype=dtype)
+    normed = torch.empty_like(x)
+    rule = NormRule(1e-5, False, True)
+    rows.norm(x, normed, weight, rule)
+    given = [(rows.norm_link(x, codes, weight, rule), normed)]
+    given += [
+        (rows.glu_link(gate_up, codes, is_gelu=is_gelu), rows.glu(gate_up, is_gelu=is_gelu))
+        for is_gelu in (False, True)
+    ]
+    for link, plain in given:
+        expected = product(plain)
+        assert expected.isnan().any(1).tolist()[:3] == [False, True, True]
+        rows.chain(70, link, product.link(codes, out))
+        torch.testing.assert_close(out, expected, atol=0, rtol=0, equal_nan=True)
 
 
 def test_a_chain_ends_at_the_call_that_has_no_memory(rows: NativeRows) -> None:
