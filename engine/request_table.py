@@ -223,7 +223,7 @@ class RequestTable:
             request.on_output(
                 choice.output(token_ids, text, ending, logprobs=logprobs, is_replay=is_replay, embedding=embedding)
             )
-        except Exception:
+        except BaseException:  # asyncio's CancelledError, a SystemExit: the thread serves the other requests, too
             _log.exception("request %s is dropped: its output callback failed", request.request_id)
             while request.open_choices:
                 self._close(request.open_choices[0], is_known_to_child=request.is_running)

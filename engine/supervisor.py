@@ -137,7 +137,7 @@ class Supervisor:
             self._start_child()
             while self._end is None:
                 self._turn()
-        except Exception as error:
+        except BaseException as error:  # nobody else would end those who wait
             _log.exception("the engine's supervisor failed")
             self._finish(EngineDiedError(f"the engine's supervisor failed: {error!r}"), "died")
         finally:
@@ -197,7 +197,7 @@ class Supervisor:
         self._waiting_since = time.monotonic()
         try:
             self._child = self._new_child(self._config)
-        except OSError as error:  # no memory or no process left, for now
+        except (OSError, RuntimeError) as error:  # no memory, no process or no thread left, for now
             self._note_end(f"its process cannot be started ({error})", was_ready=False)
             return
         self._selector.register(self._child.pipe, selectors.EVENT_READ)

@@ -1,5 +1,6 @@
 """What the supervisor tells its child, and when, with a child that is played by hand."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 
@@ -7,10 +8,11 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
-from engine.messages import AbortSequences, AddSequence, ParentMessage, StartProgress
+from engine.messages import AbortSequences, AddSequence, FinishCode, ParentMessage, StartProgress, StepOutput
+from engine.outputs import RequestOutput
 from engine.supervisor import Supervisor
 from tests.fakes.output_recorder import OutputRecorder
-from tests.fakes.played_child import INFO, Children
+from tests.fakes.played_child import INFO, Children, PlayedChild
 from tests.fakes.request_tables import make_request
 
 
@@ -76,6 +78,43 @@ def test_a_start_that_gets_on_no_more_is_given_up() -> None:
     children.next().say(StartProgress("got on"))
     with pytest.raises(ModelLoadError, match=r"start_timeout_seconds \(0.3 s\)"):
         supervisor.wait_until_ready()
+
+
+def test_a_child_for_which_there_is_no_thread_is_started_again_later(children: Children) -> None:
+    has_threads = iter([True, False, True])
+
+    def start_child(config: EngineConfig) -> PlayedChild:
+        if not next(has_threads):
+            raise RuntimeError("can't start new thread")
+        return children(config)
+
+    supervisor = Supervisor(EngineConfig(model_path=""), start_child)  # type: ignore[arg-type]
+    supervisor.launch()
+    supervisor.wait_until_ready()
+    submit(supervisor, "one")
+    children.next().die()
+    child = children.next()
+    child.say(INFO)
+    assert added(child.is_told()) == 0 and supervisor.is_healthy
+    supervisor.stop()
+
+
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError])
+def test_a_callback_that_raises_whatever_it_likes_ends_its_request_alone(
+    supervisor: Supervisor, children: Children, error: type[BaseException]
+) -> None:
+    def fail(output: RequestOutput) -> None:
+        raise error
+
+    other = OutputRecorder()
+    supervisor.submit(make_request("one", on_output=fail))
+    supervisor.submit(make_request("two", on_output=other))
+    child = children.next()
+    assert [added(child.is_told()) for _ in range(2)] == [0, 1]
+    for sequence_id in (0, 1):
+        child.say(StepOutput.of_tokens(sequence_id, [5], [FinishCode.NONE]))
+    assert child.is_told() == AbortSequences([0])
+    other.wait_for_tokens(1)
 
 
 def test_a_suspect_that_is_aborted_before_its_first_step_leaves_the_child_to_the_next(
