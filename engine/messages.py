@@ -147,6 +147,20 @@ class StepOutput:
     embeddings: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     """Sequences that ended with what they were for: `[hidden_size]` each, pooled, as the model gave it."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its arrays cross the pipe as bytes: numpy's own way takes twice as long, on both sides."""
+        return _read_step_output, (
+            self.sequence_ids.astype(np.int64, copy=False).tobytes(),
+            self.token_ids.astype(np.int32, copy=False).tobytes(),
+            self.finish_codes.astype(np.int8, copy=False).tobytes(),
+            self.errors,
+            self.cached_tokens,
+            self.logprobs,
+            self.prompt_logprobs,
+            self.grammar_errors,
+            self.embeddings,
+        )
+
     @classmethod
     def nothing(cls, errors: dict[int, str] | None = None) -> "StepOutput":
         """No tokens; perhaps sequences that failed."""
@@ -174,6 +188,15 @@ class StepOutput:
             grammar_errors=self.grammar_errors | other.grammar_errors,
             embeddings=self.embeddings | other.embeddings,
         )
+
+
+def _read_step_output(sequence_ids: bytes, token_ids: bytes, finish_codes: bytes, *others: Any) -> StepOutput:
+    return StepOutput(
+        np.frombuffer(sequence_ids, np.int64),
+        np.frombuffer(token_ids, np.int32),
+        np.frombuffer(finish_codes, np.int8),
+        *others,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
