@@ -143,6 +143,8 @@ def install_handlers(app: FastAPI) -> None:
         message = f"{request.method} {request.url.path:.200}: {status.phrase.lower()}"
         if status == HTTPStatus.NOT_FOUND:
             message += _what_is_served(request)
+        if status == HTTPStatus.METHOD_NOT_ALLOWED and error.headers:
+            message += f"; it takes {error.headers['Allow']}"
         return to_response(ApiError(status, status.name.lower(), message, headers=error.headers))
 
     @app.exception_handler(ClientDisconnect)

@@ -149,6 +149,11 @@ def test_a_service_of_openais_that_is_not_here_names_those_that_are(client: open
         client.moderations.create(model="fake", input="x")
 
 
+def test_a_method_that_a_path_does_not_take_is_told_which_it_does(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError, match=r"GET /v1/completions: method not allowed; it takes POST"):
+        client.get("/completions", cast_to=object)
+
+
 def test_without_a_worker_the_service_is_unavailable_for_a_while(client: openai.OpenAI) -> None:
     with pytest.raises(openai.InternalServerError) as error:
         client.completions.create(model="fake", prompt="x")
