@@ -1,6 +1,5 @@
 """`promptmill run --retry-failed`: exactly what failed is asked again, and an error is gone once there is an answer."""
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from producer.contract import ErrorCode, ErrorInfo
 from tests.fakes.batch_runs import answers, by_id, chat, completion, run
 from tests.fakes.command_line import Invoke
 from tests.fakes.fake_worker import Behaviour, FakeWorker, HeldJob, echo
-from tests.integration.client.test_table_run import rows, table_run
+from tests.integration.client.test_table_run import rows
 from worker.started_process import StartedProcess
 
 
@@ -242,44 +241,6 @@ def test_a_retry_that_is_killed_goes_on_and_asks_nothing_twice(
 
 def _text(answer: dict[str, Any]) -> str:
     return str(answer["response"]["body"]["choices"][0]["message"]["content"])
-
-
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_rows_that_failed_are_asked_again_and_the_output_is_written_anew(
-    redis_url: str, worker: FakeWorker, tmp_path: Path, suffix: str
-) -> None:
-    source, target = tmp_path / "in.csv", tmp_path / f"out.{suffix}"
-    journal = target.with_name(target.name + ".journal")
-    source.write_text("text\nword 0\nword 1\n\nshort,short\nword 3\n")
-    moody = Moody()
-
-    def outcome() -> list[tuple[str, str]]:
-        found = [json.loads(line) for line in target.read_text().splitlines()] if suffix == "jsonl" else rows(target)
-        return [(row["response"] or "", (row["error"] or "").partition(":")[0]) for row in found]
-
-    with worker.serving(moody):
-        table_run(redis_url, source, target, prompt="{text}").run()
-        failed, bad, good = ("", "engine_error"), ("", "invalid_row"), ("word 1 ", "")
-        assert outcome() == [failed, good, bad, failed] and journal.exists()
-        moody.is_good = True
-        moody.asked.clear()
-        progress = table_run(redis_url, source, target, prompt="{text}", retries_failed=True).run()
-    assert (progress.num_done, progress.num_failed, progress.num_retryable) == (4, 1, 0)
-    assert sorted(moody.asked) == ["word 0", "word 3"]
-    assert outcome() == [("word 0 ", ""), good, bad, ("word 3 ", "")] and not journal.exists()
-    with pytest.raises(BatchFileError, match="exists already, with no failed row that could be asked again"):
-        table_run(redis_url, source, target, prompt="{text}", retries_failed=True)
-
-
-def test_a_retry_of_another_table_is_refused(redis_url: str, worker: FakeWorker, tmp_path: Path) -> None:
-    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
-    source.write_text("text\nword 0\n")
-    with worker.serving(Moody()):
-        table_run(redis_url, source, target, prompt="{text}").run()
-        before = target.read_bytes()
-        with pytest.raises(BatchFileError, match="holds the answers to another input"):
-            table_run(redis_url, source, target, prompt="tell {text}", retries_failed=True).run()
-    assert target.read_bytes() == before
 
 
 def test_the_command_says_how_to_ask_again(promptmill: Invoke, worker: FakeWorker, files: tuple[Path, Path]) -> None:

