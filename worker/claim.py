@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic import ValidationError
-
-from producer.contract import Done
 from worker.scripts import CRASHES_FIELD
 
 SUSPECT_CRASHES = 2  # in a row without a new token: the job runs alone
@@ -25,8 +22,6 @@ class Claim:
     execution_id: str
     is_resumable: bool
     """Put back by the sweeper or a hand-over, not by RQ, or held by the sweeper: what its stream holds counts."""
-    done: Done | None
-    """The stream's end, if an earlier attempt wrote it."""
     fields: dict[bytes, bytes]
     """RQ's hash of the job; empty if the job was deleted."""
     claimed_at: float
@@ -35,14 +30,13 @@ class Claim:
     @classmethod
     def parse(cls, reply: Sequence[Any], claimed_at: float) -> Self:
         """From the form that `Scripts.claim` and `Scripts.sweep` return."""
-        job_id, queue, attempt, execution_id, resumable, done, flat = reply
+        job_id, queue, attempt, execution_id, resumable, flat = reply
         return cls(
             job_id=job_id.decode(),
             queue=queue.decode(),
             attempt=int(attempt),
             execution_id=execution_id.decode(),
             is_resumable=bool(int(resumable or 0)),
-            done=_parse_done(done),
             fields=dict(zip(flat[::2], flat[1::2], strict=True)),
             claimed_at=claimed_at,
         )
@@ -77,10 +71,3 @@ class Claim:
     @property
     def fence(self) -> str:
         return f"{self.attempt}:{self.execution_id}"
-
-
-def _parse_done(data: bytes) -> Done | None:
-    try:
-        return Done.model_validate_json(data) if data else None
-    except ValidationError:  # not written by us: the attempt starts over
-        return None

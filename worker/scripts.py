@@ -94,8 +94,8 @@ class Scripts:
         suspended. A tenant with as many leases as its limit (`tenant_limits`, else `tenant_limit`) is passed over.
         `tenant_queues` take turns from now on if they have jobs waiting, as in `join_turns`.
 
-        Returns `[claims, dropped]`: a claim is `[job id, queue, attempt, execution id, resumable, done entry or "",
-        HGETALL of the job]`, dropped is `[job id, why]`. A call with the same `request_id` returns the same claims;
+        Returns `[claims, dropped]`: a claim is `[job id, queue, attempt, execution id, resumable, HGETALL of the
+        job]`, dropped is `[job id, why]`. A call with the same `request_id` returns the same claims;
         execution ids begin with it.
         """
         arguments: list[str | float] = [

@@ -7,8 +7,7 @@ local bases = {unpack(ARGV, 11 + num_tenant_queues)}
 local MAX_DROPPED = 1000 -- of one claim: where thousands have expired in a queue, Redis serves others in between
 
 local function describe(claim)
-  local _, done = stream_end(claim[1])
-  return {claim[1], claim[2], claim[3], claim[4], claim[5], done, job_hash(claim[1])}
+  return {claim[1], claim[2], claim[3], claim[4], claim[5], job_hash(claim[1])}
 end
 
 local stored = redis.call('GET', KEYS[1])
@@ -61,8 +60,7 @@ local function refusal(id, queue)
 end
 
 local function start(id, queue, execution, order)
-  local last_attempt = stream_end(id)
-  local attempt = lease(id, queue, execution, lease_seconds, record_ttl, last_attempt)
+  local attempt = lease(id, queue, execution, lease_seconds, record_ttl)
   local fields = redis.call('HMGET', job_key(id), RESUME_FIELD, 'enqueued_at')
   local resumable = fields[1] and fields[1] == (fields[2] or '')
   redis.call('HDEL', job_key(id), RESUME_FIELD)

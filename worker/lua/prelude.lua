@@ -68,20 +68,17 @@ local function forget(id, queue)
   if tenant then redis.call('PUBLISH', FREED .. base, queue) end
 end
 
--- the attempt that wrote last, the done entry if the stream has ended, and the last entry's field
+-- the attempt that wrote last, and the last entry's field
 local function stream_end(id)
   local found = redis.pcall('XREVRANGE', stream_key(id), '+', '-', 'COUNT', 1)
-  if found.err or not found[1] then return 0, '', '' end
-  local attempt = tonumber(string.match(found[1][1], '^(%d+)-'))
-  local field, data = found[1][2][1], found[1][2][2]
-  if field == 'd' and string.find(data, '"done":true', 1, true) then return attempt, data, field end
-  return attempt, '', field
+  if found.err or not found[1] then return 0, '' end
+  return tonumber(string.match(found[1][1], '^(%d+)-')), found[1][2][1]
 end
 
 -- An attempt is over. It counts once it has written its marker: before, the job was only waiting. A new token clears it
 -- of the crashes before; nothing but a lease that ended is a crash.
 local function note_end_of_attempt(id, fence, has_crashed)
-  local last_attempt, _, field = stream_end(id)
+  local last_attempt, field = stream_end(id)
   if tostring(last_attempt) ~= string.match(fence or '', '^(%d+):') then return end
   local in_a_row, all = string.match(redis.call('HGET', job_key(id), CRASHES_FIELD) or '', '^(%d+):(%d+)$')
   in_a_row, all = tonumber(in_a_row or 0), tonumber(all or 0)
@@ -127,8 +124,8 @@ local function give_back(id, queue, resumable, has_crashed, record_ttl)
 end
 
 -- a lease, a fence and the next attempt
-local function lease(id, queue, execution, lease_seconds, record_ttl, last_attempt)
-  local attempt = math.max(tonumber(redis.call('GET', attempt_key(id)) or 0), last_attempt) + 1
+local function lease(id, queue, execution, lease_seconds, record_ttl)
+  local attempt = math.max(tonumber(redis.call('GET', attempt_key(id)) or 0), (stream_end(id))) + 1
   redis.call('SET', attempt_key(id), attempt, 'EX', record_ttl)
   redis.call('SET', fence_key(id), attempt .. ':' .. execution, 'EX', record_ttl)
   redis.call('ZADD', leases_key(queue), seconds(now + lease_seconds), id)

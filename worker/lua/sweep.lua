@@ -30,10 +30,9 @@ local function put_back(id, queue)
   if not status or status == 'canceled' then
     local resumable = may_resume(id)
     forget(id, queue)
-    local last_attempt, done = stream_end(id)
     local execution = execution_prefix .. (#orphans + 1)
-    local attempt = lease(id, queue, execution, lease_seconds, record_ttl, last_attempt)
-    orphans[#orphans + 1] = {id, queue, attempt, execution, resumable and 1 or 0, done, job_hash(id)}
+    local attempt = lease(id, queue, execution, lease_seconds, record_ttl)
+    orphans[#orphans + 1] = {id, queue, attempt, execution, resumable and 1 or 0, job_hash(id)}
   elseif status == 'queued' then
     if put_back_queued(id, queue) then given[#given + 1] = id end
   elseif give_back(id, queue, true, true, record_ttl) then

@@ -10,7 +10,7 @@ import pytest
 import redis
 from rq.webhook import Webhook
 
-from producer.contract import Done, keys
+from producer.contract import keys
 from producer.contract.keys import FAILURE_TTL_SECONDS
 from worker.claim import Claim
 from worker.errors import JobRefusedError
@@ -28,7 +28,6 @@ def make_claim(job_id: str = "job", attempt: int = 1, **fields: str | bytes) -> 
         attempt=attempt,
         execution_id="ex",
         is_resumable=False,
-        done=None,
         fields=raw,
         claimed_at=100.0,
     )
@@ -97,16 +96,9 @@ def test_a_packed_request_within_its_limit_is_read(reader: JobReader) -> None:
 
 
 def test_a_claim_reads_the_scripts_reply() -> None:
-    done = Done(job_id="j", done=True, status="finished").to_wire().encode()
-    claim = Claim.parse([b"j", b"q", 3, b"ex", 1, done, [b"status", b"started", b"data", b"x"]], 7.0)
+    claim = Claim.parse([b"j", b"q", 3, b"ex", 1, [b"status", b"started", b"data", b"x"]], 7.0)
     assert claim.fence == "3:ex" and claim.is_resumable and not claim.is_orphan
-    assert claim.done is not None and claim.done.status == "finished"
     assert claim.fields == {b"status": b"started", b"data": b"x"}
-
-
-@pytest.mark.parametrize("done", [b"", b'{"done":true}', b"\xff"])
-def test_a_done_entry_that_is_not_ours_does_not_count(done: bytes) -> None:
-    assert Claim.parse([b"j", b"q", 1, b"ex", 0, done, []], 7.0).done is None
 
 
 @pytest.mark.parametrize("fields", [{}, {"status": "canceled"}])

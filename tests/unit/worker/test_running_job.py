@@ -21,7 +21,6 @@ def make_job(*, n: int = 1, request: JobRequest | None = None, **fields: bytes) 
         attempt=2,
         execution_id="ex",
         is_resumable=False,
-        done=None,
         fields={name.encode(): value for name, value in fields.items()},
         claimed_at=1_000_000_003.0,
     )
