@@ -4,6 +4,7 @@ Owns the values that carry a step's state from the runner to the attention funct
 scheduling, or of how any backend computes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -82,8 +83,19 @@ class PagedBackend(AttentionBackend, Protocol):
 class ChainedBackend(AttentionBackend, Protocol):
     """A backend whose calls may be parts of a chain of native calls."""
 
-    def link(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, layer: int, rules: AttentionRules) -> bytes | None:
+    def links(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        layer: int,
+        rules: AttentionRules,
+        band: int | None = None,
+    ) -> list[bytes] | None:
         """The call that does `forward`, into out, for the step that was entered last; None: not by these rules.
+
+        Of a band two calls: one that writes its keys and values, and one that attends.
 
         Tensors as `forward` has them, or with more rows, which it neither reads nor writes.
         """
@@ -91,6 +103,10 @@ class ChainedBackend(AttentionBackend, Protocol):
 
     def enter(self, batch: AttentionBatch, kv_cache: Tensor) -> None:
         """What the calls are to work on. kv_cache: of all layers. Cheap if it is what was entered last."""
+        ...
+
+    def enter_bands(self, bands: Sequence[AttentionBatch], kv_cache: Tensor) -> None:
+        """What the calls for bands are to work on, the first ones; their tensors are held until the next step."""
         ...
 
 

@@ -16,6 +16,7 @@
 
 #include "attention_ahead.h"
 #include "attention_softmax.h"
+#include "barrier.h"
 #include "room.h"
 
 #define TILE_ROWS 64  /* query tokens times heads of their group: 64 rows of 64 floats fill a third of a 48 KiB L1 */
@@ -226,8 +227,8 @@ static int next_task(int *num_taken) {
   return task;
 }
 
-/* Write the step's keys and values into the pages, then attend. given: all before `query_start`. Returns 0, or 1 if there
- * is no memory. */
+/* Write the step's keys and values into the pages, then attend, or one of the two. given: all before `query_start`.
+ * Returns 0, or 1 if there is no memory. */
 int promptmill_attention(const void *given) {
   attention_args args, *a = &args;
   memcpy(a, given, offsetof(attention_args, query_start));
@@ -238,13 +239,17 @@ int promptmill_attention(const void *given) {
   task *tasks = malloc(sizeof(task) * (max_tasks(a) + 1));
   if (!tasks) return 1;
   int num_tasks = cut_tasks(a, tasks, &work), num_taken = 0, failed = 0;
+  int num_written = a->parts & WRITE_PART ? a->num_tokens : 0;
+  if (!(a->parts & ATTEND_PART)) num_tasks = 0;
+  barrier here = {0};
 #pragma omp parallel num_threads(a->num_threads) if (work > MIN_WORK)
   {
-#pragma omp for schedule(static)
-    for (int token = 0; token < a->num_tokens; token++) {
-      if (token + 1 < a->num_tokens) fetch_slot(a, token + 1);
+#pragma omp for schedule(static) nowait
+    for (int token = 0; token < num_written; token++) {
+      if (token + 1 < num_written) fetch_slot(a, token + 1);
       write_token(a, token);
     }
+    wait_for_team(&here);
     scratch *s = get_scratch(a);
     /* Tasks are taken one by one, so that a core that is busy with something else holds up one of them at most; of decodes
      * it has one more, whose keys and values it asks for. */
@@ -257,6 +262,7 @@ int promptmill_attention(const void *given) {
         failed = 1;
       if (!asks) next = next_task(&num_taken);
     }
+    wait_for_team(&here);
   }
   free(tasks);
   return failed;

@@ -39,6 +39,9 @@
 
 INLINE int lanes_of(int count) { return parts_of(count, LANES); }
 
+#define WRITE_PART 1  /* the step's keys and values into the pages */
+#define ATTEND_PART 2 /* its queries over the pages */
+
 typedef struct {
   const void *q, *k, *v;            /* [num_tokens, heads, head_dim], elements of head_dim side by side */
   void *out;                        /* [num_tokens, num_heads, head_dim], contiguous */
@@ -49,7 +52,8 @@ typedef struct {
   int32_t sliding_window;           /* 0: none */
   int32_t num_threads;
   float scaling, softcap;           /* softcap 0: none */
-  int64_t format;                   /* of q, k, v, out */
+  int32_t format;                   /* of q, k, v, out */
+  int32_t parts;                    /* WRITE_PART, ATTEND_PART */
 
   const int32_t *query_start;       /* [num_seqs + 1] */
   const int32_t *context_lens;      /* [num_seqs] */

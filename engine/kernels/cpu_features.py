@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 _CPU_INFO = Path("/proc/cpuinfo")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 @cache
@@ -17,6 +18,13 @@ def cpu_flags() -> frozenset[str]:
 def cpu_name() -> str:
     """The first core's model; on macOS the kernel's version, which ends with the chip that it was built for."""
     return platform.version() if platform.system() == "Darwin" else _first_value("model name", "CPU part")
+
+
+@cache
+def last_cache_bytes() -> int:
+    """The largest of the caches of the first core; where the system does not say, what most CPUs have."""
+    sizes = [path.read_text().strip() for path in _CACHES.glob("index*/size")]
+    return max((int(size.removesuffix("K")) << 10 for size in sizes if size.endswith("K")), default=16 << 20)
 
 
 def _first_value(*names: str) -> str:

@@ -132,7 +132,7 @@ INLINE void tile(const product_args *a, int row, int panel, int num_rows, int nu
 
 /* Called by every thread of a parallel region. */
 static void quantise_rows(const product_args *a) {
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
   for (int task = 0; task < parts_of(a->num_rows, QUANTISE_TASK); task++)
     for (int row = task * QUANTISE_TASK; row < at_most((task + 1) * QUANTISE_TASK, a->num_rows); row++) {
       const void *x = at(a->x, row * a->x_stride, a->is_bf16);

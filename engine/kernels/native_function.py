@@ -5,7 +5,8 @@ Knows no function's arguments. A chain is what `promptmill_chain` of rows.c runs
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 
@@ -13,6 +14,7 @@ FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 _LINK = struct.Struct("@P2q")  # `chained_call` of rows.c
 _ADDRESS = struct.Struct("@P")
+_BAND = struct.Struct("@PqI4x")  # `band` of rows.c
 
 
 class NativeFunction:
@@ -40,6 +42,7 @@ class Chain:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._function = library.promptmill_chain
         self._function.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_int32)
+        self._bands_function = library.promptmill_bands
 
     def __call__(self, num_rows: int, *links: bytes) -> None:
         """links: of `NativeFunction.link`. Raises `MemoryError`, and then the calls behind did not run."""
@@ -48,6 +51,32 @@ class Chain:
     def prepare(self, *links: bytes) -> "PreparedChain":
         """These calls, to be run as often as what they point to stays where it is, over any number of rows."""
         return PreparedChain(self._function, b"".join(links))
+
+    def prepare_bands(self, bands: Sequence[Sequence[bytes]]) -> "PreparedBands":
+        """The same segments of calls for several bands of rows; each call is to compute with one thread."""
+        return PreparedBands(self._bands_function, bands)
+
+
+class PreparedBands:
+    """A chain for each of some bands of rows, which threads run side by side."""
+
+    def __init__(self, function: Callable[..., int], bands: Sequence[Sequence[bytes]]) -> None:
+        """bands: segments of as many bytes in each."""
+        self._function = function
+        self._calls = [ctypes.create_string_buffer(calls := b"".join(band), len(calls)) for band in bands]
+        ends = [*accumulate(map(len, bands[0]))]
+        self._num_segments = len(ends)
+        self._ends = (ctypes.c_int64 * len(ends))(*ends)
+        self._bands = ctypes.create_string_buffer(_BAND.size * len(bands))
+
+    def __call__(self, num_rows: Sequence[int], *, in_order: bool) -> None:
+        """num_rows: of each band; in_order: whether a segment reads what earlier segments of the bands before its own
+        have written. Raises `MemoryError`, and then some calls did not run."""
+        for i, (calls, count) in enumerate(zip(self._calls, num_rows, strict=True)):
+            _BAND.pack_into(self._bands, i * _BAND.size, ctypes.addressof(calls), count, 0)
+        sizes = len(self._calls), self._num_segments, in_order, torch.get_num_threads()
+        if self._function(self._bands, self._ends, *sizes):
+            raise MemoryError("a compiled kernel could not allocate its room")
 
 
 class PreparedChain:

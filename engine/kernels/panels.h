@@ -11,6 +11,7 @@
  * are constants where it is inlined, and which fetches what lies `ahead` bytes behind each of its panels, `pace` bytes of
  * it for each line that it reads (tiles.h).
  */
+#include "barrier.h"
 #include "shares.h"
 
 #define BLOCK_BYTES (256 * 1024) /* of panels in one task: half of a common L2 */
@@ -86,15 +87,20 @@ static void take_part(const product_args *a, const product_cut *c, share *shares
   }
 }
 
-/* The whole product. prepare: what its threads do first, together, with a barrier at its end; or NULL. */
+/* The whole product. prepare: what its threads do first, together; or NULL. */
 static void multiply(const product_args *a, void (*prepare)(const product_args *)) {
   int num_threads = threads_for(a);
   share shares[num_threads];
   product_cut cut = cut_product(a);
   share_out(shares, num_threads, cut.num_steps * cut.num_blocks);
+  barrier here = {0};
 #pragma omp parallel num_threads(num_threads)
   {
-    if (prepare) prepare(a);
+    if (prepare) {
+      prepare(a);
+      wait_for_team(&here);
+    }
     take_part(a, &cut, shares, num_threads);
+    wait_for_team(&here);
   }
 }

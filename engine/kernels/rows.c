@@ -2,15 +2,21 @@
  *
  * Every row is one thread's, computed in float32 in one order. In bfloat16 results are rounded where transformers'
  * modules round them. What a product in 8 bits takes leaves in these, from the core that has it in its L1 cache, instead of
- * as it is: the same bits as where the product quantises it. The formulas stand at each function; the twins are transformers' own modules.
+ * as it is: the same bits as where the product quantises it. The formulas stand at each function; the twins are
+ * transformers' own modules.
  */
 #include "quantise.h"
+#include "barrier.h"
 #include "room.h"
 
 #define MIN_WORK (1 << 15) /* elements below which a second thread costs more than it brings */
 #define GLU_WORK 8           /* elements of the others that one of an activation costs as much as */
 #define AT_ONCE rows_at_once(a->num_rows, a->num_threads)
-#define EACH_ROW _Pragma("omp parallel for schedule(dynamic, AT_ONCE) num_threads(a->num_threads) if (work > MIN_WORK)")
+#define EACH_ROW                                                              \
+  barrier here = {0};                                                         \
+  _Pragma("omp parallel num_threads(a->num_threads) if (work > MIN_WORK)")    \
+  for (int is_done = 0; !is_done; is_done = 1, wait_for_team(&here))          \
+  _Pragma("omp for schedule(dynamic, AT_ONCE) nowait")
 
 typedef struct {
   const void *x;      /* [num_rows, num_groups, size], rows x_stride apart */
@@ -245,4 +251,66 @@ int promptmill_chain(char *calls, int64_t num_bytes, int32_t num_rows) {
     calls += sizeof *call + call->size;
   }
   return 0;
+}
+
+/* A chain over some of a step's rows, in segments; each call computes with one thread. */
+typedef struct {
+  char *calls;
+  int64_t num_rows;
+  _Atomic uint32_t state; /* twice the segments that are done, and 1 while a thread computes the next */
+} band;
+
+#define NONE_NOW (-1) /* a band waits for one before it, which another thread has */
+#define NONE_LEFT (-2)
+
+/* The band that is least far, for this thread. */
+static int take_band(band *bands, int num_bands, uint32_t num_segments, int in_order) {
+  for (;;) {
+    int found = -1, waits = 0;
+    uint32_t least = 2 * num_segments, least_before = num_segments; /* segments done by each band before */
+    for (int i = 0; i < num_bands; i++) {
+      uint32_t state = atomic_load(&bands[i].state);
+      if (state % 2 == 0 && state < least) {
+        if (in_order && state / 2 > least_before)
+          waits = 1;
+        else
+          found = i, least = state;
+      }
+      if (state / 2 < least_before) least_before = state / 2;
+    }
+    if (found < 0) return waits ? NONE_NOW : NONE_LEFT;
+    if (atomic_compare_exchange_strong(&bands[found].state, &least, least + 1)) return found;
+  }
+}
+
+/* The same chain over several bands of rows. A thread takes one segment of one band after the other, so that the threads
+ * wait for each other at the end alone, and read the same weights at about the same time. With more bands than threads the
+ * others have work while another process has the core of one. segment_ends: [num_segments], in bytes from the first call.
+ * in_order: a segment reads what earlier segments of the bands before its own have written. Returns 0, or what a call that
+ * fails did: then some calls did not run. */
+int promptmill_bands(band *bands, const int64_t *segment_ends, int32_t num_bands, int32_t num_segments, int32_t in_order,
+                     int32_t num_threads) {
+  int failed = 0;
+  barrier here = {0};
+#pragma omp parallel num_threads(num_threads)
+  {
+    for (int i, turn = 0; (i = take_band(bands, num_bands, num_segments, in_order)) != NONE_LEFT;) {
+      if (i == NONE_NOW) {
+        rest(turn++);
+        continue;
+      }
+      turn = 0;
+      uint32_t segment = bands[i].state / 2;
+      int64_t begin = segment ? segment_ends[segment - 1] : 0;
+      int result = promptmill_chain(bands[i].calls + begin, segment_ends[segment] - begin, bands[i].num_rows);
+      if (result) {
+#pragma omp atomic write
+        failed = result;
+        segment = num_segments - 1; /* what follows is nothing's input any more */
+      }
+      atomic_store(&bands[i].state, 2 * (segment + 1));
+    }
+    wait_for_team(&here);
+  }
+  return failed;
 }

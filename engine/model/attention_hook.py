@@ -50,15 +50,17 @@ class RowAttention(Protocol):
         """`attend_rows` after the keys and values were written to `pages`."""
         ...
 
-    def link(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules) -> bytes | None:
+    def links(
+        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules, band: int | None = None
+    ) -> list[bytes] | None:
         """The native call that does `attend_rows` into out, in any step once it is entered; None: not to be had.
 
-        Of padding it leaves out as it is.
+        Of padding it leaves out as it is. Of a band of the step two calls: one writes its keys and values.
         """
         ...
 
     def enter(self) -> None:
-        """Have what `link` gave work on the step in hand."""
+        """Have what `links` gave work on the step in hand."""
         ...
 
 
@@ -98,10 +100,12 @@ class AttentionLayer:
         pages, batch = self._step()
         return _padded(backend.attend(q[: batch.num_tokens], pages, batch, rules), len(q))
 
-    def link(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules) -> bytes | None:
-        """See `RowAttention.link`."""
+    def links(
+        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules, band: int | None = None
+    ) -> list[bytes] | None:
+        """See `RowAttention.links`."""
         backend = self._context.chained_backend
-        return None if backend is None else backend.link(q, k, v, out, self._index, rules)
+        return None if backend is None else backend.links(q, k, v, out, self._index, rules, band)
 
     def enter(self) -> None:
         """See `RowAttention.enter`."""

@@ -41,6 +41,11 @@ class Bfloat16Linear(ChainedLinear):
         self._panels = pack_panels(_pairs(weight.detach()))
         self._bias = None if bias is None else bias.detach().float().contiguous()
 
+    @property
+    def num_bytes(self) -> int:
+        """See `ChainedLinear.num_bytes`."""
+        return self._panels.nbytes
+
     def _arguments(self, x: Tensor | QuantisedRows, out: Tensor, addend: Tensor | None) -> bytes:
         assert isinstance(x, Tensor) and x.dtype == torch.bfloat16, "a Bfloat16Linear computes in bfloat16"
         return _ARGUMENTS.pack(

@@ -27,9 +27,12 @@ class ChainedLinear(nn.Module):
         self._matmul(self._arguments(rows, output, None))
         return output if rows is x else output.view(*x.shape[:-1], self.out_features)
 
-    def input_rows(self, workspace: Workspace, name: str, num_rows: int, dtype: torch.dtype) -> Tensor | QuantisedRows:
-        """What `link` is given at best, in the workspace: rows of the numbers that the call before makes in `dtype`."""
-        return workspace.rows(name, num_rows, self.in_features, dtype)
+    def input_rows(
+        self, workspace: Workspace, name: str, num_rows: int, dtype: torch.dtype, first: int = 0
+    ) -> Tensor | QuantisedRows:
+        """What `link` is given at best, in the workspace from row `first` on: the numbers that the call before makes in
+        `dtype`."""
+        return workspace.rows(name, num_rows, self.in_features, dtype, first)
 
     def link(self, x: Tensor | QuantisedRows, out: Tensor, addend: Tensor | None = None) -> bytes:
         """The call that writes the product of rows x, plus addend, into out; out and addend are contiguous, or one.
@@ -37,6 +40,11 @@ class ChainedLinear(nn.Module):
         out: of the dtype that the product computes in, or the same numbers as float32.
         """
         return self._matmul.link(self._arguments(x, out, addend))
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Of the weight, as each pass over it reads them."""
 
     @abstractmethod
     def _arguments(self, x: Tensor | QuantisedRows, out: Tensor, addend: Tensor | None) -> bytes:

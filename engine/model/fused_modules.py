@@ -144,10 +144,15 @@ class NativeAttentionModule(FusedAttention):
         assert self.attention is not None, "fusion gives every module its attention"
         return self.attention.attend_rows(q, k, v, self._rules).view(len(q), self._q_size)
 
-    def attention_link(self, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> bytes | None:
-        """`attend` into attended, in any step that its attention has entered; None: that is not to be had."""
+    def attention_links(
+        self, q: Tensor, k: Tensor, v: Tensor, attended: Tensor, band: int | None = None
+    ) -> list[bytes] | None:
+        """`attend` into attended, in any step that its attention has entered; None: that is not to be had.
+
+        Of a band of the step two calls: one writes its keys and values.
+        """
         assert self.attention is not None, "fusion gives every module its attention"
-        return self.attention.link(q, k, v, attended.view(q.shape), self._rules)
+        return self.attention.links(q, k, v, attended.view(q.shape), self._rules, band)
 
 
 class FusedMLP(nn.Module):

@@ -104,7 +104,9 @@ class _Trial:
     def attend_written(self, q: Tensor, rules: AttentionRules) -> Tensor:
         raise AssertionError("a trial has no pages")
 
-    def link(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules) -> bytes | None:
+    def links(
+        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules, band: int | None = None
+    ) -> list[bytes] | None:
         return None
 
     def enter(self) -> None:

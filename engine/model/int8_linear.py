@@ -87,9 +87,16 @@ class Int8Linear(ChainedLinear):
         self._weight = kernels.pack(weight)
         self._bias = None if bias is None else bias.detach().float().contiguous()
 
-    def input_rows(self, workspace: Workspace, name: str, num_rows: int, dtype: torch.dtype) -> Tensor | QuantisedRows:
+    @property
+    def num_bytes(self) -> int:
+        """See `ChainedLinear.num_bytes`."""
+        return self._weight.codes.nbytes
+
+    def input_rows(
+        self, workspace: Workspace, name: str, num_rows: int, dtype: torch.dtype, first: int = 0
+    ) -> Tensor | QuantisedRows:
         """See `ChainedLinear.input_rows`."""
-        return QuantisedRows.within(workspace, name, num_rows, self.in_features)
+        return QuantisedRows.within(workspace, name, num_rows, self.in_features, first)
 
     def _arguments(self, x: Tensor | QuantisedRows, out: Tensor, addend: Tensor | None) -> bytes:
         dtype = x.dtype if isinstance(x, Tensor) else out.dtype

@@ -6,14 +6,18 @@ model is a plain row of layers is seen at load (`is_plain`); one that is anythin
 
 import ctypes
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from engine.attention.base import AttentionContext
+from engine.kernels.cpu_features import last_cache_bytes
+from engine.kernels.threads import one_thread
+from engine.model.bands import MIN_ROWS, MIN_ROWS_FROM_MEMORY, Bands, cut_bands, moved
 from engine.model.chained_linear import ChainedLinear
 from engine.model.fused_modules import FusedNorm
 from engine.model.narrow_weights import NarrowEmbedding
@@ -106,6 +110,9 @@ class NativeDecoder:
         self._rows = parts.layers[0].rows
         self._dtype = parts.norm.weight.dtype
         self._places = ctypes.create_string_buffer(_PLACES.size)
+        layer_bytes = parts.layers[0].num_bytes
+        self._min_rows_of_band = MIN_ROWS if layer_bytes <= last_cache_bytes() else MIN_ROWS_FROM_MEMORY
+        self._places_of_bands: list[ctypes.Array[ctypes.c_char]] = []
         self._angles: list[Tensor] = []  # cos and sin, `[max_positions, rotary_dim]` each
         self._num_angles = 0  # positions that have theirs; the system gives no memory to the others
         self._logits = torch.empty((0, output.out_features))
@@ -132,15 +139,40 @@ class NativeDecoder:
         self._reach(batch.max_context_len)
         given = [places.contiguous() for places in (input_ids, position_ids, wanted)]  # held until all has run
         _PLACES.pack_into(self._places, 0, *(places.data_ptr() for places in given))
-        backend.enter(batch, kv_cache)
-        key = self, torch.get_num_threads()
+        num_threads = torch.get_num_threads()
+        key = self, num_threads
         if key not in workspace.prepared:
-            prepare = self._rows.chain.prepare
-            workspace.prepared[key] = prepare(*self._links()), prepare(*self._links_behind())
+            prepare, segments = self._rows.chain.prepare, self._segments(self._places, workspace.num_rows)
+            workspace.prepared[key] = prepare(*chain.from_iterable(segments)), prepare(*self._links_behind())
         first, behind = workspace.prepared[key]
-        first(num_rows)
+        bands = cut_bands(batch, num_threads, self._min_rows_of_band)
+        if bands is not None:
+            room = workspace.num_rows // len(bands.parts)
+            self._run_bands(bands, room, given)
+            given.append(moved(wanted, bands, room))
+            _PLACES.pack_into(self._places, 0, 0, 0, given[-1].data_ptr())
+        else:
+            backend.enter(batch, kv_cache)
+            first(num_rows)
         behind(num_wanted)
         return self._normed(num_wanted)
+
+    def _run_bands(self, bands: Bands, room: int, places: Sequence[Tensor]) -> None:
+        """What the first chain does, for each band in so many rows of room."""
+        context, prepared, count = self._context, self._rows.workspace.prepared, len(bands.parts)
+        assert context.kv_cache is not None and context.chained_backend is not None
+        context.chained_backend.enter_bands([band.batch for band in bands.parts], context.kv_cache)
+        while len(self._places_of_bands) < count:
+            self._places_of_bands.append(ctypes.create_string_buffer(_PLACES.size))
+        for buffer, band in zip(self._places_of_bands, bands.parts, strict=False):
+            _PLACES.pack_into(buffer, 0, *(part.data_ptr() + band.first * part.itemsize for part in places[:2]), 0)
+        key = self, "bands", count
+        if key not in prepared:
+            with one_thread():
+                prepared[key] = self._rows.chain.prepare_bands(
+                    [list(map(b"".join, self._segments(self._places_of_bands[i], room, i))) for i in range(count)]
+                )
+        prepared[key]([band.num_rows for band in bands.parts], in_order=bands.in_order)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """float32 `[num_rows, vocab_size]` of what `hidden_states` gave, which the next step overwrites."""
@@ -153,21 +185,30 @@ class NativeDecoder:
         self._rows.chain(num_rows, self._output.link(hidden_states, logits))
         return logits
 
-    def _links(self) -> list[bytes]:
-        """The calls up to the last layer's attention."""
-        last, num_rows = self._parts.layers[-1], self._rows.workspace.num_rows
-        hidden, qkv, attended = last.places(num_rows, self._dtype)
-        angles = self._rows_of_angles(num_rows)
-        links = [self._gather(_embeddings_of(self._parts.embeddings), 0, hidden)]
+    def _segments(
+        self, places: "ctypes.Array[ctypes.c_char]", num_rows: int, band: int | None = None
+    ) -> list[list[bytes]]:
+        """The calls up to the last layer's attention, of rows that are named in `places`.
+
+        In segments: what a band's read of the band before it, keys and values, that one's segments before have written.
+        """
+        last, first = self._parts.layers[-1], 0 if band is None else band * num_rows
+        hidden, qkv, attended = last.places(num_rows, self._dtype, first)
+        angles = self._rows_of_angles(num_rows, first)
+        links = [self._gather(_embeddings_of(self._parts.embeddings), places, 0, hidden)]
         for table, rows in zip(self._angles, angles or (), strict=True):
-            links.append(self._gather(table, 1, rows[0]))
+            links.append(self._gather(table, places, 1, rows[0]))
+        segments: list[list[bytes]] = []
         for layer in self._parts.layers:
-            attention = layer.self_attn.attention_link(*layer.self_attn.heads(qkv), attended)
+            heads = layer.self_attn.heads(qkv)
+            attention = layer.self_attn.attention_links(*heads, attended, band)
             assert attention is not None, "such layers are native throughout"
-            links += [*layer.links_before(hidden, qkv, angles), attention]
+            segments.append([*links, *layer.links_before(hidden, qkv, angles, first), *attention[:-1]])
+            segments.append([attention[-1]])
             if layer is not last:
-                links += layer.links_behind(hidden, attended)
-        return links
+                segments[-1] += layer.links_behind(hidden, attended, first)
+            links = []
+        return segments
 
     def _links_behind(self) -> list[bytes]:
         """The calls behind that, for the rows that are wanted."""
@@ -179,8 +220,8 @@ class NativeDecoder:
             for name, rows in (("hidden", hidden), ("attended", attended))
         )
         return [
-            self._gather(hidden, 2, own),
-            self._gather(attended, 2, given),
+            self._gather(hidden, self._places, 2, own),
+            self._gather(attended, self._places, 2, given),
             *last.links_behind(own, given),
             self._parts.norm.link(self._rows, own, self._normed(num_rows)),
         ]
@@ -188,16 +229,18 @@ class NativeDecoder:
     def _normed(self, num_rows: int) -> Tensor:
         return self._rows.workspace.rows("normed", num_rows, self._output.in_features, self._dtype)
 
-    def _gather(self, table: Tensor, which: int, out: Tensor) -> bytes:
+    def _gather(self, table: Tensor, places: "ctypes.Array[ctypes.c_char]", which: int, out: Tensor) -> bytes:
         """The call that takes rows of a table by token ids (0), positions (1) or wanted rows (2)."""
-        return self._rows.gather_link(table, ctypes.addressof(self._places) + which * _ADDRESS_BYTES, out)
+        return self._rows.gather_link(table, ctypes.addressof(places) + which * _ADDRESS_BYTES, out)
 
-    def _rows_of_angles(self, num_rows: int) -> tuple[Tensor, Tensor] | None:
+    def _rows_of_angles(self, num_rows: int, first: int = 0) -> tuple[Tensor, Tensor] | None:
         """cos and sin `[1, num_rows, rotary_dim]` of a step."""
         if not self._angles:
             return None
         size = self._angles[0].shape[1]
-        cos, sin = (self._rows.workspace.rows(name, num_rows, size, self._dtype)[None] for name in ("cos", "sin"))
+        cos, sin = (
+            self._rows.workspace.rows(name, num_rows, size, self._dtype, first)[None] for name in ("cos", "sin")
+        )
         return cos, sin
 
     def _reach(self, num_positions: int) -> None:

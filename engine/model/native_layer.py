@@ -119,26 +119,35 @@ class NativeLayer(nn.Module):
         qkv, attended = (
             torch.empty((1, size), dtype=dtype) for size in (products.qkv.out_features, products.o.in_features)
         )
-        return self.self_attn.attention_link(*self.self_attn.heads(qkv), attended) is not None
+        return self.self_attn.attention_links(*self.self_attn.heads(qkv), attended) is not None
 
-    def links_before(self, hidden: Tensor, qkv: Tensor, angles: tuple[Tensor, Tensor] | None) -> list[bytes]:
-        """The calls before attention, from hidden rows to qkv."""
+    @property
+    def num_bytes(self) -> int:
+        """Of its products' weights; it must be native."""
+        products = self._products()
+        assert products is not None, "a native layer is made of such products"
+        return sum(product.num_bytes for product in products)
+
+    def links_before(
+        self, hidden: Tensor, qkv: Tensor, angles: tuple[Tensor, Tensor] | None, first: int = 0
+    ) -> list[bytes]:
+        """The calls before attention, from hidden rows to qkv; first: of the rows between that are theirs."""
         products, workspace = self._products(), self.rows.workspace
         assert products is not None, "a layer in chains is made of such products"
-        normed = products.qkv.input_rows(workspace, "normed", len(hidden), hidden.dtype)
+        normed = products.qkv.input_rows(workspace, "normed", len(hidden), hidden.dtype, first)
         return [
             self.input_layernorm.link(self.rows, hidden, normed),
             products.qkv.link(normed, qkv),
             *self.self_attn.head_links(qkv, angles),
         ]
 
-    def links_behind(self, hidden: Tensor, attended: Tensor) -> list[bytes]:
-        """The calls behind attention, of hidden rows as they came to the layer."""
+    def links_behind(self, hidden: Tensor, attended: Tensor, first: int = 0) -> list[bytes]:
+        """The calls behind attention, of hidden rows as they came to the layer; first: as above."""
         products, workspace, num_rows, dtype = self._products(), self.rows.workspace, len(hidden), hidden.dtype
         assert products is not None, "a layer in chains is made of such products"
-        normed = products.gate_up.input_rows(workspace, "normed", num_rows, dtype)
-        gate_up = workspace.rows("gate_up", num_rows, products.gate_up.out_features, dtype)
-        active = products.down.input_rows(workspace, "active", num_rows, dtype)
+        normed = products.gate_up.input_rows(workspace, "normed", num_rows, dtype, first)
+        gate_up = workspace.rows("gate_up", num_rows, products.gate_up.out_features, dtype, first)
+        active = products.down.input_rows(workspace, "active", num_rows, dtype, first)
         return [
             products.o.link(attended, hidden, hidden),
             self.post_attention_layernorm.link(self.rows, hidden, normed),
@@ -147,14 +156,14 @@ class NativeLayer(nn.Module):
             products.down.link(active, hidden, hidden),
         ]
 
-    def places(self, num_rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def places(self, num_rows: int, dtype: torch.dtype, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Where its calls find and leave rows: hidden, qkv and attended."""
         products, rows = self._products(), self.rows.workspace.rows
         assert products is not None, "a layer in chains is made of such products"
         return (
-            rows("hidden", num_rows, products.down.out_features, dtype),
-            rows("qkv", num_rows, products.qkv.out_features, dtype),
-            rows("attended", num_rows, products.o.in_features, dtype),
+            rows("hidden", num_rows, products.down.out_features, dtype, first),
+            rows("qkv", num_rows, products.qkv.out_features, dtype, first),
+            rows("attended", num_rows, products.o.in_features, dtype, first),
         )
 
     def _prepare(self, dtype: torch.dtype, angles: tuple[Tensor, Tensor] | None) -> "_Chains":
@@ -162,9 +171,9 @@ class NativeLayer(nn.Module):
         hidden, qkv, attended = self.places(rows.workspace.num_rows, dtype)
         heads = self.self_attn.heads(qkv)
         first, behind = self.links_before(hidden, qkv, angles), self.links_behind(hidden, attended)
-        between = self.self_attn.attention_link(*heads, attended)
+        between = self.self_attn.attention_links(*heads, attended)
         if between is not None:
-            first.append(between)
+            first += between
         return _Chains(
             hidden=hidden[None],
             heads=heads,

@@ -37,6 +37,11 @@ class NativeLinear(ChainedLinear):
         self._panels = pack_panels(narrowed(weight.detach()))
         self._bias = None if bias is None else bias.detach().contiguous()
 
+    @property
+    def num_bytes(self) -> int:
+        """See `ChainedLinear.num_bytes`."""
+        return self._panels.nbytes
+
     def _arguments(self, x: Tensor | QuantisedRows, out: Tensor, addend: Tensor | None) -> bytes:
         assert isinstance(x, Tensor) and x.dtype == torch.float32, "a NativeLinear computes in float32"
         return _ARGUMENTS.pack(

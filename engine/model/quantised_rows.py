@@ -20,12 +20,12 @@ class QuantisedRows:
     zeros: Tensor  # int32 [num_rows, 1]
 
     @classmethod
-    def within(cls, workspace: Workspace, name: str, num_rows: int, size: int) -> Self:
-        """At the same place in every call with these arguments; num_rows: no more than reserved."""
+    def within(cls, workspace: Workspace, name: str, num_rows: int, size: int, first: int = 0) -> Self:
+        """At the same place in every call with these arguments; the rows from `first` on, no more than are reserved."""
         return cls(
-            codes=workspace.rows(f"{name} codes", num_rows, depth_of(size), torch.uint8),
-            scales=workspace.rows(f"{name} scales", num_rows, 1, torch.float32),
-            zeros=workspace.rows(f"{name} zeros", num_rows, 1, torch.int32),
+            codes=workspace.rows(f"{name} codes", num_rows, depth_of(size), torch.uint8, first),
+            scales=workspace.rows(f"{name} scales", num_rows, 1, torch.float32, first),
+            zeros=workspace.rows(f"{name} zeros", num_rows, 1, torch.int32, first),
         )
 
     def addresses(self) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 _Angles: TypeAlias = tuple[Tensor, Tensor]  # cos and sin
 
 _MIN_ROWS = 64
+_SPARE_ROWS = 16  # for rows in parts of equal size, of which some are not full
 
 
 class Workspace:
@@ -31,13 +32,14 @@ class Workspace:
     def reserve(self, num_rows: int) -> None:
         """Make room for so many rows. Forgets everything where that moves the tensors."""
         if num_rows > self._num_rows:
-            self._num_rows = max(_MIN_ROWS, 1 << (num_rows - 1).bit_length())
+            self._num_rows = max(_MIN_ROWS, 1 << (num_rows - 1).bit_length()) + _SPARE_ROWS
             self._tensors.clear()
             self.prepared.clear()
             self._angles = None
 
-    def rows(self, name: str, num_rows: int, size: int, dtype: torch.dtype) -> Tensor:
-        """`[num_rows, size]`, at the same place in every call with these arguments; num_rows: no more than reserved.
+    def rows(self, name: str, num_rows: int, size: int, dtype: torch.dtype, first: int = 0) -> Tensor:
+        """`[num_rows, size]`, at the same place in every call with these arguments; the rows from `first` on, no more
+        than are reserved.
 
         Zeros to begin with: a padding row that nobody writes is no nan.
         """
@@ -45,7 +47,7 @@ class Workspace:
         if key not in self._tensors:
             with torch.inference_mode(False):
                 self._tensors[key] = torch.zeros((self._num_rows, size), dtype=dtype)
-        return self._tensors[key][:num_rows]
+        return self._tensors[key][first : first + num_rows]
 
     def take_angles(self, given: _Angles) -> _Angles:
         """A step's cos and sin `[1, T, rotary_dim]` at their place; copied where they are others than before."""

@@ -50,7 +50,9 @@ def rows() -> NativeRows:
 class HalfQuery:
     """Stands in for attention; knows no pages, and is no native call."""
 
-    def link(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules) -> None:
+    def links(
+        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, rules: AttentionRules, band: int | None = None
+    ) -> None:
         return None
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, rules: AttentionRules) -> Tensor:
