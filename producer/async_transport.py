@@ -9,7 +9,6 @@ import redis.asyncio
 
 from producer.channel_hub import ChannelHub, Mailbox, num_cancels
 from producer.errors import ClientClosedError, PromptmillError
-from producer.exchange import exchange
 from producer.operations import Command, Emit, Operation, Protocol, ReadObjects, Receive, Send, Sleep, Subscribe, T
 from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, make_async_pool, translate
 from producer.stored_results import read_objects
@@ -124,7 +123,10 @@ class _AsyncSession:
         raise AssertionError(f"no operation of a session: {operation!r}")
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
-        return await exchange(self._redis.connection_pool, self._redis.response_callbacks, commands)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(await pipeline.execute())
 
     async def _subscribe(self, channels: Sequence[str]) -> None:
         self.close()
