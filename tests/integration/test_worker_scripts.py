@@ -202,6 +202,19 @@ def test_the_stream_of_a_job_that_came_back_is_kept_for_ever_only_from_its_next_
         assert redis_client.ttl(key) == -1
 
 
+def test_entries_that_are_not_published_are_counted_as_others_are(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    appends = []
+    enqueue_many(queue, 2)
+    for held in claim(redis_client, scripts):
+        entries = ["1-0", "{}", "1-1", "{}", "1-2", "{}"]
+        key, fence_key = keys.stream_key(held.job_id), keys.fence_key(held.job_id)
+        appends.append(Append(key, fence_key, held.fence, "", entries, publish=False))
+    assert scripts.append(redis_client, appends) == [b"OK", b"OK"]
+    assert [redis_client.xlen(append.key) for append in appends] == [3, 3]
+
+
 def test_a_worker_whose_clock_is_wrong_is_alive_all_the_same(
     redis_client: redis.Redis, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

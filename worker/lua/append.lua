@@ -62,7 +62,7 @@ local fences = redis.call('MGET', unpack(KEYS, num_streams + 1))
 local replies, first = {}, 2
 for i = 1, num_streams do
   local flags, entries_begin, num_entries, commit_end = ARGV[first + 2], first + 3, 1, nil
-  if #flags > 1 and string.find(flags, 'n', 1, true) then
+  if flags ~= 'p' and string.find(flags, 'n', 1, true) then
     entries_begin, num_entries = first + 4, ARGV[first + 3]
   end
   local entries_end = entries_begin - 1 + 2 * num_entries
