@@ -234,6 +234,7 @@ def test_a_model_is_known_for_a_week_after_its_last_worker(redis_client: redis.R
     assert beat(redis_client, scripts, models=["one", "two"]) == []
     known = dict(redis_client.zrange(keys.MODELS_KEY, 0, -1, withscores=True))
     assert set(known) == {b"of late", b"one", b"two"} and known[b"one"] >= now
+    assert week - 10 < redis_client.ttl(keys.MODELS_KEY) <= week, "where no worker comes back, nothing stays"
 
 
 def test_a_claim_drops_only_so_many_jobs_that_are_gone(

@@ -7,6 +7,7 @@ redis.call('ZADD', WORKERS, seconds(now + entry_seconds), worker)
 redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', seconds(now - entry_seconds))
 for i = 9, 8 + num_models do redis.call('ZADD', MODELS, seconds(now), ARGV[i]) end
 redis.call('ZREMRANGEBYSCORE', MODELS, '-inf', seconds(now - model_ttl))
+redis.call('EXPIRE', MODELS, model_ttl)
 
 -- A lease ended while its worker could not reach us, and a sweeper took that for a crash. It was none: the attempt no
 -- longer counts among those in a row. It stays among all there were, which bounds how often a job is tried.

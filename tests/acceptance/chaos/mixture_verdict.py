@@ -17,7 +17,7 @@ from tests.fakes.worker_runs import rq_queue
 
 WAITING = ("rq:ready:*", "rq:deferred:*", "rq:scheduled:*", "rq:rl:*:allowed", "rq:rl:*:rate_limited")
 FOR_EVER = (b"rq:queues", b"rq:finished:", b"rq:canceled:", b"rq:failed:", b"rq:worker", b"rq:rl")
-FOR_EVER += (b"promptmill:worker", b"promptmill:models", b"promptmill:leased:")
+FOR_EVER += (b"promptmill:worker", b"promptmill:leased:")
 STEP = 7  # between two tokens of the fake engine
 RQ_STATUS = {"finished": b"finished", "failed": b"failed", "cancelled": b"canceled"}
 
