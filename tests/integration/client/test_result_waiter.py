@@ -9,6 +9,7 @@ from producer import AsyncClient, JobFailedError, ResultTimeoutError
 from producer.channel_hub import Mailbox
 from producer.contract import ErrorCode, Result, keys
 from producer.outcome import Outcome
+from producer.result_waiter import ResultWaiter
 from tests.fakes.fake_worker import FakeWorker, echo
 
 NUM_JOBS = 60
@@ -144,9 +145,21 @@ async def test_a_fault_of_whoever_listens_reaches_all_who_wait(
     def fail(outcome: Outcome) -> tuple[str, Result]:
         raise LookupError("a fault")
 
+    looks: list[str] = []
+    peek = ResultWaiter._peek
+
+    async def noted(self: ResultWaiter, job_id: str, queue: str) -> Outcome | None:
+        looks.append("begun")
+        outcome = await peek(self, job_id, queue)
+        looks.append("done")
+        return outcome
+
     monkeypatch.setattr("producer.result_waiter._with_id", fail)
+    monkeypatch.setattr(ResultWaiter, "_peek", noted)
     jobs = await async_client.submit_many([{"prompt": "one"}, {"prompt": "two"}])
     waits = [asyncio.create_task(job.result(timeout=20)) for job in jobs]
-    await asyncio.sleep(0)
+    while looks.count("done") < 3:  # each before it listens, the second once more: what they find they need not hear
+        await asyncio.sleep(0.01)
+    assert looks.count("begun") == 3
     with worker.serving(echo):
         assert [str(error) for error in await asyncio.gather(*waits, return_exceptions=True)] == ["a fault"] * 2
