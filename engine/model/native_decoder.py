@@ -135,11 +135,11 @@ class NativeDecoder:
         batch, kv_cache, backend = self._context.batch, self._context.kv_cache, self._context.chained_backend
         assert batch is not None and kv_cache is not None and backend is not None, "the runner sets the step"
         num_rows, num_wanted, workspace = len(input_ids), len(wanted), self._rows.workspace
-        workspace.reserve(max(num_rows, num_wanted))
+        num_threads = torch.get_num_threads()
+        workspace.reserve(max(num_rows, num_wanted), spare_rows=num_threads + 1)
         self._reach(batch.max_context_len)
         given = [places.contiguous() for places in (input_ids, position_ids, wanted)]  # held until all has run
         _PLACES.pack_into(self._places, 0, *(places.data_ptr() for places in given))
-        num_threads = torch.get_num_threads()
         key = self, num_threads
         if key not in workspace.prepared:
             prepare, segments = self._rows.chain.prepare, self._segments(self._places, workspace.num_rows)

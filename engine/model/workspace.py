@@ -12,7 +12,6 @@ from torch import Tensor
 _Angles: TypeAlias = tuple[Tensor, Tensor]  # cos and sin
 
 _MIN_ROWS = 64
-_SPARE_ROWS = 16  # for rows in parts of equal size, of which some are not full
 
 
 class Workspace:
@@ -29,10 +28,13 @@ class Workspace:
         """That there is room for."""
         return self._num_rows
 
-    def reserve(self, num_rows: int) -> None:
-        """Make room for so many rows. Forgets everything where that moves the tensors."""
-        if num_rows > self._num_rows:
-            self._num_rows = max(_MIN_ROWS, 1 << (num_rows - 1).bit_length()) + _SPARE_ROWS
+    def reserve(self, num_rows: int, spare_rows: int = 0) -> None:
+        """Make room for so many rows. Forgets everything where that moves the tensors.
+
+        spare_rows: beside those, for as many parts of the rows that get equal room.
+        """
+        if num_rows + spare_rows > self._num_rows:
+            self._num_rows = max(_MIN_ROWS, 1 << (num_rows - 1).bit_length()) + spare_rows
             self._tensors.clear()
             self.prepared.clear()
             self._angles = None

@@ -18,6 +18,7 @@ from engine.model.bands import MIN_ROWS, MIN_ROWS_FROM_MEMORY, Bands, cut_bands,
 from engine.model.loader import load_model
 from engine.model.locate import default_cache_dir
 from engine.model.native_rows import NativeRows
+from engine.model.workspace import Workspace
 from tests.fakes.packed_forward import BLOCK_SIZE, batch_of, prompts, run, steps_of
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -71,6 +72,15 @@ def test_a_prompt_is_cut_where_a_band_ends() -> None:
         batch.block_tables[first:end].tolist() for first, end in ((0, 2), (1, 2), (1, 2), (1, 3))
     ]
     assert batch.context_lens.tolist() == [5, 28, 7], "the step's own are left alone"
+
+
+@pytest.mark.parametrize("num_threads", [2, 20, 40, 63])
+def test_every_band_has_room_in_the_workspace(num_threads: int) -> None:
+    for num_rows in (64, 511, 512):
+        workspace = Workspace()
+        workspace.reserve(num_rows, spare_rows=num_threads + 1)
+        bands = cut(batch_of([(0, 0, 1)] * num_rows, BLOCKS), num_threads, 1)
+        assert max(band.num_rows for band in bands.parts) <= workspace.num_rows // len(bands.parts)
 
 
 def test_rows_are_found_where_their_bands_have_room() -> None:
