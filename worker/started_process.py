@@ -7,6 +7,7 @@ see their parent's end in the same way, by themselves; a Redis server cannot.
 
 import os
 import subprocess
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -31,6 +32,7 @@ class StartedProcess(subprocess.Popen[bytes]):
     def __init__(self, command: list[str], *, pass_fds: Collection[int] = (), **options: Any) -> None:
         """`options`: those of `Popen` but for `stdin`, which is empty."""
         self._lifeline: int | None = None
+        self._lifeline_lock = threading.RLock()  # several threads may wait for a process, and a signal may come amid it
         end, lifeline = os.pipe()
         script = _GUARDED.format(end=next(fd for fd in range(3, 10) if fd not in pass_fds))  # a shell knows one digit
         try:
@@ -60,11 +62,12 @@ class StartedProcess(subprocess.Popen[bytes]):
         return code
 
     def _dismiss_guard(self) -> None:
-        if self._lifeline is not None:
+        with self._lifeline_lock:
+            lifeline, self._lifeline = self._lifeline, None
+        if lifeline is not None:
             with suppress(BrokenPipeError):  # a signal to the whole group has ended it
-                os.write(self._lifeline, b"\n")
-            os.close(self._lifeline)
-            self._lifeline = None
+                os.write(lifeline, b"\n")
+            os.close(lifeline)
 
 
 @contextmanager
