@@ -235,12 +235,14 @@ int promptmill_attention(const void *given) {
   memcpy(&a->query_start, a->step, offsetof(attention_args, keys) - offsetof(attention_args, query_start));
   a->keys = a->cache + a->layer * a->layer_bytes;
   a->values = a->keys + a->keys_bytes;
-  int64_t work;
-  task *tasks = malloc(sizeof(task) * (max_tasks(a) + 1));
-  if (!tasks) return 1;
-  int num_tasks = cut_tasks(a, tasks, &work), num_taken = 0, failed = 0;
-  int num_written = a->parts & WRITE_PART ? a->num_tokens : 0;
-  if (!(a->parts & ATTEND_PART)) num_tasks = 0;
+  int64_t work = 0;
+  int num_written = a->parts & WRITE_PART ? a->num_tokens : 0, num_tasks = 0, num_taken = 0, failed = 0;
+  task *tasks = NULL;
+  if (a->parts & ATTEND_PART) {
+    tasks = malloc(sizeof(task) * (max_tasks(a) + 1));
+    if (!tasks) return 1;
+    num_tasks = cut_tasks(a, tasks, &work);
+  }
   barrier here = {0};
 #pragma omp parallel num_threads(a->num_threads) if (work > MIN_WORK)
   {
@@ -250,7 +252,7 @@ int promptmill_attention(const void *given) {
       write_token(a, token);
     }
     wait_for_team(&here);
-    scratch *s = get_scratch(a);
+    scratch *s = num_tasks ? get_scratch(a) : NULL;
     /* Tasks are taken one by one, so that a core that is busy with something else holds up one of them at most; of decodes
      * it has one more, whose keys and values it asks for. */
     for (int i = next_task(&num_taken), next; i < num_tasks; i = next) {

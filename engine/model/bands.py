@@ -49,11 +49,9 @@ def cut_bands(batch: AttentionBatch, num_threads: int, min_rows: int) -> Bands |
     if num_threads == 1 or count < num_threads:
         return None
     starts = [batch.num_tokens * i // count for i in range(count + 1)]
-    if batch.num_decodes == batch.num_tokens:
-        return Bands([Band(first, _decodes(batch, first, end)) for first, end in pairwise(starts)], in_order=False)
     query_start = batch.query_start.tolist()
     parts = [Band(first, _part(batch, query_start, first, end)) for first, end in pairwise(starts)]
-    return Bands(parts, in_order=True)
+    return Bands(parts, in_order=batch.num_decodes != batch.num_tokens)
 
 
 def moved(rows: Tensor, bands: Bands, room: int) -> Tensor:
@@ -61,21 +59,6 @@ def moved(rows: Tensor, bands: Bands, room: int) -> Tensor:
     shifts = torch.tensor([i * room - band.first for i, band in enumerate(bands.parts)])
     ends = torch.tensor([band.first for band in bands.parts[1:]])
     return rows + shifts[torch.bucketize(rows, ends, right=True)]
-
-
-def _decodes(batch: AttentionBatch, first: int, end: int) -> AttentionBatch:
-    """Some sequences of a batch in which each has one token."""
-    return AttentionBatch(
-        query_start=batch.query_start[: end - first + 1],
-        context_lens=batch.context_lens[first:end],
-        block_tables=batch.block_tables[first:end],
-        slot_mapping=batch.slot_mapping[first:end],
-        num_seqs=end - first,
-        num_tokens=end - first,
-        max_query_len=1,
-        max_context_len=batch.max_context_len,
-        num_decodes=end - first,
-    )
 
 
 def _part(batch: AttentionBatch, query_start: list[int], first: int, end: int) -> AttentionBatch:

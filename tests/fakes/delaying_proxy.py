@@ -5,39 +5,24 @@ import queue
 import socket
 import threading
 import time
-from typing import Self
+
+from tests.fakes.tcp_proxy import TcpProxy
 
 Line = queue.SimpleQueue[tuple[float, bytes]]
 
 
-class DelayingProxy:
+class DelayingProxy(TcpProxy):
     """A round trip takes `seconds` longer."""
 
     def __init__(self, upstream_port: int, seconds: float) -> None:
-        self._upstream_port = upstream_port
+        super().__init__(upstream_port)
         self._one_way_seconds = seconds / 2
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(("127.0.0.1", self._upstream_port))
-            for source, target in ((client, server), (server, client)):
-                line: Line = queue.SimpleQueue()
-                threading.Thread(target=self._take, args=(source, line), daemon=True).start()
-                threading.Thread(target=self._give, args=(line, target), daemon=True).start()
+    def _join(self, client: socket.socket, server: socket.socket) -> None:
+        for source, target in ((client, server), (server, client)):
+            line: Line = queue.SimpleQueue()
+            threading.Thread(target=self._take, args=(source, line), daemon=True).start()
+            threading.Thread(target=self._give, args=(line, target), daemon=True).start()
 
     def _take(self, source: socket.socket, line: Line) -> None:
         data = b"first"
