@@ -209,35 +209,38 @@ class FakeWorker:
             if job.attempt:
                 return job
 
-    def try_claim(self, timeout: float) -> HeldJob | None:
-        popped = self.connection.blpop([f"rq:queue:{self.queue}"], timeout=timeout)
+    def try_claim(self, timeout: float, *, of_tenants: bool = False) -> HeldJob | None:
+        names = [f"rq:queue:{self.queue}"]
+        if of_tenants:
+            names += [name.decode() for name in self.connection.sscan_iter("rq:queues", f"{names[0]}@*")]
+        popped = self.connection.blpop(names, timeout=timeout)
         if popped is None:
             return None
-        job_id = popped[1].decode()
+        queue, job_id = popped[0].decode().removeprefix("rq:queue:"), popped[1].decode()
         fields = self.connection.hgetall(f"rq:job:{job_id}")
         if fields.get(b"status") != b"queued":
-            return HeldJob(self.connection, job_id, self.queue, 0, {})
+            return HeldJob(self.connection, job_id, queue, 0, {})
         last = self.connection.xrevrange(keys.stream_key(job_id), count=1)
         attempt = int(last[0][0].split(b"-")[0]) + 1 if last else 1
         with self.connection.pipeline() as pipeline:
             pipeline.hset(f"rq:job:{job_id}", "status", "started")
-            pipeline.zadd(keys.leases_key(self.queue), {job_id: time.time() + LEASE_SECONDS})
+            pipeline.zadd(keys.leases_key(queue), {job_id: time.time() + LEASE_SECONDS})
             pipeline.set(keys.attempt_key(job_id), attempt)
             pipeline.execute()
         label, _, _, arguments = json.loads(zlib.decompress(fields[b"data"]))
         assert label == keys.JOB_FUNCTION
-        return HeldJob(self.connection, job_id, self.queue, attempt, arguments)
+        return HeldJob(self.connection, job_id, queue, attempt, arguments)
 
     @contextmanager
-    def serving(self, behaviour: Behaviour) -> Iterator[None]:
-        """Do every job as `behaviour` says, on a thread, until the block ends."""
+    def serving(self, behaviour: Behaviour, *, of_tenants: bool = False) -> Iterator[None]:
+        """Do every job as `behaviour` says, perhaps those of tenants, too, on a thread, until the block ends."""
         stop = threading.Event()
         failures: list[BaseException] = []
 
         def serve() -> None:
             try:
                 while not stop.is_set():
-                    job = self.try_claim(0.05)
+                    job = self.try_claim(0.05, of_tenants=of_tenants)
                     if job is not None and job.attempt:
                         behaviour(job)
             except BaseException as error:

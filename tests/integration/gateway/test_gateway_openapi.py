@@ -59,9 +59,15 @@ def test_no_request_of_the_document_is_a_fault_of_ours(
         if response.status_code >= 400:
             assert response.json()["error"]["message"]
 
-    with worker.serving(answer):
+    with worker.serving(answer, of_tenants=True):
         check()
     assert codes
+
+
+def test_requests_of_tenants_are_among_those_that_are_answered(gateway: RunningGateway, worker: FakeWorker) -> None:
+    body = {"model": "fake", "prompt": "x", "tenant": "acme"}
+    with worker.serving(answer, of_tenants=True):
+        assert httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=30).status_code == 200
 
 
 def answer(job: HeldJob) -> None:
