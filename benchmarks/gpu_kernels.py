@@ -1,6 +1,7 @@
 """How fast the GPU's kernels are, as shares of the copy bandwidth and the matrix rate measured beside them."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -111,8 +112,8 @@ def _samplers(size: ModelSize, timer: Timer, num_rows: int, limits: DeviceLimits
     """By one reading of the logits, as if nothing else were to be done."""
     logits = torch.randn(num_rows, size.vocab, device=timer.device) * 3
     batches = {
-        "greedy": batch_of(num_rows, temperature=0.0),
-        "drawn": batch_of(num_rows),
+        "greedy": replace(batch_of(num_rows, temperature=0.0), may_draw=False, may_cut=False),  # as a step knows it
+        "drawn": replace(batch_of(num_rows), may_cut=False),
         "top-p": batch_of(num_rows, top_p=0.9),
         "all filters": random_batch(num_rows, seed=0),
     }

@@ -11,7 +11,7 @@ from benchmarks.gpu_models import DeviceLimits, ModelSize
 from benchmarks.gpu_timer import Timer
 from engine.attention import triton_backend
 
-_DECODES = [(64, 1024), (256, 1024)]
+_DECODES = {"64 x 1024": [1024] * 64, "256 x 100 to 1885": [100 + 7 * i for i in range(256)]}  # contexts
 _PREFILLS = [(1, 4096), (16, 512)]
 # What is changed, by the backend's names.
 _DECODE_CHANGES: list[dict[str, int]] = [
@@ -24,6 +24,8 @@ _DECODE_CHANGES: list[dict[str, int]] = [
     {"_DECODE_WARPS": 2},
     {"SPLIT": 256},
     {"SPLIT": 1024},
+    {"_UNSPLIT": 1},
+    {"_UNSPLIT": 4},
 ]
 _PREFILL_CHANGES: list[dict[str, int]] = [
     {},
@@ -39,12 +41,12 @@ _PREFILL_CHANGES: list[dict[str, int]] = [
 
 def time_tiles(size: ModelSize, timer: Timer, limits: DeviceLimits, *, is_smoke: bool) -> Iterator[list[str]]:
     """Rows of `gpu_report.KERNEL_COLUMNS` without the model."""
-    decodes, prefills = ([(2, 20)], [(1, 20)]) if is_smoke else (_DECODES, _PREFILLS)
-    for num_seqs, length in decodes:
-        num_bytes = num_seqs * length * size.kv_bytes / size.layers
+    decodes, prefills = ({"2 x 20": [20, 20]}, [(1, 20)]) if is_smoke else (_DECODES, _PREFILLS)
+    for name, contexts in decodes.items():
+        num_bytes = sum(contexts) * size.kv_bytes / size.layers
         for changes in _DECODE_CHANGES[: 2 if is_smoke else None]:
-            seconds = _seconds(size, timer, [(1, length)] * num_seqs, changes)
-            case = f"{num_seqs} x {length}{_named(changes)}"
+            seconds = _seconds(size, timer, [(1, context) for context in contexts], changes)
+            case = name + _named(changes)
             yield _failed("decode tile", case, seconds) or by_bytes(
                 "decode tile", case, float(seconds), num_bytes, limits
             )

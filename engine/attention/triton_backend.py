@@ -4,7 +4,7 @@ A step's leading sequences with one query token are decodes: their keys are spli
 the prefill kernel. In a graph, which serves steps of any such division, the kernels find out on the device whose each
 sequence is. Both have one arithmetic, and with `deterministic` one tile and one size of splits as well, so that a row
 has the same bits in either; else a prefill takes a larger tile and all keys as one split, and the splits of few
-sequences are smaller, which is faster and gives other last bits.
+sequences are smaller and many of some length have none, which is faster and gives other last bits.
 """
 
 from dataclasses import replace
@@ -21,6 +21,7 @@ from engine.kernels.triton.kv_write import write_kernel
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SPLIT = 512  # keys; part of the arithmetic: another size gives other bits
 _SMALLEST_SPLIT = 4  # of them
+_UNSPLIT = 2  # times as many keys are not worth a merge; more of them would end long after the others' few
 _ENOUGH_PROGRAMS = 512  # to keep a GPU's memory busy: some for each of its multiprocessors
 _TILE_KEYS = 64  # likewise, at most; a split is a whole number of tiles
 _TILE_BYTES = 16_384  # of a tile's keys, at most: several such tiles are on their way into a GPU's shared memory
@@ -190,7 +191,12 @@ def _merge(parts: Tensor, output: Tensor, batch: AttentionBatch, rules: Attentio
 
 
 def choose_split(num_programs: int, max_context_len: int, *, least: int) -> int:
-    """Keys of a split, so that few sequences occupy a GPU too; num_programs: without splits; least: a tile of keys."""
+    """Keys of a split, so that few sequences occupy a GPU too, and many of some length need no merge.
+
+    num_programs: without splits; least: a tile of keys.
+    """
+    if num_programs >= _ENOUGH_PROGRAMS and max_context_len <= _UNSPLIT * SPLIT:
+        return _UNSPLIT * SPLIT
     split = SPLIT
     while split > max(SPLIT // _SMALLEST_SPLIT, least) and max_context_len > split // 2:
         if num_programs * triton.cdiv(max_context_len, split // 2) > _ENOUGH_PROGRAMS:

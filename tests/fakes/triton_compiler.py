@@ -191,7 +191,8 @@ def launch_every_kernel() -> None:
         rules = AttentionRules(0.1)
         if head_dim != 128:
             rules = AttentionRules(0.1, sliding_window=100, softcap=20.0, sinks=torch.zeros(num_heads))
-        for parts in ([(0, 0, 599), (1, 0, 39)], [(0, 599, 600), (1, 39, 40)], [(0, 599, 600), (1, 0, 39)]):
+        decodes = [[(0, 599, 600), (1, 39, 40)], [(1, 39, 40)]]  # in splits, and in one
+        for parts in ([(0, 0, 599), (1, 0, 39)], *decodes, [(0, 599, 600), (1, 0, 39)]):
             q, k, v, batch = world.step(parts)
             batch.is_open = batch.max_query_len > 1 and parts[0][1] > 0  # as a graph of mixed steps is
             for is_deterministic in (False, True):

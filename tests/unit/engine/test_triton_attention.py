@@ -182,6 +182,12 @@ def test_the_splits_of_few_sequences_are_smaller() -> None:
     assert choose_split(1, 64, least=16) == 16 and choose_split(1, 15, least=8) == 32, "all keys are one split"
 
 
+def test_many_sequences_of_some_length_are_not_split() -> None:
+    assert triton_backend.SPLIT == 32, "as this file sets it"
+    assert choose_split(512, 64, least=8) == 64
+    assert choose_split(511, 64, least=8) == 32 and choose_split(512, 65, least=8) == 32
+
+
 def test_a_sequence_that_went_bad_harms_only_itself() -> None:
     world = build((4, 2, 32, 8), torch.float32, [40, 60])
     backend = OnKernelDevice(TritonAttention())
