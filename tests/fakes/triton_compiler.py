@@ -28,6 +28,7 @@ _MAX_STACK_BYTES = 512
 # What some kernels are slow without: copies of 16 bytes that nobody waits for, and a Hopper's matrix products.
 _NEEDED = {"decode_kernel": "cp.async.cg.shared.global"}
 _NEEDED_ON_HOPPER = {"prefill_kernel": "wgmma.mma_async", "linear_kernel": "wgmma.mma_async"}
+_WITHOUT_EXCHANGE = ("glu_kernel", "qkv_kernel")  # threads of theirs would wait for each other through shared memory
 _DECODES_AT_ONCE = 3  # in 16 bits on Hopper: while one begins or ends, others read
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 _TYPES = {
@@ -264,6 +265,9 @@ def main() -> None:
     ]
     if lacking:
         raise SystemExit(f"without what makes them fast: {[(name, needed[name]) for name in lacking]}")
+    exchanging = {kernel.name for kernel in compiled if kernel.name in _WITHOUT_EXCHANGE and kernel.shared_bytes}
+    if exchanging:
+        raise SystemExit(f"threads exchange what each could load: {sorted(exchanging)}")
     if capability == 90:
         halves = [kernel for kernel in _of(compiled, "decode_kernel") if "mma.sync" in kernel.assembly]
         if not halves or min(kernel.num_at_once(capability) for kernel in halves) < _DECODES_AT_ONCE:

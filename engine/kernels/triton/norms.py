@@ -67,10 +67,10 @@ def add_norm_kernel(
     mask = places < SIZE
     x = widen(tl.load(x_ptr + row + places, mask=mask, other=0.0))
     residual = widen(tl.load(residual_ptr + row + places, mask=mask, other=0.0))
+    weight = widen(tl.load(weight_ptr + places, mask=mask, other=0.0))  # on its way with the others
     dtype = sum_ptr.dtype.element_ty
     total = narrow(residual + x, dtype)
     tl.store(sum_ptr + row + places, total, mask=mask)
     total = widen(total)
-    weight = widen(tl.load(weight_ptr + places, mask=mask, other=0.0))
     scale = 1 / tl.sqrt_rn(tl.sum(total * total, 0) / SIZE + epsilon)
     tl.store(out_ptr + row + places, normed(total, scale, weight, dtype, ADDS_ONE, ROUNDS_FIRST), mask=mask)
