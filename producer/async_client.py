@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Self, overload
 
 from producer.async_transport import AsyncTransport
-from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields, id_and_queue
+from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields, id_and_queue, ids_of
 from producer.cancel import cancel
 from producer.contract import Result, WorkerInfo
 from producer.dead_letters import FailedJob, read_failed, retry
@@ -45,7 +45,7 @@ class AsyncClient(BaseClient):
         queue: str | None = None,
         priority_class: PriorityClass | None = None,
         job_id: str | None = None,
-        depends_on: Iterable[AsyncJob | str] = (),
+        depends_on: AsyncJob | str | Iterable[AsyncJob | str] = (),
         durable: bool = False,
         **fields: Any,
     ) -> AsyncJob:
@@ -56,7 +56,7 @@ class AsyncClient(BaseClient):
             queue=queue,
             priority_class=priority_class,
             job_id=job_id,
-            depends_on=[id_and_queue(job)[0] for job in depends_on],
+            depends_on=ids_of(depends_on),
             durable=durable,
         )
         job = await self._transport.run(protocol)

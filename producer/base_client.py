@@ -71,5 +71,11 @@ def gather_fields(prompt: Prompt, messages: Messages, fields: Mapping[str, Any])
     return gathered
 
 
+def ids_of(jobs: Job | AsyncJob | str | Iterable[Job | AsyncJob | str]) -> list[str]:
+    """One job or several."""
+    several = [jobs] if isinstance(jobs, Job | AsyncJob | str) else jobs
+    return [id_and_queue(job)[0] for job in several]
+
+
 def id_and_queue(job: Job | AsyncJob | str) -> tuple[str, str | None]:
     return (job, None) if isinstance(job, str) else (job.id, job.queue)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self, overload
 
-from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields, id_and_queue
+from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields, id_and_queue, ids_of
 from producer.cancel import cancel
 from producer.contract import Result, WorkerInfo
 from producer.dead_letters import FailedJob, read_failed, retry
@@ -43,7 +43,7 @@ class Client(BaseClient):
         queue: str | None = None,
         priority_class: PriorityClass | None = None,
         job_id: str | None = None,
-        depends_on: Iterable[Job | str] = (),
+        depends_on: Job | str | Iterable[Job | str] = (),
         durable: bool = False,
         **fields: Any,
     ) -> Job:
@@ -63,7 +63,7 @@ class Client(BaseClient):
             queue=queue,
             priority_class=priority_class,
             job_id=job_id,
-            depends_on=[id_and_queue(job)[0] for job in depends_on],
+            depends_on=ids_of(depends_on),
             durable=durable,
         )
         job = self._transport.run(protocol)

@@ -76,6 +76,15 @@ class Destination:
         return keys.tenant_queue(keys.class_queue(queue, self.priority_class), request.tenant or self.tenant)
 
 
+_BESIDE_REQUESTS = {
+    "queue": "give submit_many queue=, for all of them",
+    "priority_class": "give submit_many priority_class=, for all of them",
+    "durable": "give submit_many durable=, for all of them",
+    "job_id": "give submit_many job_ids=, one for each",
+    "depends_on": "submit a job that waits for others by itself, with submit",
+}
+
+
 def build_request(fields: Mapping[str, Any]) -> JobRequest:
     """Raises InvalidJobError naming the field and the remedy."""
     if not isinstance(fields, Mapping):
@@ -154,11 +163,19 @@ def prepare_many(
     jobs: list[NewJob] = []
     for at, item in enumerate(items):
         try:
+            _check_places(item)
             jobs.append((yield from prepare(item, destination, directory, job_ids[at] if job_ids else None)))
         except InvalidJobError as error:
             raise _of_item(error, at) from error
     yield from _check_bodies(jobs)
     return jobs
+
+
+def _check_places(item: Mapping[str, Any] | JobRequest) -> None:
+    """What `submit` takes beside a job's fields is not looked for among those."""
+    for name in _BESIDE_REQUESTS if isinstance(item, Mapping) else ():
+        if name in item:
+            raise InvalidJobError(f"{name}: not within a request: {_BESIDE_REQUESTS[name]}", param=name)
 
 
 def _check_bodies(jobs: Sequence[NewJob]) -> Protocol[None]:

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
@@ -44,17 +45,20 @@ def keep_table_of_contents(tables_dir: Path) -> None:
 def _kept(define: Callable[..., Contents], models: Path, table: Path) -> Callable[..., Contents]:
     """`define`, which takes the table of `models` from the file `table`, or makes both."""
 
+    @cache  # transformers asks three times: where no file can be kept, the table is made once all the same
+    def contents() -> Contents:
+        found = _read(table)
+        if found is None:
+            found = define(models)
+            _write(table, found)
+        return found
+
     def define_import_structure(module_path: str | Path, prefix: str | None = None) -> Contents:
         path = Path(module_path)
         if path != models and path != models / "__init__.py":
             return define(module_path, prefix)
-        contents = _read(table)
-        if contents is None:
-            contents = define(module_path)
-            _write(table, contents)
-        if prefix is None:
-            return contents
-        return {needs: {f"{prefix}.{name}": found for name, found in by.items()} for needs, by in contents.items()}
+        parent = "" if prefix is None else f"{prefix}."
+        return {needs: {parent + name: found for name, found in by.items()} for needs, by in contents().items()}
 
     return define_import_structure
 

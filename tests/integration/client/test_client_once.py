@@ -143,7 +143,7 @@ def test_a_job_waits_for_those_it_depends_on(client: Client, redis_url: str, red
         assert [request.split(":")[0] for request in worker.engine.submitted][-1] == last.id
         wait_for_no_leftovers(redis_client)
         wait_until(lambda: not redis_client.keys("rq:deferred:*"))
-        late = client.submit("Late", depends_on=[last], max_tokens=3)  # nothing to wait for any more
+        late = client.submit("Late", depends_on=last, max_tokens=3)  # nothing to wait for any more
         assert late.result(timeout=20).status == "finished"
 
 
@@ -151,7 +151,7 @@ def test_a_dependency_that_nobody_knows_or_that_was_cancelled_is_refused(
     client: Client, redis_client: redis.Redis
 ) -> None:
     with pytest.raises(InvalidJobError, match="gone is not known") as caught:
-        client.submit("Hello", depends_on=["gone"])
+        client.submit("Hello", depends_on="gone")
     assert caught.value.param == "depends_on" and not redis_client.keys("rq:job:*")
     cancelled = client.submit("Hello")
     cancelled.cancel()

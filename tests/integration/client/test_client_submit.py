@@ -53,6 +53,22 @@ def test_one_bad_item_of_many_is_named_and_nothing_is_enqueued(redis_url: str, q
     assert queue.count == 0
 
 
+@pytest.mark.parametrize(
+    ("misplaced", "remedy"),
+    [
+        ({"priority_class": "high"}, "give submit_many priority_class="),
+        ({"job_id": "one"}, "give submit_many job_ids="),
+        ({"depends_on": ["one"]}, "with submit"),
+    ],
+)
+def test_what_is_no_part_of_a_request_is_told_its_place(
+    redis_url: str, misplaced: dict[str, object], remedy: str
+) -> None:
+    with Client(redis_url) as client, pytest.raises(InvalidJobError, match=remedy) as caught:
+        client.submit_many([{"prompt": "a"}, {"prompt": "b", **misplaced}])
+    assert caught.value.param == f"requests[1].{next(iter(misplaced))}"
+
+
 def test_priority_classes_are_queues_of_their_own(redis_url: str, redis_client: redis.Redis) -> None:
     with Client(redis_url, queue="mine") as client:
         high = client.submit("a", priority_class="high")
