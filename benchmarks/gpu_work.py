@@ -58,21 +58,23 @@ def stages_of(settings: Settings) -> list[str]:
     first, *others = (size.name for size in settings.models)
     names = ["limits", f"weights: {first}", f"engine checks: {first}", f"race: {first}: {OURS}"]
     has_more = len(settings.sequences) > 1 and not settings.is_smoke
-    names += [f"race: {first}: {OURS}: {MORE}"] if has_more else []
-    names.append(f"kernels: {first}")
     for name in others:
         names += [f"weights: {name}", f"race: {name}: {OURS}"]
+    names.append(f"kernels: {first}")
+    names += [f"race: {first}: {OURS}: {MORE}"] if has_more else []
+    names += [f"idle: {first}", f"first job: {first}"]
+    variants = [] if settings.is_smoke else list(VARIANTS)  # the interpreter takes long for them
+    names += [f"race: {first}: {variant}" for variant in variants]
     installed = [peer for peer in settings.peers if peer == "transformers"]
     names += [f"race: {first}: {peer}" for peer in installed]
     names += [f"kernel checks: {name}" for name in (first, *others)]
-    names += [f"idle: {first}", f"tests: {first}"]
+    names.append(f"tests: {first}")
     names += [f"race: {name}: {OURS}: {MORE}" for name in others if has_more]
-    names += [f"{kind}: {name}" for name in others for kind in ("kernels", "idle")]
+    names += [f"{kind}: {name}" for name in others for kind in ("kernels", "idle", "first job")]
     names += [f"race: {name}: {peer}" for name in others for peer in installed]
-    variants = [QUEUED] if settings.is_smoke else [*VARIANTS, QUEUED]  # the interpreter takes long for them
+    names += [f"race: {name}: {variant}" for name in others for variant in variants]
     for name in (first, *others):
-        names += [f"race: {name}: {variant}" for variant in variants]
-        names += [f"{kind}: {name}" for kind in ("first job", "tiles", "linears")]
+        names += [f"race: {name}: {QUEUED}", f"tiles: {name}", f"linears: {name}"]
     rest = [peer for peer in settings.peers if peer not in installed]
     return names + [f"race: {name}: {peer}" for name in (first, *others) for peer in rest]
 

@@ -28,16 +28,19 @@ def test_the_first_call_tells_how_fast_and_how_right_the_engine_is() -> None:
         sizes = {name: ModelSize(name, "qwen3", 1, 1, 1, 1, 1, 1, 1, True) for name in "AB"}
         patched.setattr("benchmarks.gpu_work.SIZES", sizes)
         names = stages_of(settings)
-    assert names[:9] == [
+    assert names[:12] == [
         "limits",
         "weights: A",
         "engine checks: A",
         "race: A: promptmill",
-        "race: A: promptmill: more",
-        "kernels: A",
         "weights: B",
         "race: B: promptmill",
-        "race: A: transformers",
+        "kernels: A",
+        "race: A: promptmill: more",
+        "idle: A",
+        "first job: A",
+        "race: A: promptmill, deterministic",
+        "race: A: promptmill, 8192 a step",
     ]
     assert len(names) == len(set(names)), "each stage is one entry of the journal"
     assert names[-2:] == ["race: A: vllm", "race: B: vllm"]
