@@ -17,7 +17,7 @@ from collections import deque
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import IO, TypeAlias
+from typing import IO, Protocol, TypeAlias
 
 from engine.child import ChildPipe
 from engine.config import EngineConfig
@@ -34,6 +34,18 @@ _REAP_SECONDS = 2.0
 _OPENMP_DEFAULTS = {"GOMP_SPINCOUNT": "2000"}
 _MAX_LAST_LINES = 20
 _MAX_LINE_BYTES = 1024
+
+
+class Supervised(Protocol):
+    """What a supervisor asks of a running child; `Child` says what each means."""
+
+    pipe: ParentPipe
+
+    def send(self, message: ParentMessage) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def close(self) -> str: ...
 
 
 class Child(ABC):

@@ -31,7 +31,7 @@ from engine.messages import (
     StepOutput,
 )
 from engine.outputs import ErrorKind
-from engine.process import Child
+from engine.process import Supervised
 from engine.request import Request
 from engine.request_table import RequestTable
 from engine.restart_policy import RestartPolicy
@@ -48,7 +48,7 @@ class Supervisor:
     def __init__(
         self,
         config: EngineConfig,
-        start_child: Callable[[EngineConfig], Child],
+        start_child: Callable[[EngineConfig], Supervised],
         after_outputs: Callable[[], None] = lambda: None,
     ) -> None:
         """`after_outputs` is called behind whatever may have called back: a message of the child's, some commands."""
@@ -63,7 +63,7 @@ class Supervisor:
         self._started: Future[EngineInfo] = Future()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._mailbox, selectors.EVENT_READ)
-        self._child: Child | None = None
+        self._child: Supervised | None = None
         self._is_ready = False
         self._reason: str | None = None  # of the child's end, where it is known before
         self._is_start_refused = False
@@ -248,7 +248,7 @@ class Supervisor:
         if not self._started.done():
             self._started.set_result(info)
 
-    def _on_child_end(self, child: Child) -> None:
+    def _on_child_end(self, child: Supervised) -> None:
         self._selector.unregister(child.pipe)
         exit_reason = child.close()
         was_ready, self._is_ready, self._child = self._is_ready, False, None

@@ -24,7 +24,7 @@ INFO = EngineInfo(
 
 
 class PlayedChild:
-    """Has the interface of `engine.process.Child`."""
+    """A `Supervised`."""
 
     def __init__(self) -> None:
         self.pipe: Connection[Any, Any]
