@@ -89,7 +89,12 @@ async def batch_bench(redis_url: str, folder: Path, **options: Any) -> AsyncIter
     store = LocalFileStore(folder)
     store.check()
     redis = AsyncTransport(redis_url)
-    given = {"default_queue": "promptmill", "max_in_flight": 100, "max_queue_depth": 1000, "max_line_bytes": 100_000}
+    given: dict[str, Any] = {
+        "default_queue": "promptmill",
+        "max_in_flight": 100,
+        "max_queue_depth": 1000,
+        "max_line_bytes": 100_000,
+    }
     bench = BatchBench(redis, store, FileRecords(redis, store), BatchRecords(redis), CarrierOptions(**given | options))
     try:
         yield bench

@@ -42,11 +42,13 @@ class Judge:
         request = JobRequest.model_validate({"messages": [{"role": "user", "content": "x"}], "tools": TOOLS, **fields})
         tool_parser: ToolParserName = "llama" if template == LLAMA else "auto"  # the tag may be missing here
         model_format = ModelFormat.select(self.tokenizer, [template], tool_parser=tool_parser)
-        self.plan = OutputPlan.of_chat(request, prompt_end, model_format)
-        assert self.plan is not None
+        plan = OutputPlan.of_chat(request, prompt_end, model_format)
+        assert plan is not None
+        self.plan = plan
         spec = call_grammar(request, self.plan, model_format)
         assert spec is not None
-        end_id = raw.token_to_id(END_TOKEN)
+        end_id = self.tokenizer.token_id(END_TOKEN)
+        assert end_id is not None
         compiler = GrammarCompiler(str(folder), vocab_size=raw.get_vocab_size(), eos_token_ids=(end_id,))
         self.matcher = compiler.compile(spec)
 

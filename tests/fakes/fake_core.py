@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Script:
     tokens_per_step: int = 1
 
 
-def write_fake_model(folder: Path, **script: object) -> str:
+def write_fake_model(folder: Path, **script: Any) -> str:
     """The `model_path` of a fake core that behaves as the fields of `Script` say."""
     (write_tokenizer(folder) / "fake_core.json").write_text(json.dumps(asdict(Script(**script))))
     return str(folder)
@@ -155,7 +156,7 @@ class FakeCore:
         )
 
     def _echo(self, message: AddSequence) -> list[tuple[int, int, int]]:
-        entries = []
+        entries: list[tuple[int, int, int]] = []
         output = message.output_token_ids
         rule = FinishRule.of(
             message.params,

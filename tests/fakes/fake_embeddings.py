@@ -21,7 +21,8 @@ def hidden_state(prompt_token_ids: list[int]) -> NDArray[np.float32]:
     """`[HIDDEN_SIZE]`, as a child gives it."""
     weights = np.arange(1, len(prompt_token_ids) + 1, dtype=np.float32)
     places = np.arange(1, HIDDEN_SIZE + 1, dtype=np.float32)
-    return np.cos(np.outer(np.array(prompt_token_ids, np.float32) * weights, places)).sum(axis=0).astype(np.float32)
+    angles = np.outer(np.array(prompt_token_ids, np.float32) * weights, places)
+    return np.asarray(np.cos(angles).sum(axis=0), np.float32)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import redis
 
@@ -31,6 +31,7 @@ from producer.contract import (
     keys,
     parse_entry,
 )
+from tests.fakes.redis_reads import stream_rows
 
 LEASE_SECONDS = 3600.0
 RQ_STATUS = {"finished": "finished", "cancelled": "canceled", "stopped": "stopped", "failed": "failed"}
@@ -53,7 +54,7 @@ class HeldJob:
 
     def begin(self, *, reset: bool = False) -> "HeldJob":
         """The marker of this attempt. With `reset`, nothing of the attempts before counts; else it goes on there."""
-        rows = [] if reset else self.connection.xrange(keys.stream_key(self.job_id))
+        rows = [] if reset else stream_rows(self.connection, keys.stream_key(self.job_id))
         stored = [parse_entry(row[keys.DATA_FIELD.encode()]) for _, row in rows if keys.DATA_FIELD.encode() in row]
         self.chunks = [entry for entry in stored if isinstance(entry, Chunk)]
         marker = Marker(job_id=self.job_id, attempt=self.attempt, worker="fake", reset=reset, prompt_token_ids=[1, 2])
@@ -212,16 +213,17 @@ class FakeWorker:
     def try_claim(self, timeout: float, *, of_tenants: bool = False) -> HeldJob | None:
         names = [f"rq:queue:{self.queue}"]
         if of_tenants:
-            names += [name.decode() for name in self.connection.sscan_iter("rq:queues", f"{names[0]}@*")]
-        popped = self.connection.blpop(names, timeout=timeout)
+            found = cast("Iterator[bytes]", self.connection.sscan_iter("rq:queues", f"{names[0]}@*"))
+            names += [name.decode() for name in found]
+        popped = cast("tuple[bytes, bytes] | None", self.connection.blpop(names, timeout=timeout))
         if popped is None:
             return None
         queue, job_id = popped[0].decode().removeprefix("rq:queue:"), popped[1].decode()
-        fields = self.connection.hgetall(f"rq:job:{job_id}")
+        fields = cast("dict[bytes, bytes]", self.connection.hgetall(f"rq:job:{job_id}"))
         if fields.get(b"status") != b"queued":
             return HeldJob(self.connection, job_id, queue, 0, {})
-        last = self.connection.xrevrange(keys.stream_key(job_id), count=1)
-        attempt = int(last[0][0].split(b"-")[0]) + 1 if last else 1
+        rows = stream_rows(self.connection, keys.stream_key(job_id))
+        attempt = int(rows[-1][0].split(b"-")[0]) + 1 if rows else 1
         with self.connection.pipeline() as pipeline:
             pipeline.hset(f"rq:job:{job_id}", "status", "started")
             pipeline.zadd(keys.leases_key(queue), {job_id: time.time() + LEASE_SECONDS})

@@ -94,7 +94,8 @@ class FlakyS3:
         if fault == "500 behind":  # it has done what it was asked for
             b"".join(self._app(environ, lambda *args: None))
             return _refuse(start_response, "500 Internal Server Error", "InternalError")
-        return self._app(environ, start_response)
+        reply: Iterable[bytes] = self._app(environ, start_response)
+        return reply
 
     def _fails(self) -> bool:
         fails = self._random.random() < self.probability

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class OnKernelDevice:
         self, q: Tensor, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules
     ) -> Tensor:
         """See `AttentionBackend.forward`."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(KERNEL_DEVICE)
             for field in fields(batch)
             if isinstance(value := getattr(batch, field.name), Tensor)

@@ -5,6 +5,7 @@ import redis
 from engine.outputs import RequestOutput
 from producer.contract import Choice, Chunk, Done, Marker, parse_entry
 from producer.contract.keys import stream_key
+from tests.fakes.redis_reads import stream_rows
 from worker.outlet.job_stream import JobStream
 from worker.outlet.stream import StreamOutlet
 
@@ -46,7 +47,7 @@ def put(stream: JobStream, text: str, *token_ids: int, index: int = 0, offset: i
 def stored(client: redis.Redis, key: str = KEY) -> list[tuple[str, str, str]]:
     return [
         (entry_id.decode(), field.decode(), data.decode())
-        for entry_id, fields in client.xrange(key)
+        for entry_id, fields in stream_rows(client, key)
         for field, data in fields.items()
     ]
 
@@ -72,7 +73,7 @@ def join(entries: list[tuple[str, str, str]]) -> tuple[list[Choice], Done | None
             index=index,
             text="".join(chunk.text for chunk in chunks),
             token_ids=[token_id for chunk in chunks for token_id in chunk.token_ids],
-            finish_reason=chunks[-1].finish_reason,  # type: ignore[arg-type]
+            finish_reason=chunks[-1].finish_reason,
         )
         for index, chunks in sorted(parts.items())
     ]

@@ -8,7 +8,7 @@ import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, cast
 
 import redis
 import trustme
@@ -110,7 +110,7 @@ class SentinelTrio:
 
     def _is_ready(self, sentinel: redis.Redis) -> bool:
         """Whether it would fail over again."""
-        master = sentinel.sentinel_master(SERVICE)
+        master = cast("dict[str, Any]", sentinel.sentinel_master(SERVICE))
         replicas = {replica["port"]: replica for replica in sentinel.sentinel_slaves(SERVICE)}
         is_linked = replicas.get(self._known(self.replica.port), {}).get("master-link-status") == "ok"
         return master["port"] == self._known(self.master.port) and master["flags"] == "master" and is_linked

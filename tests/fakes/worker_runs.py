@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import redis
 from rq import Queue
@@ -17,6 +17,7 @@ from rq.serializers import JSONSerializer
 
 from producer.contract import Chunk, Done, Marker, Result, keys, parse_entry
 from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.redis_reads import sorted_set_names, stream_rows
 from worker.outlet.select import select_result_store
 from worker.redis_client import connect
 from worker.service import WorkerService
@@ -56,7 +57,7 @@ def enqueue_many(queue: Queue, number: int, **fields: Any) -> list[str]:
 def stream_text(client: redis.Redis, job_id: str) -> str:
     """The text of a stream that has ended, since its last reset."""
     text = ""
-    for _, fields in client.xrange(keys.stream_key(job_id)):
+    for _, fields in stream_rows(client, keys.stream_key(job_id)):
         if b"m" in fields:
             text = "" if Marker.model_validate_json(fields[b"m"]).reset else text
             continue
@@ -69,7 +70,9 @@ def stream_text(client: redis.Redis, job_id: str) -> str:
 
 def stored_chunks(client: redis.Redis, job_id: str) -> list[Chunk]:
     """Every chunk of the stream, whatever was reset."""
-    entries = [parse_entry(fields[b"d"]) for _, fields in client.xrange(keys.stream_key(job_id)) if b"d" in fields]
+    entries = [
+        parse_entry(fields[b"d"]) for _, fields in stream_rows(client, keys.stream_key(job_id)) if b"d" in fields
+    ]
     return [entry for entry in entries if isinstance(entry, Chunk)]
 
 
@@ -171,8 +174,8 @@ class WorkerProcess:
         def is_published() -> bool:
             assert self.process.poll() is None, "the worker ended"
             infos = [
-                self._client.get(keys.worker_key(name.decode()))
-                for name in self._client.zrange(keys.WORKERS_KEY, 0, -1)
+                cast("bytes | None", self._client.get(keys.worker_key(name)))
+                for name in sorted_set_names(self._client, keys.WORKERS_KEY)
             ]
             return any(pattern in info.decode() for info in infos if info)
 
@@ -224,12 +227,12 @@ def main() -> None:
 
     logging.basicConfig(level="INFO")
     engine = ForgetfulEngine(step_seconds=float(os.environ["FAKE_STEP_SECONDS"]))
-    worker.service.InferenceEngine = lambda config: engine  # type: ignore[assignment,misc]
+    worker.service.InferenceEngine = lambda config: engine  # type: ignore[assignment,attr-defined,misc]
     if "FAKE_HANGING_STORE" in os.environ:
-        worker.service.select_result_store = lambda *args, **kwargs: HangingStore()
+        worker.service.select_result_store = lambda *args, **kwargs: HangingStore()  # type: ignore[attr-defined]
     settings = WorkerSettings(model="fake")
     if "FAKE_HANGING_START" in os.environ:
-        engine.start = lambda: hang_and_say_so(settings.redis_url)  # type: ignore[method-assign]
+        engine.start = lambda: hang_and_say_so(settings.redis_url)
     worker.service.run_worker(settings)
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ def test_a_journal_keeps_the_findings_of_two_devices_apart(tmp_path: Path) -> No
     for number, device in enumerate(("H100", "H200")):
         journal = StageJournal(path, device)
         assert not journal.is_settled("a", again=False), "what another device found says nothing of this one"
-        run_here("a", lambda journal=journal, number=number: journal.add("a", kind="n", value=number), journal)
+        run_here("a", partial(journal.add, "a", kind="n", value=number), journal)
     assert [StageJournal(path, device).findings("n")[0]["value"] for device in ("H100", "H200")] == [0, 1]
     assert StageJournal(path, "H100").outcomes == {"a": "done"}
 

@@ -41,5 +41,6 @@ def assembled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def example_of_the_readme() -> str:
+    text: str
     [text] = re.findall(r"```yaml\n(namespace: .*?)```", (KUBERNETES.parent / "README.md").read_text(), re.DOTALL)
     return text.replace("../promptmill/deploy/kubernetes/", "../")

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from fastapi import APIRouter
+from starlette.routing import Route
 
 from engine.config import EngineConfig
 from producer.gateway.routes import figures, health
@@ -108,7 +109,7 @@ def test_ports_and_paths_are_those_that_are_served(
 
 
 def paths(router: APIRouter) -> set[str]:
-    return {route.path for route in router.routes}
+    return {route.path for route in router.routes if isinstance(route, Route)}
 
 
 def test_nothing_runs_as_root_or_writes_where_no_volume_is(assembled: list[Document]) -> None:

@@ -1,7 +1,7 @@
 """Every backend against attention's definition, and against itself under other batches, chunks and threads."""
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -206,9 +206,9 @@ def test_queries_of_any_strides_are_read_right(backend: AttentionBackend) -> Non
     q, k, v, batch = world.step(whole(world)[0])
     rules = AttentionRules(0.25)
     expected = backend.forward(q, k, v, world.kv_cache.clone(), batch, rules)
-    strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
+    q, k, v = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v))
     cache = world.kv_cache.clone()
-    assert torch.equal(backend.forward(*strided, cache, batch, rules), expected)
+    assert torch.equal(backend.forward(q, k, v, cache, batch, rules), expected)
 
 
 def assert_same_bits(expected: list[Tensor], outputs: list[Tensor]) -> None:
@@ -228,23 +228,23 @@ def test_without_a_compiler_auto_falls_back_to_torch_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("engine.kernels.build.shutil.which", lambda name: None)
-    options = {"device": torch.device("cpu"), "dtype": torch.float32, "cache_dir": tmp_path}
-    assert select_backend("auto", **options).name == "torch"  # type: ignore[arg-type]
+    options: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32, "cache_dir": tmp_path}
+    assert select_backend("auto", **options).name == "torch"
     assert "no C compiler" in caplog.text
     with pytest.raises(InvalidRequestError, match="attention 'native' does not work here: no C compiler"):
-        select_backend("native", **options)  # type: ignore[arg-type]
+        select_backend("native", **options)
 
 
 def test_a_kernel_that_computes_wrongly_is_not_used(
     native: NativeAttention, kernels_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def wrong(*args: object, **options: object) -> Tensor:
+    def wrong(*args: Any, **options: Any) -> Tensor:
         return native_forward(*args, **options) * 1.01
 
     native_forward = native.forward
     monkeypatch.setattr(NativeAttention, "forward", lambda self, *args, **options: wrong(*args, **options))
-    options = {"device": torch.device("cpu"), "dtype": torch.float32, "cache_dir": kernels_dir.parent}
-    assert select_backend("auto", **options).name == "torch"  # type: ignore[arg-type]
+    options: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32, "cache_dir": kernels_dir.parent}
+    assert select_backend("auto", **options).name == "torch"
     assert "differs from its torch twin" in caplog.text
 
 

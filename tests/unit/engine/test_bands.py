@@ -91,7 +91,8 @@ def test_rows_are_found_where_their_bands_have_room() -> None:
 @pytest.mark.parametrize("in_order", [True, False])
 def test_a_segment_waits_for_earlier_ones_of_all_bands_before_and_only_where_it_reads_them(in_order: bool) -> None:
     """The first segment of the first band takes as long as the others need to go as far as they may."""
-    began, ended = [], []
+    began: list[tuple[int, int, int, bool]] = []
+    ended: list[tuple[int, int]] = []
     expected = {(band, segment) for band in (1, 2, 3) for segment in range(1 if in_order else 3)}
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64))

@@ -33,9 +33,15 @@ def encode(raw: RawTokenizer, text: str) -> list[int]:
     return list(raw.encode(text, add_special_tokens=False).ids)
 
 
+def id_of(raw: RawTokenizer, token: str) -> int:
+    token_id = raw.token_to_id(token)
+    assert token_id is not None
+    return token_id
+
+
 def byte_tokens(data: bytes) -> list[int]:
     """Sentencepiece's fallback tokens of these bytes."""
-    return [SENTENCEPIECE.token_to_id(f"<0x{byte:02X}>") for byte in data]
+    return [id_of(SENTENCEPIECE, f"<0x{byte:02X}>") for byte in data]
 
 
 @both_kinds
@@ -64,40 +70,40 @@ def test_what_has_appeared_is_always_the_beginning_of_the_text(text: str) -> Non
 
 
 def test_an_emoji_split_over_tokens_comes_with_its_last_token() -> None:
-    output = [BYTE_LEVEL.token_to_id(symbol) for symbol in "ðŁĳį"]  # the four bytes of 👍, one token each
+    output = [id_of(BYTE_LEVEL, symbol) for symbol in "ðŁĳį"]  # the four bytes of 👍, one token each
     assert pieces(BYTE_LEVEL, encode(BYTE_LEVEL, "ok"), output) == ["", "", "", "👍"]
 
 
 def test_an_unfinished_character_at_the_end_is_dropped() -> None:
-    output = [*encode(BYTE_LEVEL, "ok"), BYTE_LEVEL.token_to_id("ð")]
+    output = [*encode(BYTE_LEVEL, "ok"), id_of(BYTE_LEVEL, "ð")]
     assert "".join(pieces(BYTE_LEVEL, [], output)) == "ok"
 
 
 def test_an_invalid_byte_does_not_hold_back_what_follows() -> None:
     """Where `DecodeStream` falls silent."""
-    assert pieces(BYTE_LEVEL, [], [BYTE_LEVEL.token_to_id("ÿ"), *encode(BYTE_LEVEL, "a")]) == ["\ufffd", "a"]
+    assert pieces(BYTE_LEVEL, [], [id_of(BYTE_LEVEL, "ÿ"), *encode(BYTE_LEVEL, "a")]) == ["\ufffd", "a"]
     assert "".join(pieces(SENTENCEPIECE, [], byte_tokens("你".encode() + b"\xffa"))) == "你\ufffda"
 
 
 @both_kinds
 def test_special_tokens_and_ids_without_a_token_add_no_text(raw: RawTokenizer) -> None:
-    output = [raw.token_to_id(START_TOKEN), *encode(raw, "is"), raw.token_to_id(END_TOKEN), 100_000]
+    output = [id_of(raw, START_TOKEN), *encode(raw, "is"), id_of(raw, END_TOKEN), 100_000]
     assert "".join(pieces(raw, encode(raw, "a"), output)).strip() == "is"
 
 
 def test_a_special_token_between_the_bytes_of_a_character_is_passed_over() -> None:
     data = byte_tokens("你".encode())
-    output = [data[0], SENTENCEPIECE.token_to_id(END_TOKEN), *data[1:]]
+    output = [data[0], id_of(SENTENCEPIECE, END_TOKEN), *data[1:]]
     assert pieces(SENTENCEPIECE, [], output) == ["", "", "", "你"]
 
 
 def test_a_leading_space_survives_behind_a_prompt() -> None:
-    paris = SENTENCEPIECE.token_to_id("▁Paris")
-    assert pieces(SENTENCEPIECE, [SENTENCEPIECE.token_to_id("▁is")], [paris]) == [" Paris"]
+    paris = id_of(SENTENCEPIECE, "▁Paris")
+    assert pieces(SENTENCEPIECE, [id_of(SENTENCEPIECE, "▁is")], [paris]) == [" Paris"]
 
 
 def test_a_text_that_begins_with_the_output_has_its_first_space_cut_like_the_whole() -> None:
-    start, paris = SENTENCEPIECE.token_to_id(START_TOKEN), SENTENCEPIECE.token_to_id("▁Paris")
+    start, paris = id_of(SENTENCEPIECE, START_TOKEN), id_of(SENTENCEPIECE, "▁Paris")
     assert pieces(SENTENCEPIECE, [start], [start, paris, paris]) == ["", "Paris", " Paris"]
     assert SENTENCEPIECE.decode([start, start, paris, paris]) == "Paris Paris"
 
@@ -110,7 +116,7 @@ def test_a_character_that_the_prompt_began_is_completed_by_the_output() -> None:
 @both_kinds
 def test_a_special_token_made_visible_stands_in_the_text_as_it_is_spelt(raw: RawTokenizer) -> None:
     table = TABLES[id(raw)]
-    start, end = raw.token_to_id(START_TOKEN), raw.token_to_id(END_TOKEN)
+    start, end = id_of(raw, START_TOKEN), id_of(raw, END_TOKEN)
     output = [start, *encode(raw, "a"), end, start]
     shown = Detokenizer(table.showing((start,)), encode(raw, "a b"))
     text = "".join(shown.push(token_id) for token_id in output)

@@ -14,9 +14,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.attention.base import AttentionContext
+from engine.attention.base import AttentionContext, AttentionRules
 from engine.attention.torch_backend import TorchAttention
-from engine.model.attention_hook import ATTENTION_NAME, AttentionRules, attach_attention, attention_of, attention_set_to
+from engine.model.attention_hook import ATTENTION_NAME, attach_attention, attention_of, attention_set_to
 from engine.model.devices import use_device
 from engine.model.registry import ARCHITECTURES
 from tests.fakes.tiny_models import make_tiny_model

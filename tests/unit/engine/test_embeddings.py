@@ -135,8 +135,9 @@ def test_a_prompt_may_fill_the_context_and_no_more(folder: Path) -> None:
 def test_hidden_states_that_are_not_finite_fail_their_own_sequence(folder: Path) -> None:
     config = EngineConfig(model_path=str(folder), dtype="float32", num_kv_blocks=32)
     runner = ModelRunner(config)
+    network: Any = runner._model.model
     with torch.no_grad():
-        runner._model.model.get_input_embeddings().weight[7] = float("nan")
+        network.get_input_embeddings().weight[7] = float("nan")
     core = EngineCore(config, runner=runner)
     for i, prompt in enumerate([[20, 21], [23, 7, 24], [25] * 20]):
         core.add(AddSequence(sequence_id=i, prompt_token_ids=prompt, params=NOTHING, pooling="mean"))
@@ -176,7 +177,9 @@ def write_files(folder: Path, *, pooling: dict[str, Any] | None = None, modules:
 def test_a_folder_says_how_it_pools(tmp_path: Path) -> None:
     assert Pooling.from_folder(tmp_path) == Pooling("last", normalizes=True)
     every = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
-    for i, (pooling, mode) in enumerate(((every, "mean"), ({"pooling_mode": "lasttoken"}, "last"), (None, "last"))):
+    cases: list[tuple[dict[str, Any] | None, str]]
+    cases = [(every, "mean"), ({"pooling_mode": "lasttoken"}, "last"), (None, "last")]
+    for i, (pooling, mode) in enumerate(cases):
         folder = tmp_path / str(i)
         folder.mkdir()
         assert Pooling.from_folder(write_files(folder, pooling=pooling)).mode == mode

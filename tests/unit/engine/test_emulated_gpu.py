@@ -61,7 +61,7 @@ def run(body: str, values: "np.ndarray[tuple[int], np.dtype[np.int32]]") -> None
     """64 threads over these words."""
     program = read_program(HEAD + body + "\n\tret;\n}\n")
     memory = GlobalMemory([(values.ctypes.data, values.nbytes)])
-    parameters = {"some_kernel_param_0": np.uint64(values.ctypes.data)}
+    parameters: dict[str, np.generic] = {"some_kernel_param_0": np.uint64(values.ctypes.data)}
     machine = Machine(program, 64, SharedMemory(256), memory, parameters, (0, 0, 0), (1, 1, 1))
     machine.run([function_of(instruction) for instruction in program.instructions])
 

@@ -43,7 +43,7 @@ def test_the_prompt_at_fault_in_a_batch_is_named_by_its_place_and_nothing_runs(e
     with pytest.raises(InvalidRequestError, match=r"prompts\[1\]: prompt is empty"):
         engine.generate_batch(["fine", ""])
     with pytest.raises(InvalidRequestError, match="prompts must be a list"):
-        engine.generate_batch("one text")  # type: ignore[arg-type]
+        engine.generate_batch("one text")
     assert engine.get_stats()["num_steps"] == 0
 
 

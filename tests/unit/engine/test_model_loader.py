@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,7 +95,8 @@ def test_a_dtype_that_the_cpu_does_not_multiply_in_is_of_weights_keys_and_values
         model = load(folder, dtype=name, device="cpu", quantize=quantize)
         assert model.dtypes == Dtypes(weights=dtype, activations=torch.float32, kv_cache=dtype)
         assert model.backend_name == load(folder, device="cpu").backend_name
-        embeddings, output = model.model.get_input_embeddings(), model.model.get_output_embeddings()
+        network: Any = model.model
+        embeddings, output = network.get_input_embeddings(), network.get_output_embeddings()
         assert embeddings.table.dtype == dtype
         assert quantize == "int8" or output.layer._panels.dtype == dtype
     flags.add("avx512_bf16")
@@ -268,7 +270,7 @@ def test_a_model_whose_layers_do_not_call_the_engines_attention_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "choose_kit", lambda *given: None)  # nothing is fused in it
-    model = load(folder).model
+    model: Any = load(folder).model
     model.model.layers[1].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
     with pytest.raises(ModelLoadError, match="only 1 of the model's 2 layers attend through"):
         attach_attention(model, AttentionContext(TorchAttention()), num_layers=2)

@@ -92,7 +92,8 @@ def runner(tiny_llama: Path) -> Iterator[ModelRunner]:
 
 
 def test_bad_logits_fail_their_own_row_alone(runner: ModelRunner, tiny_llama: Path) -> None:
-    embedding = runner._model.model.get_input_embeddings()
+    network: Any = runner._model.model
+    embedding = network.get_input_embeddings()
     with torch.no_grad():
         embedding.weight[7] = float("nan")
     core = EngineCore(config(tiny_llama), runner=runner)

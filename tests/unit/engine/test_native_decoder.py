@@ -1,6 +1,7 @@
 """A whole decoder in chains of native calls: which models get one, and that it computes what their modules do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +110,8 @@ def test_angles_are_computed_by_and_by_and_each_once(tmp_path: Path, monkeypatch
     def note(module: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor], output: object) -> None:
         asked.extend(kwargs["position_ids"][0].tolist())
 
-    rotary = piecewise.model.get_decoder().rotary_emb
+    network: Any = piecewise.model
+    rotary = network.get_decoder().rotary_emb
     rotary.register_forward_hook(note, with_kwargs=True)
     assert all(map(torch.equal, whole, run(piecewise, sequences, steps)))
     assert asked == list(range(-(-max(map(len, sequences)) // 4) * 4))

@@ -3,14 +3,15 @@
 import ctypes
 import struct
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from engine.attention.base import AttentionRules
 from engine.config import EngineConfig
 from engine.model import bfloat16_linear, devices
-from engine.model.attention_hook import AttentionRules
 from engine.model.int8_linear import Int8Kernels, Int8Linear
 from engine.model.loader import LoadedModel, load_model
 from engine.model.locate import default_cache_dir
@@ -122,9 +123,12 @@ def test_a_workspace_holds_the_angles_that_it_was_given_last() -> None:
         assert all(map(torch.equal, workspace.take_angles(given), given))
 
 
-def products(dtype: torch.dtype) -> list[nn.Module]:
+Product: TypeAlias = Int8Linear | NativeLinear | bfloat16_linear.Bfloat16Linear
+
+
+def products(dtype: torch.dtype) -> list[Product]:
     weight, bias = random(37, 45, dtype=dtype), random(37, dtype=dtype)
-    made: list[nn.Module] = [Int8Linear(weight, bias, Int8Kernels(KERNELS))]
+    made: list[Product] = [Int8Linear(weight, bias, Int8Kernels(KERNELS))]
     if dtype == torch.float32:
         made.append(NativeLinear(weight, bias, load_matmul(KERNELS)[1]))
     elif bfloat16_linear.is_best_here():
@@ -140,7 +144,7 @@ def test_a_product_adds_its_addend_last(rows: NativeRows, dtype: torch.dtype, is
         expected = product(x) + addend
         given = addend.clone()
         out = given if is_in_place else torch.empty_like(addend)
-        rows.chain(70, product.link(x, out, given))  # type: ignore[operator]
+        rows.chain(70, product.link(x, out, given))
         assert torch.equal(out, expected)
 
 
@@ -150,7 +154,7 @@ def test_a_product_writes_its_numbers_as_float32_too(rows: NativeRows, dtype: to
     made = [*(Int8Linear(weight, added, Int8Kernels(KERNELS)) for added in (None, bias)), *products(dtype)]
     for product in made:
         out = torch.empty(70, product.out_features)
-        rows.chain(70, product.link(x, out))  # type: ignore[operator]
+        rows.chain(70, product.link(x, out))
         assert torch.equal(out, product(x).float())
 
 

@@ -1,11 +1,12 @@
 """Packed linear layers: torch's results, each row the same to the bit in every batch."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.model import bfloat16_linear
 from engine.model.bfloat16_linear import Bfloat16Linear
@@ -15,7 +16,7 @@ from engine.model.onednn_linear import OneDnnLinear
 from engine.model.packed_linear import LinearPacker, choose_packer, pack_linears
 
 KERNELS = default_cache_dir() / "kernels"
-KINDS = {
+KINDS: dict[str, tuple[torch.dtype, Callable[[Tensor, Tensor | None], nn.Module]]] = {
     "native-float32": (torch.float32, partial(NativeLinear, matmul=load_matmul(KERNELS)[1])),
     "onednn-float32": (torch.float32, OneDnnLinear),
     "onednn-bfloat16": (torch.bfloat16, OneDnnLinear),

@@ -82,7 +82,7 @@ def test_guesses_grow_while_they_come_true_and_become_rare_while_they_do_not() -
 def test_what_is_guessed_in_vain_is_bounded_by_the_steps_however_many_sequences_try(
     num_at_once: int, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def draft_wrongly(drafter: Drafter, token_ids: np.ndarray, max_tokens: int) -> np.ndarray:  # type: ignore[type-arg]
+    def draft_wrongly(drafter: Drafter, token_ids: np.ndarray, max_tokens: int) -> np.ndarray:
         return np.full(max(0, min(max_tokens, MAX_DRAFT_TOKENS)), 1, np.int32)
 
     monkeypatch.setattr(Drafter, "draft", draft_wrongly)

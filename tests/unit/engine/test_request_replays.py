@@ -1,6 +1,7 @@
 """Requests that come with tokens, and choices that share a prompt: replayed first, then as if never stopped."""
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_the_child_is_told_what_was_replayed_and_of_no_choice_that_is_complete(t
     ],
 )
 def test_a_choice_that_comes_complete_ends_by_itself_and_takes_nothing_beyond(
-    table: Table, output: list[int], params: dict[str, object], num_taken: int | None, text: str | None, reason: str
+    table: Table, output: list[int], params: dict[str, Any], num_taken: int | None, text: str | None, reason: str
 ) -> None:
     started = table.add("r", output_token_ids=[output], **params)
     (replay,) = table.outputs["r"]

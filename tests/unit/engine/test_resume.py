@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -115,7 +116,7 @@ def test_tokens_that_cannot_be_resumed_are_refused_by_name(
     ("field", "value"),
     [("deadline", float("nan")), ("deadline", "soon"), ("deadline", True), ("priority", 2**70), ("priority", 0.5)],
 )
-def test_an_order_that_cannot_be_kept_is_refused_by_name(engine: InferenceEngine, field: str, value: object) -> None:
+def test_an_order_that_cannot_be_kept_is_refused_by_name(engine: InferenceEngine, field: str, value: Any) -> None:
     with pytest.raises(InvalidRequestError, match=field) as refusal:
         engine.submit("r", [5], SamplingParams(), on_output=OutputRecorder(), **{field: value})
     assert refusal.value.param == field

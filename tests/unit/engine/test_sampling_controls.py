@@ -157,7 +157,8 @@ def test_greedy_tokens_under_presence_and_frequency_penalties_equal_openais_form
 
 def teacher_forced(model: Any, tokens: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        return model(torch.tensor([tokens])).logits[0]
+        logits: torch.Tensor = model(torch.tensor([tokens])).logits[0]
+    return logits
 
 
 def test_logprobs_of_output_and_prompt_are_the_models_own_whatever_else_is_asked(folder: Path, reference: Any) -> None:

@@ -193,7 +193,8 @@ def _add_choices(rng: random.Random, driver: CoreDriver, runner: FakeRunnerAhead
 
 
 def test_a_sequence_that_goes_bad_or_raises_ahead_of_its_turn_fails_alone() -> None:
-    for options in ({"poison_token": 49}, {"raising_token": 49}):
+    variants: tuple[dict[str, Any], ...] = ({"poison_token": 49}, {"raising_token": 49})
+    for options in variants:
         runner = FakeRunnerAhead(num_blocks=64, **options)
         driver = CoreDriver(runner, prompt_lookup="off")
         for seed in range(6):

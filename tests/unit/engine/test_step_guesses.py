@@ -58,7 +58,7 @@ def rows_of(taken: Taken[str] | None) -> list[int] | None:
     if taken is None or taken.rows is None:
         return None if taken is None else [0, 1, 2, 3]
     rows: NDArray[np.int64] = taken.rows
-    return rows.tolist()
+    return [int(row) for row in rows]
 
 
 def test_a_guess_that_came_true_is_taken_whole() -> None:

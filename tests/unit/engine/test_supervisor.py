@@ -88,7 +88,7 @@ def test_a_child_for_which_there_is_no_thread_is_started_again_later(children: C
             raise RuntimeError("can't start new thread")
         return children(config)
 
-    supervisor = Supervisor(EngineConfig(model_path=""), start_child)  # type: ignore[arg-type]
+    supervisor = Supervisor(EngineConfig(model_path=""), start_child)
     supervisor.launch()
     supervisor.wait_until_ready()
     submit(supervisor, "one")

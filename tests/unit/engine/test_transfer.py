@@ -1,6 +1,7 @@
 """A step's arrays on their way to the device: whole, and in buffers that are free again."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ def test_arrays_arrive_whole_whatever_their_types_and_shapes(packs: bool) -> Non
     to_device = HostToDevice(torch.device("cpu"), packs=packs)
     rng = np.random.default_rng(0)
     for size in (1, 5, 300, 2):
-        arrays = [
+        arrays: list[np.ndarray[Any, np.dtype[Any]]] = [
             rng.integers(0, 99, size).astype(np.int32),
             rng.integers(0, 99, (size, 3)),
             rng.random(size).astype(np.float32),

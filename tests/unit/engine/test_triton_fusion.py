@@ -44,7 +44,12 @@ TOKENS = torch.tensor([5, 99, 7, 31, 250, 8, 64, 12, 200, 77, 3])
 
 
 def load(folder: Path, **overrides: Any) -> LoadedModel:
-    options = {"attention": "triton", "device": "cpu", "dtype": "float32", "block_size": BLOCK_SIZE} | overrides
+    options: dict[str, Any] = {
+        "attention": "triton",
+        "device": "cpu",
+        "dtype": "float32",
+        "block_size": BLOCK_SIZE,
+    } | overrides
     return load_model(EngineConfig(model_path=str(folder), **options))
 
 

@@ -57,7 +57,12 @@ def test_a_product_whose_rows_depend_on_their_batch_is_refused(monkeypatch: pyte
 
 
 def load(folder: Path, **overrides: Any) -> LoadedModel:
-    options = {"attention": "triton", "device": "cpu", "dtype": "bfloat16", "block_size": BLOCK_SIZE} | overrides
+    options: dict[str, Any] = {
+        "attention": "triton",
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "block_size": BLOCK_SIZE,
+    } | overrides
     return load_model(EngineConfig(model_path=str(folder), deterministic=True, **options))
 
 

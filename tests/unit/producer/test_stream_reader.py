@@ -1,6 +1,7 @@
 """The rules of reading a stream, without a Redis: any mix of lost, late and repeated messages gives each chunk once."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -125,7 +126,12 @@ def histories(draw: st.DrawFn, num_choices: int = 2) -> list[Entry]:
 
 
 def go_on(
-    draw: st.DrawFn, entries: list[Entry], num_attempts: int, num_choices: int = 1, *, has_marker: bool = False
+    draw: Callable[[st.SearchStrategy[int]], int],
+    entries: list[Entry],
+    num_attempts: int,
+    num_choices: int = 1,
+    *,
+    has_marker: bool = False,
 ) -> list[Entry]:
     """`entries`, and further attempts to the end; with `has_marker` the first of them has begun."""
     entries = list(entries)
@@ -134,7 +140,7 @@ def go_on(
     seq = first.seq if has_marker else 0
     for attempt in range(first.attempt + (not has_marker), first.attempt + (not has_marker) + num_attempts):
         if not (has_marker and attempt == first.attempt):
-            seq, reset = 0, attempt > 1 and draw(st.booleans())
+            seq, reset = 0, attempt > 1 and bool(draw(st.booleans()))
             entries.append(marker(attempt, reset=reset))
             num_tokens = Counter() if reset else num_tokens
         for _ in range(draw(st.integers(0, 6))):
@@ -182,7 +188,8 @@ class Consumer:
         while seen < num_stored:
             seen = min(num_stored, seen + choices.draw(st.integers(1, 4)))
             visible = [entry for entry in history[:seen] if DATA_FIELD.encode() in entry[1]]
-            if visible and choices.draw(st.booleans()):
+            is_heard = choices.draw(st.booleans())
+            if visible and is_heard:
                 deliveries = self.reader.take_published(published(choices.draw(st.sampled_from(visible))))
                 if deliveries is None:
                     self.read(history[:seen])

@@ -175,6 +175,7 @@ def test_logprobs_stay_with_their_tokens_however_they_are_coalesced_and_the_prom
         assert chunk.logprobs == [WRITER.write(expected_logprob(token_id, 1)) for token_id in token_ids]
     opened.end_choices("length")
     assert opened.prompt == first.prompt
+    assert first.logprobs is not None and second.logprobs is not None
     assert opened.choices()[0].logprobs == [*first.logprobs, *second.logprobs]
 
 

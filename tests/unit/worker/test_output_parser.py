@@ -24,13 +24,15 @@ def parser(
     max_calls: int | None = None,
     is_forced: bool = False,
 ) -> OutputParser:
-    calls = call_format and ToolCallParser(
-        call_format,
-        tool_names=NAMES,
-        call_id=lambda number: f"id{number}",
-        max_calls=max_calls,
-        is_forced=is_forced,
-    )
+    calls: ToolCallParser | None = None
+    if call_format is not None:
+        calls = ToolCallParser(
+            call_format,
+            tool_names=NAMES,
+            call_id=lambda number: f"id{number}",
+            max_calls=max_calls,
+            is_forced=is_forced,
+        )
     return OutputParser(ReasoningParser(begins_inside=begins_inside) if thinks else None, calls)
 
 
@@ -39,7 +41,7 @@ def joined(pieces: list[ParsedText]) -> tuple[str, str, list[Any] | None]:
     return (
         "".join(piece.text for piece in pieces),
         "".join(piece.reasoning for piece in pieces),
-        join_deltas(deltas),  # type: ignore[return-value]
+        join_deltas(deltas),
     )
 
 

@@ -1,6 +1,7 @@
 """The small parts that connect the worker's threads."""
 
 import threading
+from functools import partial
 from queue import SimpleQueue
 
 import pytest
@@ -21,8 +22,12 @@ WAIT_SECONDS = 30.0
 
 def test_events_run_in_order_on_the_thread_that_runs_them() -> None:
     events, seen = EventQueue(), []
+
+    def note(number: int) -> None:
+        seen.append((number, threading.current_thread().name))
+
     for number in range(3):
-        events.post(lambda number=number: seen.append((number, threading.current_thread().name)))
+        events.post(partial(note, number))
     events.run(0.0)
     assert seen == [(number, threading.current_thread().name) for number in range(3)]
 
@@ -44,9 +49,13 @@ def test_wake_ends_the_wait_of_another_thread() -> None:
     assert not thread.is_alive()
 
 
+def raise_an_error() -> None:
+    raise ZeroDivisionError
+
+
 def test_a_background_task_that_raises_hinders_no_other() -> None:
     threads, done = BackgroundThreads(1, "test"), threading.Event()
-    threads.submit(lambda: 1 / 0)
+    threads.submit(raise_an_error)
     threads.submit(done.set)
     assert done.wait(WAIT_SECONDS)
     threads.stop(WAIT_SECONDS)
