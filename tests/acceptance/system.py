@@ -103,10 +103,10 @@ class System:
 
 
 @contextmanager
-def system_with_tools(folder: Path, tool_parser: str) -> Iterator[System]:
+def system_with_tools(folder: Path, tool_parser: str, chat_template: str | None = None) -> Iterator[System]:
     """A Redis and one worker whose model is shown tools by a template of the operator's."""
     template = folder / "template.jinja"
-    template.write_text({"hermes": HERMES, "llama": LLAMA}[tool_parser])
+    template.write_text(chat_template or {"hermes": HERMES, "llama": LLAMA}[tool_parser])
     with EmbeddedRedis() as server:
         system = System(server.url, folder)
         try:

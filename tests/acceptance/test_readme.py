@@ -8,13 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
 from producer import Client
-from tests.acceptance.system import System
+from tests.acceptance.system import System, system_with_tools
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
@@ -31,9 +32,16 @@ def here(snippet: str, system: System) -> str:
     return snippet.replace("http://localhost:8000", system.gateway_url).replace("redis://localhost:6379", system.url)
 
 
+@pytest.fixture(scope="module")
+def documented_tool_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    (template,) = blocks("jinja")
+    with system_with_tools(tmp_path_factory.mktemp("tools"), "hermes", template) as system:
+        yield system
+
+
 @pytest.mark.parametrize("snippet", blocks("python"), ids=lambda snippet: snippet.splitlines()[0])
 def test_python_snippet_runs(request: pytest.FixtureRequest, snippet: str, tmp_path: Path) -> None:
-    system: System = request.getfixturevalue("tool_system" if "tools=" in snippet else "running_system")
+    system: System = request.getfixturevalue("documented_tool_system" if "tools=" in snippet else "running_system")
     script = tmp_path / "snippet.py"
     script.write_text(here(snippet, system))
     done = subprocess.run(
