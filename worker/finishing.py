@@ -10,6 +10,7 @@ uploads and commits go on beside it.
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from producer.contract import ErrorCode, ErrorInfo, keys
 from producer.rq_names import job_key
@@ -205,7 +206,8 @@ def _settle(job: RunningJob) -> None:
         job.decide("finished", cut_off="deadline")
     elif job.stop_cause == "deadline":
         what = "its embeddings were computed" if job.vectors is not None else "it had put out a token"
-        message = f"the job's deadline passed before {what}"
+        was = datetime.fromtimestamp(job.deadline or 0.0, UTC).isoformat(timespec="seconds")
+        message = f"the job's deadline passed before {what}; it was {was}"
         job.error = ErrorInfo(code=ErrorCode.DEADLINE_EXCEEDED, message=message, param="deadline")
         job.decide("failed")
     elif job.error is not None:

@@ -36,10 +36,11 @@ def test_a_running_job_ends_at_its_deadline_with_what_it_has(
 def test_a_job_past_its_deadline_is_never_started_and_never_tried_again(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, deadline=time.time() - 1, retry=Retry(max=3))
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, deadline=30, retry=Retry(max=3))  # seconds from now?
     result = wait_for_result(redis_client, job.id)
     assert result.status == "failed" and result.attempts == 1
     assert result.error is not None and result.error.code is ErrorCode.DEADLINE_EXCEEDED
+    assert result.error.message.endswith("; it was 1970-01-01T00:00:30+00:00")
     assert worker_thread.engine.submitted == []
     wait_until(lambda: job.get_status() is JobStatus.FAILED)
     wait_for_no_leftovers(redis_client)
