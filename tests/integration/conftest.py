@@ -10,6 +10,7 @@ from rq import Queue
 from producer import Client
 from tests.fakes.command_line import Invoke, invoke
 from tests.fakes.worker_runs import WorkerThread, rq_queue
+from worker.scripts import Scripts
 
 
 @pytest.fixture
@@ -33,3 +34,16 @@ def client(redis_url: str) -> Iterator[Client]:
 def promptmill(redis_url: str) -> Invoke:
     """The command line on that Redis."""
     return partial(invoke, redis_url)
+
+
+@pytest.fixture
+def scripts(redis_client: redis.Redis) -> Scripts:
+    scripts = Scripts("rq")
+    scripts.load_append(redis_client)
+    return scripts
+
+
+@pytest.fixture
+def heir(redis_url: str) -> Iterator[WorkerThread]:
+    """A worker that serves once it is entered."""
+    yield WorkerThread(redis_url)
