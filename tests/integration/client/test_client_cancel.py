@@ -14,7 +14,7 @@ from tests.fakes.fake_worker import FakeWorker, echo
 
 def test_a_queued_job_ends_at_once_with_an_outcome_for_everybody(client: Client, redis_client: redis.Redis) -> None:
     job = client.submit("a", n=2, metadata={"row": 1})
-    with redis_client.pubsub() as lines:  # type: ignore[no-untyped-call]
+    with redis_client.pubsub() as lines:
         lines.subscribe(keys.results_channel("promptmill"))
         assert lines.get_message(timeout=5)["type"] == "subscribe"
         assert job.cancel() is True
@@ -43,7 +43,7 @@ def test_a_running_job_is_left_to_its_worker(client: Client, worker: FakeWorker,
     job = client.submit("a")
     held = worker.claim().begin()
     held.write("half ")
-    with redis_client.pubsub() as requests:  # type: ignore[no-untyped-call]
+    with redis_client.pubsub() as requests:
         requests.subscribe(keys.CANCEL_CHANNEL)
         assert requests.get_message(timeout=5)["type"] == "subscribe"
         assert job.cancel() is True

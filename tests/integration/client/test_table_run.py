@@ -50,8 +50,8 @@ def test_each_row_of_csv_is_answered_in_its_place(promptmill: Invoke, worker: Fa
         echo(held)
 
     with worker.serving(remember):
-        options = ("--max-tokens", 2, "--temperature", 0, "--system", "Be {custom_id}.", "--stop", "x")
-        options += ("--model", "fake")
+        options = ["--max-tokens", 2, "--temperature", 0, "--system", "Be {custom_id}.", "--stop", "x"]
+        options += ["--model", "fake"]
         done = promptmill("run", source, target, "--prompt", "{text}", *options)
     assert done.exit_code == 1 and "2 answered, 1 failed" in done.stderr
     found = rows(target)

@@ -9,6 +9,7 @@ from producer.contract import Choice, EntryId, Marker
 from producer.contract.keys import STREAM_TTL_SECONDS, fence_key
 from tests.fakes.flaky_redis import FlakyRedis
 from tests.fakes.outlet_streams import JOB, KEY, finished, join, open_stream, put, stored
+from tests.fakes.redis_reads import stream_rows
 from worker.outlet.stream import StreamOutlet
 from worker.scripts import Scripts
 
@@ -111,10 +112,10 @@ def test_entries_that_redis_lost_are_sent_again(client: FlakyRedis, outlet: Stre
     for offset, text in enumerate("abc"):
         put(stream, text, offset, offset=offset)
         outlet.flush(float(offset))
-    kept = client.xrange(KEY)[:2]
+    kept = stream_rows(client, KEY)[:2]
     client.delete(KEY)
     for entry_id, fields in kept:  # what a replica that lagged behind would hold
-        client.xadd(KEY, fields, id=entry_id)
+        client.xadd(KEY, dict(fields.items()), id=entry_id)
     put(stream, "d", 3, offset=3, end="stop")
     outlet.close(stream, finished(stream))
     assert outlet.flush(10.0) == []
