@@ -57,8 +57,8 @@ class TargetRules:
         for address in addresses:
             if not self._allows_private and not is_public(ipaddress.ip_address(address)):
                 raise TargetError(
-                    f"url: the host {host} is at {address}, which is no public address; gateways started with "
-                    "--webhook-private-targets take those, too"
+                    f"url: the host {host} is at {address}, which is no public address; with "
+                    "--webhook-private-targets gateways and `promptmill webhooks add` take those, too"
                 )
         return Target(url, tuple(dict.fromkeys(addresses)))
 
