@@ -38,13 +38,13 @@ def test_the_jobs_that_an_interrupted_run_has_left_are_ended_and_asked_anew_by_t
     if is_table:
         source, target, written = (tmp_path / name for name in ("in.csv", "out.csv", "out.csv.journal"))
         source.write_text("text\n,\none\ntwo\nthree\n")  # the first row is broken
-        command = ("run", str(source), str(target), "--prompt", "{text}")
+        command = ["run", str(source), str(target), "--prompt", "{text}"]
     else:
         source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
         written = target
         lines = [{"custom_id": str(i), "url": "/v1/completions", "body": {"prompt": f"p{i}"}} for i in range(3)]
         source.write_text("{broken\n" + "".join(json.dumps(line) + "\n" for line in lines))
-        command = ("run", str(source), str(target))
+        command = ["run", str(source), str(target)]
     process = start(*command, url=redis_url)
     held = worker.claim()
     echo(held)

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ HIDDEN_SIZE = 576
 
 
 def engine_in(dtype: str) -> InferenceEngine:
-    sizes = {"max_num_seqs": 32, "max_num_tokens": 64, "max_model_len": 512, "num_kv_blocks": 128}
+    sizes: dict[str, Any] = {"max_num_seqs": 32, "max_num_tokens": 64, "max_model_len": 512, "num_kv_blocks": 128}
     return InferenceEngine("smollm2-135m", device="cpu", dtype=dtype, num_threads=1, **sizes)
 
 

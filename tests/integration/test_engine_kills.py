@@ -118,7 +118,7 @@ def requests(engine: InferenceEngine) -> list[tuple[list[int], SamplingParams]]:
 @pytest.fixture(scope="module")
 def engine() -> Iterator[InferenceEngine]:
     """Few sequences at a time and few blocks: some wait and some are preempted. One guesses, beside few others."""
-    sizes = {"max_num_seqs": 8, "max_num_tokens": 64, "num_kv_blocks": 14, "max_model_len": 128}
+    sizes: dict[str, Any] = {"max_num_seqs": 8, "max_num_tokens": 64, "num_kv_blocks": 14, "max_model_len": 128}
     with InferenceEngine("smollm2-135m", device="cpu", **sizes) as engine:
         yield engine
 

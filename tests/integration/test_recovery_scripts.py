@@ -6,6 +6,7 @@ from rq import Queue
 from rq.job import JobStatus
 
 from producer.contract import keys
+from tests.fakes.redis_reads import stream_rows
 from tests.fakes.script_calls import QUEUE, beat, claim, end_leases, sweep
 from tests.fakes.worker_runs import enqueue_many, leftovers
 from worker.recovery import Sweeper, give_back
@@ -100,7 +101,7 @@ def test_the_stream_of_a_job_that_came_back_is_kept_for_ever_only_from_its_next_
             assert sweep(redis_client, scripts)[0] == [job_id]
         assert redis_client.ttl(key) > 0, "nobody may ever come for it"
         [held] = claim(redis_client, scripts, request_id=request)
-        last = redis_client.xrevrange(key, count=1)[0][0].decode()
+        last = stream_rows(redis_client, key)[-1][0].decode()
         marker = [f"{held.attempt}-0", "{}"]
         scripts.append(redis_client, [Append(key, fence_key, held.fence, last, marker, publish=False)])
         assert redis_client.ttl(key) == -1
@@ -136,6 +137,7 @@ def test_an_attempt_whose_claim_redis_lost_is_not_counted_twice(
     [lost] = claim(redis_client, scripts)
     redis_client.flushall()
     for name, value in before.items():
+        assert value is not None
         redis_client.restore(name, 0, value)
     assert beat(redis_client, scripts, lost) == [b"lost"]
     [again] = claim(redis_client, scripts)
@@ -154,6 +156,7 @@ def test_an_attempt_whose_claim_redis_lost_with_the_hand_over_before_it_is_not_c
     [lost] = claim(redis_client, scripts, request_id="second")
     redis_client.flushall()
     for name, value in before.items():
+        assert value is not None
         redis_client.restore(name, 0, value)
     assert beat(redis_client, scripts, lost) == [b"lost"]
     end_leases(redis_client)

@@ -1,9 +1,11 @@
 """Cancelling, stopping, suspending: what a worker is told while it runs."""
 
+from typing import Any
+
 import redis
 from rq import Queue
 from rq.command import send_shutdown_command, send_stop_job_command
-from rq.job import JobStatus
+from rq.job import Job, JobStatus
 from rq.suspension import resume, suspend
 from rq.worker import BaseWorker
 
@@ -21,7 +23,7 @@ from tests.fakes.worker_runs import (
 )
 
 
-def start_long_job(worker_thread: WorkerThread, queue: Queue, client: redis.Redis, **options: object) -> object:
+def start_long_job(worker_thread: WorkerThread, queue: Queue, client: redis.Redis, **options: Any) -> Job:
     """A job that has put out something and goes on for long."""
     worker_thread.engine.step_seconds = 0.01
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, **options)

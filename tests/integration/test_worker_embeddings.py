@@ -18,6 +18,7 @@ from producer.embeddings import INPUTS_A_JOB
 from tests.fakes.fake_embeddings import HIDDEN_SIZE, expected_vector
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.fake_tokenizer import FakeTokenizer
+from tests.fakes.redis_reads import stream_rows
 from tests.fakes.worker_runs import (
     FUNCTION,
     SHORT_LEASE_SECONDS,
@@ -36,7 +37,7 @@ def vectors_of(texts: list[str], dimensions: int | None = None) -> list[list[flo
 
 
 def stream_of(client: redis.Redis, job_id: str) -> list[Any]:
-    rows = client.xrange(keys.stream_key(job_id))
+    rows = stream_rows(client, keys.stream_key(job_id))
     return [Marker.model_validate_json(f[b"m"]) if b"m" in f else parse_entry(f[b"d"]) for _, f in rows]
 
 
@@ -54,7 +55,7 @@ def test_a_list_is_one_job_whose_stream_has_its_marker_and_its_end(
     assert isinstance(marker, Marker) and marker.prompt_token_ids is None
     assert isinstance(done, Done) and done.status == "finished" and done.usage == result.usage
     assert job.get_status() is JobStatus.FINISHED and job.return_value()["embeddings"] == result.embeddings
-    [(_, line)] = redis_client.xrange(keys.results_channel("promptmill"))
+    [(_, line)] = stream_rows(redis_client, keys.results_channel("promptmill"))
     assert b"embeddings" not in line[b"d"]
     wait_for_no_leftovers(redis_client)
 

@@ -13,6 +13,7 @@ from engine import InferenceEngine
 from engine.process import ChildProcess
 from producer.contract import Choice, ErrorCode, Marker, Result, keys
 from tests.fakes.fake_core import CORE_PATH, write_fake_model
+from tests.fakes.redis_reads import stream_rows
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -119,7 +120,7 @@ def test_text_that_is_held_back_when_a_worker_goes_is_released_by_the_next(
     pieces = run_in_pieces(redis_url, queue, redis_client, tmp_path, 3, stop=stop)
     assert pieces.attempts == 3 and pieces.usage.completion_tokens == whole.usage.completion_tokens
     assert pieces.choices == whole.choices
-    rows = redis_client.xrange(keys.stream_key(pieces.job_id))
+    rows = stream_rows(redis_client, keys.stream_key(pieces.job_id))
     markers = [Marker.model_validate_json(fields[b"m"]) for _, fields in rows if b"m" in fields]
     assert [marker.reset for marker in markers] == [False] * 3
     assert joined_choices(redis_client, pieces) == pieces.choices

@@ -11,6 +11,7 @@ from rq import Retry
 from producer.contract import keys
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.redis_proxy import CuttingProxy
+from tests.fakes.redis_reads import stream_rows
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -35,7 +36,7 @@ def check_all_ended_once(client: redis.Redis, finished: list[str], failed: Seque
     assert sorted(queue.finished_job_registry.get_job_ids()) == sorted(finished)
     assert sorted(queue.failed_job_registry.get_job_ids()) == sorted(failed)
     assert queue.count == 0
-    lines = [json.loads(fields[b"d"])["job_id"] for _, fields in client.xrange(keys.results_channel(queue.name))]
+    lines = [json.loads(fields[b"d"])["job_id"] for _, fields in stream_rows(client, keys.results_channel(queue.name))]
     assert sorted(lines) == sorted([*finished, *failed])
 
 

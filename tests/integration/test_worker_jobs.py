@@ -13,6 +13,7 @@ from rq.job import Job, JobStatus
 from producer import Client, JobFailedError
 from producer.contract import ErrorCode, JobRequest, keys
 from producer.enqueue import encode_call
+from tests.fakes.redis_reads import stream_rows
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -242,7 +243,7 @@ def test_the_results_line_tells_of_every_job_that_ends(
     bad = queue.enqueue(FUNCTION, prompt="")
     wait_for_result(redis_client, good.id)
     wait_for_result(redis_client, bad.id)
-    lines = [json.loads(fields[b"d"]) for _, fields in redis_client.xrange(keys.results_channel(queue.name))]
+    lines = [json.loads(fields[b"d"]) for _, fields in stream_rows(redis_client, keys.results_channel(queue.name))]
     assert {line["job_id"]: line["status"] for line in lines} == {good.id: "finished", bad.id: "failed"}
     assert all(not line["choices"] for line in lines)
 

@@ -1,6 +1,7 @@
 """Jobs that kill their workers: what is counted, who runs alone, who fails and who does not."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import redis
@@ -9,6 +10,7 @@ from rq import Queue, Retry
 from producer.contract import Chunk, ErrorCode, Marker, keys
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.fake_tokenizer import POISON_TOKEN
+from tests.fakes.redis_reads import sorted_set_names
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerProcess,
@@ -29,7 +31,7 @@ SCRIPTS = Scripts(RQ_PREFIX)
 
 
 def claim(client: redis.Redis, number: int) -> list[Claim]:
-    arguments = {"worker": f"w{number}", "queues": [QUEUE], "lease_seconds": 30.0, "max_jobs": 100}
+    arguments: dict[str, Any] = {"worker": f"w{number}", "queues": [QUEUE], "lease_seconds": 30.0, "max_jobs": 100}
     reply = SCRIPTS.claim(client, request_id=f"claim-{number}", **arguments)
     assert reply is not None
     return [Claim.parse(entry, 0.0) for entry in reply[0]]
@@ -46,7 +48,7 @@ def mark(client: redis.Redis, held: Claim, *, tokens: Sequence[int] = ()) -> Non
 
 def crash(client: redis.Redis) -> None:
     """Every lease ends, and a sweeper finds them."""
-    for job_id in client.zrange(keys.leases_key(QUEUE), 0, -1):
+    for job_id in sorted_set_names(client, keys.leases_key(QUEUE)):
         client.zadd(keys.leases_key(QUEUE), {job_id: 1})
     SCRIPTS.sweep(client, queue=QUEUE, lease_seconds=30.0, max_jobs=100, execution_id="sweep")
 
@@ -96,8 +98,9 @@ def test_a_job_that_starts_over_starts_without_its_crashes(redis_client: redis.R
 
 def come_back(client: redis.Redis, job_id: str, crashes: str) -> None:
     """The job lies in its queue as a sweeper left it."""
-    fields = {RESUME_FIELD: client.hget(f"rq:job:{job_id}", "enqueued_at"), CRASHES_FIELD: crashes}
-    client.hset(f"rq:job:{job_id}", mapping=fields)
+    enqueued_at = client.hget(f"rq:job:{job_id}", "enqueued_at")
+    assert enqueued_at is not None
+    client.hset(f"rq:job:{job_id}", mapping={RESUME_FIELD: enqueued_at, CRASHES_FIELD: crashes})
 
 
 @pytest.mark.parametrize("crashes", [f"{MAX_CRASHES}:{MAX_CRASHES}", f"0:{MAX_ALL_CRASHES}"])

@@ -6,6 +6,7 @@ from rq import Queue
 
 from producer.contract import keys
 from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.redis_reads import stream_rows
 from tests.fakes.resumed_streams import (
     NUM_TOKENS,
     PROMPT,
@@ -28,19 +29,21 @@ from tests.fakes.worker_runs import (
     wait_until,
 )
 from worker import intake
+from worker.claim import Claim
+from worker.running_job import RunningJob
 
 
 def test_a_handed_over_job_goes_on_at_its_next_token(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:
     with WorkerThread(redis_url, FakeEngine(step_seconds=0.01)):
         job = queue.enqueue(FUNCTION, prompt=PROMPT, max_tokens=NUM_TOKENS)
         wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 3)
-    before = redis_client.xrange(keys.stream_key(job.id))
+    before = stream_rows(redis_client, keys.stream_key(job.id))
     with WorkerThread(redis_url) as heir:
         result = wait_for_result(redis_client, job.id)
         check_whole(redis_client, result)
         assert result.attempts == 2 and heir.engine.num_resumed_tokens[f"{job.id}:2"] > 0
         wait_for_no_leftovers(redis_client)
-    assert redis_client.xrange(keys.stream_key(job.id))[: len(before)] == before
+    assert stream_rows(redis_client, keys.stream_key(job.id))[: len(before)] == before
     assert [marker.reset for marker in markers(redis_client, job.id)] == [False, False]
 
 
@@ -134,7 +137,7 @@ def test_a_zombie_that_wrote_after_the_stream_was_read_makes_the_next_attempt_re
     heir = WorkerThread(redis_url)
     real_admit = heir.service._intake.admit
 
-    def admit(claim: object) -> object:
+    def admit(claim: Claim) -> RunningJob:
         admitted = real_admit(claim)
         heir.service._intake.admit = real_admit
         late = chunk(job.id, tokens[5:6], offset=5)
@@ -160,11 +163,11 @@ def test_entries_of_the_attempt_before_are_written_again_if_redis_loses_them(
     )
     with WorkerThread(redis_url, FakeEngine(step_seconds=0.02)):
         wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 9)
-        rows = redis_client.xrange(keys.stream_key(job.id))
+        rows = stream_rows(redis_client, keys.stream_key(job.id))
         with redis_client.pipeline() as pipe:
             pipe.delete(keys.stream_key(job.id))
             for entry_id, fields in rows[:3]:
-                pipe.xadd(keys.stream_key(job.id), fields, id=entry_id)
+                pipe.xadd(keys.stream_key(job.id), dict(fields.items()), id=entry_id)
             pipe.execute()
         result = wait_for_result(redis_client, job.id)
         check_whole(redis_client, result)

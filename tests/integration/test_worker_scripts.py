@@ -7,6 +7,7 @@ import redis
 from rq import Queue
 
 from producer.contract import keys
+from tests.fakes.redis_reads import sorted_set_scores
 from tests.fakes.script_calls import QUEUE, beat, claim, end_leases, sweep
 from tests.fakes.worker_runs import enqueue_many, rq_queue
 from worker.scripts import Append, Scripts
@@ -89,7 +90,7 @@ def test_a_worker_whose_clock_is_wrong_is_alive_all_the_same(
     with monkeypatch.context() as wrong:
         wrong.setattr(time, "time", lambda: 1e9)
         assert beat(redis_client, scripts) == []
-    assert 10 < redis_client.zscore(keys.WORKERS_KEY, "w") - redis_client.time()[0] <= 16
+    assert 10 < sorted_set_scores(redis_client, keys.WORKERS_KEY)["w"] - redis_client.time()[0] <= 16
 
 
 def test_a_model_is_known_for_a_week_after_its_last_worker(redis_client: redis.Redis, scripts: Scripts) -> None:
@@ -99,8 +100,8 @@ def test_a_model_is_known_for_a_week_after_its_last_worker(redis_client: redis.R
         keys.MODELS_KEY, {"long ago": now - week - 60, "of late": now - week + 60, "one": now - week - 60}
     )
     assert beat(redis_client, scripts, models=["one", "two"]) == []
-    known = dict(redis_client.zrange(keys.MODELS_KEY, 0, -1, withscores=True))
-    assert set(known) == {b"of late", b"one", b"two"} and known[b"one"] >= now
+    known = sorted_set_scores(redis_client, keys.MODELS_KEY)
+    assert set(known) == {"of late", "one", "two"} and known["one"] >= now
     assert week - 10 < redis_client.ttl(keys.MODELS_KEY) <= week, "where no worker comes back, nothing stays"
 
 
@@ -122,5 +123,5 @@ def test_a_heartbeat_renews_what_is_ours_and_tells_what_is_not(
     redis_client.set(keys.fence_key(lost.job_id), "2:other")
     end_leases(redis_client)
     assert beat(redis_client, scripts, kept, cancelled, lost) == [b"started", b"canceled", b"lost"]
-    assert redis_client.zscore(keys.leases_key(QUEUE), kept.job_id) > time.time()
-    assert redis_client.zscore(keys.leases_key(QUEUE), lost.job_id) == 1
+    leases = sorted_set_scores(redis_client, keys.leases_key(QUEUE))
+    assert leases[kept.job_id] > time.time() and leases[lost.job_id] == 1
