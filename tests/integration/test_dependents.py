@@ -1,6 +1,7 @@
 """Jobs that wait for one that failed, was cancelled or is forgotten: seen, and ended."""
 
 import json
+from typing import Any
 
 import redis
 
@@ -9,7 +10,7 @@ from producer.contract import keys
 from tests.fakes.command_line import Invoke
 from tests.fakes.worker_runs import WorkerThread, wait_until
 
-REFUSED = {"max_tokens": 10**6}  # more than any model takes
+REFUSED: dict[str, Any] = {"max_tokens": 10**6}  # more than any model takes
 
 
 def test_who_waits_in_vain_is_seen_and_ended(

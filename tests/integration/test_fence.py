@@ -2,6 +2,7 @@
 
 import pytest
 import redis
+from redis.client import Pipeline
 
 from producer.contract import keys
 from worker.errors import LeaseLostError
@@ -15,12 +16,16 @@ FENCE = "1:execution"
 def connection(redis_client: redis.Redis) -> FencedRedis:
     """Of the one who holds the fence; its transactions set `epilogue` as well."""
     redis_client.set(keys.fence_key(JOB_ID), FENCE)
+
+    def note(pipe: Pipeline) -> None:
+        pipe.set("epilogue", 1)
+
     return FencedRedis(
         redis_client.connection_pool,
         job_id=JOB_ID,
         fence_key=keys.fence_key(JOB_ID),
         fence=FENCE,
-        epilogue=lambda pipe: pipe.set("epilogue", 1) and None,
+        epilogue=note,
     )
 
 
@@ -54,7 +59,10 @@ def test_a_fenced_transaction_writes_nothing_once_the_fence_is_lost(
 def test_a_fence_that_changes_during_the_transaction_stops_it(
     redis_client: redis.Redis, connection: FencedRedis
 ) -> None:
-    connection.epilogue = lambda pipe: redis_client.set(keys.fence_key(JOB_ID), "2:other") and None
+    def lose(pipe: Pipeline) -> None:
+        redis_client.set(keys.fence_key(JOB_ID), "2:other")
+
+    connection.epilogue = lose
     with connection.pipeline() as pipe:
         pipe.set("written", 1)
         with pytest.raises(redis.WatchError):

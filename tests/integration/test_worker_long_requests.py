@@ -34,7 +34,7 @@ class HeldReading:
                 assert self.may_end.wait(60)
             return encode(text, add_special_tokens=add_special_tokens)
 
-        engine.tokenizer.encode = held  # type: ignore[method-assign]
+        engine.tokenizer.encode = held
 
 
 def test_a_long_request_holds_up_nobodys_tokens_and_comes_before_those_behind_it(

@@ -11,7 +11,7 @@ from rq import Queue
 from rq.job import JobStatus
 from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 
-from producer.contract import Choice, Chunk, Done, Marker, Result, keys
+from producer.contract import Choice, Chunk, Done, Marker, keys
 from tests.fakes.worker_runs import (
     FUNCTION,
     SHORT_LEASE_SECONDS,
@@ -139,7 +139,7 @@ def test_a_worker_that_was_stopped_and_woken_writes_nothing_of_its_lost_jobs(
         zombie.signal(signal.SIGTERM)
         assert zombie.wait() == 0
     assert redis_client.xrange(keys.stream_key(job.id)) == stored
-    assert Result.model_validate_json(redis_client.get(keys.result_key(job.id))) == result
+    assert wait_for_result(redis_client, job.id) == result
     assert job.get_status() is JobStatus.FINISHED
 
 

@@ -234,7 +234,8 @@ def test_what_nobody_has_taken_for_two_days_is_given_up_by_any_worker(
     for name in ("old", "new"):
         write(redis_client, name, "http://nobody.example/")
     make_due(redis_client, JOBS, "old", time.time() - GIVE_UP_SECONDS - 1)
-    with WorkerThread(redis_url, **({"webhooks": webhooks} if webhooks else {})):
+    settings: dict[str, Any] = {"webhooks": webhooks} if webhooks else {}
+    with WorkerThread(redis_url, **settings):
         wait_until(lambda: redis_client.zrange(JOBS.dead, 0, -1) == [b"old"])
     assert list(owed(redis_client, JOBS)) == ["new"]
     assert 0 < redis_client.ttl(f"{JOBS.prefix}old") <= DEAD_TTL_SECONDS
