@@ -20,7 +20,7 @@ from engine.finish_rule import FinishRule
 from engine.life import EngineLife
 from engine.outputs import GenerationOutput, OnOutput, RequestOutput, raise_for_error
 from engine.process import Child, ChildProcess
-from engine.prompt_reader import Prompt
+from engine.prompt_reader import Prompt, is_text
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 
@@ -163,8 +163,9 @@ class InferenceEngine(EngineLife):
         return self._generate_all(token_ids, read_params_for_each(params, len(token_ids)))
 
     async def generate_async(self, prompt: Prompt, params: SamplingParams | None = None) -> str:
-        """`generate` for an event loop; cancelling it aborts the request."""
-        request_id, collector = self._collect(self._running()[1].read(prompt), read_one_choice(params))
+        """`generate` for an event loop, beside which it tokenises; cancelling it aborts the request."""
+        reader, params = self._running()[1], read_one_choice(params)
+        request_id, collector = self._collect(await asyncio.to_thread(reader.read, prompt), params)
         try:
             (output,) = await asyncio.wrap_future(collector.future)
         except asyncio.CancelledError:
@@ -174,10 +175,16 @@ class InferenceEngine(EngineLife):
         return output.text
 
     def generate_stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[str, None]:
-        """The answer's text in pieces, as it comes; closing or cancelling the generator aborts the request."""
-        return self._stream(self._running()[1].read(prompt), read_one_choice(params))
+        """The answer's text in pieces, as it comes; closing or cancelling the generator aborts the request.
 
-    async def _stream(self, prompt: list[int], params: SamplingParams) -> AsyncGenerator[str, None]:
+        Text is tokenised beside the event loop once the first piece is asked for, so what is wrong with it is raised
+        then; what is wrong with anything else is raised here.
+        """
+        reader, params = self._running()[1], read_one_choice(params)
+        return self._stream(prompt if is_text(prompt) else reader.check(prompt), params)
+
+    async def _stream(self, prompt: Prompt, params: SamplingParams) -> AsyncGenerator[str, None]:
+        token_ids = await asyncio.to_thread(self._running()[1].read, prompt)
         loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[RequestOutput] = asyncio.Queue()
         request_id = uuid4().hex
@@ -186,7 +193,7 @@ class InferenceEngine(EngineLife):
             with suppress(RuntimeError):  # the loop has been closed: nobody listens any more
                 loop.call_soon_threadsafe(outputs.put_nowait, output)
 
-        self.submit(request_id, prompt, params, on_output=on_output)
+        self.submit(request_id, token_ids, params, on_output=on_output)
         try:
             while True:
                 output = await outputs.get()
@@ -206,7 +213,7 @@ class InferenceEngine(EngineLife):
         `dimensions`: leading numbers that are kept, for models trained so (Matryoshka); None: all of them. Raises as
         `generate` does, and `InvalidRequestError` for a model whose kind of pooling is not served.
         """
-        request_id, collector = self._collect_embeddings(prompts, dimensions)
+        request_id, collector = self._collect_embeddings(self.embedding_reader.read_all(prompts), dimensions)
         try:
             return collector.future.result()
         except BaseException:
@@ -214,17 +221,19 @@ class InferenceEngine(EngineLife):
             raise
 
     async def embed_async(self, prompts: Sequence[Prompt], dimensions: int | None = None) -> NDArray[np.float32]:
-        """`embed` for an event loop; cancelling it aborts the request."""
-        request_id, collector = self._collect_embeddings(prompts, dimensions)
+        """`embed` for an event loop, beside which it tokenises; cancelling it aborts the request."""
+        token_ids = await asyncio.to_thread(self.embedding_reader.read_all, prompts)
+        request_id, collector = self._collect_embeddings(token_ids, dimensions)
         try:
             return await asyncio.wrap_future(collector.future)
         except asyncio.CancelledError:
             self._abort_if_running(request_id)
             raise
 
-    def _collect_embeddings(self, prompts: Sequence[Prompt], dimensions: int | None) -> tuple[str, EmbeddingCollector]:
+    def _collect_embeddings(
+        self, token_ids: Sequence[list[int]], dimensions: int | None
+    ) -> tuple[str, EmbeddingCollector]:
         request_id = uuid4().hex
-        token_ids = self.embedding_reader.read_all(prompts)
         collector = EmbeddingCollector(len(token_ids))
         self.submit_embedding(request_id, token_ids, dimensions=dimensions, on_output=collector)
         return request_id, collector

@@ -26,15 +26,15 @@ class PromptReader:
 
     def read(self, prompt: Prompt) -> list[int]:
         """Text gets the special tokens that the model wants around a plain text."""
-        return self.check(self.tokenizer.encode(prompt) if _is_text(prompt) else prompt)
+        return self.check(self.tokenizer.encode(prompt) if is_text(prompt) else prompt)
 
     def read_all(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """As `read`, tokenizing on several threads; the error names the place of the prompt at fault."""
         if not isinstance(prompts, list | tuple):
             raise InvalidRequestError(f"prompts must be a list of prompts; got {shown(prompts)}", param="prompts")
-        encoded = iter(self.tokenizer.encode_batch([prompt for prompt in prompts if _is_text(prompt)]))
+        encoded = iter(self.tokenizer.encode_batch([prompt for prompt in prompts if is_text(prompt)]))
         return [
-            self.check_at(place, next(encoded) if _is_text(prompt) else prompt) for place, prompt in enumerate(prompts)
+            self.check_at(place, next(encoded) if is_text(prompt) else prompt) for place, prompt in enumerate(prompts)
         ]
 
     def check(self, prompt: object) -> list[int]:
@@ -100,5 +100,6 @@ class PromptReader:
             raise type(error)(f"prompts[{place}]: {error}", param=error.param) from None
 
 
-def _is_text(prompt: object) -> TypeGuard[str]:
+def is_text(prompt: object) -> TypeGuard[str]:
+    """Whether it is to be tokenised."""
     return isinstance(prompt, str) and prompt != ""

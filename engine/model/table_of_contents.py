@@ -21,6 +21,8 @@ from engine.staged_file import staged_file
 
 logger = logging.getLogger(__name__)
 
+_REMEDY = "every start is slower by what making it takes: set HOME, or cache_dir, to a folder that can be written"
+
 Contents: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
 """Names by module, by the packages that they need; as transformers' `define_import_structure` has it."""
 
@@ -79,4 +81,4 @@ def _write(table: Path, contents: Contents) -> None:
         with staged_file(table) as staging:
             staging.write_text(json.dumps(entries))
     except OSError as error:
-        logger.warning("action=table_not_kept reason=%r", str(error))
+        logger.warning("action=table_not_kept reason=%r remedy=%r", str(error), _REMEDY)

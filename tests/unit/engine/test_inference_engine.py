@@ -122,7 +122,8 @@ async def test_cancelling_the_task_aborts_its_request(engine: InferenceEngine, k
 
     task = asyncio.create_task(read() if kind == "generate_stream" else wait())
     await began.wait()
-    await asyncio.sleep(0)  # the task has submitted its request
+    while engine.get_stats()["num_requests"] == 0:
+        await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
