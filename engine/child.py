@@ -189,11 +189,11 @@ def main() -> None:
 
 def _prepare_lightly(start: StartCore, report: Report) -> ModuleType:
     """The engine's own core runs transformers' models and nothing else of it, in a process where nobody else does. A
-    model that is to be converted first is."""
+    model that is to be fetched or converted first is."""
     is_ours = start.core_path.startswith("engine.core:")
     gc.disable()  # nearly all that an import makes stays
     if is_ours:
-        import_module("engine.model.first_look").check_model(start.config)
+        import_module("engine.model.first_look").check_model(start.config, report)
         import_module("engine.model.light_transformers").import_transformers(start.config)
         import_module("engine.runner.model_runner")
     module = import_named(start, report)

@@ -58,8 +58,8 @@ class EngineConfig:
     step_timeout_seconds: float = 120.0
     """A step that takes longer is a hung device: the child is killed and started again."""
     start_timeout_seconds: float = 600.0
-    """Loading the model and allocating its cache may take this long; a GGUF file's conversion before may as long as it
-    gets on."""
+    """Loading the model and allocating its cache may take this long; a download from the hub and a GGUF file's
+    conversion before may as long as they get on."""
     cache_dir: str | None = None
     """Where converted and prepared models and compiled kernels are kept; None: `~/.cache/promptmill`."""
 

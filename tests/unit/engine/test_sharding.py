@@ -78,11 +78,11 @@ def test_an_architecture_that_transformers_cuts_otherwise_is_refused(
 
 def test_heads_that_cannot_be_shared_out_are_refused_at_the_first_look(tmp_path: Path) -> None:
     folder = make_tiny_model("llama", tmp_path, hidden_size=72, num_attention_heads=9, num_key_value_heads=3)
-    check_model(EngineConfig(model_path=str(folder), tensor_parallel_size=3))
+    check_model(EngineConfig(model_path=str(folder), tensor_parallel_size=3), print)
     wrong = EngineConfig(model_path=str(folder), tensor_parallel_size=2)
     reason = r"tensor_parallel_size 2 does not divide the model's num_attention_heads \(9\); set it to 1 or 3"
     with pytest.raises(ModelLoadError, match=reason):
-        check_model(wrong)
+        check_model(wrong, print)
     with pytest.raises(ModelLoadError, match=reason):
         load_model(wrong, Rank(0, 2))
 
