@@ -71,6 +71,17 @@ def test_a_preempted_sequence_finds_its_own_blocks_again() -> None:
     assert stats.num_prompt_tokens - computed == 1 + 2, "the urgent prompt, and what lay in no full block"
 
 
+def test_what_an_aborted_sequence_computed_serves_the_next_one() -> None:
+    driver = CoreDriver(FakeRunner(block_size=4))
+    prompt = list(range(13))
+    aborted = driver.add(prompt, max_tokens=9)
+    driver.step()
+    driver.core.abort([aborted])
+    again = driver.add(prompt, max_tokens=2)
+    driver.run()
+    assert driver.cached_tokens == {again: 12}
+
+
 def test_cached_blocks_are_given_up_when_their_room_is_needed() -> None:
     runner = FakeRunner(num_blocks=8, block_size=4)
     driver = CoreDriver(runner)

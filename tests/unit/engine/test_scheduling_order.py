@@ -62,6 +62,46 @@ def test_nobody_is_preempted_for_an_urgent_sequence_that_would_not_fit_even_then
     driver.run()
 
 
+def test_a_block_for_every_fourth_running_sequence_is_left_when_one_is_admitted() -> None:
+    driver = CoreDriver(FakeRunner(num_blocks=10, block_size=4), max_num_tokens=64)
+    running = [driver.add([i] * 5, max_tokens=30) for i in range(4)]
+    driver.step()
+    driver.add([9] * 5)
+    driver.step()
+    assert driver.core.get_stats().num_kv_blocks_free == 2, "as many as it needs"
+    assert driver.core.get_stats().num_waiting == 1
+    driver.core.abort(running[:1])
+    driver.step()
+    assert driver.core.get_stats().num_waiting == 0
+
+
+def test_nobody_is_preempted_for_an_urgent_sequence_that_would_leave_no_reserve() -> None:
+    driver = CoreDriver(FakeRunner(num_blocks=11, block_size=4), max_num_tokens=64)
+    driver.add([1] * 5, max_tokens=30, priority=2)
+    driver.step()
+    for first in range(2, 6):
+        driver.add([first] * 5, max_tokens=30, priority=0)
+    driver.step()
+    assert driver.core.get_stats().num_running == 5
+    driver.add([9] * 9, priority=1)
+    driver.step()
+    assert driver.core.get_stats().num_preemptions == 0 and driver.core.get_stats().num_running == 5
+
+
+def test_a_more_urgent_sequence_keeps_its_place_where_a_victims_blocks_are_shared_and_do_not_come_free() -> None:
+    driver = CoreDriver(FakeRunner(num_blocks=8, block_size=4), max_num_tokens=64)
+    shared = list(range(16))
+    urgent = driver.add(shared, max_tokens=12, priority=0)
+    driver.step()
+    driver.add(shared, max_tokens=12, priority=2)
+    driver.step()
+    between = driver.add([40] * 20, max_tokens=2, priority=1)
+    driver.step()
+    assert driver.core.get_stats().num_preemptions == 1 and not driver.outputs[between]
+    driver.run()
+    assert list(driver.finished)[:2] == [urgent, between]
+
+
 def test_equal_priority_never_preempts_to_be_admitted() -> None:
     driver = CoreDriver(FakeRunner(), max_num_seqs=1)
     first = driver.add([1, 2, 3], max_tokens=10)
