@@ -108,9 +108,11 @@ def test_a_text_that_begins_with_the_output_has_its_first_space_cut_like_the_who
     assert SENTENCEPIECE.decode([start, start, paris, paris]) == "Paris Paris"
 
 
-def test_a_character_that_the_prompt_began_is_completed_by_the_output() -> None:
+@pytest.mark.parametrize("num_begun", [1, 2, 3])
+def test_a_character_that_the_prompt_began_is_completed_by_the_output(num_begun: int) -> None:
     data = byte_tokens("好😀".encode())
-    assert pieces(SENTENCEPIECE, data[:5], data[5:]) == ["", "😀"]
+    cut = len("好".encode()) + num_begun
+    assert pieces(SENTENCEPIECE, data[:cut], data[cut:]) == [""] * (3 - num_begun) + ["😀"]
 
 
 @both_kinds

@@ -153,13 +153,28 @@ def test_a_sequence_that_spoils_a_step_fails_alone(make_runner: Callable[[], Fak
     assert driver.core.get_stats().num_kv_blocks_used == 0
 
 
-def test_what_a_failed_sequence_computed_is_not_found_by_the_next() -> None:
-    driver = CoreDriver(FakeRunner(vocab_size=60, poison_token=55), max_num_tokens=64)
+@pytest.mark.parametrize("max_num_tokens", [64, 8])  # in one step, or in an earlier one as well
+def test_what_a_failed_sequence_computed_is_not_found_by_the_next(max_num_tokens: int) -> None:
+    driver = CoreDriver(FakeRunner(vocab_size=60, poison_token=55), max_num_tokens=max_num_tokens)
     prompt = [1, 2, 3, 4, 5, 6, 7, 8, 55]
     for _ in range(2):
         driver.add(prompt)
         driver.run()
     assert len(driver.errors) == 2 and not driver.cached_tokens
+
+
+def test_what_was_computed_from_the_blocks_of_a_failed_sequence_is_not_found_either() -> None:
+    runner = FakeRunner(vocab_size=60, raising_token=55)
+    driver = CoreDriver(runner, max_num_tokens=64)
+    shared = [1, 2, 3, 4, 5, 6, 7, 8]
+    driver.add([*shared, 55])
+    prompt = [*shared, *range(30, 39)]
+    prompts = {driver.add(prompt): prompt}
+    driver.run()
+    prompts[driver.add(prompt)] = prompt
+    driver.run()
+    assert len(driver.errors) == 1
+    expect_others_undisturbed(driver, runner, prompts)
 
 
 def test_a_step_that_does_not_fit_the_memory_runs_in_parts_and_smaller_ones_follow() -> None:

@@ -176,13 +176,41 @@ def test_drafts_save_steps() -> None:
 
 @pytest.mark.usefixtures("tireless")
 def test_a_drafted_stop_token_ends_the_sequence_where_it_would_have_ended() -> None:
-    info = FakeRunner(vocab_size=3).info
+    """It stands in the prompt, or it could not be in a draft."""
+    info, num_stopped = FakeRunner(vocab_size=3).info, 0
+    prompt = [0, 1, 2, 0, 0, 2, 1, 1, 2, 0, 1, 0, 2] * 2
     for seed in range(30):
-        expected = undisturbed_output(info, [0, 1, 2, 0], max_tokens=60, seed=seed, stop_token_ids=(2,))
+        expected = undisturbed_output(info, prompt, max_tokens=60, seed=seed, stop_token_ids=(2,))
         driver = CoreDriver(FakeRunner(vocab_size=3, num_blocks=100), prompt_lookup="on")
-        sequence_id = driver.add([0, 1, 2, 0], max_tokens=60, seed=seed, stop_token_ids=(2,))
+        sequence_id = driver.add(prompt, max_tokens=60, seed=seed, stop_token_ids=(2,))
         driver.run()
-        assert driver.outputs[sequence_id] == expected
+        assert driver.outputs[sequence_id] == expected and driver.finished[sequence_id] is FinishCode.STOP
+        num_stopped += driver.core.get_stats().num_draft_tokens > 0
+    assert num_stopped > 10
+
+
+@pytest.mark.usefixtures("tireless")
+def test_blocks_that_a_draft_took_in_vain_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = np.ones(MAX_DRAFT_TOKENS, np.int32)
+    monkeypatch.setattr(Drafter, "draft", lambda drafter, token_ids, max_tokens: wrong[:max_tokens])
+    driver = CoreDriver(FakeRunner(vocab_size=1, num_blocks=20, block_size=4), prompt_lookup="on")  # every token is 0
+    driver.add([0] * 5, max_tokens=20)
+    while driver.core.has_work():
+        driver.step()
+        assert driver.core.get_stats().num_kv_blocks_used <= -(-(5 + len(driver.outputs[0])) // 4)
+    assert driver.core.get_stats().num_draft_tokens > 100
+
+
+@pytest.mark.usefixtures("tireless")
+@pytest.mark.parametrize(("num_sequences", "has_drafts"), [(8, True), (9, False)])
+def test_nothing_is_guessed_where_many_run(num_sequences: int, has_drafts: bool) -> None:
+    driver = CoreDriver(FakeRunner(vocab_size=1, num_blocks=100), max_num_seqs=9, max_num_tokens=64, prompt_lookup="on")
+    for _ in range(num_sequences):
+        driver.add([0] * 4, max_tokens=5)
+    for _ in range(2):
+        driver.step()
+    assert (driver.core.get_stats().num_draft_tokens > 0) is has_drafts
+    driver.run()
 
 
 @pytest.mark.usefixtures("tireless")
