@@ -76,6 +76,7 @@ FILTERS = [
     {"min_p": 1e-4},
     {"temperature": 1.7, "top_k": 40, "top_p": 0.8, "min_p": 0.02},
     {"temperature": 0.8, "top_k": 400, "top_p": 0.95},
+    {"top_k": 256, "top_p": 0.8},  # as many as the candidates: what lies outside is no part of the mass
     {"min_p": 1e-5, "top_p": 0.97},
 ]
 
