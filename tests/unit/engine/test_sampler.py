@@ -207,6 +207,13 @@ def test_tokens_that_tie_with_the_last_one_kept_are_kept_too(sampler: Sampler) -
         assert len(draw(sampler, logits, **params).unique()) > 500
 
 
+def test_a_nucleus_that_ends_among_equal_logits_keeps_all_of_them(sampler: Sampler) -> None:
+    logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0]])  # the first holds 0.61 of the mass
+    for top_p, num_kept in ((0.6, 1), (0.7, 5), (0.8, 5), (0.97, 7)):
+        tokens = draw(sampler, logits.expand(2000, -1), top_p=top_p)
+        assert sorted(set(tokens.tolist())) == list(range(num_kept))
+
+
 def test_a_nucleus_of_the_whole_vocabulary_is_drawn_from_whole(sampler: Sampler) -> None:
     logits = torch.linspace(0, 1e-3, 5000).expand(1500, -1)
     tokens = draw(sampler, logits, top_p=0.9)
