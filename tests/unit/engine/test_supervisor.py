@@ -71,6 +71,26 @@ def test_a_start_may_take_long_while_it_gets_on(monkeypatch: pytest.MonkeyPatch)
     supervisor.stop()
 
 
+def test_a_child_that_had_nothing_to_do_has_the_whole_step_timeout_for_its_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("engine.supervisor.time.monotonic", lambda: clock[0])
+    children = Children()
+    supervisor = Supervisor(EngineConfig(model_path="", step_timeout_seconds=100.0), children)
+    supervisor.launch()
+    supervisor.wait_until_ready()
+    child, output = children.next(), OutputRecorder()
+    clock[0] = 1000.0
+    supervisor.submit(make_request("late", on_output=output))
+    assert added(child.is_told()) == 0
+    supervisor.get_stats()  # the child does not answer: a second, in which nobody kills it
+    child.say(StepOutput.of_tokens(0, [5], [FinishCode.LENGTH]))
+    output.wait_for_tokens(1)
+    assert supervisor.get_stats()["num_restarts"] == 0
+    supervisor.stop()
+
+
 def test_a_start_that_gets_on_no_more_is_given_up() -> None:
     children = Children(is_first_ready=False)
     supervisor = Supervisor(EngineConfig(model_path="", start_timeout_seconds=0.3), children)
