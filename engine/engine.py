@@ -20,7 +20,7 @@ from engine.finish_rule import FinishRule
 from engine.life import EngineLife
 from engine.outputs import GenerationOutput, OnOutput, RequestOutput, raise_for_error
 from engine.process import Child, ChildProcess
-from engine.prompt_reader import Prompt, is_text
+from engine.prompt_reader import Prompt, PromptReader, is_text
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 
@@ -181,10 +181,12 @@ class InferenceEngine(EngineLife):
         then; what is wrong with anything else is raised here.
         """
         reader, params = self._running()[1], read_one_choice(params)
-        return self._stream(prompt if is_text(prompt) else reader.check(prompt), params)
+        return self._stream(reader, prompt if is_text(prompt) else reader.check(prompt), params)
 
-    async def _stream(self, prompt: Prompt, params: SamplingParams) -> AsyncGenerator[str, None]:
-        token_ids = await asyncio.to_thread(self._running()[1].read, prompt)
+    async def _stream(
+        self, reader: PromptReader, prompt: str | list[int], params: SamplingParams
+    ) -> AsyncGenerator[str, None]:
+        token_ids = await asyncio.to_thread(reader.read, prompt) if isinstance(prompt, str) else prompt
         loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[RequestOutput] = asyncio.Queue()
         request_id = uuid4().hex

@@ -206,7 +206,8 @@ def _settle(job: RunningJob) -> None:
         job.decide("finished", cut_off="deadline")
     elif job.stop_cause == "deadline":
         what = "its embeddings were computed" if job.vectors is not None else "it had put out a token"
-        was = datetime.fromtimestamp(job.deadline or 0.0, UTC).isoformat(timespec="seconds")
+        assert job.deadline is not None
+        was = datetime.fromtimestamp(job.deadline, UTC).isoformat(timespec="seconds")
         message = f"the job's deadline passed before {what}; it was {was}"
         job.error = ErrorInfo(code=ErrorCode.DEADLINE_EXCEEDED, message=message, param="deadline")
         job.decide("failed")

@@ -31,7 +31,7 @@ from producer.contract import (
     keys,
     parse_entry,
 )
-from tests.fakes.redis_reads import stream_rows
+from tests.fakes.redis_reads import last_row, stream_rows
 
 LEASE_SECONDS = 3600.0
 RQ_STATUS = {"finished": "finished", "cancelled": "canceled", "stopped": "stopped", "failed": "failed"}
@@ -222,8 +222,8 @@ class FakeWorker:
         fields = cast("dict[bytes, bytes]", self.connection.hgetall(f"rq:job:{job_id}"))
         if fields.get(b"status") != b"queued":
             return HeldJob(self.connection, job_id, queue, 0, {})
-        rows = stream_rows(self.connection, keys.stream_key(job_id))
-        attempt = int(rows[-1][0].split(b"-")[0]) + 1 if rows else 1
+        last = last_row(self.connection, keys.stream_key(job_id))
+        attempt = int(last[0].split(b"-")[0]) + 1 if last else 1
         with self.connection.pipeline() as pipeline:
             pipeline.hset(f"rq:job:{job_id}", "status", "started")
             pipeline.zadd(keys.leases_key(queue), {job_id: time.time() + LEASE_SECONDS})

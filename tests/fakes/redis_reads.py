@@ -10,6 +10,12 @@ def stream_rows(client: redis.Redis, key: str) -> list[tuple[bytes, dict[bytes, 
     return cast(list[tuple[bytes, dict[bytes, bytes]]], client.xrange(key))
 
 
+def last_row(client: redis.Redis, key: str) -> tuple[bytes, dict[bytes, bytes]] | None:
+    """The newest of them, and no other is read."""
+    rows = cast(list[tuple[bytes, dict[bytes, bytes]]], client.xrevrange(key, count=1))
+    return rows[0] if rows else None
+
+
 def sorted_set_names(client: redis.Redis, key: str) -> list[str]:
     """Members of a sorted set, lowest score first."""
     return [name.decode() for name in cast(list[bytes], client.zrange(key, 0, -1))]

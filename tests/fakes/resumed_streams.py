@@ -9,9 +9,7 @@ from producer.contract import Choice, Chunk, Marker, Result, keys
 from tests.fakes.fake_engine import expected_logprob, expected_tokens
 from tests.fakes.fake_tokenizer import FakeTokenizer, text_of
 from tests.fakes.redis_reads import stream_rows
-from tests.fakes.worker_runs import (
-    stored_chunks,
-)
+from tests.fakes.worker_runs import stored_chunks
 from worker.logprobs import LogprobWriter
 from worker.scripts import RESUME_FIELD
 from worker.translate import default_seed

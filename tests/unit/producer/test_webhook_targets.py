@@ -34,7 +34,8 @@ def rules_of(*addresses: str, allows_private: bool = False) -> TargetRules:
 
 
 async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> None:
-    with pytest.raises(TargetError, match=r"at 10\.0\.0\.7, which is no public.*-targets .*`promptmill webhooks add`"):
+    problem = r"at 10\.0\.0\.7, which is no public address.*--webhook-private-targets .*`promptmill webhooks add`"
+    with pytest.raises(TargetError, match=problem):
         await rules_of("8.8.8.8", "10.0.0.7").check("https://example.com/hook")
 
 

@@ -119,8 +119,8 @@ def test_a_process_that_has_ended_leaves_no_guard(ends_by_itself: bool) -> None:
 
 def test_output_ends_with_the_process_and_not_with_its_guard() -> None:
     process = StartedProcess(["sh", "-c", 'echo "$1"; cat', "sh", "a  b'$"], stdout=subprocess.PIPE)
-    output, _ = process.communicate()
-    assert output == b"a  b'$\n"  # there is no input to echo
+    output, errors = process.communicate()
+    assert output == b"a  b'$\n" and errors is None  # there is no input to echo
 
 
 def test_a_descriptor_is_passed_on_whatever_its_number() -> None:
