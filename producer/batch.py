@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from producer.batch_files import BatchInput, BatchOutput
+from producer.batch_lines import is_refused
 from producer.batch_protocol import BatchOptions, BatchProtocol, FindQueue, cancel_jobs
 from producer.contract import JobRequest, keys
 from producer.enqueue import Destination, build_request
@@ -27,7 +28,7 @@ class BatchProgress:
     num_done: int
     num_failed: int
     num_refused: int = 0
-    """Of those that failed: what nobody could be asked with, however often."""
+    """Of those that failed: what would fail again, however often it is asked."""
     num_output_tokens: int = 0
     num_prompt_tokens: int = 0
     started_at: float = field(default_factory=time.monotonic)
@@ -107,7 +108,7 @@ class BatchRun:
                 self._input.num_lines + refused,
                 done.num_lines + refused,
                 done.num_failed + refused,
-                len(done.bad_lines) + refused,
+                done.num_refused + refused,
             )
             find_queue = self._queue_finder(directory := ModelDirectory())
             protocol = BatchProtocol(
@@ -165,7 +166,7 @@ class BatchRun:
                 write(answer.line)
                 progress.num_done += 1
                 progress.num_failed += answer.is_failed
-                progress.num_refused += answer.is_bad_line
+                progress.num_refused += is_refused(answer.line)
                 progress.first_problem = progress.first_problem or answer.problem
                 progress.num_output_tokens += answer.usage.completion_tokens
                 progress.num_prompt_tokens += answer.usage.prompt_tokens

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from producer.batch_lines import BadLineError, BatchLine, encode_line
+from producer.batch_lines import BadLineError, BatchLine, encode_line, is_failed, is_refused
 from producer.batch_protocol import is_of_another_batch
 from producer.errors import BatchFileError
 from producer.file_lock import FileLock, FileLockedError
@@ -25,6 +25,7 @@ class Answered:
     custom_ids: set[str] = field(default_factory=set)
     bad_lines: set[int] = field(default_factory=set)
     num_failed: int = 0
+    num_refused: int = 0  # of those that failed
 
     @property
     def num_lines(self) -> int:
@@ -155,7 +156,7 @@ class BatchOutput:
         with self._path.open("rb") as file, target.open("wb") as kept:
             if self._is_journal:
                 kept.write(file.readline())
-            kept.writelines(raw for raw in file if raw.strip() and not _is_failed(json.loads(raw)))
+            kept.writelines(raw for raw in file if raw.strip() and not is_failed(json.loads(raw)))
 
     @contextmanager
     def _refused_where_locked(self) -> Iterator[None]:
@@ -201,7 +202,8 @@ class BatchOutput:
     def _count(self, raw: bytes, number: int, answered: Answered, digest: str) -> None:
         try:
             line = json.loads(raw)
-            error, custom_id, is_failed = line["error"], line["custom_id"], _is_failed(line)
+            error, custom_id = line["error"], line["custom_id"]
+            has_failed, was_refused = is_failed(line), is_refused(line)
             bad_line = error.get("line") if error is not None else None
             is_foreign = is_of_another_batch(line.get("id"), digest, custom_id)
         except (ValueError, LookupError, TypeError, AttributeError) as cause:
@@ -217,8 +219,5 @@ class BatchOutput:
             answered.bad_lines.add(bad_line)
         else:
             answered.custom_ids.add(custom_id)
-        answered.num_failed += is_failed
-
-
-def _is_failed(line: Mapping[str, Any]) -> bool:
-    return line["error"] is not None or line["response"]["status_code"] >= 400
+        answered.num_failed += has_failed
+        answered.num_refused += was_refused

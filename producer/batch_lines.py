@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from typing import Any
 
 from producer.contract import ErrorCode, ErrorInfo, Result
@@ -82,6 +83,18 @@ def bad_line(error: BadLineError, *, number: int) -> dict[str, Any]:
     """The output line of input line `number`, which is no request."""
     info = {"code": error.code, "message": str(error), "line": number}
     return _output(f"line_{number}", error.custom_id, None, info)
+
+
+def is_failed(answer: Mapping[str, Any]) -> bool:
+    """Whether an output line has no answer."""
+    return answer["error"] is not None or answer["response"]["status_code"] >= 400
+
+
+def is_refused(answer: Mapping[str, Any]) -> bool:
+    """Whether it is its input line's own fault: asked again, it would fail again."""
+    if answer["error"] is not None:
+        return "line" in answer["error"]
+    return bool(answer["response"]["status_code"] == HTTPStatus.BAD_REQUEST)
 
 
 def encode_line(line: Mapping[str, Any]) -> bytes:

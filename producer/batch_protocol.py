@@ -85,11 +85,6 @@ class Answer:
     usage: Usage = field(default_factory=Usage)
 
     @property
-    def is_bad_line(self) -> bool:
-        """Whether the line is no request at all: asked again, it would fail again."""
-        return self.line["error"] is not None and "line" in self.line["error"]
-
-    @property
     def problem(self) -> str | None:
         """Of one that failed: which, and why."""
         if not self.is_failed:

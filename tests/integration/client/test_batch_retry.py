@@ -254,11 +254,20 @@ def test_the_command_says_how_to_ask_again(promptmill: Invoke, worker: FakeWorke
     assert retried.exit_code == 0 and "3 answered, 0 failed" in retried.stderr and "again" not in retried.stderr
 
 
-def test_a_line_that_is_no_request_is_not_said_to_be_worth_asking_again(
+def test_a_line_that_would_fail_again_is_not_said_to_be_worth_asking_again(
     promptmill: Invoke, worker: FakeWorker, files: tuple[Path, Path]
 ) -> None:
-    files[0].write_text(chat("a", "word 1") + "\n{broken\n" + chat("a", "word 2") + "\n")
-    with worker.serving(Moody()):
+    lines = [chat("a", "word 1"), "{broken", chat("a", "word 2"), completion("hot", "x", temperature=9)]
+    files[0].write_text("\n".join([*lines, chat("long", "word 4")]) + "\n")
+
+    def refuse_the_long_one(held: HeldJob) -> None:
+        if held.arguments["messages"][-1]["content"] == "word 4":
+            too_long = ErrorInfo(code=ErrorCode.CONTEXT_LENGTH_EXCEEDED, message="messages: too long")
+            held.begin().end("failed", error=too_long)
+        else:
+            echo(held)
+
+    with worker.serving(refuse_the_long_one):
         runs = [promptmill("run", *files) for _ in range(2)]  # the second finds the errors answered already
     for found in runs:
-        assert found.exit_code == 1 and "1 answered, 2 failed" in found.stderr and "again" not in found.stderr
+        assert found.exit_code == 1 and "1 answered, 4 failed" in found.stderr and "again" not in found.stderr
