@@ -29,11 +29,14 @@ from producer.errors import (
     ResultStoreError,
     ResultTimeoutError,
 )
-from producer.openai_request import in_callers_words
+from producer.openai_request import CHAT_URL, in_callers_words
 
 CLIENT_CLOSED_REQUEST = 499  # what is logged where the client went away before an answer
 
 MAX_MESSAGE_CHARS, MAX_PARAM_CHARS = 4000, 200  # they may quote what was sent
+
+# OpenAI's other services that answer with text.
+_ANSWERED_BY_CHAT = ("/responses", "/assistants", "/threads", "/conversations")
 
 _log = logging.getLogger(__name__)
 
@@ -163,7 +166,9 @@ def _what_is_served(request: Request) -> str:
     meant = next((known for known in served if path in (known.removeprefix("/v1"), f"/v1{known}")), None)
     if meant is not None:
         return f"; it is {meant} here: give clients a base URL that ends in /v1"
-    return f"; served are: {', '.join(served)}" if path.startswith("/v1/") else ""
+    if path.removeprefix("/v1").startswith(_ANSWERED_BY_CHAT):
+        return f"; ask {CHAT_URL} instead, in OpenAI's client chat.completions.create()"
+    return f"; text is read and written here: served are {', '.join(served)}" if path.startswith("/v1/") else ""
 
 
 def unexpected_error() -> ApiError:

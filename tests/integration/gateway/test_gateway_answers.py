@@ -145,8 +145,21 @@ def test_a_base_url_without_its_v1_is_told_so(gateway: RunningGateway, wrong: st
 
 
 def test_a_service_of_openais_that_is_not_here_names_those_that_are(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match=r"POST /v1/moderations: not found; served are: .*/v1/completions"):
-        client.moderations.create(model="fake", input="x")
+    told = r"POST /v1/images/generations: not found; text is read and written here: served are .*/v1/completions"
+    with pytest.raises(openai.NotFoundError, match=told):
+        client.images.generate(model="fake", prompt="x")
+
+
+@pytest.mark.parametrize("base", ["", "/v1"])
+def test_a_service_of_openais_that_answers_with_text_is_told_to_ask_for_a_chat_completion(
+    gateway: RunningGateway, base: str
+) -> None:
+    with openai.OpenAI(base_url=gateway.url + base, api_key="none", max_retries=0) as client:
+        for ask in (client.responses.create, client.conversations.create):
+            with pytest.raises(
+                openai.NotFoundError, match=r"not found; ask /v1/chat/completions instead, .*create\(\)"
+            ):
+                ask()
 
 
 def test_a_method_that_a_path_does_not_take_is_told_which_it_does(client: openai.OpenAI) -> None:
