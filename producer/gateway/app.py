@@ -16,7 +16,6 @@ from producer.gateway.request_body import BodyLimit
 from producer.gateway.request_context import RequestContext
 from producer.gateway.routes import (
     batches,
-    chat,
     completions,
     console,
     embeddings,
@@ -32,7 +31,6 @@ from producer.gateway.routes import (
 ROUTERS = (
     models.router,
     completions.router,
-    chat.router,
     embeddings.router,
     jobs.router,
     batches.router,
