@@ -23,9 +23,3 @@ def grammar_spec(request: JobRequest) -> GrammarSpec | None:
     if response_format["type"] == "json_schema":
         return GrammarSpec("json_schema", json.dumps(response_format["json_schema"]["schema"]))
     return None
-
-
-def grammar_field(request: JobRequest) -> str:
-    """The field that a grammar which does not compile is reported under."""
-    given = [name for name in ("regex", "choice", "grammar", "response_format") if getattr(request, name) is not None]
-    return given[0] if given else "tools"

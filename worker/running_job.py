@@ -2,16 +2,15 @@
 
 import time
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Literal
 
 from engine.outputs import ErrorKind, RequestOutput
 from producer.contract import Done, ErrorCode, ErrorInfo, FinishReason, JobOutcome, Result, Timings
+from producer.rq_names import parse_time
 from worker.claim import Claim
 from worker.job_vectors import JobVectors
 from worker.outlet.job_stream import JobStream
-from worker.output_format import grammar_field
 from worker.parsing.output_parser import OutputParser
 from worker.parsing.parsed_text import ParsedText
 from worker.translate import TranslatedJob
@@ -125,11 +124,11 @@ class RunningJob:
         else:
             self._take_tokens(output)
         if output.error_kind is not None:
-            is_grammar = output.error_kind == "grammar"
+            is_grammar, request = output.error_kind == "grammar", self.translated and self.translated.request
             self.error = ErrorInfo(
                 code=_ERROR_CODES[output.error_kind],
                 message=output.error or "the engine failed",
-                param=grammar_field(self.translated.request) if is_grammar and self.translated else None,
+                param=(request.output_format_field or "tools") if is_grammar and request else None,
                 retryable=not is_grammar,
             )
         if output.finished:
@@ -203,7 +202,7 @@ class RunningJob:
         return Done(job_id=self.job_id, done=True, status=self.status, usage=self.stream.usage, error=self.error)
 
     def _timings(self) -> Timings:
-        enqueued_at = _epoch(self.claim.fields.get(b"enqueued_at") or self.claim.fields.get(b"created_at"))
+        enqueued_at = parse_time(self.claim.fields.get(b"enqueued_at") or self.claim.fields.get(b"created_at"))
         if enqueued_at is None:
             return Timings()
         return Timings(
@@ -216,11 +215,3 @@ class RunningJob:
 def _elapsed(start: float, end: float | None) -> float | None:
     """Never negative: the two ends are read from two machines' clocks."""
     return None if end is None else round(max(0.0, end - start), 6)
-
-
-def _epoch(text: bytes | None) -> float | None:
-    """RQ's timestamps, with or without fractions of a second."""
-    try:
-        return datetime.fromisoformat(text.decode().rstrip("Z")).replace(tzinfo=UTC).timestamp() if text else None
-    except ValueError:
-        return None

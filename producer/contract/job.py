@@ -159,10 +159,10 @@ class JobRequest(ContractModel):
         return any(tool["function"].get("strict") for tool in self.callable_tools or ())
 
     @property
-    def has_output_format(self) -> bool:
-        """Whether the whole output must have a form that the job describes."""
-        given = [name for name in OUTPUT_FORMAT_FIELDS if getattr(self, name) is not None]
-        return bool(given) and self.response_format != {"type": "text"}
+    def output_format_field(self) -> str | None:
+        """The field that describes the form of the whole output, if one does."""
+        free = (None, {"type": "text"})
+        return next((name for name in OUTPUT_FORMAT_FIELDS if getattr(self, name) not in free), None)
 
     @model_validator(mode="before")
     @classmethod
@@ -179,7 +179,7 @@ class JobRequest(ContractModel):
             raise breaks_rule(*problem)
         if self.task == "generate":
             self._check_generation()
-        elif self.prompt is not None and len(self.prompt) == 0:
+        if self.prompt is not None and len(self.prompt) == 0:
             raise breaks_rule("prompt", "prompt is empty; give at least one character or token id")
         return self
 
@@ -187,8 +187,6 @@ class JobRequest(ContractModel):
         if (self.prompt is None) == (self.messages is None):
             given = "neither was" if self.prompt is None else "both were"
             raise breaks_rule("prompt", f"give exactly one of prompt and messages; {given} given")
-        if self.prompt is not None and len(self.prompt) == 0:
-            raise breaks_rule("prompt", "prompt is empty; give at least one character or token id")
         if self.messages is not None and len(self.messages) == 0:
             raise breaks_rule("messages", "messages is empty; give at least one message")
         self._check_chat_fields()
@@ -204,11 +202,8 @@ class JobRequest(ContractModel):
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             rule = f"min_tokens: must be at most max_tokens ({self.max_tokens}); got {self.min_tokens}"
             raise breaks_rule("min_tokens", rule)
-        formats = [name for name in OUTPUT_FORMAT_FIELDS if getattr(self, name) not in (None, {"type": "text"})]
-        if self.min_tokens and formats:
-            rule = (
-                f"min_tokens cannot be combined with {formats[0]}, which says where the output may end: leave one out"
-            )
+        if self.min_tokens and (form := self.output_format_field) is not None:
+            rule = f"min_tokens cannot be combined with {form}, which says where the output may end: leave one out"
             raise breaks_rule("min_tokens", rule)
         if self.min_tokens and (self.forces_call or self.has_strict_tools):
             cause = "a tool_choice that forces a call" if self.forces_call else "strict tools"
@@ -226,7 +221,7 @@ class JobRequest(ContractModel):
                 raise breaks_rule("chat_template_kwargs", f"chat_template_kwargs must not set {name}; leave it out")
         if self.tools is None and self.tool_choice not in (None, "none"):
             raise breaks_rule("tool_choice", "tool_choice needs tools to choose from; give tools, or leave it out")
-        if self.callable_tools is not None and self.has_output_format:
+        if self.callable_tools is not None and self.output_format_field is not None:
             raise breaks_rule("tools", "tools and a form of the whole output exclude each other; give one of them")
         if isinstance(self.tool_choice, NamedToolChoice):
             name, names = self.tool_choice.function.name, tool_names(self.tools or [])

@@ -35,7 +35,7 @@ class OutputPlan:
         if tools is not None:
             _check_format(request, model_format)
         # A form that the caller asked for is that of the whole output: there is no thought before it.
-        has_reasoning = model_format.has_reasoning and not request.has_output_format
+        has_reasoning = model_format.has_reasoning and request.output_format_field is None
         reads_calls = tools is not None and model_format.tool_calls is not None
         if not (has_reasoning or reads_calls):
             return None

@@ -47,6 +47,7 @@ NAMED_G = {"type": "function", "function": {"name": "g"}}
         ({"tools": [tool(strict="yes")]}, "tools[0].function.strict", "must be true or false; got 'yes'"),
         ({"tools": [tool()], "messages": None, "prompt": "x"}, "tools", "give messages instead of a prompt"),
         ({"tools": [tool()], "regex": "a+"}, "tools", "tools and a form of the whole output exclude each other"),
+        ({"tools": [tool()], "regex": "a+", "response_format": {"type": "text"}}, "tools", "exclude each other"),
         ({"tool_choice": "auto"}, "tool_choice", "tool_choice needs tools to choose from"),
         ({"tools": [tool()], "tool_choice": "any"}, "tool_choice", "must be 'none', 'auto' or 'required'; got 'any'"),
         ({"tools": [tool()], "tool_choice": NAMED_G}, "tool_choice", "'g', which is not among the tools (f)"),

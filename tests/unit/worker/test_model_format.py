@@ -71,6 +71,7 @@ def test_a_job_without_anything_to_read_has_no_plan() -> None:
     assert OutputPlan.of_chat(request(), "p", qwen) is not None
     thinking = OutputPlan.of_chat(request(), "<|assistant|><think>\n", qwen)
     assert thinking is not None and thinking.begins_in_reasoning
+    assert OutputPlan.of_chat(request(regex="a+", response_format={"type": "text"}), "p", qwen) is None
 
 
 def test_calls_that_cannot_be_read_are_refused_unless_text_was_asked_for() -> None:

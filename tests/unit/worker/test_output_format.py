@@ -7,7 +7,7 @@ import pytest
 
 from engine.grammar_spec import GrammarSpec
 from producer.contract import JobRequest
-from worker.output_format import grammar_field, grammar_spec
+from worker.output_format import grammar_spec
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "null"}, "a": {"type": "integer"}}}
 
@@ -28,6 +28,7 @@ SCHEMA = {"type": "object", "properties": {"b": {"type": "null"}, "a": {"type": 
             GrammarSpec("json_schema", json.dumps(SCHEMA)),
         ),
         ({"regex": "a+"}, GrammarSpec("regex", "a+")),
+        ({"regex": "a+", "response_format": {"type": "text"}}, GrammarSpec("regex", "a+")),
         ({"choice": ["yes", "no"]}, GrammarSpec("choice", '["yes", "no"]')),
         ({"grammar": 'start: "a"'}, GrammarSpec("lark", 'start: "a"')),
     ],
@@ -35,8 +36,7 @@ SCHEMA = {"type": "object", "properties": {"b": {"type": "null"}, "a": {"type": 
 def test_each_field_becomes_its_kind_of_grammar(fields: dict[str, Any], spec: GrammarSpec | None) -> None:
     request = JobRequest.model_construct(**fields)
     assert grammar_spec(request) == spec
-    if spec is not None:
-        assert grammar_field(request) == next(iter(fields))
+    assert request.output_format_field == (next(iter(fields)) if spec is not None else None)
 
 
 def test_a_schema_keeps_the_order_of_its_properties() -> None:
