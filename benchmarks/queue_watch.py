@@ -25,7 +25,6 @@ from worker.claim_pace import ClaimPace
 from worker.embedded_redis import EmbeddedRedis
 from worker.queue_watch import QueueWatch
 from worker.redis_client import connect
-from worker.rq_bridge import RQ_PREFIX
 from worker.scripts import Scripts
 
 RATES = (0, 10, 100)  # jobs a second
@@ -56,7 +55,7 @@ class IdleWorker:
                 on_watching=self._pace.set_watched,
             )
             self._watch.start()
-        self._scripts = Scripts(RQ_PREFIX)
+        self._scripts = Scripts()
         self._name = uuid.uuid4().hex
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -4,15 +4,23 @@ It writes what RQ's own enqueueing writes. RQ forbids `unique` together with `de
 """
 
 import json
+import time
 import zlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from producer.contract import keys
 from producer.contract.turns import TURNS_SCRIPT
 from producer.operations import Command, Script
-from producer.rq_names import QUEUES_KEY, dependencies_key, dependents_key, job_key, queue_key, registry_key
+from producer.rq_names import (
+    QUEUES_KEY,
+    dependencies_key,
+    dependents_key,
+    format_time,
+    job_key,
+    queue_key,
+    registry_key,
+)
 
 NO_TIMEOUT = -1  # RQ's: how long a job may run is up to its max_tokens and to the worker
 BODY_FIELD = "promptmill_body"  # of RQ's job hash: the fingerprint of what an idempotency key was first used for
@@ -32,7 +40,7 @@ def enqueue_call(
     is_durable: bool,
 ) -> Command:
     """`body`: the fingerprint that a job of this id must have, if there is one. Send `SCRIPT.load` before."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    now = format_time(time.time())
     fields: dict[str, Any] = {
         "origin": queue,
         "created_at": now,

@@ -19,6 +19,7 @@ from rq.registry import (
 from rq.results import Result
 
 QUEUES_KEY: str = Queue.redis_queues_keys
+RQ_PREFIX = QUEUES_KEY.removesuffix(":queues")
 
 REGISTRIES = {
     "started": StartedJobRegistry,
@@ -45,7 +46,7 @@ def registry_key(name: str, queue: str) -> str:
 
 def ready_key(queue: str) -> str:
     """ZSET of jobs whose dependencies have finished, and that are not on the queue yet: a registry since RQ 3."""
-    return f"{QUEUES_KEY.removesuffix(':queues')}:ready:{queue}"
+    return f"{RQ_PREFIX}:ready:{queue}"
 
 
 def dependents_key(job_id: str) -> str:
@@ -64,12 +65,17 @@ def executions_key(job_id: str) -> str:
 
 def execution_key_prefix(job_id: str) -> str:
     """The key of an execution of the job, but for the execution's id."""
-    return f"{QUEUES_KEY.removesuffix(':queues')}:execution:{job_id}:"
+    return f"{RQ_PREFIX}:execution:{job_id}:"
 
 
 def rq_results_key(job_id: str) -> str:
     """The stream of RQ's own results of the job."""
     return str(Result.get_key(job_id))
+
+
+def format_time(epoch_seconds: float) -> str:
+    """A moment as RQ writes it into its hashes."""
+    return datetime.fromtimestamp(epoch_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def parse_time(text: bytes | None) -> float | None:

@@ -1,13 +1,12 @@
 """The worker's Lua scripts (`lua/`), and nothing else: what is one step for all who look on.
 
-`Scripts` binds them to the prefix of RQ's keys. The scripts build key names from ids, so they need one Redis node
-(RQ does, too). Leases run by Redis TIME, never by a worker's clock. None of them writes twice when it is sent twice.
+The scripts build key names from ids, so they need one Redis node (RQ does, too). Leases run by Redis TIME, never by a
+worker's clock. None of them writes twice when it is sent twice.
 """
 
 import json
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from redis.client import Pipeline
 
 from producer.contract import keys
 from producer.contract.turns import TURNS_SCRIPT
-from producer.rq_names import REGISTRIES, ready_key, registry_key
+from producer.rq_names import REGISTRIES, RQ_PREFIX, format_time, ready_key, registry_key
 
 RESUME_FIELD = "promptmill_resume"
 """Field of RQ's job hash: the `enqueued_at` of a job that the sweeper or a hand-over put back. While it still equals
@@ -64,11 +63,11 @@ class Append(NamedTuple):
 
 
 class Scripts:
-    """The scripts for one RQ key prefix; each method is one round trip. Pipelines may be passed as `client`."""
+    """Each method is one round trip. Pipelines may be passed as `client`."""
 
-    def __init__(self, rq_prefix: str) -> None:
+    def __init__(self) -> None:
         no_client = redis.Redis()  # registering needs one and connects nowhere; calls bring their own
-        shared = TURNS_SCRIPT + _names(rq_prefix) + _source("prelude")
+        shared = TURNS_SCRIPT + _names() + _source("prelude")
         self._claim = no_client.register_script(shared + _source("claim"))
         self._beat = no_client.register_script(shared + _source("beat"))
         self._hand_over = no_client.register_script(shared + _source("hand_over"))
@@ -103,7 +102,7 @@ class Scripts:
             worker,
             lease_seconds,
             RECORD_TTL_SECONDS,
-            rq_time(time.time()),
+            format_time(time.time()),
             CLAIM_TTL_SECONDS,
             max_jobs,
             tenant_limit or "",
@@ -139,7 +138,7 @@ class Scripts:
         `was_away`: since the last beat Redis was, for this worker at least. Then jobs that it lost do not count as
         crashed with it, whatever a sweeper took it for.
         """
-        arguments: list[str | float] = [lease_seconds, rq_time(time.time()), "1" if was_away else "0"]
+        arguments: list[str | float] = [lease_seconds, format_time(time.time()), "1" if was_away else "0"]
         arguments += [worker, entry_seconds, RECORD_TTL_SECONDS, keys.MODEL_TTL_SECONDS, len(models)]
         return self._beat(args=[*arguments, *models, *jobs], client=client)
 
@@ -210,20 +209,15 @@ def claim_key(worker: str) -> str:
     return f"promptmill:claim:{worker}"
 
 
-def rq_time(epoch_seconds: float) -> str:
-    """A moment as RQ writes it into its hashes."""
-    return datetime.fromtimestamp(epoch_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
 def _source(name: str) -> str:
     return (Path(__file__).parent / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
-def _names(rq_prefix: str) -> str:
+def _names() -> str:
     """Lua's names for what key names begin with."""
     stream, stream_end = keys.stream_key("@").split("@")
     names = {
-        "RQ": rq_prefix,
+        "RQ": RQ_PREFIX,
         "WORKERS": keys.WORKERS_KEY,
         "MODELS": keys.MODELS_KEY,
         "LEASES": keys.leases_key(""),

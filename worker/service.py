@@ -32,7 +32,7 @@ from worker.parsing.model_format import ModelFormat
 from worker.queue_watch import QueueWatch
 from worker.recovery import Sweeper
 from worker.redis_client import REDIS_AWAY, check_server, connect, reached
-from worker.rq_bridge import RQ_PREFIX, SLOTS_SECONDS, JobReader, Outcomes, RqBridge, max_call_bytes
+from worker.rq_bridge import SLOTS_SECONDS, JobReader, Outcomes, RqBridge, max_call_bytes
 from worker.scripts import Scripts
 from worker.settings import WorkerSettings
 from worker.stop_signals import StopSignals
@@ -92,7 +92,7 @@ class WorkerService:
         self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
         self._started_at = time.time()
         self._stats: dict[str, Any] = {}
-        self._scripts = Scripts(RQ_PREFIX)
+        self._scripts = Scripts()
         self._bridge = RqBridge(client, settings.queue_names, name=self.name)
         reader = JobReader(
             client,

@@ -38,7 +38,7 @@ def promptmill(redis_url: str) -> Invoke:
 
 @pytest.fixture
 def scripts(redis_client: redis.Redis) -> Scripts:
-    scripts = Scripts("rq")
+    scripts = Scripts()
     scripts.load_append(redis_client)
     return scripts
 

@@ -33,14 +33,13 @@ from tests.fakes.worker_runs import (
     wait_until,
 )
 from worker.commit import MAX_BYTES_AT_ONCE
-from worker.rq_bridge import RQ_PREFIX
 from worker.running_job import RunningJob
 from worker.scripts import EndCommit, Scripts
 
 
 def claim_and_die(client: redis.Redis, queues: list[str]) -> None:
     """All that a worker does before it is killed between the claim and everything else."""
-    Scripts(RQ_PREFIX).claim(
+    Scripts().claim(
         client, request_id="last", worker="dead", queues=queues, max_jobs=100, lease_seconds=SHORT_LEASE_SECONDS
     )
 

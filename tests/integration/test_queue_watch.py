@@ -95,7 +95,7 @@ def test_of_tenants_with_limits_leases_that_end_are_heard_of_and_renewals_are_no
         heard.arrival.clear()
         redis_client.sadd(keys.leased_key(keys.DEFAULT_QUEUE), ACME)
         redis_client.zadd(keys.leases_key(ACME), {"job": 1.0})
-        Scripts("rq").sweep(redis_client, **sweep)  # type: ignore[arg-type]
+        Scripts().sweep(redis_client, **sweep)  # type: ignore[arg-type]
         heard.wait()
 
 

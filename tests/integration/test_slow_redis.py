@@ -49,7 +49,7 @@ def test_jobs_keep_their_leases_and_their_streams_their_order(slow_url: str, red
 
 def test_the_jobs_of_a_dead_worker_come_back(slow_url: str, queue: Queue, redis_client: redis.Redis) -> None:
     [job_id] = enqueue_many(queue, 1, max_tokens=3)
-    Scripts("rq").claim(
+    Scripts().claim(
         redis_client, request_id="r", worker="dead", queues=[queue.name], max_jobs=1, lease_seconds=SHORT_LEASE_SECONDS
     )
     redis_client.zadd(keys.leases_key(queue.name), {job_id: time.time() - 1})

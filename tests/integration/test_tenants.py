@@ -30,7 +30,7 @@ ACME = keys.tenant_queue(keys.DEFAULT_QUEUE, "acme")
 
 @pytest.fixture
 def scripts() -> Scripts:
-    return Scripts("rq")
+    return Scripts()
 
 
 class Claimer:

@@ -23,11 +23,10 @@ from tests.fakes.worker_runs import (
 )
 from worker.claim import MAX_ALL_CRASHES, MAX_CRASHES, SUSPECT_CRASHES, Claim
 from worker.recovery import give_back
-from worker.rq_bridge import RQ_PREFIX
 from worker.scripts import CRASHES_FIELD, RESUME_FIELD, Scripts
 
 QUEUE = keys.DEFAULT_QUEUE
-SCRIPTS = Scripts(RQ_PREFIX)
+SCRIPTS = Scripts()
 
 
 def claim(client: redis.Redis, number: int) -> list[Claim]:

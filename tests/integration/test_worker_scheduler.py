@@ -12,7 +12,6 @@ from rq.scheduler import RQScheduler
 from producer.contract import keys
 from tests.fakes.flaky_redis import FlakyRedis
 from tests.fakes.worker_runs import FUNCTION, SHORT_LEASE_SECONDS, WorkerThread, enqueue_many, wait_for_result
-from worker.rq_bridge import RQ_PREFIX
 from worker.rq_bridge.scheduler import LOCK_SECONDS, TAKE_OVER_SECONDS, InlineScheduler
 from worker.scripts import Scripts
 from worker.tenant_queues import TenantQueues
@@ -81,7 +80,7 @@ def test_dead_workers_jobs_come_back_while_another_chore_hangs(
     redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids, is_over = enqueue_many(queue, 3, max_tokens=2), threading.Event()
-    Scripts(RQ_PREFIX).claim(
+    Scripts().claim(
         redis_client,
         request_id="last",
         worker="dead",

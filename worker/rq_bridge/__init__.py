@@ -1,11 +1,10 @@
 """RQ from inside. Nothing else in the worker imports RQ."""
 
-from worker.rq_bridge.bridge import RQ_PREFIX, SLOTS_SECONDS, SUSPENDED_KEY, RqBridge
+from worker.rq_bridge.bridge import SLOTS_SECONDS, SUSPENDED_KEY, RqBridge
 from worker.rq_bridge.held_job import JobReader, calls_back, has_extras, max_call_bytes, timeout_seconds, will_retry
 from worker.rq_bridge.outcomes import Outcomes
 
 __all__ = [
-    "RQ_PREFIX",
     "SLOTS_SECONDS",
     "SUSPENDED_KEY",
     "JobReader",

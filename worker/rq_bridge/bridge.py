@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import redis
 from redis.client import Pipeline
 from rq import Queue, worker_registration
-from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job
 from rq.rate_limit import RateLimitRegistry
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
@@ -22,7 +21,6 @@ from worker.errors import StartRefusedError
 from worker.rq_bridge.held_job import HeldJob
 from worker.rq_bridge.scheduler import InlineScheduler
 
-RQ_PREFIX: str = RQ_KEY_PREFIX
 SUSPENDED_KEY: str = WORKERS_SUSPENDED  # there while RQ is suspended
 SLOTS_LOCK_KEY = "promptmill:slots"
 SLOTS_SECONDS = 5.0  # how long a slot stays taken at most that nobody has freed

@@ -13,19 +13,19 @@ import redis
 from redis.client import Pipeline
 from rq import Queue
 from rq.callbacks import execute_failure_callback, execute_stopped_callback, execute_success_callback
-from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution, ExecutionRegistry
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution
 from rq.job import Job, JobStatus
 from rq.rate_limit import release_slot
-from rq.registry import CanceledJobRegistry, ReadyJobRegistry, StartedJobRegistry
 from rq.results import Result as RqResult
 from rq.timeouts import TimerDeathPenalty
 from rq.utils import utcformat
 
 from producer.contract.keys import FAILURE_TTL_SECONDS, RESULT_TTL_SECONDS
+from producer.rq_names import execution_key_prefix, executions_key, ready_key, registry_key
 from worker.claim import Claim
 from worker.fence import FencedRedis
 from worker.redis_client import which_exist
-from worker.rq_bridge.bridge import RQ_PREFIX, RqBridge
+from worker.rq_bridge.bridge import RqBridge
 from worker.rq_bridge.held_job import JobReader
 from worker.rq_bridge.webhooks import build_webhook
 from worker.running_job import RunningJob
@@ -91,7 +91,7 @@ class Outcomes:
 
     def add_not_cancelled(self, pipe: Pipeline, running: RunningJob) -> None:
         """A cancel that came after the outcome was decided has lost."""
-        pipe.zrem(CanceledJobRegistry.key_template.format(running.claim.queue), running.job_id)
+        pipe.zrem(registry_key("cancelled", running.claim.queue), running.job_id)
 
     def add_bare_failure(self, pipe: Pipeline, running: RunningJob, reason: str) -> None:
         """Failed, without what RQ's handler does for others (dependents, callbacks)."""
@@ -114,9 +114,9 @@ class Outcomes:
 
     def _add_execution_end(self, pipe: Pipeline, claim: Claim) -> None:
         composite = f"{claim.job_id}:{claim.execution_id}"
-        pipe.delete(f"{RQ_PREFIX}:execution:{composite}")
-        pipe.zrem(StartedJobRegistry.key_template.format(claim.queue), composite)
-        pipe.zrem(ExecutionRegistry.key_template.format(claim.job_id), claim.execution_id)
+        pipe.delete(execution_key_prefix(claim.job_id) + claim.execution_id)
+        pipe.zrem(registry_key("started", claim.queue), composite)
+        pipe.zrem(executions_key(claim.job_id), claim.execution_id)
         pipe.srem(WORKER_EXECUTIONS_KEY_TEMPLATE.format(self._worker_name), composite)
 
     def release_slot(self, running: RunningJob) -> None:
@@ -128,7 +128,7 @@ class Outcomes:
         """Enqueue dependents that a commit made ready and nobody has enqueued, of the worker's queues and of these.
         They may be thousands, and hardly ever is there one."""
         names = dict.fromkeys([*list(self._queues), *tenant_queues])
-        registries = {ReadyJobRegistry.key_template.format(name): name for name in names}
+        registries = {ready_key(name): name for name in names}
         existing = which_exist(self._connection, list(registries))
         for registry, name in registries.items():
             if registry in existing:

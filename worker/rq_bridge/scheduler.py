@@ -6,11 +6,12 @@ import logging
 from collections.abc import Collection, Sequence
 
 import redis
-from rq.registry import ScheduledJobRegistry
 from rq.scheduler import RQScheduler
 from rq.scripts import ACQUIRE_OR_REFRESH_LOCK_SCRIPT
 from rq.serializers import JSONSerializer
 from rq.utils import current_timestamp
+
+from producer.rq_names import registry_key
 
 TAKE_OVER_SECONDS = 5.0  # between looks for queues that nobody schedules
 LOCK_SECONDS = 15  # without a beat, of which there is one a turn, a queue is anybody's
@@ -60,7 +61,7 @@ class InlineScheduler(RQScheduler):  # type: ignore[misc]
         names, now = sorted(self._acquired_locks), current_timestamp()
         with self.connection.pipeline(transaction=False) as look:
             for name in names:
-                look.zcount(ScheduledJobRegistry.key_template.format(name), "-inf", now)
+                look.zcount(registry_key("scheduled", name), "-inf", now)
             due = [name for name, num_jobs in zip(names, look.execute(), strict=True) if num_jobs]
         if due:
             self.prepare_registries(due)

@@ -18,6 +18,6 @@ def client(redis_url: str) -> Iterator[FlakyRedis]:
 
 @pytest.fixture
 def outlet(client: FlakyRedis) -> StreamOutlet:
-    scripts = Scripts("rq")
+    scripts = Scripts()
     scripts.load_append(client)  # as after the first flush
     return StreamOutlet(client, scripts)

@@ -115,7 +115,7 @@ def test_a_stream_longer_than_one_append_is_sent_again_whole(client: FlakyRedis,
 
 
 def test_jobs_that_no_longer_fit_in_memory_are_given_up_largest_first(client: FlakyRedis) -> None:
-    outlet = StreamOutlet(client, Scripts("rq"), max_unsent_bytes=2000)
+    outlet = StreamOutlet(client, Scripts(), max_unsent_bytes=2000)
     put(open_stream(outlet, job_id="small"), "x" * 100, 1)
     put(open_stream(outlet, job_id="large"), "x" * 5000, 1)
     client.lost_requests = 1

@@ -139,7 +139,7 @@ def test_an_older_attempt_is_fenced_out_by_the_marker_of_a_newer_one(client: Fla
     zombie = open_stream(outlet)
     put(zombie, "a", 1)
     outlet.flush(0.0)
-    newer = StreamOutlet(client, Scripts("rq"))
+    newer = StreamOutlet(client, Scripts())
     heir = open_stream(newer, attempt=2)
     newer.flush(0.0)
     put(zombie, "late", 2, offset=1)
@@ -163,7 +163,7 @@ def test_of_two_attempts_of_one_number_only_the_one_that_holds_the_job_writes(
         outlet.flush(float(offset))
     client.delete(KEY)
     client.set(fence_key(JOB), "1:second")
-    newer = StreamOutlet(client, Scripts("rq"))
+    newer = StreamOutlet(client, Scripts())
     heir = open_stream(newer, fence="1:second")
     newer.flush(0.0)
     put(heir, "bb", 1, 1)
@@ -177,7 +177,7 @@ def test_of_two_attempts_of_one_number_only_the_one_that_holds_the_job_writes(
 
 
 def test_a_marker_older_than_the_stream_is_fenced_out_at_once(client: FlakyRedis, outlet: StreamOutlet) -> None:
-    open_stream(StreamOutlet(client, Scripts("rq")), attempt=1)
+    open_stream(StreamOutlet(client, Scripts()), attempt=1)
     client.xadd(KEY, {"m": Marker(job_id=JOB, attempt=5, worker="other").to_wire()}, id="5-0")
     open_stream(outlet, attempt=4)
     assert outlet.flush(0.0) == [JOB]
@@ -221,7 +221,7 @@ def test_joined_entries_equal_the_result_whatever_fails(
     client: FlakyRedis, steps: list[tuple[int, str, list[int], str]], attempt: int
 ) -> None:
     client.flushall()
-    outlet = StreamOutlet(client, Scripts("rq"))
+    outlet = StreamOutlet(client, Scripts())
     for old in range(1, attempt):
         put(open_stream(outlet, attempt=old, num_choices=3), "void", 1)
         outlet.flush(float(old), force=True)

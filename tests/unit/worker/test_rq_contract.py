@@ -11,7 +11,7 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.worker import BaseWorker
 
 from producer import rq_names
-from worker.rq_bridge import RQ_PREFIX
+from producer.rq_names import RQ_PREFIX
 
 
 def test_rq_names_its_keys_as_the_scripts_do() -> None:
