@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
-from producer.contract import ErrorCode, ErrorInfo, Result
+from producer.contract import NO_REASON, ErrorInfo, Result
 from producer.openai_request import URLS, callers_names, in_callers_words
 from producer.openai_response import error_body, response_body
 
@@ -67,8 +67,8 @@ def answer_line(line: BatchLine, result: Result, *, created: int) -> dict[str, A
         error = {"code": "batch_cancelled", "message": f"job {result.job_id} was {result.status} before its end"}
         return _output(result.job_id, line.custom_id, None, error)
     if result.status == "failed":
-        info = result.error or ErrorInfo(code=ErrorCode.INTERNAL, message="the worker gave no reason")
-        return refusal_line(line.custom_id, in_callers_words(info, line.callers_names), result.job_id)
+        info = in_callers_words(result.error or NO_REASON, line.callers_names)
+        return refusal_line(line.custom_id, info, result.job_id)
     body = response_body(line.url, result, created=created, encoding=line.encoding)
     return _output(result.job_id, line.custom_id, {"status_code": 200, "request_id": result.job_id, "body": body}, None)
 

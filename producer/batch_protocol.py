@@ -21,7 +21,6 @@ from producer.enqueue import MAX_JOBS_A_SEND, NewJob, build_job, enqueue
 from producer.errors import InvalidJobError, JobNotFoundError
 from producer.line_index import Entry
 from producer.openai_request import COMPLETION_MAX_TOKENS, request_from_body
-from producer.openai_response import invalid_job_info
 from producer.operations import Emit, Protocol, Sleep, send
 from producer.outcome import Outcome, look_at
 from producer.results import ResultCollector
@@ -186,7 +185,7 @@ class BatchProtocol:
             try:
                 checked.append((replace(item, line=item.line.without_body()), (yield from self._check(item))))
             except InvalidJobError as error:
-                refused.append(_refusal(item.number, item.line, invalid_job_info(error)))
+                refused.append(_refusal(item.number, item.line, error.info))
         if refused:
             yield Emit(refused)
         return checked

@@ -3,23 +3,21 @@
 A retry starts over: it is a new arrival, so that the next attempt resets what the failed one had put out.
 """
 
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from producer.contract import ErrorCode, ErrorInfo, Result, keys
+from producer.contract import NO_REASON, keys
 from producer.contract.turns import TURNS_SCRIPT
 from producer.errors import JobNotFoundError
-from producer.operations import Protocol, Script, send
-from producer.outcome import read_failure_of_rq
-from producer.rq_names import QUEUES_KEY, job_key, queue_key, registry_key
+from producer.operations import Protocol, Script, send, slices
+from producer.outcome import parse_line, read_failure_of_rq
+from producer.rq_names import QUEUES_KEY, format_time, job_key, queue_key, registry_key
 from producer.workers import read_queues
 
 MAX_JOBS_A_READ = 500
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +48,18 @@ def read_failed(default_queue: str, limit: int | None = None) -> Protocol[list[F
 def read_failed_of(ids: Sequence[str], limit: int | None = None) -> Protocol[list[FailedJob]]:
     """Those of these jobs that have failed, the last failed first; of all but `limit` only the time is read."""
     found: list[tuple[str, str]] = []  # when, id
-    for some in slices(ids):
+    for some in slices(ids, MAX_JOBS_A_READ):
         replies = yield from send(*(("HMGET", job_key(job_id), "status", "ended_at") for job_id in some))
         for job_id, (status, at) in zip(some, replies, strict=True):
             if status == b"failed":  # else it expired, or was put back
                 found.append((_text(at), job_id))
     failed: list[FailedJob] = []
-    for shown in slices(sorted(found, reverse=True)[:limit]):
+    for shown in slices(sorted(found, reverse=True)[:limit], MAX_JOBS_A_READ):
         fields = yield from send(*(("HMGET", job_key(job_id), "origin", "description") for _, job_id in shown))
         wires = yield from send(*(("GET", keys.result_key(job_id)) for _, job_id in shown))
         for (when, job_id), (queue, description), wire in zip(shown, fields, wires, strict=True):
-            result = Result.model_validate_json(wire) if wire else (yield from read_failure_of_rq(job_id))
-            error = result.error or ErrorInfo(code=ErrorCode.INTERNAL, message="no reason was given")
+            result = parse_line(job_id, wire) if wire else (yield from read_failure_of_rq(job_id))
+            error = result.error or NO_REASON
             what = error.code, error.message, when, result.attempts
             failed.append(FailedJob(job_id, _text(queue), *what, _text(description)))
     return failed
@@ -69,11 +67,6 @@ def read_failed_of(ids: Sequence[str], limit: int | None = None) -> Protocol[lis
 
 def _text(value: bytes | None) -> str:
     return (value or b"").decode(errors="replace")
-
-
-def slices(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(items), MAX_JOBS_A_READ):
-        yield items[start : start + MAX_JOBS_A_READ]
 
 
 def retry(job_id: str) -> Protocol[bool]:
@@ -91,8 +84,7 @@ def retry(job_id: str) -> Protocol[bool]:
         QUEUES_KEY,
         keys.turns_key(keys.split_tenant(queue)[0]),
     ]
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    arguments: list[Any] = [job_id, queue, now, uuid.uuid4().hex, keys.WAITING_STREAM_TTL_SECONDS]
+    arguments: list[Any] = [job_id, queue, format_time(time.time()), uuid.uuid4().hex, keys.WAITING_STREAM_TTL_SECONDS]
     [_, is_back] = yield from send(_SCRIPT.load, _SCRIPT.call(names, arguments))
     return bool(is_back)
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from producer.cancel import cancel
-from producer.dead_letters import slices
-from producer.operations import Protocol, send
+from producer.operations import Protocol, send, slices
 from producer.outcome import JobStatus, parse_status
 from producer.rq_names import dependencies_key, dependents_key, job_key, registry_key
 from producer.workers import read_queues
+
+MAX_JOBS_A_READ = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def read_deferred(default_queue: str, limit: int | None = None) -> Protocol[list
             [members] = yield from send(("ZRANGE", registry_key("deferred", queue.name), 0, -1))
             found += [(member.decode(), queue.name) for member in members]
     deferred: list[DeferredJob] = []
-    for some in slices(found[:limit]):
+    for some in slices(found[:limit], MAX_JOBS_A_READ):
         waits = yield from send(*(("SMEMBERS", dependencies_key(job_id)) for job_id, _ in some))
         names = sorted({name.decode() for dependencies in waits for name in dependencies})
         statuses = yield from _read_statuses(names)
@@ -64,7 +65,7 @@ def cancel_dependents(job_id: str) -> Protocol[list[str]]:
 
 def _read_statuses(job_ids: Sequence[str]) -> Protocol[dict[str, JobStatus | None]]:
     statuses: dict[str, JobStatus | None] = {}
-    for some in slices(job_ids):
+    for some in slices(job_ids, MAX_JOBS_A_READ):
         replies = yield from send(*(("HGET", job_key(job_id), "status") for job_id in some))
         for job_id, status in zip(some, replies, strict=True):
             statuses[job_id] = parse_status(status) if status is not None else None

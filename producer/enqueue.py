@@ -14,11 +14,12 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from producer.contract import CONTRACT_VERSION, ErrorCode, JobRequest, keys, summarize
+from producer.contract.problems import cut
 from producer.durability import check_confirmed, confirm_commands, count_replicas
 from producer.enqueue_script import BODY_FIELD, CONFLICT, NEW, NO_DEPENDENCY, SCRIPT, enqueue_call
 from producer.errors import InvalidJobError
 from producer.idempotency import conflict, fingerprint, id_from_key
-from producer.operations import Command, Protocol, send
+from producer.operations import Command, Protocol, send, slices
 from producer.rq_names import job_key
 from producer.workers import ModelDirectory
 
@@ -27,7 +28,6 @@ PriorityClass = Literal["high", "low"]
 MAX_JOBS_A_SEND = 500
 MAX_DESCRIPTION_CHARS = 80
 JOB_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,128}")
-QUEUE_PATTERN = re.compile(r"[A-Za-z0-9_.:@-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class Destination:
     @classmethod
     def choose(cls, default_queue: str, queue: str | None, priority_class: str | None) -> "Destination":
         """Raises InvalidJobError."""
-        if queue is not None and not QUEUE_PATTERN.fullmatch(queue):
-            raise InvalidJobError(f"queue: must match {QUEUE_PATTERN.pattern}; got {queue!r}", param="queue")
+        if queue is not None and not re.fullmatch(keys.QUEUE_PATTERN, queue):
+            raise InvalidJobError(f"queue: must match {keys.QUEUE_PATTERN}; got {queue!r}", param="queue")
         if priority_class is not None and priority_class not in keys.PRIORITY_CLASSES:
             raise InvalidJobError(
                 f"priority_class: must be 'high' or 'low', or left out; got {priority_class!r}", param="priority_class"
@@ -204,8 +204,7 @@ def enqueue(jobs: Sequence[NewJob], *, is_durable: bool = False) -> Protocol[lis
     """
     num_replicas = (yield from count_replicas()) if is_durable else 0
     enqueued: list[NewJob] = []
-    for start in range(0, len(jobs), MAX_JOBS_A_SEND):
-        some = jobs[start : start + MAX_JOBS_A_SEND]
+    for some in slices(jobs, MAX_JOBS_A_SEND):
         confirm = confirm_commands(num_replicas) if is_durable else []
         calls = [_call(job, is_durable) for job in some]
         _, *replies = yield from send(SCRIPT.load, *calls, *confirm)
@@ -244,6 +243,4 @@ def _describe(request: JobRequest) -> str:
         "messages": request.messages and request.messages[-1].text,
         "inputs": request.inputs and request.inputs[:MAX_DESCRIPTION_CHARS],
     }.get(name, request.prompt)
-    text = repr(shown)
-    text = text if len(text) <= MAX_DESCRIPTION_CHARS else text[: MAX_DESCRIPTION_CHARS - 1] + "…"
-    return f"{keys.JOB_FUNCTION}({name}={text})"
+    return f"{keys.JOB_FUNCTION}({name}={cut(repr(shown), MAX_DESCRIPTION_CHARS)})"

@@ -41,6 +41,11 @@ class InvalidJobError(PromptmillError):
         self.index = index
         self.code = code
 
+    @property
+    def info(self) -> ErrorInfo:
+        """The same as it travels."""
+        return ErrorInfo(code=self.code, message=str(self), param=self.param)
+
 
 class SettingsError(PromptmillError):
     """A setting is wrong; the message names its flag, its variable and the rule."""

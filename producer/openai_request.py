@@ -222,7 +222,7 @@ def _numbered(text: str, first_index: int) -> str:
 
 
 def _in_callers_words(error: InvalidJobError, names: Mapping[str, str]) -> InvalidJobError:
-    info = in_callers_words(ErrorInfo(code=error.code, message=str(error), param=error.param), names)
+    info = in_callers_words(error.info, names)
     return InvalidJobError(info.message, param=info.param, code=info.code)
 
 

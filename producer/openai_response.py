@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from producer.contract import Choice, ErrorInfo, PromptEcho, Result, TokenLogprob, Usage
-from producer.errors import InvalidJobError
 from producer.openai_embeddings import EMBEDDINGS_URL, embeddings_body
 from producer.openai_logprobs import chat_logprobs, completion_logprobs
 from producer.openai_request import CHAT_URL, COMPLETIONS_URL
@@ -60,10 +59,6 @@ def error_body(error: ErrorInfo) -> dict[str, Any]:
     status = error.code.http_status
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": str(error.code)}}
-
-
-def invalid_job_info(error: InvalidJobError) -> ErrorInfo:
-    return ErrorInfo(code=error.code, message=str(error), param=error.param)
 
 
 def finish_reason_body(reason: str) -> str:

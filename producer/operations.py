@@ -8,7 +8,7 @@ twice then; `producer.gateway.rate_limits` says why that may be.)
 
 import hashlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -85,6 +85,12 @@ class Script:
 
     def call(self, keys: Sequence[str], arguments: Sequence[Any]) -> Command:
         return ("EVALSHA", self._sha, len(keys), *keys, *arguments)
+
+
+def slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """So many at a time, where all of them would be too much for one exchange."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def send(*commands: Command) -> Protocol[list[Any]]:

@@ -90,9 +90,9 @@ class _QueueWaiter:
 
     async def _run(self) -> None:
         try:
-            emitted = self._collector.emit_all(_with_id, linger_seconds=LINGER_SECONDS)
-            async for job_id, outcome in self._transport.iterate(emitted):
-                for future in self._waiting.pop(job_id, ()):
+            emitted = self._collector.emit_all(linger_seconds=LINGER_SECONDS)
+            async for outcome in self._transport.iterate(emitted):
+                for future in self._waiting.pop(outcome.job_id, ()):
                     if not future.done():
                         future.set_result(outcome)
         except Exception as error:  # of any type: nobody else would tell those who wait
@@ -101,7 +101,3 @@ class _QueueWaiter:
             for future in (future for futures in waiting.values() for future in futures):
                 if not future.done():
                     future.set_exception(error)
-
-
-def _with_id(outcome: Outcome) -> tuple[str, Outcome]:
-    return outcome.job_id, outcome

@@ -7,12 +7,11 @@ number of jobs. Lines can be lost (a reconnect, a clean-up that publishes nothin
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
-from producer.contract import ErrorCode, ErrorInfo, Result, keys
+from producer.contract import NO_REASON, ErrorCode, ErrorInfo, Result, keys
 from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError
-from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe, send
+from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe, send, slices
 from producer.outcome import (
     Look,
     Outcome,
@@ -31,8 +30,6 @@ MAX_RESULTS_A_SEND = 100
 MAX_ENDED_A_LOOK = 500
 MAX_LINES_A_READ = 1000  # of other jobs too, before the clock is looked at
 
-Item = TypeVar("Item")
-
 
 def wait_for_result(job_id: str, queue: str | None, timeout: float | None) -> Protocol[Result]:
     """The result of one job, failed ones raised: JobFailedError, JobNotFoundError, ResultTimeoutError (seconds)."""
@@ -47,7 +44,7 @@ def result_of(job_id: str, outcome: Outcome) -> Result:
     if isinstance(outcome, JobNotFoundError):
         raise outcome
     if outcome.status == "failed":
-        raise JobFailedError(job_id, outcome.error or _no_reason(), outcome)
+        raise JobFailedError(job_id, outcome.error or NO_REASON, outcome)
     return outcome
 
 
@@ -110,8 +107,10 @@ class ResultCollector:
             yield from self._conclude(look)
         return self._ended.pop() if self._ended else None
 
-    def emit_all(self, form: Callable[[Outcome], object], *, linger_seconds: float = 0.0) -> Protocol[None]:
-        """Emit `form` of each outcome as jobs end, until none was pending for `linger_seconds`; begins with a
+    def emit_all(
+        self, form: Callable[[Outcome], object] = lambda outcome: outcome, *, linger_seconds: float = 0.0
+    ) -> Protocol[None]:
+        """Emit each outcome, or `form` of it, as jobs end, until none was pending for `linger_seconds`; begins with a
         subscription of its own."""
         self._is_listening = False
         while True:
@@ -168,7 +167,7 @@ class ResultCollector:
         yield from self._read(ready)
 
     def _look(self) -> Protocol[None]:
-        for job_ids in _slices(list(self._pending), MAX_LOOKS_A_SEND):
+        for job_ids in slices(list(self._pending), MAX_LOOKS_A_SEND):
             looks = yield from look_at(job_ids)
             self._queues.update(look.queue for look in looks if look.queue is not None)
             closed = [look for look in looks if look.is_over]
@@ -182,7 +181,7 @@ class ResultCollector:
         self._next_look_at = time.monotonic() + max(LOOK_SECONDS, len(self._pending) / LOOKS_A_SECOND)
 
     def _read(self, job_ids: Sequence[str]) -> Protocol[None]:
-        for some in _slices(job_ids, MAX_RESULTS_A_SEND):
+        for some in slices(job_ids, MAX_RESULTS_A_SEND):
             results = yield from read_results(some)
             for job_id, result in zip(some, results, strict=True):
                 if result is not None:
@@ -219,15 +218,6 @@ def _job_id_of(line: bytes) -> str | None:
     except (ValueError, LookupError, TypeError):
         return None  # not written by a worker
     return job_id if isinstance(job_id, str) else None
-
-
-def _slices(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _no_reason() -> ErrorInfo:
-    return ErrorInfo(code=ErrorCode.INTERNAL, message="the worker gave no reason")
 
 
 def _not_found_result(error: JobNotFoundError) -> Result:

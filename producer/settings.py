@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from producer.contract.keys import DEFAULT_QUEUE
+from producer.contract.keys import DEFAULT_QUEUE, QUEUE_PATTERN
 from producer.contract.problems import rule_of
 from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import SettingsError
@@ -36,9 +36,7 @@ class ProducerSettings(BaseSettings):
         default="redis://localhost:6379",
         description="Redis, as redis://, rediss:// or unix:// URL, or redis+sentinel://HOST,HOST/SERVICE.",
     )
-    queue: str = Field(
-        default=DEFAULT_QUEUE, pattern=r"^[A-Za-z0-9_.:@-]{1,128}$", description="The queue of the jobs."
-    )
+    queue: str = Field(default=DEFAULT_QUEUE, pattern=f"^{QUEUE_PATTERN}$", description="The queue of the jobs.")
     s3_endpoint_url: str | None = Field(
         default=None,
         pattern=r"^https?://",

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any, NamedTuple, Self, cast
 
-from producer.contract import Chunk, EntryId, ErrorCode, ErrorInfo, JobOutcome, Result, Usage, keys
+from producer.contract import NO_REASON, Chunk, Done, EntryId, JobOutcome, Result, Usage, keys
 from producer.errors import InvalidJobError, JobFailedError, ResultTimeoutError
 from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconnect, Subscribe, send
 from producer.outcome import OutcomeWatch, look_commands, parse_look
@@ -174,7 +174,7 @@ class _Follower:
                     yield Emit(delivery)
                     self._waiting_since = time.monotonic()
             if reader.done is not None:
-                yield from self._end_if_done()
+                yield from self._end(reader.done)
 
     def _look(self) -> Protocol[None]:
         """The job's status first: an end that it shows was written to the stream before."""
@@ -183,12 +183,12 @@ class _Follower:
         yield from self._take_range(entries)
         if self._reader.done is not None:
             if not look.has_come_back(self._reader.last_id.attempt):  # else a reset will follow
-                yield from self._end_if_done()
+                yield from self._end(self._reader.done)
         elif self._reader.last_id == last_id:
             result = yield from self._watch.conclude(look)
             if result is not None:
                 yield from self._emit(self._reader.take_result(result))
-                yield from self._end(result.status, result.usage, result.error, result)
+                yield from self._end(result)
 
     def _take_range(self, entries: Sequence[Any]) -> Protocol[None]:
         yield from self._emit(self._reader.take_range(entries))
@@ -205,17 +205,12 @@ class _Follower:
         if deliveries:
             self._waiting_since = time.monotonic()
 
-    def _end_if_done(self) -> Protocol[None]:
-        done = self._reader.done
-        if done is not None:
-            yield from self._end(done.status, done.usage, done.error, None)
-
-    def _end(self, status: JobOutcome, usage: Usage, error: ErrorInfo | None, result: Result | None) -> Protocol[None]:
+    def _end(self, end: Done | Result) -> Protocol[None]:
         self._has_ended = True
-        yield Emit(StreamEnd(status, usage))
-        if status == "failed":
-            reason = error or ErrorInfo(code=ErrorCode.INTERNAL, message="the worker gave no reason")
-            raise JobFailedError(self._job_id, reason, result)
+        yield Emit(StreamEnd(end.status, end.usage))
+        if end.status == "failed":
+            result = end if isinstance(end, Result) else None
+            raise JobFailedError(self._job_id, end.error or NO_REASON, result)
 
     def _check_timeout(self) -> float:
         """Seconds to listen before the next look. Raises ResultTimeoutError."""

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from producer.contract import ErrorCode, WorkerInfo, keys
 from producer.errors import InvalidJobError
-from producer.operations import Protocol, Script, send
+from producer.operations import Protocol, Script, send, slices
 from producer.rq_names import QUEUES_KEY, REGISTRIES, job_key, parse_time, queue_key, registry_key
 
 MAX_QUEUES_A_READ = 500  # 4,500 commands to Redis: a few milliseconds
@@ -39,7 +39,8 @@ class QueueStatus:
 def read_workers() -> Protocol[list[WorkerInfo]]:
     """The workers whose entry has not expired, by name."""
     [seconds, _], names = yield from send(("TIME",), ("ZRANGE", keys.WORKERS_KEY, 0, -1, "WITHSCORES"))
-    live = sorted(name.decode() for name, expires_at in _pairs(names) if expires_at > int(seconds))
+    scored = zip(names[::2], names[1::2], strict=True)
+    live = sorted(name.decode() for name, expires_at in scored if float(expires_at) > int(seconds))
     if not live:
         return []
     values = yield from send(*(("GET", keys.worker_key(name)) for name in live))
@@ -50,12 +51,6 @@ def was_served(model: str) -> Protocol[bool]:
     """Whether a worker, dead or alive, has served it within `MODEL_TTL_SECONDS`: another one may come for it."""
     [served_at] = yield from send(("ZSCORE", keys.MODELS_KEY, model))
     return served_at is not None
-
-
-def _pairs(replies: Sequence[object]) -> list[tuple[bytes, float]]:
-    """Members and scores; replies to raw commands come flat."""
-    flat = [part for reply in replies for part in (reply if isinstance(reply, (list, tuple)) else (reply,))]
-    return [(member, float(score)) for member, score in zip(flat[::2], flat[1::2], strict=True)]
 
 
 def _parse(value: bytes | None) -> WorkerInfo | None:
@@ -129,8 +124,7 @@ def read_queues(default_queue: str) -> Protocol[list[QueueStatus]]:
     queues, named = yield from _read_names(default_queue)
     prefixes = [queue_key(""), *(registry_key(registry, "") for registry in REGISTRIES)]
     rows: list[tuple[str, bytes | None, list[int]]] = []
-    for start in range(0, len(queues), MAX_QUEUES_A_READ):
-        page = queues[start : start + MAX_QUEUES_A_READ]
+    for page in slices(queues, MAX_QUEUES_A_READ):
         [_, found] = yield from send(_COUNT.load, _COUNT.call([], [len(prefixes), *prefixes, *page]))
         full = {int(at): (first, counts) for at, first, *counts in found}
         for at, name in enumerate(page, start=1):

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationInfo, field_validator
 
 from engine.config import EngineConfig
-from producer.contract.keys import TENANT_PATTERN, class_queues
+from producer.contract.keys import QUEUE_PATTERN, TENANT_PATTERN, class_queues
 from producer.settings import ProducerSettings
 from worker.parsing.model_format import ReasoningParserName, ToolParserName
 
@@ -140,7 +140,7 @@ class WorkerSettings(ProducerSettings):
     @classmethod
     def _queues_have_names(cls, value: str | None) -> str | None:
         for name in _split(value):
-            if not re.fullmatch(r"[A-Za-z0-9_.:@-]{1,128}", name):
+            if not re.fullmatch(QUEUE_PATTERN, name):
                 raise ValueError(f"{name!r} is no queue name; use letters, digits and _ . : @ -")
         if value is not None and not _split(value):
             raise ValueError("name at least one queue")

@@ -11,7 +11,7 @@ from producer.contract.chunk import (
     parse_entry,
     plain_chunk_to_wire,
 )
-from producer.contract.error import ErrorCode, ErrorInfo
+from producer.contract.error import NO_REASON, ErrorCode, ErrorInfo
 from producer.contract.job import RESERVED_TEMPLATE_NAMES, JobRequest
 from producer.contract.logprob import PromptEcho, TokenLogprob, TopLogprob
 from producer.contract.message import Message, ToolCallMessage
@@ -24,6 +24,7 @@ from producer.contract.worker_info import WorkerInfo
 
 __all__ = [
     "CONTRACT_VERSION",
+    "NO_REASON",
     "RESERVED_TEMPLATE_NAMES",
     "Choice",
     "Chunk",

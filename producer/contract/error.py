@@ -54,3 +54,6 @@ class ErrorInfo(BaseModel):
     message: str
     param: str | None = None
     retryable: bool = False
+
+
+NO_REASON = ErrorInfo(code=ErrorCode.INTERNAL, message="the worker gave no reason")

@@ -23,6 +23,7 @@ DATA_FIELD = "d"
 WORKERS_KEY = "promptmill:workers"  # ZSET of worker names, scored by the epoch second their entry expires
 MODELS_KEY = "promptmill:models"  # ZSET of names of models, scored by the epoch second when a worker last served one
 CANCEL_CHANNEL = "promptmill:cancel"  # pub/sub: the payload is a job id
+QUEUE_PATTERN = r"[A-Za-z0-9_.:@-]{1,128}"
 TENANT_PATTERN = r"[A-Za-z0-9_.-]{1,64}"
 
 

@@ -98,7 +98,7 @@ def from_client_error(
     `from_info`."""
     match error:
         case InvalidJobError():
-            return from_info(ErrorInfo(code=error.code, message=str(error), param=error.param))
+            return from_info(error.info)
         case JobFailedError():
             info = in_callers_words(error.error, callers_names, first_index=first_index)
             return from_info(info, finds_same_job=finds_same_job)

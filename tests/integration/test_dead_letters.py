@@ -49,6 +49,18 @@ def test_what_rq_itself_failed_is_listed_too(client: Client, redis_client: redis
     assert (listed.job_id, listed.attempts) == (job.id, 0) and listed.code == "internal"
 
 
+def test_a_failed_job_whose_result_cannot_be_read_is_listed_all_the_same(
+    client: Client, redis_client: redis.Redis
+) -> None:
+    queue = rq_queue(redis_client)
+    job = queue.enqueue(keys.JOB_FUNCTION, prompt="Hello")
+    job.set_status("failed")
+    FailedJobRegistry(queue=queue).add(job)
+    redis_client.set(keys.result_key(job.id), '{"v": 2}')  # a newer contract's
+    [listed] = client.failed()
+    assert (listed.job_id, listed.code) == (job.id, "result_store_error") and "is none" in listed.message
+
+
 def test_nothing_stays_for_ever_of_a_retried_job_that_is_deleted_before_it_runs(
     client: Client, redis_url: str, redis_client: redis.Redis
 ) -> None:

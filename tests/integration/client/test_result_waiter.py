@@ -7,9 +7,10 @@ import pytest
 
 from producer import AsyncClient, JobFailedError, ResultTimeoutError
 from producer.channel_hub import Mailbox
-from producer.contract import ErrorCode, Result, keys
+from producer.contract import ErrorCode, keys
 from producer.outcome import Outcome
 from producer.result_waiter import ResultWaiter
+from producer.results import ResultCollector
 from tests.fakes.fake_worker import FakeWorker, echo
 
 NUM_JOBS = 60
@@ -142,7 +143,7 @@ async def test_a_result_that_cannot_be_read_is_that_jobs_failure_alone(
 async def test_a_fault_of_whoever_listens_reaches_all_who_wait(
     async_client: AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(outcome: Outcome) -> tuple[str, Result]:
+    def fail(self: ResultCollector, job_id: str, outcome: Outcome) -> None:
         raise LookupError("a fault")
 
     looks: list[str] = []
@@ -154,12 +155,12 @@ async def test_a_fault_of_whoever_listens_reaches_all_who_wait(
         looks.append("done")
         return outcome
 
-    monkeypatch.setattr("producer.result_waiter._with_id", fail)
     monkeypatch.setattr(ResultWaiter, "_peek", noted)
     jobs = await async_client.submit_many([{"prompt": "one"}, {"prompt": "two"}])
     waits = [asyncio.create_task(job.result(timeout=20)) for job in jobs]
     while looks.count("done") < 3:  # each before it listens, the second once more: what they find they need not hear
         await asyncio.sleep(0.01)
     assert looks.count("begun") == 3
+    monkeypatch.setattr(ResultCollector, "_end", fail)
     with worker.serving(echo):
         assert [str(error) for error in await asyncio.gather(*waits, return_exceptions=True)] == ["a fault"] * 2
