@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -74,7 +74,7 @@ async def _wait(context: GatewayContext, accepted: AcceptedRequest, receive: Rec
                     await cancel_jobs(accepted.jobs)  # one of several has failed: nobody waits for the others
                 raise
         if drained.done():
-            raise stopping(accepted.jobs)
+            raise stopping(f"/v1/jobs/{job.id}" for job in accepted.jobs)
         if not accepted.is_detached:
             await cancel_jobs(accepted.jobs)
         if gone.done():
@@ -109,8 +109,7 @@ def cancelled_elsewhere(job_id: str) -> ErrorInfo:
     return ErrorInfo(code=ErrorCode.CANCELLED, message=f"job {job_id} was cancelled before its end")
 
 
-def stopping(jobs: Sequence[AsyncJob]) -> ApiError:
-    """This process ends; the jobs do not."""
-    paths = ", ".join(f"/v1/jobs/{job.id}" for job in jobs)
-    message = f"this gateway is stopping; the answer goes on: GET {paths} from any other"
+def stopping(paths: Iterable[str]) -> ApiError:
+    """This process ends; the jobs do not. `paths`: where the rest of the answer is to be had."""
+    message = f"this gateway is stopping; the answer goes on: GET {', '.join(paths)} from any other"
     return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "gateway_stopping", message, should_retry=False)

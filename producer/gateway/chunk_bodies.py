@@ -126,8 +126,8 @@ class ChunkRenderer:
         return None if reason is None or reason in _NO_ANSWERS_END else finish_reason_body(reason)
 
 
-def error_event(body: dict[str, Any]) -> bytes:
-    """OpenAI's clients raise it; without it a stream that is cut short would look complete to them."""
+def encode_event(body: dict[str, Any]) -> bytes:
+    """One event, of any content."""
     return f"data: {_json(body)}\n\n".encode()
 
 

@@ -20,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 from producer.contract import ErrorCode, Usage
 from producer.end_tasks import end_tasks
 from producer.errors import PromptmillError
-from producer.gateway.answer import cancel_jobs, wait_until_gone
-from producer.gateway.chunk_bodies import DONE, KEEP_ALIVE, error_event
+from producer.gateway.answer import cancel_jobs, stopping, wait_until_gone
+from producer.gateway.chunk_bodies import DONE, KEEP_ALIVE, encode_event
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError, from_client_error, to_response, unexpected_error
 from producer.gateway.job_stream import JobStream
@@ -114,16 +114,15 @@ class EventStream(Response):
             interval = self._keep_alive_seconds
 
     async def _end_early(self, *, has_drained: bool) -> ApiError:
-        if has_drained:  # the jobs go on: any other gateway streams the rest
-            where = ", ".join(f"/v1/jobs/{stream.job_id}/stream?after={stream.cursor}" for stream in self._streams)
-            message = f"this gateway is stopping; the answer goes on: GET {where} from any other"
-            return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "gateway_stopping", message, should_retry=False)
+        if has_drained:
+            return stopping(f"/v1/jobs/{stream.job_id}/stream?after={stream.cursor}" for stream in self._streams)
         await cancel_jobs(self._cancels)
         message = f"no complete answer within {self._timeout_seconds:g} s"
         return ApiError(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.TIMEOUT, message, should_retry=False)
 
     async def _fail(self, error: ApiError) -> None:
-        """As a response of its own while nothing has been sent, else as the stream's last event."""
+        """As a response of its own while nothing has been sent, else as the stream's last event, which OpenAI's clients
+        raise: without it a stream that is cut short would look complete to them."""
         if not self._has_started:
             ours = {name: value for name, value in self.headers.items() if name.startswith("x-promptmill")}
             await to_response(error.with_headers(**ours))(self._scope, self._receive, self._send)
@@ -132,7 +131,7 @@ class EventStream(Response):
         ours_in_body: Any = cursors[0] if len(cursors) == 1 else cursors
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_EVENT_SECONDS):
-                await self._send_event(error_event({**error.body, "promptmill": ours_in_body}))
+                await self._send_event(encode_event({**error.body, "promptmill": ours_in_body}))
                 await self._finish()
 
     async def _send_event(self, event: bytes) -> None:

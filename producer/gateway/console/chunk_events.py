@@ -3,10 +3,8 @@
 The same for every job, whoever enqueued it and for whatever API: text, thoughts and calls as they come.
 """
 
-import json
-from typing import Any
-
 from producer.contract import Chunk, Usage
+from producer.gateway.chunk_bodies import encode_event
 
 
 class ChunkEvents:
@@ -25,14 +23,10 @@ class ChunkEvents:
             "prompt": chunk.prompt.text if chunk.prompt is not None else None,
             "finish_reason": chunk.finish_reason,
         }
-        return [_event({name: value for name, value in fields.items() if value is not None})]
+        return [encode_event({name: value for name, value in fields.items() if value is not None})]
 
     def render_reset(self, cursor: str) -> bytes:
-        return _event({"cursor": cursor, "reset": True})
+        return encode_event({"cursor": cursor, "reset": True})
 
     def render_usage(self, usage: Usage) -> bytes:
-        return _event({"usage": usage.model_dump()})
-
-
-def _event(fields: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(fields, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+        return encode_event({"usage": usage.model_dump()})

@@ -18,6 +18,7 @@ from producer.gateway.context import Context, GatewayContext
 from producer.gateway.errors import ApiError
 from producer.gateway.files.file_keys import EVERYBODYS, NOBODYS
 from producer.gateway.files.file_keys import ID_PATTERN as FILE_ID_PATTERN
+from producer.gateway.routes.list_body import list_body
 
 router = APIRouter(tags=["batches"])
 
@@ -67,9 +68,7 @@ async def list_batches(
     """The key's batches, the newest first; an operator's key sees everybody's. `after`: the last id of a page."""
     whose = EVERYBODYS if caller.is_operator else caller.key_id or NOBODYS
     page = await context.batches.page(whose=whose, after=after, limit=limit)
-    data = [record.to_body() for record in page.records]
-    first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    return {"object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": page.has_more}
+    return list_body([record.to_body() for record in page.records], has_more=page.has_more)
 
 
 @router.get("/v1/batches/{batch_id}")

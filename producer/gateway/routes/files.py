@@ -16,6 +16,7 @@ from producer.gateway.errors import ApiError
 from producer.gateway.files.file_keys import EVERYBODYS, ID_PATTERN, NOBODYS
 from producer.gateway.files.file_records import FileRecord, Part
 from producer.gateway.files.upload_fields import UPLOAD_SCHEMA
+from producer.gateway.routes.list_body import list_body
 
 FILES_URL = "/v1/files"
 MAX_PAGE = 10_000
@@ -46,14 +47,7 @@ async def list_files(
     """The key's own files, the newest first; an operator's key sees everybody's."""
     whose = EVERYBODYS if caller.is_operator else caller.key_id or NOBODYS
     page = await context.files.page(whose=whose, purpose=purpose, after=after, limit=limit, is_ascending=order == "asc")
-    data = [_body(record) for record in page.records]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": page.has_more,
-    }
+    return list_body([_body(record) for record in page.records], has_more=page.has_more)
 
 
 @router.get(FILES_URL + "/{file_id}")

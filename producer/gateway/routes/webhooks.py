@@ -13,6 +13,7 @@ from producer.contract import ErrorCode
 from producer.gateway.auth import Authenticated, Caller
 from producer.gateway.context import Context, GatewayContext
 from producer.gateway.errors import ApiError
+from producer.gateway.routes.list_body import list_body
 from producer.gateway.webhooks.endpoints import (
     MAX_ENDPOINTS_A_KEY,
     WebhookEndpoint,
@@ -99,14 +100,7 @@ async def get_endpoints(
             message = f"after: there is no webhook endpoint {after[:80]!r}"
             raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="after")
         found = found[places[0] + 1 :]
-    page = [_shown(endpoint) for endpoint in found[:limit]]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(found) > limit,
-    }
+    return list_body([_shown(endpoint) for endpoint in found[:limit]], has_more=len(found) > limit)
 
 
 @router.get("/v1/webhook_endpoints/{endpoint_id}")
