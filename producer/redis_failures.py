@@ -49,10 +49,8 @@ def has_no_connection(error: Exception) -> bool:
 def explain(error: Exception, url: str) -> str:
     """One line, without the URL's password."""
     where, cause = redact_url(url), str(error).rstrip(".")
-    if isinstance(error, MasterNotFoundError):
-        cause = (
-            "no Sentinel answers with a master of that service"  # redis-py's words are its connections' whole settings
-        )
+    if isinstance(error, MasterNotFoundError):  # redis-py's words are its connections' whole settings
+        cause = "no Sentinel answers with a master of that service"
     fault = _tls_fault(error)
     if isinstance(error, _LOGIN):
         return f"Redis at {where} refuses us: {cause}; check user and password in --redis-url"

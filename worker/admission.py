@@ -193,11 +193,11 @@ class Admission:
         assert job.translated is not None
         job.submitted_at = time.monotonic()
         request = job.translated.request
+        _, tenant = split_tenant(job.claim.queue)
         placing: dict[str, Any] = {
             "priority": request.priority,
             "deadline": request.deadline,
-            "cache_key": split_tenant(job.claim.queue)[1]
-            or "",  # else cached_tokens told what other tenants have asked
+            "cache_key": tenant or "",  # else cached_tokens told what other tenants have asked
             "on_output": lambda output: self._on_output(job, output),
         }
         if job.translated.to_embed:

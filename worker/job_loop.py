@@ -21,11 +21,11 @@ from worker.finishing import Finisher
 from worker.held_jobs import HeldJobs
 from worker.job_parts import JobParts
 from worker.limits import Limits
-from worker.metrics import TokenRate
 from worker.recovery import give_back
 from worker.redis_client import REDIS_AWAY
 from worker.running_job import RunningJob, Stage, StopCause
 from worker.step_outputs import StepOutputs
+from worker.token_rate import TokenRate
 
 MAX_CLAIM = 64  # jobs in one script run
 MAX_WAIT_SECONDS = 0.5  # the heartbeat wants to see the loop turn

@@ -1,13 +1,9 @@
 """Calls a model makes, on the wire: whole in a result, in pieces on a stream. The shapes are OpenAI's."""
 
 from collections.abc import Iterable, Sequence
-from typing import (
-    Literal,
-    NotRequired,  # pydantic needs these before Python 3.12
-    cast,
-)
+from typing import Literal, NotRequired, cast
 
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 
 class CalledFunction(TypedDict):

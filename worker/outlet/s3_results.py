@@ -12,9 +12,8 @@ from worker.errors import ResultStoreError, StartRefusedError
 MAX_ATTEMPTS = 2
 READ_TIMEOUT_SECONDS = 10.0
 
-PROBE_NAME = (
-    ".promptmill"  # written and deleted at every start, to learn before the first job whether writing is allowed
-)
+# Written and deleted at every start, to learn before the first job whether writing is allowed.
+PROBE_NAME = ".promptmill"
 
 
 class S3ResultStore:

@@ -30,17 +30,9 @@ _logger = logging.getLogger(__name__)
 class StreamOutlet:
     """Used from one thread. Methods that talk to Redis never raise its connection errors: they keep and try again."""
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        scripts: Scripts,
-        *,
-        coalesce_seconds: float = COALESCE_SECONDS,
-        max_unsent_bytes: int = MAX_UNSENT_BYTES,
-    ) -> None:
+    def __init__(self, client: redis.Redis, scripts: Scripts, *, max_unsent_bytes: int = MAX_UNSENT_BYTES) -> None:
         self._client = client
         self._scripts = scripts
-        self._coalesce_seconds = coalesce_seconds
         self._max_unsent_bytes = max_unsent_bytes
         self._streams: dict[str, JobStream] = {}
         self._names: dict[str, tuple[str, str, str]] = {}  # of the same jobs: key, key of the fence, fence
@@ -78,7 +70,7 @@ class StreamOutlet:
         return max(0.0, self._next_flush_at - now)
 
     def flush(self, now: float, *, force: bool = False) -> list[str]:
-        """Append what is waiting, at most once in `coalesce_seconds` unless forced. Returns the jobs given up.
+        """Append what is waiting, at most once in `COALESCE_SECONDS` unless forced. Returns the jobs given up.
 
         A job is given up (and forgotten) when another attempt has fenced this one out, when its stream's key cannot
         be appended to, or when Redis stays away until the jobs with most output no longer fit in memory.
@@ -99,7 +91,7 @@ class StreamOutlet:
                 self._back_off(now, error)
                 return given_up + self._shed()
             self._come_back()
-            self._next_flush_at = now + self._coalesce_seconds
+            self._next_flush_at = now + COALESCE_SECONDS
         return given_up
 
     def _append(self, batch: list[JobStream], given_up: list[str]) -> list[JobStream]:

@@ -10,10 +10,7 @@ ANCHOR = "expires_after[anchor]"
 SECONDS = "expires_after[seconds]"
 FIELDS = (PURPOSE, ANCHOR, SECONDS)
 
-MIN_LIFETIME_SECONDS, MAX_LIFETIME_SECONDS = (
-    3600,
-    2_592_000,
-)  # OpenAI's: an hour, thirty days, which is the default, too
+MIN_LIFETIME_SECONDS, MAX_LIFETIME_SECONDS = 3600, 30 * 24 * 3600  # OpenAI's; the longest is the default, too
 
 UPLOAD_SCHEMA = {
     "type": "object",

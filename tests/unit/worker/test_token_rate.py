@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.metrics import TokenRate
+from worker.token_rate import TokenRate
 
 
 def test_the_rate_is_that_of_the_last_window() -> None:

@@ -1,4 +1,4 @@
-"""Figures of a running worker that are not counters: how many tokens a second it puts out now."""
+"""How many tokens a second a running worker puts out now."""
 
 from collections import deque
 
