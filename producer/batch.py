@@ -16,7 +16,7 @@ from producer.enqueue import Destination, build_request
 from producer.errors import BatchFileError
 from producer.operations import Protocol
 from producer.settings import ProducerSettings
-from producer.transport import Transport
+from producer.transport import Transport, run_once
 from producer.workers import ModelDirectory
 
 
@@ -127,8 +127,7 @@ class BatchRun:
         with self._output.locked(), closing(self._input):
             self._input.scan()
             lines = self._input.lines_without(self._output.mend(self._batch_id))
-            with closing(Transport(self._settings.redis_url, self._settings.s3_endpoint_url)) as transport:
-                return transport.run(cancel_jobs(lines, self._batch_id))
+            return run_once(self._settings, cancel_jobs(lines, self._batch_id))
 
     def _queue_finder(self, directory: ModelDirectory) -> FindQueue:
         """Where no class is named, the low one, if a live worker drains it: nobody waits for the lines of a file, as

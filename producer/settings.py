@@ -110,6 +110,11 @@ def settings_options(
     return decorate
 
 
+def split_list(text: str | None) -> list[str]:
+    """The items of a setting that is comma separated."""
+    return [item for part in (text or "").split(",") if (item := part.strip())]
+
+
 def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
     flag = "--" + name.replace("_", "-")
     default = "" if info.default in (None, "") or info.is_required() else f"; default: {info.default}"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 import redis
@@ -9,6 +10,7 @@ import redis
 from producer.errors import ClientClosedError, PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObjects, Receive, Send, Sleep, Subscribe, T
 from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, connect, translate
+from producer.settings import ProducerSettings
 from producer.stored_results import read_objects
 
 
@@ -65,6 +67,12 @@ class Transport:
         finally:
             protocol.close()
             session.close()
+
+
+def run_once(settings: ProducerSettings, protocol: Protocol[T]) -> T:
+    """The return value of a single protocol, on a transport of its own."""
+    with closing(Transport(settings.redis_url, settings.s3_endpoint_url)) as transport:
+        return transport.run(protocol)
 
 
 class _Session:

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from engine.config import EngineConfig
 from producer.contract.keys import QUEUE_PATTERN, TENANT_PATTERN, class_queues
-from producer.settings import ProducerSettings
+from producer.settings import ProducerSettings, split_list
 from worker.parsing.model_format import ReasoningParserName, ToolParserName
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -139,17 +139,17 @@ class WorkerSettings(ProducerSettings):
     @field_validator("queues")
     @classmethod
     def _queues_have_names(cls, value: str | None) -> str | None:
-        for name in _split(value):
+        for name in split_list(value):
             if not re.fullmatch(QUEUE_PATTERN, name):
                 raise ValueError(f"{name!r} is no queue name; use letters, digits and _ . : @ -")
-        if value is not None and not _split(value):
+        if value is not None and not split_list(value):
             raise ValueError("name at least one queue")
         return value
 
     @field_validator("callbacks")
     @classmethod
     def _callbacks_are_dotted_names(cls, value: str) -> str:
-        for name in _split(value):
+        for name in split_list(value):
             if not all(part.isidentifier() for part in name.split(".")):
                 raise ValueError(f"{name!r} is no dotted name, as package.module.function")
         return value
@@ -158,7 +158,7 @@ class WorkerSettings(ProducerSettings):
     @classmethod
     def _webhooks_are_urls(cls, value: str) -> str:
         """Any other would let nothing through."""
-        for url in _split(value):
+        for url in split_list(value):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.netloc:
                 raise ValueError(f"{url!r} is no URL, as https://app.example/hooks")
@@ -172,7 +172,7 @@ class WorkerSettings(ProducerSettings):
     @field_validator("tenant_limits")
     @classmethod
     def _limits_are_numbers(cls, value: str) -> str:
-        for part in _split(value):
+        for part in split_list(value):
             tenant, _, number = part.partition("=")
             if not re.fullmatch(TENANT_PATTERN, tenant) or not re.fullmatch(r"[1-9][0-9]{0,8}", number):
                 raise ValueError(f"{part!r} is no limit; write TENANT=N, with N at least 1")
@@ -188,24 +188,24 @@ class WorkerSettings(ProducerSettings):
     @property
     def queue_names(self) -> list[str]:
         """The queues to drain, most urgent first."""
-        return _split(self.queues) or class_queues(self.queue)
+        return split_list(self.queues) or class_queues(self.queue)
 
     @property
     def limits_by_tenant(self) -> dict[str, int]:
-        pairs = (part.partition("=") for part in _split(self.tenant_limits))
+        pairs = (part.partition("=") for part in split_list(self.tenant_limits))
         return {tenant: int(number) for tenant, _, number in pairs}
 
     @property
     def served_model_names(self) -> list[str]:
-        return _split(self.model_names) or [self.model]
+        return split_list(self.model_names) or [self.model]
 
     @property
     def allowed_callbacks(self) -> frozenset[str]:
-        return frozenset(_split(self.callbacks))
+        return frozenset(split_list(self.callbacks))
 
     @property
     def allowed_webhooks(self) -> list[str]:
-        return _split(self.webhooks)
+        return split_list(self.webhooks)
 
     @property
     def engine_config(self) -> EngineConfig:
@@ -231,7 +231,3 @@ class WorkerSettings(ProducerSettings):
             num_threads=self.num_threads,
             step_timeout_seconds=self.step_timeout_seconds,
         )
-
-
-def _split(names: str | None) -> list[str]:
-    return [name for part in (names or "").split(",") if (name := part.strip())]

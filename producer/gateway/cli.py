@@ -2,8 +2,7 @@
 
 import json
 import ssl
-from contextlib import closing
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from pydantic import ValidationError
@@ -13,11 +12,8 @@ from producer.errors import SettingsError
 from producer.gateway.api_keys import add_key, has_keys, list_keys, make_key, revoke_key
 from producer.gateway.settings import GatewaySettings
 from producer.logs import configure_logging
-from producer.operations import Protocol
-from producer.settings import ProducerSettings, load_settings, settings_options, warn_of_misspelt_variables
-from producer.transport import Transport
-
-T = TypeVar("T")
+from producer.settings import ProducerSettings, load_settings, settings_options, split_list, warn_of_misspelt_variables
+from producer.transport import run_once
 
 
 @click.command()
@@ -50,14 +46,13 @@ def keys() -> None:
 def add(name: str, models: str | None, **options: Any) -> None:
     """Make a key, and print it: it is shown this once."""
     flags = {field: options.pop(field) for field in ProducerSettings.model_fields}
-    allowed = [model.strip() for model in (models or "").split(",") if model.strip()]
     try:
-        key, text = make_key(name=name, models=allowed, **options)
+        key, text = make_key(name=name, models=split_list(models), **options)
     except ValidationError as error:
         wrong = error.errors()[0]
         flag = "NAME" if wrong["loc"][0] == "name" else f"--{str(wrong['loc'][0]).replace('_', '-')}"
         raise SettingsError(f"{flag}: {rule_of(wrong)}") from error
-    _run(flags, add_key(key))
+    run_once(load_settings(ProducerSettings, flags), add_key(key))
     click.echo(text)
 
 
@@ -66,7 +61,8 @@ def add(name: str, models: str | None, **options: Any) -> None:
 @settings_options(ProducerSettings)
 def show(is_json: bool, **flags: Any) -> None:
     """Show the keys, without their secrets."""
-    found = [key.model_dump(mode="json", exclude={"secret_sha256"}) for key in _run(flags, list_keys())]
+    listed = run_once(load_settings(ProducerSettings, flags), list_keys())
+    found = [key.model_dump(mode="json", exclude={"secret_sha256"}) for key in listed]
     if is_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -82,27 +78,20 @@ def show(is_json: bool, **flags: Any) -> None:
 @settings_options(ProducerSettings)
 def revoke(key_id: str, **flags: Any) -> None:
     """Take a key back, by its id. Gateways take it for up to five seconds more."""
-    if not _run(flags, revoke_key(key_id)):
+    if not run_once(load_settings(ProducerSettings, flags), revoke_key(key_id)):
         raise SettingsError(f"there is no key {key_id!r}; promptmill keys list shows those that are")
     click.echo(f"{key_id} is revoked")
-
-
-def _run(flags: dict[str, Any], protocol: Protocol[T]) -> T:
-    settings = load_settings(ProducerSettings, flags)
-    with closing(Transport(settings.redis_url)) as transport:
-        return transport.run(protocol)
 
 
 def _check_exposure(settings: GatewaySettings) -> None:
     """Nobody's machine is opened to everybody by mistake. Raises SettingsError."""
     if settings.is_loopback or settings.allow_anonymous:
         return
-    with closing(Transport(settings.redis_url)) as transport:
-        if not transport.run(has_keys()):
-            raise SettingsError(
-                f"--http-host {settings.http_host}: others could use it without a key; make one with "
-                "`promptmill keys add NAME`, listen on 127.0.0.1, or pass --allow-anonymous"
-            )
+    if not run_once(settings, has_keys()):
+        raise SettingsError(
+            f"--http-host {settings.http_host}: others could use it without a key; make one with "
+            "`promptmill keys add NAME`, listen on 127.0.0.1, or pass --allow-anonymous"
+        )
 
 
 def _check_tls(settings: GatewaySettings) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from producer.settings import ProducerSettings
+from producer.settings import ProducerSettings, split_list
 
 
 class WebhookSettings(ProducerSettings):
@@ -61,7 +61,7 @@ class GatewaySettings(WebhookSettings):
     @classmethod
     def _origins_are_whole(cls, value: str) -> str:
         """As browsers send them; any other would never be met."""
-        for origin in filter(None, (part.strip() for part in value.split(","))):
+        for origin in split_list(value):
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s*]+", origin):
                 raise ValueError(f"an origin is a scheme and a host, as https://app.example, or *; {origin!r} is none")
         return value
@@ -80,7 +80,7 @@ class GatewaySettings(WebhookSettings):
 
     @property
     def allowed_origins(self) -> list[str]:
-        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+        return split_list(self.cors_origins)
 
 
 def is_loopback(host: str) -> bool:

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import time
-from contextlib import closing
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from pydantic import ValidationError
@@ -26,11 +25,8 @@ from producer.gateway.webhooks.endpoints import (
 )
 from producer.gateway.webhooks.outbox import EVENT_TYPES, Event
 from producer.job_webhooks import JobWebhook
-from producer.operations import Protocol
-from producer.settings import ProducerSettings, load_settings, settings_options
-from producer.transport import Transport
-
-T = TypeVar("T")
+from producer.settings import ProducerSettings, load_settings, settings_options, split_list
+from producer.transport import run_once
 
 
 @click.group()
@@ -60,16 +56,16 @@ def add(url: str, name: str, events: str, key_id: str | None, **flags: Any) -> N
     """Tell URL of batches that end. Prints the endpoint's id, and the secret that signs: it is shown this once."""
     settings = load_settings(WebhookSettings, flags)
     _check_url(settings, url)
-    if key_id is not None and _run(settings, read_key(key_id)) is None:
+    if key_id is not None and run_once(settings, read_key(key_id)) is None:
         raise SettingsError(f"--key: there is no key {key_id!r}; promptmill keys list shows those that are")
-    names = tuple(dict.fromkeys(name.strip() for name in events.split(",") if name.strip()))
+    names = tuple(dict.fromkeys(split_list(events)))
     try:
         endpoint = WebhookEndpoint.create(name=name, url=url, key_id=key_id, event_types=names)
     except ValidationError as error:
         wrong = error.errors()[0]
         flag = "--events" if wrong["loc"][0] == "event_types" else f"--{wrong['loc'][0]}"
         raise SettingsError(f"{flag}: {rule_of(wrong)}") from error
-    _run(settings, add_endpoint(endpoint))
+    run_once(settings, add_endpoint(endpoint))
     click.echo(f"{endpoint.id}  {endpoint.secret}")
 
 
@@ -79,10 +75,10 @@ def add(url: str, name: str, events: str, key_id: str | None, **flags: Any) -> N
 def show(is_json: bool, **flags: Any) -> None:
     """Show the endpoints, without their secrets."""
     settings = load_settings(ProducerSettings, flags)
-    disabled = _run(settings, list_disabled())
+    disabled = run_once(settings, list_disabled())
     found = [
         {**endpoint.model_dump(mode="json", exclude={"secrets"}), "is_disabled": endpoint.id in disabled}
-        for endpoint in _run(settings, list_endpoints())
+        for endpoint in run_once(settings, list_endpoints())
     ]
     if is_json:
         click.echo(json.dumps(found, indent=2))
@@ -101,7 +97,7 @@ def show(is_json: bool, **flags: Any) -> None:
 @settings_options(ProducerSettings)
 def remove(endpoint_id: str, **flags: Any) -> None:
     """Tell an endpoint nothing more. What was under way to it is dropped."""
-    if not _run(load_settings(ProducerSettings, flags), remove_endpoint(endpoint_id)):
+    if not run_once(load_settings(ProducerSettings, flags), remove_endpoint(endpoint_id)):
         raise _unknown(endpoint_id)
     click.echo(f"{endpoint_id} is removed")
 
@@ -113,7 +109,7 @@ def enable(endpoint_id: str, **flags: Any) -> None:
     """Call an endpoint again that had answered 410."""
     settings = load_settings(ProducerSettings, flags)
     _find(settings, endpoint_id)
-    was_disabled = _run(settings, enable_endpoint(endpoint_id))
+    was_disabled = run_once(settings, enable_endpoint(endpoint_id))
     click.echo(f"{endpoint_id} is called again" if was_disabled else f"{endpoint_id} was not disabled")
 
 
@@ -126,7 +122,7 @@ def rotate(endpoint_id: str, keep_old: bool, **flags: Any) -> None:
     settings = load_settings(ProducerSettings, flags)
     old = _find(settings, endpoint_id)
     new = old.rotated(keeps_old=keep_old)
-    if not _run(settings, replace_endpoint(old, new)):
+    if not run_once(settings, replace_endpoint(old, new)):
         raise SettingsError(f"the endpoint {endpoint_id} was changed by somebody else at the same time; try again")
     click.echo(new.secret)
 
@@ -158,7 +154,7 @@ def test(endpoint_id: str, event: Any, **flags: Any) -> None:
 @settings_options(ProducerSettings)
 def deliveries(is_json: bool, **flags: Any) -> None:
     """Show what waits for another attempt, or was given up. Within seven days."""
-    found = [_describe(delivery) for delivery in _run(load_settings(ProducerSettings, flags), list_deliveries())]
+    found = [_describe(delivery) for delivery in run_once(load_settings(ProducerSettings, flags), list_deliveries())]
     if is_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -180,8 +176,8 @@ def retry(delivery_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:
     settings = load_settings(ProducerSettings, flags)
     if bool(delivery_ids) == is_all:
         raise click.UsageError("name deliveries, or give --all")
-    dead = [delivery.id for delivery in _run(settings, list_deliveries()) if delivery.is_dead]
-    revived = _run(settings, revive_deliveries(dead if is_all else list(delivery_ids)))
+    dead = [delivery.id for delivery in run_once(settings, list_deliveries()) if delivery.is_dead]
+    revived = run_once(settings, revive_deliveries(dead if is_all else list(delivery_ids)))
     for delivery_id in revived:
         click.echo(f"{delivery_id} is tried again")
     unknown = [delivery_id for delivery_id in delivery_ids if delivery_id not in revived]
@@ -210,7 +206,7 @@ def _check_url(settings: WebhookSettings, url: str) -> None:
 
 
 def _find(settings: ProducerSettings, endpoint_id: str) -> WebhookEndpoint:
-    endpoint = _run(settings, read_endpoint(endpoint_id))
+    endpoint = run_once(settings, read_endpoint(endpoint_id))
     if endpoint is None:
         raise _unknown(endpoint_id)
     return endpoint
@@ -218,8 +214,3 @@ def _find(settings: ProducerSettings, endpoint_id: str) -> WebhookEndpoint:
 
 def _unknown(endpoint_id: str) -> SettingsError:
     return SettingsError(f"there is no endpoint {endpoint_id!r}; promptmill webhooks list shows those that are")
-
-
-def _run(settings: ProducerSettings, protocol: Protocol[T]) -> T:
-    with closing(Transport(settings.redis_url)) as transport:
-        return transport.run(protocol)
