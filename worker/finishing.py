@@ -19,6 +19,7 @@ from worker.job_parts import JobParts
 from worker.redis_client import REDIS_AWAY
 from worker.rq_bridge import will_retry
 from worker.running_job import RunningJob, Stage
+from worker.scripts import CLAIMED_FIELD
 from worker.uploads import Uploads
 
 _log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Finisher:
             with self._client.pipeline(transaction=False) as pipe:
                 for job in batch:
                     pipe.get(keys.fence_key(job.job_id))
-                    pipe.hget(job_key(job.job_id), "status")
+                    pipe.hmget(job_key(job.job_id), "status", CLAIMED_FIELD)
                 replies = pipe.execute(raise_on_error=False)
             if away := [reply for reply in replies if isinstance(reply, REDIS_AWAY)]:
                 raise away[0]
@@ -135,15 +136,18 @@ class Finisher:
             self._committer.on_webhooks()
         self._on_end(job)
 
-    def _decide(self, job: RunningJob, fence: bytes | None, rq_status: bytes | Exception | None) -> None:
-        if fence != job.claim.fence.encode():
+    def _decide(self, job: RunningJob, fence: bytes | None, rq_says: list[bytes | None] | Exception) -> None:
+        """`rq_says`: its status, and whether a worker has claimed it; an error where its key is no hash any more."""
+        rq_status, is_claimed = (None, None) if isinstance(rq_says, Exception) else rq_says
+        is_replaced = rq_status not in (None, b"canceled") and not is_claimed  # deleted; another has its id
+        if fence != job.claim.fence.encode() or is_replaced:
             self._on_lost(job)
             return
         if job.status is not None:  # an earlier attempt's done entry decided it
             job.result = job.build_result()
             self._store(job, then=self._commit_one)
             return
-        if rq_status in (None, b"canceled") or isinstance(rq_status, Exception):  # its key is no hash any more
+        if rq_status in (None, b"canceled"):
             job.stop_cause = "cancelled"
         _settle(job)
         if job.is_retried:

@@ -29,6 +29,10 @@ BLAMED_FIELD = "promptmill_blamed"
 """Field of RQ's job hash: the attempts that `IN_A_ROW` counts, each with a space behind it. One whose worker turns out
 to live, and to have been cut off from Redis, is taken out again."""
 
+CLAIMED_FIELD = "promptmill_claimed"
+"""Field of RQ's job hash: a worker has claimed this very job. Where one was deleted while it ran, and another has taken
+its id, the hash is new and has no such field: what is held of the old one is not the new one's."""
+
 CLAIM_TTL_SECONDS = 60  # how long a claim can be replayed by its request id
 RECORD_TTL_SECONDS = keys.WAITING_STREAM_TTL_SECONDS
 """Executions and wip are kept that long, too: no stock clean-up may fail a job that can be resumed."""
@@ -232,6 +236,7 @@ def _names() -> str:
         "RESUME_FIELD": RESUME_FIELD,
         "CRASHES_FIELD": CRASHES_FIELD,
         "BLAMED_FIELD": BLAMED_FIELD,
+        "CLAIMED_FIELD": CLAIMED_FIELD,
     }
     prefixes = {name: registry_key(name, "") for name in REGISTRIES}
     names["CANCELLED"] = prefixes.pop("cancelled")

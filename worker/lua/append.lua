@@ -5,10 +5,10 @@
 -- commands, each behind the number of its arguments.
 local num_streams, ttl = #KEYS / 2, ARGV[1]
 
--- whether RQ knows the job, does not want it cancelled, and nobody waits for it
+-- whether RQ knows this very job (Scripts' CLAIMED_FIELD), does not want it cancelled, and nobody waits for it
 local function may_commit(first)
-  local status = redis.pcall('HGET', ARGV[first], 'status')
-  return type(status) == 'string' and status ~= 'canceled' and redis.call('EXISTS', ARGV[first + 1]) == 0
+  local fields = redis.pcall('HMGET', ARGV[first], 'status', 'promptmill_claimed')
+  return fields[1] and fields[1] ~= 'canceled' and fields[2] and redis.call('EXISTS', ARGV[first + 1]) == 0
 end
 
 -- as in a transaction, a command that fails keeps none of the others from taking effect

@@ -31,15 +31,23 @@ local function count_lost_claim(id, fence)
   end
 end
 
+-- The job was deleted, and another has its id, which is not to get this one's output: nobody holds it any more.
+local function is_replaced(fields)
+  return fields[1] and fields[1] ~= 'canceled' and not fields[2]
+end
+
 local verdicts = {}
 for i = 9 + num_models, #ARGV, 3 do
   local queue, id, fence = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local verdict = 'lost'
-  if redis.call('GET', fence_key(id)) == fence then
+  local is_held, fields = redis.call('GET', fence_key(id)) == fence, job_fields(id, 'status', CLAIMED_FIELD)
+  if is_held and is_replaced(fields) then
+    forget(id, queue)
+  elseif is_held then
     redis.call('ZADD', leases_key(queue), seconds(now + lease_seconds), id)
     local record = execution_key(id, holder(id))
     if redis.call('EXISTS', record) == 1 then redis.call('HSET', record, 'last_heartbeat', seconds(now)) end
-    verdict = job_fields(id, 'status')[1] or ''
+    verdict = fields[1] or ''
     if verdict ~= '' then redis.call('HSET', job_key(id), 'last_heartbeat', beat_at) end
   else
     if was_away then forgive(id, fence) end

@@ -44,14 +44,14 @@ local function refusal(id, queue)
     fail_malformed(id)
     return 'malformed id'
   end
-  local fields = redis.pcall('HMGET', job_key(id), 'status', 'data')
+  local fields = redis.pcall('HMGET', job_key(id), 'status', 'data', CLAIMED_FIELD)
   if fields.err then return 'its key is no hash' end
   if not fields[1] and not fields[2] then return 'its hash is gone' end
   if fields[1] and fields[1] ~= 'queued' then return 'status ' .. fields[1] end
   local from = claimed_from(id, queue)
   local score = redis.call('ZSCORE', leases_key(from), id)
   if not score then return nil end
-  if tonumber(score) > now then
+  if tonumber(score) > now and fields[3] then -- else it was deleted, and this is another
     undo_requeue(id, from)
     return 'it is running'
   end
@@ -66,7 +66,7 @@ local function start(id, queue, execution, order)
   redis.call('HDEL', job_key(id), RESUME_FIELD)
   if not resumable then redis.call('HDEL', job_key(id), CRASHES_FIELD, BLAMED_FIELD) end
   redis.call('HSET', job_key(id), 'status', 'started', 'started_at', started_at, 'last_heartbeat', started_at,
-    'worker_name', worker)
+    'worker_name', worker, CLAIMED_FIELD, 1)
   redis.call('PERSIST', job_key(id))
   local composite, expiry = id .. ':' .. execution, seconds(now + record_ttl)
   -- created_at keeps the order of claims: a script's clock stands still

@@ -1,6 +1,6 @@
 -- What the scripts share. `Scripts` puts in front of it how queues take turns, and the prefixes of the key names:
 -- RQ, WORKERS, MODELS, LEASES, LEASED, FREED, TURNS, RESULTS, FENCE, ATTEMPT, STREAM, STREAM_END, RESUME_FIELD,
--- CRASHES_FIELD, BLAMED_FIELD; CANCELLED and, in a list, REGISTRIES are those of RQ's registries.
+-- CRASHES_FIELD, BLAMED_FIELD, CLAIMED_FIELD; CANCELLED and, in a list, REGISTRIES are those of RQ's registries.
 local suspended_key = RQ .. ':suspended'
 local function job_key(id) return RQ .. ':job:' .. id end
 local function queue_key(queue) return RQ .. ':queue:' .. queue end

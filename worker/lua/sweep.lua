@@ -26,6 +26,10 @@ end
 
 local given, orphans = {}, {}
 local function put_back(id, queue)
+  if claimed_from(id, queue) ~= queue then -- of a job that was deleted; another, elsewhere, has its id
+    redis.call('ZREM', leases_key(queue), id)
+    return
+  end
   local status = job_fields(id, 'status')[1]
   if not status or status == 'canceled' then
     local resumable = may_resume(id)
