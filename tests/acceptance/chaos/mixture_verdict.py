@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import redis
 from botocore.exceptions import ClientError
+from pydantic import ValidationError
 
 from producer.contract import ErrorCode, Result, keys
 from tests.acceptance.chaos.mixture import Mixture
@@ -109,7 +110,7 @@ def _store_problems(result: Result, store: FlakyS3 | None) -> list[str]:
         return [f"{len(result.choices)} choices beside {result.stored}"]
     try:
         stored = whole(result, store)
-    except ClientError as error:
+    except (ClientError, ValidationError) as error:
         return [f"{result.stored}: {error}"]
     return [] if stored.model_copy(update={"choices": [], "stored": result.stored}) == result else [f"{stored} in S3"]
 
