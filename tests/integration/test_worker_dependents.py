@@ -124,6 +124,24 @@ def test_a_cancel_that_came_too_late_keeps_nobody_waiting(
     assert wait_for_result(redis_client, second.id).status == "finished"
 
 
+@pytest.mark.parametrize("is_ours", [True, False], ids=["our client", "RQ"])
+def test_a_job_that_had_ended_before_others_came_to_wait_for_it_leaves_nothing(
+    is_ours: bool, worker_thread: WorkerThread, client: Client, queue: Queue, redis_client: redis.Redis
+) -> None:
+    ended = client.submit("Hello", max_tokens=2)
+    ended.result(60)
+    worker_thread.engine.pause()
+    running = client.submit("Hello", max_tokens=2)
+    needed = [ended.id, running.id]
+    if is_ours:
+        last = client.submit("Hello", max_tokens=2, depends_on=needed).id
+    else:
+        last = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, depends_on=needed).id
+    worker_thread.engine.go_on()
+    assert wait_for_result(redis_client, last).status == "finished"
+    assert not [key for key in redis_client.scan_iter("rq:job:*:dependents")]
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that look for slots all the time."""

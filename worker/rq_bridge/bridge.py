@@ -16,7 +16,7 @@ from rq.worker import BaseWorker
 from rq.worker.base import WorkerStatus
 
 from producer.contract.keys import RESULT_TTL_SECONDS
-from producer.rq_names import QUEUES_KEY, queue_key
+from producer.rq_names import QUEUES_KEY, dependents_key, queue_key
 from worker.errors import StartRefusedError
 from worker.rq_bridge.held_job import HeldJob
 from worker.rq_bridge.scheduler import InlineScheduler
@@ -29,7 +29,7 @@ WORKER_TTL_SECONDS = 30  # RQ adds a minute: a worker that died stands in `rq in
 
 
 class ServedQueue(Queue):  # type: ignore[misc]
-    """Where jobs wait for others, RQ leaves two things out."""
+    """Where jobs wait for others, RQ leaves three things out."""
 
     def move_dependents_to_ready(
         self,
@@ -39,8 +39,9 @@ class ServedQueue(Queue):  # type: ignore[misc]
         refresh_job_status: bool = True,
     ) -> dict[str, list[str]]:
         """In a transaction that holds the job's outcome, that outcome counts and not what Redis says yet: a cancel that
-        came too late. And the dependents' queues are listed: of a queue whose first job had to wait, no worker would
-        know that it is a tenant's."""
+        came too late. The dependents' queues are listed: of a queue whose first job had to wait, no worker would know
+        that it is a tenant's. And who waits no more is noted with none of the jobs that it waited for: with one that
+        had ended before it came it would be, for ever."""
         names: dict[str, list[str]] = super().move_dependents_to_ready(
             job,
             pipeline=pipeline,
@@ -48,7 +49,12 @@ class ServedQueue(Queue):  # type: ignore[misc]
             refresh_job_status=refresh_job_status and pipeline is None,
         )
         if names:
-            (self.connection if pipeline is None else pipeline).sadd(QUEUES_KEY, *map(queue_key, names))
+            writer = self.connection if pipeline is None else pipeline
+            writer.sadd(QUEUES_KEY, *map(queue_key, names))
+            ready = [job_id for job_ids in names.values() for job_id in job_ids]
+            for dependent in self.job_class.fetch_many(ready, connection=self.connection, serializer=self.serializer):
+                for dependency_id in dependent._dependency_ids if dependent is not None else ():
+                    writer.srem(dependents_key(dependency_id), dependent.id)
         return names
 
 

@@ -70,6 +70,7 @@ def test_an_rq_job_still_has_the_fields_the_bridge_reads_and_writes() -> None:
         "ended_at",
         "timeout",
         "_status",
+        "_dependency_ids",
         "_result",
         "retries_left",
         "origin",
