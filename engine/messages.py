@@ -85,6 +85,7 @@ class EngineInfo:
     dtype: str
     attention: str
     max_model_len: int  # tokens
+    is_bound_by_cache: bool = False  # max_model_len is all that the KV cache holds: the model has more
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     block_size: int  # tokens

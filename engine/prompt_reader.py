@@ -48,9 +48,12 @@ class PromptReader:
         self._check_vocabulary(prompt, "prompt", "prompt")
         if len(prompt) + self._num_reserved > self.info.max_model_len:
             needed = " and the answer needs at least one of them" if self._num_reserved else ""
+            holder, remedy = (
+                ("KV cache", "num_kv_blocks") if self.info.is_bound_by_cache else ("context", "max_model_len")
+            )
             raise ContextLengthError(
-                f"prompt has {len(prompt)} tokens, but the context holds {self.info.max_model_len}{needed}: "
-                "shorten the prompt or raise max_model_len",
+                f"prompt has {len(prompt)} tokens, but the {holder} holds {self.info.max_model_len}{needed}: "
+                f"shorten the prompt or raise {remedy}",
                 param="prompt",
             )
         return list(prompt)

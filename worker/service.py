@@ -227,7 +227,8 @@ class WorkerService:
             on_serving()
         for thread in (self._leases, *self._aides):
             thread.start()
-        _log.info("action=serving worker=%s queues=%s", self.name, ",".join(self._settings.queue_names))
+        queues, context_length = ",".join(self._settings.queue_names), self._engine.info.max_model_len
+        _log.info("action=serving worker=%s queues=%s context_length=%d", self.name, queues, context_length)
         try:
             while not self._loop.is_done:
                 self._leases.tick()

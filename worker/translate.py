@@ -68,8 +68,6 @@ class Translator:
         self._info = info
         self._model_names = tuple(model_names)
         self.writer = LogprobWriter(tokenizer)
-        # A sequence can grow to the context's end only if the KV cache can hold it.
-        self._max_tokens = min(info.max_model_len, info.num_kv_blocks * info.block_size)
 
     def translate(self, job_id: str, kwargs: dict[str, Any], begun: Marker | None = None) -> TranslatedJob:
         """Raises JobRefusedError with the contract's code and the field at fault.
@@ -126,7 +124,7 @@ class Translator:
         self._check_token_ids(token_ids, name)
         if not token_ids:
             raise JobRefusedError(ErrorCode.INVALID_REQUEST, f"{name} comes to no tokens; give more text", param=name)
-        if len(token_ids) > self._max_tokens:
+        if len(token_ids) > self._info.max_model_len:
             message = f"{name} has {len(token_ids)} tokens; {self._limit()}: shorten it"
             raise JobRefusedError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, param=name)
 
@@ -187,7 +185,7 @@ class Translator:
     def _fit(self, num_prompt_tokens: int, request: JobRequest) -> int:
         """The output's limit in tokens: what was asked for, or what is left of the context."""
         param = "prompt" if request.messages is None else "messages"
-        room = self._max_tokens - num_prompt_tokens
+        room = self._info.max_model_len - num_prompt_tokens
         if request.min_tokens > room >= 1:
             raise JobRefusedError(
                 ErrorCode.CONTEXT_LENGTH_EXCEEDED,
@@ -213,9 +211,8 @@ class Translator:
         return request.max_tokens if request.max_tokens is not None else room
 
     def _limit(self) -> str:
-        if self._max_tokens == self._info.max_model_len:
-            return f"the model's context is {self._max_tokens} tokens"
-        return f"this worker's KV cache holds {self._max_tokens} tokens"
+        holder = "this worker's KV cache holds" if self._info.is_bound_by_cache else "the model's context is"
+        return f"{holder} {self._info.max_model_len} tokens"
 
 
 def default_seed(job_id: str) -> int:

@@ -61,6 +61,28 @@ def choose_num_blocks(
     return num_blocks
 
 
+def warn_of_short_context(config: EngineConfig, model: LoadedModel, num_blocks: int) -> None:
+    """Say so where the cache ends the context before the model does: requests would hear of it first."""
+    held = num_blocks * model.block_size
+    if held >= model.max_model_len:
+        return
+    num_wanted = -(-model.max_model_len // model.block_size)
+    if config.num_kv_blocks is not None:
+        remedy = f"raise num_kv_blocks to {num_wanted}"
+    elif model.device.type == "cpu":
+        num_bytes = num_wanted * model.kv_block_bytes * config.tensor_parallel_size
+        remedy = f"raise max_cpu_kv_bytes to {num_bytes}, or kv_memory_fraction"
+    else:
+        remedy = f"raise kv_memory_fraction until there are {num_wanted} blocks"
+    logger.warning(
+        "action=context_cut context_length=%d max_model_len=%d num_kv_blocks=%d remedy=%r",
+        held,
+        model.max_model_len,
+        num_blocks,
+        f"{remedy}; if it is meant so, set max_model_len to {held}",
+    )
+
+
 def _free_on_cuda(
     config: EngineConfig,
     model: LoadedModel,

@@ -15,7 +15,7 @@ from engine.model.loader import LoadedModel, load_model
 from engine.parallel.leader import AnnouncedForwards, Leader
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.device_errors import device_errors
-from engine.runner.memory import choose_num_blocks, largest_step
+from engine.runner.memory import choose_num_blocks, largest_step, warn_of_short_context
 from engine.runner.step_ahead import StepAhead, Taken
 from engine.runner.step_budget import few_prefill_tokens, measure_step_tokens
 from engine.runner.step_forwards import Forwards, StepForwards
@@ -51,6 +51,7 @@ class ModelRunner:
         )
         if leader is not None:
             num_blocks = leader.agree(num_blocks)
+        warn_of_short_context(config, self._model, num_blocks)
         self._forwards: Forwards = own if leader is None else AnnouncedForwards(leader, own)
         self._model.allocate_kv_cache(num_blocks)
         is_measured = self._ahead is not None and config.max_num_tokens is None
@@ -130,6 +131,7 @@ class ModelRunner:
             dtype=str(model.dtypes.weights).removeprefix("torch."),
             attention=model.backend_name,
             max_model_len=min(model.max_model_len, num_blocks * model.block_size),
+            is_bound_by_cache=num_blocks * model.block_size < model.max_model_len,
             vocab_size=model.vocab_size,
             eos_token_ids=model.eos_token_ids,
             block_size=model.block_size,

@@ -1,5 +1,6 @@
 """What the engine's public calls refuse: the argument by its name, and the reason."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from engine import (
     InvalidRequestError,
     SamplingParams,
 )
+from engine.prompt_reader import PromptReader
 from tests.fakes.echo_engines import ENDLESS
 from tests.fakes.fake_core import VOCAB_SIZE
 from tests.fakes.output_recorder import OutputRecorder
@@ -51,6 +53,12 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(engine: In
     with pytest.raises(ContextLengthError, match="5000 tokens, but the context holds 5000") as caught:
         engine.submit("job-1", [5] * 5000, ENDLESS, on_output=OutputRecorder())
     assert caught.value.param == "prompt"
+
+
+def test_a_prompt_longer_than_the_cache_is_told_what_to_raise(engine: InferenceEngine) -> None:
+    reader = PromptReader(engine.tokenizer, replace(engine.info, max_model_len=16, is_bound_by_cache=True))
+    with pytest.raises(ContextLengthError, match=r"the KV cache holds 16 .* or raise num_kv_blocks"):
+        reader.check([5] * 16)
 
 
 @pytest.mark.parametrize(

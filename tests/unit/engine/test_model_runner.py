@@ -1,5 +1,6 @@
 """The core on torch with tiny random models: the same tokens as transformers' own `generate`."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,6 +221,33 @@ def test_the_cache_takes_its_share_of_the_free_memory(tiny_llama: Path, monkeypa
     assert num_blocks(max_cpu_kv_bytes=20 * block) == 20
     with pytest.raises(ModelLoadError, match=r"1 blocks of 16 .* at least 2 .*max_num_tokens 32.*max_cpu_kv_bytes"):
         num_blocks(max_cpu_kv_bytes=block)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        ({"num_kv_blocks": 2}, "raise num_kv_blocks to 4; if it is meant so, set max_model_len to 32"),
+        ({"num_kv_blocks": None, "max_cpu_kv_bytes": 3}, r"raise max_cpu_kv_bytes to 4, or kv_memory_fraction; .* 48"),
+    ],
+)
+def test_a_cache_that_ends_the_context_early_says_so_and_how_it_holds_more(
+    tiny_llama: Path, caplog: pytest.LogCaptureFixture, overrides: dict[str, Any], remedy: str
+) -> None:
+    model = ModelRunner(config(tiny_llama))._model
+    if (num_blocks := overrides.get("max_cpu_kv_bytes")) is not None:
+        overrides = overrides | {"max_cpu_kv_bytes": num_blocks * model.kv_block_bytes}
+        remedy = remedy.replace("bytes to 4", f"bytes to {4 * model.kv_block_bytes}")
+    caplog.clear()
+    held = ModelRunner(config(tiny_llama, max_model_len=64, **overrides)).info
+    assert (held.max_model_len, held.is_bound_by_cache) == (16 * held.num_kv_blocks, True)
+    (said,) = [record.getMessage() for record in caplog.records if "context_cut" in record.getMessage()]
+    assert re.search(f"context_length={held.max_model_len} max_model_len=64 .*{remedy}", said)
+
+
+def test_a_cache_that_holds_the_whole_context_says_nothing(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    info = ModelRunner(config(tiny_llama, max_model_len=64, num_kv_blocks=4)).info
+    assert (info.max_model_len, info.is_bound_by_cache) == (64, False)
+    assert "context_cut" not in caplog.text
 
 
 def test_on_cuda_the_cache_leaves_room_for_a_step_and_for_graphs(monkeypatch: pytest.MonkeyPatch) -> None:

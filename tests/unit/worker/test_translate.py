@@ -40,16 +40,17 @@ def reader(raw: Tokenizer, info: EngineInfo) -> EmbeddingReader:
     return EmbeddingReader(raw, info, pooling=Pooling(), prefix="c ", end_id=2)
 
 
-def translator(*, num_kv_blocks: int = 1000) -> Translator:
+def translator(*, max_model_len: int = CONTEXT, is_bound_by_cache: bool = False) -> Translator:
     info = EngineInfo(
         device="cpu",
         dtype="float32",
         attention="torch",
-        max_model_len=CONTEXT,
+        max_model_len=max_model_len,
+        is_bound_by_cache=is_bound_by_cache,
         vocab_size=len(WORDS),
         eos_token_ids=(2,),
         block_size=4,
-        num_kv_blocks=num_kv_blocks,
+        num_kv_blocks=1000,
         fingerprint="f",
         model_dir="",
         hidden_size=16,
@@ -134,7 +135,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers(num_tokens: in
 
 
 def test_a_kv_cache_smaller_than_the_context_is_the_limit() -> None:
-    small = translator(num_kv_blocks=2)
+    small = translator(max_model_len=8, is_bound_by_cache=True)
     assert small.translate("j", {"prompt": "a"}).params.max_tokens == 6
     with pytest.raises(JobRefusedError, match="KV cache holds 8 tokens"):
         small.translate("j", {"prompt": [5] * 9})
