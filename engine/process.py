@@ -5,12 +5,12 @@ a pipe, whose EOF is its end.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -23,6 +23,8 @@ from engine.child import ChildPipe
 from engine.config import EngineConfig
 from engine.messages import ChildMessage, ParentMessage, Shutdown, StartCore
 from engine.python_process import start_python
+
+_log = logging.getLogger(__name__)
 
 ParentPipe: TypeAlias = "Connection[ParentMessage, ChildMessage]"
 
@@ -95,7 +97,7 @@ class Child(ABC):
 
 
 class ChildProcess(Child):
-    """The core in a process of its own. Its output is passed on to our stderr, and its last lines are kept."""
+    """The core in a process of its own. Its output is logged, a line an event, and its last lines are kept."""
 
     def _start(self, child_pipe: ChildPipe) -> None:
         fd = child_pipe.fileno()
@@ -132,7 +134,10 @@ class ChildProcess(Child):
 
 
 class _LastWords:
-    """Passes a child's output on, line by line, and keeps the last lines for the reason of its end."""
+    """Logs a child's output, line by line, and keeps the last lines for the reason of its end.
+
+    As warnings: what it has to say of lesser weight it does not write.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -150,10 +155,10 @@ class _LastWords:
         for line in iter(lambda: self._stream.readline(_MAX_LINE_BYTES), b""):
             text = line.decode(errors="replace")
             self._lines.append(text)
-            # Our own stderr is closed, or there never was one: the child must not block on it.
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                sys.stderr.write(text)
-                sys.stderr.flush()
+            # Our own stderr may be closed: the child must not block on it.
+            with contextlib.suppress(OSError, ValueError):
+                if text := text.rstrip():
+                    _log.warning("%s", text)
 
 
 def describe_exit(name: str, code: int | None) -> str:
