@@ -3,6 +3,7 @@
 Knows nothing of what was being done: who may try again decides that.
 """
 
+import re
 import ssl
 
 import redis
@@ -23,6 +24,8 @@ from producer.settings import redact_url
 
 # A job, its place on a queue, its lease and its stream change in one step, which a cluster does for one slot alone.
 _NO_CLUSTER = "promptmill needs a Redis that is none, alone or behind Sentinels (redis+sentinel://HOST,HOST/SERVICE)"
+_QUOTED_COMMAND = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
+_IN_TUPLE = re.compile(r"""\((["'])(.*)\1,\)""", re.DOTALL)  # as asyncio's pipelines have it
 _LOST = (redis.ConnectionError, redis.TimeoutError, OSError)
 _LOGIN = (AuthenticationError, AuthorizationError)
 _CLUSTER = (ClusterCrossSlotError, ClusterError, AskError)
@@ -48,7 +51,7 @@ def has_no_connection(error: Exception) -> bool:
 
 def explain(error: Exception, url: str) -> str:
     """One line, without the URL's password."""
-    where, cause = redact_url(url), str(error).rstrip(".")
+    where, cause = redact_url(url), _cause(error)
     if isinstance(error, MasterNotFoundError):  # redis-py's words are its connections' whole settings
         cause = "no Sentinel answers with a master of that service"
     fault = _tls_fault(error)
@@ -76,6 +79,14 @@ def explain(error: Exception, url: str) -> str:
             f"PROMPTMILL_REDIS_URL{_tls_hint(error, url)}"
         )
     return f"Redis at {where} answers with an error: {cause}"
+
+
+def _cause(error: Exception) -> str:
+    """What Redis said, without the command, whose beginning redis-py quotes: that may hold a prompt or a secret."""
+    said = _QUOTED_COMMAND.sub("", str(error))
+    if said != str(error) and (in_tuple := _IN_TUPLE.fullmatch(said)) is not None:
+        said = in_tuple[2]
+    return said.rstrip(".")
 
 
 def _tls_fault(error: BaseException | None) -> ssl.SSLError | None:

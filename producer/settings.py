@@ -139,11 +139,18 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def redact_url(url: str) -> str:
-    """The URL without its password, which may hold an @ that nobody has escaped."""
-    return _PASSWORD.sub(r"\1***@", url)
+    """The URL without its password: that may hold an @ that nobody has escaped, stand where the user's name belongs,
+    or be an option."""
+    for secret in _SECRETS:
+        url = secret.sub(r"\1***", url)
+    return url
 
 
-_PASSWORD = re.compile(r"(://[^:/@]*:).*@")
+_SECRETS = (
+    re.compile(r"(://[^:/@]*:).*(?=@)"),
+    re.compile(r"(://)[^:/@?]+(?=@)"),
+    re.compile(r"([?&][^=&]*(?:pas|pw|secret)[^=&]*=)[^&#']*", re.IGNORECASE),  # misspelt ones as well
+)
 
 
 def _explain(problem: Any, kind: type[BaseSettings]) -> str:

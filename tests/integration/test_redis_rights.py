@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import redis
+import redis.asyncio
+from redis.exceptions import NoPermissionError
 
 from producer import Client, RedisUnavailableError
+from producer.redis_failures import explain
 from tests.fakes.worker_runs import WorkerThread
 from worker.embedded_redis import EmbeddedRedis
 from worker.errors import StartRefusedError
@@ -57,3 +60,21 @@ def test_a_right_that_is_missing_is_told_from_a_redis_that_is_away(server: Embed
     with Client(url) as client, pytest.raises(RedisUnavailableError, match=r"deploy/README\.md") as unavailable:
         client.submit("a")
     assert "password" not in str(unavailable.value)
+
+
+async def test_a_refusal_is_told_without_the_command_that_redis_py_quotes(server: EmbeddedRedis) -> None:
+    """What is written may be a prompt, or an endpoint's secret."""
+    with redis.Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "promptmill", "on", ">secret", *rights(), "-hset")
+    url = server.url.replace("://", "://promptmill:secret@")
+    with redis.Redis.from_url(url) as connection, pytest.raises(NoPermissionError) as refused:
+        connection.pipeline(transaction=False).hset("promptmill:x", "field", "a prompt").execute()
+    async with redis.asyncio.Redis.from_url(url) as client:
+        with pytest.raises(NoPermissionError) as refused_async:
+            pipe = client.pipeline(transaction=False)
+            pipe.hset("promptmill:x", "field", "a prompt")
+            await pipe.execute()
+    for error in (refused.value, refused_async.value):
+        assert "a prompt" in str(error)
+        said = explain(error, url)
+        assert re.search(r"refuses us: User promptmill has no permissions to run the 'hset' command; give", said), said

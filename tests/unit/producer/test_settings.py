@@ -96,6 +96,11 @@ def test_a_redis_url_that_redis_py_would_misread_is_refused_without_its_password
         ("rediss://me:s%40cret@host", "rediss://me:***@host"),
         ("redis://:s@cret/1@host", "redis://:***@host"),
         ("unix:///tmp/redis.sock", "unix:///tmp/redis.sock"),
+        ("redis://secret@host/1", "redis://***@host/1"),
+        ("redis://host/1?password=s%40cret&protocol=2", "redis://host/1?password=***&protocol=2"),
+        ("redis://host?Pasword=secret", "redis://host?Pasword=***"),
+        ("rediss://me:secret@host?ssl_password=secret", "rediss://me:***@host?ssl_password=***"),
+        ("redis+sentinel://me:s@cret@a:1,b:2/main", "redis+sentinel://me:***@a:1,b:2/main"),
     ],
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
