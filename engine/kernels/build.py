@@ -62,7 +62,9 @@ def _compile(compiler: str, source: Path, flags: tuple[str, ...], library: Path)
             _run_compiler(compiler, source, flags, staging)
             staging.chmod(0o755)
     except OSError as error:
-        raise KernelBuildError(f"{library.parent} cannot be written ({error}); set another cache_dir") from error
+        raise KernelBuildError(
+            f"{library.parent} cannot be written ({error}); set HOME, or cache_dir, to a folder that can"
+        ) from error
     logger.info("compiled %s with %s", library.name, compiler)
 
 

@@ -24,8 +24,17 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def default_cache_dir() -> Path:
-    """Where converted models and compiled kernels are kept unless the configuration says otherwise."""
-    return Path.home() / ".cache" / "promptmill"
+    """Where converted models and compiled kernels are kept unless the configuration says otherwise.
+
+    Raises `ModelLoadError` for a user without a home.
+    """
+    try:
+        return Path.home() / ".cache" / "promptmill"
+    except RuntimeError as error:
+        raise ModelLoadError(
+            "this user has no home folder, where converted models and compiled kernels would be kept: "
+            "set HOME, or cache_dir, to a folder that can be written"
+        ) from error
 
 
 def cache_dir_of(config: EngineConfig) -> Path:

@@ -18,4 +18,11 @@ def select_file_store(where: str, *, s3_endpoint_url: str | None = None) -> File
         return S3FileStore(parts.netloc, parts.path.strip("/"), endpoint_url=s3_endpoint_url)
     from producer.gateway.files.local import LocalFileStore
 
-    return LocalFileStore(Path(where).expanduser())
+    try:
+        folder = Path(where).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(
+            f"--files (PROMPTMILL_FILES): {where} lies in a home folder, and this user has none: "
+            "set HOME, or name another folder or s3://BUCKET/PREFIX"
+        ) from error
+    return LocalFileStore(folder)

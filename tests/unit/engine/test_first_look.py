@@ -1,6 +1,7 @@
 """What a model is refused for before the engine's child imports torch."""
 
 import json
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,14 @@ def test_a_sound_folder_is_passed_on_to_what_needs_torch(tmp_path: Path) -> None
     write_config(tmp_path, model_type="llama")
     with pytest.raises(ModelLoadError, match="torch is imported"):
         InferenceEngine(str(tmp_path)).start()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container's user that the image does not know."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(ModelLoadError, match=r"no home folder.*: set HOME, or cache_dir, to a folder"):
+        check_model(EngineConfig(model_path="organisation/model"), print)
 
 
 def test_files_that_are_missing_or_damaged_are_seen_at_the_first_look(tmp_path: Path) -> None:

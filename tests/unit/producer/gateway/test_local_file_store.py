@@ -1,12 +1,14 @@
 """Files' bytes in a folder: whole or not there, never again after they were deleted."""
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
 
 from producer.errors import FileStoreError, SettingsError
 from producer.gateway.files.local import IDENTITY_NAME, LocalFileStore
+from producer.gateway.files.select import select_file_store
 
 
 @pytest.fixture
@@ -18,6 +20,14 @@ def store(tmp_path: Path) -> LocalFileStore:
 
 def names(store: LocalFileStore) -> set[str]:
     return {path.name for path in Path(store.where).iterdir() if not path.name.startswith(".")}
+
+
+def test_a_folder_in_the_home_of_a_user_who_has_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container's user that the image does not know."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(SettingsError, match=r"--files .* this user has none: set HOME"):
+        select_file_store("~/files")
 
 
 def test_a_part_is_there_once_it_is_committed_and_can_be_read_from_anywhere(store: LocalFileStore) -> None:
