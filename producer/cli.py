@@ -11,6 +11,7 @@ point. So a worker's start pays for no client, and Ctrl-C is heard while they ar
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,8 @@ class CommandGroup(click.Group):
         return command
 
     def main(self, *args: Any, **extra: Any) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # an answer may hold what a terminal's encoding lacks
         try:
             return super().main(*args, **extra)
         except OSError as error:

@@ -148,6 +148,17 @@ def test_a_run_that_nobody_works_on_says_so_and_one_in_a_log_says_how_far_it_is(
     assert "1 of 1 done, 0 failed" in result.stderr
 
 
+def test_what_the_terminals_encoding_lacks_is_printed_escaped(worker: FakeWorker, redis_url: str) -> None:
+    with worker.serving(echo):
+        done = subprocess.run(
+            [sys.executable, "-m", "producer.cli", "submit", "gr\u00f6\u00dfe \u2713"],
+            env={**os.environ, "PROMPTMILL_REDIS_URL": redis_url, "PYTHONIOENCODING": "latin-1"},
+            capture_output=True,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "gr\u00f6\u00dfe \\u2713" in done.stdout.decode("latin-1")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("arguments", [["--help"], ["status"], ["failed"]])
 def test_output_that_finds_no_room_is_one_line(redis_url: str, arguments: list[str]) -> None:
