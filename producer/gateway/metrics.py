@@ -142,7 +142,8 @@ class _Fleet(Collector):
         yield GaugeMetricFamily("promptmill_redis_up", "Whether Redis answers.", value=float(self.is_redis_up))
         yield GaugeMetricFamily("promptmill_workers", "Live workers.", value=len(self.workers))
         jobs = GaugeMetricFamily("promptmill_queue_jobs", "Jobs of a queue by state.", labels=["queue", "state"])
-        for queue in self.queues:
+        queues = [queue for queue in self.queues if not queue.is_at_rest]  # of tenants there may be thousands
+        for queue in queues:
             jobs.add_metric([queue.name, "waiting"], queue.depth)
             for state, count in queue.registries.items():
                 jobs.add_metric([queue.name, state], count)
@@ -150,7 +151,7 @@ class _Fleet(Collector):
         oldest = GaugeMetricFamily(
             "promptmill_queue_oldest_job_seconds", "How long a queue's next job has been waiting.", labels=["queue"]
         )
-        for queue in self.queues:
+        for queue in queues:
             oldest.add_metric([queue.name], queue.oldest_seconds or 0.0)
         yield oldest
         batches = GaugeMetricFamily(

@@ -1,5 +1,6 @@
 """Jobs that end are counted for Prometheus: those of every producer, from the start of a gateway on."""
 
+import re
 import time
 
 import httpx2 as httpx
@@ -11,6 +12,7 @@ from producer.contract import Result, Timings, Usage, keys
 from producer.gateway.console.ended_jobs import EndedJob
 from producer.gateway.console.results_follower import ResultsFollower
 from producer.gateway.metrics import GatewayMetrics
+from producer.rq_names import REGISTRIES
 from producer.workers import QueueStatus
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import StartGateway, wait_until
@@ -73,11 +75,33 @@ def job(status: str, queue: str) -> EndedJob:
     return EndedJob.from_line(result, queue, ended_at=1.0)
 
 
+def queue(name: str, *, depth: int = 0, **registries: int) -> QueueStatus:
+    return QueueStatus(name=name, depth=depth, registries=dict.fromkeys(REGISTRIES, 0) | registries)
+
+
+def test_tenants_of_which_nothing_waits_runs_or_has_failed_have_no_series() -> None:
+    """There may be thousands, and their records are kept for a day."""
+    tenants = [
+        queue("promptmill@past", finished=7),
+        queue("promptmill@waits", depth=1),
+        queue("promptmill@runs", started=1),
+        queue("promptmill@failed", failed=1),
+    ]
+    text = GatewayMetrics().render([queue("promptmill"), *tenants], [], {}, None, is_redis_up=True).decode()
+    figures = [line for line in text.splitlines() if line.startswith("promptmill_queue_")]
+    assert {re.findall(r'queue="([^"]+)"', line)[0] for line in figures} == {
+        "promptmill",
+        "promptmill@waits",
+        "promptmill@runs",
+        "promptmill@failed",
+    }
+
+
 def test_counters_begin_at_nought_and_tenants_share_those_of_their_class() -> None:
     metrics = GatewayMetrics()
 
     def lines() -> set[str]:
-        queues = [QueueStatus(name=name, depth=0, registries={}) for name in ("promptmill", "promptmill@acme")]
+        queues = [queue("promptmill"), queue("promptmill@acme")]
         return set(metrics.render(queues, [], {}, None, is_redis_up=True).decode().splitlines())
 
     begun = lines()
