@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     )
     from producer.job import AsyncJob, Job
     from producer.outcome import JobStatus
+    from producer.queues import QueueStatus
     from producer.subscription import AsyncSubscription, Subscription
-    from producer.workers import QueueStatus
 
 __all__ = [
     "AsyncClient",
@@ -99,7 +99,7 @@ _MODULES = {
     "JobStatus": "producer.outcome",
     "AsyncSubscription": "producer.subscription",
     "Subscription": "producer.subscription",
-    "QueueStatus": "producer.workers",
+    "QueueStatus": "producer.queues",
 }
 
 

@@ -14,10 +14,11 @@ from producer.embeddings import Input, cancel_all, is_list_of_inputs, requests_f
 from producer.enqueue import PriorityClass
 from producer.job import AsyncJob
 from producer.outcome import JobStatus, read_status
+from producer.queues import QueueStatus, read_queues
 from producer.result_waiter import ResultWaiter
 from producer.results import as_completed, wait_for_result
 from producer.subscription import AsyncSubscription, follow, parse_cursor
-from producer.workers import QueueStatus, read_queues, read_workers
+from producer.workers import read_workers
 
 
 class AsyncClient(BaseClient):

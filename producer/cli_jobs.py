@@ -18,7 +18,7 @@ from producer.contract import Chunk, Result
 from producer.contract.keys import split_tenant
 from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError
 from producer.job import Job
-from producer.settings import ProducerSettings, load_settings, settings_options
+from producer.settings import ProducerSettings, settings_options
 
 # Of `timeout`, and of a terminal that was closed; Windows has no SIGHUP.
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -39,9 +39,7 @@ class Seconds(click.FloatRange):
 
 def open_client(flags: dict[str, Any]) -> Client:
     """A client of the settings among `flags`; they are taken out of it."""
-    names = {name: flags.pop(name, None) for name in ProducerSettings.model_fields}
-    settings = load_settings(ProducerSettings, names)
-    return Client(settings.redis_url, queue=settings.queue, s3_endpoint_url=settings.s3_endpoint_url)
+    return Client(**{name: flags.pop(name, None) for name in ProducerSettings.model_fields})
 
 
 @click.command()

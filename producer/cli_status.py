@@ -9,8 +9,8 @@ import click
 from producer.cli_jobs import open_client
 from producer.contract import WorkerInfo
 from producer.deliveries import WebhookCounts
+from producer.queues import QueueStatus
 from producer.settings import ProducerSettings, settings_options
-from producer.workers import QueueStatus
 
 RARE = ("deferred", "scheduled")  # columns that are left out where they are empty: the rest fits into 80 characters
 

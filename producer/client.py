@@ -13,10 +13,11 @@ from producer.embeddings import Input, cancel_all, is_list_of_inputs, requests_f
 from producer.enqueue import PriorityClass
 from producer.job import Job
 from producer.outcome import JobStatus, read_status
+from producer.queues import QueueStatus, read_queues
 from producer.results import as_completed, wait_for_result
 from producer.subscription import Subscription, follow, parse_cursor
 from producer.transport import Transport
-from producer.workers import QueueStatus, read_queues, read_workers
+from producer.workers import read_workers
 
 
 class Client(BaseClient):

@@ -51,7 +51,7 @@ def embedding_request(fields: Mapping[str, Any]) -> JobRequest:
     return build_request({**job, "task": "embed", name: given})
 
 
-def shared_out(request: JobRequest) -> list[JobRequest]:
+def split_inputs(request: JobRequest) -> list[JobRequest]:
     """The same as jobs that several workers can share."""
     if request.inputs is None:
         return [request]

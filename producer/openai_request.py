@@ -17,7 +17,7 @@ from producer.openai_embeddings import (
     check_fields,
     embedding_request,
     encoding_of,
-    shared_out,
+    split_inputs,
 )
 
 CHAT_URL = "/v1/chat/completions"
@@ -72,11 +72,11 @@ def parse_body(
     `completion_max_tokens`: of a completion that names none.
     """
     if url == EMBEDDINGS_URL:
-        jobs, names = shared_out(_embedding_job(body)), callers_names(url, body)
+        jobs, names = split_inputs(_embedding_job(body)), callers_names(url, body)
         return OpenAIRequest(url, jobs, False, False, names, encoding_of(body))
     is_streamed = _flag(body, "stream", "stream")
     includes_usage = _includes_usage(body.get("stream_options"), is_streamed)
-    fields = {name: value for name, value in body.items() if value is not None and not _says_nothing(name, value)}
+    fields = _meaningful(body)
     fields.pop("stream_options", None)
     _refuse_not_served(fields)
     if not is_streamed:
@@ -109,12 +109,17 @@ def request_from_body(
 
 
 def _embedding_job(body: Mapping[str, Any]) -> JobRequest:
-    fields = {name: value for name, value in body.items() if value is not None and not _says_nothing(name, value)}
+    fields = _meaningful(body)
     check_fields(fields)
     try:
         return embedding_request(fields)
     except InvalidJobError as error:
         raise _in_callers_words(error, EMBEDDING_NAMES) from error
+
+
+def _meaningful(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that say something about the answer."""
+    return {name: value for name, value in body.items() if value is not None and not _says_nothing(name, value)}
 
 
 def _says_nothing(name: str, value: Any) -> bool:

@@ -11,7 +11,7 @@ from producer.contract import JobOutcome, WorkerInfo, keys
 from producer.deliveries import WebhookCounts
 from producer.gateway.console.ended_jobs import EndedJob
 from producer.gateway.token_timer import TokenTimer
-from producer.workers import QueueStatus
+from producer.queues import QueueStatus
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 JOB_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10800, 43200, 86400)

@@ -10,8 +10,8 @@ import redis
 
 from producer import Client
 from producer.operations import Protocol, Send, T
+from producer.queues import read_queues
 from producer.transport import Transport
-from producer.workers import read_queues
 from tests.fakes.worker_runs import WorkerThread, wait_until
 
 

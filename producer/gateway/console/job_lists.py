@@ -17,8 +17,8 @@ from producer.gateway.console.ended_jobs import EndedJobs
 from producer.gateway.console.job_rows import JobRows
 from producer.gateway.job_records import JobRecords
 from producer.operations import send
+from producer.queues import read_queue_names
 from producer.rq_names import queue_key
-from producer.workers import read_queue_names
 
 _STATUSES: dict[JobState, tuple[str, ...]] = {
     "running": ("running",),

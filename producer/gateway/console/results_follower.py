@@ -18,7 +18,7 @@ from producer.errors import RedisUnavailableError
 from producer.gateway.console.ended_jobs import EndedJob, EndedJobs
 from producer.gateway.console.result_series import WINDOW_SECONDS, ResultSeries
 from producer.operations import send
-from producer.workers import read_queue_names
+from producer.queues import read_queue_names
 
 READ_SECONDS = 1.0  # between reads
 NAMES_SECONDS = 10.0  # between looks for new queues

@@ -12,8 +12,8 @@ from producer.contract import Result, Timings, Usage, keys
 from producer.gateway.console.ended_jobs import EndedJob
 from producer.gateway.console.results_follower import ResultsFollower
 from producer.gateway.metrics import GatewayMetrics
+from producer.queues import QueueStatus
 from producer.rq_names import REGISTRIES
-from producer.workers import QueueStatus
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import StartGateway, wait_until
 
