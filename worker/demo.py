@@ -6,6 +6,7 @@ The viewer (`producer.demo_view`) is a plain client of the queues; this side kno
 import json
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from worker import gateway_process, worker_process
-from worker.embedded_redis import EmbeddedRedis, free_port
+from worker.embedded_redis import EmbeddedRedis
 from worker.errors import StartRefusedError
 from worker.settings import WorkerSettings
 from worker.started_process import running
@@ -52,17 +53,19 @@ def _start_gateway(stack: ExitStack, environment: dict[str, str], files: Path) -
     """Its port; None where the demo goes without, for want of its packages or of curl."""
     if not gateway_process.is_installed() or shutil.which("curl") is None:
         return None
-    port = free_port()
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    fd = listener.fileno()
     stack.enter_context(
         running(
             gateway_process.COMMAND,
-            env=gateway_process.environment_for(environment, port, files=files),
+            env=gateway_process.environment_for(environment, fd, files=files),
+            pass_fds=[fd],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
     )
-    return port
+    return int(listener.getsockname()[1])
 
 
 def _curl(settings: WorkerSettings, port: int) -> int:

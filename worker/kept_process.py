@@ -9,13 +9,14 @@ MIN_LIFE_SECONDS = 5.0  # what is killed sooner twice in a row would be killed a
 
 
 class KeptProcess:
-    """Its first process, and those that follow. `lifelines`: what each keeps alive behind our own end."""
+    """Its first process, and those that follow. `pass_fds`: what each inherits: a socket, or the lifeline of a process
+    that it keeps alive behind our own end."""
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str], lifelines: list[int]) -> None:
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], pass_fds: list[int]) -> None:
         self.name = name
         self._command = command
         self._environment = environment
-        self._lifelines = lifelines
+        self._pass_fds = pass_fds
         self._started_at: float | None = None
         self._was_killed_early = False  # the one before
         self.process: StartedProcess
@@ -25,7 +26,7 @@ class KeptProcess:
         self._was_killed_early = self._is_young
         self._started_at = time.monotonic()
         self.process = stack.enter_context(
-            running(self._command, env=self._environment, start_new_session=True, pass_fds=self._lifelines)
+            running(self._command, env=self._environment, start_new_session=True, pass_fds=self._pass_fds)
         )
 
     @property

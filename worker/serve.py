@@ -1,5 +1,6 @@
 """`promptmill serve`: a Redis of its own, a worker and a gateway as processes, started and ended from here."""
 
+import errno
 import fcntl
 import shlex
 import signal
@@ -17,7 +18,7 @@ from producer.errors import SettingsError
 from producer.settings import redact_url
 from worker import gateway_process, worker_process
 from worker.embedded_redis import EmbeddedRedis, free_port
-from worker.errors import StartRefusedError
+from worker.errors import EmbeddedRedisError, StartRefusedError
 from worker.held_signals import ending_signals
 from worker.kept_process import KeptProcess
 from worker.redis_client import check_server, connect
@@ -30,7 +31,7 @@ EXIT_KILLED = 1  # one of ours was ended by a signal that was not ours, and agai
 
 
 class ServeSettings(WorkerSettings):
-    """The worker's settings, the embedded Redis's, and the gateway's port."""
+    """The worker's settings, the embedded Redis's, and where the gateway listens."""
 
     redis_url: str = Field(
         default="",
@@ -43,6 +44,7 @@ class ServeSettings(WorkerSettings):
     http_port: int | None = Field(
         default=None, ge=1, le=65535, description="Port of the gateway; default: 8000, or a free one."
     )
+    http_host: str = Field(default="127.0.0.1", description="Address of the gateway; any but loopback needs API keys.")
     data_dir: Path | None = Field(
         default=None, description="Folder that keeps the embedded Redis's data; default: it is gone at the end."
     )
@@ -64,14 +66,15 @@ def serve(settings: ServeSettings) -> int:
             server = stack.enter_context(_embedded_redis(settings))
             url, files = server.url, server.data_dir / "files"
             kept = f"  (embedded; {_fate_of_data(settings.data_dir)})"
-        http_port = _choose_port(settings.http_port, gateway_process.DEFAULT_PORT, "--http-port")
-        click.echo(_greeting(settings, url, kept, http_port if gateway_process.is_installed() else None))
+        listener = stack.enter_context(_listen(settings)) if gateway_process.is_installed() else None
+        click.echo(_greeting(settings, url, kept, _address(listener) if listener is not None else None))
         environment = worker_process.environment_for(settings, url)
         lifelines = [] if server is None else [server.lifeline]
         parts = [KeptProcess("worker", worker_process.COMMAND, environment, lifelines)]
-        if gateway_process.is_installed():
-            gateway_environment = gateway_process.environment_for(environment, http_port, files=files)
-            parts.append(KeptProcess("gateway", gateway_process.COMMAND, gateway_environment, lifelines))
+        if listener is not None:
+            fd = listener.fileno()
+            gateway_environment = gateway_process.environment_for(environment, fd, files=files)
+            parts.append(KeptProcess("gateway", gateway_process.COMMAND, gateway_environment, [*lifelines, fd]))
         for part in parts:
             part.start(stack)
         return _wait(parts, server, stack)
@@ -132,7 +135,36 @@ def _embedded_redis(settings: ServeSettings) -> Iterator[EmbeddedRedis]:
         # The server holds the lock as well: when we are killed it is there for as long as somebody still writes to it.
         locks = [stack.enter_context(_locked(settings.data_dir))] if settings.data_dir is not None else []
         port = _choose_port(settings.redis_port, DEFAULT_PORT, "--redis-port")
-        yield stack.enter_context(EmbeddedRedis(data_dir=settings.data_dir, port=port, pass_fds=locks))
+        try:
+            server = stack.enter_context(EmbeddedRedis(data_dir=settings.data_dir, port=port, pass_fds=locks))
+        except EmbeddedRedisError:
+            if settings.redis_port is not None or _is_free(port):
+                raise
+            # Somebody has taken the port since we looked, another `serve` maybe.
+            server = stack.enter_context(EmbeddedRedis(data_dir=settings.data_dir, port=free_port(), pass_fds=locks))
+        yield server
+
+
+def _listen(settings: ServeSettings) -> socket.socket:
+    """For the gateway, which inherits it: from here on nobody else gets the port, and clients wait while a gateway that
+    was killed is started again. Raises StartRefusedError."""
+    host, given = settings.http_host, settings.http_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in (gateway_process.DEFAULT_PORT, 0) if given is None else (given,):
+        try:
+            return socket.create_server((host, port), family=family)
+        except OSError as error:
+            problem = error
+    if problem.errno == errno.EADDRINUSE:
+        raise StartRefusedError(f"port {given} is taken: stop what listens there, or pass another --http-port")
+    raise StartRefusedError(f"--http-host {host}: {problem.strerror or problem}; name an address of this machine")
+
+
+def _address(listener: socket.socket) -> str:
+    """Of a URL that reaches it from this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _choose_port(given: int | None, default: int, flag: str) -> int:
@@ -178,15 +210,15 @@ def _fate_of_data(data_dir: Path | None) -> str:
     return "its data is gone when this ends: keep it with --data-dir" if data_dir is None else f"data in {data_dir}"
 
 
-def _greeting(settings: WorkerSettings, url: str, kept: str, http_port: int | None) -> str:
-    gateway = f"http://127.0.0.1:{http_port}/v1" if http_port is not None else f"none: {gateway_process.REMEDY}"
+def _greeting(settings: WorkerSettings, url: str, kept: str, gateway_address: str | None) -> str:
+    gateway = f"http://{gateway_address}/v1" if gateway_address is not None else f"none: {gateway_process.REMEDY}"
     return "\n".join(
         [
             f"redis    {redact_url(url)}{kept}",
             f"worker   {', '.join(settings.served_model_names)} from {', '.join(settings.queue_names)}",
             f"try      {_submit_command(settings, url)}",
             f"openai   {gateway}",
-            *([f"console  http://127.0.0.1:{http_port}/"] if http_port is not None else []),
+            *([f"console  http://{gateway_address}/"] if gateway_address is not None else []),
             "stop     Ctrl-C",
         ]
     )

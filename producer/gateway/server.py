@@ -14,7 +14,7 @@ from producer.gateway.app import create_app
 from producer.gateway.context import GatewayContext
 from producer.gateway.drain import Drain
 from producer.gateway.http_protocol import LimitedHttpProtocol
-from producer.gateway.settings import GatewaySettings
+from producer.gateway.settings import GatewaySettings, is_loopback
 from producer.operations import send
 from producer.server_version import is_too_old
 
@@ -73,14 +73,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(settings: GatewaySettings) -> None:
-    _check_address(settings.http_host, settings.http_port)
+    if settings.http_fd is None:
+        _check_address(settings.http_host, settings.http_port)
     context = GatewayContext.build(settings)
     try:
         await _check_redis(context)
+        listeners = None if settings.http_fd is None else [_inherited(settings, settings.http_fd)]
     except BaseException:
         await context.aclose()  # uvloop waits for connections that are still open when it is closed
         raise
-    await build_server(settings, context).serve()
+    await build_server(settings, context).serve(listeners)
 
 
 async def _check_redis(context: GatewayContext) -> None:
@@ -108,6 +110,19 @@ def _check_address(host: str, port: int) -> None:
     except OSError as error:
         rule = "stop what listens there, or name another address"
         raise SettingsError(f"--http-host {host}, --http-port {port}: {error.strerror or error}; {rule}") from error
+
+
+def _inherited(settings: GatewaySettings, fd: int) -> socket.socket:
+    """Raises SettingsError, also for one that others can reach where --http-host says that nobody can."""
+    try:
+        listener = socket.socket(fileno=fd)
+        host = listener.getsockname()[0]
+    except OSError as error:
+        raise SettingsError(f"--http-fd {fd}: {error.strerror}; pass a socket on to the gateway, bound") from error
+    if settings.is_loopback and not is_loopback(host):
+        listener.close()
+        raise SettingsError(f"--http-fd {fd}: is bound to {host}; say so with --http-host, for keys to be asked for")
+    return listener
 
 
 def build_server(settings: GatewaySettings, context: GatewayContext) -> GatewayServer:

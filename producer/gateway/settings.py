@@ -22,6 +22,9 @@ class GatewaySettings(WebhookSettings):
 
     http_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs API keys.")
     http_port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    http_fd: int | None = Field(
+        default=None, ge=3, description="A socket that it inherits, bound to --http-host: served on, whatever its port."
+    )
     allow_anonymous: bool = Field(default=False, description="Serve requests that carry no API key, on any address.")
     tls_certfile: str | None = Field(default=None, description="Certificate chain (PEM): serve HTTPS.")
     tls_keyfile: str | None = Field(default=None, description="The certificate's private key (PEM).")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,6 +17,7 @@ import redis
 
 from producer import Client
 from tests.fakes.tiny_models import make_tiny_model
+from worker import gateway_process
 from worker.embedded_redis import free_port
 from worker.started_process import StartedProcess
 
@@ -45,12 +46,15 @@ class Command:
         self.process.send_signal(signum)
         return self.process.wait(30)
 
-    def living_processes(self) -> list[int]:
+    def living_processes(self, command: Sequence[str] = ()) -> list[int]:
+        """Those of this command, or all."""
         wanted = f"{MARK}={self.mark}".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                arguments = (folder / "cmdline").read_text(errors="replace").split("\0")
+                is_meant = not command or arguments == [*command, ""]
+                if is_meant and wanted in (folder / "environ").read_bytes().split(b"\0"):
                     found.append(int(folder.name))
             except OSError:  # it ended, or is not ours
                 continue
@@ -180,6 +184,28 @@ def test_a_worker_that_is_killed_is_started_again_and_goes_on(start: type[Comman
     assert command.end(signal.SIGTERM) == 0
     assert command.process.stderr is not None
     assert "the worker was killed (signal 9); it is started again" in command.process.stderr.read()
+    assert command.has_left_nothing()
+
+
+def test_a_client_that_asks_while_a_killed_gateway_is_started_again_waits_for_it(
+    start: type[Command], tmp_path: Path
+) -> None:
+    model = str(make_tiny_model("llama", tmp_path))
+    command = start("serve", *ONE_THREAD, "--redis-port", str(free_port()), "--model", model, stderr=subprocess.DEVNULL)
+    assert command.process.stdout is not None
+    base_url = [command.process.stdout.readline() for _ in range(5)][3].split()[1]
+
+    def ask() -> object:
+        with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+            return client.models.list()
+
+    assert ask()
+    [gateway] = command.living_processes(gateway_process.COMMAND)
+    os.kill(gateway, signal.SIGKILL)
+    while gateway in command.living_processes():
+        time.sleep(0.01)
+    assert ask()
+    assert command.end(signal.SIGTERM) == 0
     assert command.has_left_nothing()
 
 

@@ -2,6 +2,9 @@
 
 import gzip
 import logging
+import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +15,10 @@ import pytest
 import redis
 from click.testing import CliRunner
 
+from producer import SettingsError
 from producer.cli import main
 from producer.gateway.api_keys import API_KEYS_KEY
+from producer.gateway.cli import gateway as gateway_command
 from producer.gateway.files.file_keys import STORE_KEY, UNRECORDED_KEY
 from tests.fakes.command_line import Invoke, new_key
 from tests.fakes.fake_worker import FakeWorker
@@ -266,3 +271,17 @@ def test_the_figures_name_queues_workers_and_waits(gateway: RunningGateway, echo
     stats = httpx.get(f"{gateway.url}/stats").json()
     assert stats["workers"][0]["name"] == "fake" and stats["queues"][0]["name"] == "promptmill"
     assert [queue["is_at_rest"] for queue in stats["queues"]] == [False]
+
+
+def test_a_socket_that_others_can_reach_is_not_taken_for_one_of_this_machine(redis_url: str, tmp_path: Path) -> None:
+    def refusal(fd: int) -> str:
+        done = CliRunner().invoke(gateway_command, ["--redis-url", redis_url, "--http-fd", str(fd)])
+        assert isinstance(done.exception, SettingsError)
+        return str(done.exception)
+
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        assert re.search(
+            r"--http-fd \d+: is bound to 0\.0\.0\.0; say so with --http-host", refusal(os.dup(listener.fileno()))
+        )
+    with (tmp_path / "file").open("w") as file:
+        assert "pass a socket on to the gateway" in refusal(file.fileno())

@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from producer.settings import load_settings
-from worker import cli, serve
-from worker.embedded_redis import free_port
-from worker.errors import StartRefusedError
-from worker.serve import ServeSettings, _choose_port, _greeting, _locked
+from worker import cli, gateway_process, serve
+from worker.embedded_redis import EmbeddedRedis, free_port
+from worker.errors import EmbeddedRedisError, StartRefusedError
+from worker.serve import ServeSettings, _address, _choose_port, _embedded_redis, _greeting, _listen, _locked
 from worker.settings import WorkerSettings
 from worker.worker_process import environment_for
 
@@ -62,6 +62,36 @@ def test_a_free_port_is_taken_as_given() -> None:
     assert _choose_port(port, 6379, "--redis-port") == port
 
 
+def test_two_that_start_at_once_listen_on_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_process, "DEFAULT_PORT", free_port())
+    with _listen(load_settings(ServeSettings)) as first, _listen(load_settings(ServeSettings)) as second:
+        assert _address(first) == f"127.0.0.1:{gateway_process.DEFAULT_PORT}" != _address(second)
+        taken = load_settings(ServeSettings, {"http_port": str(second.getsockname()[1])})
+        with pytest.raises(StartRefusedError, match=r"port \d+ is taken: .* another --http-port"):
+            _listen(taken)
+    with pytest.raises(StartRefusedError, match=r"--http-host 192\.0\.2\.1: .* an address of this machine"):
+        _listen(load_settings(ServeSettings, {"http_host": "192.0.2.1"}))
+
+
+def test_a_redis_port_that_is_lost_to_another_is_replaced_unless_it_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmbeddedRedis() as others:
+        monkeypatch.setattr(serve, "_choose_port", lambda *args: others.port)  # it was free when it was chosen
+        with _embedded_redis(load_settings(ServeSettings)) as server:
+            assert server.port != others.port
+        named = load_settings(ServeSettings, {"redis_port": str(others.port)})
+        with pytest.raises(EmbeddedRedisError, match="in use"), _embedded_redis(named):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("host", "address"), [("127.0.0.1", "127.0.0.1:"), ("0.0.0.0", "127.0.0.1:"), ("localhost", "127.0.0.1:")]
+)
+def test_the_greeting_has_an_address_that_reaches_the_gateway_from_here(host: str, address: str) -> None:
+    settings = load_settings(ServeSettings, {"http_host": host, "http_port": str(free_port())})
+    with _listen(settings) as listener:
+        assert _address(listener) == f"{address}{settings.http_port}"
+
+
 def test_a_data_dir_serves_one_server_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "LOCK_SECONDS", 0.0)
     with _locked(tmp_path), pytest.raises(StartRefusedError, match="in use by another"), _locked(tmp_path):
@@ -80,9 +110,11 @@ def test_a_data_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_the_greeting_has_a_command_that_reaches_this_redis() -> None:
     default = _greeting(load_settings(ServeSettings), "redis://127.0.0.1:6379/0", "", None)
     assert 'promptmill submit "What is the capital of France?" --max-tokens 20 --stream\n' in default
-    other = _greeting(load_settings(ServeSettings, {"queues": "mine"}), "redis://127.0.0.1:7000/0", "", 8000)
+    other = _greeting(
+        load_settings(ServeSettings, {"queues": "mine"}), "redis://127.0.0.1:7000/0", "", "127.0.0.1:8000"
+    )
     assert other.splitlines()[2].endswith("--redis-url redis://127.0.0.1:7000/0 --queue mine")
-    elsewhere = _greeting(load_settings(ServeSettings), "rediss://user:p@ss@host:1/0", "", 8000)
+    elsewhere = _greeting(load_settings(ServeSettings), "rediss://user:p@ss@host:1/0", "", "127.0.0.1:8000")
     assert "rediss://user:***@host:1/0" in elsewhere and "p@ss" not in elsewhere, "what is shown ends up in logs"
 
 
