@@ -24,7 +24,7 @@ def read_workers() -> Protocol[list[WorkerInfo]]:
 
 
 def was_served(model: str) -> Protocol[bool]:
-    """Whether a worker, dead or alive, has served it within `MODEL_TTL_SECONDS`: another one may come for it."""
+    """Whether a worker, dead or alive, has served it within `MODEL_TTL_SECONDS`, or began to load it: one may come."""
     [served_at] = yield from send(("ZSCORE", keys.MODELS_KEY, model))
     return served_at is not None
 

@@ -68,6 +68,8 @@ def run_worker(settings: WorkerSettings) -> None:
             with held_signals():
                 engine.launch()  # its child imports for a second or two; this process looks at all else meanwhile
             check_server(client, settings.redis_url)
+            with reached(settings.redis_url):
+                _announce_models(client, settings.served_model_names)
             store = select_result_store(settings.results, s3_endpoint_url=settings.s3_endpoint_url)
             if store is not None:
                 store.check()
@@ -78,6 +80,14 @@ def run_worker(settings: WorkerSettings) -> None:
             signals.is_handed_over = True
         finally:
             engine.stop()
+
+
+def _announce_models(client: redis.Redis, models: list[str]) -> None:
+    """They are about to be loaded: who asks for one meanwhile is told to wait, also where nobody served it before."""
+    with client.pipeline() as pipe:
+        pipe.zadd(keys.MODELS_KEY, dict.fromkeys(models, client.time()[0]))
+        pipe.expire(keys.MODELS_KEY, keys.MODEL_TTL_SECONDS)
+        pipe.execute()
 
 
 class WorkerService:

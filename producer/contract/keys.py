@@ -14,14 +14,14 @@ RESULT_TTL_SECONDS = 24 * 3600
 FAILURE_TTL_SECONDS = 24 * 3600
 STREAM_TTL_SECONDS = 3600  # counted from the stream's `done` entry; before it a stream has no TTL
 WAITING_STREAM_TTL_SECONDS = 30 * 24 * 3600  # of a job put back onto its queue, where it may be deleted: until it runs
-MODEL_TTL_SECONDS = 7 * 24 * 3600  # how long it is known that a model was served, after its last worker
+MODEL_TTL_SECONDS = 7 * 24 * 3600  # how long a model is known, after its last worker
 RESULTS_STREAM_MAX_ENTRIES = 100_000  # approximate cap of a queue's results stream
 
 MARKER_FIELD = "m"
 DATA_FIELD = "d"
 
 WORKERS_KEY = "promptmill:workers"  # ZSET of worker names, scored by the epoch second their entry expires
-MODELS_KEY = "promptmill:models"  # ZSET of names of models, scored by the epoch second when a worker last served one
+MODELS_KEY = "promptmill:models"  # ZSET, scored by the epoch second when a worker last served, or began to load, one
 CANCEL_CHANNEL = "promptmill:cancel"  # pub/sub: the payload is a job id
 QUEUE_PATTERN = r"[A-Za-z0-9_.:@-]{1,128}"
 TENANT_PATTERN = r"[A-Za-z0-9_.-]{1,64}"

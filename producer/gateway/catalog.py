@@ -1,7 +1,7 @@
 """Which models are served, by whom, and on which queue: what the live workers say, read at most once a second.
 
-A model that nobody has served here of late is not found (404). One that was, or any while no worker is alive, is
-unavailable (503): trying again later makes sense.
+A model that nobody has served here of late is not found (404). One that was, or that a worker loads, or any while no
+worker is alive, is unavailable (503): trying again later makes sense.
 """
 
 import time

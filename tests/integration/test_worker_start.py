@@ -2,15 +2,20 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import redis
 from rq.worker import BaseWorker
 
+from engine.engine import InferenceEngine
 from producer import RedisRefusedError, server_version
+from producer.contract import keys
 from producer.gateway.server import run_gateway
 from producer.gateway.settings import GatewaySettings
+from producer.transport import Transport
+from producer.workers import was_served
 from tests.fakes.worker_runs import WorkerThread
 from worker.embedded_redis import EmbeddedRedis
 from worker.errors import StartRefusedError
@@ -22,6 +27,25 @@ from worker.settings import WorkerSettings
 def test_a_redis_out_of_reach_is_refused_before_the_model_is_loaded() -> None:
     with pytest.raises(StartRefusedError, match=r"127\.0\.0\.1:1.*--redis-url"):
         run_worker(WorkerSettings(redis_url="redis://127.0.0.1:1/0", model="no-such-model"))
+
+
+def test_a_model_is_known_from_when_its_first_worker_begins_to_load_it(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a batch that is made meanwhile fails, and a client is told that there is no such model."""
+
+    class Loading(Exception):
+        pass
+
+    def load(engine: InferenceEngine) -> None:
+        raise Loading
+
+    monkeypatch.setattr(InferenceEngine, "start", load)
+    with pytest.raises(Loading):
+        run_worker(WorkerSettings(redis_url=redis_url, model="some/new-model", model_names="new,newest"))
+    with closing(Transport(redis_url)) as transport:
+        assert [transport.run(was_served(name)) for name in ("new", "newest", "other")] == [True, True, False]
+    assert 0 < redis_client.ttl(keys.MODELS_KEY) <= keys.MODEL_TTL_SECONDS
 
 
 def test_a_redis_that_goes_away_while_the_worker_starts_is_a_refusal(tmp_path: Path) -> None:
