@@ -55,9 +55,16 @@ class AnswerFile:
         self._file_ids: dict[str, str] = {}
         self._gathered = _Gathered()
         self._last_part_at = time.monotonic()
+        self._is_store_away = False
+
+    @property
+    def unrecorded(self) -> list[int]:
+        """Positions of the lines whose answers are gathered, and not written yet."""
+        return list(self._gathered.positions)
 
     async def add(self, answers: Sequence[Answer]) -> None:
-        """Gather them, and write a part if it is time to."""
+        """Gather them, and write a part if it is time to. Waits for a store that is away, but not where the batch is to
+        end early: its jobs are to be ended first."""
         gathered = self._gathered
         for answer in answers:
             name = "error_file_id" if answer.is_failed else "output_file_id"
@@ -70,17 +77,25 @@ class AnswerFile:
                 cached_tokens=gathered.usage.cached_tokens + usage.cached_tokens,
                 output_tokens=gathered.usage.output_tokens + usage.completion_tokens,
             )
-        if gathered.num_bytes >= MAX_BYTES_A_PART or time.monotonic() - self._last_part_at >= self._seconds_a_part():
-            await self.flush()
+        is_large = gathered.num_bytes >= MAX_BYTES_A_PART and not self._is_store_away
+        if is_large or time.monotonic() - self._last_part_at >= self._seconds_a_part():
+            await self._write_out(waits_for_store=False)
 
     async def flush(self) -> None:
         """What was gathered is recorded when this returns. Waits for a store that is away, as long as the lease is
         ours and the process goes on."""
+        await self._write_out(waits_for_store=True)
+
+    async def _write_out(self, *, waits_for_store: bool) -> None:
+        """`waits_for_store`: also where the batch is to end early."""
         if not self._gathered.positions:
             return
         while not await self._try_to_write():
             if self._lease.wish in (Wish.LOST, Wish.STOP):
                 raise LeaseLostError(self._lease.record.id)
+            if not waits_for_store and self._lease.wish is not Wish.GO_ON:
+                self._last_part_at = time.monotonic()
+                return
             await asyncio.sleep(STORE_AWAY_SECONDS)
         self._gathered = _Gathered()
         self._last_part_at = time.monotonic()
@@ -91,7 +106,10 @@ class AnswerFile:
             parts = [await self._write(name, bytes(data)) for name, data in gathered.data.items()]
         except FileStoreError as error:
             _log.warning("action=batch_part_failed batch=%s error=%s", self._lease.record.id, error)
+            self._is_store_away = True
+            await self._lease.note_unwritable()
             return False
+        self._is_store_away = False
         return await self._lease.add_answers(
             parts, gathered.positions, num_failed=gathered.num_failed, usage=gathered.usage
         )

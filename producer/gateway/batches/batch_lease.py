@@ -92,6 +92,10 @@ class BatchLease:
         """The input cannot be read. Returns for how many seconds that is so."""
         return int(await self._call(WAIT, "unreadable_since"))
 
+    async def note_unwritable(self) -> None:
+        """Answers cannot be written. Until some are, the batch says so."""
+        await self._call(WAIT, "unwritable_since")
+
     async def note_unserved(self, model: str) -> int:
         """No live worker serves the input's model. Returns for how many seconds that is so."""
         return int(await self._call(WAIT, "unserved_since", "awaited_model", model))

@@ -41,6 +41,12 @@ class BatchProblem(BaseModel):
     param: str | None = None
 
 
+_UNWRITABLE = BatchProblem(
+    code="file_store_error",
+    message="the file store is away: the answers so far are kept, and the batch goes on, or ends, once it is back",
+)
+
+
 class BatchUsage(BaseModel):
     """Tokens of all answers so far."""
 
@@ -85,6 +91,7 @@ class BatchRecord(BaseModel):
     output_file_id: str | None = None
     error_file_id: str | None = None
     unreadable_since: int | None = None
+    unwritable_since: int | None = None
     awaited_model: str | None = None  # of an input that was read, and cannot be run before a worker serves it
     in_progress_at: int | None = None
     finalizing_at: int | None = None
@@ -122,7 +129,10 @@ class BatchRecord(BaseModel):
 
     def to_body(self) -> dict[str, Any]:
         """OpenAI's batch object."""
-        errors = [problem.model_dump() for problem in self.problems]
+        problems = self.problems
+        if self.unwritable_since is not None and not self.status.has_ended:
+            problems = [*problems, _UNWRITABLE]
+        errors = [problem.model_dump() for problem in problems]
         return {
             "id": self.id,
             "object": "batch",

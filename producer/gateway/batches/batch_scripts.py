@@ -174,6 +174,7 @@ for _, file in ipairs(files) do
   file_append(redis.call('HGET', key, file.field), file.part, file.bytes)
 end
 for i = at, #ARGV do redis.call('SETBIT', answered, ARGV[i], 1) end
+redis.call('HDEL', key, 'unwritable_since')
 for i, name in ipairs({'num_completed', 'num_failed', 'input_tokens', 'cached_tokens', 'output_tokens'}) do
   redis.call('HINCRBY', key, name, ARGV[2 + i])
 end

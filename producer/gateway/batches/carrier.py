@@ -167,7 +167,8 @@ class Carrier:
         answers = AnswerFile(self._lease, self._files, self._store, index)
         if self._lease.wish is Wish.GO_ON:
             await self._run_lines(index, await self._lease.read_answered(), answers)
-            await answers.flush()
+            if self._lease.wish not in (Wish.CANCEL, Wish.EXPIRE):  # their jobs end first, wherever the store is
+                await answers.flush()
         wish = self._lease.wish  # as of now: while the rest is settled this process may be told to stop
         if wish is Wish.LOST:  # the jobs are another carrier's
             raise LeaseLostError(self._lease.record.id)
@@ -211,6 +212,7 @@ class Carrier:
         code = "batch_cancelled" if is_cancelled else "batch_expired"
         message = "the batch was cancelled" if is_cancelled else "the batch's completion window ended"
         answered = await self._lease.read_answered()
+        answered.add(answers.unrecorded)
         unanswered: Iterator[int] = (number for number in index.numbers() if index.position(number) not in answered)
         leftovers = Leftovers(self._lease.record.id, code, f"{message} before this request was answered")
         async with aclosing(self._redis.iterate(leftovers.settle(index.entries(unanswered)))) as rounds:
