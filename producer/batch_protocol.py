@@ -17,7 +17,7 @@ from typing import Any
 from producer.batch_lines import ANSWER_ID, BadLineError, BatchLine, answer_line, bad_line, refusal_line
 from producer.cancel import cancel
 from producer.contract import ErrorCode, ErrorInfo, JobRequest, Usage
-from producer.enqueue import MAX_JOBS_A_SEND, NewJob, build_job, enqueue
+from producer.enqueue import MAX_JOBS_A_SEND, NewJob, build_job, check_size, enqueue
 from producer.errors import InvalidJobError, JobNotFoundError
 from producer.line_index import Entry
 from producer.openai_request import COMPLETION_MAX_TOKENS, request_from_body
@@ -62,6 +62,7 @@ class BatchOptions:
     lines'. `completion_max_tokens`: of completions that name none.
 
     `runs_failed_anew`: a job that an earlier run enqueued, and that came to nothing since, is no answer.
+    `max_request_bytes`: what is larger than any worker takes is refused before it is enqueued.
     """
 
     max_in_flight: int = MAX_IN_FLIGHT
@@ -72,6 +73,7 @@ class BatchOptions:
     priority_class: str | None = None
     runs_failed_anew: bool = True
     queue_limit: QueueLimit | None = None
+    max_request_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,10 @@ class BatchProtocol:
         body = {**line.body, **replaced}
         request = request_from_body(line.url, body, completion_max_tokens=options.completion_max_tokens)
         queue = yield from self._find_queue(request)
-        return build_job(request, queue, batch_job_id(self._batch_id, line.custom_id, item.run))
+        job = build_job(request, queue, batch_job_id(self._batch_id, line.custom_id, item.run))
+        if options.max_request_bytes is not None and request.task == "generate":
+            check_size(request, len(job.arguments), options.max_request_bytes)
+        return job
 
     def _enqueue(self, checked: list[tuple[_Item, NewJob]]) -> Protocol[None]:
         if not checked:

@@ -118,6 +118,15 @@ def encode_call(request: JobRequest) -> str:
     return json.dumps([keys.JOB_FUNCTION, None, [], fields])
 
 
+def check_size(request: JobRequest, num_bytes: int, max_bytes: int) -> None:
+    """Of a request to generate, which is `num_bytes` long as a job. Raises InvalidJobError where no worker takes it."""
+    if num_bytes > max_bytes:
+        param = "messages" if request.messages is not None else "prompt"
+        rule = f"{param}: the request takes {num_bytes} bytes as a job; workers of {request.model!r} take {max_bytes}"
+        message = f"{rule} at most, more than the context could hold: shorten it"
+        raise InvalidJobError(message, param=param, code=ErrorCode.CONTEXT_LENGTH_EXCEEDED)
+
+
 def prepare(
     item: Mapping[str, Any] | JobRequest,
     destination: Destination,

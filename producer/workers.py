@@ -46,6 +46,12 @@ def choose_queue(workers: Sequence[WorkerInfo], model: str, queue: str) -> str |
     return next((name for name in queues if not name.endswith(classes)), queues[0])
 
 
+def max_request_bytes(workers: Sequence[WorkerInfo], model: str) -> int | None:
+    """The most that one of those that serve the model takes. None: nobody says."""
+    limits = [worker.max_request_bytes for worker in workers if model in worker.models]
+    return None if None in limits else max(filter(None, limits), default=None)
+
+
 def drains(workers: Sequence[WorkerInfo], queue: str, model: str | None) -> bool:
     """Whether one of them takes such jobs off `queue`; of a tenant's queue, off the one that it belongs to."""
     base, _ = keys.split_tenant(queue)

@@ -13,7 +13,7 @@ from fastapi import Request
 
 from producer.contract import ErrorCode, JobRequest, Usage
 from producer.contract.keys import tenant_queue
-from producer.enqueue import encode_call
+from producer.enqueue import check_size, encode_call
 from producer.errors import InvalidJobError, PromptmillError, RedisUnavailableError
 from producer.gateway.auth import Caller
 from producer.gateway.context import GatewayContext
@@ -26,6 +26,7 @@ from producer.openai_request import OpenAIRequest, parse_body
 from producer.openai_response import response_id
 from producer.operations import send
 from producer.rq_names import job_key, queue_key
+from producer.workers import max_request_bytes
 
 DETACH_HEADER = "x-promptmill-detach"
 JOB_ID_HEADER = "x-promptmill-job-id"
@@ -143,18 +144,13 @@ async def _check_queue(context: GatewayContext, queue: str) -> None:
 
 async def _check_size(context: GatewayContext, model: str, jobs: list[JobRequest], num_bytes: int) -> None:
     """What every worker that serves the model would refuse for its size is not enqueued. `num_bytes`: of the body."""
-    max_bytes = await context.catalog.max_request_bytes(model)
+    max_bytes = max_request_bytes(await context.catalog.workers(), model)
     if max_bytes is None or MAX_GROWTH * num_bytes + MAX_OWN_BYTES <= max_bytes:
         return
     if jobs[0].task == "embed":  # each input may fill the context; how many there may be is another rule
         return
     for job in jobs:
-        size = len(await context.bodies.run(num_bytes, encode_call, job))
-        if size > max_bytes:
-            param = "messages" if job.messages is not None else "prompt"
-            rule = f"{param}: the request takes {size} bytes as a job; workers of {model!r} take {max_bytes} at most"
-            message = f"{rule}, more than the context could hold: shorten it"
-            raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, param=param)
+        check_size(job, len(await context.bodies.run(num_bytes, encode_call, job)), max_bytes)
 
 
 def _owned(job: JobRequest, caller: Caller, key: str | None, at: int) -> JobRequest:

@@ -38,11 +38,6 @@ class ModelCatalog:
                 models.setdefault(name, []).append(worker)
         return dict(sorted(models.items()))
 
-    async def max_request_bytes(self, model: str) -> int | None:
-        """The most that one of the live workers of the model takes. None: nobody says."""
-        limits = [worker.max_request_bytes for worker in await self.workers() if model in worker.models]
-        return None if None in limits else max(filter(None, limits), default=None)
-
     async def find_queue(self, model: str) -> str:
         """The queue of a live worker that serves the model. Raises ApiError."""
         queue = choose_queue(await self.workers(), model, self._default_queue)

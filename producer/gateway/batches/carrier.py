@@ -30,7 +30,7 @@ from producer.gateway.files.base import FileStore
 from producer.gateway.files.file_records import FileRecords
 from producer.line_index import IndexedLines, LineIndex
 from producer.operations import Protocol
-from producer.workers import read_workers, was_served
+from producer.workers import max_request_bytes, read_workers, was_served
 
 _log = logging.getLogger(__name__)
 
@@ -184,10 +184,12 @@ class Carrier:
     async def _run_lines(self, index: LineIndex, answered: AnsweredLines, answers: AnswerFile) -> None:
         record = self._lease.record
         queue = record.queue or ""
+        workers = await self._redis.run(read_workers())
         options = BatchOptions(
             max_in_flight=self._options.max_in_flight,
             runs_failed_anew=False,
             queue_limit=QueueLimit(queue, self._options.max_queue_depth),
+            max_request_bytes=max_request_bytes(workers, record.model or ""),
         )
         unanswered = (number for number in index.numbers() if index.position(number) not in answered)
         lines = IndexedLines(index, index.entries(unanswered))

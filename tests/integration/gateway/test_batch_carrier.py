@@ -67,6 +67,27 @@ async def test_a_batch_is_completed_with_its_answers_its_errors_its_counts_and_i
     assert await bench.files.delete(record.input_file_id) == "deleted"
 
 
+async def test_a_line_that_is_larger_than_any_worker_takes_is_refused_before_it_is_enqueued(
+    bench: BatchBench, low: FakeWorker
+) -> None:
+    low.announce("fake", queues=keys.class_queues(keys.DEFAULT_QUEUE), max_request_bytes=2000)
+    created = await bench.create([line("a"), line("long", "x" * 3000)])
+    asked: list[HeldJob] = []
+
+    def remember(held: HeldJob) -> None:
+        asked.append(held)
+        echo(held)
+
+    with low.serving(remember):
+        await bench.carry()
+    record = await bench.get(created.id)
+    assert (record.num_completed, record.num_failed) == (1, 1) and len(asked) == 1
+    [refused] = await bench.read_lines(record.error_file_id)
+    error = refused["response"]["body"]["error"]
+    assert (refused["custom_id"], error["code"], error["param"]) == ("long", "context_length_exceeded", "prompt")
+    assert "workers of 'fake' take 2000 at most" in error["message"]
+
+
 async def test_a_file_that_cannot_be_run_fails_the_batch_with_the_lines_at_fault(
     bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
 ) -> None:
