@@ -29,6 +29,8 @@ class BatchProgress:
     num_failed: int
     num_refused: int = 0
     """Of those that failed: what would fail again, however often it is asked."""
+    num_null: int = 0
+    """Of those that were refused: rows of a table with a null cell, which a text could stand for."""
     num_output_tokens: int = 0
     num_prompt_tokens: int = 0
     started_at: float = field(default_factory=time.monotonic)
@@ -52,7 +54,8 @@ class BatchProgress:
 class BatchRun:
     """One input, one output. Raises BatchFileError for a file that cannot be used.
 
-    `num_refused`: lines that nobody could be asked with, and that the input does not have.
+    `num_refused`: lines that nobody could be asked with, and that the input does not have; `num_null` of them for a
+    null cell. `earlier_digest`: of an input whose answers count as well: this one has more lines, and all of its.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class BatchRun:
         on_progress: Callable[[BatchProgress], None],
         *,
         num_refused: int = 0,
+        num_null: int = 0,
+        earlier_digest: str | None = None,
     ) -> None:
         self._settings = settings
         self._options = options
@@ -71,6 +76,8 @@ class BatchRun:
         self._input = source
         self._output = target
         self._num_refused = num_refused
+        self._num_null = num_null
+        self._earlier_digest = earlier_digest
 
     @classmethod
     def of_files(
@@ -102,17 +109,18 @@ class BatchRun:
         """
         with self._output.locked(), closing(self._input):
             self._input.scan()
-            done = self._output.mend(self._batch_id)
+            done = self._output.mend(self._batch_ids)
             refused = self._num_refused
             progress = BatchProgress(
                 self._input.num_lines + refused,
                 done.num_lines + refused,
                 done.num_failed + refused,
                 done.num_refused + refused,
+                self._num_null,
             )
             find_queue = self._queue_finder(directory := ModelDirectory())
             protocol = BatchProtocol(
-                self._input.lines_without(done), find_queue, batch_id=self._batch_id, options=self._options
+                self._input.lines_without(done), find_queue, batch_id=self._batch_ids[0], options=self._options
             )
             with closing(Transport(self._settings.redis_url, self._settings.s3_endpoint_url)) as transport:
                 if progress.num_done < progress.num_lines:
@@ -126,8 +134,8 @@ class BatchRun:
         """End the jobs that an earlier run has left on the queues, and say how many; no line is asked."""
         with self._output.locked(), closing(self._input):
             self._input.scan()
-            lines = self._input.lines_without(self._output.mend(self._batch_id))
-            return run_once(self._settings, cancel_jobs(lines, self._batch_id))
+            lines = self._input.lines_without(self._output.mend(self._batch_ids))
+            return run_once(self._settings, cancel_jobs(lines, self._batch_ids[0]))
 
     def _queue_finder(self, directory: ModelDirectory) -> FindQueue:
         """Where no class is named, the low one, if a live worker drains it: nobody waits for the lines of a file, as
@@ -153,11 +161,12 @@ class BatchRun:
         return None if (yield from directory.is_drained(queue, None)) else queue
 
     @property
-    def _batch_id(self) -> str:
-        """Of what is asked: another model's answers are others."""
+    def _batch_ids(self) -> list[str]:
+        """Of what is asked: another model's answers are others. The first is this run's own."""
         options = self._options
         replaced = json.dumps([options.model, options.tenant]) if options.model or options.tenant else ""
-        return f"{self._input.digest}:{options.run_id}{replaced}"
+        digests = [self._input.digest, *([self._earlier_digest] if self._earlier_digest is not None else [])]
+        return [f"{digest}:{options.run_id}{replaced}" for digest in digests]
 
     def _answer(self, transport: Transport, protocol: BatchProtocol, progress: BatchProgress) -> None:
         with closing(transport.iterate(protocol.run())) as rounds, self._output.opened() as write:

@@ -4,7 +4,7 @@ A line of output is an answer to its `custom_id`, unless its error names an inpu
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,16 +123,16 @@ class BatchOutput:
                         path.unlink()
                 raise
 
-    def mend(self, digest: str) -> Answered:
+    def mend(self, digests: Sequence[str]) -> Answered:
         """What was answered before. A last line that was torn off is removed: its request is answered again.
 
-        `digest`: of what is asked; a journal of anything else is refused, and so is an answer to anything else: passed
-        over as answered, its line would never be asked.
+        `digests`: of what is asked, and of what was asked before and counts; a journal of anything else is refused, and
+        so is an answer to anything else: passed over as answered, its line would never be asked.
         """
         answered = Answered()
         with writing(self._path), self._path.open("r+b") as file:
             if self._is_journal:
-                self._check_owner(file, digest)
+                self._check_owner(file, digests)
             whole_bytes = file.tell()
             for number, raw in enumerate(file, start=1 + self._is_journal):
                 if not raw.endswith(b"\n"):
@@ -140,10 +140,10 @@ class BatchOutput:
                     break
                 whole_bytes += len(raw)
                 if raw.strip():
-                    self._count(raw, number, answered, digest)
+                    self._count(raw, number, answered, digests)
         if self._drops_failed and answered.num_failed:
             self._drop_failed()
-            return self.mend(digest)
+            return self.mend(digests)
         return answered
 
     def _drop_failed(self) -> None:
@@ -184,28 +184,30 @@ class BatchOutput:
             with writing(self._path):  # once more what could not be written
                 file.close()
 
-    def _check_owner(self, file: BinaryIO, digest: str) -> None:
+    def _check_owner(self, file: BinaryIO, digests: Sequence[str]) -> None:
         """Read the first line, or write it. Raises BatchFileError for the journal of another run that has an answer."""
-        owner = encode_line({"custom_id": None, "digest": digest})
+        owners = [encode_line({"custom_id": None, "digest": digest}) for digest in digests]
         first = file.readline()
-        if first != owner and not file.read(1):  # no answer: nothing, what a process that died had of it, a refused run
+        if first not in owners and not file.read(
+            1
+        ):  # no answer: nothing, what a process that died had of it, a refused run
             file.seek(0)
             file.truncate()
-            file.write(owner)
+            file.write(owners[0])
             file.flush()
-        elif first != owner:
+        elif first not in owners:
             raise BatchFileError(
                 f"{self._path} holds the answers to another input, or to other options; go on with those, or remove it "
                 "to begin anew"
             )
 
-    def _count(self, raw: bytes, number: int, answered: Answered, digest: str) -> None:
+    def _count(self, raw: bytes, number: int, answered: Answered, digests: Sequence[str]) -> None:
         try:
             line = json.loads(raw)
             error, custom_id = line["error"], line["custom_id"]
             has_failed, was_refused = is_failed(line), is_refused(line)
             bad_line = error.get("line") if error is not None else None
-            is_foreign = is_of_another_batch(line.get("id"), digest, custom_id)
+            is_foreign = all(is_of_another_batch(line.get("id"), digest, custom_id) for digest in digests)
         except (ValueError, LookupError, TypeError, AttributeError) as cause:
             raise BatchFileError(
                 f"output {self._path}, line {number}, is no answer of a batch; name another file, or mend that line"

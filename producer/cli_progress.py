@@ -23,16 +23,25 @@ def shown_progress() -> Iterator[Show]:
         is_terminal = sys.stderr.isatty()
         view: AbstractContextManager[Show] = _bar() if is_terminal else nullcontext(_lines())
         draw = stack.enter_context(view)
-        is_hinted = False
+        is_begun = False
 
         def show(progress: "BatchProgress") -> None:
-            nonlocal is_hinted
-            if progress.idle_queue is not None and not is_hinted:
-                is_hinted = True
-                hint_at_missing_workers(progress.idle_queue, "jobs wait")
+            nonlocal is_begun
+            if not is_begun:
+                is_begun = True
+                _hint(progress)
             draw(progress)
 
         yield show
+
+
+def _hint(progress: "BatchProgress") -> None:
+    """At what the run's beginning tells of its end."""
+    if progress.idle_queue is not None:
+        hint_at_missing_workers(progress.idle_queue, "jobs wait")
+    if progress.num_null:
+        rule = "rows have a null cell, and fail; the same command with --null TEXT asks them, now or later"
+        click.echo(f"{progress.num_null} {rule}", err=True)
 
 
 def hint_at_missing_workers(queue: str, who_waits: str) -> None:

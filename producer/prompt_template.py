@@ -20,6 +20,10 @@ class UnusableRowError(ValueError):
     """A row that gives no prompt; the message begins with a code."""
 
 
+class NullCellError(UnusableRowError):
+    """One whose null cell a text could stand for."""
+
+
 class PromptTemplate:
     """`null_text`: what a null cell reads as; None: its row gives no prompt."""
 
@@ -38,7 +42,7 @@ class PromptTemplate:
     def _cell(self, name: str, value: Any) -> str:
         if value is None:
             if self._null_text is None:
-                raise UnusableRowError(f"null_cell: column {name!r} is null; --null TEXT says what that reads as")
+                raise NullCellError(f"null_cell: column {name!r} is null; --null TEXT says what that reads as")
             return self._null_text
         try:
             return cell_text(value)

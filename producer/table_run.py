@@ -6,6 +6,7 @@ output is written as a whole, in the input's order, and the journal is removed, 
 rows can be asked again.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from producer.contract.embedding import decode_vector
 from producer.errors import BatchFileError, InvalidJobError
 from producer.openai_embeddings import EMBEDDINGS_URL, shortened
 from producer.openai_request import CHAT_URL, COMPLETIONS_URL, request_from_body
-from producer.prompt_template import PromptTemplate, UnusableRowError
+from producer.prompt_template import NullCellError, PromptTemplate, UnusableRowError
 from producer.settings import ProducerSettings
 from producer.tables.base import EMBEDDED_FIELDS, GENERATED_FIELDS, NewColumns, Row, RowAnswer, TableReader
 from producer.tables.select import open_table, select_writer
@@ -60,7 +61,11 @@ class TableOptions:
 
 
 class RowLines:
-    """Rows to batch lines. Raises InvalidJobError for templates and parameters that no row could be asked with."""
+    """Rows to batch lines. Raises InvalidJobError for templates and parameters that no row could be asked with.
+
+    Once they are written: `num_unusable` rows give none, `num_null` of them for a null cell; `digest_without_null` is
+    that of the lines without a null cell, which a run without `null_text` asks.
+    """
 
     def __init__(self, reader: TableReader, options: TableOptions) -> None:
         self._reader = reader
@@ -69,18 +74,26 @@ class RowLines:
         self._prompt = PromptTemplate(options.prompt, columns, flag="--prompt", null_text=null_text)
         system = options.system or ""
         self._system = PromptTemplate(system, columns, flag="--system", null_text=null_text)
+        self.num_unusable = 0
+        self.num_null = 0
         self._columns = tuple(dict.fromkeys((*self._prompt.columns, *self._system.columns)))
         request_from_body(options.url, self._body("a prompt", "a system message"), completion_max_tokens=None)
 
-    def write(self, file: BinaryIO) -> int:
-        """A line for each row that gives a prompt. The number of those that give none."""
-        num_unusable = 0
+    def write(self, file: BinaryIO) -> None:
+        """A line for each row that gives a prompt. Counts those that give none, and notes what would be asked if null
+        cells gave none."""
+        digest = hashlib.sha256()
         for row in self._reader.rows(self._columns):
             try:
-                file.write(encode_line(self._line(row)))
-            except UnusableRowError:
-                num_unusable += 1
-        return num_unusable
+                line = encode_line(self._line(row))
+            except UnusableRowError as error:
+                self.num_unusable += 1
+                self.num_null += isinstance(error, NullCellError)
+                continue
+            file.write(line)
+            if None not in row.cells.values():
+                digest.update(line)
+        self.digest_without_null = digest.hexdigest()
 
     def problems(self) -> Iterator[str | None]:
         """For each row: why it gives no prompt."""
@@ -151,32 +164,35 @@ class TableRun:
 
     @contextmanager
     def _batch(self) -> Iterator[BatchRun]:
-        with self._spooled() as (spool, num_unusable):
+        with self._spooled() as spool:
             yield BatchRun(
                 self._settings,
                 BatchInput(self._source, spool),
                 BatchOutput(self._journal, journal_of=self._target, drops_failed=self._retries_failed),
                 self._options,
                 self._on_progress,
-                num_refused=num_unusable,
+                num_refused=self._lines.num_unusable,
+                num_null=self._lines.num_null,
+                earlier_digest=self._lines.digest_without_null,
             )
 
     @contextmanager
-    def _spooled(self) -> Iterator[tuple[BinaryIO, int]]:
-        """The lines, beside the output, where there must be room for as much in any case; and how many are none."""
+    def _spooled(self) -> Iterator[BinaryIO]:
+        """The lines, beside the output, where there must be room for as much in any case."""
         with writing(self._target), tempfile.TemporaryFile(dir=self._target.parent, prefix=".promptmill-") as spool:
-            num_unusable = self._lines.write(spool)
+            self._lines.write(spool)
             spool.flush()
             kept = os.fdopen(os.dup(spool.fileno()), "rb")
         with kept:
-            yield kept, num_unusable
+            yield kept
 
     def _finish(self, progress: BatchProgress) -> None:
-        """The output, whole or not at all; then the journal has had its day, if no row can be asked again."""
+        """The output, whole or not at all; then the journal has had its day, if no row can be asked again, be it with a
+        text for null cells."""
         with writing(self._target):
             with whole_file(self._target) as partial, self._journal.open("rb") as journal:
                 self._writer.write(partial, self._reader, self._answers(journal), self._new_columns)
-            if not progress.num_retryable:
+            if not (progress.num_retryable or progress.num_null):
                 self._journal.unlink()
 
     def _answers(self, journal: BinaryIO) -> Iterator[RowAnswer]:

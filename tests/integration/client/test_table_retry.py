@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from producer import BatchFileError
+from tests.fakes.command_line import Invoke
 from tests.fakes.fake_worker import FakeWorker
 from tests.integration.client.test_batch_retry import Moody
 from tests.integration.client.test_table_run import rows, table_run
@@ -47,3 +50,29 @@ def test_a_retry_of_another_table_is_refused(redis_url: str, worker: FakeWorker,
         with pytest.raises(BatchFileError, match="holds the answers to another input"):
             table_run(redis_url, source, target, prompt="tell {text}", retries_failed=True).run()
     assert target.read_bytes() == before
+
+
+def test_rows_with_a_null_cell_are_asked_alone_once_a_text_stands_for_it(
+    promptmill: Invoke, worker: FakeWorker, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "in.parquet", tmp_path / "out.csv"
+    pq.write_table(pa.table({"text": ["word 1", None, "word 2", None]}), source)
+    moody = Moody()
+
+    def told(*flags: str) -> tuple[int, str]:
+        done = promptmill("run", source, target, "--prompt", "{text}", *flags)
+        return done.exit_code, done.stderr
+
+    with worker.serving(moody):
+        code, said = told()
+        assert code == 1 and "2 rows have a null cell, and fail; the same command with --null TEXT" in said
+        assert "--retry-failed" not in said and sorted(moody.asked) == ["word 1", "word 2"]
+        assert told("--null", "word 3")[0] == 1  # they are asked, and fail
+        assert "answers another input" in told("--null", "word 4")[1]  # those are answers to word 3
+        code, said = told("--null", "word 3", "--retry-failed")
+        moody.is_good = True
+        code, said = told("--null", "word 3", "--retry-failed")
+    assert code == 0 and "4 answered, 0 failed" in said and "null cell" not in said
+    assert sorted(moody.asked) == ["word 1", "word 2", *["word 3"] * 6]
+    assert [row["response"] for row in rows(target)] == ["word 1 ", "word 3 ", "word 2 ", "word 3 "]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.csv"]
