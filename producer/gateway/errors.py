@@ -35,8 +35,11 @@ CLIENT_CLOSED_REQUEST = 499  # what is logged where the client went away before 
 
 MAX_MESSAGE_CHARS, MAX_PARAM_CHARS = 4000, 200  # they may quote what was sent
 
-# OpenAI's other services that answer with text.
-_ANSWERED_BY_CHAT = ("/responses", "/assistants", "/threads", "/conversations")
+# OpenAI's services that are not here, and whose work others do.
+_INSTEAD = {
+    ("/responses", "/assistants", "/threads", "/conversations"): f"ask {CHAT_URL} instead, chat.completions.create()",
+    ("/uploads",): "send the file whole, to /v1/files, files.create()",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -166,8 +169,9 @@ def _what_is_served(request: Request) -> str:
     meant = next((known for known in served if path in (known.removeprefix("/v1"), f"/v1{known}")), None)
     if meant is not None:
         return f"; it is {meant} here: give clients a base URL that ends in /v1"
-    if path.removeprefix("/v1").startswith(_ANSWERED_BY_CHAT):
-        return f"; ask {CHAT_URL} instead, in OpenAI's client chat.completions.create()"
+    for begins, remedy in _INSTEAD.items():
+        if path.removeprefix("/v1").startswith(begins):
+            return f"; {remedy} in OpenAI's client"
     return f"; text is read and written here: served are {', '.join(served)}" if path.startswith("/v1/") else ""
 
 

@@ -151,15 +151,16 @@ def test_a_service_of_openais_that_is_not_here_names_those_that_are(client: open
 
 
 @pytest.mark.parametrize("base", ["", "/v1"])
-def test_a_service_of_openais_that_answers_with_text_is_told_to_ask_for_a_chat_completion(
-    gateway: RunningGateway, base: str
-) -> None:
+def test_a_service_of_openais_whose_work_another_does_here_names_that(gateway: RunningGateway, base: str) -> None:
+    chat = r"not found; ask /v1/chat/completions instead, chat.completions.create\(\)"
     with openai.OpenAI(base_url=gateway.url + base, api_key="none", max_retries=0) as client:
         for ask in (client.responses.create, client.conversations.create):
-            with pytest.raises(
-                openai.NotFoundError, match=r"not found; ask /v1/chat/completions instead, .*create\(\)"
-            ):
+            with pytest.raises(openai.NotFoundError, match=chat):
                 ask()
+        with pytest.raises(
+            openai.NotFoundError, match=r"not found; send the file whole, to /v1/files, files.create\(\)"
+        ):
+            client.uploads.create(bytes=1, filename="in.jsonl", mime_type="application/jsonl", purpose="batch")
 
 
 def test_a_method_that_a_path_does_not_take_is_told_which_it_does(client: openai.OpenAI) -> None:
