@@ -23,6 +23,7 @@ ENV_PREFIX = "PROMPTMILL_"
 _MISSPELT = 0.85  # two names more alike than this are one, typed twice
 _SEEN_ELSEWHERE = {"QUEUES"}  # settings of other commands that look like one of theirs: an environment may be shared
 _UNITS = ("BYTES", "PORT")
+S3_URL_PATTERN = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
 
 
@@ -70,6 +71,17 @@ class ProducerSettings(BaseSettings):
         except (TypeError, redis.RedisError) as error:
             raise ValueError(f"has an option that a connection does not take ({error})") from None
         return value
+
+
+class ServerSettings(ProducerSettings):
+    """What workers and gateways need as well: how they log."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Log level: debug, info, warning or error."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log format: text or json, a line an event."
+    )
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)

@@ -8,13 +8,13 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from engine.config import EngineConfig
 from producer.contract.keys import QUEUE_PATTERN, TENANT_PATTERN, class_queues
-from producer.settings import ProducerSettings, split_list
+from producer.settings import S3_URL_PATTERN, ServerSettings, split_list
 from worker.parsing.model_format import ReasoningParserName, ToolParserName
 
 DEFAULT_MODEL = "smollm2-135m"
 
 
-class WorkerSettings(ProducerSettings):
+class WorkerSettings(ServerSettings):
     """A worker's settings; the engine's are `engine_config`. List settings are comma separated."""
 
     model: str = Field(
@@ -31,7 +31,7 @@ class WorkerSettings(ProducerSettings):
     )
     results: str = Field(
         default="redis",
-        pattern=r"^(redis|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?)$",
+        pattern=f"^(redis|{S3_URL_PATTERN})$",
         description="Where full results go: redis, or s3://BUCKET/PREFIX.",
     )
     callbacks: str = Field(
@@ -128,12 +128,6 @@ class WorkerSettings(ProducerSettings):
         gt=0,
         allow_inf_nan=False,
         description="With --drain finish: jobs that still run after this long are given back; default: no limit.",
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Log level: debug, info, warning or error."
-    )
-    log_format: Literal["text", "json"] = Field(
-        default="text", description="Log format: text or json, a line an event."
     )
 
     @field_validator("queues")

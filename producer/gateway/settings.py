@@ -2,11 +2,10 @@
 
 import ipaddress
 import re
-from typing import Literal
 
 from pydantic import Field, field_validator
 
-from producer.settings import ProducerSettings, split_list
+from producer.settings import S3_URL_PATTERN, ProducerSettings, ServerSettings, split_list
 
 
 class WebhookSettings(ProducerSettings):
@@ -17,7 +16,7 @@ class WebhookSettings(ProducerSettings):
     )
 
 
-class GatewaySettings(WebhookSettings):
+class GatewaySettings(WebhookSettings, ServerSettings):
     """What `promptmill gateway` needs beside a producer's settings."""
 
     http_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs API keys.")
@@ -53,12 +52,6 @@ class GatewaySettings(WebhookSettings):
     http_drain_seconds: float = Field(
         default=20.0, ge=0, description="After SIGTERM responses may go on for this long; then streams end resumably."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Log level: debug, info, warning or error."
-    )
-    log_format: Literal["text", "json"] = Field(
-        default="text", description="Log format: text or json, a line an event."
-    )
 
     @field_validator("cors_origins")
     @classmethod
@@ -72,7 +65,7 @@ class GatewaySettings(WebhookSettings):
     @field_validator("files")
     @classmethod
     def _bucket_has_a_name(cls, value: str) -> str:
-        if value.startswith("s3:") and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", value):
+        if value.startswith("s3:") and not re.fullmatch(S3_URL_PATTERN, value):
             raise ValueError("a bucket is given as s3://BUCKET/PREFIX, its name in small letters, digits, . and -")
         return value
 
