@@ -39,8 +39,6 @@ class PreparedModels:
         path = self._folder / f"{name}{_SUFFIX}"
         try:
             prepared = thaw(path, shared)
-            os.utime(path)  # used now
-            return prepared
         except FileNotFoundError:
             return None
         except (NotPreparedError, OSError) as error:
@@ -48,6 +46,9 @@ class PreparedModels:
             with suppress(OSError):
                 path.unlink()
             return None
+        with suppress(OSError):  # a folder that is mounted read-only, or another user's, serves as well
+            os.utime(path)  # used now
+        return prepared
 
     def keep(self, name: str, prepared: object, shared: Mapping[str, object]) -> threading.Thread | None:
         """Write it down on a thread of its own, which is returned; None where it is not to be kept.

@@ -1,5 +1,6 @@
 """Models kept as loading left them: the same bits from the file, and a plain load wherever the file does not serve."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -144,6 +145,20 @@ def test_a_model_that_no_file_can_hold_is_loaded_every_time(tmp_path: Path) -> N
 def test_a_folder_that_cannot_be_written_hinders_no_start(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "prepared").write_text("a file in the folder's place")
     assert load(folder, tmp_path).num_layers == 2
+    assert load(folder, tmp_path).num_layers == 2
+
+
+def test_a_folder_that_is_mounted_read_only_serves_all_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(folder, tmp_path)
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("utime", "unlink"):
+        monkeypatch.setattr(os, name, refuse)
+    refuse_to_load(monkeypatch)
     assert load(folder, tmp_path).num_layers == 2
 
 
