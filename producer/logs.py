@@ -1,4 +1,5 @@
-"""How long-running processes log: the standard library's logging, one line an event, ours with `action=…`.
+"""How long-running processes log: the standard library's logging, one line an event, ours with `action=…` and further
+`name=value`. A value with spaces in it is quoted, or the last one.
 
 Jobs' prompts and answers are never logged.
 """

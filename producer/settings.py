@@ -1,5 +1,6 @@
 """Settings, read once at the edge: each is a command line flag and a PROMPTMILL_* variable, the flag winning."""
 
+import logging
 import os
 import re
 import types
@@ -20,6 +21,7 @@ from producer.contract.sentinel_url import SentinelUrl
 from producer.errors import SettingsError
 
 ENV_PREFIX = "PROMPTMILL_"
+_log = logging.getLogger(__name__)
 _MISSPELT = 0.85  # two names more alike than this are one, typed twice
 _SEEN_ELSEWHERE = {"QUEUES"}  # settings of other commands that look like one of theirs: an environment may be shared
 _UNITS = ("BYTES", "PORT")
@@ -98,14 +100,15 @@ def load_settings(kind: type[SettingsT], flags: dict[str, Any] | None = None) ->
 
 
 def warn_of_misspelt_variables(kind: type[BaseSettings]) -> None:
-    """Say which PROMPTMILL_* variables are no setting and look like one: pydantic passes them over in silence."""
+    """Log which PROMPTMILL_* variables are no setting and look like one: pydantic passes them over in silence."""
     names = [name.upper() for name in kind.model_fields]
     for variable in os.environ:
         name = variable.upper().removeprefix(ENV_PREFIX)
         if not variable.upper().startswith(ENV_PREFIX) or name in names or name in _SEEN_ELSEWHERE:
             continue
         for meant in get_close_matches(name, names, n=1, cutoff=_MISSPELT):
-            click.echo(f"{variable} is no setting here; did you mean {ENV_PREFIX}{meant}?", err=True)
+            reason = f"{variable} is no setting here; did you mean {ENV_PREFIX}{meant}?"
+            _log.warning("action=variable_ignored reason=%r", reason)
 
 
 def settings_options(

@@ -39,8 +39,8 @@ def worker(**flags: Any) -> None:
     """Answer the jobs of the queues with a model on one device. Ends at SIGTERM or Ctrl-C."""
     with _one_line_errors():
         settings = load_settings(WorkerSettings, flags)
-        warn_of_misspelt_variables(WorkerSettings)
         configure_logging(settings.log_level, settings.log_format)
+        warn_of_misspelt_variables(WorkerSettings)
         from worker.service import run_worker
 
         run_worker(settings)

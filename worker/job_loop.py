@@ -133,7 +133,7 @@ class JobLoop:
         except REDIS_AWAY as error:
             self._backoff_seconds = min(max(2 * self._backoff_seconds, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
             self._retry_at = now + self._backoff_seconds
-            _log.warning("action=redis_away error=%s retry_seconds=%.2f", error, self._backoff_seconds)
+            _log.warning("action=redis_away retry_seconds=%.2f error=%s", self._backoff_seconds, error)
 
     def _note_drain(self) -> None:
         if self._num_stop_requests and self._finishes_on_stop and not self._is_draining:

@@ -46,7 +46,7 @@ class Uploads:
                 self._threads.submit(lambda: self._put(job, on_stored, waits[1:]), after_seconds=waits[0])
                 return
             self._down_until = time.monotonic() + DOWN_SECONDS
-            _log.error("action=store_given_up job_id=%s: its result stays in Redis", job.job_id)
+            _log.error("action=store_given_up job_id=%s reason=its result stays in Redis", job.job_id)
             job.result = _not_stored(job.result)
         on_stored()
 

@@ -21,8 +21,8 @@ from producer.transport import run_once
 def gateway(**flags: Any) -> None:
     """Serve OpenAI's API on top of the queues. Ends at SIGTERM or Ctrl-C."""
     settings = load_settings(GatewaySettings, flags)
-    warn_of_misspelt_variables(GatewaySettings)
     configure_logging(settings.log_level, settings.log_format)
+    warn_of_misspelt_variables(GatewaySettings)
     _check_exposure(settings)
     _check_tls(settings)
     from producer.gateway.server import run_gateway
