@@ -10,6 +10,8 @@ from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from producer.gateway.errors import ApiError
+
 MAX_HEAD_BYTES = 64 << 10  # of the request's line and its headers
 HEAD_SECONDS = 30.0
 
@@ -63,8 +65,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         self._end_head()
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": status.name.lower()}
-        body = json.dumps({"error": error}).encode()
+        body = json.dumps(ApiError(status, status.name.lower(), message).body).encode()
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
