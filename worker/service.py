@@ -76,8 +76,7 @@ def run_worker(settings: WorkerSettings) -> None:
             engine.start()
             with reached(settings.redis_url):
                 service = WorkerService(settings, client, engine, store)
-            service.run(on_serving=lambda: signals.serve(service.request_stop))
-            signals.is_handed_over = True
+            service.run(on_serving=lambda: signals.serve(service.request_stop), on_handed_over=signals.note_handed_over)
         finally:
             engine.stop()
 
@@ -229,12 +228,14 @@ class WorkerService:
         """From any thread, and in a signal handler."""
         self._loop.request_stop()
 
-    def run(self, *, on_serving: Callable[[], None] | None = None) -> None:
-        """Serve until told to stop, then hand over. `on_serving` is called when jobs are about to be claimed."""
+    def run(
+        self, *, on_serving: Callable[[], None] = lambda: None, on_handed_over: Callable[[], None] = lambda: None
+    ) -> None:
+        """Serve until told to stop, then hand over. `on_serving` is called when jobs are about to be claimed,
+        `on_handed_over` when none is held any more: what is left to do then is to sign off."""
         with reached(self._settings.redis_url):
             self._bridge.register()
-        if on_serving is not None:
-            on_serving()
+        on_serving()
         for thread in (self._leases, *self._aides):
             thread.start()
         queues, context_length = ",".join(self._settings.queue_names), self._engine.info.max_model_len
@@ -244,17 +245,18 @@ class WorkerService:
                 self._leases.tick()
                 self._loop.turn()
         finally:
-            self._hand_over()
+            self._hand_over(on_handed_over)
         if self._loop.failure is not None:
             raise self._loop.failure
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, on_handed_over: Callable[[], None]) -> None:
         for aide in reversed(self._aides):
             aide.stop()
         end = time.monotonic() + HAND_OVER_SECONDS
         while True:
             try:
                 num_jobs = self._loop.hand_over()
+                on_handed_over()
                 self._leases.stop(THREADS_END_SECONDS)
                 for housekeeper in self._housekeepers:
                     housekeeper.join(THREADS_END_SECONDS)  # else RQ's scheduler may lock queues after the sign-off

@@ -29,12 +29,15 @@ class StopSignals:
         self._saved: dict[signal.Signals, Any] = {}
         self._watching = threading.Event()
         self._left = threading.Event()
-        self.is_handed_over = False
-        """Set once nothing is held any more: an end by the watchdog is an orderly one then."""
+        self._is_handed_over = False
 
     def serve(self, on_stop: Callable[[], None]) -> None:
         """From now on signals call `on_stop`."""
         self._on_stop = on_stop
+
+    def note_handed_over(self) -> None:
+        """Nothing is held any more: an end by the watchdog is an orderly one from now on."""
+        self._is_handed_over = True
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -68,8 +71,8 @@ class StopSignals:
     def _watch(self) -> None:
         self._watching.wait()
         if not self._left.wait(MAX_STOP_SECONDS):
-            _log.error("action=stop_forced handed_over=%s", self.is_handed_over)
+            _log.error("action=stop_forced handed_over=%s", self._is_handed_over)
             self._exit_now()
 
     def _exit_now(self) -> None:
-        os._exit(0 if self.is_handed_over else 1)
+        os._exit(0 if self._is_handed_over else 1)

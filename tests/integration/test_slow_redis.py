@@ -1,5 +1,6 @@
 """A Redis that is far away: each round trip takes 200 ms. It costs time, and nothing else."""
 
+import signal
 import time
 from collections.abc import Iterator
 
@@ -13,11 +14,13 @@ from tests.fakes.delaying_proxy import DelayingProxy
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.worker_runs import (
     SHORT_LEASE_SECONDS,
+    WorkerProcess,
     WorkerThread,
     enqueue_many,
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
+    wait_until,
 )
 from worker.scripts import Scripts
 
@@ -45,6 +48,18 @@ def test_jobs_keep_their_leases_and_their_streams_their_order(slow_url: str, red
         assert shown == jobs[0].result().text
         wait_for_no_leftovers(redis_client)
     assert len(engine.submitted) == 32
+
+
+def test_sigterm_gives_the_jobs_back_in_time_and_says_so(
+    slow_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    ids = enqueue_many(queue, 20, max_tokens=4000)
+    with WorkerProcess(slow_url, step_seconds=0.1) as worker:
+        worker.wait_until_serving()
+        wait_until(lambda: all(redis_client.xlen(keys.stream_key(job_id)) > 1 for job_id in ids))
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+    assert queue.get_job_ids() == ids
 
 
 def test_the_jobs_of_a_dead_worker_come_back(slow_url: str, queue: Queue, redis_client: redis.Redis) -> None:

@@ -39,8 +39,8 @@ PRIVATE_PARTS = {
         "send_webhooks dependencies_key origin"
     ),
     RQScheduler: (
-        "acquire_locks acquired_locks heartbeat enqueue_scheduled_jobs register_birth stop get_locking_key "
-        "prepare_registries"
+        "acquire_locks acquired_locks release_locks heartbeat enqueue_scheduled_jobs register_birth stop "
+        "get_locking_key prepare_registries"
     ),
     Queue: (
         "acquire_maintenance_lock release_maintenance_lock enqueue_dependents ready_job_registry "
