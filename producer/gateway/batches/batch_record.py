@@ -41,12 +41,6 @@ class BatchProblem(BaseModel):
     param: str | None = None
 
 
-_UNWRITABLE = BatchProblem(
-    code="file_store_error",
-    message="the file store is away: the answers so far are kept, and the batch goes on, or ends, once it is back",
-)
-
-
 class BatchUsage(BaseModel):
     """Tokens of all answers so far."""
 
@@ -90,6 +84,7 @@ class BatchRecord(BaseModel):
     usage: BatchUsage = Field(default_factory=BatchUsage)
     output_file_id: str | None = None
     error_file_id: str | None = None
+    unserved_since: int | None = None
     unreadable_since: int | None = None
     unwritable_since: int | None = None
     awaited_model: str | None = None  # of an input that was read, and cannot be run before a worker serves it
@@ -129,10 +124,7 @@ class BatchRecord(BaseModel):
 
     def to_body(self) -> dict[str, Any]:
         """OpenAI's batch object."""
-        problems = self.problems
-        if self.unwritable_since is not None and not self.status.has_ended:
-            problems = [*problems, _UNWRITABLE]
-        errors = [problem.model_dump() for problem in problems]
+        errors = [problem.model_dump() for problem in (*self.problems, *self._obstacles())]
         return {
             "id": self.id,
             "object": "batch",
@@ -161,3 +153,19 @@ class BatchRecord(BaseModel):
             "usage": self.usage.to_body(),
             "metadata": self.metadata,
         }
+
+    def _obstacles(self) -> list[BatchProblem]:
+        """What it waits for, as its maker sees that; more is in the log."""
+        if self.status.has_ended:
+            return []
+        found: list[BatchProblem] = []
+        if self.unserved_since is not None:
+            rule = f"no live worker serves {self.awaited_model!r}: the batch waits for one, and fails if none comes"
+            found.append(BatchProblem(code="no_worker", message=f"body.model: {rule}", param="body.model"))
+        if self.unreadable_since is not None:
+            rule = "the input file cannot be read now: it is tried again, and the batch fails if that stays so"
+            found.append(BatchProblem(code="file_store_error", message=rule, param="input_file_id"))
+        if self.unwritable_since is not None:
+            rule = "the file store is away: answers are kept, and the batch goes on, or ends, once it is back"
+            found.append(BatchProblem(code="file_store_error", message=rule))
+        return found

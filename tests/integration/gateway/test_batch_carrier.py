@@ -121,7 +121,10 @@ async def test_a_model_whose_workers_are_gone_for_long_fails_the_batch(
     low.announce("another", queues=keys.class_queues(keys.DEFAULT_QUEUE))
     created = await bench.create([line("a")])
     await bench.carry()
-    assert (await bench.get(created.id)).status is BatchStatus.VALIDATING
+    waiting = (await bench.get(created.id)).to_body()
+    [problem] = waiting["errors"]["data"]
+    assert (waiting["status"], problem["code"], problem["param"]) == ("validating", "no_worker", "body.model")
+    assert "no live worker serves 'fake': the batch waits for one" in problem["message"]
     assert await bench.claim() is None  # not at once again
     await _is_carried_again(bench, redis_client, created)
     assert (await bench.get(created.id)).status is BatchStatus.VALIDATING
@@ -143,6 +146,7 @@ async def test_a_batch_whose_only_worker_is_replaced_is_completed_by_the_next(
         await _is_carried_again(bench, redis_client, created)
     record = await bench.get(created.id)
     assert record.status is BatchStatus.COMPLETED and record.num_completed == 1
+    assert record.to_body()["errors"] is None
 
 
 async def test_a_batch_that_waits_for_its_model_does_not_read_its_input_again(

@@ -67,7 +67,9 @@ async def test_without_its_input_and_its_carrier_a_batch_fails_with_the_answers_
     await lose_input(bench, created)
     await kill(carrying, redis_client, created.id)
     await bench.carry()
-    assert (await bench.get(created.id)).status is BatchStatus.IN_PROGRESS  # the store may come back
+    waiting = (await bench.get(created.id)).to_body()
+    assert waiting["status"] == "in_progress"  # the store may come back
+    assert "is tried again" in waiting["errors"]["data"][0]["message"]
     redis_client.hincrby(f"promptmill:batch:{created.id}", "unreadable_since", -60)
     await bench.carry()
     body = (await bench.get(created.id)).to_body()
