@@ -15,7 +15,8 @@ _LEFT_SECONDS = 86_400  # a file that nobody wrote to for so long was left by a 
 def staged_file(target: Path) -> Iterator[Path]:
     """Yields an empty file beside `target` that takes its name at the end, and is removed where something raises.
 
-    Makes the folder. Raises `OSError` where it cannot be written.
+    Makes the folder. All may read the file: a cache may be filled by one user, of an image say, and used by another.
+    Raises `OSError` where it cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f"{_PREFIX}*{_SUFFIX}"):
@@ -23,6 +24,7 @@ def staged_file(target: Path) -> Iterator[Path]:
             if left.stat().st_mtime < time.time() - _LEFT_SECONDS:
                 left.unlink()
     handle, name = tempfile.mkstemp(_SUFFIX, _PREFIX, target.parent)
+    os.fchmod(handle, 0o644)
     os.close(handle)
     staging = Path(name)
     try:

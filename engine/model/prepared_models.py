@@ -75,6 +75,7 @@ class PreparedModels:
             self._make_room(size)
             handle, path = tempfile.mkstemp(suffix=_PARTIAL, dir=self._folder)
             staging = Path(path)
+            os.fchmod(handle, 0o644)  # as the model's own files: one user may fill a cache that others use
             with os.fdopen(handle, "wb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # falls with this process: what it leaves behind is nobody's
                 write(file)

@@ -14,6 +14,7 @@ def test_a_file_takes_its_name_at_the_end_and_a_failed_one_leaves_nothing(tmp_pa
         staging.write_text("whole")
         assert not (tmp_path / "sub" / "file").exists()
     assert [path.read_text() for path in (tmp_path / "sub").iterdir()] == ["whole"]
+    assert (tmp_path / "sub" / "file").stat().st_mode & 0o777 == 0o644
     with pytest.raises(ValueError, match="half"), staged_file(tmp_path / "other"):
         raise ValueError("half")
     assert [path.name for path in tmp_path.iterdir()] == ["sub"]
