@@ -207,29 +207,31 @@ def _whole(result: Result, data: ObjectRead) -> Outcome:
             "submitted again, or PROMPTMILL_S3_ENDPOINT_URL names another store",
             has_ended=True,
         )
-    try:
-        whole = Result.model_validate_json(data)
-    except ValidationError as error:
-        info = _unreadable(f"the object {result.stored} is no result of job {result.job_id}", error)
-        return result.model_copy(update={"status": "failed", "error": info})
+    whole = _parse(result.job_id, data, f"the object {result.stored}")
+    if isinstance(whole, ErrorInfo):
+        return result.model_copy(update={"status": "failed", "error": whole})
     return whole.model_copy(update={"stored": result.stored})
 
 
 def parse_line(job_id: str, value: bytes) -> Result:
     """What Redis has of a result: a failed one, where it cannot be read."""
+    found = _parse(job_id, value, "what Redis keeps")
+    return found if isinstance(found, Result) else Result(job_id=job_id, status="failed", error=found)
+
+
+def _parse(job_id: str, data: bytes, what: str) -> Result | ErrorInfo:
+    """Or why it is no result of that job: it stays so, however often it is read (a newer contract's, or somebody else's
+    doing)."""
     try:
-        return Result.model_validate_json(value)
+        result = Result.model_validate_json(data)
     except ValidationError as error:
-        info = _unreadable(f"what is kept as the result of job {job_id} is none", error)
-        return Result(job_id=job_id, status="failed", error=info)
-
-
-def _unreadable(what: str, error: ValidationError) -> ErrorInfo:
-    """It stays so, however often it is read: a newer contract's, or somebody else's doing."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = f"{what}: {where}{': ' if where else ''}{first['msg']}"
-    return ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=message)
+        first = error.errors(include_url=False, include_input=False)[0]
+        fault = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    else:
+        if result.job_id == job_id:
+            return result
+        fault = f"it is job {result.job_id:.100}'s"
+    return ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=f"{what} is no result of job {job_id}: {fault}")
 
 
 def read_failure_of_rq(job_id: str) -> Protocol[Result]:

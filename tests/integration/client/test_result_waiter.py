@@ -116,22 +116,26 @@ async def test_a_lost_connection_loses_no_outcome(async_client: AsyncClient, wor
         assert [result.text for result in await asyncio.gather(*waiting)] == [f"job {i} " for i in range(4)]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "why"), [({"v": 2}, "v: "), ({"job_id": "other"}, "it is job other's")], ids=["newer", "another's"]
+)
 async def test_a_result_that_cannot_be_read_is_that_jobs_failure_alone(
-    async_client: AsyncClient, worker: FakeWorker
+    async_client: AsyncClient, worker: FakeWorker, wrong: dict[str, object], why: str
 ) -> None:
     odd, sound = await async_client.submit_many([{"prompt": "odd"}, {"prompt": "sound"}])
     waits = [asyncio.create_task(job.result(timeout=20)) for job in (odd, sound)]
     await asyncio.sleep(0)
     held = worker.claim().begin()
     held.write("odd", finish_reason="stop")
-    newer = json.dumps({**json.loads(held.result("finished").to_wire()), "v": 2})
+    line = held.result("finished").to_wire()
+    unreadable = json.dumps({**json.loads(line), **wrong})
     held.write_done("finished")
     with worker.connection.pipeline() as pipeline:
-        pipeline.set(keys.result_key(held.job_id), newer)
+        pipeline.set(keys.result_key(held.job_id), unreadable)
         pipeline.hset(f"rq:job:{held.job_id}", "status", "finished")
-        pipeline.publish(keys.results_channel(worker.queue), newer)
+        pipeline.publish(keys.results_channel(worker.queue), line)
         pipeline.execute()
-    with pytest.raises(JobFailedError, match=f"the result of job {odd.id} is none: v: ") as error:
+    with pytest.raises(JobFailedError, match=f"no result of job {odd.id}: {why}") as error:
         await waits[0]
     assert error.value.error.code is ErrorCode.RESULT_STORE_ERROR
     echo(worker.claim())
