@@ -191,7 +191,7 @@ def create_sampler(device: torch.device, cache_dir: Path, *, uses_triton: bool =
         try:
             return Sampler(NativeSampling(cache_dir / "kernels"))
         except KernelBuildError as error:
-            logger.warning("sampling runs in torch, slower than in the native kernel: %s", error)
+            logger.warning("action=sampling_in_torch cost='slower than the native kernel' reason=%r", str(error))
     return Sampler()
 
 

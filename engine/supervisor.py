@@ -264,11 +264,11 @@ class Supervisor:
                 ModelLoadError(reason if self._is_start_refused else f"{path} was not loaded: {reason}"), "died"
             )
         elif was_ready:
-            _log.error("the engine died and is started again: %s", reason)
+            _log.error("action=engine_restarts reason=%r", reason)
             self._restarts.note_death()
             self._table.note_death(reason)
         else:
-            _log.error("the engine could not be started again: %s", reason)
+            _log.error("action=engine_restart_failed reason=%r", reason)
             self._restarts.note_failed_start(is_refused=self._is_start_refused)
             if not self._restarts.can_start:
                 self._finish(EngineDiedError(f"the engine died and cannot be started again: {reason}"), "died")

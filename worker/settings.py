@@ -91,7 +91,9 @@ class WorkerSettings(ServerSettings):
     )
     block_size: int = Field(default=16, ge=1, description="Tokens in one KV block.")
     num_kv_blocks: int | None = Field(
-        default=None, ge=1, description="Number of KV blocks; default: from --kv-memory-fraction."
+        default=None,
+        ge=1,
+        description="Number of KV blocks, which a job's tokens must fit; default: from --kv-memory-fraction.",
     )
     kv_memory_fraction: float = Field(
         default=0.9, gt=0, le=1, description="Share of the free device memory that the KV cache takes."

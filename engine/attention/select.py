@@ -42,7 +42,7 @@ def select_backend(
         return backend
     if name != "auto":
         raise InvalidRequestError(f"attention {name!r} does not work here: {reason}; use 'torch'", param="attention")
-    logger.warning("attention runs in torch, slower than in the kernel made for this device: %s", reason)
+    logger.warning("action=attention_in_torch cost='slower than the kernel made for this device' reason=%r", reason)
     return TorchAttention()
 
 
