@@ -145,12 +145,12 @@ def test_a_killed_serve_leaves_nothing_running_and_the_next_goes_on_with_its_dat
     wait_for_worker(url, killed)
     with Client(url) as client:
         job = client.submit([5, 6, 7], max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
-        next(job.stream(timeout=60))
+        next(job.stream(timeout=START_SECONDS))
         killed.end(signal.SIGKILL)
         again = start("serve", *options, stderr=subprocess.DEVNULL)  # while the others still end
         assert again.process.stdout is not None and url in again.process.stdout.readline()
         assert killed.has_left_nothing()
-        result = job.result(timeout=60)
+        result = job.result(timeout=START_SECONDS)
     assert result.attempts > 1 and len(result.choices[0].token_ids) == NUM_TOKENS
     assert again.end(signal.SIGTERM) == 0
     assert again.has_left_nothing()
@@ -174,12 +174,12 @@ def test_a_worker_that_is_killed_is_started_again_and_goes_on(start: type[Comman
     wait_for_worker(url, command)
     with Client(url) as client:
         job = client.submit([5, 6, 7], max_tokens=4 * NUM_TOKENS - 3, temperature=0, ignore_eos=True)
-        chunks = job.stream(timeout=60)
+        chunks = job.stream(timeout=START_SECONDS)
         next(chunks)
         [first] = client.workers()
         os.kill(first.pid, signal.SIGKILL)
         assert not any(chunk.reset for chunk in chunks)
-        assert job.result(timeout=60).attempts == 2
+        assert job.result(timeout=START_SECONDS).attempts == 2
         assert any(worker.pid != first.pid for worker in client.workers())
     assert command.end(signal.SIGTERM) == 0
     assert command.process.stderr is not None
