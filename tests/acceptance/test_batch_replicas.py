@@ -24,6 +24,7 @@ from tests.fakes.batches import URL, batch_bench, jsonl, line
 from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
 from tests.fakes.gateways import wait_until
 from tests.fakes.holding_proxy import HoldingProxy
+from tests.fakes.redis_reads import sorted_set_scores
 from worker.embedded_redis import free_port
 from worker.started_process import StartedProcess
 
@@ -183,7 +184,7 @@ def test_a_gateway_that_is_told_to_stop_hands_its_batches_over_at_once(
     leaving.send_signal(signal.SIGTERM)
     assert leaving.wait(30) == 0
     assert not Path(f"/proc/{carrier}").exists()
-    assert redis_client.zscore("promptmill:batches:open", batch_id) < time.time()
+    assert sorted_set_scores(redis_client, "promptmill:batches:open")[batch_id] < time.time()
     _end_elsewhere(start(), leaving, low, files, batch_id, runs)
 
 
@@ -223,7 +224,8 @@ def _end_elsewhere(
         ended = client.batches.retrieve(batch_id)
     _, answered = files.read(batch_id)
     assert sorted(answered) == sorted(f"r{number}" for number in range(NUM_LINES))
-    assert (ended.request_counts.completed, ended.request_counts.failed) == (NUM_LINES, 0)
+    counts = ended.request_counts
+    assert counts is not None and (counts.completed, counts.failed) == (NUM_LINES, 0)
     assert sorted(runs.values()) == [1] * NUM_LINES
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -38,7 +39,7 @@ def environment(system: System, s3_endpoint: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def worker(system: System, environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(system: System, environment: dict[str, Any]) -> Iterator["subprocess.Popen[bytes]"]:
     program, *arguments = SERVICE["command"]
     assert program == "promptmill"
     yield system.start_worker(*arguments[1:], **environment)

@@ -16,6 +16,7 @@ import redis
 from producer.gateway.files import file_keys
 from tests.fakes.file_stores import FolderOfFiles, PlaceOfFiles
 from tests.fakes.gateways import wait_until
+from tests.fakes.redis_reads import sorted_set_names
 from worker.embedded_redis import free_port
 from worker.started_process import StartedProcess
 
@@ -76,7 +77,7 @@ def test_a_gateway_killed_in_mid_upload_leaves_no_file_and_another_removes_its_b
     other, _ = start()
     with openai.OpenAI(base_url=f"http://127.0.0.1:{other}/v1", api_key="none", max_retries=0) as client:
         assert list(client.files.list()) == []
-        [part] = redis_client.zrange(file_keys.UNRECORDED_KEY, 0, -1)
+        [part] = sorted_set_names(redis_client, file_keys.UNRECORDED_KEY)
         assert len(place.names()) == 1, "it is not removed before its writer is taken for dead"
         redis_client.zadd(file_keys.UNRECORDED_KEY, {part: 1})  # as time does
         kept = client.files.create(file=("b.jsonl", b"{}\n"), purpose="batch")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import openai
@@ -33,14 +34,16 @@ MARK = "PROMPTMILL_TEST_MARK"
 class Command:
     """`promptmill …` with a mark in its environment, by which every process it starts is found again."""
 
-    def __init__(self, *arguments: str, **options: object) -> None:
+    def __init__(self, *arguments: str, **options: Any) -> None:
         self.mark = uuid4().hex
-        self.process = StartedProcess(
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        process: Any = StartedProcess(
             [sys.executable, "-m", "producer.cli", *arguments],
             env={**os.environ, MARK: self.mark},
             text=True,
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore[call-overload]
+            **options,
         )
+        self.process: subprocess.Popen[str] = process
 
     def end(self, signum: int) -> int:
         self.process.send_signal(signum)
@@ -83,7 +86,7 @@ def start() -> Iterator[type[Command]]:
     started: list[Command] = []
 
     class Tracked(Command):
-        def __init__(self, *arguments: str, **options: object) -> None:
+        def __init__(self, *arguments: str, **options: Any) -> None:
             super().__init__(*arguments, **options)
             started.append(self)
 

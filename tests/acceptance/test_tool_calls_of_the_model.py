@@ -82,10 +82,10 @@ def test_an_earlier_call_shows_the_model_how_and_strict_holds_it_to_the_schema(c
         client.submit(**fields, tools=[{"type": "function", "function": {**tool, "strict": is_strict}}])
         for is_strict in (False, True)
     ]
-    (call,) = free.result(timeout=120).choices[0].tool_calls or ()
+    (call,) = free.result(timeout=120).choices[0].tool_calls or []
     assert json.loads(call["function"]["arguments"]) == {"city": "Paris", "unit": "celsius"}
     (choice,) = strict.result(timeout=120).choices
-    (call,) = choice.tool_calls or ()
+    (call,) = choice.tool_calls or []
     assert choice.finish_reason == "tool_calls" and call["function"]["name"] == "get_weather"
     jsonschema.validate(json.loads(call["function"]["arguments"]), schema)
 

@@ -1,6 +1,7 @@
 """Surroundings in which a worker does not start: one line on stderr that names what is wrong, and exit code 3."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -10,7 +11,7 @@ from tests.fakes.tiny_models import make_tiny_model
 from worker.embedded_redis import free_port
 
 
-def refusal(system: System, *arguments: str, **environment: str) -> str:
+def refusal(system: System, *arguments: str, **environment: Any) -> str:
     done = system.run("worker", "--log-level", "error", *arguments, **environment)
     assert done.returncode == 3, done.stderr
     (line,) = done.stderr.splitlines()

@@ -102,16 +102,14 @@ def multiply() -> None:
     for out_features, in_features in [(37, 45), (90, 100), (192, 576)]:
         for dtype in BOTH:
             weight = (random(out_features, in_features) * in_features**-0.5).to(dtype)
-            layers = [Int8Linear(weight, random(out_features).to(dtype), kernels)]
+            layers: list[torch.nn.Module] = [Int8Linear(weight, random(out_features).to(dtype), kernels)]
             if dtype == torch.float32:
                 bias = random(out_features)
-                layers += [  # type: ignore[list-item]
-                    NativeLinear(weight.to(kept).float(), bias, matmul) for kept in (torch.float32, *NARROW)
-                ]
+                layers += [NativeLinear(weight.to(kept).float(), bias, matmul) for kept in (torch.float32, *NARROW)]
             elif bfloat16_linear.is_best_here():
                 bias = random(out_features).to(dtype)
                 matmul_bf16 = bfloat16_linear.load_matmul(KERNELS)[1]
-                layers += [bfloat16_linear.Bfloat16Linear(weight, bias, matmul_bf16)]  # type: ignore[list-item]
+                layers += [bfloat16_linear.Bfloat16Linear(weight, bias, matmul_bf16)]
             for layer in layers:
                 for num_rows in (*range(1, 26), 61):
                     x = random(num_rows, in_features, dtype=dtype)

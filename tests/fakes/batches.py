@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
+
+import openai
 
 from producer.async_transport import AsyncTransport
 from producer.gateway.batches.batch_lease import BatchLease
@@ -19,7 +21,7 @@ from producer.gateway.files.file_records import FileRecord, FileRecords, Part
 from producer.gateway.files.local import LocalFileStore
 
 LEASE_SECONDS = 15.0
-URL = "/v1/completions"
+URL: Final = "/v1/completions"
 
 
 def line(custom_id: str, prompt: str = "one two", **changes: Any) -> dict[str, Any]:
@@ -109,3 +111,10 @@ async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
             return found
         await asyncio.sleep(0.02)
     raise AssertionError("it did not come to that")
+
+
+def counts_of(client: openai.OpenAI, batch_id: str) -> tuple[int, int]:
+    """A batch's lines that were completed, and that failed."""
+    counts = client.batches.retrieve(batch_id).request_counts
+    assert counts is not None
+    return counts.completed, counts.failed

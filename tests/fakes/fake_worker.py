@@ -182,7 +182,7 @@ class HeldJob:
             pipeline.execute()
 
 
-Behaviour = Callable[[HeldJob], None]
+Behaviour = Callable[[HeldJob], object]
 
 
 class FakeWorker:

@@ -21,6 +21,11 @@ def sorted_set_names(client: redis.Redis, key: str) -> list[str]:
     return [name.decode() for name in cast(list[bytes], client.zrange(key, 0, -1))]
 
 
+def set_names(client: redis.Redis, key: str) -> set[str]:
+    """Members of a set."""
+    return {name.decode() for name in cast(set[bytes], client.smembers(key))}
+
+
 def sorted_set_scores(client: redis.Redis, key: str) -> dict[str, float]:
     """The same with their scores."""
     scored = cast(list[tuple[bytes, float]], client.zrange(key, 0, -1, withscores=True))

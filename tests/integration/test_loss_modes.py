@@ -33,6 +33,7 @@ from tests.fakes.worker_runs import (
     wait_until,
 )
 from worker.commit import MAX_BYTES_AT_ONCE
+from worker.fence import FencedRedis
 from worker.running_job import RunningJob
 from worker.scripts import EndCommit, Scripts
 
@@ -143,11 +144,11 @@ def test_e_a_commit_whose_reply_was_lost_is_no_failed_job(
                 flaky.lost_replies, loop._outlet._client = 1, flaky
             return commit
 
-        loop._committer.build = build  # type: ignore[method-assign]
+        loop._committer.build = build
         real = worker.service._outcomes.handle_success
 
-        def handle(job: Any, connection: Any) -> None:
-            real(job, connection)
+        def handle(running: RunningJob, connection: FencedRedis) -> None:
+            real(running, connection)
             if flaky.lost_replies:
                 flaky.lost_replies = 0
                 raise redis.ConnectionError("the reply was lost")

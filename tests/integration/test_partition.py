@@ -9,6 +9,7 @@ from rq import Queue
 from producer.contract import Marker, keys
 from tests.fakes.fake_engine import FakeEngine, expected_tokens
 from tests.fakes.redis_proxy import CuttingProxy
+from tests.fakes.redis_reads import stream_rows
 from tests.fakes.worker_runs import (
     FUNCTION,
     SHORT_LEASE_SECONDS,
@@ -48,7 +49,7 @@ def test_a_job_whose_output_no_longer_fits_in_memory_is_given_up_and_goes_on_fro
     assert result.choices[0].token_ids == expected_tokens(request.prompt_token_ids, request.params)
     assert result.text == stream_text(redis_client, long)
     assert 0 < worker.engine.num_resumed_tokens[f"{long}:2"] < 3000
-    (marker,) = [fields[b"m"] for _, fields in redis_client.xrange(keys.stream_key(long), "2-0", "2-0")]
+    (marker,) = [fields[b"m"] for row, fields in stream_rows(redis_client, keys.stream_key(long)) if row == b"2-0"]
     assert not Marker.model_validate_json(marker).reset
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import redis
+from redis.typing import FieldT
 
 from producer import Client
 from producer.operations import Protocol, Send, T
@@ -44,12 +45,12 @@ def test_a_queue_says_how_long_its_next_job_has_been_waiting(redis_url: str, red
     ],
 )
 def test_what_another_producer_wrote_is_read_as_far_as_it_goes(
-    redis_url: str, redis_client: redis.Redis, fields: dict[str, Any], expected: float | None
+    redis_url: str, redis_client: redis.Redis, fields: dict[FieldT, Any], expected: float | None
 ) -> None:
     """Numbers are seconds ago."""
     redis_client.sadd("rq:queues", "rq:queue:promptmill")
     redis_client.rpush("rq:queue:promptmill", "raw")
-    times = {name: ago(value) if isinstance(value, int) else value for name, value in fields.items()}
+    times: dict[FieldT, Any] = {name: ago(value) if isinstance(value, int) else value for name, value in fields.items()}
     redis_client.hset("rq:job:raw", mapping={"status": "queued", **times})
     with Client(redis_url) as client:
         assert oldest(client) == (None if expected is None else pytest.approx(expected, abs=5))

@@ -8,7 +8,9 @@ import redis
 
 from producer import Client, InvalidJobError
 from producer.contract import keys
+from producer.enqueue import PriorityClass
 from producer.rq_names import REGISTRIES, ready_key, registry_key
+from tests.fakes.redis_reads import set_names, sorted_set_names
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -77,7 +79,7 @@ def submit(client: Client, number: int, tenant: str | None = None, **options: ob
 
 
 def end_leases(client: redis.Redis, queue: str) -> None:
-    for job_id in client.zrange(keys.leases_key(queue), 0, -1):
+    for job_id in sorted_set_names(client, keys.leases_key(queue)):
         client.zadd(keys.leases_key(queue), {job_id: 1})
 
 
@@ -195,7 +197,7 @@ def test_queues_that_hold_nothing_are_no_longer_looked_at(redis_client: redis.Re
 
 def queues_of(client: redis.Redis) -> set[str]:
     """Tenants of promptmill whose queues RQ lists."""
-    return {name.decode().rpartition("@")[2] for name in client.smembers("rq:queues")}
+    return {name.rpartition("@")[2] for name in set_names(client, "rq:queues")}
 
 
 def test_one_worker_a_second_looks_for_tenants(redis_client: redis.Redis, scripts: Scripts) -> None:
@@ -220,7 +222,7 @@ def test_jobs_of_tenants_run_whoever_enqueued_them(redis_url: str, redis_client:
         wait_for_no_leftovers(redis_client)
         wait_until(lambda: not redis_client.keys("promptmill:leased:*"))
         assert len(worker.engine.submitted) == 11
-    assert {job_id.decode() for job_id in redis_client.zrange(f"rq:finished:{ACME}", 0, -1)} == {*ours, retried.id}
+    assert set(sorted_set_names(redis_client, f"rq:finished:{ACME}")) == {*ours, retried.id}
     assert redis_client.xlen(keys.results_channel(ACME)) == 6 and not redis_client.keys("promptmill:turns:*")
 
 
@@ -258,7 +260,9 @@ def test_hand_over_puts_a_tenants_jobs_back(redis_url: str, redis_client: redis.
 def test_tenants_share_no_cached_prefixes(redis_url: str, client: Client) -> None:
     """`cached_tokens` would tell one of them what another has asked."""
     with WorkerThread(redis_url) as worker:
-        for tenant, priority_class in (("acme", None), ("acme", "high"), ("zeta", None), (None, None)):
+        callers: list[tuple[str | None, PriorityClass | None]]
+        callers = [("acme", None), ("acme", "high"), ("zeta", None), (None, None)]
+        for tenant, priority_class in callers:
             client.submit("Hello", max_tokens=1, tenant=tenant, priority_class=priority_class).result(timeout=30)
         assert [request.cache_key for request in worker.engine.requests] == ["acme", "acme", "zeta", ""]
 

@@ -92,7 +92,8 @@ def test_a_worker_that_could_not_read_the_calls_refuses_tools(redis_url: str) ->
         pytest.raises(JobFailedError, match="--tool-parser") as caught,
     ):
         client.submit(**CHAT, tools=TOOLS).result(timeout=30)
-    error = caught.value.result.error
+    result = caught.value.result
+    error = result.error if result is not None else None
     assert error is not None and (error.code, error.param) == ("unsupported", "tools")
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import redis
+from redis.client import Pipeline
 from rq import Queue
 from rq.job import JobStatus
 
@@ -22,6 +23,7 @@ from tests.fakes.worker_runs import (
     wait_until,
 )
 from worker.errors import ResultStoreError
+from worker.fence import FencedRedis
 from worker.running_job import RunningJob
 
 Threads = Iterator[WorkerThread]
@@ -101,7 +103,7 @@ def test_a_stream_whose_end_a_fail_over_lost_before_the_commit_expires_all_the_s
             redis_client.persist(keys.stream_key(jobs[0].job_id))
             commit(jobs)
 
-        committer.commit = lose_the_end  # type: ignore[assignment,method-assign]
+        committer.commit = lose_the_end  # type: ignore[assignment]
         job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)
         wait_for_result(redis_client, job.id)
         assert redis_client.ttl(keys.stream_key(job.id)) > 0
@@ -135,10 +137,10 @@ def test_a_commit_that_always_raises_ends_the_job_as_failed_with_its_output(
 ) -> None:
     monkeypatch.setattr(worker.commit, "FAILED_COMMIT_SECONDS", (0.01, 0.02))
     with WorkerThread(redis_url) as running:
-        calls: list[Any] = []
+        calls: list[str] = []
 
-        def broken(*args: Any) -> None:
-            calls.append(args)
+        def broken(running: RunningJob, connection: FencedRedis) -> None:
+            calls.append(running.job_id)
             raise ValueError("a dependent's record is malformed")
 
         running.service._outcomes.handle_success = broken
@@ -179,10 +181,10 @@ def test_one_job_of_a_batch_that_cannot_be_committed_harms_no_other(
         jobs = held_jobs(running, queue, 8)
         real = running.service._outcomes.add_success
 
-        def broken(pipe: Any, job: Any, wire: str) -> None:
-            if job.job_id == jobs[3].id:
+        def broken(pipe: Pipeline, running: RunningJob, return_value: str) -> None:
+            if running.job_id == jobs[3].id:
                 raise ValueError("not this one")
-            real(pipe, job, wire)
+            real(pipe, running, return_value)
 
         running.service._outcomes.add_success = broken
         running.engine.go_on()
@@ -200,10 +202,10 @@ def test_one_job_of_a_batch_that_redis_does_not_take_for_long_holds_up_no_other(
         big, *others = held_jobs(running, queue, 4)
         add_success, is_cut = running.service._outcomes.add_success, [True]
 
-        def cut(pipe: Any, job: RunningJob, wire: str) -> None:
-            if job.job_id == big.id and is_cut[0]:
+        def cut(pipe: Pipeline, running: RunningJob, return_value: str) -> None:
+            if running.job_id == big.id and is_cut[0]:
                 raise redis.ConnectionError("Connection closed by server.")
-            add_success(pipe, job, wire)
+            add_success(pipe, running, return_value)
 
         running.service._outcomes.add_success = cut
         running.engine.go_on()
@@ -274,7 +276,7 @@ def test_a_job_whose_commit_is_held_up_when_its_worker_ends_is_handed_over_with_
 ) -> None:
     with WorkerThread(redis_url) as first:
 
-        def hold_up(*args: Any) -> None:
+        def hold_up(pipe: Pipeline, running: RunningJob, return_value: str) -> None:
             raise redis.ConnectionError("away for the commits alone")
 
         first.service._outcomes.add_success = hold_up

@@ -15,9 +15,10 @@ import worker.service
 from producer import Client
 from producer.contract import keys
 from tests.fakes.worker_runs import FUNCTION, WorkerThread, wait_for_no_leftovers, wait_for_result, wait_until
-from worker.fence import FencedPipeline
+from worker.fence import FencedPipeline, FencedRedis
 from worker.rq_bridge.bridge import RqBridge, ServedQueue
 from worker.rq_bridge.outcomes import Outcomes
+from worker.running_job import RunningJob
 
 REFUSED = {"prompt": ""}  # fails at once
 SLOT = RateLimit("slot", 1)
@@ -54,7 +55,8 @@ def test_who_may_run_after_a_failure_does_so_though_the_reply_to_the_failure_was
     second = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, depends_on=after_failure_of(first))
     never = queue.enqueue(FUNCTION, prompt="Hello", depends_on=first)
     wait_until(lambda: worker_thread.engine.running)
-    handle, lost = worker_thread.service._outcomes.handle_failure, []
+    handle = worker_thread.service._outcomes.handle_failure
+    lost: list[list[int]] = []
     worker_thread.service._outcomes.handle_failure = lambda *args: (
         (lost.append(lose_the_first_reply(monkeypatch)) if not lost else None) or handle(*args)
     )
@@ -89,7 +91,8 @@ def test_who_may_run_after_a_failure_is_ready_in_the_same_moment(
 def test_who_comes_to_depend_on_a_failure_in_the_midst_of_its_commit_runs(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    move, seconds = ServedQueue.move_dependents_to_ready, []
+    move = ServedQueue.move_dependents_to_ready
+    seconds: list[Job] = []
 
     def meet_a_dependent(self: ServedQueue, job: Job, **options: Any) -> dict[str, list[str]]:
         names = move(self, job, **options)
@@ -113,10 +116,10 @@ def test_a_cancel_that_came_too_late_keeps_nobody_waiting(
     wait_until(lambda: worker_thread.engine.running)
     handle = worker_thread.service._outcomes.handle_success
 
-    def cancel_first(job: Any, connection: Any) -> None:
-        if job.job_id == first.id:
+    def cancel_first(running: RunningJob, connection: FencedRedis) -> None:
+        if running.job_id == first.id:
             redis_client.hset(first.key, "status", "canceled")
-        handle(job, connection)
+        handle(running, connection)
 
     worker_thread.service._outcomes.handle_success = cancel_first
     worker_thread.engine.go_on()

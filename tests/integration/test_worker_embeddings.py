@@ -81,16 +81,21 @@ async def test_the_asyncio_client_embeds_alike(worker_thread: WorkerThread, redi
 
 
 def test_what_cannot_be_embedded_is_refused_by_its_field(worker_thread: WorkerThread, client: Client) -> None:
-    for inputs, fields, param in (
+    refused: list[tuple[Any, dict[str, Any], str]] = [
         (["a", [5] * 4097], {}, "inputs[1]"),
         (["a", [1000]], {}, "inputs[1]"),
         (["a", " "], {}, "inputs[1]"),
         (["a"], {"dimensions": HIDDEN_SIZE + 1}, "dimensions"),
-    ):
+    ]
+    for inputs, fields, param in refused:
         with pytest.raises(JobFailedError) as failure:
             client.embed(inputs, timeout=60, **fields)
         assert failure.value.error.param == param, failure.value
-    for inputs, fields, param in (([], {}, "inputs"), (["a"], {"temperature": 0.5}, "requests[0].temperature")):
+    invalid: list[tuple[Any, dict[str, Any], str]] = [
+        ([], {}, "inputs"),
+        (["a"], {"temperature": 0.5}, "requests[0].temperature"),
+    ]
+    for inputs, fields, param in invalid:
         with pytest.raises(InvalidJobError) as refusal:
             client.embed(inputs, **fields)
         assert refusal.value.param == param
@@ -161,7 +166,7 @@ def test_what_died_between_the_done_entry_and_the_commit_is_computed_again(
 
 
 def test_vectors_lie_in_the_result_store(redis_url: str, redis_client: redis.Redis, s3_endpoint: str) -> None:
-    store = {"results": "s3://results/embeddings", "s3_endpoint_url": s3_endpoint}
+    store: dict[str, Any] = {"results": "s3://results/embeddings", "s3_endpoint_url": s3_endpoint}
     with WorkerThread(redis_url, **store), Client(redis_url, s3_endpoint_url=s3_endpoint) as client:
         job = client.submit(task="embed", inputs=TEXTS)
         assert job.result(60).vectors == vectors_of(TEXTS)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import redis
+from redis.client import Pipeline
 from rq import Queue
 from rq.job import Job, JobStatus
 
@@ -17,6 +18,7 @@ from tests.fakes.worker_runs import (
     wait_for_result,
     wait_until,
 )
+from worker.running_job import RunningJob
 
 
 def calls_of(redis_client: redis.Redis, running: WorkerThread, job: Job) -> dict[str, int]:
@@ -54,8 +56,8 @@ def test_a_job_that_is_cancelled_between_its_last_token_and_its_end_ends_as_canc
         (job,) = held_jobs(running, queue, 1)
         build = running.service._outcomes.add_success
 
-        def cancel_meanwhile(*args: Any) -> None:
-            build(*args)
+        def cancel_meanwhile(pipe: Pipeline, running: RunningJob, return_value: str) -> None:
+            build(pipe, running, return_value)
             redis_client.hset(job.key, "status", "canceled")
 
         running.service._outcomes.add_success = cancel_meanwhile
@@ -71,7 +73,8 @@ def test_a_commit_that_went_with_the_done_entry_and_whose_reply_was_lost_is_not_
 ) -> None:
     with WorkerThread(redis_url) as running:
         (job,) = held_jobs(running, queue, 1)
-        send, has_lost = running.service._loop._outlet._send, []
+        send = running.service._loop._outlet._send
+        has_lost: list[bool] = []
 
         def lose_the_reply(runs: Any) -> Any:
             replies = send(runs)
@@ -80,7 +83,7 @@ def test_a_commit_that_went_with_the_done_entry_and_whose_reply_was_lost_is_not_
                 raise redis.ConnectionError("Connection closed by server.")
             return replies
 
-        running.service._loop._outlet._send = lose_the_reply  # type: ignore[method-assign]
+        running.service._loop._outlet._send = lose_the_reply
         running.engine.go_on()
         result = wait_for_result(redis_client, job.id)
         wait_until(lambda: not running.service._loop.claims())

@@ -4,6 +4,7 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -38,7 +39,8 @@ def worker_on(redis_url: str, folder: Path, *, step_timeout_seconds: float = 60.
 
 
 def kill_child(worker: WorkerThread) -> None:
-    child = worker.engine._supervisor._child
+    engine: Any = worker.engine
+    child = engine._supervisor._child
     assert isinstance(child, ChildProcess)
     os.kill(child.pid, signal.SIGKILL)
 

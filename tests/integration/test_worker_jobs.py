@@ -7,6 +7,7 @@ from typing import Any
 import boto3
 import pytest
 import redis
+from redis.typing import FieldT
 from rq import Queue
 from rq.job import Job, JobStatus
 
@@ -145,7 +146,7 @@ def test_a_bad_job_fails_with_a_reason_and_the_next_one_runs(
     ],
 )
 def test_a_malformed_record_fails_alone(
-    fields: dict[str, Any], worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+    fields: dict[FieldT, Any], worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
     redis_client.hset("rq:job:broken", mapping={"status": "queued", "origin": "promptmill", **fields})
     redis_client.rpush(queue.key, "broken")

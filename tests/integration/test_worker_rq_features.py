@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import redis
+from redis.client import Pipeline
 from rq import Callback, Queue, Repeat, Retry
 from rq.job import Job, JobStatus
 from rq.registry import ReadyJobRegistry
@@ -18,6 +19,7 @@ from tests.fakes.worker_runs import (
     wait_for_result,
     wait_until,
 )
+from worker.running_job import RunningJob
 
 
 def test_retry_runs_a_failed_job_again_from_the_start(
@@ -66,13 +68,14 @@ def test_a_job_that_comes_to_depend_on_another_in_the_midst_of_its_commit_is_enq
 ) -> None:
     """Whatever the worker does next: its death between a commit and its dependents would leave these waiting."""
     with WorkerThread(redis_url) as worker:
-        outcomes, seconds = worker.service._outcomes, []
+        outcomes = worker.service._outcomes
+        seconds: list[Job] = []
         add_success = outcomes.add_success
 
-        def meet_a_dependent(pipe: Any, running: Any, wire: str) -> None:
+        def meet_a_dependent(pipe: Pipeline, running: RunningJob, return_value: str) -> None:
             if not seconds:
                 seconds.append(queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, depends_on=running.job_id))
-            add_success(pipe, running, wire)
+            add_success(pipe, running, return_value)
 
         outcomes.add_success = meet_a_dependent
         first = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5)

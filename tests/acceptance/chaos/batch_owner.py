@@ -48,7 +48,11 @@ class Plan:
         share, is_large = rng.choice((0.0, 0.2)), rng.random() < 0.2
         lines: dict[str, Line] = {}
         for at in range(rng.randint(1, 60)):
-            body = {"prompt": f"{name} {at}", "seed": rng.randrange(900), "max_tokens": rng.randint(1, MAX_TOKENS)}
+            body: dict[str, Any] = {
+                "prompt": f"{name} {at}",
+                "seed": rng.randrange(900),
+                "max_tokens": rng.randint(1, MAX_TOKENS),
+            }
             if is_large and rng.random() < 0.4:
                 body["prompt"] += " " + "x" * LARGE_CHARS
             is_refused = rng.random() < share

@@ -4,7 +4,7 @@ their files are deleted nothing left of them."""
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import httpx2 as httpx
 import redis
@@ -17,6 +17,7 @@ from tests.acceptance.chaos.batch_owner import ENDED, Line, Owner
 from tests.acceptance.chaos.mixture_verdict import left_behind
 from tests.acceptance.chaos.run import wait_for
 from tests.fakes.file_stores import PlaceOfFiles
+from tests.fakes.redis_reads import sorted_set_names
 
 CLEAN_SECONDS = 60.0
 Body = dict[str, Any]
@@ -49,7 +50,10 @@ class BatchVerdict:
             plan = self._owners[batch["metadata"]["name"]].plan
             problems = self._status_problems(batch) or self._line_problems(batch, plan.lines, runs)
             found += [f"{plan.name} {batch['id']} {batch['status']}: {problem}" for problem in problems]
-        ended = {name.decode(): int(number) for name, number in self._connection.hgetall(ENDED_KEY).items()}
+        ended = {
+            name.decode(): int(number)
+            for name, number in cast(dict[bytes, bytes], self._connection.hgetall(ENDED_KEY)).items()
+        }
         if ended != Counter(batch["status"] for batch in batches):
             found.append(f"ended by status: {ended}")
         found += [f"left behind: {key}" for key in left_behind(self._connection)]
@@ -95,7 +99,7 @@ class BatchVerdict:
 
     def _file_problems(self, place: PlaceOfFiles) -> list[str]:
         """Nobody writes any more: what belongs to no file is due, and so is what is deleted."""
-        for part in self._connection.zrange(UNRECORDED_KEY, 0, -1):
+        for part in self._unrecorded():
             self._connection.zadd(UNRECORDED_KEY, {part: 0})
         listed = self._client.get("/v1/files").raise_for_status().json()["data"]
         gone = [self._client.delete(f"/v1/files/{file['id']}").status_code for file in listed]
@@ -104,8 +108,8 @@ class BatchVerdict:
             found.append(f"left in the store: {place.names()}; to be deleted: {self._unrecorded()}")
         return found
 
-    def _unrecorded(self) -> list[bytes]:
-        return list(self._connection.zrange(UNRECORDED_KEY, 0, -1))
+    def _unrecorded(self) -> list[str]:
+        return sorted_set_names(self._connection, UNRECORDED_KEY)
 
 
 def _is_answer(entry: Body, lines: Mapping[str, Line]) -> bool:

@@ -14,11 +14,14 @@ from tests.acceptance.chaos.verdict import LEFTOVERS
 from tests.acceptance.chaos.watchers import Watched
 from tests.fakes.fake_tokenizer import VOCAB_SIZE, text_of
 from tests.fakes.flaky_s3 import BUCKET, FlakyS3
+from tests.fakes.redis_reads import set_names, stream_rows
 from tests.fakes.worker_runs import rq_queue
 
 WAITING = ("rq:ready:*", "rq:deferred:*", "rq:scheduled:*", "rq:rl:*:allowed", "rq:rl:*:rate_limited")
-FOR_EVER = (b"rq:queues", b"rq:finished:", b"rq:canceled:", b"rq:failed:", b"rq:worker", b"rq:rl")
-FOR_EVER += (b"promptmill:worker", b"promptmill:leased:")
+FOR_EVER = (
+    *(b"rq:queues", b"rq:finished:", b"rq:canceled:", b"rq:failed:", b"rq:worker", b"rq:rl"),
+    *(b"promptmill:worker", b"promptmill:leased:"),
+)
 STEP = 7  # between two tokens of the fake engine
 RQ_STATUS = {"finished": b"finished", "failed": b"failed", "cancelled": b"canceled"}
 
@@ -74,7 +77,7 @@ def end_times(connection: redis.Redis) -> dict[str, list[float]]:
     """When each job ended, by the results lines: epoch seconds, once for each time."""
     found: dict[str, list[float]] = defaultdict(list)
     for key in connection.scan_iter("promptmill:results:*"):
-        for entry_id, fields in connection.xrange(key):
+        for entry_id, fields in stream_rows(connection, key.decode()):
             found[json.loads(fields[keys.DATA_FIELD.encode()])["job_id"]].append(int(entry_id.split(b"-")[0]) / 1000)
     return found
 
@@ -82,8 +85,8 @@ def end_times(connection: redis.Redis) -> dict[str, list[float]]:
 def _registries(connection: redis.Redis) -> dict[str, list[str]]:
     """By job id, those it is in, by the outcome that each stands for."""
     found: dict[str, list[str]] = {}
-    for key in connection.smembers("rq:queues"):
-        queue = rq_queue(connection, key.decode().split(":", 2)[2])
+    for key in set_names(connection, "rq:queues"):
+        queue = rq_queue(connection, key.split(":", 2)[2])
         for status, registry in (
             ("finished", queue.finished_job_registry),
             ("failed", queue.failed_job_registry),

@@ -26,6 +26,7 @@ from tests.acceptance.chaos.schedule import Event, Fault, make_schedule
 from tests.acceptance.chaos.verdict import find_problems, history, read_stream
 from tests.acceptance.chaos.watchers import Watchers
 from tests.acceptance.chaos.workload import ChaosJob, make_jobs
+from tests.fakes.redis_reads import stream_rows
 from worker.embedded_redis import EmbeddedRedis
 
 NUM_WORKERS = 3
@@ -224,7 +225,7 @@ def _figures(
     fleet: Fleet,
     seconds: float,
 ) -> dict[str, object]:
-    streams = [read_stream(connection.xrange(keys.stream_key(job.job_id))) for job in jobs]
+    streams = [read_stream(stream_rows(connection, keys.stream_key(job.job_id))) for job in jobs]
     return {
         "seconds": round(seconds, 1),
         "tokens": sum(stream.num_tokens for stream in streams),

@@ -13,6 +13,7 @@ from rq.serializers import JSONSerializer
 from producer.contract import Choice, Chunk, Done, EntryId, Marker, Result, keys, parse_entry
 from tests.acceptance.chaos.watchers import Watched
 from tests.acceptance.chaos.workload import ChaosJob
+from tests.fakes.redis_reads import stream_rows
 
 LEFTOVERS = (
     "promptmill:leases:*",
@@ -109,7 +110,7 @@ def _job_problems(connection: redis.Redis, job: ChaosJob, expected: Result, watc
     if wire is None:
         return ["no result"]
     result = Result.model_validate_json(wire)
-    stream = read_stream(connection.xrange(keys.stream_key(job.job_id)))
+    stream = read_stream(stream_rows(connection, keys.stream_key(job.job_id)))
     found = list(stream.problems)
     if result.status != "finished":
         found.append(f"ended as {result.status}: {result.error}")
@@ -137,7 +138,7 @@ def _system_problems(connection: redis.Redis, jobs: Sequence[ChaosJob]) -> list[
     lines: Counter[str] = Counter()
     finished: list[str] = []
     for key in connection.scan_iter("promptmill:results:*"):
-        for _, fields in connection.xrange(key):
+        for _, fields in stream_rows(connection, key.decode()):
             lines[Result.model_validate_json(fields[keys.DATA_FIELD.encode()]).job_id] += 1
         queue = Queue(key.decode().split(":", 2)[2], connection=connection, serializer=JSONSerializer)
         finished += FinishedJobRegistry(queue=queue).get_job_ids(cleanup=False)
@@ -154,7 +155,7 @@ def _system_problems(connection: redis.Redis, jobs: Sequence[ChaosJob]) -> list[
 def history(connection: redis.Redis, job_id: str, logs: Mapping[str, str]) -> str:
     """All that is known of a job: RQ's record, its stream, its result, and the log lines that name it."""
     lines = [f"history of {job_id}", f"  rq: {connection.hgetall(f'rq:job:{job_id}')}"]
-    rows = connection.xrange(keys.stream_key(job_id))
+    rows = stream_rows(connection, keys.stream_key(job_id))
     for at, (entry_id, fields) in enumerate(rows):
         is_edge = any(b"m" in row[1] for row in rows[max(0, at - EDGE) : at + EDGE]) or at >= len(rows) - EDGE
         if is_edge:  # what lies in the middle of an attempt tells little

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import redis
+from redis.typing import EncodableT, FieldT
 
 from producer import Client
 from producer.contract import ErrorCode, ErrorInfo, Result, Timings, Usage, WorkerInfo, keys
@@ -155,7 +156,7 @@ class Fleet:
 
 def _add_record(pipe: "redis.client.Pipeline", queue: str, result: Result, at: float, prompt: str) -> None:
     seconds = result.timings.total or 0.0
-    fields = {
+    fields: dict[FieldT, EncodableT] = {
         "status": result.status,
         "origin": queue,
         "description": f"promptmill.generate(prompt='{prompt}')",

@@ -68,7 +68,7 @@ def take_all(gateway: RunningGateway, browser: "Browser") -> None:
 
 
 def open_page(browser: "Browser", url: str, theme: str, viewport: dict[str, int]) -> "Page":
-    page = browser.new_context(viewport=viewport, color_scheme=theme).new_page()  # type: ignore[arg-type]
+    page = browser.new_context(viewport=viewport, color_scheme=theme).new_page()
     page.goto(url)
     page.wait_for_timeout(2_500)  # every part has been asked for
     return page

@@ -31,7 +31,7 @@ def fail(held: HeldJob, message: str = "out of luck") -> None:
 
 
 def panel(page: "Page", name: str) -> "Page":
-    return page.get_by_role("region", name=name, exact=True)  # type: ignore[return-value]
+    return page.get_by_role("region", name=name, exact=True)
 
 
 def test_the_overview_shows_queues_workers_jobs_and_the_last_hour(
@@ -218,6 +218,6 @@ def test_every_view_has_an_empty_state_and_landmarks(
     page = open_page(f"{start_gateway().url}/{path}")
     page.locator(".empty:not(:text('Loading'))").first.wait_for()
     for role in ("banner", "navigation", "main", "contentinfo"):
-        assert page.get_by_role(role).first.is_visible()  # type: ignore[arg-type]
+        assert page.get_by_role(role).first.is_visible()
     assert page.locator("h1").count() == 1
     wait_until(lambda: page.get_by_text("Live", exact=True).is_visible())

@@ -9,6 +9,7 @@ from producer.contract import ErrorCode, ErrorInfo
 from tests.acceptance.console.conftest import OpenPage, see
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import StartGateway
+from tests.fakes.redis_reads import sorted_set_names
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -82,7 +83,7 @@ def test_the_skip_link_leads_to_the_content_and_views_say_where_one_is(
 def test_a_narrow_screen_is_never_scrolled_sideways(
     start_gateway: StartGateway, busy: FakeWorker, open_page: OpenPage, path: str
 ) -> None:
-    job_id = busy.connection.zrange("promptmill:leases:promptmill", 0, 0)[0].decode()
+    job_id = sorted_set_names(busy.connection, "promptmill:leases:promptmill")[0]
     path = f"#/jobs/{job_id}" if path == "job" else path
     page = open_page(f"{start_gateway().url}/{path}", viewport={"width": 360, "height": 740})
     page.locator("h1").wait_for(state="attached")

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tests.emulation.ptx.machine import Array, Machine, Mask, type_of
-from tests.emulation.ptx.memory import KernelFault
+from tests.emulation.ptx.machine import Machine, Mask, type_of
+from tests.emulation.ptx.memory import Array, KernelFault
 from tests.emulation.ptx.program import Address, Instruction
 
 
@@ -15,7 +15,7 @@ def _shape(modifiers: tuple[str, ...]) -> tuple[int, str]:
 
 def _places(m: Machine, operand: object, kind: str) -> Array:
     assert isinstance(operand, Address)
-    return m.read(operand.base, kind) + type_of(kind).type(operand.offset)
+    return np.add(m.read(operand.base, kind), type_of(kind).type(operand.offset))
 
 
 def load(instruction: Instruction, m: Machine, mask: Mask | None) -> None:

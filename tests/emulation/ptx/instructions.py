@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 
 from tests.emulation.ptx import accesses, matrices
-from tests.emulation.ptx.machine import Array, Machine, Mask, type_of
+from tests.emulation.ptx.machine import Machine, Mask, type_of
+from tests.emulation.ptx.memory import Array
 from tests.emulation.ptx.program import Instruction
 
 Function = Callable[[Machine, Mask | None], None]
@@ -59,9 +60,10 @@ def _fma(a: Array, b: Array, c: Array) -> Array:
 
 def _quotient(a: Array, b: Array) -> Array:
     if a.dtype.kind == "f":
-        return a / b
+        return np.divide(a, b)
     wide = a.astype(np.int64)
-    return (np.sign(wide) * np.sign(b.astype(np.int64)) * (abs(wide) // abs(b.astype(np.int64)))).astype(a.dtype)
+    other = b.astype(np.int64)
+    return np.asarray(np.sign(wide) * np.sign(other) * (abs(wide) // abs(other)), a.dtype)
 
 
 _FUNCTIONS: dict[str, Callable[..., Array]] = {
@@ -236,7 +238,7 @@ def _convert(instruction: Instruction, m: Machine, mask: Mask | None) -> None:
     if rounded := [_ROUNDINGS[x] for x in how if x in _ROUNDINGS]:
         value = rounded[0](value)
         if type_of(to).kind != "f":
-            limits = np.iinfo(type_of(to))
+            limits = np.iinfo(type_of(to).name)
             value = np.clip(np.nan_to_num(value.astype(np.float64)), limits.min, limits.max)
     m.write(target, value.astype(type_of(to)), mask)
 

@@ -45,7 +45,7 @@ def _run(loaded: Loaded, launch: Launch, metadata: Any, grid: tuple[int, int, in
     values = launch.parameters()
     tensors = [value for value in values if torch.is_tensor(value)]
     memory = GlobalMemory([(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in tensors])
-    parameters = {}
+    parameters: dict[str, Any] = {}
     for (kind, name), value in zip(program.parameters, [*values, 0, 0], strict=True):  # two of Triton's own behind
         number = value.data_ptr() if torch.is_tensor(value) else value
         parameters[name] = np.array(number).astype(type_of(kind))[()]

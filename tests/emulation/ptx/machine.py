@@ -101,7 +101,7 @@ class Machine:
 
     def _special(self, name: str) -> int | Array:
         if name == "%tid.x":
-            return np.arange(self.num_threads)  # type: ignore[return-value]
+            return np.arange(self.num_threads)
         if name == "global_smem":
             return 0
         axis = "xyz".index(name[-1])

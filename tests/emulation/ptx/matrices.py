@@ -3,9 +3,12 @@
 Layouts are those of the PTX ISA: a thread of a warp's 8 by 8 matrix of 16-bit values has two of a row.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
-from tests.emulation.ptx.machine import Array, Machine, Mask, type_of
+from tests.emulation.ptx.machine import Machine, Mask, type_of
+from tests.emulation.ptx.memory import Array
 from tests.emulation.ptx.program import Address, Instruction
 
 
@@ -24,8 +27,8 @@ def shuffle(instruction: Instruction, m: Machine, mask: Mask | None) -> None:
 def reduce(instruction: Instruction, m: Machine, mask: Mask | None) -> None:
     _, how, kind = instruction.modifiers
     target, value, _ = instruction.operands
-    function = {"min": np.min, "max": np.max, "add": np.sum}[how]
-    results = function(m.read(value, kind).reshape(-1, 32), axis=1).astype(type_of(kind))
+    functions: dict[str, Callable[..., Array]] = {"min": np.min, "max": np.max, "add": np.sum}
+    results = functions[how](m.read(value, kind).reshape(-1, 32), axis=1).astype(type_of(kind))
     m.write(target, results.repeat(32), mask)
 
 

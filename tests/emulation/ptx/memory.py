@@ -8,11 +8,12 @@ writes what another one reads, without a barrier between, that is an error whate
 import ctypes
 from bisect import bisect_right
 from collections import deque
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]  # of whatever type an instruction names
 
 
 class KernelFault(Exception):
@@ -32,7 +33,7 @@ class GlobalMemory:
                 self._begins.append(begin)
                 self._ends.append(begin + size)
                 memory = (ctypes.c_uint8 * size).from_address(begin)
-                self._bytes.append(np.frombuffer(memory, np.uint8))
+                self._bytes.append(np.ctypeslib.as_array(memory))
 
     def load(self, addresses: NDArray[np.uint64], width: int, count: int) -> list[Array]:
         """`count` words of `width` bytes from each address on."""

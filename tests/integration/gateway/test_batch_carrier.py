@@ -63,7 +63,7 @@ async def test_a_batch_is_completed_with_its_answers_its_errors_its_counts_and_i
     assert events(redis_client) == [("batch.completed", created.id)]
     files = [await bench.files.get(str(file_id)) for file_id in (record.output_file_id, record.error_file_id)]
     assert [file.status for file in files if file is not None] == ["processed", "processed"]
-    assert await bench.records.count_by_status() == {**dict.fromkeys(BatchStatus, 0), "completed": 1}
+    assert await bench.records.count_by_status() == {**dict.fromkeys(BatchStatus, 0), BatchStatus.COMPLETED: 1}
     assert await bench.files.delete(record.input_file_id) == "deleted"
 
 

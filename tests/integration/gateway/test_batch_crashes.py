@@ -37,8 +37,8 @@ class CrashingTransport(AsyncTransport):
         self.num_left = num_sends
         pipeline = self._redis.pipeline
 
-        def crashing_pipeline(**options: Any) -> Any:
-            made = pipeline(**options)
+        def crashing_pipeline(transaction: bool = True, shard_hint: str | None = None) -> Any:
+            made: Any = pipeline(transaction, shard_hint)
             execute = made.execute
 
             async def execute_and_crash() -> Any:
@@ -53,7 +53,7 @@ class CrashingTransport(AsyncTransport):
             made.execute = execute_and_crash
             return made
 
-        self._redis.pipeline = crashing_pipeline  # type: ignore[method-assign]
+        self._redis.pipeline = crashing_pipeline
 
 
 async def carry_and_crash(bench: BatchBench, url: str, num_sends: int, wish: Wish = Wish.GO_ON) -> bool:

@@ -53,6 +53,10 @@ class BatchStates(RuleBasedStateMachine):
     def run(self, awaitable: Any) -> Any:
         return self.runner.run(awaitable)
 
+    def held(self) -> BatchLease:
+        assert self.fresh is not None
+        return self.fresh
+
     @initialize()
     def create(self) -> None:
         self.bench: BatchBench = self.run(self.stack.enter_async_context(batch_bench(self.url, self.folder)))
@@ -83,7 +87,7 @@ class BatchStates(RuleBasedStateMachine):
     @rule(repeat=times)
     def the_input_is_valid(self, repeat: int) -> None:
         for _ in range(repeat):
-            found = self.run(self.fresh.begin(model="m", queue="q", num_lines=NUM_LINES))
+            found = self.run(self.held().begin(model="m", queue="q", num_lines=NUM_LINES))
         self.status = BatchStatus.CANCELLING if self.status == "cancelling" else BatchStatus.IN_PROGRESS
         assert found is self.status
 
@@ -97,7 +101,7 @@ class BatchStates(RuleBasedStateMachine):
         parts = [self.run(self.new_part("output_file_id", len(positions)))]
         for _ in range(repeat):
             usage = BatchUsage(input_tokens=2 * len(positions), output_tokens=len(positions))
-            assert self.run(self.fresh.add_answers(parts, positions, num_failed=failed, usage=usage))
+            assert self.run(self.held().add_answers(parts, positions, num_failed=failed, usage=usage))
         self.answered.update(positions)
         self.num_failed += failed
 
@@ -115,7 +119,7 @@ class BatchStates(RuleBasedStateMachine):
         if self.fresh is not None and free:
             part = self.run(self.new_part("output_file_id", 1))
             self.connection.zadd("promptmill:files:unrecorded", {part.part.name: 1})
-            assert not self.run(self.fresh.add_answers([part], free[:1], num_failed=0, usage=BatchUsage()))
+            assert not self.run(self.held().add_answers([part], free[:1], num_failed=0, usage=BatchUsage()))
 
     @rule(repeat=times)
     def a_client_cancels(self, repeat: int) -> None:
@@ -130,7 +134,7 @@ class BatchStates(RuleBasedStateMachine):
         if self.status == "in_progress":
             self.status = BatchStatus.FINALIZING
         for _ in range(repeat):
-            assert self.run(self.fresh.finalize()) is self.status
+            assert self.run(self.held().finalize()) is self.status
 
     @precondition(lambda self: self.fresh is not None and self.status in ("finalizing", "cancelling"))
     @rule(repeat=times)

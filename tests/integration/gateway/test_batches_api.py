@@ -14,7 +14,7 @@ from producer.gateway.api_keys import add_key, make_key
 from producer.gateway.batches.batch_keys import index_key, make_batch_id
 from producer.gateway.files.file_keys import EVERYBODYS
 from producer.transport import Transport
-from tests.fakes.batches import URL, jsonl, line
+from tests.fakes.batches import URL, counts_of, jsonl, line
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.gateways import RunningGateway, open_client, wait_until
@@ -148,10 +148,10 @@ def test_output_can_be_read_while_the_batch_runs_and_its_files_cannot_be_deleted
     file_id = upload(client, [line("a", "one"), line("b", "two")])
     created = start(client, file_id)
     echo(low.claim())
-    wait_until(lambda: client.batches.retrieve(created.id).request_counts.completed == 1)
+    wait_until(lambda: counts_of(client, created.id) == (1, 0))
     running = client.batches.retrieve(created.id)
     assert running.status == "in_progress" and list(read(client, running.output_file_id)) == ["a"]
-    for held in (file_id, running.output_file_id):
+    for held in (file_id, str(running.output_file_id)):
         with pytest.raises(openai.ConflictError):
             client.files.delete(held)
     with low.serving(echo):

@@ -43,7 +43,7 @@ def test_a_result_that_may_not_be_read_is_its_lines_error_alone(
     gateway = start_gateway(s3_endpoint_url=s3_server.endpoint)
     with open_client(gateway) as client, low.serving(store_and_refuse):
         file_id = client.files.create(file=("in.jsonl", jsonl(requests)), purpose="batch").id
-        made = client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")  # type: ignore[arg-type]
+        made = client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")
         wait_until(lambda: client.batches.retrieve(made.id).status == "completed")
         batch = client.batches.retrieve(made.id)
         output, errors = lines_of(client, batch.output_file_id), lines_of(client, batch.error_file_id)
@@ -60,7 +60,7 @@ def test_a_batch_on_s3_is_answered_line_by_line_and_leaves_nothing_when_it_is_de
     failing = {entry["custom_id"] for entry in requests if entry["body"]["prompt"] == "fail"}
     with open_client(start_gateway(**bucket.settings)) as client, low.serving(echo):
         file_id = client.files.create(file=("in.jsonl", jsonl(requests)), purpose="batch").id
-        made = client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")  # type: ignore[arg-type]
+        made = client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")
         wait_until(lambda: client.batches.retrieve(made.id).status not in ("validating", "in_progress", "finalizing"))
         batch = client.batches.retrieve(made.id)
         assert (batch.status, batch.errors) == ("completed", None)

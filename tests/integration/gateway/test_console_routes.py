@@ -8,6 +8,7 @@ import httpx2 as httpx
 import openai
 import pytest
 import redis
+from redis.typing import EncodableT, FieldT
 
 from producer import Client
 from producer.contract import ErrorCode, ErrorInfo, Result, Timings, Usage, keys
@@ -178,7 +179,7 @@ def test_whoever_has_no_key_is_shown_no_list_where_there_are_keys(redis_url: str
     assert shown == {"scope": "none", "jobs": []}
 
 
-def line(job_id: str, **fields: Any) -> dict[str, str]:
+def line(job_id: str, **fields: Any) -> dict[FieldT, EncodableT]:
     usage = Usage(prompt_tokens=10, completion_tokens=30, total_tokens=40)
     result = Result(job_id=job_id, status="finished", usage=usage, **fields)
     return {keys.DATA_FIELD: result.to_wire()}

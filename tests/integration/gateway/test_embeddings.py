@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx2 as httpx
 import numpy as np
@@ -20,7 +20,7 @@ from tests.fakes.fake_tokenizer import FakeTokenizer
 from tests.fakes.gateways import RunningGateway, open_client, running_gateway, wait_until
 from tests.fakes.worker_runs import WorkerThread
 
-URL = "/v1/embeddings"
+URL: Final = "/v1/embeddings"
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def embedding(worker_thread: WorkerThread) -> Iterator[WorkerThread]:
 
 
 def vector_of(text: str, dimensions: int | None = None) -> list[float]:
-    return expected_vector(FakeTokenizer().encode(text), dimensions).tolist()
+    return list(expected_vector(FakeTokenizer().encode(text), dimensions).tolist())
 
 
 def test_every_form_of_input_is_answered_in_order(client: openai.OpenAI, embedding: WorkerThread) -> None:
@@ -88,7 +88,7 @@ def test_a_bad_request_names_its_field(
 
 def test_a_batch_of_embeddings_is_answered(redis_url: str, tmp_path: Path, embedding: WorkerThread) -> None:
     inputs: list[Any] = ["the mill", ["a", "b c"], [[5, 6]], ["a"] * (INPUTS_A_JOB + 1)]
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"custom_id": str(i), "method": "POST", "url": URL, "body": {"model": "fake", "input": given}}
         for i, given in enumerate(inputs)
     ]

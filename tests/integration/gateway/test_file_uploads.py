@@ -16,6 +16,7 @@ import redis
 from producer.gateway.files import file_keys, uploads
 from tests.fakes.file_stores import FolderOfFiles, PlaceOfFiles
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
+from tests.fakes.redis_reads import sorted_set_names
 
 LINES = b'{"custom_id": "1"}\n'
 BATCH = ("purpose", b"batch")
@@ -182,7 +183,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(
 def test_an_upload_that_was_taken_for_dead_is_not_recorded(
     open_upload: OpenUpload, place: PlaceOfFiles, redis_client: redis.Redis, start_gateway: StartGateway
 ) -> None:
-    [part] = redis_client.zrange(file_keys.UNRECORDED_KEY, 0, -1)
+    [part] = sorted_set_names(redis_client, file_keys.UNRECORDED_KEY)
     redis_client.zadd(file_keys.UNRECORDED_KEY, {part: 1})
     start_gateway(**place.settings)  # another replica cleans up
     wait_until(lambda: not redis_client.exists(file_keys.UNRECORDED_KEY))

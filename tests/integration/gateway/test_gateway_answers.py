@@ -205,12 +205,13 @@ def test_a_limit_that_is_too_high_is_named_as_the_caller_wrote_it(
 ) -> None:
     message = "max_tokens is 9000, the context 8192"
     reason = ErrorInfo(code=ErrorCode.CONTEXT_LENGTH_EXCEEDED, message=message, param="max_tokens")
-    asked: Any = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
-    with worker.serving(lambda job: job.begin().end("failed", error=reason) and None):
+    asked = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
+    create: Any = client.chat.completions.create
+    with worker.serving(lambda job: job.begin().end("failed", error=reason)):
         for name in ("max_completion_tokens", "max_tokens"):
             for is_streamed in (False, True):
                 with pytest.raises(openai.BadRequestError) as refused:
-                    client.chat.completions.create(**asked, **{name: 9000}, stream=is_streamed)
+                    create(**asked, **{name: 9000}, stream=is_streamed)
                 assert refused.value.param == name and f"{name} is 9000" in str(refused.value)
                 job_id = refused.value.response.headers["x-promptmill-job-id"]
                 later = httpx.get(f"{gateway.url}/v1/jobs/{job_id}").json()["error"]
@@ -219,7 +220,7 @@ def test_a_limit_that_is_too_high_is_named_as_the_caller_wrote_it(
 
 def test_a_job_cancelled_by_somebody_else_is_a_conflict(client: openai.OpenAI, worker: FakeWorker) -> None:
     with (
-        worker.serving(lambda job: job.begin().end("cancelled") and None),
+        worker.serving(lambda job: job.begin().end("cancelled")),
         pytest.raises(openai.ConflictError) as error,
     ):
         client.completions.create(model="fake", prompt="x")

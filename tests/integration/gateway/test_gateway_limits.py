@@ -3,7 +3,8 @@
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import httpx2 as httpx
 import openai
@@ -88,7 +89,7 @@ def test_a_request_that_no_worker_would_take_for_its_size_is_refused_at_once(
     sizes: list[int] = []
 
     def measure(held: HeldJob) -> None:
-        sizes.append(len(zlib.decompress(redis_client.hget(f"rq:job:{held.job_id}", "data") or b"")))
+        sizes.append(len(zlib.decompress(cast(bytes, redis_client.hget(f"rq:job:{held.job_id}", "data")))))
         echo(held)
 
     def ask(prompt: str) -> str | None:
@@ -109,7 +110,7 @@ def test_a_request_that_no_worker_would_take_for_its_size_is_refused_at_once(
         with FakeWorker(redis_url, name="large") as other:  # whoever takes more, or does not say, may get it
             for most, code in ((None, None), (20_000, None), (9_999, "context_length_exceeded")):
                 other.announce("fake", max_request_bytes=most)
-                wait_until(lambda most=most: _limits(gateway) == {10_000, most})
+                wait_until(partial(_has_limits, gateway, {10_000, most}))
                 assert ask("x" * 12_000) == code
             other.announce("another", max_request_bytes=20_000)
             wait_until(lambda: 20_000 in _limits(gateway))
@@ -120,6 +121,10 @@ def test_a_request_that_no_worker_would_take_for_its_size_is_refused_at_once(
 def _limits(gateway: RunningGateway) -> set[int | None]:
     workers = httpx.get(f"{gateway.url}/stats").json()["workers"]
     return {worker["max_request_bytes"] for worker in workers}
+
+
+def _has_limits(gateway: RunningGateway, limits: set[int | None]) -> bool:
+    return _limits(gateway) == limits
 
 
 def test_a_list_to_embed_may_be_longer_than_a_prompt(gateway: RunningGateway, worker: FakeWorker) -> None:

@@ -1,5 +1,7 @@
 """Requests made from our own OpenAPI document, right and wrong ones: none of them may be a fault of ours."""
 
+from typing import Any
+
 import httpx2 as httpx
 import pytest
 import schemathesis
@@ -50,7 +52,7 @@ def test_no_request_of_the_document_is_a_fault_of_ours(
         suppress_health_check=list(HealthCheck),
     )
     @given(case=operation.as_strategy())
-    def check(case: schemathesis.Case) -> None:
+    def check(case: schemathesis.Case[Any]) -> None:
         if isinstance(case.body, dict):
             case.body["model"] = "fake"  # a model that nobody serves would be all that is ever refused
         response = case.call(timeout=30)

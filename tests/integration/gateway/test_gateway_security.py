@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import openai
@@ -177,9 +178,8 @@ def test_an_idempotency_key_makes_one_job_of_two_requests(gateway: RunningGatewa
         with pytest.raises(openai.ConflictError) as error:
             client.completions.create(model="fake", prompt="y", extra_headers=headers)
     assert error.value.code == "idempotency_conflict" and error.value.response.headers["x-should-retry"] == "false"
-    assert error.value.param == "idempotency_key" and error.value.body["message"].startswith(
-        "idempotency_key: was used"
-    )
+    body: Any = error.value.body
+    assert error.value.param == "idempotency_key" and body["message"].startswith("idempotency_key: was used")
 
 
 def test_redis_away_is_unavailable_and_unhealthy() -> None:

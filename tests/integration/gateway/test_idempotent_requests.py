@@ -45,7 +45,7 @@ def test_one_that_failed_leaves_the_others_of_its_request_alone(
 def test_a_failure_is_retried_where_that_makes_another_job(
     client: openai.OpenAI, worker: FakeWorker, is_streamed: bool
 ) -> None:
-    with worker.serving(lambda job: job.begin().end("failed", error=DIED) and None):
+    with worker.serving(lambda job: job.begin().end("failed", error=DIED)):
         for options, is_retried in [({}, "true"), *((keyed, "false") for keyed in KEYED)]:
             with pytest.raises(openai.InternalServerError) as error:
                 client.completions.create(model="fake", prompt="x", stream=is_streamed, **options)
@@ -125,7 +125,7 @@ def test_an_answer_that_is_asked_for_again_is_as_old_as_it_was(
 ) -> None:
     asked: Any = {"model": "fake", "prompt": "x", **KEYED[0]}
     first = client.completions.create(**asked)
-    [name] = redis_client.keys(f"{RECORD_PREFIX}*")
+    [name] = [key.decode() for key in redis_client.scan_iter(f"{RECORD_PREFIX}*")]
     record = JobRecord.model_validate_json(redis_client.get(name) or b"")
     redis_client.set(name, record.model_copy(update={"created": 7}).model_dump_json(), ex=60)
     again = client.completions.create(**asked)
@@ -150,8 +150,8 @@ def test_a_job_that_is_asked_after_keeps_its_record(
     gateway: RunningGateway, client: openai.OpenAI, echoing: FakeWorker, redis_client: redis.Redis
 ) -> None:
     client.completions.create(model="fake", prompt="x")
-    [name] = redis_client.keys(f"{RECORD_PREFIX}*")
+    [name] = [key.decode() for key in redis_client.scan_iter(f"{RECORD_PREFIX}*")]
     redis_client.expire(name, 60)
-    job_id = name.decode().removeprefix(RECORD_PREFIX)
+    job_id = name.removeprefix(RECORD_PREFIX)
     assert httpx.get(f"{gateway.url}/v1/jobs/{job_id}").json()["status"] == "finished"
     assert redis_client.ttl(name) > 6 * 24 * 3600

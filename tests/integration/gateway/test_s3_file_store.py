@@ -55,9 +55,10 @@ def test_what_a_check_that_is_killed_leaves_is_gone_with_the_next(bucket: Bucket
 
 def everything(bucket: BucketOfFiles) -> list[str]:
     """The names of objects and unfinished uploads, hidden ones as well."""
-    client, place = boto3.client("s3", endpoint_url=bucket.endpoint), {"Bucket": "results", "Prefix": bucket.prefix}
-    objects = client.list_objects_v2(**place).get("Contents", [])
-    return [entry["Key"] for entry in [*objects, *client.list_multipart_uploads(**place).get("Uploads", [])]]
+    client = boto3.client("s3", endpoint_url=bucket.endpoint)
+    objects = client.list_objects_v2(Bucket="results", Prefix=bucket.prefix).get("Contents", [])
+    uploads = client.list_multipart_uploads(Bucket="results", Prefix=bucket.prefix).get("Uploads", [])
+    return [entry["Key"] for entry in objects] + [entry["Key"] for entry in uploads]
 
 
 @pytest.mark.parametrize(("num_deleted", "is_refused"), [(4, False), (5, True)])

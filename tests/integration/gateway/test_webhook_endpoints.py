@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -137,11 +138,11 @@ def test_targets_are_checked_when_an_endpoint_is_made_or_changed(start_gateway: 
 
 
 def test_bad_fields_are_named(client: openai.OpenAI) -> None:
-    def refuse(**fields: object) -> str | None:
+    def refuse(**fields: Any) -> str | None:
         with pytest.raises(openai.BadRequestError) as refused:
             client.webhooks.create(
                 **{"name": "x", "url": "http://127.0.0.1/", "event_types": [EVENT_TYPES[0]], **fields}
-            )  # type: ignore[arg-type]
+            )
         return refused.value.param
 
     assert refuse(event_types=["response.completed"]) == "event_types.0"
