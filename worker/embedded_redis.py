@@ -17,12 +17,15 @@ from types import TracebackType
 from typing import Literal, Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from worker.errors import EmbeddedRedisError
 from worker.held_signals import held_signals
 from worker.started_process import StartedProcess, end
 
 START_SECONDS = 20.0
+REPLY_SECONDS = 1.0
 LOG_NAME = "redis.log"  # in the data's folder
 
 
@@ -130,7 +133,7 @@ class EmbeddedRedis:
     def _wait_until_up(self) -> None:
         assert self._process is not None
         until = time.monotonic() + START_SECONDS
-        with redis.Redis(port=self.port) as client:
+        with redis.Redis(port=self.port, socket_timeout=REPLY_SECONDS, retry=Retry(NoBackoff(), 0)) as client:
             while time.monotonic() < until and self._process.poll() is None:
                 try:
                     # The pid tells our server from a stranger that took the port first.
@@ -138,7 +141,7 @@ class EmbeddedRedis:
                         return
                 except redis.BusyLoadingError:  # a long file may take long to read
                     until = time.monotonic() + START_SECONDS
-                except redis.ConnectionError:  # not listening yet
+                except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or a stranger is
                     pass
                 time.sleep(0.02)
         raise EmbeddedRedisError(f"redis-server on port {self.port} did not start: {self._last_words()}")
