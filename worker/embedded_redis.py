@@ -136,13 +136,13 @@ class EmbeddedRedis:
         with redis.Redis(port=self.port, socket_timeout=REPLY_SECONDS, retry=Retry(NoBackoff(), 0)) as client:
             while time.monotonic() < until and self._process.poll() is None:
                 try:
-                    # The pid tells our server from a stranger that took the port first.
-                    if client.info("server")["process_id"] == self._process.pid:
-                        return
-                except redis.BusyLoadingError:  # a long file may take long to read
-                    until = time.monotonic() + START_SECONDS
+                    info = client.info()
                 except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or a stranger is
-                    pass
+                    info = {}
+                if info.get("process_id") == self._process.pid:  # else a stranger took the port first
+                    if not info["loading"]:
+                        return
+                    until = time.monotonic() + START_SECONDS  # a long file may take long to read
                 time.sleep(0.02)
         raise EmbeddedRedisError(f"redis-server on port {self.port} did not start: {self._last_words()}")
 

@@ -1,9 +1,10 @@
-"""A redis-server of our own beside strangers."""
+"""When a redis-server of our own has started, and when it has not."""
 
 import socket
 from pathlib import Path
 
 import pytest
+import redis
 
 from worker.embedded_redis import EmbeddedRedis
 from worker.errors import EmbeddedRedisError
@@ -16,3 +17,14 @@ def test_a_port_that_a_silent_stranger_holds_is_named(tmp_path: Path) -> None:
             EmbeddedRedisError, match=f"on port {server._given_port} did not start: .*[Aa]ddress.* in use"
         ):
             server.start()
+
+
+def test_it_has_started_when_it_has_read_what_it_kept() -> None:
+    num_keys = 300_000
+    with EmbeddedRedis(fsync="always") as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.eval("for i = 1, tonumber(ARGV[1]) do redis.call('SET', i, i) end", 0, num_keys)
+        server.kill()
+        server.start()
+        with redis.Redis.from_url(server.url) as client:
+            assert client.dbsize() == num_keys
