@@ -12,6 +12,11 @@ MAX_CRASHES = 3  # in a row without a new token: the job is poison
 MAX_ALL_CRASHES = 10  # with new tokens in between
 
 
+def is_replaced(rq_status: bytes | None, is_claimed: bytes | None) -> bool:
+    """Whether the job was deleted, and another has its id, by that one's `status` and CLAIMED_FIELD."""
+    return rq_status not in (None, b"canceled") and not is_claimed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """One attempt at one job."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import redis
 from redis.client import Pipeline
@@ -18,12 +19,13 @@ from redis.exceptions import WatchError
 from producer.contract import ErrorCode, ErrorInfo, keys
 from producer.rq_names import dependents_key, job_key
 from worker.background import BackgroundThreads
+from worker.claim import is_replaced
 from worker.errors import LeaseLostError
 from worker.fence import FencedRedis
 from worker.redis_client import REDIS_AWAY, which_exist
 from worker.rq_bridge import Outcomes, calls_back, has_extras
 from worker.running_job import RunningJob
-from worker.scripts import RECORD_TTL_SECONDS, EndCommit
+from worker.scripts import CLAIMED_FIELD, RECORD_TTL_SECONDS, EndCommit
 
 MAX_BATCH = 64  # jobs in one transaction
 MAX_BYTES_AT_ONCE = 64 << 10  # of an output whose commit is built on the loop's thread
@@ -215,6 +217,7 @@ class Committer:
             fence_key=keys.fence_key(job.job_id),
             fence=job.claim.fence,
             epilogue=lambda pipe: self._add_end(pipe, job, wire),
+            is_replaced=lambda pipe: _is_replaced(pipe, job),
         )
         handle = self._outcomes.handle_success if job.status == "finished" else self._outcomes.handle_failure
         try:
@@ -261,6 +264,15 @@ class Committer:
         pipe.xadd(channel, {keys.DATA_FIELD: line}, maxlen=keys.RESULTS_STREAM_MAX_ENTRIES, approximate=True)
         pipe.expire(channel, keys.RESULT_TTL_SECONDS)  # of a tenant that comes no more, nothing stays
         self._outcomes.add_webhooks(pipe, job)
+
+
+def _is_replaced(pipe: Pipeline, job: RunningJob) -> bool:
+    """Since its outcome was decided: a callback may do so, and take its time."""
+    try:
+        rq_says: list[Any] = pipe.hmget(job_key(job.job_id), "status", CLAIMED_FIELD)
+    except redis.ResponseError:  # its key is no hash any more
+        return False
+    return is_replaced(*rq_says)
 
 
 def _result_ttl(job: RunningJob) -> int | None:

@@ -20,7 +20,7 @@ class FencedPipeline(Pipeline):
         self._owner = owner
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Raises LeaseLostError if the fence is another's now, WatchError if that happens meanwhile."""
+        """Raises LeaseLostError if the fence is another's now, or its job is, WatchError if that happens meanwhile."""
         owner = self._owner
         try:
             self._look()
@@ -37,7 +37,7 @@ class FencedPipeline(Pipeline):
         self.explicit_transaction = False  # what follows is sent at once
         self.watch(self._owner.fence_key)  # type: ignore[no-untyped-call]
         held = self.get(self._owner.fence_key)
-        if held != self._owner.fence.encode():
+        if held != self._owner.fence.encode() or self._owner.is_replaced(self):
             raise LeaseLostError(self._owner.job_id)
         self._owner.prologue(self)
         self.command_stack = [*self.command_stack, *buffered]
@@ -47,6 +47,7 @@ class FencedPipeline(Pipeline):
 class FencedRedis(redis.Redis):
     """A connection for one commit of one job. `error` is what the commit raised, if it did.
 
+    `is_replaced` tells by what it reads that the fence is held for a job that another has taken the place of.
     `prologue` is given the pipeline while it reads: what it watches must not change, and after `multi()` it adds to the
     transaction.
     """
@@ -59,12 +60,14 @@ class FencedRedis(redis.Redis):
         fence_key: str,
         fence: str,
         epilogue: Callable[[Pipeline], None],
+        is_replaced: Callable[[Pipeline], bool] = lambda pipe: False,
     ) -> None:
         super().__init__(connection_pool=pool)
         self.job_id = job_id
         self.fence_key = fence_key
         self.fence = fence
         self.epilogue = epilogue
+        self.is_replaced = is_replaced
         self.prologue: Callable[[Pipeline], object] = lambda pipe: None
         self.error: Exception | None = None
 

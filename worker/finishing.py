@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 from producer.contract import ErrorCode, ErrorInfo, keys
 from producer.rq_names import job_key
+from worker.claim import is_replaced
 from worker.commit import MAX_BATCH, Committer
 from worker.job_parts import JobParts
 from worker.redis_client import REDIS_AWAY
@@ -139,8 +140,7 @@ class Finisher:
     def _decide(self, job: RunningJob, fence: bytes | None, rq_says: list[bytes | None] | Exception) -> None:
         """`rq_says`: its status, and whether a worker has claimed it; an error where its key is no hash any more."""
         rq_status, is_claimed = (None, None) if isinstance(rq_says, Exception) else rq_says
-        is_replaced = rq_status not in (None, b"canceled") and not is_claimed  # deleted; another has its id
-        if fence != job.claim.fence.encode() or is_replaced:
+        if fence != job.claim.fence.encode() or is_replaced(rq_status, is_claimed):
             self._on_lost(job)
             return
         if job.status is not None:  # an earlier attempt's done entry decided it

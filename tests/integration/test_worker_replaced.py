@@ -1,9 +1,11 @@
 """A job is deleted while it runs, and another submitted under its id: that is answered, not with what the old one
 came to."""
 
+from typing import Any
+
 import pytest
 import redis
-from rq import Queue
+from rq import Callback, Queue
 from rq.job import Job
 
 from producer import Client
@@ -20,6 +22,7 @@ from tests.fakes.worker_runs import (
 
 NAME = "x"
 NEW_TOKENS = 9  # the old one has 5
+REFUSED = ""  # as a prompt
 
 
 def start_old(running: WorkerThread, queue: Queue) -> Job:
@@ -75,6 +78,27 @@ def test_an_old_one_that_ends_before_it_is_claimed_writes_nothing(
         enqueue_new(queue)
         full.engine.go_on()
         check_is_new(redis_client, wait_for_result(redis_client, NAME))
+    assert redis_client.xlen(keys.results_channel(queue.name)) == 1
+
+
+def enqueue_next(job: Job, connection: redis.Redis, *outcome: Any) -> None:
+    job.delete()
+    enqueue_new(rq_queue(connection))
+
+
+@pytest.mark.parametrize("prompt", ["Old", REFUSED], ids=["success", "failure"])
+def test_a_callback_that_enqueues_the_next_one_under_its_jobs_id(
+    prompt: str, redis_url: str, queue: Queue, client: Client, redis_client: redis.Redis
+) -> None:
+    name = f"{__name__}.enqueue_next"
+    with WorkerThread(redis_url, max_num_jobs=1, callbacks=name) as full:
+        full.service._leases.beat = lambda: None
+        callback = Callback(name)
+        queue.enqueue(FUNCTION, job_id=NAME, prompt=prompt, max_tokens=5, on_success=callback, on_failure=callback)
+        result = wait_for_result(redis_client, NAME)
+        assert (result.status, len(result.choices[0].token_ids)) == ("finished", NEW_TOKENS)
+        assert "".join(chunk.text for chunk in client.job(NAME).stream()) == result.text
+        wait_for_no_leftovers(redis_client)
     assert redis_client.xlen(keys.results_channel(queue.name)) == 1
 
 
