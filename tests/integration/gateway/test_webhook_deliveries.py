@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import openai
 import pytest
@@ -11,6 +12,7 @@ from openai.types.webhooks import BatchCompletedWebhookEvent
 from producer.async_transport import AsyncTransport
 from producer.deliveries import (
     BATCHES,
+    DEAD_TTL_SECONDS,
     RETRY_DELAYS,
     list_deliveries,
     retry_delay,
@@ -19,7 +21,14 @@ from producer.deliveries import (
 )
 from producer.gateway.webhooks.deliveries import MAX_TO_ENDPOINT, claim_deliveries
 from producer.gateway.webhooks.dispatcher import MAX_CONCURRENT
-from producer.gateway.webhooks.endpoints import DISABLED_KEY, WebhookEndpoint, add_endpoint, remove_endpoint
+from producer.gateway.webhooks.endpoints import (
+    DISABLED_KEY,
+    WebhookEndpoint,
+    add_endpoint,
+    disable_endpoint,
+    remove_endpoint,
+    replace_endpoint,
+)
 from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
 from tests.fakes.owed_deliveries import owe
 from tests.fakes.webhook_dispatching import add, dispatching, next_of, tell, wait_for
@@ -84,6 +93,16 @@ async def test_both_secrets_sign_while_an_old_one_is_kept(transport: AsyncTransp
     assert len(new.rotated(keeps_old=False).valid_secrets()) == 1
 
 
+def test_an_old_secret_signs_for_a_day_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = WebhookEndpoint.create(name="test", url="x", key_id=None)
+    new = old.rotated(keeps_old=True)
+    rotated_at = time.time()
+    for hours, secrets in ((23, [new.secret, old.secret]), (25, [new.secret])):
+        with monkeypatch.context() as later:
+            later.setattr(time, "time", lambda: rotated_at + hours * 3600)  # noqa: B023
+            assert new.valid_secrets() == secrets
+
+
 async def test_each_endpoint_hears_of_what_it_asked_for(transport: AsyncTransport) -> None:
     with receiving() as everybodys, receiving() as own, receiving() as failures:
         await add(transport, everybodys.url)
@@ -139,6 +158,18 @@ async def test_what_nobody_takes_is_dead_and_can_be_seen_and_revived(
     assert await transport.run(list_deliveries()) == []
 
 
+async def test_a_dead_delivery_is_kept_for_a_week_and_a_revived_one_until_it_ends(
+    transport: AsyncTransport, redis_client: Redis
+) -> None:
+    await add(transport, "http://127.0.0.1:9/")
+    await tell(transport, "batch_1")
+    [claimed] = await transport.run(claim_deliveries(10))
+    await transport.run(settle_delivery(claimed, "dead", error="answered 500"))
+    assert DEAD_TTL_SECONDS - 60 < redis_client.ttl(BATCHES.prefix + claimed.id) <= DEAD_TTL_SECONDS
+    assert await transport.run(revive_deliveries([claimed.id])) == [claimed.id]
+    assert redis_client.ttl(BATCHES.prefix + claimed.id) == -1
+
+
 def test_attempts_grow_apart_over_a_day() -> None:
     for attempt, base in enumerate(RETRY_DELAYS, start=1):
         delay = retry_delay(attempt, None)
@@ -161,6 +192,19 @@ async def test_an_endpoint_that_is_gone_is_called_no_more(transport: AsyncTransp
     assert receiver.num_received == 1
     [dead] = await transport.run(list_deliveries())
     assert dead.is_dead and dead.error == "answered 410"
+
+
+async def test_an_endpoint_that_was_gone_is_called_again_once_it_is_changed(
+    transport: AsyncTransport, redis_client: Redis
+) -> None:
+    with receiving() as receiver:
+        old = await add(transport, receiver.url)
+        await transport.run(disable_endpoint(old.id))
+        assert await transport.run(replace_endpoint(old, old.changed(name="mended")))
+        assert not redis_client.exists(DISABLED_KEY)
+        await tell(transport, "batch_1")
+        async with dispatching(transport):
+            await next_of(receiver)
 
 
 async def test_what_was_under_way_to_an_endpoint_that_was_removed_is_dropped(
