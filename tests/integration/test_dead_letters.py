@@ -71,6 +71,16 @@ def test_nothing_stays_for_ever_of_a_retried_job_that_is_deleted_before_it_runs(
     assert 0 < redis_client.ttl(keys.stream_key(job.id)) <= keys.WAITING_STREAM_TTL_SECONDS
 
 
+def test_a_retried_job_waits_for_as_long_as_it_takes_and_has_no_result_meanwhile(
+    client: Client, redis_url: str, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url) as worker:
+        job_id = let_fail(client, worker)
+    assert redis_client.ttl(f"rq:job:{job_id}") > 0 and redis_client.exists(keys.result_key(job_id))
+    assert client.retry(job_id)
+    assert redis_client.ttl(f"rq:job:{job_id}") == -1 and not redis_client.exists(keys.result_key(job_id))
+
+
 def test_a_retried_job_starts_over_and_its_readers_see_a_reset(
     client: Client, redis_url: str, redis_client: redis.Redis
 ) -> None:

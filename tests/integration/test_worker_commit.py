@@ -115,7 +115,7 @@ def test_a_stream_whose_end_a_fail_over_lost_before_the_commit_expires_all_the_s
         ({"result_ttl": 7 * 86400}, 6 * 86400, 7 * 86400),
         ({"result_ttl": 60, "failure_ttl": 86400}, 1, 60),
         ({"result_ttl": -1}, -1, -1),
-        ({"result_ttl": 0}, 1, keys.RESULT_TTL_SECONDS),
+        ({"result_ttl": 0}, keys.RESULT_TTL_SECONDS - 60, keys.RESULT_TTL_SECONDS),
         ({"failure_ttl": 7 * 86400, "prompt": ""}, 6 * 86400, 7 * 86400),
         ({"result_ttl": 7 * 86400, "prompt": ""}, 1, keys.FAILURE_TTL_SECONDS),
     ],
@@ -127,6 +127,7 @@ def test_a_result_is_kept_for_as_long_as_rq_keeps_the_job(
         job = queue.enqueue(FUNCTION, **{"prompt": "Hello", "max_tokens": 2, **fields})
         wait_for_result(redis_client, job.id)
         assert least <= redis_client.ttl(keys.result_key(job.id)) <= most
+        assert 0 < redis_client.ttl(keys.results_channel(queue.name)) <= keys.RESULT_TTL_SECONDS
         wait_for_no_leftovers(redis_client)
         if fields.get("result_ttl") != 0:
             assert abs(redis_client.ttl(job.key) - redis_client.ttl(keys.result_key(job.id))) <= 1

@@ -50,6 +50,17 @@ def test_retry_with_an_interval_comes_back_through_the_scheduler(
     assert wait_for_result(redis_client, job.id).attempts == 2
 
 
+def test_nothing_stays_for_ever_of_a_job_that_waits_to_be_retried_and_is_deleted(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    worker_thread.engine.pause()
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, retry=Retry(max=1, interval=3600))
+    wait_until(lambda: worker_thread.engine.running)
+    worker_thread.engine.fail(job.id)
+    wait_until(lambda: job.get_status() is JobStatus.SCHEDULED)
+    assert redis_client.ttl(keys.stream_key(job.id)) > 0
+
+
 def test_a_job_that_fails_once_more_than_its_retries_is_failed(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:

@@ -61,7 +61,9 @@ async def test_jobs_of_a_batch_that_ends_early_do_not_run_on_because_its_answers
         await eventually(are_cancelled)
         assert await problems() == ["file_store_error"] and not carrying.done()
     await carrying
-    body = (await bench.get(created.id)).to_body()
+    record = await bench.get(created.id)
+    body = record.to_body()
+    assert record.unwritable_since is None
     assert (body["status"], body["errors"]) == (status, None)
     assert body["request_counts"] == {"total": NUM_LINES, "completed": 1, "failed": NUM_LINES - 1}
     assert [entry["custom_id"] for entry in await bench.read_lines(body["output_file_id"])] == ["r0"]

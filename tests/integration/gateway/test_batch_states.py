@@ -194,6 +194,8 @@ class BatchStates(RuleBasedStateMachine):
         assert bool(held) == is_open
         if is_open:
             assert self.connection.bitcount(answered_key(self.record.id)) == len(self.answered)
+        else:
+            assert not self.connection.exists(answered_key(self.record.id))
         if record.output_file_id is not None:
             parts = self.run(self.bench.files.parts(record.output_file_id))
             assert sum(part.num_bytes for part in parts) == len(self.answered)
@@ -212,3 +214,15 @@ def test_no_order_of_events_makes_redis_say_what_is_not_so(redis_url: str, tmp_p
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(machine, settings=options)
+
+
+async def test_a_batch_whose_input_was_not_read_in_time_expires(
+    redis_url: str, redis_client: redis_py.Redis, tmp_path: Path
+) -> None:
+    async with batch_bench(redis_url, tmp_path) as bench:
+        created = await bench.create([line("a")])
+        lease = await bench.claim()
+        assert lease is not None and lease.record.status is BatchStatus.VALIDATING
+        redis_client.hset(f"promptmill:batch:{created.id}", "expires_at", 1)
+        await BatchLease.renew(bench.redis, [lease], 15.0)
+        assert lease.wish is Wish.EXPIRE
