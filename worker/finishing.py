@@ -216,10 +216,7 @@ def _settle(job: RunningJob) -> None:
         job.error = ErrorInfo(code=ErrorCode.DEADLINE_EXCEEDED, message=message, param="deadline")
         job.decide("failed")
     elif job.error is not None:
-        job.is_retried = will_retry(job.rq_job) and job.error.code not in _FINAL
+        job.is_retried = will_retry(job.rq_job) and job.error.code is not ErrorCode.POISON
         job.decide("failed")
     else:
         job.decide("finished")
-
-
-_FINAL = (ErrorCode.POISON, ErrorCode.DEADLINE_EXCEEDED)  # what RQ's Retry must not try again

@@ -183,3 +183,13 @@ def test_a_redis_that_cannot_wait_for_its_disk_promises_nothing(
     with pytest.raises(DurabilityError, match=r"since 7\.2"):
         client.submit("Hello", durable=True)
     assert queued(redis_client) == []
+
+
+def test_a_job_waits_for_all_that_it_depends_on_in_whatever_order_they_finish(
+    client: Client, redis_client: redis.Redis
+) -> None:
+    finished, waiting = (client.submit("Hello") for _ in range(2))
+    redis_client.hset(f"rq:job:{finished.id}", "status", "finished")
+    for both in ([finished, waiting], [waiting, finished]):
+        job = client.submit("Hello", depends_on=both)
+        assert redis_client.hget(f"rq:job:{job.id}", "status") == b"deferred"
