@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from producer import BatchFileError
+from producer.contract import ErrorCode, ErrorInfo
 from tests.fakes.command_line import Invoke
-from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.fake_worker import FakeWorker, HeldJob
 from tests.integration.client.test_batch_retry import Moody
 from tests.integration.client.test_table_run import rows, table_run
 
@@ -76,3 +77,17 @@ def test_rows_with_a_null_cell_are_asked_alone_once_a_text_stands_for_it(
     assert sorted(moody.asked) == ["word 1", "word 2", *["word 3"] * 6]
     assert [row["response"] for row in rows(target)] == ["word 1 ", "word 3 ", "word 2 ", "word 3 "]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.csv"]
+
+
+def test_a_row_that_the_worker_refuses_has_the_reason(redis_url: str, worker: FakeWorker, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("text\nword 0\n")
+    too_long = ErrorInfo(code=ErrorCode.CONTEXT_LENGTH_EXCEEDED, message="prompt: is too long")
+
+    def refuse(held: HeldJob) -> None:
+        held.begin().end("failed", error=too_long)
+
+    with worker.serving(refuse):
+        table_run(redis_url, source, target, prompt="{text}").run()
+    [row] = rows(target)
+    assert (row["response"], row["error"]) == ("", "context_length_exceeded: prompt: is too long")
