@@ -21,8 +21,9 @@ from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
 from producer.gateway.batches.batch_scripts import BEGIN, FINISH, RECORD
 from producer.operations import Script
 from tests.fakes.batches import URL, batch_bench, jsonl, line
-from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.gateways import wait_until
+from tests.fakes.held_job import HeldJob
 from tests.fakes.holding_proxy import HoldingProxy
 from tests.fakes.redis_reads import sorted_set_scores
 from worker.embedded_redis import free_port

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from tests.fakes.fake_worker import FakeWorker, HeldJob
+from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.held_job import HeldJob
 from worker.embedded_redis import free_port
 from worker.started_process import StartedProcess
 

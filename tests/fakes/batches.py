@@ -10,6 +10,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 import openai
+import redis
 
 from producer.async_transport import AsyncTransport
 from producer.gateway.batches.batch_lease import BatchLease
@@ -19,6 +20,7 @@ from producer.gateway.batches.carrier import Carrier, CarrierOptions
 from producer.gateway.files.base import FileStore
 from producer.gateway.files.file_records import FileRecord, FileRecords, Part
 from producer.gateway.files.local import LocalFileStore
+from producer.gateway.webhooks.outbox import OUTBOX_KEY
 
 LEASE_SECONDS = 15.0
 URL: Final = "/v1/completions"
@@ -59,6 +61,13 @@ class BatchBench:
         parts = await self.files.parts(file_id)
         return [json.loads(text) for part in parts for text in b"".join(self.store.read(part.name)).splitlines()]
 
+    async def answers(self, record: BatchRecord) -> dict[str, dict[str, Any]]:
+        """Both files' lines by custom_id; each is there once."""
+        lines = await self.read_lines(record.output_file_id) + await self.read_lines(record.error_file_id)
+        by_id = {entry["custom_id"]: entry for entry in lines}
+        assert len(by_id) == len(lines)
+        return by_id
+
     async def create(self, lines: Iterable[Any] | bytes, **fields: Any) -> BatchRecord:
         data = lines if isinstance(lines, bytes) else jsonl(lines)
         key_id = fields.pop("key_id", None)
@@ -85,23 +94,30 @@ class BatchBench:
         assert record is not None
         return record
 
+    async def when_completed(self, created: BatchRecord, num_lines: int) -> BatchRecord | None:
+        """The batch, if so many of its lines are completed: for `eventually`."""
+        record = await self.get(created.id)
+        return record if record.num_completed == num_lines else None
+
 
 @asynccontextmanager
 async def batch_bench(redis_url: str, folder: Path, **options: Any) -> AsyncIterator[BatchBench]:
     store = LocalFileStore(folder)
     store.check()
-    redis = AsyncTransport(redis_url)
+    transport = AsyncTransport(redis_url)
     given: dict[str, Any] = {
         "default_queue": "promptmill",
         "max_in_flight": 100,
         "max_queue_depth": 1000,
         "max_line_bytes": 100_000,
     }
-    bench = BatchBench(redis, store, FileRecords(redis, store), BatchRecords(redis), CarrierOptions(**given | options))
+    bench = BatchBench(
+        transport, store, FileRecords(transport, store), BatchRecords(transport), CarrierOptions(**given | options)
+    )
     try:
         yield bench
     finally:
-        await redis.aclose()
+        await transport.aclose()
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
@@ -111,6 +127,12 @@ async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
             return found
         await asyncio.sleep(0.02)
     raise AssertionError("it did not come to that")
+
+
+def events_owed(redis_client: redis.Redis) -> list[tuple[str, str]]:
+    """Type and object of what receivers are to be told."""
+    found = [json.loads(entry) for entry in redis_client.lrange(OUTBOX_KEY, 0, -1)]
+    return [(event["type"], event["object_id"]) for event in found]
 
 
 def counts_of(client: openai.OpenAI, batch_id: str) -> tuple[int, int]:

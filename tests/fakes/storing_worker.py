@@ -2,8 +2,9 @@
 
 import boto3
 
-from tests.fakes.fake_worker import Behaviour, HeldJob
+from tests.fakes.fake_worker import Behaviour
 from tests.fakes.flaky_s3 import BUCKET
+from tests.fakes.held_job import HeldJob
 
 
 def storing(endpoint: str) -> Behaviour:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from engine.config import EngineConfig
 from engine.model.registry import ARCHITECTURES
 
 VOCAB_SIZE = 320  # 256 bytes, then special tokens and padding
@@ -70,6 +71,19 @@ def make_tiny_model(architecture: str, folder: Path, **overrides: Any) -> Path:
     model.save_pretrained(folder)
     write_byte_tokenizer(folder)
     return folder
+
+
+def tiny_config(folder: Path, **overrides: Any) -> EngineConfig:
+    """Of a worker in float32 on the CPU, with little room."""
+    defaults: dict[str, Any] = {
+        "dtype": "float32",
+        "device": "cpu",
+        "max_num_seqs": 8,
+        "max_num_tokens": 32,
+        "block_size": 16,
+        "num_kv_blocks": 12,
+    }
+    return EngineConfig(model_path=str(folder), **defaults | overrides)
 
 
 def write_byte_tokenizer(folder: Path) -> None:

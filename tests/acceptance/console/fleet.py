@@ -19,7 +19,8 @@ from redis.typing import EncodableT, FieldT
 from producer import Client
 from producer.contract import ErrorCode, ErrorInfo, Result, Timings, Usage, WorkerInfo, keys
 from tests.fakes.batches import batch_bench, line
-from tests.fakes.fake_worker import FakeWorker, HeldJob
+from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.held_job import HeldJob
 
 HISTORY_SECONDS = 3590
 TICK_SECONDS = 0.1

@@ -10,8 +10,9 @@ import redis
 from producer import Client, Job
 from producer.contract import ErrorCode, ErrorInfo, Timings
 from tests.acceptance.console.conftest import OpenPage, see
-from tests.fakes.fake_worker import FakeWorker, HeldJob
+from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import StartGateway, running_gateway, wait_until
+from tests.fakes.held_job import HeldJob
 from tests.fakes.redis_proxy import CuttingProxy
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import redis
 from producer import BatchFileError, Client
 from producer.batch import BatchProgress
 from tests.fakes.batch_runs import answers, by_id, chat, run
-from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.held_job import HeldJob
 from tests.fakes.worker_runs import wait_until
 from worker.started_process import StartedProcess
 

@@ -13,7 +13,8 @@ from producer.batch import BatchProgress
 from producer.contract import ErrorCode, ErrorInfo
 from tests.fakes.batch_runs import answers, by_id, chat, completion, run
 from tests.fakes.command_line import Invoke
-from tests.fakes.fake_worker import Behaviour, FakeWorker, HeldJob, echo
+from tests.fakes.fake_worker import Behaviour, FakeWorker, echo
+from tests.fakes.held_job import HeldJob
 from tests.integration.client.test_table_run import rows
 from worker.started_process import StartedProcess
 

@@ -11,7 +11,8 @@ from producer import BatchFileError, InvalidJobError
 from producer.contract import ErrorCode, ErrorInfo
 from tests.fakes.batch_runs import answers, by_id, chat, completion, run
 from tests.fakes.command_line import Invoke
-from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.held_job import HeldJob
 
 
 def test_every_line_is_answered_in_openais_shape(redis_url: str, worker: FakeWorker, files: tuple[Path, Path]) -> None:

@@ -11,7 +11,8 @@ from rq.serializers import JSONSerializer
 
 from producer import Chunk, Client, InvalidJobError, JobFailedError, JobNotFoundError, ResultTimeoutError
 from producer.contract import ErrorCode, ErrorInfo, keys
-from tests.fakes.fake_worker import FakeWorker, HeldJob
+from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.held_job import HeldJob
 
 
 def texts(chunks: list[Chunk]) -> list[str]:

@@ -10,7 +10,8 @@ import pytest
 from producer import BatchFileError
 from producer.contract import ErrorCode, ErrorInfo
 from tests.fakes.command_line import Invoke
-from tests.fakes.fake_worker import FakeWorker, HeldJob
+from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.held_job import HeldJob
 from tests.integration.client.test_batch_retry import Moody
 from tests.integration.client.test_table_run import rows, table_run
 

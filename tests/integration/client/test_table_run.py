@@ -19,7 +19,8 @@ from producer.settings import ProducerSettings
 from producer.table_run import TableOptions, TableRun
 from producer.tables.select import open_table
 from tests.fakes.command_line import Invoke
-from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.held_job import HeldJob
 from worker.started_process import StartedProcess
 
 

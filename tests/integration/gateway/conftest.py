@@ -1,11 +1,13 @@
 """A gateway on a real Redis, a fake worker that answers, and the official client, unmodified."""
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import openai
 import pytest
 
 from producer.async_transport import AsyncTransport
+from tests.fakes.batches import BatchBench, batch_bench
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.file_stores import PlaceOfFiles
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client
@@ -34,6 +36,12 @@ async def transport(redis_url: str) -> AsyncIterator[AsyncTransport]:
     transport = AsyncTransport(redis_url)
     yield transport
     await transport.aclose()
+
+
+@pytest.fixture
+async def bench(redis_url: str, tmp_path: Path) -> AsyncIterator[BatchBench]:
+    async with batch_bench(redis_url, tmp_path) as bench:
+        yield bench
 
 
 @pytest.fixture

@@ -1,41 +1,17 @@
 """A carrier takes a batch from its file to its end, on a real Redis: every status, every line answered once."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import pytest
 import redis as redis_py
 
 from producer.contract import keys
-from producer.gateway.batches.batch_lease import Wish
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
-from producer.gateway.webhooks.outbox import OUTBOX_KEY
-from tests.fakes.batches import BatchBench, batch_bench, eventually, line
-from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from tests.fakes.batches import BatchBench, batch_bench, events_owed, eventually, line
+from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.held_job import HeldJob
 
 LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
-
-
-@pytest.fixture
-async def bench(redis_url: str, tmp_path: Path) -> AsyncIterator[BatchBench]:
-    async with batch_bench(redis_url, tmp_path) as bench:
-        yield bench
-
-
-async def answers(bench: BatchBench, record: BatchRecord) -> dict[str, dict[str, Any]]:
-    """Both files' lines by custom_id; each is there once."""
-    lines = await bench.read_lines(record.output_file_id) + await bench.read_lines(record.error_file_id)
-    by_id = {entry["custom_id"]: entry for entry in lines}
-    assert len(by_id) == len(lines)
-    return by_id
-
-
-def events(redis_client: redis_py.Redis) -> list[tuple[str, str]]:
-    found = [json.loads(entry) for entry in redis_client.lrange(OUTBOX_KEY, 0, -1)]
-    return [(event["type"], event["object_id"]) for event in found]
 
 
 async def test_a_batch_is_completed_with_its_answers_its_errors_its_counts_and_its_usage(
@@ -60,7 +36,7 @@ async def test_a_batch_is_completed_with_its_answers_its_errors_its_counts_and_i
     ]
     assert (errors["b"]["status_code"], errors["c"]["status_code"]) == (500, 400)
     assert errors["c"]["body"]["error"]["param"] == "temperature"
-    assert events(redis_client) == [("batch.completed", created.id)]
+    assert events_owed(redis_client) == [("batch.completed", created.id)]
     files = [await bench.files.get(str(file_id)) for file_id in (record.output_file_id, record.error_file_id)]
     assert [file.status for file in files if file is not None] == ["processed", "processed"]
     assert await bench.records.count_by_status() == {**dict.fromkeys(BatchStatus, 0), BatchStatus.COMPLETED: 1}
@@ -99,7 +75,7 @@ async def test_a_file_that_cannot_be_run_fails_the_batch_with_the_lines_at_fault
         (2, "duplicate_custom_id"),
         (3, "mismatched_model"),
     ]
-    assert events(redis_client) == [("batch.failed", created.id)]
+    assert events_owed(redis_client) == [("batch.failed", created.id)]
     assert redis_client.llen(f"rq:queue:{LOW}") == 0
 
 
@@ -109,7 +85,7 @@ async def test_a_model_that_nobody_has_served_fails_the_batch_at_once(
     created = await bench.create([line("a", body={"model": "fakee"})])
     await bench.carry()
     record = await bench.get(created.id)
-    assert record.status is BatchStatus.FAILED and events(redis_client) == [("batch.failed", created.id)]
+    assert record.status is BatchStatus.FAILED and events_owed(redis_client) == [("batch.failed", created.id)]
     [problem] = record.problems
     assert (problem.code, problem.param) == ("model_not_found", "body.model")
     assert "serves 'fakee'; served are: fake" in problem.message
@@ -167,80 +143,11 @@ async def _is_carried_again(bench: BatchBench, redis_client: redis_py.Redis, rec
     await bench.carry()
 
 
-async def test_a_cancelled_batch_keeps_its_answers_and_says_of_the_rest_that_it_was_cancelled(
-    bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
-) -> None:
-    created = await bench.create([line(f"r{number}") for number in range(10)])
-    lease = await bench.claim()
-    assert lease is not None
-    carrying = asyncio.create_task(bench.carrier(lease).carry())
-    for _ in range(3):
-        echo(await asyncio.to_thread(low.claim))
-    running = await asyncio.to_thread(low.claim)
-    await eventually(lambda: _num_completed(bench, created, 3))
-    assert await bench.records.cancel(created.id) is BatchStatus.CANCELLING
-    lease.wish_for(Wish.CANCEL)
-    await carrying
-    record = await bench.get(created.id)
-    assert record.status is BatchStatus.CANCELLED and record.cancelling_at and record.cancelled_at
-    assert (record.num_completed, record.num_failed) == (3, 7)
-    errors = await bench.read_lines(record.error_file_id)
-    assert {entry["error"]["code"] for entry in errors} == {"batch_cancelled"}
-    assert len(await answers(bench, record)) == 10
-    assert running.is_cancelled() and redis_client.llen(f"rq:queue:{LOW}") == 0
-    assert events(redis_client) == [("batch.cancelled", created.id)]
-    assert await bench.records.cancel(created.id) is BatchStatus.CANCELLED  # asked again, it is the same
-
-
-async def test_an_expired_batch_keeps_its_answers_and_says_of_the_rest_that_it_expired(
-    bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
-) -> None:
-    created = await bench.create([line(f"r{number}") for number in range(5)])
-    lease = await bench.claim()
-    assert lease is not None
-    carrying = asyncio.create_task(bench.carrier(lease).carry())
-    echo(await asyncio.to_thread(low.claim))
-    await eventually(lambda: _num_completed(bench, created, 1))
-    redis_client.hset(f"promptmill:batch:{created.id}", "expires_at", 1)
-    await type(lease).renew(bench.redis, [lease], 15.0)
-    assert lease.wish is Wish.EXPIRE
-    await carrying
-    record = await bench.get(created.id)
-    assert record.status is BatchStatus.EXPIRED and record.expired_at and record.cancelled_at is None
-    assert (record.num_completed, record.num_failed) == (1, 4)
-    errors = await bench.read_lines(record.error_file_id)
-    assert {entry["error"]["code"] for entry in errors} == {"batch_expired"}
-    assert events(redis_client) == [("batch.expired", created.id)]
-
-
-async def test_a_batch_that_expires_while_its_process_is_told_to_stop_ends_as_expired(
-    bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    created = await bench.create([line("a")])
-    lease = await bench.claim()
-    assert lease is not None
-    carrying = asyncio.create_task(bench.carrier(lease).carry())
-    await asyncio.to_thread(low.claim)
-    reserve = bench.files.reserve
-
-    async def stop_and_reserve(part: str) -> None:
-        """For the line's error: there is no other part."""
-        lease.wish_for(Wish.STOP)
-        await reserve(part)
-
-    monkeypatch.setattr(bench.files, "reserve", stop_and_reserve)
-    lease.wish_for(Wish.EXPIRE)
-    await carrying
-    record = await bench.get(created.id)
-    assert record.status is BatchStatus.EXPIRED and record.cancelled_at is None
-    assert (await answers(bench, record))["a"]["error"]["code"] == "batch_expired"
-
-
 async def test_output_can_be_read_while_the_batch_runs(bench: BatchBench, low: FakeWorker) -> None:
     created = await bench.create([line("a"), line("b")])
     carrying = asyncio.create_task(bench.carry())
     echo(await asyncio.to_thread(low.claim))
-    record = await eventually(lambda: _num_completed(bench, created, 1))
+    record = await eventually(lambda: bench.when_completed(created, 1))
     [entry] = await bench.read_lines(record.output_file_id)
     assert record.status is BatchStatus.IN_PROGRESS and entry["response"]["status_code"] == 200
     assert await bench.files.delete(record.output_file_id) == "held"
@@ -273,7 +180,7 @@ async def test_no_more_jobs_are_enqueued_than_the_queue_has_room_for(
         seen = [await asyncio.to_thread(_depth_and_answer, redis_client, low) for _ in range(30)]
         await carrying
         assert max(seen) <= 5
-        assert len(await answers(bench, await bench.get(created.id))) == 30
+        assert len(await bench.answers(await bench.get(created.id))) == 30
 
 
 async def test_an_input_that_cannot_be_read_for_long_fails_the_batch(
@@ -300,11 +207,6 @@ async def test_output_files_expire_so_long_after_the_batchs_end(bench: BatchBenc
     file = await bench.files.get(str(record.output_file_id))
     assert file is not None and record.completed_at is not None
     assert file.expires_at is not None and 0 <= file.expires_at - record.completed_at - 3600 <= 1
-
-
-async def _num_completed(bench: BatchBench, created: BatchRecord, number: int) -> BatchRecord | None:
-    record = await bench.get(created.id)
-    return record if record.num_completed == number else None
 
 
 def _depth_and_answer(redis_client: redis_py.Redis, worker: FakeWorker) -> int:

@@ -19,7 +19,8 @@ from producer.gateway.batches.carrier import Carrier
 from producer.gateway.files.file_records import FileRecords
 from producer.gateway.webhooks.outbox import OUTBOX_KEY
 from tests.fakes.batches import BatchBench, batch_bench, line
-from tests.fakes.fake_worker import FakeWorker, HeldJob, echo
+from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.held_job import HeldJob
 
 LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
 LINES = [line("a", "one"), line("b", "fail"), line("c", "two", body={"temperature": 9})]

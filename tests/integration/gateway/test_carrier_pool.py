@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,9 @@ from producer.gateway.batches.carrier import Carrier
 from producer.gateway.batches.carrier_child import CarrierChild
 from producer.gateway.batches.carrier_pool import RETRY_SECONDS, CarrierPool
 from producer.gateway.settings import GatewaySettings
-from tests.fakes.batches import LEASE_SECONDS, BatchBench, batch_bench, eventually, line
+from tests.fakes.batches import LEASE_SECONDS, BatchBench, eventually, line
 from tests.fakes.fake_worker import FakeWorker, echo
 from worker.embedded_redis import free_port
-
-
-@pytest.fixture
-async def bench(redis_url: str, tmp_path: Path) -> AsyncIterator[BatchBench]:
-    async with batch_bench(redis_url, tmp_path) as bench:
-        yield bench
 
 
 async def test_a_pool_told_to_stop_while_it_claims_leaves_the_batch_to_others_at_once(

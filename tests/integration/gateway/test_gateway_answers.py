@@ -7,8 +7,9 @@ import openai
 import pytest
 
 from producer.contract import ErrorCode, ErrorInfo
-from tests.fakes.fake_worker import FakeWorker, HeldJob
+from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client
+from tests.fakes.held_job import HeldJob
 
 
 def test_a_completion_is_answered(client: openai.OpenAI, echoing: FakeWorker) -> None:

@@ -7,8 +7,9 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.fakes.fake_worker import FakeWorker, HeldJob
+from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import RunningGateway
+from tests.fakes.held_job import HeldJob
 
 EXAMPLES_A_ROUTE = 15
 ROUTES = [

@@ -7,7 +7,8 @@ import pytest
 from pydantic import BaseModel
 
 from producer.contract import Choice, Chunk, PromptEcho, TokenLogprob, TopLogprob, keys
-from tests.fakes.fake_worker import FakeWorker, HeldJob
+from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.held_job import HeldJob
 
 ASK: Any = [{"role": "user", "content": "x"}]
 TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}

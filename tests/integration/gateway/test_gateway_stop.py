@@ -10,8 +10,9 @@ from collections import Counter
 import httpx2 as httpx
 import pytest
 
-from tests.fakes.fake_worker import FakeWorker, HeldJob
+from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import RunningGateway, StartGateway, wait_until
+from tests.fakes.held_job import HeldJob
 
 NUM_STREAMS = 60
 STOP_SECONDS = 3.0  # far below the seconds after which the server cuts off what does not end by itself

@@ -10,8 +10,9 @@ import openai
 import pytest
 
 from producer.contract import ErrorCode, ErrorInfo
-from tests.fakes.fake_worker import FakeWorker, HeldJob
+from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
+from tests.fakes.held_job import HeldJob
 
 HELLO: Any = [{"role": "user", "content": "one two"}]
 

@@ -1,9 +1,7 @@
 """The core on torch with tiny random models: the same tokens as transformers' own `generate`."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,19 +9,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.attention.base import AttentionBatch
-from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.errors import DeviceLostError, DeviceMemoryError, ModelLoadError
+from engine.errors import DeviceLostError, DeviceMemoryError
 from engine.messages import AddSequence
 from engine.model.loader import LoadedModel
 from engine.runner import memory
-from engine.runner.memory import choose_num_blocks, free_host_bytes
 from engine.runner.model_runner import ModelRunner
 from engine.sampler import SamplingBatch
 from engine.sampling_params import SamplingParams
 from tests.fakes.core_driver import run_to_end
 from tests.fakes.reference import generate, random_prompts
-from tests.fakes.tiny_models import make_tiny_model
+from tests.fakes.tiny_models import make_tiny_model, tiny_config
 
 LENGTHS = [1, 2, 16, 17, 100, 5, 33, 64, 3, 48]
 
@@ -31,18 +27,6 @@ LENGTHS = [1, 2, 16, 17, 100, 5, 33, 64, 3, 48]
 @pytest.fixture(scope="module")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model("llama", tmp_path_factory.mktemp("llama"))
-
-
-def config(folder: Path, **overrides: Any) -> EngineConfig:
-    defaults: dict[str, Any] = {
-        "dtype": "float32",
-        "device": "cpu",
-        "max_num_seqs": 8,
-        "max_num_tokens": 32,
-        "block_size": 16,
-        "num_kv_blocks": 12,
-    }
-    return EngineConfig(model_path=str(folder), **defaults | overrides)
 
 
 def run(core: EngineCore, prompts: list[list[int]], **params: Any) -> list[list[int]]:
@@ -60,7 +44,7 @@ def reference(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
 
 def test_greedy_tokens_equal_generate_with_chunked_prefill_and_preemption(tiny_llama: Path) -> None:
     prompts = random_prompts(LENGTHS)
-    core = EngineCore(config(tiny_llama))
+    core = EngineCore(tiny_config(tiny_llama))
     assert run(core, prompts) == reference(tiny_llama, prompts)
     stats = core.get_stats()
     assert stats.num_preemptions > 0 and stats.num_prompt_tokens > sum(LENGTHS) and stats.num_kv_blocks_used == 0
@@ -69,7 +53,7 @@ def test_greedy_tokens_equal_generate_with_chunked_prefill_and_preemption(tiny_l
 def test_prefix_hits_of_one_step_change_no_token(tiny_llama: Path) -> None:
     prefix, *tails = random_prompts([40, 3, 9, 1, 20])
     prompts = [prefix + tail for tail in tails]
-    core = EngineCore(config(tiny_llama, max_num_tokens=256, num_kv_blocks=64))
+    core = EngineCore(tiny_config(tiny_llama, max_num_tokens=256, num_kv_blocks=64))
     assert run(core, prompts) == reference(tiny_llama, prompts)
     assert core.get_stats().num_cached_tokens == 3 * 32
 
@@ -77,19 +61,19 @@ def test_prefix_hits_of_one_step_change_no_token(tiny_llama: Path) -> None:
 def test_sampled_tokens_do_not_depend_on_chunks_or_neighbours(tiny_llama: Path) -> None:
     prompts = random_prompts(LENGTHS)
     sampling: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "seed": 4}
-    roomy = run(EngineCore(config(tiny_llama, max_num_tokens=512, num_kv_blocks=200)), prompts, **sampling)
-    assert run(EngineCore(config(tiny_llama)), prompts, **sampling) == roomy
+    roomy = run(EngineCore(tiny_config(tiny_llama, max_num_tokens=512, num_kv_blocks=200)), prompts, **sampling)
+    assert run(EngineCore(tiny_config(tiny_llama)), prompts, **sampling) == roomy
 
 
 def test_the_info_tells_the_bound_of_a_small_cache(tiny_llama: Path) -> None:
-    info = EngineCore(config(tiny_llama, num_kv_blocks=3)).info
+    info = EngineCore(tiny_config(tiny_llama, num_kv_blocks=3)).info
     assert (info.max_model_len, info.num_kv_blocks, info.block_size) == (48, 3, 16)
     assert info.dtype == "float32" and info.device == "cpu"
 
 
 @pytest.fixture
 def runner(tiny_llama: Path) -> Iterator[ModelRunner]:
-    yield ModelRunner(config(tiny_llama))
+    yield ModelRunner(tiny_config(tiny_llama))
 
 
 def test_bad_logits_fail_their_own_row_alone(runner: ModelRunner, tiny_llama: Path) -> None:
@@ -97,7 +81,7 @@ def test_bad_logits_fail_their_own_row_alone(runner: ModelRunner, tiny_llama: Pa
     embedding = network.get_input_embeddings()
     with torch.no_grad():
         embedding.weight[7] = float("nan")
-    core = EngineCore(config(tiny_llama), runner=runner)
+    core = EngineCore(tiny_config(tiny_llama), runner=runner)
     prompts = [[20, 21, 22], [23, 7, 24], [25] * 20]
     for i, prompt in enumerate(prompts):
         params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
@@ -138,7 +122,7 @@ def test_what_torch_raises_is_told_apart(
             raise
 
     monkeypatch.setattr(runner, "execute", watch)
-    core = EngineCore(config(tiny_llama), runner=runner)
+    core = EngineCore(tiny_config(tiny_llama), runner=runner)
     core.add(AddSequence(sequence_id=0, prompt_token_ids=[20], params=SamplingParams(max_tokens=1)))
     if expected is DeviceLostError:
         with pytest.raises(DeviceLostError):
@@ -152,7 +136,7 @@ def test_a_step_beyond_the_devices_memory_changes_no_token_and_ends_nothing(
     runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
 ) -> None:
     prompts = random_prompts([20, 5, 30, 2])
-    expected = run(EngineCore(config(tiny_llama)), prompts, max_tokens=4)
+    expected = run(EngineCore(tiny_config(tiny_llama)), prompts, max_tokens=4)
     forward = type(runner._model).forward
     sizes: list[int] = []
 
@@ -163,7 +147,7 @@ def test_a_step_beyond_the_devices_memory_changes_no_token_and_ends_nothing(
         return forward(model, input_ids, *rest)
 
     monkeypatch.setattr(type(runner._model), "forward", run_out_of_memory)
-    assert run(EngineCore(config(tiny_llama), runner=runner), prompts, max_tokens=4) == expected
+    assert run(EngineCore(tiny_config(tiny_llama), runner=runner), prompts, max_tokens=4) == expected
     assert max(sizes) == 32
 
 
@@ -179,7 +163,7 @@ def test_a_row_that_makes_the_sampler_raise_fails_alone(
         return sample(logits, batch)
 
     monkeypatch.setattr(sampler, "sample", raise_for_seed_13)
-    core = EngineCore(config(tiny_llama), runner=runner)
+    core = EngineCore(tiny_config(tiny_llama), runner=runner)
     for i, seed in enumerate([12, 13, 14]):
         params = SamplingParams(max_tokens=4, seed=seed, ignore_eos=True)
         core.add(AddSequence(sequence_id=i, prompt_token_ids=[20, 21, 22], params=params))
@@ -195,7 +179,7 @@ def test_a_row_that_makes_the_sampler_raise_fails_alone(
 
 
 def test_the_largest_step_runs_over_a_single_block(tiny_llama: Path) -> None:
-    settings = config(tiny_llama, max_num_tokens=100, max_num_seqs=8, max_model_len=40)
+    settings = tiny_config(tiny_llama, max_num_tokens=100, max_num_seqs=8, max_model_len=40)
     runner = ModelRunner(settings)
     runner._model.allocate_kv_cache(1)
     with torch.inference_mode():
@@ -203,107 +187,3 @@ def test_the_largest_step_runs_over_a_single_block(tiny_llama: Path) -> None:
     assert tokens.token_ids.shape == (8,)
     batch = runner._model.context.batch
     assert isinstance(batch, AttentionBatch) and batch.query_start.tolist() == [0, 40, 80, 100]
-
-
-# memory --------------------------------------------------------------------------------------------------------------
-
-
-def test_the_cache_takes_its_share_of_the_free_memory(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = ModelRunner(config(tiny_llama))._model
-    block = model.kv_block_bytes
-    monkeypatch.setattr(memory, "free_host_bytes", lambda: 1000 * block)
-
-    def num_blocks(**overrides: Any) -> int:
-        settings = config(tiny_llama, num_kv_blocks=None, max_model_len=64, **overrides)
-        return choose_num_blocks(settings, model, lambda: None)
-
-    assert num_blocks(kv_memory_fraction=0.25) == 250
-    assert num_blocks(max_cpu_kv_bytes=20 * block) == 20
-    with pytest.raises(ModelLoadError, match=r"1 blocks of 16 .* at least 2 .*max_num_tokens 32.*max_cpu_kv_bytes"):
-        num_blocks(max_cpu_kv_bytes=block)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "remedy"),
-    [
-        ({"num_kv_blocks": 2}, "raise num_kv_blocks to 4; if it is meant so, set max_model_len to 32"),
-        ({"num_kv_blocks": None, "max_cpu_kv_bytes": 3}, r"raise max_cpu_kv_bytes to 4, or kv_memory_fraction; .* 48"),
-    ],
-)
-def test_a_cache_that_ends_the_context_early_says_so_and_how_it_holds_more(
-    tiny_llama: Path, caplog: pytest.LogCaptureFixture, overrides: dict[str, Any], remedy: str
-) -> None:
-    model = ModelRunner(config(tiny_llama))._model
-    if (num_blocks := overrides.get("max_cpu_kv_bytes")) is not None:
-        overrides = overrides | {"max_cpu_kv_bytes": num_blocks * model.kv_block_bytes}
-        remedy = remedy.replace("bytes to 4", f"bytes to {4 * model.kv_block_bytes}")
-    caplog.clear()
-    held = ModelRunner(config(tiny_llama, max_model_len=64, **overrides)).info
-    assert (held.max_model_len, held.is_bound_by_cache) == (16 * held.num_kv_blocks, True)
-    (said,) = [record.getMessage() for record in caplog.records if "context_cut" in record.getMessage()]
-    assert re.search(f"context_length={held.max_model_len} max_model_len=64 .*{remedy}", said)
-
-
-def test_a_cache_that_holds_the_whole_context_says_nothing(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
-    info = ModelRunner(config(tiny_llama, max_model_len=64, num_kv_blocks=4)).info
-    assert (info.max_model_len, info.is_bound_by_cache) == (64, False)
-    assert "context_cut" not in caplog.text
-
-
-def test_on_cuda_the_cache_leaves_room_for_a_step_and_for_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    for name, value in {
-        "empty_cache": None,
-        "reset_peak_memory_stats": None,
-        "mem_get_info": (1_000_000, 2_000_000),
-        "memory_allocated": 7_000,
-        "max_memory_allocated": 107_000,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name, value=value: (calls.append(name), value)[1])
-    model: Any = SimpleNamespace(
-        device=torch.device("cuda", 0),
-        allocate_kv_cache=lambda num_blocks: calls.append(f"{num_blocks} block"),
-        kv_block_bytes=1000,
-        block_size=16,
-        max_model_len=64,
-    )
-    settings = EngineConfig(model_path="", max_num_seqs=4, max_num_tokens=64, kv_memory_fraction=0.5)
-
-    def choose(measure: Any) -> int:
-        return choose_num_blocks(settings, model, lambda: calls.append("step"), measure)
-
-    assert choose(None) == 500 - 100
-    assert choose(lambda free_bytes: free_bytes() // 20) == 500 - 100 - 50
-    assert calls.index("1 block") < calls.index("step") < calls.index("max_memory_allocated")
-
-    def run_out(free_bytes: Any) -> int:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with pytest.raises(ModelLoadError, match="does not fit beside the weights"):
-        choose(run_out)
-
-
-def test_a_control_group_with_less_memory_bounds_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = free_host_bytes()
-    assert machine > 1 << 20
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_host_bytes() > 1 << 20
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("2000\n")
-    (tmp_path / "memory.stat").write_text("anon 1200\nfile 800\ninactive_file 500\n")
-    assert free_host_bytes() == 3500, "files that were read and are not in use make room"
-
-
-@pytest.mark.parametrize(("membership", "group"), [("0::/a.slice/b\n", "a.slice/b"), ("3:cpu,memory:/x\n", "memory/x")])
-def test_the_limits_of_all_groups_that_a_process_is_in_count(tmp_path: Path, membership: str, group: str) -> None:
-    is_old = group.startswith("memory")
-    limit, usage = ("memory.limit_in_bytes", "memory.usage_in_bytes") if is_old else ("memory.max", "memory.current")
-    own = tmp_path / group
-    own.mkdir(parents=True)
-    for folder, most in ((own, 9000), (own.parent, 5000)):
-        (folder / limit).write_text(f"{most}\n")
-        (folder / usage).write_text("2000\n")
-        (folder / "memory.stat").write_text("inactive_file 500\n")
-    assert sorted(memory._cgroup_bytes(tmp_path, membership))[:2] == [3500, 7500]
-    assert sorted(memory._cgroup_bytes(tmp_path, ""))[0] == (3500 if is_old else 1 << 62)
