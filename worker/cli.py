@@ -41,7 +41,7 @@ def worker(**flags: Any) -> None:
         settings = load_settings(WorkerSettings, flags)
         configure_logging(settings.log_level, settings.log_format)
         warn_of_misspelt_variables(WorkerSettings)
-        from worker.service import run_worker
+        from worker.run import run_worker
 
         run_worker(settings)
 

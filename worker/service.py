@@ -1,8 +1,4 @@
-"""One worker from its start to its end: checks its surroundings, builds its parts, runs the loop, hands over.
-
-Whatever hangs, the process is gone two seconds after SIGTERM or SIGINT; jobs that could not be handed over by then come
-back when their leases end.
-"""
+"""One worker on a started engine: builds its parts, runs the loop, hands over. Its process is `worker.run`."""
 
 import logging
 import os
@@ -19,23 +15,20 @@ from producer.contract import WorkerInfo, keys
 from worker.chat import ChatRenderer, read_template
 from worker.control import ControlListener
 from worker.errors import HandOverError
-from worker.held_signals import held_signals
 from worker.housekeeping import Chore, Housekeeper
 from worker.intake import Intake
 from worker.job_loop import JobLoop
 from worker.job_parts import JobParts
 from worker.leases import LeaseKeeper
 from worker.outlet.base import ResultStore
-from worker.outlet.select import select_result_store
 from worker.outlet.stream import StreamOutlet
 from worker.parsing.model_format import ModelFormat
 from worker.queue_watch import QueueWatch
 from worker.recovery import Sweeper
-from worker.redis_client import REDIS_AWAY, check_server, connect, reached
+from worker.redis_client import REDIS_AWAY, reached
 from worker.rq_bridge import SLOTS_SECONDS, JobReader, Outcomes, RqBridge, max_call_bytes
 from worker.scripts import Scripts
 from worker.settings import WorkerSettings
-from worker.stop_signals import StopSignals
 from worker.tenant_queues import LOOK_SECONDS, TenantQueues
 from worker.translate import Translator
 from worker.webhook_courier import WebhookCourier
@@ -50,43 +43,6 @@ STATS_SECONDS = 1.0
 MIN_PREFETCHED_SEQS = 4
 
 _log = logging.getLogger(__name__)
-
-
-def run_worker(settings: WorkerSettings) -> None:
-    """Serve until a signal or RQ's shutdown command. For the main thread.
-
-    Raises StartRefusedError or EngineError if the worker cannot start, HandOverError if jobs could not be given back,
-    EngineDiedError (after the hand-over) if the engine cannot go on.
-    """
-    with (
-        StopSignals(num_polite=2 if settings.drain == "finish" else 1, drain_seconds=settings.drain_seconds) as signals,
-        connect(settings.redis_url) as client,
-    ):
-        _log.info("action=loading model=%s device=%s", settings.model, settings.device)  # the first time for a minute
-        engine = InferenceEngine(config=settings.engine_config)
-        try:
-            with held_signals():
-                engine.launch()  # its child imports for a second or two; this process looks at all else meanwhile
-            check_server(client, settings.redis_url)
-            with reached(settings.redis_url):
-                _announce_models(client, settings.served_model_names)
-            store = select_result_store(settings.results, s3_endpoint_url=settings.s3_endpoint_url)
-            if store is not None:
-                store.check()
-            engine.start()
-            with reached(settings.redis_url):
-                service = WorkerService(settings, client, engine, store)
-            service.run(on_serving=lambda: signals.serve(service.request_stop), on_handed_over=signals.note_handed_over)
-        finally:
-            engine.stop()
-
-
-def _announce_models(client: redis.Redis, models: list[str]) -> None:
-    """They are about to be loaded: who asks for one meanwhile is told to wait, also where nobody served it before."""
-    with client.pipeline() as pipe:
-        pipe.zadd(keys.MODELS_KEY, dict.fromkeys(models, client.time()[0]))
-        pipe.expire(keys.MODELS_KEY, keys.MODEL_TTL_SECONDS)
-        pipe.execute()
 
 
 class WorkerService:

@@ -223,17 +223,17 @@ def main() -> None:
     """Run a worker whose engine is the fake; what else is fake, the environment says."""
     import logging
 
-    import worker.service
+    import worker.run
 
     logging.basicConfig(level="INFO")
     engine = ForgetfulEngine(step_seconds=float(os.environ["FAKE_STEP_SECONDS"]))
-    worker.service.InferenceEngine = lambda config: engine  # type: ignore[assignment,attr-defined,misc]
+    worker.run.InferenceEngine = lambda config: engine  # type: ignore[assignment,attr-defined,misc]
     if "FAKE_HANGING_STORE" in os.environ:
-        worker.service.select_result_store = lambda *args, **kwargs: HangingStore()  # type: ignore[attr-defined]
+        worker.run.select_result_store = lambda *args, **kwargs: HangingStore()  # type: ignore[attr-defined]
     settings = WorkerSettings(model="fake")
     if "FAKE_HANGING_START" in os.environ:
         engine.start = lambda: hang_and_say_so(settings.redis_url)
-    worker.service.run_worker(settings)
+    worker.run.run_worker(settings)
 
 
 def hang_and_say_so(redis_url: str) -> None:

@@ -20,7 +20,7 @@ from tests.fakes.redis_cluster import redis_cluster
 from tests.fakes.tls_front import tls_front
 from worker.embedded_redis import EmbeddedRedis, free_port
 from worker.errors import StartRefusedError
-from worker.service import run_worker
+from worker.run import run_worker
 from worker.settings import WorkerSettings
 from worker.started_process import running
 

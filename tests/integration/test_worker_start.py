@@ -20,7 +20,7 @@ from tests.fakes.worker_runs import WorkerThread
 from worker.embedded_redis import EmbeddedRedis
 from worker.errors import StartRefusedError
 from worker.rq_bridge import RqBridge
-from worker.service import run_worker
+from worker.run import run_worker
 from worker.settings import WorkerSettings
 
 

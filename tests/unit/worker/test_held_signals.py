@@ -10,7 +10,7 @@ import pytest
 from engine.engine import InferenceEngine
 from worker.embedded_redis import EmbeddedRedis
 from worker.held_signals import ending_signals, held_signals
-from worker.service import run_worker
+from worker.run import run_worker
 from worker.settings import WorkerSettings
 from worker.started_process import running
 
