@@ -7,8 +7,10 @@ import openai
 import pytest
 import redis
 
+from producer import RedisUnavailableError
 from producer.contract import ErrorCode, ErrorInfo, keys
 from producer.gateway.job_records import RECORD_PREFIX, JobRecord
+from producer.job import AsyncJob
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
@@ -155,3 +157,22 @@ def test_a_job_that_is_asked_after_keeps_its_record(
     job_id = name.removeprefix(RECORD_PREFIX)
     assert httpx.get(f"{gateway.url}/v1/jobs/{job_id}").json()["status"] == "finished"
     assert redis_client.ttl(name) > 6 * 24 * 3600
+
+
+@pytest.mark.parametrize(("keyed", "is_retried"), [({}, "false"), *((keyed, "true") for keyed in KEYED)])
+def test_a_queue_that_goes_away_amid_a_request_is_asked_again_only_where_that_makes_no_other_job(
+    client: openai.OpenAI,
+    gateway: RunningGateway,
+    worker: FakeWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    keyed: dict[str, Any],
+    is_retried: str,
+) -> None:
+    async def lose_the_reply(*args: Any, **options: Any) -> list[AsyncJob]:
+        raise RedisUnavailableError("Connection closed by server.")
+
+    assert gateway.context is not None
+    monkeypatch.setattr(gateway.context.client, "submit_many", lose_the_reply)
+    with pytest.raises(openai.InternalServerError, match="it may or may not have been") as refused:
+        client.completions.create(model="fake", prompt="x", **keyed)
+    assert refused.value.response.headers["x-should-retry"] == is_retried
