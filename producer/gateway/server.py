@@ -116,9 +116,12 @@ def _inherited(settings: GatewaySettings, fd: int) -> socket.socket:
     """Raises SettingsError, also for one that others can reach where --http-host says that nobody can."""
     try:
         listener = socket.socket(fileno=fd)
-        host = listener.getsockname()[0]
     except OSError as error:
         raise SettingsError(f"--http-fd {fd}: {error.strerror}; pass a socket on to the gateway, bound") from error
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        listener.close()
+        raise SettingsError(f"--http-fd {fd}: is no TCP socket; pass one on to the gateway, bound")
+    host = listener.getsockname()[0]
     if settings.is_loopback and not is_loopback(host):
         listener.close()
         raise SettingsError(f"--http-fd {fd}: is bound to {host}; say so with --http-host, for keys to be asked for")
