@@ -188,18 +188,18 @@ class BatchOutput:
         """Read the first line, or write it. Raises BatchFileError for the journal of another run that has an answer."""
         owners = [encode_line({"custom_id": None, "digest": digest}) for digest in digests]
         first = file.readline()
-        if first not in owners and not file.read(
-            1
-        ):  # no answer: nothing, what a process that died had of it, a refused run
-            file.seek(0)
-            file.truncate()
-            file.write(owners[0])
-            file.flush()
-        elif first not in owners:
+        if first in owners:
+            return
+        if file.read(1):
             raise BatchFileError(
                 f"{self._path} holds the answers to another input, or to other options; go on with those, or remove it "
                 "to begin anew"
             )
+        # No answer: nothing, what a process that died had of it, or a refused run.
+        file.seek(0)
+        file.truncate()
+        file.write(owners[0])
+        file.flush()
 
     def _count(self, raw: bytes, number: int, answered: Answered, digests: Sequence[str]) -> None:
         try:

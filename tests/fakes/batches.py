@@ -83,11 +83,16 @@ class BatchBench:
     def carrier(self, lease: BatchLease) -> Carrier:
         return Carrier(lease, redis=self.redis, files=self.files, store=self.store, options=self.options)
 
-    async def carry(self) -> None:
-        """The next batch that nobody carries, to its end."""
+    async def start_carrying(self) -> tuple[BatchLease, "asyncio.Task[None]"]:
+        """The next batch that nobody carries: its lease, and who carries it to its end."""
         lease = await self.claim()
         assert lease is not None
-        await self.carrier(lease).carry()
+        return lease, asyncio.create_task(self.carrier(lease).carry())
+
+    async def carry(self) -> None:
+        """The same, to its end."""
+        _, carrying = await self.start_carrying()
+        await carrying
 
     async def get(self, batch_id: str) -> BatchRecord:
         record = await self.records.get(batch_id)

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,12 @@ def wait_until(condition: Callable[[], Any], what: str = "the condition") -> Any
         assert time.monotonic() < end, f"{what} did not come about in {WAIT_SECONDS:g} s"
         time.sleep(0.01)
     return value
+
+
+def wait_for_entries(client: redis.Redis, job_ids: Iterable[str], num_entries: int) -> None:
+    """Until each job's stream has at least so many, its marker among them."""
+    names = [keys.stream_key(job_id) for job_id in job_ids]
+    wait_until(lambda: all(client.xlen(name) >= num_entries for name in names), "the streams' entries")
 
 
 def rq_queue(client: redis.Redis, name: str = keys.DEFAULT_QUEUE) -> Queue:

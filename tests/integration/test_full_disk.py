@@ -23,6 +23,7 @@ from tests.fakes.worker_runs import (
     enqueue_many,
     rq_queue,
     stream_text,
+    wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
     wait_until,
@@ -86,7 +87,7 @@ def test_a_full_disk_costs_jobs_nothing_but_time(server: EmbeddedRedis, full_dis
         WorkerThread(server.url, FakeEngine(step_seconds=0.02), lease_seconds=SHORT_LEASE_SECONDS) as other,
     ):
         ids = enqueue_many(rq_queue(client), 8, max_tokens=100)
-        wait_until(lambda: all(client.xlen(keys.stream_key(job_id)) > 1 for job_id in ids))
+        wait_for_entries(client, ids, 2)
         with full_disk(server, client):
             wait_until(lambda: not (worker_thread.engine.running or other.engine.running))
             num_stored = [client.xlen(keys.stream_key(job_id)) for job_id in ids]

@@ -28,6 +28,7 @@ from tests.fakes.worker_runs import (
     enqueue_many,
     rq_queue,
     stream_text,
+    wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
     wait_until,
@@ -103,7 +104,7 @@ def test_c_polling_the_registries_while_workers_die_and_recover_changes_nothing(
         with WorkerProcess(redis_url, step_seconds=0.02, lease_seconds=SHORT_LEASE_SECONDS) as doomed:
             doomed.wait_until_serving()
             ids = enqueue_many(queue, 10, max_tokens=40)
-            wait_until(lambda: all(redis_client.xlen(keys.stream_key(job_id)) > 2 for job_id in ids))
+            wait_for_entries(redis_client, ids, 3)
             doomed.process.kill()
             doomed.wait()
         info = [sys.executable, "-m", "rq.cli", "info", "--url", redis_url]

@@ -24,6 +24,7 @@ from tests.fakes.worker_runs import (
     enqueue_many,
     rq_queue,
     stream_text,
+    wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
     wait_until,
@@ -44,7 +45,7 @@ def check_undisturbed(client: redis.Redis, ids: list[str]) -> None:
 
 
 def wait_for_first_tokens(client: redis.Redis, ids: list[str]) -> None:
-    wait_until(lambda: all(client.xlen(keys.stream_key(job_id)) > 1 for job_id in ids))
+    wait_for_entries(client, ids, 2)
 
 
 def sleep_longer_than_a_lease() -> None:

@@ -18,9 +18,9 @@ from tests.fakes.worker_runs import (
     WorkerThread,
     enqueue_many,
     stream_text,
+    wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.scripts import Scripts
 
@@ -56,7 +56,7 @@ def test_sigterm_gives_the_jobs_back_in_time_and_says_so(
     ids = enqueue_many(queue, 20, max_tokens=4000)
     with WorkerProcess(slow_url, step_seconds=0.1) as worker:
         worker.wait_until_serving()
-        wait_until(lambda: all(redis_client.xlen(keys.stream_key(job_id)) > 1 for job_id in ids))
+        wait_for_entries(redis_client, ids, 2)
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
     assert queue.get_job_ids() == ids

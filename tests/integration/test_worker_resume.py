@@ -24,6 +24,7 @@ from tests.fakes.worker_runs import (
     enqueue_many,
     stored_chunks,
     stream_text,
+    wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
     wait_until,
@@ -68,7 +69,7 @@ def test_jobs_of_a_killed_worker_go_on_from_what_is_stored(
     with WorkerProcess(redis_url, step_seconds=0.02, lease_seconds=2) as doomed:
         doomed.wait_until_serving()
         ids = enqueue_many(queue, 20, prompt=PROMPT, max_tokens=NUM_TOKENS, n=2)
-        wait_until(lambda: all(redis_client.xlen(keys.stream_key(job_id)) > 3 for job_id in ids))
+        wait_for_entries(redis_client, ids, 4)
         doomed.process.kill()
         doomed.wait()
     with WorkerThread(redis_url, lease_seconds=2) as heir:

@@ -22,13 +22,19 @@ from tests.fakes.worker_runs import (
 from worker.running_job import RunningJob
 
 
+def fail_once(worker: WorkerThread, queue: Queue, retry: Retry) -> Job:
+    """A job whose first attempt fails; the engine is paused, so that the next does not end."""
+    worker.engine.pause()
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, retry=retry)
+    wait_until(lambda: worker.engine.running)
+    worker.engine.fail(job.id)
+    return job
+
+
 def test_retry_runs_a_failed_job_again_from_the_start(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker_thread.engine.pause()
-    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, retry=Retry(max=2))
-    wait_until(lambda: worker_thread.engine.running)
-    worker_thread.engine.fail(job.id)
+    job = fail_once(worker_thread, queue, Retry(max=2))
     wait_until(lambda: worker_thread.engine.running == [f"{job.id}:2"])
     assert redis_client.exists(keys.result_key(job.id)) == 0
     worker_thread.engine.go_on()
@@ -41,10 +47,7 @@ def test_retry_runs_a_failed_job_again_from_the_start(
 def test_retry_with_an_interval_comes_back_through_the_scheduler(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker_thread.engine.pause()
-    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, retry=Retry(max=1, interval=1))
-    wait_until(lambda: worker_thread.engine.running)
-    worker_thread.engine.fail(job.id)
+    job = fail_once(worker_thread, queue, Retry(max=1, interval=1))
     wait_until(lambda: worker_thread.engine.running == [f"{job.id}:2"])
     worker_thread.engine.go_on()
     assert wait_for_result(redis_client, job.id).attempts == 2
@@ -53,10 +56,7 @@ def test_retry_with_an_interval_comes_back_through_the_scheduler(
 def test_nothing_stays_for_ever_of_a_job_that_waits_to_be_retried_and_is_deleted(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker_thread.engine.pause()
-    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, retry=Retry(max=1, interval=3600))
-    wait_until(lambda: worker_thread.engine.running)
-    worker_thread.engine.fail(job.id)
+    job = fail_once(worker_thread, queue, Retry(max=1, interval=3600))
     wait_until(lambda: job.get_status() is JobStatus.SCHEDULED)
     assert redis_client.ttl(keys.stream_key(job.id)) > 0
 

@@ -16,6 +16,7 @@ from tests.fakes.worker_runs import (
     enqueue_many,
     leftovers,
     stream_text,
+    wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
     wait_until,
@@ -55,7 +56,7 @@ def test_256_jobs_that_were_handed_over_go_on_elsewhere_at_once(
     ids = enqueue_many(queue, 256, max_tokens=60)
     with WorkerProcess(redis_url, step_seconds=0.2) as worker:
         worker.wait_until_serving()
-        wait_until(lambda: all(redis_client.xlen(keys.stream_key(job_id)) > 1 for job_id in ids))
+        wait_for_entries(redis_client, ids, 2)
         assert end_in_time(worker, signal.SIGTERM) == 0
     with WorkerThread(redis_url) as heir:
         results = [wait_for_result(redis_client, job_id) for job_id in ids]
@@ -81,7 +82,7 @@ def test_sigterm_while_uploads_hang_ends_the_process_in_time(
     ids = enqueue_many(queue, 20, max_tokens=2)
     with WorkerProcess(redis_url, hanging_store=True) as worker:
         worker.wait_until_serving()
-        wait_until(lambda: all(redis_client.xlen(keys.stream_key(job_id)) >= 2 for job_id in ids))
+        wait_for_entries(redis_client, ids, 2)
         assert end_in_time(worker, signal.SIGTERM) == 0
     assert queue.get_job_ids() == ids
     assert held_without_attempts(redis_client) == []

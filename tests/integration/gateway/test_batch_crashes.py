@@ -124,9 +124,7 @@ async def test_whatever_write_a_carrier_dies_behind_while_it_cancels_every_line_
         while has_crashed:
             num_sends += 1
             created = await bench.create(LINES)
-            lease = await bench.claim()
-            assert lease is not None
-            carrying = asyncio.create_task(bench.carrier(lease).carry())
+            lease, carrying = await bench.start_carrying()
             echo(await asyncio.to_thread(low.claim))  # the end of `a`, which the carrier may hear of or not
             lease.wish_for(Wish.STOP)
             await carrying

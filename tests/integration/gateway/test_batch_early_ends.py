@@ -18,9 +18,7 @@ async def test_a_cancelled_batch_keeps_its_answers_and_says_of_the_rest_that_it_
     bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
 ) -> None:
     created = await bench.create([line(f"r{number}") for number in range(10)])
-    lease = await bench.claim()
-    assert lease is not None
-    carrying = asyncio.create_task(bench.carrier(lease).carry())
+    lease, carrying = await bench.start_carrying()
     for _ in range(3):
         echo(await asyncio.to_thread(low.claim))
     running = await asyncio.to_thread(low.claim)
@@ -43,9 +41,7 @@ async def test_an_expired_batch_keeps_its_answers_and_says_of_the_rest_that_it_e
     bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
 ) -> None:
     created = await bench.create([line(f"r{number}") for number in range(5)])
-    lease = await bench.claim()
-    assert lease is not None
-    carrying = asyncio.create_task(bench.carrier(lease).carry())
+    lease, carrying = await bench.start_carrying()
     echo(await asyncio.to_thread(low.claim))
     await eventually(lambda: bench.when_completed(created, 1))
     redis_client.hset(f"promptmill:batch:{created.id}", "expires_at", 1)
@@ -64,9 +60,7 @@ async def test_a_batch_that_expires_while_its_process_is_told_to_stop_ends_as_ex
     bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     created = await bench.create([line("a")])
-    lease = await bench.claim()
-    assert lease is not None
-    carrying = asyncio.create_task(bench.carrier(lease).carry())
+    lease, carrying = await bench.start_carrying()
     await asyncio.to_thread(low.claim)
     reserve = bench.files.reserve
 

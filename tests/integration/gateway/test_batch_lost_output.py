@@ -37,9 +37,7 @@ async def test_jobs_of_a_batch_that_ends_early_do_not_run_on_because_its_answers
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     created = await bench.create([line(f"r{number}") for number in range(NUM_LINES)])
-    lease = await bench.claim()
-    assert lease is not None
-    carrying = asyncio.create_task(bench.carrier(lease).carry())
+    lease, carrying = await bench.start_carrying()
     first = await asyncio.to_thread(low.claim)
     waiting = [f"rq:job:{batch_job_id(created.id, f'r{number}')}" for number in range(1, NUM_LINES)]
 
