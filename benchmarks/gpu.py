@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.gpu_models import MODELS, SIZES
 from benchmarks.gpu_report import report
-from benchmarks.gpu_stages import StageJournal, device_name, run_apart, run_here
+from benchmarks.gpu_stages import STAGE_SECONDS, StageJournal, device_name, run_apart, run_here
 from benchmarks.gpu_work import Settings, Work, stages_of
 
 JOURNAL = MODELS.parent / "gpu.jsonl"
@@ -47,6 +47,7 @@ PEERS = "transformers,vllm,sglang"
 @click.option("--peers", default=PEERS, show_default=True, help="Which peers, by comma.")
 @click.option("--seed", type=int, help="Of the checks' inputs; default: another one each time.")
 @click.option("--minutes", type=float, help="End after so many; call again to go on.")
+@click.option("--stage-seconds", default=STAGE_SECONDS, show_default=True, help="Limit of one stage.")
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), default=JOURNAL, show_default=True)
 @click.option("--again", is_flag=True, help="Run what failed in an earlier call once more.")
 @click.option("--fresh", is_flag=True, help="Forget what earlier calls found.")
@@ -61,6 +62,7 @@ def main(
     peers: str,
     seed: int | None,
     minutes: float | None,
+    stage_seconds: int,
     journal: Path,
     again: bool,
     fresh: bool,
@@ -90,18 +92,24 @@ def main(
             for name in stages_of(settings) if stage is None else [stage]:
                 run_here(name, work.function(name), kept)
         else:
-            run_all([name for name in stages_of(settings) if not kept.is_settled(name, again)], settings, kept, until)
+            run_all(
+                [name for name in stages_of(settings) if not kept.is_settled(name, again)],
+                settings,
+                kept,
+                until,
+                stage_seconds,
+            )
     if stage is None:
         report(settings, kept)
 
 
-def run_all(stages: list[str], settings: Settings, journal: StageJournal, until: float) -> None:
+def run_all(stages: list[str], settings: Settings, journal: StageJournal, until: float, stage_seconds: float) -> None:
     """One after the other, for as long as there is time."""
     arguments = [*sys.argv[1:], "--seed", str(settings.seed)]
     for name in stages:
         command = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--stage", name]
         print(f"{name}: {shlex.join(command)}", file=sys.stderr, flush=True)
-        if not run_apart(name, command, journal, until):
+        if not run_apart(name, command, journal, until, stage_seconds):
             return
 
 

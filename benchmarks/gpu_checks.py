@@ -135,10 +135,13 @@ def _sampler(size: ModelSize, device: torch.device, seed: int) -> str:
     num_rows = 64 if device.type == "cuda" else 8
     logits = torch.randn(num_rows, size.vocab, generator=torch.Generator().manual_seed(seed)) * 3
     batch = random_batch(num_rows, seed=seed)
-    expected = Sampler().sample(logits.clone(), batch)
     moved = batch.to(device)
-    num_others = int((TritonSampler().sample(logits.to(device), moved).cpu() != expected).sum())
-    return "ok" if not num_others else f"{num_others} of {num_rows} tokens differ"
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = Sampler().sample(logits.to(dtype).float(), batch)
+        num_others = int((TritonSampler().sample(logits.to(device, dtype), moved).cpu() != expected).sum())
+        if num_others:
+            return f"{num_others} of {num_rows} tokens differ in {dtype}"
+    return "ok"
 
 
 def check_tests() -> str:

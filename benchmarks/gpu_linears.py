@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.gpu_models import ModelSize
 from benchmarks.gpu_timer import Timer
 from engine.model.triton_linear import TritonLinear
-from engine.runner.step_shapes import MAX_MIXED_TOKENS, decode_bucket
+from engine.runner.step_shapes import MAX_MIXED_TOKENS, decode_bucket, mixed_bucket
 
 _TIMED_ROWS = (16, 64, 256, 2048)
 _SMOKE_ROWS = [2, 3]
@@ -71,7 +71,8 @@ def compare_linears(size: ModelSize, timer: Timer, *, is_smoke: bool) -> Iterato
 def padded_rows(layer: str) -> list[int]:
     """All numbers of rows that a padded step computes this layer with; the head sees sampled rows alone."""
     decodes = sorted({decode_bucket(num_seqs) for num_seqs in range(1, 513)})
-    return decodes if layer == "head" else sorted({*decodes, *range(128, MAX_MIXED_TOKENS + 1, 128), 8192})
+    mixed = {mixed_bucket(num_tokens) for num_tokens in range(1, MAX_MIXED_TOKENS + 1)}
+    return decodes if layer == "head" else sorted({*decodes, *mixed})
 
 
 def _of_layer(

@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 PEERS = {"transformers": "transformers_peer.py", "vllm": "vllm_peer.py", "sglang": "sglang_peer.py"}
 
 
+_PROFILED = 50  # steps
 _HOST_GAP = 10.0  # microseconds; from one kernel of a graph to the next it is about one
 
 
@@ -123,8 +124,18 @@ def first_job_seconds(settings: RaceSettings) -> float:
         return time.perf_counter() - start
 
 
-def idle_shares(settings: RaceSettings, num_seqs: int, end_id: int) -> tuple[float, float]:
-    """`gap_shares` of 50 decode steps of `num_seqs` sequences of the race's lengths."""
+@dataclass(frozen=True, slots=True)
+class StepProfile:
+    """What a profiler saw of decode steps."""
+
+    seconds: float  # of a step
+    idle: float  # the part of the time in which nothing was computed
+    by_host: float  # the part of it that lies in gaps which a host makes alone
+    kernels: list[tuple[str, float, float]]  # name, launches a step and seconds a step; those that take longest first
+
+
+def profile_steps(settings: RaceSettings, num_seqs: int, end_id: int) -> StepProfile:
+    """50 decode steps of `num_seqs` sequences of the race's lengths."""
     device = str(settings.device)
     config = EngineConfig(model_path=str(settings.folder), device=device, attention="triton", max_num_seqs=num_seqs)
     core = EngineCore(config)
@@ -138,17 +149,24 @@ def idle_shares(settings: RaceSettings, num_seqs: int, end_id: int) -> tuple[flo
         core.step()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(50):
+        for _ in range(_PROFILED):
             core.step()
         torch.cuda.synchronize()
-    spans = [
-        (event.time_range.start, event.time_range.end)
+    events = [
+        event
         for event in profile.events() or []
         if event.device_type == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
     ]
-    if not spans:
+    if not events:
         raise PeerError("the profiler saw no kernels on the device")
-    return gap_shares(spans)
+    spans = [(event.time_range.start, event.time_range.end) for event in events]
+    begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
+    by_name: dict[str, list[float]] = {}
+    for event in events:
+        by_name.setdefault(event.name, []).append(event.time_range.end - event.time_range.start)
+    kernels = [(name, len(each) / _PROFILED, sum(each) / _PROFILED / 1e6) for name, each in by_name.items()]
+    kernels.sort(key=lambda kernel: -kernel[2])
+    return StepProfile((end - begin) / _PROFILED / 1e6, *gap_shares(spans), kernels)
 
 
 def gap_shares(spans: list[tuple[float, float]]) -> tuple[float, float]:

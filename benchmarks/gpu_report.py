@@ -5,6 +5,7 @@ from benchmarks.gpu_work import OURS, Settings, stages_of
 from benchmarks.report import print_and_keep, print_table
 
 KERNEL_COLUMNS = ["model", "kernel", "case", "µs", "rate", "share of limit"]
+PROFILE_COLUMNS = ["model", "kernel", "a step", "µs a step", "share of a decode step"]
 LINEAR_COLUMNS = ["model", "layer", "product", "rows with other bits", "time / the library's, by rows"]
 ENGINE_COLUMNS = [
     "model",
@@ -27,6 +28,7 @@ def report(settings: Settings, journal: StageJournal) -> None:
     print_table(["check", "result"], [[check["name"], check["result"]] for check in checks])
     print_table(KERNEL_COLUMNS, kernels)
     print_table(LINEAR_COLUMNS, linears)
+    print_table(PROFILE_COLUMNS, [finding["row"] for finding in journal.findings("profile")])
     rows = engine_rows(journal.findings("run"))
     notes = [finding["text"] for finding in journal.findings("note")]
     for limits in journal.findings("limits"):

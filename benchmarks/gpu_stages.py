@@ -103,12 +103,14 @@ def run_here(stage: str, run: Callable[[], None], journal: StageJournal) -> None
         journal.end(stage, "done")
 
 
-def run_apart(stage: str, command: list[str], journal: StageJournal, until: float) -> bool:
+def run_apart(
+    stage: str, command: list[str], journal: StageJournal, until: float, limit: float = STAGE_SECONDS
+) -> bool:
     """Run a stage as a process that writes to the journal itself; whether there was time for it.
 
-    until: monotonic time; a stage that is cut off by it is begun again by the next call.
+    until: monotonic time, `limit`: seconds of a stage; a stage that is cut off by it is begun again by the next call.
     """
-    seconds = min(STAGE_SECONDS, until - time.monotonic())
+    seconds = min(limit, until - time.monotonic())
     if seconds < LEAST_SECONDS:
         return False
     start = time.monotonic()
@@ -120,10 +122,10 @@ def run_apart(stage: str, command: list[str], journal: StageJournal, until: floa
     finally:
         end_with_all(process)
     journal.read_again()
-    if code is None and seconds < STAGE_SECONDS:
+    if code is None and seconds < limit:
         return False
     if stage not in journal.outcomes:
-        took = f"it took more than {STAGE_SECONDS} s" if code is None else f"its process ended with exit code {code}"
+        took = f"it took more than {limit:g} s" if code is None else f"its process ended with exit code {code}"
         journal.end(stage, took)
     print(f"{stage}: {journal.outcomes[stage]}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     return True

@@ -11,27 +11,38 @@ from benchmarks.gpu_models import DeviceLimits, ModelSize
 from benchmarks.gpu_timer import Timer
 from engine.attention import triton_backend
 
-_DECODES = {"64 x 1024": [1024] * 64, "256 x 100 to 1885": [100 + 7 * i for i in range(256)]}  # contexts
+_DECODES = {  # contexts
+    "16 x 1024": [1024] * 16,
+    "64 x 1024": [1024] * 64,
+    "64 x 100 to 1864": [100 + 28 * i for i in range(64)],
+    "256 x 100 to 1885": [100 + 7 * i for i in range(256)],
+}
 _PREFILLS = [(1, 4096), (16, 512)]
 # What is changed, by the backend's names.
 _DECODE_CHANGES: list[dict[str, int]] = [
     {},
+    {"_DECODE_STAGES": 2},
     {"_DECODE_STAGES": 3},
-    {"_DECODE_STAGES": 7},
+    {"_DECODE_STAGES": 5},
     {"_TILE_KEYS": 32},
-    {"_TILE_KEYS": 128, "_TILE_BYTES": 32_768},
+    {"_TILE_KEYS": 32, "_DECODE_STAGES": 5},
+    {"_DECODE_WARPS": 2, "_TILE_KEYS": 32},
+    {"_TILE_KEYS": 64},
+    {"_TILE_BYTES": 32_768},
     {"_DECODE_WARPS": 8},
     {"_DECODE_WARPS": 2},
     {"SPLIT": 256},
     {"SPLIT": 1024},
     {"_UNSPLIT": 1},
     {"_UNSPLIT": 4},
+    {"_ENOUGH_PROGRAMS": 1024},
 ]
 _PREFILL_CHANGES: list[dict[str, int]] = [
     {},
     {"_PREFILL_ROWS": 128},
-    {"_PREFILL_ROWS": 128, "_TILE_KEYS": 128, "_TILE_BYTES": 32_768},
-    {"_TILE_KEYS": 128, "_TILE_BYTES": 32_768},
+    {"_PREFILL_ROWS": 128, "_TILE_BYTES": 32_768},
+    {"_TILE_BYTES": 32_768},
+    {"_TILE_KEYS": 64},
     {"_TILE_KEYS": 32},
     {"_PREFILL_STAGES": 2},
     {"_PREFILL_STAGES": 4},

@@ -1,8 +1,8 @@
 """What each stage of the GPU benchmark does, and in which order they come: the most telling first.
 
-A stage finds values of a kind: `check` (name, result), `limits`, `kernel` and `linear` (rows of their tables), `run`
-(one workload of one contender) and `note`. How a process of its own is made of it is `gpu_stages`' matter; so that each
-begins soon, a stage imports what it alone needs: transformers takes seconds.
+A stage finds values of a kind: `check` (name, result), `limits`, `kernel`, `linear` and `profile` (rows of their
+tables), `run` (one workload of one contender) and `note`. How a process of its own is made of it is `gpu_stages`'
+matter; so that each begins soon, a stage imports what it alone needs: transformers takes seconds.
 """
 
 import platform
@@ -19,7 +19,7 @@ import triton
 
 from benchmarks.cpu_peers import Contender, latencies
 from benchmarks.gpu_models import SIZES, SMOKE_SIZE, DeviceLimits, ModelSize, least_seconds, random_model
-from benchmarks.gpu_race import OursOnGpu, RaceSettings, first_job_seconds, idle_shares, measure, ours, peer, queued
+from benchmarks.gpu_race import OursOnGpu, RaceSettings, first_job_seconds, measure, ours, peer, profile_steps, queued
 from benchmarks.gpu_stages import StageJournal
 from benchmarks.gpu_timer import Timer
 from benchmarks.workload import Workload, uniform_workload
@@ -214,12 +214,16 @@ class Work:
     def _idle(self, stage: str, size: ModelSize) -> None:
         if self._settings.is_smoke:
             return
-        idle, by_host = idle_shares(self._race_settings(size), 256, min(size.vocab, 40_000))
+        profile = profile_steps(self._race_settings(size), 256, min(size.vocab, 40_000))
         self._note(
             stage,
-            f"{size.name}: the GPU computed nothing for {idle:.1%} of the time of 50 decode steps of 256 sequences: "
-            f"for {by_host:.1%} it waited for the host, the rest lies between one kernel and the next.",
+            f"{size.name}: the GPU computed nothing for {profile.idle:.1%} of the time of 50 decode steps of 256 "
+            f"sequences: for {profile.by_host:.1%} it waited for the host, the rest lies between one kernel and the "
+            f"next. A step took {1e3 * profile.seconds:.2f} ms.",
         )
+        for name, count, seconds in profile.kernels:
+            row = [size.name, name[:70], f"{count:.3g}", f"{1e6 * seconds:.0f}", f"{seconds / profile.seconds:.1%}"]
+            self._journal.add(stage, kind="profile", row=row)
 
     def _first_job(self, stage: str, size: ModelSize) -> None:
         seconds = first_job_seconds(self._race_settings(size))

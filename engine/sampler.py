@@ -58,6 +58,10 @@ class SamplingBatch:
         """The batch of some rows; rows: int64 `[num_selected]`."""
         return self._each(lambda tensor: tensor[rows])
 
+    def first(self, count: int, *, may_draw: bool, may_cut: bool) -> "SamplingBatch":
+        """The batch of the first rows, of which the host knows this."""
+        return replace(self._each(lambda tensor: tensor[:count]), may_draw=may_draw, may_cut=may_cut)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "SamplingBatch":
         values = {name: getattr(self, name) for name in self.__slots__}
         changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}

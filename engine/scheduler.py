@@ -89,9 +89,10 @@ class Scheduler:
             return None
         plan = draft.mixed_plan(self._slots) if draft.slots else self._decode_plan()
         if self._forecaster is not None:
-            has_more = not ran_short and self._waits_for_tokens(draft)
             budget = self._prefill_tokens(len(plan.sampled))
-            self._foreseen = self._forecaster.foresee(plan, self._by_urgency(), budget=budget, has_more=has_more)
+            if not ran_short and draft.budget <= 0:
+                self._admit_ahead(plan, budget)
+            self._foreseen = self._forecaster.foresee(plan, self._by_urgency(), budget=budget)
         return plan
 
     def _prefill_tokens(self, num_decodes: int) -> int:
@@ -148,10 +149,18 @@ class Scheduler:
             draft.newcomers.append(self._admit(head, hits))
             self._plan_chunk(draft, head)
 
-    def _waits_for_tokens(self, draft: StepDraft) -> bool:
-        """Whether the head of the line would have been admitted, had the step had tokens left."""
-        head = self._waiting_head() if draft.budget <= 0 else None
-        return head is not None and self._fits(head, self._kv.match(head))
+    def _admit_ahead(self, plan: StepPlan, budget: int) -> None:
+        """Admit who finds no tokens left in this step, but some of the next one's `budget`: it is foreseen then."""
+        planned = dict(zip(plan.slots.tolist(), (plan.starts + plan.num_new).tolist(), strict=True))
+        for slot in self._prefilling:
+            budget -= int(self._slots.num_tokens[slot]) - planned.get(slot, int(self._slots.num_computed[slot]))
+        while budget > 0 and (head := self._waiting_head()) is not None:
+            hits = self._kv.match(head)
+            if not self._fits(head, hits):
+                return
+            slot = self._admit(head, hits)
+            plan.newcomers.append(slot)  # the blocks that it begins with may be those that this step computes
+            budget -= int(self._slots.num_tokens[slot]) - int(self._slots.num_computed[slot])
 
     def _waiting_head(self) -> Sequence | None:
         """Who is next for a free slot; None if there is none, or if he is to wait for his sibling."""

@@ -36,12 +36,10 @@ class StepForecaster:
         self._slots = slots
         self._kv = kv
 
-    def foresee(self, plan: StepPlan, prefilling: Iterable[Sequence], *, budget: int, has_more: bool) -> Foreseen:
+    def foresee(self, plan: StepPlan, prefilling: Iterable[Sequence], *, budget: int) -> Foreseen:
         """Set the plan's `following`, and give its decodes the blocks that they begin where so many are free.
 
-        prefilling: whose prompts are not computed yet, most urgent first; budget: of the next step, in prompt tokens;
-        has_more: somebody waits who fits and finds no tokens left. Where the next step has some for him nothing is
-        foreseen: one forward of all prompts costs less than two, though the device waits for it.
+        prefilling: whose prompts are not computed yet, most urgent first; budget: of the next step, in prompt tokens.
         """
         rows, positions = plan.sampled, plan.sampled_positions
         draft = StepDraft(budget=budget)
@@ -57,7 +55,7 @@ class StepForecaster:
                 if slot in self._slots.pooling:  # what it gives beside logits is not kept for the step it is guessed of
                     return NOTHING_FORESEEN
                 draft.fit_chunk(self._slots, slot, start)
-        if (has_more and draft.budget > 0) or not (len(rows) or draft.slots):
+        if not (len(rows) or draft.slots):
             return NOTHING_FORESEEN
         self._reserve(rows.slots, positions)
         plan.following = draft.plan_after(self._slots, rows, positions)

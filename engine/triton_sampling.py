@@ -52,13 +52,13 @@ class TritonLogitEditor(LogitEditor):
 
 
 class TritonSampler(Sampler):
-    """`Sampler` for float32 logits on CUDA; on a CPU under Triton's interpreter."""
+    """`Sampler` on CUDA, which draws from logits of any float dtype; on a CPU under Triton's interpreter."""
 
     editor = TritonLogitEditor
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         """See `Sampler.sample`."""
-        assert logits.dtype == torch.float32 and logits.stride(1) == 1, "logits are float32 rows"
+        assert logits.is_floating_point() and logits.stride(1) == 1, "logits are rows of floats"
         num_rows, vocab_size = logits.shape
         num_chunks = triton.cdiv(vocab_size, _CHUNK)
         new = partial(torch.empty, device=logits.device)

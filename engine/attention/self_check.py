@@ -66,12 +66,11 @@ def _run(
     has_rules: bool,
 ) -> Tensor:
     """Attend with the last `query_lens` tokens of each sequence, by the plain rules or by all of them."""
-    return backend.forward(
-        *inputs,
-        cache,
-        _batch(lengths, query_lens),
-        AttentionRules(0.2, 40, 3.0, torch.linspace(-1, 1, _NUM_HEADS)) if has_rules else AttentionRules(0.2),
-    )
+    # Where is said: what transformers makes a model under is a `linspace` that takes no device from around it, and
+    # torch may take that one for its own from then on.
+    sinks = torch.linspace(-1, 1, _NUM_HEADS, device=cache.device)
+    rules = AttentionRules(0.2, 40, 3.0, sinks) if has_rules else AttentionRules(0.2)
+    return backend.forward(*inputs, cache, _batch(lengths, query_lens), rules)
 
 
 def _batch(lengths: list[int], query_lens: list[int]) -> AttentionBatch:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.attention.base import AttentionBatch, AttentionRules
 from engine.kernels.triton.attention import decode_kernel, merge_kernel, prefill_kernel
+from engine.kernels.triton.early import early_launch
 from engine.kernels.triton.kv_write import write_kernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -23,14 +24,12 @@ SPLIT = 512  # keys; part of the arithmetic: another size gives other bits
 _SMALLEST_SPLIT = 4  # of them
 _UNSPLIT = 2  # times as many keys are not worth a merge; more of them would end long after the others' few
 _ENOUGH_PROGRAMS = 512  # to keep a GPU's memory busy: some for each of its multiprocessors
-_TILE_KEYS = 64  # likewise, at most; a split is a whole number of tiles
+_TILE_KEYS = 128  # likewise, at most; a split is a whole number of tiles
 _TILE_BYTES = 16_384  # of a tile's keys, at most: several such tiles are on their way into a GPU's shared memory
 _MIN_ROWS = 16  # the fewest rows of a tensor core's product
 _PREFILL_ROWS = 64
 _PREFILL_STAGES = 3
-# The block table is loaded before the keys that it leads to: with fewer stages no tile is on its way while one is
-# computed with (the compiler's waits are for all copies then).
-_DECODE_STAGES = 5
+_DECODE_STAGES = 4  # more of them leave a multiprocessor room for fewer programs: 95% of an H200's copies, 75% with 5
 _DECODE_WARPS = 4
 
 
@@ -41,7 +40,8 @@ class TritonAttention:
 
     def __init__(self, *, deterministic: bool = False) -> None:
         self.is_row_invariant = deterministic
-        self.build = f"triton {triton.__version__} split {SPLIT}" + (" one tile" if deterministic else "")
+        one_tile = f" one tile of {_TILE_KEYS}" if deterministic else ""
+        self.build = f"triton {triton.__version__} split {SPLIT}{one_tile}"
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules
@@ -127,6 +127,7 @@ class TritonAttention:
             # A thread holds so many of the output's values that two warpgroups share a wide head's tile.
             num_warps=8 if num_rows * q.shape[2] > 64 * 128 else 4,
             num_stages=_PREFILL_STAGES,
+            **early_launch(q),
         )
 
     def _decode(
@@ -163,7 +164,8 @@ class TritonAttention:
             IS_SPLIT=is_split,
             IS_MIXED=batch.is_open,
             num_warps=_DECODE_WARPS,
-            num_stages=_DECODE_STAGES if q.element_size() == 2 else 3,  # float32 is short of registers
+            num_stages=_DECODE_STAGES,
+            **early_launch(q),
         )
         if is_split:
             _merge(target, output, batch, rules, split=constants["SPLIT"])
@@ -187,6 +189,7 @@ def _merge(parts: Tensor, output: Tensor, batch: AttentionBatch, rules: Attentio
         SPLIT=split,
         BLOCK_D=_padded(head_dim),
         num_warps=1,
+        **early_launch(output),
     )
 
 

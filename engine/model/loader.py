@@ -94,15 +94,17 @@ class LoadedModel:
         """Run one packed step; `context.batch` describes it.
 
         input_ids, position_ids: int64 `[num_tokens]`; logits_indices: int64 `[num_logits]`, the tokens whose logits are
-        wanted. Returns float32 `[num_logits, vocab_size]`, written to `out` if given. Mutates the KV cache.
+        wanted. Returns `[num_logits, vocab_size]`, written to `out` if given: float32, but the model's dtype where all
+        runs on Triton's kernels, which widen what they read. Mutates the KV cache.
         """
         if self.decoder is not None:
             with torch.inference_mode():
-                logits = self.decoder.logits(self.decoder.hidden_states(input_ids, position_ids, logits_indices))
-                return logits if out is None else out.copy_(logits)
+                computed = self.decoder.logits(self.decoder.hidden_states(input_ids, position_ids, logits_indices))
+                return computed if out is None else out.copy_(computed)
         num_logits = logits_indices.shape[0]
         wanted = _at_least_two(logits_indices)
         last_layer = self.last_layer if len(wanted) < len(input_ids) else None
+        self.output_rows.target = out
         with torch.inference_mode(), nullcontext() if last_layer is None else last_layer.wanting(wanted):
             output = self.model(
                 input_ids=_at_least_two(input_ids)[None],
@@ -110,8 +112,11 @@ class LoadedModel:
                 use_cache=False,
                 logits_to_keep=wanted if last_layer is None else 0,  # all that the layer returns
             )
-            logits = output.logits[0, :num_logits]
-            return logits.float() if out is None else out.copy_(logits)
+            logits: Tensor = output.logits[0, :num_logits]
+        self.output_rows.target = None
+        if out is None:
+            return logits if self.uses_triton else logits.float()
+        return out if logits.data_ptr() == out.data_ptr() else out.copy_(logits)
 
     def forward_pooled(
         self, input_ids: Tensor, position_ids: Tensor, logits_indices: Tensor, hidden_indices: Tensor

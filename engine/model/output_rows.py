@@ -5,6 +5,7 @@ So the rows of both kinds are asked for in one place, the model's `logits_to_kee
 
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 MIN_ROWS = 2  # matrix libraries take another path, with other bits, for a single row
@@ -17,6 +18,7 @@ class OutputRows(nn.Module):
         super().__init__()
         self.layer = layer
         self.num_logits: int | None = None  # of the next forward's rows; None: all
+        self.target: Tensor | None = None  # where the next forward's logits go, if that saves copying them
         self._hidden_states: Tensor | None = None
 
     @classmethod
@@ -33,7 +35,10 @@ class OutputRows(nn.Module):
             if not self.num_logits:
                 return x.new_zeros((1, 0, 1))
             x = x[:, : max(self.num_logits, MIN_ROWS)]
-        logits: Tensor = self.layer(x)
+        target, layer = self.target, self.layer
+        if target is not None and type(layer) is nn.Linear and layer.bias is None and len(target) == x.shape[1]:
+            return torch.mm(x[0], layer.weight.t(), out=target)[None]
+        logits: Tensor = layer(x)
         return logits
 
     def take_hidden_states(self) -> Tensor:

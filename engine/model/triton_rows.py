@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.attention.base import PageSlots
 from engine.kernels.triton.activations import glu_kernel
+from engine.kernels.triton.early import early_launch
 from engine.kernels.triton.norms import add_norm_kernel, norm_kernel
 from engine.kernels.triton.qkv import qkv_kernel
 from engine.model.norm_rule import NormRule
@@ -51,6 +52,7 @@ class TritonRows:
             ROUNDS_FIRST=rule.rounds_first,
             BLOCK=block,
             num_warps=_num_warps(block),
+            **early_launch(x),
         )
 
     def add_norm(self, x: Tensor, residual: Tensor, weight: Tensor, rule: NormRule) -> tuple[Tensor, Tensor]:
@@ -72,6 +74,7 @@ class TritonRows:
             ROUNDS_FIRST=rule.rounds_first,
             BLOCK=block,
             num_warps=_num_warps(block),
+            **early_launch(x),
         )
         return total, out
 
@@ -119,6 +122,7 @@ class TritonRows:
             BLOCK_H=_HEADS_A_PROGRAM,
             BLOCK_D=triton.next_power_of_2(head_dim),
             num_warps=4,
+            **early_launch(qkv),
         )
         return q
 
@@ -128,7 +132,7 @@ class TritonRows:
         num_rows, width = gate_up.shape
         out = gate_up.new_empty((num_rows, width // 2))
         glu_kernel[(num_rows, triton.cdiv(width // 2, _GLU_BLOCK))](
-            gate_up, out, SIZE=width // 2, IS_GELU=is_gelu, BLOCK=_GLU_BLOCK, num_warps=4
+            gate_up, out, SIZE=width // 2, IS_GELU=is_gelu, BLOCK=_GLU_BLOCK, num_warps=4, **early_launch(out)
         )
         return out
 

@@ -91,7 +91,7 @@ class GraphedSteps:
             StepShape(MAX_MIXED_TOKENS, num_seqs, self._max_blocks, num_seqs, is_decode=False),
         ]
         self._buffers = StepBuffers(self._largest, model.device)
-        self._logits = torch.empty((num_seqs, model.vocab_size), dtype=torch.float32, device=model.device)
+        self._logits = torch.empty((num_seqs, model.vocab_size), dtype=model.dtypes.activations, device=model.device)
         self._graphs: dict[StepShape, Graph | None] = {}  # None: seen once
         self._can_capture = True
 
@@ -121,8 +121,18 @@ class GraphedSteps:
         del graphs
         return max(num_bytes, 0)
 
-    def run(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """Logits float32 `[num_sampled, vocab_size]` and the sampled positions; None if the step is not one for graphs.
+    @property
+    def logits(self) -> Tensor:
+        """`[max_rows, vocab_size]`, where every step's lie."""
+        return self._logits
+
+    def capture(self, run: Callable[[], Any]) -> Graph:
+        """Capture something else into the memory pool of the steps."""
+        return self._capture(run)
+
+    def run(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor, int] | None:
+        """Logits `[num_sampled, vocab_size]`, the sampled positions, and of how many rows logits were computed; None if
+        the step is not one for graphs.
 
         token_ids: int64 on the device, in place of the inputs' first ones. What is returned lies in memory that the
         next step overwrites. Mutates the KV cache.
@@ -142,7 +152,7 @@ class GraphedSteps:
         else:
             graph.replay()
         num_sampled = len(inputs.logits_indices)
-        return self._logits[:num_sampled], tensors.sampled_positions[:num_sampled]
+        return self._logits[:num_sampled], tensors.sampled_positions[:num_sampled], shape.num_logits
 
     def _graph(self, shape: StepShape) -> Graph | None:
         if shape not in self._graphs:

@@ -15,6 +15,7 @@ from engine.model.loader import LoadedModel, load_model
 from engine.parallel.leader import AnnouncedForwards, Leader
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.device_errors import device_errors
+from engine.runner.graphed_draws import GraphedDraws
 from engine.runner.memory import choose_num_blocks, largest_step, warn_of_short_context
 from engine.runner.step_ahead import StepAhead, Taken
 from engine.runner.step_budget import few_prefill_tokens, measure_step_tokens
@@ -30,8 +31,8 @@ from engine.step_plan import SampledTokens
 class _StepAhead:
     """What was computed of a step before its plan was there."""
 
-    logits: Tensor  # float32 [num_sampled, vocab_size]
-    token_ids: Tensor | None  # int64 [num_sampled], where they take nothing else
+    logits: Tensor  # [num_sampled, vocab_size]
+    token_ids: Tensor | None  # int64 [num_sampled], where they take nothing else; in memory of the next draw's
 
 
 class ModelRunner:
@@ -43,8 +44,10 @@ class ModelRunner:
         self._model: LoadedModel = load_model(config) if leader is None else leader.load_model()
         self._to_device = HostToDevice(self._model.device)
         sampler = create_sampler(self._model.device, self._model.cache_dir, uses_triton=self._model.uses_triton)
-        self._sampler = StepSampler(sampler, self._to_device)
         own = StepForwards(config, self._model, self._to_device)
+        graphs = own.graphs
+        draws = None if graphs is None else GraphedDraws(sampler, graphs.logits, graphs.capture)
+        self._sampler = StepSampler(sampler, self._to_device, draws)
         self._ahead = StepAhead(self._compute_ahead) if self._runs_ahead() else None
         num_blocks = choose_num_blocks(
             config, self._model, lambda: self._run_largest_step(own, config), own.measure_graphs
@@ -97,7 +100,10 @@ class ModelRunner:
         rows = None if taken.rows is None else self._to_device.send(taken.rows)[0]
         if step.token_ids is not None and inputs.sampling.is_plain:
             token_ids = step.token_ids if rows is None else step.token_ids[rows]
-            return DeviceTokens(token_ids if rest is None else torch.cat((token_ids, self._compute(rest).token_ids)))
+            if rest is None:
+                return DeviceTokens(token_ids)
+            token_ids = token_ids.clone()  # the rest's may take their place
+            return DeviceTokens(torch.cat((token_ids, self._compute(rest).token_ids)))
         logits = step.logits if rows is None else step.logits[rows]
         if rest is not None:
             parts, num_taken = logits, len(logits)

@@ -39,6 +39,11 @@ class StepForwards:
         self._graphs = _graphed_steps(config, model)
 
     @property
+    def graphs(self) -> GraphedSteps | None:
+        """None where there are none."""
+        return self._graphs
+
+    @property
     def measure_graphs(self) -> MeasureGraphs | None:
         """None where there are no graphs."""
         return self._graphs.measure if self._graphs is not None else None
@@ -46,7 +51,8 @@ class StepForwards:
     def run(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> StepLogits:
         """See `Forwards.run`."""
         if self._graphs is not None and (graphed := self._graphs.run(inputs, token_ids)) is not None:
-            return StepLogits(*graphed)
+            logits, positions, num_rows = graphed
+            return StepLogits(logits, positions, num_buffer_rows=num_rows)
         return self.run_eagerly(inputs, token_ids)
 
     def run_eagerly(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> StepLogits:

@@ -16,6 +16,7 @@ from engine.grammar.masks import TokenMasks
 from engine.logit_editor import LogitEditor, undo
 from engine.row_logprobs import RowLogprobs
 from engine.runner.batch_inputs import BatchInputs
+from engine.runner.graphed_draws import GraphedDraws
 from engine.runner.logit_edits import EditRows, LogitEdits
 from engine.runner.slots import SlotRows
 from engine.runner.transfer import HostToDevice, start_reading
@@ -30,17 +31,18 @@ _NOTHING = np.zeros(0, np.int64)
 class StepLogits:
     """What a forward gives. The next one may write into the same memory."""
 
-    logits: Tensor  # float32 [num_sampled + num_scored, vocab_size]
+    logits: Tensor  # [num_sampled + num_scored, vocab_size]: float32, or the dtype of a model on Triton's kernels
     positions: Tensor  # int64 [num_sampled], of the tokens to come
     scored_ids: Tensor | None = None  # int64 [num_scored]
     hidden_states: Tensor | None = None  # float32 [num_pooled, hidden_size]
+    num_buffer_rows: int | None = None  # of the graphs' buffer, whose first rows the logits are; None: they are not
 
 
 @dataclass(slots=True, eq=False)
 class DeviceTokens:
     """A step's outcome, before it is waited for. Log-probabilities: the tokens'; the likeliest tokens; theirs."""
 
-    token_ids: Tensor  # int64 [num_sampled]
+    token_ids: Tensor  # int64 [num_sampled]; the next step's may be written into the same memory
     logprobs: tuple[Tensor, Tensor, Tensor] | None = None
     prompt_logprobs: tuple[Tensor, Tensor, Tensor] | None = None
     hidden_states: Tensor | None = None
@@ -60,8 +62,10 @@ class DeviceTokens:
 class StepSampler:
     """One batched draw a step."""
 
-    def __init__(self, sampler: Sampler, to_device: HostToDevice) -> None:
+    def __init__(self, sampler: Sampler, to_device: HostToDevice, draws: GraphedDraws | None = None) -> None:
+        """draws: of the buffer that a step's logits may lie in."""
         self._sampler = sampler
+        self._draws = draws
         self._to_device = to_device
         self._sampling_rows: SlotRows | None = None
         self._sampling_tensors: list[Tensor] = []
@@ -74,16 +78,22 @@ class StepSampler:
         logits, num_sampled = step.logits, len(step.positions)
         tokens = DeviceTokens(step.positions[:0], hidden_states=step.hidden_states)
         if inputs.scored is not None and step.scored_ids is not None:
+            logits = logits.float()
             rows = torch.arange(num_sampled, len(logits), device=logits.device)
             wanted = self._sampler.logprobs(logits, rows, inputs.scored.num_top)
             tokens.prompt_logprobs = wanted.of(logits, step.scored_ids), wanted.top_ids, wanted.top_logprobs
-        if num_sampled:
+        num_rows = step.num_buffer_rows
+        if num_sampled and num_rows is not None and self._draws is not None and inputs.sampling.is_plain:
+            tokens.token_ids = self._draws.draw(self._sampling_batch(inputs.sampling, step.positions), num_rows)
+        elif num_sampled:
             self._sample(logits[:num_sampled], inputs, step.positions, tokens)
         return tokens
 
     def _sample(self, logits: Tensor, inputs: BatchInputs, positions: Tensor, tokens: DeviceTokens) -> None:
         """One token a row; `BAD_LOGITS` where a hidden state or the chosen logit was NaN or infinite."""
         batch = self._sampling_batch(inputs.sampling, positions)
+        if inputs.edits is not None or inputs.masks is not None or inputs.sampling.logprob_rows is not None:
+            logits = logits.float()  # a draw alone reads them as they are
         wanted = self._wanted_logprobs(logits, inputs.sampling)
         saved = self._logit_editor(inputs.edits).apply(logits) if inputs.edits is not None else []
         token_ids = self._draw(logits, batch, inputs.masks)

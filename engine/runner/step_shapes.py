@@ -19,7 +19,7 @@ from engine.attention.base import AttentionBatch
 from engine.runner.batch_inputs import BatchInputs
 
 MIN_SEQS = 2  # matrix libraries take another path for a single row
-MAX_MIXED_TOKENS = 2048  # beyond, the device computes for longer than the host takes to launch
+MAX_MIXED_TOKENS = 8192  # with fewer, a small model's step computes for less long than the host takes to launch it
 _MIXED_STEP = 128  # tokens
 _MIN_BLOCKS = 16  # of a block table
 _BLOCKS_FACTOR = 2  # from one width to the next: programs for keys that there are none of end at once, but take a turn
@@ -53,7 +53,7 @@ def choose_shape(inputs: BatchInputs, *, max_num_seqs: int, max_blocks: int, row
         return StepShape(num_seqs, num_seqs, width, num_seqs, is_decode=True)
     if inputs.num_tokens > MAX_MIXED_TOKENS or len(inputs.logits_indices) > max_num_seqs:
         return None
-    num_tokens = _multiple(inputs.num_tokens, _MIXED_STEP)
+    num_tokens = mixed_bucket(inputs.num_tokens)
     num_seqs = _bucket(max(inputs.num_seqs, len(inputs.logits_indices)), _MIN_MIXED_SEQS, _MIXED_SEQS_FACTOR)
     num_seqs = _multiple(min(num_seqs, decode_bucket(max_num_seqs)), row_step)
     return StepShape(num_tokens, num_seqs, width, num_seqs, is_decode=False)
@@ -65,6 +65,11 @@ def decode_bucket(num_seqs: int, row_step: int = 1) -> int:
         return _multiple(_bucket(num_seqs, MIN_SEQS, 2), row_step)
     step = 8 if num_seqs <= 64 else 16 if num_seqs <= 256 else 32
     return _multiple(_multiple(num_seqs, step), row_step)
+
+
+def mixed_bucket(num_tokens: int) -> int:
+    """Multiples of 128 to 2048, of 256 to 4096, of 512 beyond: of longer ones a ninth is padding at most."""
+    return _multiple(num_tokens, _MIXED_STEP * (1 if num_tokens <= 2048 else 2 if num_tokens <= 4096 else 4))
 
 
 class StepBuffers:

@@ -61,9 +61,10 @@ class HostToDevice:
 
 
 def start_reading(tensor: Tensor) -> Callable[[], NDArray[Any]]:
-    """Begin to bring a tensor to the host; call the result to wait for it. What is launched later is not waited for."""
+    """Begin to bring a tensor to the host, as it is now; call the result to wait for it, nothing launched later."""
     if tensor.device.type != "cuda":
-        return tensor.numpy
+        values: NDArray[Any] = tensor.numpy().copy()
+        return lambda: values
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -20,6 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from engine.kernels.triton import early
+
 # Bytes of shared memory that one program may have, by compute capability.
 SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 _SHARED_OF_SYSTEM = 1024  # beside each program's
@@ -28,9 +30,18 @@ _MAX_STACK_BYTES = 512
 # What some kernels are slow without: copies of 16 bytes that nobody waits for, and a Hopper's matrix products.
 _NEEDED = {"decode_kernel": "cp.async.cg.shared.global"}
 _NEEDED_ON_HOPPER = {"prefill_kernel": "wgmma.mma_async", "linear_kernel": "wgmma.mma_async"}
+_EARLY = (
+    "norm_kernel",
+    "add_norm_kernel",
+    "glu_kernel",
+    "qkv_kernel",
+    "decode_kernel",
+    "merge_kernel",
+    "prefill_kernel",
+)
 _WITHOUT_EXCHANGE = ("glu_kernel", "qkv_kernel")  # threads of theirs would wait for each other through shared memory
 _DECODES_AT_ONCE = 3  # in 16 bits on Hopper: while one begins or ends, others read
-_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_pdl")
 _TYPES = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
@@ -52,6 +63,12 @@ class CompiledKernel:
     num_registers: int  # of a thread
     stack_bytes: int  # of a thread: what did not fit into its registers
     assembly: str
+
+    @property
+    def awaits_first(self) -> bool:
+        """Whether it waits for the kernels before it, and accesses no memory but its parameters' until then."""
+        before, wait, _ = self.assembly.partition("griddepcontrol.wait")
+        return bool(wait) and not re.search(r"(ld|st|red|atom)\.global|cp\.async", before)
 
     def num_at_once(self, capability: int) -> int:
         """Programs that fit a multiprocessor together, by its shared memory and its registers."""
@@ -237,7 +254,8 @@ def _launch_sampler() -> None:
     from tests.fakes.sampling_batches import random_batch
 
     logits, rows, floats = torch.zeros(8, 151_936), torch.zeros(5, dtype=torch.int64), torch.zeros(5)
-    TritonSampler().settle(logits, TritonSampler().sample(logits, random_batch(8, seed=0)))
+    for dtype in (torch.float32, torch.bfloat16):
+        TritonSampler().settle(logits.to(dtype), TritonSampler().sample(logits.to(dtype), random_batch(8, seed=0)))
     TritonSampler().mask(logits, rows, torch.zeros(5, 4748, dtype=torch.int32))
     nothing, no_floats = rows[:0], floats[:0]
     edits = [nothing, nothing, no_floats, rows, floats, floats, floats, rows, rows, floats, nothing, nothing]
@@ -247,6 +265,7 @@ def _launch_sampler() -> None:
 def main() -> None:
     """Compile all for the GPU named by its compute capability; a line for each kernel, an error if one does not fit."""
     capability = int(sys.argv[1])
+    setattr(early, "_is_early", lambda device: capability >= 90)  # noqa: B010
     with compiled_launches(capability) as compiled:
         launch_every_kernel()
     for kernel in compiled:
@@ -265,6 +284,11 @@ def main() -> None:
     ]
     if lacking:
         raise SystemExit(f"without what makes them fast: {[(name, needed[name]) for name in lacking]}")
+    late = {
+        kernel.name for kernel in compiled if capability >= 90 and kernel.name in _EARLY and not kernel.awaits_first
+    }
+    if late:
+        raise SystemExit(f"launched early, they read or write before what is before them has ended: {sorted(late)}")
     exchanging = {kernel.name for kernel in compiled if kernel.name in _WITHOUT_EXCHANGE and kernel.shared_bytes}
     if exchanging:
         raise SystemExit(f"threads exchange what each could load: {sorted(exchanging)}")

@@ -3,12 +3,16 @@
 import triton
 import triton.language as tl
 
+from engine.kernels.triton.early import await_inputs
 from engine.kernels.triton.numerics import narrow, widen
 
 
 @triton.jit
-def glu_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, IS_GELU: tl.constexpr, BLOCK: tl.constexpr):
+def glu_kernel(
+    gate_up_ptr, out_ptr, SIZE: tl.constexpr, IS_GELU: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):
     """`BLOCK` values of one row; dense rows. The activation is rounded to its dtype before the product, as in torch."""
+    await_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = places < SIZE

@@ -18,6 +18,7 @@ from engine.kernels.triton.attention_rows import (
     store_part,
     store_rows,
 )
+from engine.kernels.triton.early import await_inputs
 
 
 @triton.jit
@@ -70,8 +71,10 @@ def decode_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One (kv head, split, sequence), to the output, or to parts `[num_seqs, num_heads, num_splits, HEAD_DIM + 4]`."""
+    await_inputs(EARLY)
     head, split = tl.program_id(0), tl.program_id(1)
     sequence = tl.program_id(2).to(tl.int64)
     token = _decoded_token(query_start_ptr, sequence, IS_MIXED)
@@ -111,8 +114,10 @@ def merge_kernel(
     HEAD_DIM: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One (head, sequence): the splits of `parts` in order of position."""
+    await_inputs(EARLY)
     sequence = tl.program_id(1).to(tl.int64)
     token = _decoded_token(query_start_ptr, sequence, IS_MIXED)
     if token < 0:
@@ -181,8 +186,10 @@ def prefill_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One (tile of query tokens of one sequence, kv head): splits are merged on the way; SPLIT 0: all keys are one."""
+    await_inputs(EARLY)
     TOKENS: tl.constexpr = BLOCK_M // GROUP
     sequence, start, num_queries, first = find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS)
     if (first >= num_queries) | (IS_MIXED & (num_queries == 1)):

@@ -191,6 +191,42 @@ def _lowest(
 
 
 @triton.jit
+def _threshold(
+    x_ptr,
+    size,
+    most,
+    temperature,
+    filters,
+    found,
+    vocab_size,
+    STEPS: tl.constexpr,
+    POINTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The least order that top-k and top-p keep, among `size` values of which x = (value - most) / temperature.
+
+    filters: top-p, top-k and min-p; found: what `_range_of` gives.
+    """
+    top_p, top_k, min_p = filters
+    step, low, high, _, wanted = found
+    threshold = tl.full((), LOWEST, tl.int64)
+    everything = tl.full((POINTS,), LOWEST, tl.int32)
+    if _has_top_k(top_k, vocab_size):
+        if step < STEPS:
+            threshold = _lowest(
+                x_ptr, size, most, temperature, min_p, LOWEST, wanted, low + 1, high, False, POINTS, BLOCK
+            )
+        low = threshold - 1
+        high = tl.full((), 0, tl.int64)
+        above = _above(x_ptr, size, most, temperature, min_p, threshold, everything, True, BLOCK)
+        wanted = top_p.to(tl.float64) * tl.max(above, 0)
+    if top_p < 1:
+        last = _lowest(x_ptr, size, most, temperature, min_p, threshold, wanted, low + 1, high, True, POINTS, BLOCK)
+        threshold = tl.maximum(threshold, last)
+    return threshold
+
+
+@triton.jit
 def threshold_kernel(
     logits_ptr,
     max_ptr,
@@ -220,24 +256,14 @@ def threshold_kernel(
         counts, masses = _load_profile(counts_ptr, masses_ptr, row, num_chunks, NUM_CHUNKS, STEPS)
         step, low, high, size, wanted = _range_of(counts, masses, temperature, top_p, top_k, vocab_size, STEPS)
         most = row_maximum(max_ptr + row * num_chunks, num_chunks, NUM_CHUNKS)
-        x_ptr = logits_ptr + row.to(tl.int64) * row_stride
+        filters = (top_p, top_k, min_p)
+        found = (step, low, high, size, wanted)
         if (step < STEPS) & (size <= ROOM):
             x_ptr = room_ptr + row.to(tl.int64) * ROOM
-            most = 0.0
-            temperature = 1.0
+            threshold = _threshold(x_ptr, size, 0.0, 1.0, filters, found, vocab_size, STEPS, POINTS, BLOCK)
         else:
-            size = vocab_size
-        everything = tl.full((POINTS,), LOWEST, tl.int32)
-        if _has_top_k(top_k, vocab_size):
-            if step < STEPS:
-                threshold = _lowest(
-                    x_ptr, size, most, temperature, min_p, LOWEST, wanted, low + 1, high, False, POINTS, BLOCK
-                )
-            low = threshold - 1
-            high = tl.full((), 0, tl.int64)
-            above = _above(x_ptr, size, most, temperature, min_p, threshold, everything, True, BLOCK)
-            wanted = top_p.to(tl.float64) * tl.max(above, 0)
-        if top_p < 1:
-            last = _lowest(x_ptr, size, most, temperature, min_p, threshold, wanted, low + 1, high, True, POINTS, BLOCK)
-            threshold = tl.maximum(threshold, last)
+            row_ptr = logits_ptr + row.to(tl.int64) * row_stride
+            threshold = _threshold(
+                row_ptr, vocab_size, most, temperature, filters, found, vocab_size, STEPS, POINTS, BLOCK
+            )
     tl.store(threshold_ptr + row, threshold.to(tl.int32))

@@ -9,6 +9,7 @@ program a row, so that a row's sum does not depend on its batch.
 import triton
 import triton.language as tl
 
+from engine.kernels.triton.early import await_inputs
 from engine.kernels.triton.numerics import narrow, widen
 
 
@@ -35,8 +36,10 @@ def norm_kernel(
     ADDS_ONE: tl.constexpr,
     ROUNDS_FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One group of `SIZE` in one row; out may be x."""
+    await_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     places = tl.arange(0, BLOCK)
     mask = places < SIZE
@@ -60,8 +63,10 @@ def add_norm_kernel(
     ADDS_ONE: tl.constexpr,
     ROUNDS_FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One row: sum = residual + x in their dtype, out = its norm. All rows are dense."""
+    await_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64) * SIZE
     places = tl.arange(0, BLOCK)
     mask = places < SIZE

@@ -10,6 +10,7 @@ dims, whose second half is the partner of the first:
 import triton
 import triton.language as tl
 
+from engine.kernels.triton.early import await_inputs
 from engine.kernels.triton.norms import normed
 from engine.kernels.triton.numerics import narrow, widen
 
@@ -57,12 +58,14 @@ def qkv_kernel(
     ROUNDS_FIRST: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """`BLOCK_H` heads of one token. Rows behind `num_written` and those with a negative slot are padding.
 
     Everything is loaded before anything is computed, and waited for once; weights and angles by each thread for its own
     values, which spares it an exchange with the others.
     """
+    await_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     dims = tl.arange(0, BLOCK_D)

@@ -79,7 +79,7 @@ def near_gumbel(bits):
 @triton.jit
 def load_scaled(row_ptr, ids, vocab_size, most, temperature):
     """x = (logit - max) / temperature; minus infinity behind the row."""
-    logits = tl.load(row_ptr + ids, mask=ids < vocab_size, other=float("-inf"))
+    logits = tl.load(row_ptr + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float32)
     return tl.div_rn(logits - most, temperature)
 
 
@@ -99,7 +99,7 @@ def max_kernel(logits_ptr, max_ptr, ids_ptr, row_stride, vocab_size, CHUNK: tl.c
     token = tl.full((), NO_TOKEN, tl.int32)
     for start in range(first, tl.minimum(first + CHUNK, vocab_size), BLOCK):
         ids = start + tl.arange(0, BLOCK)
-        logits = tl.load(row_ptr + ids, mask=ids < vocab_size, other=float("-inf"))
+        logits = tl.load(row_ptr + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float32)
         block_largest, block_token = first_of(logits, ids)
         is_better = (block_largest > largest) | ((block_largest == largest) & (block_token < token))
         token = tl.where(is_better, block_token, token)
@@ -227,7 +227,8 @@ def settle_kernel(logits_ptr, tokens_ptr, row_stride, num_rows, BAD_LOGITS: tl.c
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = rows < num_rows
     row_ptrs = logits_ptr + rows.to(tl.int64) * row_stride
-    first = tl.load(row_ptrs, mask=mask, other=0.0)
-    chosen = tl.load(row_ptrs + tl.load(tokens_ptr + rows, mask=mask, other=0), mask=mask, other=0.0)
+    first = tl.load(row_ptrs, mask=mask, other=0.0).to(tl.float32)
+    tokens = tl.load(tokens_ptr + rows, mask=mask, other=0)
+    chosen = tl.load(row_ptrs + tokens, mask=mask, other=0.0).to(tl.float32)
     is_sound = (first < float("inf")) & (tl.abs(chosen) < float("inf"))  # nor is NaN
     tl.store(tokens_ptr + rows, tl.full((BLOCK,), BAD_LOGITS, tl.int64), mask=mask & (is_sound == 0))

@@ -67,7 +67,8 @@ def test_a_steps_shape_depends_on_what_a_graph_bakes_in_alone() -> None:
     assert choose_shape(inputs_of([1] * 7, [300] * 7), **limits) == decode
     assert choose_shape(inputs_of([1], [1600]), **limits) == StepShape(2, 2, 100, 2, is_decode=True)
     assert choose_shape(inputs_of([1, 130], [3, 130]), **limits) == StepShape(256, 8, 16, 8, is_decode=False)
-    assert choose_shape(inputs_of([3000], [3000]), **limits) is None
+    assert choose_shape(inputs_of([3000], [3000]), **limits) == StepShape(3072, 8, 100, 8, is_decode=False)
+    assert choose_shape(inputs_of([8193], [8193]), **limits) is None
     limits["max_num_seqs"] = 200
     wide = choose_shape(inputs_of([1] * 3, [3] * 3), **limits, row_step=64)
     assert wide == StepShape(64, 64, 16, 64, is_decode=True)

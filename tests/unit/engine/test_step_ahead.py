@@ -116,12 +116,34 @@ def test_a_prompts_chunk_stays_what_was_guessed_when_decodes_end_and_others_come
     while not driver.outputs[3]:
         driver.step()
     assert driver.outputs[5], "the more urgent one is computed beside the long prompt"
-    # But for the first step, and the one in which the last of the long prompt leaves tokens to the one who waits.
-    assert runner.num_completed == 0 and runner.num_taken == driver.core.get_stats().num_steps - 2
+    # But for the first step; the one who waits is admitted before the last of the long prompt leaves him tokens.
+    assert runner.num_completed == 0 and runner.num_taken == driver.core.get_stats().num_steps - 1
     driver.run()
     for seed in range(6):
         expected = undisturbed_output(runner.info, prompts[seed], max_tokens=lengths[seed], seed=seed)
         assert driver.outputs[seed] == expected
+
+
+def test_prompts_that_wait_for_tokens_are_foreseen() -> None:
+    runner = FakeRunnerAhead(num_blocks=64)
+    driver = CoreDriver(runner, max_num_seqs=8, max_num_tokens=12, prompt_lookup="off")
+    for seed in range(8):
+        driver.add([seed] * (5 + seed), max_tokens=6, seed=seed)
+    driver.run()
+    for seed in range(8):
+        assert driver.outputs[seed] == undisturbed_output(runner.info, [seed] * (5 + seed), max_tokens=6, seed=seed)
+    assert runner.num_completed == 0 and runner.num_taken == driver.core.get_stats().num_steps - 1
+
+
+def test_one_who_was_admitted_ahead_waits_again_when_a_prompt_whose_blocks_he_shares_fails() -> None:
+    runner = FakeRunnerAhead(num_blocks=64, poison_token=49)
+    driver = CoreDriver(runner, max_num_seqs=4, max_num_tokens=12, prompt_lookup="off")
+    shared = [7] * 8
+    driver.add([*shared, 49, 1, 2, 3], max_tokens=4, seed=0)
+    driver.add([*shared, 5, 6], max_tokens=4, seed=1)
+    driver.run()
+    assert 0 in driver.errors
+    assert driver.outputs[1] == undisturbed_output(runner.info, [*shared, 5, 6], max_tokens=4, seed=1)
 
 
 @pytest.mark.parametrize("num_blocks", [200, 15])

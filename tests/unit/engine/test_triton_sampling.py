@@ -13,6 +13,7 @@ from engine import triton_sampling
 from engine.kernels.triton.sampling import MARGIN, gumbel, near_gumbel
 from engine.logit_editor import LogitEditor, undo
 from engine.sampler import Sampler, SamplingBatch
+from engine.step_plan import BAD_LOGITS
 from engine.triton_sampling import TritonLogitEditor, TritonSampler
 from tests.fakes.fast_interpreter import speed_up_interpreter
 from tests.fakes.kernel_device import KERNEL_DEVICE, poisoned_memory
@@ -65,6 +66,22 @@ def test_the_tokens_are_those_that_torch_draws(
     copy = logits.clone()
     assert torch.equal(sample(logits, batch), expected)
     assert torch.equal(logits, copy), "the logits are left as they were"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("room", [64, 9])
+def test_logits_in_16_bits_are_widened_as_they_are_read(
+    dtype: torch.dtype, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_sampling, "_ROOM", room)
+    logits, batch = random_logits(16, 257).to(dtype), random_batch(16, seed=4)
+    tokens = sample(logits, batch)
+    assert tokens.equal(Sampler().sample(logits.float(), batch))
+    logits[3, tokens[3]] = float("inf")
+    logits[5, 0] = float("nan")
+    settled = tokens.clone().to(KERNEL_DEVICE)
+    TritonSampler().settle(logits.to(KERNEL_DEVICE), settled)
+    assert (settled.cpu() == BAD_LOGITS).nonzero()[:, 0].tolist() == [3, 5]
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 0.05, 30.0])
