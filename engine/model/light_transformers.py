@@ -34,6 +34,7 @@ _STAND_INS: dict[str, dict[str, Any]] = {
     _BATCHING: {"ContinuousMixin": type("ContinuousMixin", (), {}), "PagedAttentionCache": object},
     f"{_BATCHING}.cache": {"PagedAttentionCache": object},
 }
+_ABSENT = ("torchvision",)  # where it is installed, transformers imports it for images, and it the compiler
 
 
 def import_transformers(config: EngineConfig) -> None:
@@ -64,7 +65,9 @@ def light_loading() -> Iterator[None]:
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    modules = {name: _module(name, members) for name, members in _STAND_INS.items() if name not in sys.modules}
+    modules: dict[str, Any] = {name: _module(name, members) for name, members in _STAND_INS.items()}
+    modules |= dict.fromkeys(_ABSENT)  # None: it is not found
+    modules = {name: module for name, module in modules.items() if name not in sys.modules}
     is_available: Callable[[], bool] = torch.distributed.is_available
     sys.modules.update(modules)
     if "torch._dynamo" in modules:

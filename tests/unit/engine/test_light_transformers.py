@@ -1,6 +1,7 @@
 """transformers imported without what a child never uses: each in a process of its own, as a child is."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +41,10 @@ def light(cache_dir: Path) -> str:
     return LIGHT.format(str(cache_dir))
 
 
-def output_of(code: str, *arguments: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+def output_of(code: str, *arguments: str, path: str = "") -> str:
+    """path: of further packages."""
+    command, env = [sys.executable, "-c", code, *arguments], os.environ | {"PYTHONPATH": path}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -97,6 +100,20 @@ def test_an_import_that_fails_lightly_is_done_wholly(light: str) -> None:
         "print(utils.ContinuousMixin.__module__, 'torch._dynamo' in sys.modules)"
     )
     assert output.split() == ["transformers.generation.continuous_batching.continuous_api", "True"]
+
+
+def test_torchvision_is_not_imported_where_it_is_installed(light: str, tmp_path: Path) -> None:
+    stand_ins = {  # transformers wants the second one to look for the first
+        "torchvision/__init__.py": "import torch._dynamo.utils",
+        "PIL/__init__.py": "",
+        "PIL/Image.py": "Image = Resampling = object",
+        "PIL/ImageOps.py": "",
+    }
+    for name, text in stand_ins.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    check = "import transformers.generation.utils; print('torchvision' in sys.modules, 'torch._dynamo' in sys.modules)"
+    assert output_of(light + check, path=str(tmp_path)).split() == ["False", "False"]
 
 
 def test_a_process_that_has_transformers_keeps_it_as_it_is(tmp_path: Path) -> None:
