@@ -36,6 +36,8 @@ _DECODE_CHANGES: list[dict[str, int]] = [
     {"_UNSPLIT": 1},
     {"_UNSPLIT": 4},
     {"_ENOUGH_PROGRAMS": 1024},
+    {"_MANY_PROGRAMS": 512},
+    {"_MANY_PROGRAMS": 1 << 30},
 ]
 _PREFILL_CHANGES: list[dict[str, int]] = [
     {},

@@ -26,6 +26,7 @@ _UNSPLIT = 2  # times as many keys are not worth a merge; more of them would end
 _ENOUGH_PROGRAMS = 512  # to keep a GPU's memory busy: some for each of its multiprocessors
 _TILE_KEYS = 128  # likewise, at most; a split is a whole number of tiles
 _TILE_BYTES = 16_384  # of a tile's keys, at most: several such tiles are on their way into a GPU's shared memory
+_MANY_PROGRAMS = 1024  # from here on a decode's tiles are twice as large: fewer programs at once keep memory as busy
 _MIN_ROWS = 16  # the fewest rows of a tensor core's product
 _PREFILL_ROWS = 64
 _PREFILL_STAGES = 3
@@ -135,9 +136,11 @@ class TritonAttention:
     ) -> None:
         num_heads, head_dim = q.shape[1:]
         num_kv_heads = layer.shape[3]
-        constants = _constants(q, layer, rules, _num_rows(num_heads // num_kv_heads), split=SPLIT)
+        programs = num_decodes * num_kv_heads
+        tile_bytes = _TILE_BYTES if self.is_row_invariant or programs < _MANY_PROGRAMS else 2 * _TILE_BYTES
+        num_rows = _num_rows(num_heads // num_kv_heads)
+        constants = _constants(q, layer, rules, num_rows, split=SPLIT, tile_bytes=tile_bytes)
         if not self.is_row_invariant:
-            programs = num_decodes * num_kv_heads
             constants["SPLIT"] = choose_split(programs, batch.max_context_len, least=constants["BLOCK_N"])
         num_splits = triton.cdiv(batch.max_context_len, constants["SPLIT"])
         is_split = num_splits > 1
@@ -208,7 +211,9 @@ def choose_split(num_programs: int, max_context_len: int, *, least: int) -> int:
     return split
 
 
-def _constants(q: Tensor, layer: Tensor, rules: AttentionRules, num_rows: int, *, split: int) -> dict[str, Any]:
+def _constants(
+    q: Tensor, layer: Tensor, rules: AttentionRules, num_rows: int, *, split: int, tile_bytes: int | None = None
+) -> dict[str, Any]:
     _, _, block_size, num_kv_heads, head_dim = layer.shape
     padded_dim = _padded(head_dim)
     return {
@@ -218,7 +223,7 @@ def _constants(q: Tensor, layer: Tensor, rules: AttentionRules, num_rows: int, *
         "BLOCK_SIZE": block_size,
         "SPLIT": split,
         "BLOCK_M": num_rows,
-        "BLOCK_N": max(16, min(_TILE_KEYS, _TILE_BYTES // (padded_dim * layer.element_size()))),
+        "BLOCK_N": max(16, min(_TILE_KEYS, (tile_bytes or _TILE_BYTES) // (padded_dim * layer.element_size()))),
         "BLOCK_D": padded_dim,
     }
 

@@ -215,6 +215,9 @@ def launch_every_kernel() -> None:
             batch.is_open = batch.max_query_len > 1 and parts[0][1] > 0  # as a graph of mixed steps is
             for is_deterministic in (False, True):
                 TritonAttention(deterministic=is_deterministic).forward(q, k, v, world.kv_cache, batch, rules)
+    world = PagedWorld.build([40] * 140, num_heads=16, num_kv_heads=8, head_dim=128, dtype=torch.bfloat16)
+    q, k, v, batch = world.step([(i, 39, 40) for i in range(140)])  # so many that their tiles are larger
+    TritonAttention().forward(q, k, v, world.kv_cache, batch, AttentionRules(0.1))
     for dtype in (torch.bfloat16, torch.float32):
         _launch_rows(dtype)
     _launch_sampler()

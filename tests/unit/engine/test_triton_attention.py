@@ -6,6 +6,7 @@ Splits and tiles are made small, so that short sequences have many: the interpre
 import math
 import mmap
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -186,6 +187,27 @@ def test_many_sequences_of_some_length_are_not_split() -> None:
     assert triton_backend.SPLIT == 32, "as this file sets it"
     assert choose_split(512, 64, least=8) == 64
     assert choose_split(511, 64, least=8) == 32 and choose_split(512, 65, least=8) == 32
+
+
+def test_decodes_of_many_sequences_take_larger_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "_TILE_KEYS", 32)
+    monkeypatch.setattr(triton_backend, "_TILE_BYTES", 16 * 32 * 4)  # of 16 keys
+    world = build((4, 2, 32, 8), torch.float32, [40, 60])
+    tiles: list[int] = []
+    constants = triton_backend._constants
+
+    def note_tile(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        tiles.append(constants(*args, **kwargs)["BLOCK_N"])
+        return constants(*args, **kwargs)
+
+    monkeypatch.setattr(triton_backend, "_constants", note_tile)
+    for most in (5, 4):  # programs: two sequences of two heads
+        monkeypatch.setattr(triton_backend, "_MANY_PROGRAMS", most)
+        outputs = world.run(OnKernelDevice(TritonAttention()), decoded(world), AttentionRules(0.2))
+        for sequence, output in zip(world.sequences, outputs, strict=True):
+            expected = dense_attention(sequence, AttentionRules(0.2))
+            torch.testing.assert_close(output.double(), expected, atol=2e-5, rtol=0)
+    assert 32 in tiles and set(tiles) == {16, 32}
 
 
 def test_a_sequence_that_went_bad_harms_only_itself() -> None:
