@@ -139,24 +139,23 @@ def merge_kernel(
 
 
 @triton.jit
-def find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS: tl.constexpr):
+def find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS: tl.constexpr, SEQS: tl.constexpr):
     """The sequence that this program has a tile of, its first row of the step, how many it has, and the first of the
-    tile, which may lie behind them: sequence i's first tile is query_start[i] // TOKENS + i."""
+    tile, which may lie behind them: sequence i's first tile is query_start[i] // TOKENS + i.
+
+    SEQS: sequences at most. All are looked at at once: a search would wait for memory again and again.
+    """
     tile = tl.program_id(0)
     origin = tl.load(query_start_ptr + first_sequence)
-    low = first_sequence
-    high = num_seqs
-    while low < high:
-        middle = (low + high) // 2
-        its_first = (tl.load(query_start_ptr + middle) - origin) // TOKENS + middle - first_sequence
-        if its_first <= tile:
-            low = middle + 1
-        else:
-            high = middle
-    sequence = low - 1
+    places = tl.arange(0, SEQS)
+    is_sequence = first_sequence + places < num_seqs
+    starts = tl.load(query_start_ptr + first_sequence + places, mask=is_sequence, other=0)
+    is_before = is_sequence & ((starts - origin) // TOKENS + places <= tile)
+    place = tl.sum(is_before.to(tl.int32), 0) - 1
+    sequence = first_sequence + place
     start = tl.load(query_start_ptr + sequence)
     num_queries = tl.load(query_start_ptr + sequence + 1) - start
-    return sequence, start, num_queries, (tile - (start - origin) // TOKENS - (sequence - first_sequence)) * TOKENS
+    return sequence, start, num_queries, (tile - (start - origin) // TOKENS - place) * TOKENS
 
 
 @triton.jit(do_not_specialize=["first_sequence", "num_seqs", "table_stride"])
@@ -186,12 +185,13 @@ def prefill_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    SEQS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """One (tile of query tokens of one sequence, kv head): splits are merged on the way; SPLIT 0: all keys are one."""
     await_inputs(EARLY)
     TOKENS: tl.constexpr = BLOCK_M // GROUP
-    sequence, start, num_queries, first = find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS)
+    sequence, start, num_queries, first = find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS, SEQS)
     if (first >= num_queries) | (IS_MIXED & (num_queries == 1)):
         return
     rows = tl.arange(0, BLOCK_M)
