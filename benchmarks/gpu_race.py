@@ -4,9 +4,11 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import torch
 
@@ -19,6 +21,9 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
 from tests.fakes.child_thread import ChildThread
+
+if TYPE_CHECKING:
+    from producer.contract import Result
 
 HERE = Path(__file__).parent
 # Peers by what must be installed: their scripts, on peer_process.py.
@@ -48,12 +53,12 @@ class OursOnGpu(Ours):
 class Queued:
     """The whole path through a queue as a contender."""
 
-    def __init__(self, run: Callable[[Workload], tuple[float, int]]) -> None:
+    def __init__(self, run: "Callable[[Workload], tuple[float, list[Result]]]") -> None:
         self._run = run
 
     def run(self, workload: Workload) -> Measurement:
-        seconds, num_tokens = self._run(workload)
-        return {"seconds": seconds, "counts": [num_tokens]}
+        seconds, results = self._run(workload)
+        return {"seconds": seconds, "counts": [sum(len(result.choices[0].token_ids) for result in results)]}
 
 
 @contextmanager
@@ -73,16 +78,19 @@ def ours(settings: RaceSettings, **more: object) -> Iterator[Contender]:
 
 @contextmanager
 def queued(settings: RaceSettings) -> Iterator[Contender]:
-    """Behind a Redis on this host, every token stored and streamed. Raises `PeerError` without the queue's packages."""
+    """Behind a Redis on this host, every token stored and streamed to a reader that only counts: 256 readers in one
+    process of Python would be slower than the worker. Raises `PeerError` without the queue's packages.
+    """
     try:
-        from benchmarks.queue_ways import WholePath
+        from benchmarks.queue_ways import ReadElsewhere
         from benchmarks.worker_fixture import worker_process
+        from producer import Client
     except ImportError as error:
         raise PeerError(f"the queue needs packages that are not here: {error}") from None
     arguments = ["--model", str(settings.folder), "--device", str(settings.device), "--dtype", "bfloat16"]
-    arguments += ["--max-num-seqs", "4" if settings.is_smoke else "512"]
-    with worker_process(*arguments) as (redis_url, _), closing(WholePath(redis_url)) as path:
-        yield Queued(path.run)
+    arguments += ["--max-num-seqs", "4" if settings.is_smoke else "512", "--no-prefix-caching"]
+    with worker_process(*arguments) as (redis_url, _), Client(redis_url) as client:
+        yield Queued(ReadElsewhere(client, urlsplit(redis_url).port or 0).run_jobs)
 
 
 @contextmanager

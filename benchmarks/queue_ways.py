@@ -95,11 +95,6 @@ class WholePath:
         self._runner.run(self._client.aclose())
         self._runner.close()
 
-    def run(self, workload: Workload) -> tuple[float, int]:
-        """Seconds from the first prompt in to the last result out, and the number of tokens."""
-        seconds, results = self.run_jobs(workload)
-        return seconds, sum(len(result.choices[0].token_ids) for result in results)
-
     def run_jobs(self, workload: Workload) -> tuple[float, list[Result]]:
         return self._runner.run(self._submit_and_watch(requests_of(workload)))
 
