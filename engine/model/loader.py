@@ -30,6 +30,7 @@ from engine.model.packed_linear import LinearPacker, choose_packer, int8_packer
 from engine.model.preparation import Preparation
 from engine.model.prepared_models import PreparedModels
 from engine.model.registry import Architecture, find_architecture, max_position
+from engine.model.rotary_table import tabulate_rotation
 from engine.parallel.rank import ALONE, Rank
 
 
@@ -162,6 +163,9 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
     preparation = Preparation(checkpoint, architecture, device, dtypes, context, kit, packer, rank)
     prepared = preparation.run(PreparedModels(cache_dir / "prepared"))
     model, shape = prepared.model, prepared.shape
+    longest = _max_model_len(model.config, config.max_model_len)
+    if uses_triton:
+        tabulate_rotation(model, longest, device, dtypes.activations)
     return LoadedModel(
         model=model,
         # Between ranks' layers sums are added up, which is no native call.
@@ -173,7 +177,7 @@ def load_model(config: EngineConfig, rank: Rank = ALONE) -> LoadedModel:
         dtypes=dtypes,
         model_dir=checkpoint.folder,
         cache_dir=cache_dir,
-        max_model_len=_max_model_len(model.config, config.max_model_len),
+        max_model_len=longest,
         vocab_size=prepared.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
         num_layers=shape.num_layers,
