@@ -25,7 +25,7 @@ class RotaryTable(nn.Module):
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines `[1, T, rotary_dim]` for position_ids `[1, T]`, int64."""
-        cos, sin = nn.functional.embedding(position_ids, self._angles).chunk(2, dim=-1)
+        cos, sin = self._angles[position_ids].chunk(2, dim=-1)  # torch's `embedding` of few rows takes an H200 12 µs
         return cos, sin
 
 
