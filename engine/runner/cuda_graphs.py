@@ -87,8 +87,8 @@ class GraphedSteps:
         self._max_blocks = -(-model.max_model_len // model.block_size)
         num_seqs = decode_bucket(max_num_seqs, model.row_step)
         self._largest = [
-            StepShape(num_seqs, num_seqs, self._max_blocks, num_seqs, is_decode=True),
-            StepShape(MAX_MIXED_TOKENS, num_seqs, self._max_blocks, num_seqs, is_decode=False),
+            StepShape.of_decodes(num_seqs, self._max_blocks),
+            StepShape.mixed(MAX_MIXED_TOKENS, num_seqs, self._max_blocks),
         ]
         self._buffers = StepBuffers(self._largest, model.device)
         self._logits = torch.empty((num_seqs, model.vocab_size), dtype=model.dtypes.activations, device=model.device)

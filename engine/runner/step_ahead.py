@@ -9,6 +9,7 @@ that was not guessed. A guess writes keys and values only where its sequences' n
 then writes it again before anybody reads it. Knows nothing of models.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -20,6 +21,8 @@ from torch import Tensor
 from engine.errors import DeviceLostError
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.device_errors import is_of_device, is_of_memory
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")  # what a forward gives, a row for each that is sampled
 
@@ -77,6 +80,7 @@ class StepAhead(Generic[T]):
         except Exception as error:  # memory, or a sequence at fault: the step itself says so when its turn comes
             if is_of_device(error) and not is_of_memory(error):
                 raise
+            logger.warning("action=step_ahead_failed reason=%r", str(error).partition("\n")[0])
             return
         self._guess = _Guess(following, computed)
 

@@ -1,8 +1,9 @@
 """Which shape a step is padded to, so that few CUDA graphs serve all steps, and where its arrays lie for each shape.
 
 Decodes are padded to a number of sequences, mixed steps to a number of tokens and, more coarsely, of sequences; both to
-a width of block tables, since a decode's splits follow from it. Padding rows have no keys and no slot. Knows nothing of
-graphs or of models.
+a width of block tables, since a decode's splits follow from it. Padding rows have no keys and no slot, but each is some
+sequence's: what attends to nothing comes out as zeros, where a row of nobody's would be whatever its memory held. Knows
+nothing of graphs or of models.
 """
 
 from collections.abc import Iterator
@@ -38,6 +39,16 @@ class StepShape:
     num_logits: int
     is_decode: bool
 
+    @classmethod
+    def of_decodes(cls, num_seqs: int, max_blocks: int) -> "StepShape":
+        """Each sequence has a token, and samples the next."""
+        return cls(num_seqs, num_seqs, max_blocks, num_seqs, is_decode=True)
+
+    @classmethod
+    def mixed(cls, num_tokens: int, num_seqs: int, max_blocks: int) -> "StepShape":
+        """`num_seqs` of a step at most, and a last one behind them that has the padding tokens."""
+        return cls(num_tokens, num_seqs + 1, max_blocks, num_seqs, is_decode=False)
+
 
 def choose_shape(inputs: BatchInputs, *, max_num_seqs: int, max_blocks: int, row_step: int = 1) -> StepShape | None:
     """The shape of a step; None for one that is run as it is: a long prefill, or one that gives more than logits of
@@ -49,14 +60,12 @@ def choose_shape(inputs: BatchInputs, *, max_num_seqs: int, max_blocks: int, row
         return None
     width = min(_bucket(inputs.block_tables.shape[1], _MIN_BLOCKS, _BLOCKS_FACTOR), max_blocks)
     if inputs.max_query_len == 1:
-        num_seqs = decode_bucket(inputs.num_seqs, row_step)
-        return StepShape(num_seqs, num_seqs, width, num_seqs, is_decode=True)
+        return StepShape.of_decodes(decode_bucket(inputs.num_seqs, row_step), width)
     if inputs.num_tokens > MAX_MIXED_TOKENS or len(inputs.logits_indices) > max_num_seqs:
         return None
     num_tokens = mixed_bucket(inputs.num_tokens)
     num_seqs = _bucket(max(inputs.num_seqs, len(inputs.logits_indices)), _MIN_MIXED_SEQS, _MIXED_SEQS_FACTOR)
-    num_seqs = _multiple(min(num_seqs, decode_bucket(max_num_seqs)), row_step)
-    return StepShape(num_tokens, num_seqs, width, num_seqs, is_decode=False)
+    return StepShape.mixed(num_tokens, _multiple(min(num_seqs, decode_bucket(max_num_seqs)), row_step), width)
 
 
 def decode_bucket(num_seqs: int, row_step: int = 1) -> int:
@@ -187,7 +196,9 @@ def _padding(name: str, shape: StepShape, num_values: int, num_tokens: int) -> i
         return 0
     if shape.is_decode:
         return np.arange(num_values, shape.num_seqs + 1, dtype=np.int32)
-    return num_tokens  # sequences behind the last one have no queries
+    starts = np.full(shape.num_seqs + 1 - num_values, num_tokens, np.int32)
+    starts[-1] = shape.num_tokens  # the last sequence has what padding there is, the others behind the step's nothing
+    return starts
 
 
 def _multiple(number: int, step: int) -> int:

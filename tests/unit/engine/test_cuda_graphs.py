@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 import triton
+from torch import Tensor
 
+from engine.attention.base import AttentionBatch, AttentionRules
+from engine.attention.triton_backend import TritonAttention
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
@@ -21,6 +24,7 @@ from engine.runner.step_shapes import StepBuffers, StepShape, choose_shape, deco
 from engine.sampling_params import SamplingParams
 from tests.fakes.core_driver import run_to_end
 from tests.fakes.fast_interpreter import speed_up_interpreter
+from tests.fakes.kernel_device import poisoned_memory
 from tests.fakes.tiny_models import make_tiny_model
 
 speed_up_interpreter()
@@ -63,38 +67,38 @@ def test_decodes_are_padded_to_few_numbers_of_sequences(num_seqs: int, bucket: i
 def test_a_steps_shape_depends_on_what_a_graph_bakes_in_alone() -> None:
     limits = {"max_num_seqs": 8, "max_blocks": 100}
     decode = choose_shape(inputs_of([1] * 5, [3, 9, 300, 7, 1]), **limits)
-    assert decode == StepShape(8, 8, 32, 8, is_decode=True)
+    assert decode == StepShape.of_decodes(8, 32)
     assert choose_shape(inputs_of([1] * 7, [300] * 7), **limits) == decode
-    assert choose_shape(inputs_of([1], [1600]), **limits) == StepShape(2, 2, 100, 2, is_decode=True)
-    assert choose_shape(inputs_of([1, 130], [3, 130]), **limits) == StepShape(256, 8, 16, 8, is_decode=False)
-    assert choose_shape(inputs_of([3000], [3000]), **limits) == StepShape(3072, 8, 100, 8, is_decode=False)
+    assert choose_shape(inputs_of([1], [1600]), **limits) == StepShape.of_decodes(2, 100)
+    assert choose_shape(inputs_of([1, 130], [3, 130]), **limits) == StepShape.mixed(256, 8, 16)
+    assert choose_shape(inputs_of([3000], [3000]), **limits) == StepShape.mixed(3072, 8, 100)
     assert choose_shape(inputs_of([8193], [8193]), **limits) is None
     limits["max_num_seqs"] = 200
     wide = choose_shape(inputs_of([1] * 3, [3] * 3), **limits, row_step=64)
-    assert wide == StepShape(64, 64, 16, 64, is_decode=True)
+    assert wide == StepShape.of_decodes(64, 16)
     wide = choose_shape(inputs_of([1, 130], [3, 130]), **limits, row_step=64)
-    assert wide == StepShape(256, 64, 16, 64, is_decode=False)
-    assert choose_shape(inputs_of([1, 130], [3, 130]), **limits) == StepShape(256, 16, 16, 16, is_decode=False)
-    assert choose_shape(inputs_of([1] * 99 + [2], [3] * 100), **limits) == StepShape(128, 208, 16, 208, is_decode=False)
+    assert wide == StepShape.mixed(256, 64, 16)
+    assert choose_shape(inputs_of([1, 130], [3, 130]), **limits) == StepShape.mixed(256, 16, 16)
+    assert choose_shape(inputs_of([1] * 99 + [2], [3] * 100), **limits) == StepShape.mixed(128, 208, 16)
     unsampled = inputs_of([100], [100])
     unsampled.logits_indices = unsampled.logits_indices[:0]
-    assert choose_shape(unsampled, **limits) == StepShape(128, 16, 16, 16, is_decode=False)
+    assert choose_shape(unsampled, **limits) == StepShape.mixed(128, 16, 16)
     scoring = inputs_of([4], [4])
     scoring.scored = largest_step(EngineConfig(model_path="", max_num_seqs=1, max_num_tokens=4), 4).scored
     assert choose_shape(scoring, **limits) is None
 
 
 def test_a_step_is_laid_out_anew_and_its_padding_has_no_keys_no_slots_and_no_queries() -> None:
-    decode = StepShape(8, 8, 16, 8, is_decode=True)
-    mixed = StepShape(128, 8, 16, 8, is_decode=False)
+    decode = StepShape.of_decodes(8, 16)
+    mixed = StepShape.mixed(128, 8, 16)
     buffers = StepBuffers([decode, mixed], torch.device("cpu"))
     buffers.fill(decode, inputs_of([1] * 8, [9] * 8))
     buffers.fill(mixed, inputs_of([1, 20, 3], [40, 20, 90]))
     tensors = buffers.tensors(mixed)
     assert tensors.input_ids[:25].tolist() == [*range(100, 124), 0]
     assert tensors.position_ids[23] == 223 and tensors.slot_mapping[22:26].tolist() == [322, 323, -1, -1]
-    assert tensors.query_start.tolist() == [0, 1, 21, 24, 24, 24, 24, 24, 24]
-    assert tensors.context_lens.tolist() == [40, 20, 90, 0, 0, 0, 0, 0]
+    assert tensors.query_start.tolist() == [0, 1, 21, 24, 24, 24, 24, 24, 24, 128], "the last one's are padding"
+    assert tensors.context_lens.tolist() == [40, 20, 90, 0, 0, 0, 0, 0, 0]
     assert tensors.logits_indices.tolist() == [0, 20, 23, 0, 0, 0, 0, 0]
     assert tensors.block_tables[:4, :7].tolist() == [[*range(6), 0], [*range(6, 12), 0], [*range(12, 18), 0], [0] * 7]
     buffers.fill(decode, inputs_of([1] * 3, [40, 20, 90]))
@@ -141,6 +145,25 @@ def test_padded_and_replayed_steps_give_the_tokens_of_plain_ones(graphed: tuple[
     expected = generate(folder, attention="torch", cuda_graphs=False)
     assert generate(folder) == expected
     assert made[-1].num_graphs > 0
+
+
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
+def test_no_row_of_a_padded_step_has_what_its_memory_held_before(
+    graphed: tuple[Path, list[GraphedSteps]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = graphed
+    attend, num_rows = TritonAttention.attend, []
+
+    def check(self: TritonAttention, q: Tensor, pages: Tensor, batch: AttentionBatch, rules: AttentionRules) -> Tensor:
+        output = attend(self, q, pages, batch, rules)
+        assert not output.isnan().any(), "padding attends to nothing, which gives zeros"
+        num_rows.append(len(output))
+        return output
+
+    monkeypatch.setattr(TritonAttention, "attend", check)
+    with poisoned_memory():
+        generate(folder)
+    assert {4, 16} <= set(num_rows), "decodes of three, and prompts beside them"
 
 
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.step_ahead import StepAhead, Taken
@@ -115,3 +116,16 @@ def test_nothing_is_taken_of_a_guess_for_others_or_for_a_step_that_scores() -> N
     assert take(step([99], [5], [7], chunk_sequence=None)) is None
     scoring = step(SEQUENCES, DECODE_SLOTS, DECODE_TOKENS)
     assert take(replace(scoring, scored=object())) is None  # type: ignore[arg-type]
+
+
+def test_a_forward_that_raises_ahead_of_its_turn_is_no_guess_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(guess: BatchInputs, token_ids: Tensor) -> str:
+        raise ValueError("a sequence at fault")
+
+    ahead: StepAhead[str] = StepAhead(fail)
+    before = step(SEQUENCES, DECODE_SLOTS, DECODE_TOKENS)
+    before.following = before
+    ahead.launch(before, torch.tensor(DECODE_TOKENS))
+    ahead.expect(np.array(DECODE_TOKENS))
+    assert ahead.take(before) is None
+    assert "action=step_ahead_failed reason='a sequence at fault'" in caplog.text

@@ -144,36 +144,39 @@ def test_a_step_that_says_how_many_decodes_lead_computes_the_same() -> None:
         torch.testing.assert_close(output, outputs[0], atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("is_deterministic", [False, True])
+@pytest.mark.parametrize(("is_deterministic", "num_padding"), [(False, 21), (True, 21), (False, 1), (False, 0)])
 def test_a_graphs_step_finds_its_decodes_itself_and_gives_them_the_bits_of_a_step_of_decodes(
-    is_deterministic: bool,
+    is_deterministic: bool, num_padding: int
 ) -> None:
     world = build(SHAPES[2], torch.float32, [40, 9, 70, 30])
     backend = TritonAttention(deterministic=is_deterministic)
+    rules = AttentionRules(0.2, sliding_window=60)
 
     def run(parts: list[tuple[int, int, int]], *, is_open: bool) -> Tensor:
-        """The last step's output, behind a prefill; an open one ends in a sequence that is padding."""
+        """The last step's output, behind a prefill; an open one ends in a sequence whose tokens are padding."""
         cache = world.kv_cache.to(KERNEL_DEVICE)
         for step in ([(0, 0, 39), (1, 0, 8), (2, 0, 69)], parts):
             q, k, v, batch = world.step(step)
             if step is parts and is_open:
                 batch.is_open = True
                 batch.num_seqs += 1
-                batch.query_start = torch.cat([batch.query_start, batch.query_start[-1:]])
+                batch.num_tokens += num_padding
+                batch.query_start = torch.cat([batch.query_start, batch.query_start[-1:] + num_padding])
                 batch.context_lens = torch.cat([batch.context_lens, torch.zeros(1, dtype=torch.int32)])
                 batch.block_tables = torch.cat([batch.block_tables, batch.block_tables[:1]])
+                batch.slot_mapping = torch.cat([batch.slot_mapping, torch.full((num_padding,), -1)])
+                q, k, v = (torch.cat([x, x[:num_padding]]) for x in (q, k, v))
             for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
                 setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
             q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
-            output = backend.forward(q, k, v, cache, batch, AttentionRules(0.2))
+            output = backend.forward(q, k, v, cache, batch, rules)
         return output.cpu()
 
     mixed = run([(0, 39, 40), (3, 0, 30), (1, 8, 9), (2, 69, 70)], is_open=True)
     decodes = run([(0, 39, 40), (1, 8, 9), (2, 69, 70)], is_open=False)
     assert torch.equal(mixed[[0, 31, 32]], decodes)
-    torch.testing.assert_close(
-        mixed[1:31].double(), dense_attention(world.sequences[3], AttentionRules(0.2)), atol=2e-5, rtol=0
-    )
+    torch.testing.assert_close(mixed[1:31].double(), dense_attention(world.sequences[3], rules), atol=2e-5, rtol=0)
+    assert torch.equal(mixed[33:], torch.zeros_like(mixed[:num_padding]))
 
 
 def test_the_splits_of_few_sequences_are_smaller() -> None:
