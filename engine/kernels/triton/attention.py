@@ -143,8 +143,8 @@ def find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS: tl.constexpr, S
     """The sequence that this program has a tile of, its first row of the step, how many it has, and the first of the
     tile, which may lie behind them: sequence i's first tile is query_start[i] // TOKENS + i.
 
-    SEQS: sequences at most. All are looked at at once: a search would wait for memory again and again. A sequence's last
-    tiles, which see most keys, come first: nothing long is left for the end.
+    SEQS: sequences at most. All are looked at at once: a search would wait for memory again and again. The last tiles
+    of a sequence, which see most keys, come first: nothing long is left for the end.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     origin = tl.load(query_start_ptr + first_sequence)
