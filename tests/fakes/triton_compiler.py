@@ -30,15 +30,6 @@ _MAX_STACK_BYTES = 512
 # What some kernels are slow without: copies of 16 bytes that nobody waits for, and a Hopper's matrix products.
 _NEEDED = {"decode_kernel": "cp.async.cg.shared.global"}
 _NEEDED_ON_HOPPER = {"prefill_kernel": "wgmma.mma_async", "linear_kernel": "wgmma.mma_async"}
-_EARLY = (
-    "norm_kernel",
-    "add_norm_kernel",
-    "glu_kernel",
-    "qkv_kernel",
-    "decode_kernel",
-    "merge_kernel",
-    "prefill_kernel",
-)
 _WITHOUT_EXCHANGE = ("glu_kernel", "qkv_kernel")  # threads of theirs would wait for each other through shared memory
 _DECODES_AT_ONCE = 3  # in 16 bits on Hopper: while one begins or ends, others read
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_pdl")
@@ -63,6 +54,7 @@ class CompiledKernel:
     num_registers: int  # of a thread
     stack_bytes: int  # of a thread: what did not fit into its registers
     assembly: str
+    is_early: bool  # its programs may begin before those of the kernel before it have ended
 
     @property
     def awaits_first(self) -> bool:
@@ -165,7 +157,15 @@ def compiled_launches(capability: int) -> Iterator[list[CompiledKernel]]:
             registers, stack = _registers_and_stack(kernel.asm["cubin"])
             metadata = kernel.metadata
             found.append(
-                CompiledKernel(launch.name, metadata.num_warps, metadata.shared, registers, stack, kernel.asm["ptx"])
+                CompiledKernel(
+                    name=launch.name,
+                    num_warps=metadata.num_warps,
+                    shared_bytes=metadata.shared,
+                    num_registers=registers,
+                    stack_bytes=stack,
+                    assembly=kernel.asm["ptx"],
+                    is_early=bool(launch.options.get("launch_pdl")),
+                )
             )
 
     JITFunction.run = compile_only
@@ -287,9 +287,10 @@ def main() -> None:
     ]
     if lacking:
         raise SystemExit(f"without what makes them fast: {[(name, needed[name]) for name in lacking]}")
-    late = {
-        kernel.name for kernel in compiled if capability >= 90 and kernel.name in _EARLY and not kernel.awaits_first
-    }
+    early_ones = [kernel for kernel in compiled if kernel.is_early]
+    if bool(early_ones) != (capability >= 90):
+        raise SystemExit(f"{len(early_ones)} kernels are launched early")
+    late = {kernel.name for kernel in early_ones if not kernel.awaits_first}
     if late:
         raise SystemExit(f"launched early, they read or write before what is before them has ended: {sorted(late)}")
     exchanging = {kernel.name for kernel in compiled if kernel.name in _WITHOUT_EXCHANGE and kernel.shared_bytes}
