@@ -114,7 +114,6 @@ class LoadedModel:
                 logits_to_keep=wanted if last_layer is None else 0,  # all that the layer returns
             )
             logits: Tensor = output.logits[0, :num_logits]
-        self.output_rows.target = None
         if out is None:
             return logits if self.uses_triton else logits.float()
         return out if logits.data_ptr() == out.data_ptr() else out.copy_(logits)

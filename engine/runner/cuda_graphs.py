@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.model.loader import LoadedModel
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.device_errors import is_of_memory
-from engine.runner.step_shapes import MAX_MIXED_TOKENS, StepBuffers, StepShape, choose_shape, decode_bucket
+from engine.runner.step_shapes import StepBuffers, StepShape, choose_shape, largest_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -78,20 +78,19 @@ class CudaCapture:
 class GraphedSteps:
     """The padded steps of one model."""
 
-    def __init__(self, model: LoadedModel, *, max_num_seqs: int, make_capture: Callable[[], Capture]) -> None:
-        """`make_capture`: gives captures a memory pool of their own."""
+    def __init__(
+        self, model: LoadedModel, *, max_num_seqs: int, max_num_tokens: int, make_capture: Callable[[], Capture]
+    ) -> None:
+        """Of steps of `max_num_tokens` at most; `make_capture`: gives captures a memory pool of their own."""
         self._model = model
         self._make_capture = make_capture
         self._capture = make_capture()
         self._max_num_seqs = max_num_seqs
         self._max_blocks = -(-model.max_model_len // model.block_size)
-        num_seqs = decode_bucket(max_num_seqs, model.row_step)
-        self._largest = [
-            StepShape.of_decodes(num_seqs, self._max_blocks),
-            StepShape.mixed(MAX_MIXED_TOKENS, num_seqs, self._max_blocks),
-        ]
+        self._largest = largest_shapes(max_num_seqs, max_num_tokens, self._max_blocks, row_step=model.row_step)
         self._buffers = StepBuffers(self._largest, model.device)
-        self._logits = torch.empty((num_seqs, model.vocab_size), dtype=model.dtypes.activations, device=model.device)
+        max_rows = self._largest[0].num_logits
+        self._logits = torch.empty((max_rows, model.vocab_size), dtype=model.dtypes.activations, device=model.device)
         self._graphs: dict[StepShape, Graph | None] = {}  # None: seen once
         self._can_capture = True
 

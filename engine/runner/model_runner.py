@@ -120,7 +120,11 @@ class ModelRunner:
         num_sampled = len(inputs.logits_indices)
         # What was computed of a step ahead of it, and the rows that are taken of that, lie there meanwhile.
         num_beside = 0 if self._ahead is None else 2
-        beside = torch.empty((num_beside, num_sampled, self._model.vocab_size), device=self._model.device)
+        beside = torch.empty(
+            (num_beside, num_sampled, self._model.vocab_size),
+            dtype=self._model.dtypes.activations,
+            device=self._model.device,
+        )
         self._sampler.sample(inputs, forwards.run_eagerly(inputs))
         torch.cuda.synchronize(self._model.device)
         del beside

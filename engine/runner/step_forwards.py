@@ -105,4 +105,9 @@ def _graphed_steps(config: EngineConfig, model: LoadedModel) -> GraphedSteps | N
         return None
     # NCCL asks for its events on a thread of its own, at any time.
     make_capture = CudaCapture if config.tensor_parallel_size == 1 else partial(CudaCapture, "thread_local")
-    return GraphedSteps(model, max_num_seqs=config.max_num_seqs, make_capture=make_capture)
+    return GraphedSteps(
+        model,
+        max_num_seqs=config.max_num_seqs,
+        max_num_tokens=config.step_tokens(str(model.device)),
+        make_capture=make_capture,
+    )

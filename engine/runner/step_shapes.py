@@ -68,6 +68,13 @@ def choose_shape(inputs: BatchInputs, *, max_num_seqs: int, max_blocks: int, row
     return StepShape.mixed(num_tokens, _multiple(min(num_seqs, decode_bucket(max_num_seqs)), row_step), width)
 
 
+def largest_shapes(max_num_seqs: int, max_num_tokens: int, max_blocks: int, *, row_step: int = 1) -> list[StepShape]:
+    """Of decodes, and of mixed steps: what others take of memory, these take too."""
+    num_seqs = decode_bucket(max_num_seqs, row_step)
+    num_tokens = mixed_bucket(min(max_num_tokens, MAX_MIXED_TOKENS))
+    return [StepShape.of_decodes(num_seqs, max_blocks), StepShape.mixed(num_tokens, num_seqs, max_blocks)]
+
+
 def decode_bucket(num_seqs: int, row_step: int = 1) -> int:
     """2, 4, then multiples of 8 to 64, of 16 to 256, of 32 beyond: all wait while a graph for each is captured."""
     if num_seqs <= 4:

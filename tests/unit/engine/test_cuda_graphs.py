@@ -15,12 +15,12 @@ from engine.attention.triton_backend import TritonAttention
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
-from engine.runner import cuda_graphs, step_forwards, step_shapes
+from engine.runner import step_forwards, step_shapes
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.cuda_graphs import CudaCapture, GraphedSteps
 from engine.runner.memory import largest_step
 from engine.runner.model_runner import ModelRunner
-from engine.runner.step_shapes import StepBuffers, StepShape, choose_shape, decode_bucket
+from engine.runner.step_shapes import StepBuffers, StepShape, choose_shape, decode_bucket, largest_shapes
 from engine.sampling_params import SamplingParams
 from tests.fakes.core_driver import run_to_end
 from tests.fakes.fast_interpreter import speed_up_interpreter
@@ -88,6 +88,14 @@ def test_a_steps_shape_depends_on_what_a_graph_bakes_in_alone() -> None:
     assert choose_shape(scoring, **limits) is None
 
 
+@pytest.mark.parametrize(
+    ("max_num_tokens", "num_tokens"), [(8, 128), (300, 384), (4200, 4608), (8192, 8192), (9000, 8192)]
+)
+def test_no_more_memory_is_kept_for_graphs_than_steps_may_have_tokens(max_num_tokens: int, num_tokens: int) -> None:
+    largest = largest_shapes(8, max_num_tokens, 100, row_step=64)
+    assert largest == [StepShape.of_decodes(64, 100), StepShape.mixed(num_tokens, 64, 100)]
+
+
 def test_a_step_is_laid_out_anew_and_its_padding_has_no_keys_no_slots_and_no_queries() -> None:
     decode = StepShape.of_decodes(8, 16)
     mixed = StepShape.mixed(128, 8, 16)
@@ -113,11 +121,11 @@ def graphed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tiles: None) 
     """A tiny model's folder, and the graphs of the runners that are made meanwhile."""
     monkeypatch.setattr(step_shapes, "_MIXED_STEP", 8)
     monkeypatch.setattr(step_shapes, "_MIN_BLOCKS", 1)
-    monkeypatch.setattr(cuda_graphs, "MAX_MIXED_TOKENS", 16)
     made: list[GraphedSteps] = []
 
     def make(config: EngineConfig, model: Any) -> GraphedSteps | None:
-        made.append(GraphedSteps(model, max_num_seqs=config.max_num_seqs, make_capture=lambda: ReplayedCall))
+        limits = {"max_num_seqs": config.max_num_seqs, "max_num_tokens": config.step_tokens("cpu")}
+        made.append(GraphedSteps(model, **limits, make_capture=lambda: ReplayedCall))
         return made[-1] if config.cuda_graphs else None
 
     monkeypatch.setattr(step_forwards, "_graphed_steps", make)
@@ -174,6 +182,8 @@ def test_graphs_of_the_largest_steps_are_measured(graphed: tuple[Path, list[Grap
     captured: list[Callable[[], Any]] = []
     made[-1]._make_capture = lambda: lambda run: captured.append(run)  # type: ignore[assignment, return-value]
     assert made[-1].measure(lambda: next(free)) == 300 and len(captured) == 2
+    batch = made[-1]._model.context.batch
+    assert batch is not None and batch.num_tokens == 16, "of twelve tokens, the most that a step has"
 
     def wait_for_the_device(run: Callable[[], Any]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")

@@ -80,6 +80,9 @@ def run(folder: Path, attention: str) -> tuple[dict[int, list[int]], dict[int, N
 def _replayed_steps(config: EngineConfig, model: Any) -> GraphedSteps | None:
     """Graphs that call what they captured."""
     made = GraphedSteps(
-        model, max_num_seqs=config.max_num_seqs, make_capture=lambda: lambda run: SimpleNamespace(replay=run)
+        model,
+        max_num_seqs=config.max_num_seqs,
+        max_num_tokens=config.step_tokens("cpu"),
+        make_capture=lambda: lambda run: SimpleNamespace(replay=run),
     )
     return made if model.uses_triton else None

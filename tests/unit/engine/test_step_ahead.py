@@ -279,7 +279,10 @@ def _log_reads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def _replayed_steps(config: EngineConfig, model: Any) -> GraphedSteps | None:
     """Graphs that call what they captured."""
     made = GraphedSteps(
-        model, max_num_seqs=config.max_num_seqs, make_capture=lambda: lambda run: SimpleNamespace(replay=run)
+        model,
+        max_num_seqs=config.max_num_seqs,
+        max_num_tokens=config.step_tokens("cpu"),
+        make_capture=lambda: lambda run: SimpleNamespace(replay=run),
     )
     return made if model.uses_triton else None
 
