@@ -124,7 +124,7 @@ class TritonAttention:
             rules.scaling,
             rules.softcap,
             **_constants(q, layer, rules, num_rows, split=SPLIT if self.is_row_invariant else 0),
-            SEQS=_bucket(batch.num_seqs - first_sequence),
+            SEQS=max(16, triton.next_power_of_2(batch.num_seqs - first_sequence)),
             IS_MIXED=batch.is_open,
             # A thread holds so many of the output's values that two warpgroups share a wide head's tile.
             num_warps=8 if num_rows * q.shape[2] > 64 * 128 else 4,
@@ -227,14 +227,6 @@ def _constants(
         "BLOCK_N": max(16, min(_TILE_KEYS, (tile_bytes or _TILE_BYTES) // (padded_dim * layer.element_size()))),
         "BLOCK_D": padded_dim,
     }
-
-
-def _bucket(num_seqs: int) -> int:
-    """16, 64, 256, ...: a kernel is compiled for each."""
-    bucket = 16
-    while bucket < num_seqs:
-        bucket *= 4
-    return bucket
 
 
 def _padded(head_dim: int) -> int:
