@@ -78,8 +78,19 @@ class StreamOutlet:
         """
         if now < self._next_flush_at and not force:
             return []
-        given_up: list[str] = []
         batch = [stream for stream in self._streams.values() if stream.has_unsent]
+        if batch:
+            self._next_flush_at = now + COALESCE_SECONDS
+        return self._append_all(batch, now)
+
+    def flush_awaited(self, now: float) -> list[str]:
+        """As `flush`, but what a job waits for, its marker or its end, does not wait for others' tokens to be due."""
+        if now >= self._next_flush_at:
+            return self.flush(now)
+        return self._append_all([stream for stream in self._streams.values() if stream.is_awaited], now)
+
+    def _append_all(self, batch: list[JobStream], now: float) -> list[str]:
+        given_up: list[str] = []
         for _ in range(MAX_ROUNDS):
             if not batch:
                 break
@@ -91,7 +102,6 @@ class StreamOutlet:
                 self._back_off(now, error)
                 return given_up + self._shed()
             self._come_back()
-            self._next_flush_at = now + COALESCE_SECONDS
         return given_up
 
     def _append(self, batch: list[JobStream], given_up: list[str]) -> list[JobStream]:

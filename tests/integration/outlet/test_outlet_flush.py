@@ -37,6 +37,24 @@ def test_a_forced_flush_does_not_wait(client: FlakyRedis, outlet: StreamOutlet) 
     assert len(stored(client)) == 2
 
 
+def test_markers_and_ends_go_out_at_once_and_tokens_of_others_when_they_are_due(
+    client: FlakyRedis, outlet: StreamOutlet
+) -> None:
+    running, ending = open_stream(outlet), open_stream(outlet, job_id="ending")
+    outlet.flush(100.0)
+    put(running, "a", 1)
+    put(ending, "b", 2, end="length")
+    outlet.close(ending, finished(ending))
+    new = open_stream(outlet, job_id="new")
+    assert outlet.flush_awaited(100.01) == []
+    assert ending.is_stored and new.is_marked
+    assert len(stored(client)) == 1
+    assert outlet.seconds_until_due(100.01) == pytest.approx(0.02)
+    outlet.close(new, finished(new))
+    assert outlet.flush_awaited(100.031) == []
+    assert new.is_stored and len(stored(client)) == 2
+
+
 def test_all_streams_share_one_pipeline(client: FlakyRedis, outlet: StreamOutlet) -> None:
     for number in range(20):
         put(open_stream(outlet, job_id=f"job-{number}"), "a", 1)
