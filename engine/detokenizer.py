@@ -6,7 +6,7 @@ invalid part, as the tokenizers do. `tokenizers.DecodeStream` is not used: after
 for as long as the decoded tail ends in U+FFFD, at quadratic cost, and loses what byte fallback reads in one run.
 """
 
-import codecs
+from codecs import utf_8_decode
 
 from engine.token_bytes import TokenBytes
 
@@ -16,13 +16,13 @@ _MAX_CHARACTER_BYTES = 4
 class Detokenizer:
     """Incremental; special tokens add nothing. Bytes of a character that the output never completes are dropped."""
 
-    __slots__ = ("_at_start", "_decode", "_table")
+    __slots__ = ("_at_start", "_rest", "_table")
 
     def __init__(self, table: TokenBytes, prompt_token_ids: list[int]) -> None:
         self._table = table
-        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self._at_start = not any(table[token_id] for token_id in prompt_token_ids)
-        self._decode(self._prompt_tail(prompt_token_ids))  # a character the prompt began is completed by the output
+        tail = self._prompt_tail(prompt_token_ids)
+        self._rest = tail[utf_8_decode(tail, "replace")[1] :]  # a character the prompt began is completed by the output
 
     def push(self, token_id: int) -> str:
         """The characters this token completes."""
@@ -31,7 +31,10 @@ class Detokenizer:
             self._at_start = not data
         else:
             data = self._table[token_id]
-        return self._decode(data)
+        data = self._rest + data
+        text, num_decoded = utf_8_decode(data, "replace")
+        self._rest = data[num_decoded:]
+        return text
 
     def _prompt_tail(self, prompt_token_ids: list[int]) -> bytes:
         tail = b""

@@ -29,6 +29,9 @@ class EngineLife:
         self.after_outputs: Callable[[], None] = lambda: None
         """Called on the engine's thread behind each step's outputs, when all of them have been called back. It must not
         raise."""
+        self.output_interval_seconds = 0.0
+        """How long the new tokens of choices that go on may wait for those of later steps, to be called back together.
+        A choice's end waits for nothing."""
         self._supervisor: Supervisor | None = None
         self._reader: PromptReader | None = None  # of the supervisor that runs
         self._embedding_reader: EmbeddingReader | None = None  # likewise
@@ -57,7 +60,9 @@ class EngineLife:
         with self._lock:
             if self._supervisor is None or self._supervisor.has_ended:
                 self._reader = self._embedding_reader = None
-                self._supervisor = Supervisor(self._config, self._start_child, lambda: self.after_outputs())
+                self._supervisor = Supervisor(
+                    self._config, self._start_child, lambda: self.after_outputs(), lambda: self.output_interval_seconds
+                )
                 self._supervisor.launch()
             return self._supervisor
 

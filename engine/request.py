@@ -20,6 +20,7 @@ from engine.token_bytes import TokenBytes
 from engine.token_logprobs import TokenLogprobs
 
 FINISH_REASONS: dict[int, FinishReason] = {FinishCode.STOP: "stop", FinishCode.LENGTH: "length"}
+_STOP = int(FinishCode.STOP)  # an enumeration's member takes several times as long to reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,11 @@ class Choice:
         "had_begun",
         "index",
         "is_at_risk",
+        "new_logprobs",
+        "new_texts",
         "num_cached_tokens",
         "num_deaths",
+        "num_delivered",
         "num_replayed",
         "prompt",
         "prompt_logprobs",
@@ -138,6 +142,9 @@ class Choice:
         self.num_deaths = 0  # of the child while this ran, in a row, without a new token of its own
         self.sequence_id = -1  # given on arrival
         self.token_ids: list[int] = []
+        self.num_delivered = 0  # of them
+        self.new_texts: list[str] = []  # not delivered
+        self.new_logprobs: list[TokenLogprob] = []  # likewise, where they are wanted
         self.to_replay: list[int] = []  # tokens it came with, until they are replayed
         self.num_replayed = 0
         # So far, if they are wanted; the first choice reports them, with its first output.
@@ -146,40 +153,43 @@ class Choice:
         self.detokenizer = Detokenizer(token_bytes, prompt)
         self.stop_matcher = StopMatcher(request.params.stop) if request.params.stop else None
 
-    def accept(self, token_id: int, code: int) -> tuple[str, FinishReason | None]:
-        """Takes a token; the text it releases, and why the choice ends with it. A stop token has no text."""
+    def accept(self, token_id: int, code: int) -> FinishReason | None:
+        """Takes a token and the text it releases; why the choice ends with it. A stop token has no text."""
         self.token_ids.append(token_id)
-        text = "" if code == FinishCode.STOP else self.detokenizer.push(token_id)
+        text = "" if code == _STOP else self.detokenizer.push(token_id)
         if self.stop_matcher is not None:
             text = self.stop_matcher.push(text, may_end=len(self.token_ids) >= self.request.params.min_tokens)
             if self.stop_matcher.is_matched:
-                return text, "stop"
+                self.new_texts.append(text)
+                return "stop"
+        if text:
+            self.new_texts.append(text)
         if not code:
-            return text, None
-        return text + self.release(), FINISH_REASONS[code]
+            return None
+        self.release()
+        return FINISH_REASONS[code]
 
-    def replay(self) -> tuple[str, FinishReason | None]:
+    def replay(self) -> FinishReason | None:
         """Takes the tokens it came with as if they came from the child, up to the one that ends it."""
-        texts: list[str] = []
         reason: FinishReason | None = None
         rule, num_prompt_tokens = self.request.finish_rule, len(self.prompt)
         for count, token_id in enumerate(self.to_replay, start=1):
-            text, reason = self.accept(token_id, rule.code(token_id, num_prompt_tokens + count))
-            texts.append(text)
+            reason = self.accept(token_id, rule.code(token_id, num_prompt_tokens + count))
             if reason is not None:
                 break
         self.to_replay = []
         self.num_replayed = len(self.token_ids)
-        return "".join(texts), reason
+        return reason
 
     @property
     def has_begun(self) -> bool:
         """Whether a child has given it a token."""
         return len(self.token_ids) > self.num_replayed
 
-    def release(self) -> str:
-        """The text held back, once no more will follow: it is no stop string."""
-        return "" if self.stop_matcher is None else self.stop_matcher.flush()
+    def release(self) -> None:
+        """Takes the text held back, once no more will follow: it is no stop string."""
+        if self.stop_matcher is not None:
+            self.new_texts.append(self.stop_matcher.flush())
 
     def accept_prompt(self, logprobs: TokenLogprobs, entry: int) -> None:
         """Takes the log-probabilities of the prompt's next token."""
@@ -187,34 +197,29 @@ class Choice:
         if known is not None and num_top is not None and len(known) < len(self.prompt):
             known.append(_token_logprob(self.prompt[len(known)], logprobs, entry, num_top))
 
-    def logprob(self, token_id: int, logprobs: TokenLogprobs | None, entry: int | None) -> TokenLogprob | None:
-        """Those of one token, where they are wanted."""
+    def accept_logprob(self, token_id: int, logprobs: TokenLogprobs | None, entry: int | None) -> None:
+        """Takes those of one token, where they are wanted."""
         num_top = self.request.params.logprobs
-        if logprobs is None or entry is None or num_top is None:
-            return None
-        return _token_logprob(token_id, logprobs, entry, num_top)
+        if logprobs is not None and entry is not None and num_top is not None:
+            self.new_logprobs.append(_token_logprob(token_id, logprobs, entry, num_top))
 
     def output(
-        self,
-        token_ids: list[int],
-        text: str,
-        ending: Ending | None,
-        *,
-        logprobs: list[TokenLogprob] | None = None,
-        is_replay: bool = False,
-        embedding: NDArray[np.float32] | None = None,
+        self, ending: Ending | None, *, is_replay: bool = False, embedding: NDArray[np.float32] | None = None
     ) -> RequestOutput:
-        """What the last `token_ids` meant for the caller, or how the choice ended without one."""
-        if logprobs is None and self.request.params.logprobs is not None and not token_ids:
-            logprobs = []
+        """What is new for the caller: tokens since the last output, perhaps the end."""
+        token_offset, self.num_delivered = self.num_delivered, len(self.token_ids)
+        text, self.new_texts = "".join(self.new_texts), []
+        logprobs: list[TokenLogprob] | None = None
+        if self.request.params.logprobs is not None and not is_replay:
+            logprobs, self.new_logprobs = self.new_logprobs, []
         prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
         if prompt_logprobs is not None and len(prompt_logprobs) < len(self.prompt):
             prompt_logprobs = None  # it ended before its prompt was computed
         return RequestOutput(
             request_id=self.request.request_id,
             index=self.index,
-            token_offset=len(self.token_ids) - len(token_ids),
-            token_ids=token_ids,
+            token_offset=token_offset,
+            token_ids=self.token_ids[token_offset:],
             text=text,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.messages import AddSequence, StepOutput
-from engine.outputs import ErrorKind, TokenLogprob
+from engine.outputs import ErrorKind
 from engine.request import Choice, Ending, Request
 
 MAX_DEATHS = 3  # in a row, without a new token for one and the same choice
@@ -34,6 +34,7 @@ class RequestTable:
     def __init__(self) -> None:
         self._requests: dict[str, Request] = {}
         self._open_choices: dict[int, Choice] = {}
+        self._fresh_choices: dict[Choice, None] = {}  # of these, those with tokens to deliver, in their order
         self._reserved_ids: set[str] = set()
         self._sequence_ids = count()
         self._forgotten: list[int] = []
@@ -98,7 +99,10 @@ class RequestTable:
         return forgotten
 
     def apply(self, step: StepOutput) -> None:
-        """Hands every token to its choice. Tokens of a choice that ended while they were on their way are dropped."""
+        """Hands every token to its choice; ends are delivered, and what goes on is with the next `deliver`.
+
+        Tokens of a choice that ended while they were on their way are dropped.
+        """
         for sequence_id, num_cached_tokens in step.cached_tokens.items():
             choice = self._open_choices.get(sequence_id)
             if choice is not None and not choice.had_begun:  # it may have tokens that its grammar forced
@@ -113,14 +117,26 @@ class RequestTable:
         entries = zip(step.sequence_ids.tolist(), step.token_ids.tolist(), step.finish_codes.tolist(), strict=True)
         for row, (sequence_id, token_id, code) in enumerate(entries):
             if (choice := self._open_choices.get(sequence_id)) is not None:
-                logprob = choice.logprob(token_id, step.logprobs, logprobs.get(row)) if logprobs else None
-                self._accept(choice, token_id, code, logprob)
+                if logprobs and choice.request.params.max_tokens != 0:
+                    choice.accept_logprob(token_id, step.logprobs, logprobs.get(row))
+                self._accept(choice, token_id, code)
         for sequence_id, vector in step.embeddings.items():
             self._accept_embedding(sequence_id, vector)
         for sequence_id, error in step.errors.items():
             self._end_by_child(sequence_id, Ending("error", error, "refused"))
         for sequence_id, error in step.grammar_errors.items():
             self._end_by_child(sequence_id, Ending("error", error, "grammar"))
+
+    @property
+    def has_fresh(self) -> bool:
+        """Whether there is something to deliver."""
+        return bool(self._fresh_choices)
+
+    def deliver(self) -> None:
+        """Calls back with the new tokens of each choice that goes on."""
+        for choice in list(self._fresh_choices):
+            if choice in self._fresh_choices:  # else a callback before it failed, and ended its request
+                self._deliver(choice, None)
 
     def note_begun(self, sequence_ids: list[int]) -> None:
         """The child works on these from now on."""
@@ -157,18 +173,17 @@ class RequestTable:
         self._others = deque(r for r in self._requests.values() if r.num_deaths < _SUSPECT_DEATHS)
         self._forgotten.clear()
 
-    def _accept(self, choice: Choice, token_id: int, code: int, logprob: TokenLogprob | None) -> None:
+    def _accept(self, choice: Choice, token_id: int, code: int) -> None:
         choice.num_deaths = 0
         if choice.request.params.max_tokens == 0:  # its one token only says that the prompt is computed
             self._end_by_child(choice.sequence_id, Ending("length"))
             return
-        text, reason = choice.accept(token_id, code)
-        logprobs = None if logprob is None else [logprob]
+        reason = choice.accept(token_id, code)
         if reason is None:
-            self._deliver(choice, [token_id], text, None, logprobs=logprobs)
+            self._fresh_choices[choice] = None
             return
         self._close(choice, is_known_to_child=not code)
-        self._deliver(choice, [token_id], text, Ending(reason), logprobs=logprobs)
+        self._deliver(choice, Ending(reason))
 
     def _accept_embedding(self, sequence_id: int, vector: NDArray[np.float32]) -> None:
         choice = self._open_choices.get(sequence_id)
@@ -176,29 +191,32 @@ class RequestTable:
             return
         self._close(choice, is_known_to_child=False)
         embedding = choice.request.pooling.finish(vector)
-        self._deliver(choice, [], "", Ending("stop"), embedding=embedding)
+        self._deliver(choice, Ending("stop"), embedding=embedding)
 
     def _replay(self, choice: Choice) -> None:
-        text, reason = choice.replay()
+        reason = choice.replay()
         if reason is not None:
             self._close(choice, is_known_to_child=False)
-        self._deliver(choice, list(choice.token_ids), text, Ending(reason) if reason else None, is_replay=True)
+        self._deliver(choice, Ending(reason) if reason else None, is_replay=True)
 
     def _end_by_child(self, sequence_id: int, ending: Ending) -> None:
         choice = self._open_choices.get(sequence_id)
         if choice is not None:
             self._close(choice, is_known_to_child=False)
-            self._deliver(choice, [], choice.release(), ending)
+            choice.release()
+            self._deliver(choice, ending)
 
     def _end_all(self, request: Request, ending: Ending) -> None:
         while request.open_choices:
             choice = request.open_choices[0]
             self._close(choice, is_known_to_child=request.is_running)
-            self._deliver(choice, [], choice.release(), ending)
+            choice.release()
+            self._deliver(choice, ending)
 
     def _close(self, choice: Choice, *, is_known_to_child: bool) -> None:
         request = choice.request
         del self._open_choices[choice.sequence_id]
+        self._fresh_choices.pop(choice, None)
         request.open_choices.remove(choice)
         if is_known_to_child:
             self._forgotten.append(choice.sequence_id)
@@ -209,20 +227,16 @@ class RequestTable:
     def _deliver(
         self,
         choice: Choice,
-        token_ids: list[int],
-        text: str,
         ending: Ending | None,
         *,
-        logprobs: list[TokenLogprob] | None = None,
         is_replay: bool = False,
         embedding: NDArray[np.float32] | None = None,
     ) -> None:
         """Calls back. A request whose callback fails is dropped: nobody listens to it any more."""
+        self._fresh_choices.pop(choice, None)
         request = choice.request
         try:
-            request.on_output(
-                choice.output(token_ids, text, ending, logprobs=logprobs, is_replay=is_replay, embedding=embedding)
-            )
+            request.on_output(choice.output(ending, is_replay=is_replay, embedding=embedding))
         except BaseException:  # asyncio's CancelledError, a SystemExit: the thread serves the other requests, too
             _log.exception("request %s is dropped: its output callback failed", request.request_id)
             while request.open_choices:

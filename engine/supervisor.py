@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any
 
 from engine.config import EngineConfig
@@ -50,11 +51,17 @@ class Supervisor:
         config: EngineConfig,
         start_child: Callable[[EngineConfig], Supervised],
         after_outputs: Callable[[], None] = lambda: None,
+        output_interval: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`after_outputs` is called behind whatever may have called back: a message of the child's, some commands."""
+        """`after_outputs` is called behind whatever may have called back: a message of the child's, some commands.
+
+        `output_interval`: how many seconds lie between two deliveries of choices that go on, at least.
+        """
         self._config = config
         self._new_child = start_child
         self._after_outputs = after_outputs
+        self._output_interval = output_interval
+        self._outputs_due = 0.0  # monotonic seconds
         self._table = RequestTable()
         self._mailbox = Mailbox()
         self._lock = threading.Lock()  # guards the ids in the table, and `_end` against further commands
@@ -146,8 +153,9 @@ class Supervisor:
     def _turn(self) -> None:
         """Sleeps until there is something to do, and does it."""
         limit = self._max_wait_seconds()
-        due = None if limit is None else self._waiting_since + limit
-        events = self._selector.select(None if due is None else max(0.0, due - time.monotonic()))
+        ends_at = inf if limit is None else self._waiting_since + limit
+        due = min(ends_at, self._outputs_due) if self._table.has_fresh else ends_at
+        events = self._selector.select(None if due == inf else max(0.0, due - time.monotonic()))
         for key, _ in events:
             if key.fileobj is self._mailbox:
                 for command in self._mailbox.take_all():
@@ -156,8 +164,12 @@ class Supervisor:
             else:
                 self._receive()
                 self._feed()
-        if not events and due is not None and time.monotonic() >= due:
+        now = time.monotonic()
+        if not events and now >= ends_at:
             self._give_up_waiting()
+        if now >= self._outputs_due and self._table.has_fresh:
+            self._table.deliver()
+            self._outputs_due = now + self._output_interval()
         self._after_outputs()
 
     def _feed(self) -> None:

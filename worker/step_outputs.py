@@ -9,6 +9,7 @@ from collections.abc import Callable
 from engine.engine import InferenceEngine
 from engine.outputs import RequestOutput
 from worker.event_queue import Event
+from worker.outlet.stream import COALESCE_SECONDS
 from worker.running_job import RunningJob
 
 
@@ -26,6 +27,7 @@ class StepOutputs:
         self._take = take
         self._outputs: deque[tuple[RunningJob, RequestOutput]] = deque()
         engine.after_outputs = self._hand_over
+        engine.output_interval_seconds = COALESCE_SECONDS  # sooner, they would only wait for the outlet
 
     def add(self, job: RunningJob, output: RequestOutput) -> None:
         self._outputs.append((job, output))

@@ -71,7 +71,12 @@ class Table:
         return [message.sequence_id for message in self.table.start_more()]
 
     def tokens(self, *entries: tuple[int, int, FinishCode], **fields: object) -> None:
-        """One step's message: (sequence id, token id, code)."""
+        """One step's message, and its delivery: (sequence id, token id, code)."""
+        self.hold(*entries, **fields)
+        self.table.deliver()
+
+    def hold(self, *entries: tuple[int, int, FinishCode], **fields: object) -> None:
+        """One step's message alone."""
         self.table.apply(
             StepOutput(
                 np.array([entry[0] for entry in entries], np.int64),
@@ -82,7 +87,9 @@ class Table:
         )
 
     def say(self, sequence_id: int, text: str) -> None:
-        self.tokens(*[(sequence_id, token_id, FinishCode.NONE) for token_id in ids(text)])
+        """A step a token."""
+        for token_id in ids(text):
+            self.tokens((sequence_id, token_id, FinishCode.NONE))
 
     def start_again(self) -> list[AddSequence]:
         """The child dies and another one starts."""

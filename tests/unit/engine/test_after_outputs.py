@@ -1,4 +1,4 @@
-"""When an engine says that it has called back all there was: behind each step, and behind its own end."""
+"""When an engine calls back, and says that it has called back all there was: behind a step, and behind its own end."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 from engine import InferenceEngine
 from engine.config import EngineConfig
-from engine.messages import StepOutput
+from engine.messages import FinishCode, StepOutput
 from engine.outputs import RequestOutput
 from engine.supervisor import Supervisor
 from tests.fakes.echo_engines import ENDLESS, echo_engine
@@ -63,3 +63,29 @@ def test_what_the_end_of_the_engine_calls_back_is_followed_too(engine: Inference
     recorder.wait_for_tokens(1)
     engine.stop()
     assert order[-2:] == ["stopped", "after"]
+
+
+def step(token_id: int, code: FinishCode = FinishCode.NONE) -> StepOutput:
+    return StepOutput.of_tokens(0, [token_id], [code])
+
+
+@pytest.mark.parametrize("interval", [0.01, 1000.0])
+def test_tokens_wait_for_no_longer_than_the_interval_and_an_end_does_not_wait(interval: float) -> None:
+    children = Children()
+    supervisor = Supervisor(EngineConfig(model_path=""), children, output_interval=lambda: interval)
+    supervisor.launch()
+    supervisor.wait_until_ready()
+    child, recorder = children.next(), OutputRecorder()
+    supervisor.submit(make_request("r", on_output=recorder))
+    child.is_told()
+    child.say(step(5))
+    recorder.wait_for_tokens(1)  # before it there was no delivery
+    child.say(step(6))
+    if interval < 1:
+        recorder.wait_for_tokens(2)
+    child.say(step(7))
+    child.say(step(8, FinishCode.LENGTH))
+    recorder.wait_for_tokens(4)
+    if interval > 1:
+        assert [output.token_ids for output in recorder.outputs] == [[5], [6, 7, 8]]
+    supervisor.stop()

@@ -39,9 +39,47 @@ def test_a_stop_token_is_counted_and_has_no_text(table: Table) -> None:
     (sequence,) = table.add("r")
     table.tokens((sequence, ids("a")[0], FinishCode.NONE), (sequence, ids("b")[0], FinishCode.STOP))
     assert table.text("r") == "a"
-    assert [output.token_ids for output in table.outputs["r"]] == [ids("a"), ids("b")]
-    assert table.outputs["r"][-1].finish_reason == "stop"
+    (output,) = table.outputs["r"]
+    assert (output.token_ids, output.finish_reason) == (ids("a") + ids("b"), "stop")
     assert table.table.take_forgotten() == []
+
+
+def test_what_several_steps_gave_is_delivered_at_once_and_an_end_waits_for_no_delivery(table: Table) -> None:
+    (going_on,), (ending,) = table.add("goes on"), table.add("ends")
+    first, second = ids("a")[0], ids("b")[0]
+    for token_id in (first, second):
+        table.hold((going_on, token_id, FinishCode.NONE), (ending, token_id, FinishCode.NONE))
+    assert table.table.has_fresh and not table.outputs["goes on"]
+    table.hold((going_on, first, FinishCode.NONE), (ending, first, FinishCode.LENGTH))
+    (end,) = table.outputs["ends"]
+    assert (end.token_offset, end.token_ids, end.text, end.finished) == (0, [first, second, first], "aba", True)
+    table.table.deliver()
+    table.say(going_on, "b")
+    assert [(output.token_offset, output.text) for output in table.outputs["goes on"]] == [(0, "aba"), (3, "b")]
+    assert not table.table.has_fresh
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "died"])
+def test_tokens_that_were_not_delivered_come_with_another_end(table: Table, ending: str) -> None:
+    (sequence,) = table.add("r")
+    table.hold((sequence, ids("a")[0], FinishCode.NONE))
+    if ending == "cancelled":
+        table.table.abort("r")
+    else:
+        table.table.fail_all("the device is gone", "died")
+    (output,) = table.outputs["r"]
+    assert (output.text, output.finished) == ("a", True)
+    assert not table.table.has_fresh
+
+
+def test_tokens_that_were_not_delivered_when_the_child_died_are_neither_lost_nor_sent_twice(table: Table) -> None:
+    (sequence,) = table.add("r")
+    table.hold((sequence, ids("a")[0], FinishCode.NONE))
+    (message,) = table.start_again()
+    assert message.output_token_ids == ids("a")
+    table.table.deliver()
+    table.say(message.sequence_id, "b")
+    assert [output.text for output in table.outputs["r"]] == ["a", "b"]
 
 
 @pytest.mark.parametrize("ending", ["length", "cancelled", "error"])
