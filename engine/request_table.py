@@ -221,6 +221,7 @@ class RequestTable:
         if is_known_to_child:
             self._forgotten.append(choice.sequence_id)
         if not request.open_choices:
+            request.lead = None  # which refers to the request: a cycle would keep both, and the callback's job
             del self._requests[request.request_id]
             self._reserved_ids.discard(request.request_id)
 

@@ -1,13 +1,16 @@
 """Requests and their sequences, with a child that is played by hand."""
 
+import gc
 import logging
+import weakref
 
 import pytest
 
 from engine.messages import FinishCode
 from engine.outputs import RequestOutput
 from engine.request_table import MAX_DEATHS
-from tests.fakes.request_tables import RAW, Table, ids
+from tests.fakes.output_recorder import OutputRecorder
+from tests.fakes.request_tables import RAW, Table, ids, make_request
 
 
 def test_offsets_and_tokens_join_to_the_whole_answer(table: Table) -> None:
@@ -80,6 +83,22 @@ def test_tokens_that_were_not_delivered_when_the_child_died_are_neither_lost_nor
     table.table.deliver()
     table.say(message.sequence_id, "b")
     assert [output.text for output in table.outputs["r"]] == ["a", "b"]
+
+
+def test_nothing_of_a_request_is_left_behind_its_end(table: Table) -> None:
+    recorder = OutputRecorder()
+    is_there = weakref.ref(recorder)
+    table.table.add(make_request("r", on_output=recorder))
+    del recorder
+    (sequence,) = table.started()
+    gc.disable()  # a worker's collections are rare
+    try:
+        table.tokens((sequence, 5, FinishCode.NONE))
+        assert is_there() is not None
+        table.tokens((sequence, 5, FinishCode.LENGTH))
+        assert is_there() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("ending", ["length", "cancelled", "error"])
