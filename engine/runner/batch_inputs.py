@@ -43,7 +43,7 @@ class BatchInputs:
     query_start: NDArray[np.int32]  # [num_seqs + 1]
     context_lens: NDArray[np.int32]  # [num_seqs]
     block_tables: NDArray[np.int32]  # [num_seqs, max_blocks of this step]
-    sequence_ids: NDArray[np.int64]  # [num_seqs]
+    stays: NDArray[np.int64]  # [num_seqs], see `SequenceSlots`
     logits_indices: NDArray[np.int64]  # [num_sampled], packed tokens
     sampled_positions: NDArray[np.int64]  # [num_sampled], index in prompt + output of the token to come
     sampling: SlotRows  # num_sampled rows; the same object for as long as the same slots decode
@@ -75,7 +75,7 @@ class BatchInputs:
             query_start=self.query_start[count:] - np.int32(num_tokens),
             context_lens=self.context_lens[count:],
             block_tables=self.block_tables[count:],
-            sequence_ids=self.sequence_ids[count:],
+            stays=self.stays[count:],
             logits_indices=self.logits_indices[num_sampled:] - num_tokens,
             sampled_positions=self.sampled_positions[num_sampled:],
             sampling=self.sampling.behind(num_sampled),
@@ -148,7 +148,7 @@ class BatchBuilder:
             query_start=self._counting_32[: num_rows + 1],
             context_lens=np.empty(num_rows, np.int32),
             block_tables=_NO_TABLES,
-            sequence_ids=rows.sequence_ids,
+            stays=self._slots.stays[rows.slots],
             logits_indices=self._counting_64[:num_rows],
             sampled_positions=sampled_positions,
             sampling=rows,
@@ -186,7 +186,7 @@ class BatchBuilder:
             query_start=query_start,
             context_lens=ends.astype(np.int32),
             block_tables=self._block_tables(plan.slots, max_context_len),
-            sequence_ids=self._slots.sequence_id[plan.slots],
+            stays=self._slots.stays[plan.slots],
             logits_indices=logits_indices,
             sampled_positions=sampled_positions,
             sampling=plan.sampled,

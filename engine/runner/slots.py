@@ -98,6 +98,8 @@ class SequenceSlots:
         self.score_ends = np.zeros(max_num_seqs, np.int64)
         self.pooling: set[int] = set()  # slots whose sequences are there for their embeddings
         self.sequences: dict[int, Sequence] = {}  # taken slots
+        self.stays = np.zeros(max_num_seqs, np.int64)  # of whoever took a slot last: which stay in any slot that is
+        self._num_stays = 0
         self._free = list(range(max_num_seqs - 1, -1, -1))
         self._decoding_slots = np.zeros(0, np.int64)
         self._decoding: SlotRows | None = None  # theirs; None: not gathered yet
@@ -118,6 +120,8 @@ class SequenceSlots:
         slot = self._free.pop()
         num_tokens = sequence.num_tokens
         self.sequences[slot] = sequence
+        self._num_stays += 1
+        self.stays[slot] = self._num_stays
         sequence.slot = slot
         self.token_ids[slot, :num_tokens] = sequence.token_ids
         self.num_tokens[slot] = num_tokens

@@ -93,20 +93,21 @@ class StepAhead(Generic[T]):
 def _right_decodes(guess: _Guess[T], inputs: BatchInputs) -> NDArray[np.int64]:
     """The guess's rows of the inputs' first decodes, up to one that it lacks or has with another token or place.
 
-    A place belongs to one sequence at a time, and to one position of it: the rest of such a row is then right as well.
-    A row of one token that samples none is no decode: a grammar forces more, for which the step has no room.
+    A place belongs to one sequence at a time, and to one position of it while it stays in its slot: then the rest of
+    such a row is right as well. A row of one token that samples none is no decode: a grammar forces more, for which the
+    step has no room.
     """
     assert guess.expected_ids is not None
     sampled = inputs.logits_indices[: inputs.num_decodes]
     num_guessed, count = len(guess.expected_ids), _num_leading(sampled == np.arange(len(sampled)))
     if not num_guessed:
         return np.zeros(0, np.int64)
-    ids, wanted = guess.inputs.sequence_ids[:num_guessed], inputs.sequence_ids[:count]
-    order = ids.argsort()
-    places = np.searchsorted(ids, wanted, sorter=order)
+    stays, wanted = guess.inputs.stays[:num_guessed], inputs.stays[:count]
+    order = stays.argsort()
+    places = np.searchsorted(stays, wanted, sorter=order)
     rows: NDArray[np.int64] = order[np.minimum(places, num_guessed - 1)]
     is_right = (
-        (ids[rows] == wanted)
+        (stays[rows] == wanted)
         & (guess.inputs.slot_mapping[rows] == inputs.slot_mapping[:count])
         & (guess.expected_ids[rows] == inputs.input_ids[:count])
     )
@@ -116,13 +117,14 @@ def _right_decodes(guess: _Guess[T], inputs: BatchInputs) -> NDArray[np.int64]:
 def _has_right_chunks(guess: _Guess[T], inputs: BatchInputs, first: int) -> bool:
     """Whether the inputs have all chunks of the guess, if any, from this row on, which decodes alone precede.
 
-    A prompt's tokens do not change, so its chunk is the same where its places are.
+    A prompt's tokens do not change, so its chunk is the same where its places are, unless it left its slot in between:
+    it may have come back to these blocks with another part of the prompt, or behind blocks with other contents.
     """
     assert guess.expected_ids is not None
     chunks = slice(len(guess.expected_ids), None)
-    wanted = guess.inputs.sequence_ids[chunks]
+    wanted = guess.inputs.stays[chunks]
     end = first + len(wanted)
-    if not np.array_equal(wanted, inputs.sequence_ids[first:end]):
+    if not np.array_equal(wanted, inputs.stays[first:end]):
         return False
     places = inputs.slot_mapping[first : int(inputs.query_start[end])]
     return np.array_equal(guess.inputs.slot_mapping[chunks], places)

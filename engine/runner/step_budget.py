@@ -86,7 +86,7 @@ def prompts_step(config: EngineConfig, num_tokens: int, length: int, num_blocks:
         query_start=query_start,
         context_lens=lengths.astype(np.int32),
         block_tables=tables.astype(np.int32),
-        sequence_ids=np.zeros(len(lengths), np.int64),
+        stays=np.zeros(len(lengths), np.int64),
         logits_indices=query_start[1:].astype(np.int64) - 1,
         sampled_positions=lengths,
         sampling=plain_rows(len(lengths)),

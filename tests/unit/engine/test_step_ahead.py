@@ -146,6 +146,23 @@ def test_one_who_was_admitted_ahead_waits_again_when_a_prompt_whose_blocks_he_sh
     assert driver.outputs[1] == undisturbed_output(runner.info, [*shared, 5, 6], max_tokens=4, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("block_size", "num_blocks", "prompts"),
+    [(2, 12, [[7] * 5, [7, 7, 49], [7] * 4]), (1, 20, [[7, 7, 7, 5, 5, 5, 5], [7, 49, 5], [7, 5, 5]])],
+)
+def test_a_chunk_that_was_guessed_is_not_taken_for_another_of_who_was_sent_back_and_has_the_same_places(
+    block_size: int, num_blocks: int, prompts: list[list[int]]
+) -> None:
+    runner = FakeRunnerAhead(num_blocks=num_blocks, block_size=block_size, poison_token=49)
+    driver = CoreDriver(runner, max_num_seqs=3, max_num_tokens=3, prompt_lookup="off")
+    for seed, prompt in enumerate(prompts):
+        driver.add(prompt, max_tokens=2, seed=seed)
+    driver.run()
+    assert list(driver.errors) == [1]
+    for seed in (0, 2):
+        assert driver.outputs[seed] == undisturbed_output(runner.info, prompts[seed], max_tokens=2, seed=seed)
+
+
 @pytest.mark.parametrize("num_blocks", [200, 15])
 def test_the_device_never_waits_while_more_prompts_come_than_there_are_slots(num_blocks: int) -> None:
     def run(*, is_ahead: bool) -> FakeRunnerAhead:

@@ -35,7 +35,7 @@ def step(
         query_start=query_start,
         context_lens=np.array([slot + 1 for slot in all_slots])[query_start[1:] - 1].astype(np.int32),
         block_tables=np.zeros((len(lengths), 1), np.int32),
-        sequence_ids=np.array(sequences + ([] if chunk_sequence is None else [chunk_sequence])),
+        stays=np.array(sequences + ([] if chunk_sequence is None else [chunk_sequence])),
         logits_indices=query_start[1:].astype(np.int64) - 1,
         sampled_positions=np.zeros(len(lengths), np.int64),
         sampling=plain_rows(len(lengths)),
@@ -83,7 +83,7 @@ def test_decodes_may_have_ended_or_come_in_another_order() -> None:
 def test_from_the_first_decode_on_that_was_not_guessed_all_is_computed(sequence: int, slot: int, token: int) -> None:
     taken = take(step([11, sequence, 12], [5, slot, 21], [7, token, 8]))
     assert rows_of(taken) == [0] and taken is not None and taken.rest is not None
-    assert taken.rest.sequence_ids.tolist() == [sequence, 12, 14]
+    assert taken.rest.stays.tolist() == [sequence, 12, 14]
 
 
 def test_a_row_of_one_token_that_samples_none_is_no_decode_that_was_guessed() -> None:
@@ -105,7 +105,7 @@ def test_a_row_of_one_token_that_samples_none_is_no_decode_that_was_guessed() ->
 def test_a_chunk_that_was_not_guessed_is_computed_behind_the_decodes(sequence: int, slots: list[int]) -> None:
     taken = take(step(SEQUENCES, DECODE_SLOTS, DECODE_TOKENS, chunk_sequence=sequence, chunk_slots=slots))
     assert rows_of(taken) == [0, 1, 2] and taken is not None and taken.rest is not None
-    assert taken.rest.sequence_ids.tolist() == [sequence]
+    assert taken.rest.stays.tolist() == [sequence]
 
 
 def test_a_chunk_is_taken_where_all_decodes_before_it_ended() -> None:
