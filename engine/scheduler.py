@@ -15,6 +15,7 @@ The rules
   is preempted: its blocks go, its tokens stay, it waits at its old place and is computed again. The most urgent one is
   never preempted, so there is always progress.
 - The choices of one request begin once the first of them has its whole prompt planned, and start from its blocks.
+- Where the next step is foreseen, who finds no tokens left in this one is admitted for those that the next has left.
 - A waiting sequence preempts running ones only of a lower priority, or of the same and a later deadline or none, and
   only if that makes it fit. Arrival alone preempts nobody, so jobs without priorities and deadlines never do.
 """
@@ -142,30 +143,24 @@ class Scheduler:
 
     def _admit_waiting(self, draft: StepDraft) -> None:
         """Admit from the head of the line for as long as the step has tokens and the head fits."""
-        while draft.budget > 0 and (head := self._waiting_head()) is not None:
-            hits = self._kv.match(head)
-            if not self._fits(head, hits):
-                return
-            draft.newcomers.append(self._admit(head, hits))
-            self._plan_chunk(draft, head)
+        while draft.budget > 0 and (slot := self._admit_next()) is not None:
+            draft.newcomers.append(slot)
+            self._plan_chunk(draft, self._slots.sequences[slot])
 
     def _admit_ahead(self, plan: StepPlan, budget: int) -> None:
-        """Admit who finds no tokens left in this step, but some of the next one's `budget`: it is foreseen then."""
-        planned = dict(zip(plan.slots.tolist(), (plan.starts + plan.num_new).tolist(), strict=True))
-        for slot in self._prefilling:
-            budget -= int(self._slots.num_tokens[slot]) - planned.get(slot, int(self._slots.num_computed[slot]))
-        while budget > 0 and (head := self._waiting_head()) is not None:
-            hits = self._kv.match(head)
-            if not self._fits(head, hits):
-                return
-            slot = self._admit(head, hits)
+        """Admit who finds no tokens left in this step, but some of the next one's `budget`, so that it is foreseen."""
+        budget -= self._slots.num_uncomputed(list(self._prefilling)) - (plan.num_tokens - plan.num_decodes)
+        while budget > 0 and (slot := self._admit_next()) is not None:
             plan.newcomers.append(slot)  # the blocks that it begins with may be those that this step computes
-            budget -= int(self._slots.num_tokens[slot]) - int(self._slots.num_computed[slot])
+            budget -= self._slots.num_uncomputed([slot])
 
-    def _waiting_head(self) -> Sequence | None:
-        """Who is next for a free slot; None if there is none, or if he is to wait for his sibling."""
+    def _admit_next(self) -> int | None:
+        """The slot of the head of the line; None if there is none, it does not fit, or is to wait for its sibling."""
         head = self._waiting.head() if self._slots.num_free else None
-        return None if head is None or self._waits_for_sibling(head) else head
+        if head is None or self._waits_for_sibling(head):
+            return None
+        hits = self._kv.match(head)
+        return self._admit(head, hits) if self._fits(head, hits) else None
 
     def _fits(self, sequence: Sequence, hits: list[int]) -> bool:
         """Whether there is a slot, and blocks beyond the reserve."""

@@ -115,6 +115,10 @@ class SequenceSlots:
         """Whether prompt tokens of some slot may be still to be scored."""
         return bool(self._scored)
 
+    def num_uncomputed(self, slots: list[int]) -> int:
+        """Tokens of these slots that no step computed yet."""
+        return int((self.num_tokens[slots] - self.num_computed[slots]).sum())
+
     def acquire(self, sequence: Sequence) -> int:
         """Give the sequence a slot and write its row; no blocks, nothing computed. Needs a free slot."""
         slot = self._free.pop()
