@@ -109,7 +109,7 @@ def peer(name: str, settings: RaceSettings) -> Iterator[Contender]:
 
 
 def measure(
-    contender: Contender, workloads: list[Workload], end_id: int, *, num_runs: int = 2
+    contender: Contender, workloads: list[Workload], end_id: int, *, num_runs: int = 3
 ) -> Iterator[tuple[Measurement, float]]:
     """The last run of each workload, and the seconds of the first, in which kernels are compiled and graphs captured.
 

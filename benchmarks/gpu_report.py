@@ -35,8 +35,8 @@ def report(settings: Settings, journal: StageJournal) -> None:
         bytes_a_second, flops = limits["bytes_a_second"] / 1e12, limits["flops_a_second"] / 1e12
         notes.append(f"Limits: {bytes_a_second:.3g} TB/s copied, {flops:.3g} TFLOP/s.")
     notes.append(
-        "Every workload was run twice by every contender, the second time is told: in the first one kernels are "
-        "compiled and graphs captured. The last column has the first run's tokens/s."
+        "Every workload was run three times by every contender, the third time is told: in the first one kernels are "
+        "compiled, in the second one most graphs captured. The last column has the first run's tokens/s."
     )
     notes += [f"{stage}: {journal.outcomes.get(stage, 'not run')}" for stage in missing(settings, journal)]
     failed = [check["name"] for check in checks if check["result"] != "ok"]
