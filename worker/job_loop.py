@@ -124,7 +124,7 @@ class JobLoop:
         self._check_limits(now)
         may_advance = now >= self._retry_at
         if not (may_advance and self._finisher.has_work):  # else the last entries go out with their ends, in a moment
-            self._part_with(self._outlet.flush(now))
+            self._flush(now)
         if not may_advance:
             return
         try:
@@ -142,7 +142,7 @@ class JobLoop:
 
     def hand_over(self) -> int:
         """Give every job back to the front of its queue; returns their number. Raises what Redis raises."""
-        self._part_with(self._outlet.flush(time.monotonic(), force=True))
+        self._flush(time.monotonic(), force=True)
         self._committer.close(COMMITS_END_SECONDS)
         self._events.run(0.0)
         num_given = give_back(self._client, self._scripts, self.claims())
@@ -165,21 +165,20 @@ class JobLoop:
 
     def _advance(self, now: float) -> None:
         self._finisher.decide()
-        if self._finisher.has_sealed and not self._outlet.is_redis_away:
-            self._part_with(self._outlet.flush_awaited(now))
+        if self._finisher.has_sealed:
+            self._flush(now)
         self._finisher.commit_stored()
         self._admission.admit_some()
-        if self._admission.has_opened and not self._outlet.is_redis_away:
-            self._part_with(self._outlet.flush_awaited(now))
+        if self._admission.has_opened:
+            self._flush(now)
         try:
             self._admission.submit_marked()
         except EngineDiedError as error:
             self.failure = error
         self._claim_some(now)
 
-    def _part_with(self, job_ids: list[str]) -> None:
-        """What the outlet gave up."""
-        for job_id in job_ids:
+    def _flush(self, now: float, *, force: bool = False) -> None:
+        for job_id in self._outlet.flush(now, force=force):
             if (job := self._held.get(job_id)) is None:
                 continue
             if job.stream.refusal is None:

@@ -1,4 +1,6 @@
-"""What the engine gives in one step, as one event of the loop: its jobs share an append, and the loop wakes once.
+"""What the engine gives at a time, as one event of the loop: its jobs share an append, and the loop wakes once.
+
+It waits in the engine, where the tokens of later steps join it; what comes here goes to Redis at once.
 
 Fills on the engine's thread. Knows nothing of jobs but whose an output is.
 """
@@ -9,8 +11,9 @@ from collections.abc import Callable
 from engine.engine import InferenceEngine
 from engine.outputs import RequestOutput
 from worker.event_queue import Event
-from worker.outlet.stream import COALESCE_SECONDS
 from worker.running_job import RunningJob
+
+COALESCE_SECONDS = 0.03  # what a job puts out within this time shares one append
 
 
 class StepOutputs:
@@ -27,7 +30,7 @@ class StepOutputs:
         self._take = take
         self._outputs: deque[tuple[RunningJob, RequestOutput]] = deque()
         engine.after_outputs = self._hand_over
-        engine.output_interval_seconds = COALESCE_SECONDS  # sooner, they would only wait for the outlet
+        engine.output_interval_seconds = COALESCE_SECONDS
 
     def add(self, job: RunningJob, output: RequestOutput) -> None:
         self._outputs.append((job, output))

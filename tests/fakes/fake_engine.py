@@ -117,6 +117,7 @@ class FakeEngine:
         self.embedding_reader = EmbeddingReader(self.tokenizer, self.info, pooling=Pooling())  # type: ignore[arg-type]
         self.step_seconds = step_seconds
         self.after_outputs: Callable[[], None] = lambda: None
+        self.output_interval_seconds = 0.0
         self.submitted: list[str] = []
         self.requests: list[Any] = []  # everything that was ever submitted
         self.num_resumed_tokens: dict[str, int] = {}  # by request

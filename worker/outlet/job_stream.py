@@ -173,11 +173,6 @@ class JobStream:
         return self._has_pending or self._num_stored < len(self._entries)
 
     @property
-    def is_awaited(self) -> bool:
-        """Whether something is to be stored before its job can go on: the marker, or the end."""
-        return self._num_stored < len(self._entries) and (self._is_sealed or not self.is_marked)
-
-    @property
     def is_resumed(self) -> bool:
         """Whether it goes on behind the entries of an earlier attempt."""
         return self._num_inherited > 0

@@ -18,7 +18,6 @@ from worker.outlet.job_stream import MAX_ENTRIES_PER_APPEND, JobStream
 from worker.redis_client import REDIS_AWAY
 from worker.scripts import Append, EndCommit, Scripts
 
-COALESCE_SECONDS = 0.03  # what a job puts out within this time shares one append
 MIN_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 2.0
 MAX_UNSENT_BYTES = 256 << 20  # of all jobs together, while Redis is away
@@ -36,7 +35,7 @@ class StreamOutlet:
         self._max_unsent_bytes = max_unsent_bytes
         self._streams: dict[str, JobStream] = {}
         self._names: dict[str, tuple[str, str, str]] = {}  # of the same jobs: key, key of the fence, fence
-        self._next_flush_at = 0.0  # on the caller's clock
+        self._retry_at = 0.0  # on the caller's clock
         self._backoff_seconds = 0.0  # 0: Redis answered last time
 
     @property
@@ -67,30 +66,19 @@ class StreamOutlet:
         """How long until `flush` has something to do; None: nothing is waiting."""
         if not any(stream.has_unsent for stream in self._streams.values()):
             return None
-        return max(0.0, self._next_flush_at - now)
+        return max(0.0, self._retry_at - now)
 
     def flush(self, now: float, *, force: bool = False) -> list[str]:
-        """Append what is waiting, at most once in `COALESCE_SECONDS` unless forced. Returns the jobs given up.
+        """Append what is waiting; while Redis is away, only now and then unless forced. Returns the jobs given up.
 
         A job is given up (and forgotten) when another attempt has fenced this one out, when its stream's key cannot
         be appended to, or when Redis stays away until the jobs with most output no longer fit in memory.
         `now`: seconds of a monotonic clock.
         """
-        if now < self._next_flush_at and not force:
+        if now < self._retry_at and not force:
             return []
-        batch = [stream for stream in self._streams.values() if stream.has_unsent]
-        if batch:
-            self._next_flush_at = now + COALESCE_SECONDS
-        return self._append_all(batch, now)
-
-    def flush_awaited(self, now: float) -> list[str]:
-        """As `flush`, but what a job waits for, its marker or its end, does not wait for others' tokens to be due."""
-        if now >= self._next_flush_at:
-            return self.flush(now)
-        return self._append_all([stream for stream in self._streams.values() if stream.is_awaited], now)
-
-    def _append_all(self, batch: list[JobStream], now: float) -> list[str]:
         given_up: list[str] = []
+        batch = [stream for stream in self._streams.values() if stream.has_unsent]
         for _ in range(MAX_ROUNDS):
             if not batch:
                 break
@@ -178,12 +166,12 @@ class StreamOutlet:
         if not self.is_redis_away:
             _logger.warning("action=stream_redis_away error=%s", error)
         self._backoff_seconds = min(max(2 * self._backoff_seconds, MIN_BACKOFF_SECONDS), MAX_BACKOFF_SECONDS)
-        self._next_flush_at = now + self._backoff_seconds
+        self._retry_at = now + self._backoff_seconds
 
     def _come_back(self) -> None:
         if self.is_redis_away:
             _logger.info("action=stream_redis_back num_streams=%d", len(self._streams))
-        self._backoff_seconds = 0.0
+        self._backoff_seconds = self._retry_at = 0.0
 
     def _shed(self) -> list[str]:
         """Give up the jobs with most unsent output until the rest fits; another attempt will run them."""

@@ -1,7 +1,5 @@
 """What one flush of the stream outlet sends, for how many jobs, and whose failures are whose."""
 
-import pytest
-
 from producer.contract import Chunk, parse_entry
 from producer.contract.keys import stream_key
 from tests.fakes.flaky_redis import FlakyRedis
@@ -11,16 +9,15 @@ from worker.outlet.stream import StreamOutlet
 from worker.scripts import Scripts
 
 
-def test_appends_are_coalesced_and_the_first_goes_out_at_once(client: FlakyRedis, outlet: StreamOutlet) -> None:
+def test_what_was_put_out_since_the_last_flush_is_one_entry(client: FlakyRedis, outlet: StreamOutlet) -> None:
     stream = open_stream(outlet)
     put(stream, "a", 1)
     outlet.flush(100.0)
     assert outlet.seconds_until_due(100.0) is None
     put(stream, "b", 2, offset=1)
-    outlet.flush(100.01)
     put(stream, "c", 3, offset=2)
-    assert outlet.seconds_until_due(100.01) == pytest.approx(0.02)
-    outlet.flush(100.031)
+    assert outlet.seconds_until_due(100.0) == 0.0
+    outlet.flush(100.0)
     texts = [
         entry.text
         for _, field, data in stored(client)
@@ -29,30 +26,16 @@ def test_appends_are_coalesced_and_the_first_goes_out_at_once(client: FlakyRedis
     assert texts == ["a", "bc"]
 
 
-def test_a_forced_flush_does_not_wait(client: FlakyRedis, outlet: StreamOutlet) -> None:
-    stream = open_stream(outlet)
-    outlet.flush(100.0)
-    put(stream, "a", 1)
-    outlet.flush(100.001, force=True)
-    assert len(stored(client)) == 2
-
-
-def test_markers_and_ends_go_out_at_once_and_tokens_of_others_when_they_are_due(
+def test_a_forced_flush_does_not_wait_for_a_redis_that_was_away_to_be_tried_again(
     client: FlakyRedis, outlet: StreamOutlet
 ) -> None:
-    running, ending = open_stream(outlet), open_stream(outlet, job_id="ending")
+    open_stream(outlet)
+    client.lost_requests = 1
     outlet.flush(100.0)
-    put(running, "a", 1)
-    put(ending, "b", 2, end="length")
-    outlet.close(ending, finished(ending))
-    new = open_stream(outlet, job_id="new")
-    assert outlet.flush_awaited(100.01) == []
-    assert ending.is_stored and new.is_marked
-    assert len(stored(client)) == 1
-    assert outlet.seconds_until_due(100.01) == pytest.approx(0.02)
-    outlet.close(new, finished(new))
-    assert outlet.flush_awaited(100.031) == []
-    assert new.is_stored and len(stored(client)) == 2
+    outlet.flush(100.001)
+    assert outlet.is_redis_away and stored(client) == []
+    outlet.flush(100.001, force=True)
+    assert len(stored(client)) == 1 and not outlet.is_redis_away
 
 
 def test_all_streams_share_one_pipeline(client: FlakyRedis, outlet: StreamOutlet) -> None:

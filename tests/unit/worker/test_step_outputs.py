@@ -8,7 +8,7 @@ import pytest
 from engine.outputs import RequestOutput
 from tests.fakes.fake_engine import FakeEngine
 from worker.running_job import RunningJob
-from worker.step_outputs import StepOutputs
+from worker.step_outputs import COALESCE_SECONDS, StepOutputs
 
 
 def job(name: str) -> RunningJob:
@@ -49,6 +49,10 @@ def test_a_step_is_one_event_in_the_order_of_its_outputs(
     (event,) = posted
     event()
     assert taken == [("one", 0), ("two", 1), ("one", 2)]
+
+
+def test_tokens_wait_in_the_engine_for_those_of_later_steps(engine: FakeEngine, outputs: StepOutputs) -> None:
+    assert engine.output_interval_seconds == COALESCE_SECONDS
 
 
 def test_a_step_without_outputs_wakes_nobody(engine: FakeEngine, posted: list[Callable[[], None]]) -> None:
