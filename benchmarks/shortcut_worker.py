@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-import worker.service
+import worker.run
 from benchmarks.process_figures import children, cpu_seconds
 from engine import InferenceEngine, SamplingParams
 from worker.cli import worker as worker_command
@@ -40,5 +40,5 @@ class ShortcutEngine(InferenceEngine):
 
 
 if __name__ == "__main__":
-    worker.service.InferenceEngine = ShortcutEngine  # type: ignore[attr-defined]
+    worker.run.InferenceEngine = ShortcutEngine  # type: ignore[attr-defined]
     worker_command()
