@@ -21,14 +21,14 @@ def worker_process(
     with EmbeddedRedis() as server:
         variables = {**os.environ, "PROMPTMILL_REDIS_URL": server.url, **environment}
         pipe = subprocess.PIPE if has_pipes else None
-        worker = subprocess.Popen([sys.executable, *module, *arguments], env=variables, stdin=pipe, stdout=pipe)
-        try:
-            with Client(server.url) as client:
-                while not client.workers():
-                    if worker.poll() is not None:
-                        raise SystemExit("the worker did not start")
-                    time.sleep(0.05)
-            yield server.url, worker
-        finally:
-            worker.terminate()
-            worker.wait()
+        command = [sys.executable, *module, *arguments]
+        with subprocess.Popen(command, env=variables, stdin=pipe, stdout=pipe) as worker:
+            try:
+                with Client(server.url) as client:
+                    while not client.workers():
+                        if worker.poll() is not None:
+                            raise SystemExit("the worker did not start")
+                        time.sleep(0.05)
+                yield server.url, worker
+            finally:
+                worker.terminate()
