@@ -9,6 +9,7 @@ for the device, has no graphs at all. Knows nothing of sampling.
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +30,13 @@ class Graph(Protocol):
 
 
 Capture = Callable[[Callable[[], Any]], Graph]
+
+
+@dataclass(frozen=True, slots=True)
+class Uncaptured:
+    """Stands in for the graph of what cannot be captured: it is run as it is."""
+
+    replay: Callable[[], Any]
 
 
 class CudaCapture:
@@ -84,13 +92,14 @@ class GraphedSteps:
         """Of steps of `max_num_tokens` at most; `make_capture`: gives captures a memory pool of their own."""
         self._model = model
         self._make_capture = make_capture
-        self._capture = make_capture()
+        self.capture = make_capture()  # into the memory pool of the steps
         self._max_num_seqs = max_num_seqs
         self._max_blocks = -(-model.max_model_len // model.block_size)
         self._largest = largest_shapes(max_num_seqs, max_num_tokens, self._max_blocks, row_step=model.row_step)
         self._buffers = StepBuffers(self._largest, model.device)
         max_rows = self._largest[0].num_logits
-        self._logits = torch.empty((max_rows, model.vocab_size), dtype=model.dtypes.activations, device=model.device)
+        # [max_rows, vocab_size], where every step's lie
+        self.logits = torch.empty((max_rows, model.vocab_size), dtype=model.dtypes.activations, device=model.device)
         self._graphs: dict[StepShape, Graph | None] = {}  # None: seen once
         self._can_capture = True
 
@@ -120,15 +129,6 @@ class GraphedSteps:
         del graphs
         return max(num_bytes, 0)
 
-    @property
-    def logits(self) -> Tensor:
-        """`[max_rows, vocab_size]`, where every step's lie."""
-        return self._logits
-
-    def capture(self, run: Callable[[], Any]) -> Graph:
-        """Capture something else into the memory pool of the steps."""
-        return self._capture(run)
-
     def run(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor, int] | None:
         """Logits `[num_sampled, vocab_size]`, the sampled positions, and of how many rows logits were computed; None if
         the step is not one for graphs.
@@ -151,14 +151,14 @@ class GraphedSteps:
         else:
             graph.replay()
         num_sampled = len(inputs.logits_indices)
-        return self._logits[:num_sampled], tensors.sampled_positions[:num_sampled], shape.num_logits
+        return self.logits[:num_sampled], tensors.sampled_positions[:num_sampled], shape.num_logits
 
     def _graph(self, shape: StepShape) -> Graph | None:
         if shape not in self._graphs:
             self._graphs[shape] = None
         elif self._graphs[shape] is None and self._can_capture:
             try:
-                self._graphs[shape] = self._capture(lambda: self._forward(shape))
+                self._graphs[shape] = self.capture(lambda: self._forward(shape))
             except RuntimeError as error:
                 self._give_up(shape, error)
         return self._graphs[shape]
@@ -166,7 +166,7 @@ class GraphedSteps:
     def _give_up(self, shape: StepShape, error: RuntimeError) -> None:
         """A shape for which there is no memory, or all of them, if something in the model waits for the device."""
         logger.warning("action=capture_failed shape=%s reason=%r", shape, str(error).partition("\n")[0])
-        self._graphs[shape] = _Uncapturable(self, shape)
+        self._graphs[shape] = Uncaptured(lambda: self._forward(shape))
         self._can_capture = is_of_memory(error)
 
     def _forward(self, shape: StepShape) -> None:
@@ -176,16 +176,5 @@ class GraphedSteps:
             tensors.input_ids,
             tensors.position_ids,
             tensors.logits_indices,
-            out=self._logits[: shape.num_logits],
+            out=self.logits[: shape.num_logits],
         )
-
-
-class _Uncapturable:
-    """Stands in for the graph of a shape that cannot be captured."""
-
-    def __init__(self, steps: GraphedSteps, shape: StepShape) -> None:
-        self._steps = steps
-        self._shape = shape
-
-    def replay(self) -> None:
-        self._steps._forward(self._shape)

@@ -7,11 +7,10 @@ lies in one place: the logits of `GraphedSteps`, and the rows' parameters. Knows
 import logging
 from collections.abc import Callable
 from dataclasses import fields
-from types import SimpleNamespace
 
 from torch import Tensor
 
-from engine.runner.cuda_graphs import Capture, Graph
+from engine.runner.cuda_graphs import Capture, Graph, Uncaptured
 from engine.sampler import Sampler, SamplingBatch
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ class GraphedDraws:
             return self._capture(run)
         except RuntimeError as error:
             logger.warning("action=draw_capture_failed reason=%r", str(error).partition("\n")[0])
-            return SimpleNamespace(replay=run)
+            return Uncaptured(run)
 
     def _run(self, kind: _Kind) -> None:
         num_rows, may_draw, may_cut = kind

@@ -92,7 +92,7 @@ class StepSampler:
     def _sample(self, logits: Tensor, inputs: BatchInputs, positions: Tensor, tokens: DeviceTokens) -> None:
         """One token a row; `BAD_LOGITS` where a hidden state or the chosen logit was NaN or infinite."""
         batch = self._sampling_batch(inputs.sampling, positions)
-        if inputs.edits is not None or inputs.masks is not None or inputs.sampling.logprob_rows is not None:
+        if not inputs.sampling.is_plain:
             logits = logits.float()  # a draw alone reads them as they are
         wanted = self._wanted_logprobs(logits, inputs.sampling)
         saved = self._logit_editor(inputs.edits).apply(logits) if inputs.edits is not None else []
