@@ -63,8 +63,8 @@ class WaitingQueue:
         return len(self._sequences)
 
     def _most_urgent(self) -> int:
-        heap = self._by_urgency
-        while not self._is_current(heap[0]):
+        heap = self._by_urgency  # who was promoted is there twice; the entry that counts is ahead of the other
+        while heap[0][-1] not in self._sequences:
             heapq.heappop(heap)
         return heap[0][-1]
 
@@ -73,10 +73,6 @@ class WaitingQueue:
         while heap[0] not in self._sequences:
             heapq.heappop(heap)
         return heap[0]
-
-    def _is_current(self, entry: tuple[int, float, int]) -> bool:
-        sequence = self._sequences.get(entry[-1])
-        return sequence is not None and sequence.urgency == entry
 
     def _rebuild(self) -> None:
         """Drop the entries of sequences that left."""

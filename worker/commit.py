@@ -172,9 +172,6 @@ class Committer:
                 self._outcomes.add_success_counts(pipe, plain)
             pipe.execute()
         _log.debug("action=committed num_jobs=%d", len(held) - len(awaited))
-        for job in held:
-            if job.status != "finished" and job.rq_job.has_rate_limit:
-                self._outcomes.release_slot(job)
         for job in awaited:
             self._submit(_Try(self._threads, self._commit_by_handlers, [job]))
         return [job for job in jobs if job not in awaited]

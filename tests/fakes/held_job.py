@@ -38,6 +38,7 @@ class HeldJob:
     timings: Timings = field(default_factory=Timings)
     model: str = "fake"
     num_prompt_tokens: int = 2
+    num_cached_tokens: int = 0
 
     def begin(self, *, reset: bool = False) -> "HeldJob":
         """The marker of this attempt. With `reset`, nothing of the attempts before counts; else it goes on there."""
@@ -157,7 +158,12 @@ class HeldJob:
     def _usage(self) -> Usage:
         num_tokens = sum(len(chunk.token_ids) for chunk in self.chunks)
         num_prompt = self.num_prompt_tokens
-        return Usage(prompt_tokens=num_prompt, completion_tokens=num_tokens, total_tokens=num_prompt + num_tokens)
+        return Usage(
+            prompt_tokens=num_prompt,
+            completion_tokens=num_tokens,
+            total_tokens=num_prompt + num_tokens,
+            cached_tokens=self.num_cached_tokens,
+        )
 
     def _append(self, field_name: Literal["m", "d"] | str, data: str, *, publish: bool) -> None:
         entry_id = f"{self.attempt}-{self.seq}"

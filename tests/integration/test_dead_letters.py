@@ -81,6 +81,16 @@ def test_a_retried_job_waits_for_as_long_as_it_takes_and_has_no_result_meanwhile
     assert redis_client.ttl(f"rq:job:{job_id}") == -1 and not redis_client.exists(keys.result_key(job_id))
 
 
+def test_a_retried_job_has_nothing_in_rqs_record_of_the_run_that_failed(
+    client: Client, redis_url: str, redis_client: redis.Redis
+) -> None:
+    with WorkerThread(redis_url) as worker:
+        job_id = let_fail(client, worker)
+    assert client.retry(job_id)
+    job = rq_queue(redis_client).fetch_job(job_id)
+    assert (job.started_at, job.ended_at, job.worker_name) == (None, None, None) and job._exc_info is None
+
+
 def test_a_retried_job_starts_over_and_its_readers_see_a_reset(
     client: Client, redis_url: str, redis_client: redis.Redis
 ) -> None:

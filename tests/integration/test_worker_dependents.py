@@ -174,3 +174,14 @@ def test_a_queued_job_that_is_cancelled_keeps_no_slot(redis_url: str, queue: Que
         assert client.cancel(first.id)
     with WorkerThread(redis_url):
         assert wait_for_result(redis_client, second.id).status == "finished"
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_running_job_that_is_cancelled_keeps_no_slot(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:
+    with WorkerThread(redis_url) as worker, Client(redis_url) as client:
+        worker.engine.pause()
+        first, second = (queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2, rate_limit=SLOT) for _ in range(2))
+        wait_until(lambda: worker.engine.running)
+        assert client.cancel(first.id)
+        worker.engine.go_on()
+        assert wait_for_result(redis_client, second.id).status == "finished"

@@ -173,6 +173,16 @@ def test_ids_that_name_no_job_are_dropped_and_malformed_ones_say_why(
         client.result("order:42", timeout=30)
 
 
+def test_an_id_has_256_characters_at_most(worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis) -> None:
+    longest, longer = "a" * 256, "a" * 257
+    call = json.dumps([FUNCTION, None, [], {"prompt": "x", "max_tokens": 2}])
+    for job_id in (longer, longest):
+        redis_client.hset(f"rq:job:{job_id}", mapping={"status": "queued", "origin": queue.name, "data": call})
+        redis_client.rpush(queue.key, job_id)
+    assert wait_for_result(redis_client, longest).status == "finished"
+    assert redis_client.hget(f"rq:job:{longer}", "status") == b"failed"
+
+
 def test_jobs_finish_out_of_order(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:
     with WorkerThread(redis_url) as worker:
         worker.engine.pause()

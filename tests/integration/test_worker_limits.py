@@ -33,6 +33,17 @@ def test_a_running_job_ends_at_its_deadline_with_what_it_has(
     wait_for_no_leftovers(redis_client)
 
 
+def test_a_job_that_the_engine_fails_as_it_is_stopped_at_its_deadline_is_finished_all_the_same(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    engine = worker_thread.engine
+    engine.step_seconds = 0.01
+    engine.abort = lambda request_id: engine.fail(request_id.split(":")[0])
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, deadline=time.time() + 0.5)
+    result = wait_for_result(redis_client, job.id)
+    assert result.status == "finished" and result.error is None and result.text
+
+
 def test_a_job_past_its_deadline_is_never_started_and_never_tried_again(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:

@@ -136,8 +136,8 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
         self.last_cleaned_at = now()
 
     def free_slots(self) -> None:
-        """Of rate limits whose jobs have ended: RQ frees one behind the commit, and whoever was to do so may be dead,
-        or got no reply. Until then other jobs wait for it."""
+        """Of rate limits whose jobs have ended: RQ frees that of a success or a failure behind the commit, but whoever
+        was to do so may be dead, or got no reply; that of a cancelled job is freed here. Until then others wait."""
         if self.connection.exists(RateLimitRegistry.rl_keys_key) and self.connection.set(
             SLOTS_LOCK_KEY, 1, nx=True, px=SLOTS_LOCK_MS
         ):

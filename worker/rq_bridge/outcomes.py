@@ -15,7 +15,6 @@ from rq import Queue
 from rq.callbacks import execute_failure_callback, execute_stopped_callback, execute_success_callback
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution
 from rq.job import Job, JobStatus
-from rq.rate_limit import release_slot
 from rq.results import Result as RqResult
 from rq.timeouts import TimerDeathPenalty
 from rq.utils import utcformat
@@ -118,11 +117,6 @@ class Outcomes:
         pipe.zrem(registry_key("started", claim.queue), composite)
         pipe.zrem(executions_key(claim.job_id), claim.execution_id)
         pipe.srem(WORKER_EXECUTIONS_KEY_TEMPLATE.format(self._worker_name), composite)
-
-    def release_slot(self, running: RunningJob) -> None:
-        """Of a cancelled job's rate limit, after the commit."""
-        running.rq_job._status = JobStatus.CANCELED
-        release_slot(running.rq_job)
 
     def enqueue_ready(self, tenant_queues: Sequence[str] = ()) -> None:
         """Enqueue dependents that a commit made ready and nobody has enqueued, of the worker's queues and of these.

@@ -1,7 +1,10 @@
 """Jobs that are submitted once, whoever asks how often: idempotency keys, dependencies, and writes that are safe."""
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,6 +169,29 @@ def test_a_durable_job_is_on_disk_when_submit_returns(client: Client, redis_clie
     jobs = client.submit_many([{"prompt": "One"}, {"prompt": "Two"}], durable=True)
     assert queued(redis_client) == [job.id, *(other.id for other in jobs)] and again.id == job.id
     assert redis_client.info("persistence")["aof_pending_bio_fsync"] == 0
+
+
+def test_a_job_is_durable_once_a_replica_has_it_whoever_asks_for_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, replica = (EmbeddedRedis(data_dir=tmp_path / name) for name in ("master", "replica"))
+    with master, replica, redis.Redis(port=replica.port) as connection:
+        with Client(master.url) as client, redis.Redis(port=master.port) as first:
+            first.config_set("repl-diskless-sync-delay", 0)  # else it waits for other replicas to come
+            connection.replicaof("127.0.0.1", str(master.port))
+            wait_until(lambda: connection.info("replication")["master_link_status"] == "up")
+            client.submit("Hello", job_id="before", durable=True)
+            os.kill(replica.pid, signal.SIGSTOP)
+            try:
+                monkeypatch.setattr(durability, "CONFIRM_MS", 100)
+                for _ in range(2):  # whether it is new, or known, and this connection has written nothing of it
+                    with Client(master.url) as other, pytest.raises(DurabilityError, match="on a replica"):
+                        other.submit("Hello", job_id="after", durable=True)
+            finally:
+                os.kill(replica.pid, signal.SIGCONT)
+            monkeypatch.undo()
+            assert client.submit("Hello", job_id="after", durable=True).id == "after"
+        assert connection.exists("rq:job:after")
 
 
 def test_a_redis_without_an_append_only_file_promises_nothing() -> None:

@@ -19,14 +19,18 @@ async def test_a_batch_is_completed_with_its_answers_its_errors_its_counts_and_i
 ) -> None:
     lines = [line("a", "one two"), line("b", "fail"), line("c", "x", body={"temperature": 9}), line("d", "three")]
     created = await bench.create(lines, metadata={"run": "7"})
-    with low.serving(echo):
+
+    def echo_from_the_cache(job: HeldJob) -> None:
+        job.num_cached_tokens = 1
+        echo(job)
+
+    with low.serving(echo_from_the_cache):
         await bench.carry()
     record = await bench.get(created.id)
     assert record.status is BatchStatus.COMPLETED and record.model == "fake"
     assert (record.num_lines, record.num_completed, record.num_failed) == (4, 2, 2)
-    assert record.usage.input_tokens == 6 and record.usage.output_tokens == len("one two ") + len("fail ") + len(
-        "three "
-    )
+    assert (record.usage.input_tokens, record.usage.cached_tokens) == (6, 3)
+    assert record.usage.output_tokens == len("one two ") + len("fail ") + len("three ")
     assert record.in_progress_at and record.finalizing_at and record.completed_at and not record.failed_at
     output = await bench.read_lines(record.output_file_id)
     errors = {entry["custom_id"]: entry["response"] for entry in await bench.read_lines(record.error_file_id)}

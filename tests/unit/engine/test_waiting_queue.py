@@ -84,6 +84,17 @@ def test_removed_sequences_are_never_head_and_leave_no_heap_entries_behind() -> 
     assert sorted(admit_all(queue)) == list(range(990, 1001))
 
 
+def test_the_oldest_is_still_the_oldest_when_it_comes_back_behind_many_that_left() -> None:
+    queue = WaitingQueue()
+    for sequence_id in range(1, 200):
+        queue.push(make(sequence_id))
+    for sequence_id in range(1, 170):
+        queue.remove(sequence_id)
+    queue.push(make(0, priority=9))
+    assert len(queue._by_arrival) == len(queue) == 31
+    assert admit_all(queue).index(0) == MAX_OVERTAKINGS
+
+
 def test_the_oldest_is_overtaken_a_bounded_number_of_times_in_a_row() -> None:
     queue = WaitingQueue()
     queue.push(make(0, priority=9))
