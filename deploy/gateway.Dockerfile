@@ -14,7 +14,7 @@ RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 RUN useradd --system --uid 10001 --no-create-home promptmill \
     && mkdir -p /var/lib/promptmill/files && chown promptmill /var/lib/promptmill/files
-USER promptmill
+USER 10001
 ENV PROMPTMILL_FILES=/var/lib/promptmill/files
 VOLUME /var/lib/promptmill/files
 ENV PYTHONUNBUFFERED=1

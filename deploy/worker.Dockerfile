@@ -20,7 +20,7 @@ COPY worker worker
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 RUN useradd --system --uid 10001 --home-dir /var/cache/promptmill --create-home promptmill
-USER promptmill
+USER 10001
 ENV HOME=/var/cache/promptmill \
     XDG_CACHE_HOME=/var/cache/promptmill \
     HF_HOME=/var/cache/promptmill/huggingface \

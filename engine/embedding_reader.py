@@ -64,7 +64,7 @@ class EmbeddingReader:
             raise InvalidRequestError(str(self._pooling), param=self._pooling.param)
         size = self._info.hidden_size
         is_number = type(dimensions) is int and 1 <= dimensions <= size
-        require(dimensions is None or is_number, "dimensions", f"must lie in [1, {size}], or be None", dimensions)
+        require(dimensions is None or is_number, "dimensions", f"must lie in [1, {size}], or be left out", dimensions)
         return replace(self._pooling, dimensions=dimensions)
 
     def encode(self, texts: list[str]) -> list[list[int]]:

@@ -46,6 +46,14 @@ _NOT_SERVED = {
     "verbosity": "leave it out",
     "web_search_options": "leave it out",
 }
+# What vLLM calls the fields that decide the form of an answer: left out, the answer would have none.
+_VLLMS_NAMES = {
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "guided_json": "response_format",
+    "guided_regex": "regex",
+    "structured_outputs": "response_format, regex, choice or grammar",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +135,10 @@ def _says_nothing(name: str, value: Any) -> bool:
 
 
 def _refuse_not_served(fields: Mapping[str, Any]) -> None:
-    names = [name for name in fields if name in _NOT_SERVED]
-    if names:
-        rules = (f"{name}: is OpenAI's, and not served here; {_NOT_SERVED[name]}" for name in names)
-        raise InvalidJobError("; ".join(rules), param=names[0])
+    rules = {name: f"is OpenAI's, and not served here; {_NOT_SERVED[name]}" for name in fields if name in _NOT_SERVED}
+    rules |= {name: f"is vLLM's name; use {_VLLMS_NAMES[name]}" for name in fields if name in _VLLMS_NAMES}
+    if rules:
+        raise InvalidJobError("; ".join(f"{name}: {rule}" for name, rule in rules.items()), param=next(iter(rules)))
 
 
 def _flag(body: Mapping[str, Any], name: str, param: str) -> bool:

@@ -10,6 +10,7 @@ import httpx2 as httpx
 import openai
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.exported_figures import ExportedFigures
 from tests.fakes.fake_worker import FakeWorker
@@ -17,6 +18,7 @@ from tests.fakes.gateways import RunningGateway, wait_until
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 RULES = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][0]["rules"]
+README = (DEPLOY / "README.md").read_text()
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana" / "promptmill.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 SCALING = yaml.safe_load((DEPLOY / "kubernetes/components/autoscaling/scaled-object.yaml").read_text())
@@ -35,6 +37,23 @@ def figures(gateway: RunningGateway, client: openai.OpenAI, echoing: FakeWorker)
         assert len(list(stream)) > 2
     wait_until(lambda: 'promptmill_jobs_ended_total{outcome="finished",queue="promptmill"} 1.0' in text_of(gateway))
     return ExportedFigures(text_of(gateway))
+
+
+def test_the_figures_that_operators_read_of_are_those_that_there_are(
+    gateway: RunningGateway, figures: ExportedFigures
+) -> None:
+    documented = re.findall(r"^\| `(promptmill_\w+)` \| (\w+) \| (.*?) ?\| (.*) \|$", README, re.MULTILINE)
+    exported = []
+    for family in text_string_to_metric_families(text_of(gateway)):
+        if not family.name.endswith("_created"):
+            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            exported.append((name, family.type, labels, family.documentation.partition(" Each gateway")[0]))
+    assert [(name, kind, text) for name, kind, _, text in documented] == [
+        (name, kind, text) for name, kind, _, text in exported
+    ]
+    for (name, _, shown, _), (_, _, labels, _) in zip(documented, exported, strict=True):
+        assert not labels or shown.split(", ") == sorted(labels), name
 
 
 def queries() -> Iterator[tuple[str, str, str]]:

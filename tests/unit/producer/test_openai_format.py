@@ -155,6 +155,13 @@ def test_a_field_of_openais_that_is_not_served_says_what_to_do_instead() -> None
     assert "verbosity" not in str(error.value), "null asks for nothing"
 
 
+def test_vllms_names_for_the_form_of_an_answer_are_refused_with_ours() -> None:
+    with pytest.raises(InvalidJobError) as error:
+        request_from_body(CHAT_URL, {"messages": MESSAGES, "guided_json": {"type": "object"}})
+    assert str(error.value) == "guided_json: is vLLM's name; use response_format"
+    assert error.value.param == "guided_json"
+
+
 def test_a_result_becomes_a_response() -> None:
     result = Result(
         job_id="j",
