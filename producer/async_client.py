@@ -1,7 +1,7 @@
 """The asyncio client: submits jobs, follows their streams, waits for their results. One event loop each."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Self, overload
+from typing import Any, Self, Unpack, overload
 
 from producer.async_transport import AsyncTransport
 from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields, id_and_queue, ids_of
@@ -15,6 +15,7 @@ from producer.enqueue import PriorityClass
 from producer.job import AsyncJob
 from producer.outcome import JobStatus, read_status
 from producer.queues import QueueStatus, read_queues
+from producer.request_fields import RequestFields
 from producer.result_waiter import ResultWaiter
 from producer.results import as_completed, wait_for_result
 from producer.subscription import AsyncSubscription, follow, parse_cursor
@@ -48,7 +49,7 @@ class AsyncClient(BaseClient):
         job_id: str | None = None,
         depends_on: AsyncJob | str | Iterable[AsyncJob | str] = (),
         durable: bool = False,
-        **fields: Any,
+        **fields: Unpack[RequestFields],
     ) -> AsyncJob:
         """As `Client.submit`."""
         request = gather_fields(prompt, messages, fields)

@@ -1,7 +1,7 @@
 """The blocking client: submits jobs, follows their streams, waits for their results. Threads may share one."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self, overload
+from typing import Any, Self, Unpack, overload
 
 from producer.base_client import BaseClient, Messages, Prompt, Requests, gather_fields, id_and_queue, ids_of
 from producer.cancel import cancel
@@ -14,6 +14,7 @@ from producer.enqueue import PriorityClass
 from producer.job import Job
 from producer.outcome import JobStatus, read_status
 from producer.queues import QueueStatus, read_queues
+from producer.request_fields import RequestFields
 from producer.results import as_completed, wait_for_result
 from producer.subscription import Subscription, follow, parse_cursor
 from producer.transport import Transport
@@ -46,7 +47,7 @@ class Client(BaseClient):
         job_id: str | None = None,
         depends_on: Job | str | Iterable[Job | str] = (),
         durable: bool = False,
-        **fields: Any,
+        **fields: Unpack[RequestFields],
     ) -> Job:
         """Enqueue one job; `fields` are those of `JobRequest`. Raises InvalidJobError naming the field.
 

@@ -5,12 +5,15 @@ import importlib.resources
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any, Unpack, get_type_hints
 
 import pytest
 from click.testing import CliRunner
 
 import producer
 from producer import cli
+from producer.request_fields import RequestFields
 
 HEAVY = ("torch", "transformers", "tokenizers", "numpy", "boto3", "botocore", "engine", "worker", "rich", "pyarrow")
 
@@ -24,6 +27,12 @@ def test_importing_the_client_loads_nothing_heavy(module: str) -> None:
 
 def test_everything_public_is_there() -> None:
     assert all(hasattr(producer, name) for name in producer.__all__)
+
+
+@pytest.mark.parametrize("submit", [producer.Client.submit, producer.AsyncClient.submit])
+def test_a_type_checker_knows_every_field_that_submit_takes(submit: Callable[..., Any]) -> None:
+    assert get_type_hints(submit)["fields"] == Unpack[RequestFields]
+    assert RequestFields.__annotations__.keys() == producer.JobRequest.model_fields.keys() - {"v", "messages"}
 
 
 def test_a_command_whose_packages_are_missing_is_listed_and_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
