@@ -14,10 +14,8 @@ from producer.contract.turns import TURNS_SCRIPT
 from producer.errors import JobNotFoundError
 from producer.operations import Protocol, Script, send, slices
 from producer.outcome import parse_line, read_failure_of_rq
-from producer.queues import read_queues
+from producer.queues import MAX_JOBS_A_READ, read_queues
 from producer.rq_names import QUEUES_KEY, format_time, job_key, queue_key, registry_key
-
-MAX_JOBS_A_READ = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from producer.cancel import cancel
 from producer.operations import Protocol, send, slices
 from producer.outcome import JobStatus, parse_status
-from producer.queues import read_queues
+from producer.queues import MAX_JOBS_A_READ, read_queues
 from producer.rq_names import dependencies_key, dependents_key, job_key, registry_key
-
-MAX_JOBS_A_READ = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from producer.operations import Protocol, Script, send, slices
 from producer.rq_names import QUEUES_KEY, REGISTRIES, job_key, parse_time, queue_key, registry_key
 from producer.workers import read_workers
 
+MAX_JOBS_A_READ = 500  # records of the jobs on a queue, or in a registry, in one round trip
 MAX_QUEUES_A_READ = 500  # 4,500 commands to Redis: a few milliseconds
 _OF_INTEREST = ("started", "failed", "deferred", "scheduled")
 
