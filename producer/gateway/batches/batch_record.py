@@ -163,7 +163,7 @@ class BatchRecord(BaseModel):
             rule = f"no live worker serves {self.awaited_model!r}: the batch waits for one, and fails if none comes"
             found.append(BatchProblem(code="no_worker", message=f"body.model: {rule}", param="body.model"))
         if self.unreadable_since is not None:
-            rule = "the input file cannot be read now: it is tried again, and the batch fails if that stays so"
+            rule = "the input file cannot be read now: it is tried again, and the batch ends if that stays so"
             found.append(BatchProblem(code="file_store_error", message=rule, param="input_file_id"))
         if self.unwritable_since is not None:
             rule = "the file store is away: answers are kept, and the batch goes on, or ends, once it is back"

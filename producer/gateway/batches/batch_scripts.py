@@ -16,6 +16,9 @@ local open = 'promptmill:batches:open'
 
 local function holds_fence(id, fence) return redis.call('HGET', batch_key(id), 'fence') == fence end
 
+-- of a batch that has ended nobody is: what was sent before, and comes late, changes nothing
+local function is_carrier(id, fence) return holds_fence(id, fence) and redis.call('ZSCORE', open, id) end
+
 local function file_expire_at(id, seconds)
   redis.call('HSET', 'promptmill:file:' .. id, 'expires_at', seconds)
   redis.call('ZADD', 'promptmill:files:expiries', seconds, id)
@@ -90,7 +93,7 @@ RENEW = Script(
 local now, wishes = file_time(), {}
 for i = 2, #ARGV, 2 do
   local id, wish = ARGV[i], 'lost'
-  if holds_fence(id, ARGV[i + 1]) and redis.call('ZSCORE', open, id) then
+  if is_carrier(id, ARGV[i + 1]) then
     redis.call('ZADD', open, now + tonumber(ARGV[1]), id)
     local status, expires_at = unpack(redis.call('HMGET', batch_key(id), 'status', 'expires_at'))
     wish = status == 'cancelling' and 'cancel' or 'go_on'
@@ -107,7 +110,7 @@ RELEASE = Script(
     _FUNCTIONS
     + """
 -- ARGV: id, fence, seconds until another carrier may have it
-if holds_fence(ARGV[1], ARGV[2]) and redis.call('ZSCORE', open, ARGV[1]) then
+if is_carrier(ARGV[1], ARGV[2]) then
   redis.call('ZADD', open, file_time() + tonumber(ARGV[3]), ARGV[1])
 end
 """
@@ -118,7 +121,7 @@ BEGIN = Script(
     + """
 -- ARGV: id, fence, model, queue, number of lines → the status it has now, or lost
 local id, fence, model, queue, num_lines = unpack(ARGV, 1, 5)
-if not holds_fence(id, fence) then return 'lost' end
+if not is_carrier(id, fence) then return 'lost' end
 redis.call('HSET', batch_key(id), 'model', model, 'queue', queue, 'num_lines', num_lines)
 redis.call('HDEL', batch_key(id), 'unreadable_since', 'unserved_since')
 if redis.call('HGET', batch_key(id), 'status') == 'validating' then enter(id, 'in_progress') end
@@ -131,7 +134,7 @@ WAIT = Script(
     + """
 -- ARGV: id, fence, since when it waits (the field's name), more fields… → for how many seconds it waits, or lost
 local id, fence, since = unpack(ARGV, 1, 3)
-if not holds_fence(id, fence) then return 'lost' end
+if not is_carrier(id, fence) then return 'lost' end
 redis.call('HSETNX', batch_key(id), since, math.floor(file_time()))
 if #ARGV > 3 then redis.call('HSET', batch_key(id), unpack(ARGV, 4)) end
 return tostring(math.floor(file_time()) - tonumber(redis.call('HGET', batch_key(id), since)))
@@ -145,7 +148,7 @@ RECORD = Script(
 -- part, bytes, number of its fields, fields…; then positions of lines → recorded, late or lost
 local id, fence = ARGV[1], ARGV[2]
 local key, answered = batch_key(id), batch_key(id) .. ':answered'
-if not holds_fence(id, fence) then return 'lost' end
+if not is_carrier(id, fence) then return 'lost' end
 
 local files, at = {}, 9
 for _ = 1, tonumber(ARGV[8]) do
@@ -187,7 +190,7 @@ FINALIZE = Script(
     + """
 -- ARGV: id, fence → the status it has now, or lost
 local id = ARGV[1]
-if not holds_fence(id, ARGV[2]) then return 'lost' end
+if not is_carrier(id, ARGV[2]) then return 'lost' end
 if redis.call('HGET', batch_key(id), 'status') == 'in_progress' then enter(id, 'finalizing') end
 return redis.call('HGET', batch_key(id), 'status')
 """

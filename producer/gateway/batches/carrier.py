@@ -222,20 +222,20 @@ class Carrier:
                 await answers.add(some)
         await answers.flush()
 
-    async def _finish_early(self, problems: list[BatchProblem] | None = None) -> None:
-        await self._finish(_early_end(self._lease.wish), problems)
+    async def _finish_early(self) -> None:
+        await self._finish(_early_end(self._lease.wish))
 
     async def _give_up_later(self, error: FileStoreError) -> None:
         """The store may only be away for a while: until then the batch waits."""
         record = self._lease.record
         _log.warning("action=batch_input_unreadable batch=%s error=%s", record.id, error)
         problems = [_unreadable(record)]
-        if self._lease.wish in (Wish.CANCEL, Wish.EXPIRE):
-            await self._finish_early(problems)
-        elif await self._lease.note_unreadable() >= self._options.unreadable_seconds:
-            await self._finish(BatchStatus.FAILED, problems)
-        else:
+        ends_early = self._lease.wish in (Wish.CANCEL, Wish.EXPIRE)
+        needs_lines = self._has_begun or not ends_early  # they alone tell which jobs there are to be ended
+        if needs_lines and await self._lease.note_unreadable() < self._options.unreadable_seconds:
             await self._lease.release(self._options.retry_seconds)
+        else:
+            await self._finish(_early_end(self._lease.wish) if ends_early else BatchStatus.FAILED, problems)
 
     async def _finish(self, status: BatchStatus, problems: list[BatchProblem] | None = None) -> None:
         await self._lease.finish(status, problems or [])

@@ -2,18 +2,21 @@
 maker is told."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import redis as redis_py
 
+from producer.batch_protocol import batch_job_id
 from producer.gateway.batches.batch_lease import Wish
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
 from tests.fakes.batches import BatchBench, batch_bench, eventually, line
 from tests.fakes.fake_worker import FakeWorker, echo
 
 NUM_LINES = 5
+
+End = Callable[[BatchBench, redis_py.Redis, str], Awaitable[None]]
 
 
 @pytest.fixture
@@ -42,6 +45,12 @@ async def lose_input(bench: BatchBench, record: BatchRecord) -> list[tuple[str, 
         lost.append((part.name, b"".join(bench.store.read(part.name))))
         bench.store.delete(part.name)
     return lost
+
+
+def restore_input(bench: BatchBench, parts: list[tuple[str, bytes]]) -> None:
+    for name, data in parts:
+        with bench.store.writer(name) as writer:
+            writer.write(data)
 
 
 async def kill(carrying: "asyncio.Task[None]", redis_client: redis_py.Redis, batch_id: str) -> None:
@@ -83,19 +92,65 @@ async def test_without_its_input_and_its_carrier_a_batch_fails_with_the_answers_
     assert output is not None and output.status == "processed"
 
 
-@pytest.mark.parametrize(("wish", "status"), [(Wish.CANCEL, BatchStatus.CANCELLED), (Wish.EXPIRE, BatchStatus.EXPIRED)])
+async def cancel(bench: BatchBench, redis_client: redis_py.Redis, batch_id: str) -> None:
+    await bench.records.cancel(batch_id)
+
+
+async def expire(bench: BatchBench, redis_client: redis_py.Redis, batch_id: str) -> None:
+    redis_client.hset(f"promptmill:batch:{batch_id}", "expires_at", 1)
+
+
+EARLY_ENDS = pytest.mark.parametrize(
+    ("end", "status", "code"),
+    [(cancel, BatchStatus.CANCELLED, "batch_cancelled"), (expire, BatchStatus.EXPIRED, "batch_expired")],
+)
+
+
+@EARLY_ENDS
+async def test_a_batch_that_ends_while_its_store_is_away_and_its_carrier_dead_keeps_its_answers_and_ends_its_jobs(
+    end: End, status: BatchStatus, code: str, bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
+) -> None:
+    created, carrying = await begin(bench, low)
+    parts = await lose_input(bench, created)
+    await kill(carrying, redis_client, created.id)
+    echo(await asyncio.to_thread(low.claim))  # nobody has heard of it yet
+    await end(bench, redis_client, created.id)
+    await bench.carry()
+    assert not (await bench.get(created.id)).status.has_ended
+    restore_input(bench, parts)
+    await bench.carry()
+    record = await bench.get(created.id)
+    assert (record.status, record.num_completed, record.num_failed) == (status, 2, NUM_LINES - 2)
+    assert {entry["custom_id"] for entry in await bench.read_lines(record.output_file_id)} == {"r0", "r1"}
+    assert {entry["error"]["code"] for entry in await bench.read_lines(record.error_file_id)} == {code}
+    waiting = [f"rq:job:{batch_job_id(created.id, f'r{number}')}" for number in range(2, NUM_LINES)]
+    assert {redis_client.hget(job, "status") for job in waiting} == {b"canceled"}
+
+
+@EARLY_ENDS
 async def test_a_batch_that_ends_without_its_input_says_why_lines_are_missing(
-    wish: Wish, status: BatchStatus, bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
+    end: End, status: BatchStatus, code: str, bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis
 ) -> None:
     created, carrying = await begin(bench, low)
     await lose_input(bench, created)
     await kill(carrying, redis_client, created.id)
-    lease = await bench.claim()
-    assert lease is not None
-    lease.wish_for(wish)
-    await bench.carrier(lease).carry()
+    await end(bench, redis_client, created.id)
+    await bench.carry()
+    redis_client.hincrby(f"promptmill:batch:{created.id}", "unreadable_since", -60)
+    await bench.carry()
     record = await bench.get(created.id)
     assert record.status is status and "1 of its 5 requests" in record.problems[0].message
+
+
+async def test_a_batch_that_is_cancelled_before_its_input_could_be_read_ends_at_once(
+    bench: BatchBench, redis_client: redis_py.Redis
+) -> None:
+    created = await bench.create([line("a")])
+    await lose_input(bench, created)
+    lease, carrying = await bench.start_carrying()
+    lease.wish_for(Wish.CANCEL)
+    await carrying
+    assert (await bench.get(created.id)).status is BatchStatus.CANCELLED
 
 
 async def test_an_outage_of_the_store_that_is_over_does_not_count_towards_the_next(
@@ -106,9 +161,7 @@ async def test_an_outage_of_the_store_that_is_over_does_not_count_towards_the_ne
     await kill(carrying, redis_client, created.id)
     await bench.carry()
     redis_client.hincrby(f"promptmill:batch:{created.id}", "unreadable_since", -60)
-    for name, data in parts:
-        with bench.store.writer(name) as writer:
-            writer.write(data)
+    restore_input(bench, parts)
     with low.serving(echo):
         await bench.carry()
     record = await bench.get(created.id)

@@ -178,6 +178,20 @@ class BatchStates(RuleBasedStateMachine):
         self.run(BatchLease.renew(self.bench.redis, [lease], 15.0))
         assert lease.wish is Wish.LOST
 
+    @precondition(lambda self: self.status.has_ended)
+    @rule(data=st.data())
+    def what_was_sent_before_the_end_and_comes_behind_it_changes_nothing(self, data: st.DataObject) -> None:
+        ended = self.stale[-1]
+        part = self.run(self.new_part("output_file_id", 1))
+        late = [
+            lambda: ended.begin(model="other", queue="other", num_lines=1),
+            lambda: ended.add_answers([part], [0], num_failed=0, usage=BatchUsage(input_tokens=1)),
+            lambda: ended.finalize(),
+            lambda: ended.note_unreadable(),
+        ]
+        with pytest.raises(LeaseLostError):
+            self.run(data.draw(st.sampled_from(late))())
+
     @invariant()
     def redis_says_what_it_should(self) -> None:
         if not hasattr(self, "record"):
