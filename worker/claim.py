@@ -5,15 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from worker.scripts import CRASHES_FIELD
+from worker.scripts import CLAIMED_FIELD, CRASHES_FIELD
 
+RECORD_FIELDS = ("status", CLAIMED_FIELD)  # of RQ's record, by which a job is told from another of its id
 SUSPECT_CRASHES = 2  # in a row without a new token: the job runs alone
 MAX_CRASHES = 3  # in a row without a new token: the job is poison
 MAX_ALL_CRASHES = 10  # with new tokens in between
 
 
-def is_replaced(rq_status: bytes | None, is_claimed: bytes | None) -> bool:
-    """Whether the job was deleted, and another has its id, by that one's `status` and CLAIMED_FIELD."""
+def is_replaced(rq_says: list[bytes | None] | Exception) -> bool:
+    """Whether the job was deleted, and another has its id, by that one's RECORD_FIELDS; an error: it is no hash."""
+    if isinstance(rq_says, Exception):
+        return False
+    rq_status, is_claimed = rq_says
     return rq_status not in (None, b"canceled") and not is_claimed
 
 

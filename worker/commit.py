@@ -19,13 +19,13 @@ from redis.exceptions import WatchError
 from producer.contract import ErrorCode, ErrorInfo, keys
 from producer.rq_names import dependents_key, job_key
 from worker.background import BackgroundThreads
-from worker.claim import is_replaced
+from worker.claim import RECORD_FIELDS, is_replaced
 from worker.errors import LeaseLostError
 from worker.fence import FencedRedis
-from worker.redis_client import REDIS_AWAY, which_exist
+from worker.redis_client import REDIS_AWAY, execute_each, which_exist
 from worker.rq_bridge import Outcomes, calls_back, has_extras
 from worker.running_job import RunningJob
-from worker.scripts import CLAIMED_FIELD, RECORD_TTL_SECONDS, EndCommit
+from worker.scripts import RECORD_TTL_SECONDS, EndCommit
 
 MAX_BATCH = 64  # jobs in one transaction
 MAX_BYTES_AT_ONCE = 64 << 10  # of an output whose commit is built on the loop's thread
@@ -178,18 +178,22 @@ class Committer:
 
     def _watch(self, pipe: Pipeline, jobs: Sequence[RunningJob]) -> tuple[list[RunningJob], list[RunningJob]]:
         """Those that are still ours, and of these those that other jobs depend on: two round trips for all of it. The
-        transaction fails if that changes before it takes effect."""
+        transaction fails if that, or RQ's record of a job, changes before it takes effect."""
         fences = [keys.fence_key(job.job_id) for job in jobs]
+        records = [job_key(job.job_id) for job in jobs]
         dependents = [dependents_key(job.job_id) for job in jobs if job.status == "finished"]
-        pipe.watch(*fences, *dependents)  # type: ignore[no-untyped-call]
+        pipe.watch(*fences, *records, *dependents)  # type: ignore[no-untyped-call]
         with self._client.pipeline(transaction=False) as look:
             look.mget(fences)
+            for record in records:
+                look.hmget(record, *RECORD_FIELDS)
             if dependents:
                 look.exists(*dependents)
-            found, *num_existing = look.execute()
+            found, *replies = execute_each(look)
+        rq_says, num_existing = replies[: len(jobs)], replies[len(jobs) :]
         held = []
-        for job, fence in zip(jobs, found, strict=True):
-            if fence == job.claim.fence.encode():
+        for job, fence, fields in zip(jobs, found, rq_says, strict=True):
+            if fence == job.claim.fence.encode() and not is_replaced(fields):
                 held.append(job)
             else:
                 _log.info("action=commit_fenced job_id=%s attempt=%d", job.job_id, job.claim.attempt)
@@ -235,7 +239,8 @@ class Committer:
             pipe.multi()
             self._outcomes.add_bare_failure(pipe, job, reason)
             self._add_end(pipe, job, job.result.to_wire())
-            pipe.execute(raise_on_error=False)
+            if problems := [reply for reply in execute_each(pipe) if isinstance(reply, Exception)]:
+                _log.error("action=commit_refused_in_part job_id=%s errors=%s", job.job_id, problems)
         return jobs
 
     def _add_end(self, pipe: Pipeline, job: RunningJob, wire: str) -> None:
@@ -264,12 +269,13 @@ class Committer:
 
 
 def _is_replaced(pipe: Pipeline, job: RunningJob) -> bool:
-    """Since its outcome was decided: a callback may do so, and take its time."""
+    """Since its outcome was decided: a callback may do so, and take its time. Nobody can do it from now on."""
+    pipe.watch(job_key(job.job_id))  # type: ignore[no-untyped-call]
     try:
-        rq_says: list[Any] = pipe.hmget(job_key(job.job_id), "status", CLAIMED_FIELD)
-    except redis.ResponseError:  # its key is no hash any more
-        return False
-    return is_replaced(*rq_says)
+        rq_says: list[Any] = pipe.hmget(job_key(job.job_id), *RECORD_FIELDS)
+    except redis.ResponseError as error:
+        return is_replaced(error)
+    return is_replaced(rq_says)
 
 
 def _result_ttl(job: RunningJob) -> int | None:

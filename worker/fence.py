@@ -47,7 +47,7 @@ class FencedPipeline(Pipeline):
 class FencedRedis(redis.Redis):
     """A connection for one commit of one job. `error` is what the commit raised, if it did.
 
-    `is_replaced` tells by what it reads that the fence is held for a job that another has taken the place of.
+    `is_replaced` tells by what it watches and reads that the fence is held for a job whose place another has taken.
     `prologue` is given the pipeline while it reads: what it watches must not change, and after `multi()` it adds to the
     transaction.
     """

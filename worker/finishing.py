@@ -14,13 +14,12 @@ from datetime import UTC, datetime
 
 from producer.contract import ErrorCode, ErrorInfo, keys
 from producer.rq_names import job_key
-from worker.claim import is_replaced
+from worker.claim import RECORD_FIELDS, is_replaced
 from worker.commit import MAX_BATCH, Committer
 from worker.job_parts import JobParts
-from worker.redis_client import REDIS_AWAY
+from worker.redis_client import execute_each
 from worker.rq_bridge import will_retry
 from worker.running_job import RunningJob, Stage
-from worker.scripts import CLAIMED_FIELD
 from worker.uploads import Uploads
 
 _log = logging.getLogger(__name__)
@@ -76,10 +75,8 @@ class Finisher:
             with self._client.pipeline(transaction=False) as pipe:
                 for job in batch:
                     pipe.get(keys.fence_key(job.job_id))
-                    pipe.hmget(job_key(job.job_id), "status", CLAIMED_FIELD)
-                replies = pipe.execute(raise_on_error=False)
-            if away := [reply for reply in replies if isinstance(reply, REDIS_AWAY)]:
-                raise away[0]
+                    pipe.hmget(job_key(job.job_id), *RECORD_FIELDS)
+                replies = execute_each(pipe)
             del self._ended[: len(batch)]
             for at, job in enumerate(batch):
                 try:
@@ -138,16 +135,15 @@ class Finisher:
         self._on_end(job)
 
     def _decide(self, job: RunningJob, fence: bytes | None, rq_says: list[bytes | None] | Exception) -> None:
-        """`rq_says`: its status, and whether a worker has claimed it; an error where its key is no hash any more."""
-        rq_status, is_claimed = (None, None) if isinstance(rq_says, Exception) else rq_says
-        if fence != job.claim.fence.encode() or is_replaced(rq_status, is_claimed):
+        """`rq_says`: the RECORD_FIELDS; an error where its key is no hash any more."""
+        if fence != job.claim.fence.encode() or is_replaced(rq_says):
             self._on_lost(job)
             return
         if job.status is not None:  # an earlier attempt's done entry decided it
             job.result = job.build_result()
             self._store(job, then=self._commit_one)
             return
-        if rq_status in (None, b"canceled"):
+        if isinstance(rq_says, Exception) or rq_says[0] in (None, b"canceled"):
             job.stop_cause = "cancelled"
         _settle(job)
         if job.is_retried:

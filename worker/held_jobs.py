@@ -8,13 +8,15 @@ from worker.running_job import RunningJob, Stage, StopCause
 
 
 class HeldJobs:
-    """Changed by the loop's thread alone; `claims` and `holds` may be asked from any."""
+    """Changed by the loop's thread alone; `claims`, `holds`, `is_committing` and what is `lost` may be asked
+    from any."""
 
     def __init__(self) -> None:
         self._claims: dict[str, Claim] = {}  # by job id, in the order of the claims
         self._jobs: dict[str, RunningJob] = {}  # of these, the ones that were admitted
         self._waiting: deque[Claim] = deque()  # and the others
         self._early_stops: dict[str, StopCause] = {}  # of the others
+        self._lost: list[Claim] = []
 
     def __len__(self) -> int:
         return len(self._claims)
@@ -22,11 +24,28 @@ class HeldJobs:
     def claims(self) -> list[Claim]:
         return list(self._claims.values())
 
+    def lost(self) -> list[Claim]:
+        """Claims that are another attempt's, as something else than a heartbeat has learned: the next one is to say
+        that their worker lives."""
+        return list(self._lost)
+
+    def note_lost(self, claim: Claim) -> None:
+        self._lost.append(claim)
+
+    def forget_lost(self, num_claims: int) -> None:
+        """The first of them: a heartbeat has said so."""
+        del self._lost[:num_claims]
+
     def holds(self, job_id: str) -> bool:
         return job_id in self._claims
 
     def is_current(self, claim: Claim) -> bool:
         return self._claims.get(claim.job_id) is claim
+
+    def is_committing(self, claim: Claim) -> bool:
+        """Whether it leaves nothing more to be done than its commit."""
+        job = self._jobs.get(claim.job_id)
+        return job is not None and job.claim is claim and job.stage is Stage.COMMITTING
 
     def is_current_job(self, job: RunningJob) -> bool:
         return self._jobs.get(job.job_id) is job

@@ -59,8 +59,8 @@ class JobLoop:
         self._finishes_on_stop = finishes_on_stop
         self._drain_seconds = drain_seconds
         self._events = EventQueue()
-        self._held = HeldJobs()
-        self._limits = Limits(self._held)
+        self.held = HeldJobs()
+        self._limits = Limits(self.held)
         self._committer = Committer(
             parts.client,
             parts.outcomes,
@@ -72,7 +72,7 @@ class JobLoop:
         )
         outputs = StepOutputs(parts.engine, post=self._events.post, take=self._on_output)
         self._admission = Admission(
-            parts, self._finisher, self._held, self._limits, on_output=outputs.add, wake=self._events.wake
+            parts, self._finisher, self.held, self._limits, on_output=outputs.add, wake=self._events.wake
         )
         self._rate = TokenRate()
         self._num_new_tokens = 0
@@ -85,10 +85,6 @@ class JobLoop:
         self.tokens_per_second = 0.0
         self.failure: EngineDiedError | None = None
 
-    def claims(self) -> list[Claim]:
-        """What this worker holds, in the order of the claims."""
-        return self._held.claims()
-
     def request_stop(self) -> None:
         """Once: give the jobs back, or finish them if so set. Twice: give them back. Safe in a signal handler."""
         self._num_stop_requests += 1
@@ -97,7 +93,7 @@ class JobLoop:
         self._events.wake()
 
     def request_job_stop(self, job_id: str, cause: StopCause) -> None:
-        if self._held.holds(job_id):
+        if self.held.holds(job_id):
             self._events.post(partial(self._stop_job, job_id, cause))
 
     def report_verdict(self, claim: Claim, verdict: str) -> None:
@@ -113,7 +109,7 @@ class JobLoop:
         if self.failure is not None or self._num_stop_requests >= 2:
             return True
         has_time = self._drains_until is None or time.monotonic() < self._drains_until
-        return self._num_stop_requests > 0 and not (self._finishes_on_stop and has_time and len(self._held))
+        return self._num_stop_requests > 0 and not (self._finishes_on_stop and has_time and len(self.held))
 
     def turn(self) -> None:
         """Wait until there is something to do, for at most `MAX_WAIT_SECONDS`, and do it. Raises nothing of Redis."""
@@ -138,14 +134,14 @@ class JobLoop:
     def _note_drain(self) -> None:
         if self._num_stop_requests and self._finishes_on_stop and not self._is_draining:
             self._is_draining = True
-            _log.info("action=draining num_jobs=%d", len(self._held))
+            _log.info("action=draining num_jobs=%d", len(self.held))
 
     def hand_over(self) -> int:
         """Give every job back to the front of its queue; returns their number. Raises what Redis raises."""
         self._flush(time.monotonic(), force=True)
         self._committer.close(COMMITS_END_SECONDS)
         self._events.run(0.0)
-        num_given = give_back(self._client, self._scripts, self.claims())
+        num_given = give_back(self._client, self._scripts, self.held.claims())
         self._scripts.forget_claim(self._client, worker=self._intake.worker)
         return num_given
 
@@ -179,9 +175,10 @@ class JobLoop:
 
     def _flush(self, now: float, *, force: bool = False) -> None:
         for job_id in self._outlet.flush(now, force=force):
-            if (job := self._held.get(job_id)) is None:
+            if (job := self.held.get(job_id)) is None:
                 continue
             if job.stream.refusal is None:
+                self.held.note_lost(job.claim)
                 self._let_go(job)
                 continue
             self._abort(job)
@@ -198,8 +195,8 @@ class JobLoop:
         """How many jobs may be claimed now."""
         if self._num_stop_requests:
             return 0
-        num_seqs = self._max_num_seqs - self._held.num_sequences
-        return min(num_seqs, self._max_num_jobs - len(self._held), MAX_CLAIM)
+        num_seqs = self._max_num_seqs - self.held.num_sequences
+        return min(num_seqs, self._max_num_jobs - len(self.held), MAX_CLAIM)
 
     def _claim_some(self, now: float) -> None:
         if self.pace.seconds_until_due(now) > 0 or (room := self._room) <= 0:
@@ -208,15 +205,15 @@ class JobLoop:
         claims = self._intake.claim(room, tenant_queues=queues)
         for claim in claims:
             self._take_claim(claim)
-        self.pace.end(now, may_have_more=len(claims) == room, is_busy=len(self._held) > 0)
+        self.pace.end(now, may_have_more=len(claims) == room, is_busy=len(self.held) > 0)
 
     def _take_claim(self, claim: Claim) -> None:
-        if (old := self._held.get(claim.job_id)) is not None:
+        if (old := self.held.get(claim.job_id)) is not None:
             self._drop(old)  # its lease had ended, and the job came back to us
-        self._held.take(claim)
+        self.held.take(claim)
 
     def _on_output(self, job: RunningJob, output: RequestOutput) -> None:
-        if job.stage is not Stage.ADMITTED or not self._held.is_current_job(job):
+        if job.stage is not Stage.ADMITTED or not self.held.is_current_job(job):
             return
         if output.error_kind in ("died", "stopped"):
             self.failure = EngineDiedError(output.error or "the engine ended")
@@ -239,10 +236,10 @@ class JobLoop:
         self._finisher.add(job)
 
     def _stop_job(self, job_id: str, cause: StopCause) -> None:
-        job = self._held.get(job_id)
+        job = self.held.get(job_id)
         if job is None:
-            if self._held.holds(job_id):
-                self._held.stop_early(job_id, cause)
+            if self.held.holds(job_id):
+                self.held.stop_early(job_id, cause)
         elif job.stage is Stage.ADMITTED and job.stop_cause is None:
             job.stop_cause = cause
             self._abort(job)
@@ -259,9 +256,9 @@ class JobLoop:
                 self._stop_job(job.job_id, cause)
 
     def _on_verdict(self, claim: Claim, verdict: str) -> None:
-        if not self._held.is_current(claim):
+        if not self.held.is_current(claim):
             return
-        job = self._held.get(claim.job_id)
+        job = self.held.get(claim.job_id)
         if job is not None and job.stage is Stage.COMMITTING:
             return  # the commit itself took the fence away
         if verdict in ("", "canceled"):
@@ -270,7 +267,7 @@ class JobLoop:
             _log.warning("action=lease_lost job_id=%s attempt=%d", claim.job_id, claim.attempt)
             if job is not None:
                 self._drop(job)
-            self._held.release(claim)
+            self.held.release(claim)
 
     def _let_go(self, job: RunningJob, *, resumable: bool = True) -> None:
         """This attempt cannot go on: the next one may begin at once, or else when the lease ends."""
@@ -291,7 +288,7 @@ class JobLoop:
 
     def _release(self, job: RunningJob) -> None:
         self._outlet.forget(job.stream)
-        self._held.release(job.claim)
+        self.held.release(job.claim)
 
     def _abort(self, job: RunningJob) -> None:
         try:

@@ -13,6 +13,7 @@ import redis
 
 from producer.contract import WorkerInfo, keys
 from worker.claim import Claim
+from worker.held_jobs import HeldJobs
 from worker.redis_client import REDIS_AWAY
 from worker.rq_bridge import RqBridge
 from worker.scripts import Scripts
@@ -38,7 +39,7 @@ class LeaseKeeper:
         bridge: RqBridge,
         *,
         lease_seconds: float,
-        held: Callable[[], Sequence[Claim]],
+        held: HeldJobs,
         describe: Callable[[], WorkerInfo],
         is_suspended: Callable[[], bool],
         on_verdict: Verdict,
@@ -73,10 +74,11 @@ class LeaseKeeper:
 
     def beat(self) -> None:
         """One pipeline for everything. Raises what Redis raises."""
-        claims = self._held()
+        held, lost = self._held.claims(), self._held.lost()
+        claims = [*held, *lost]
         info = self._describe()
         with self._client.pipeline(transaction=False) as pipe:
-            self._bridge.add_beat(pipe, num_jobs=len(claims), is_suspended=self._is_suspended())
+            self._bridge.add_beat(pipe, num_jobs=len(held), is_suspended=self._is_suspended())
             pipe.set(keys.worker_key(info.name), info.model_dump_json(), ex=INFO_TTL_SECONDS)
             self._scripts.beat(
                 pipe,
@@ -84,14 +86,18 @@ class LeaseKeeper:
                 entry_seconds=INFO_TTL_SECONDS,
                 lease_seconds=self._lease_seconds,
                 models=info.models,
-                jobs=[part for claim in claims for part in (claim.queue, claim.job_id, claim.fence)],
+                jobs=[part for claim in claims for part in self._parts(claim)],
                 was_away=self._was_away,
             )
             replies = pipe.execute()
         self._was_away = False
+        self._held.forget_lost(len(lost))
         if replies[0] == 1:
             self._bridge.register_again()
         self._tell(claims, replies[-1])
+
+    def _parts(self, claim: Claim) -> tuple[str, ...]:
+        return (claim.queue, claim.job_id, claim.fence, "1" if self._held.is_committing(claim) else "0")
 
     def _tell(self, claims: Sequence[Claim], verdicts: Sequence[bytes]) -> None:
         for claim, verdict in zip(claims, verdicts, strict=True):

@@ -15,7 +15,7 @@ import redis
 from producer.contract import keys
 from worker.claim import Claim
 from worker.outlet.stored_stream import StoredStream
-from worker.redis_client import REDIS_AWAY
+from worker.redis_client import REDIS_AWAY, execute_each
 from worker.scripts import Scripts
 
 MAX_SWEPT = 1000  # jobs of one queue in one pass
@@ -139,7 +139,7 @@ def read_ahead(client: redis.Redis, claims: Sequence[Claim]) -> dict[str, Any]:
         with client.pipeline(transaction=False) as pipe:
             for claim in resumable:
                 pipe.xrange(keys.stream_key(claim.job_id))
-            found = pipe.execute(raise_on_error=False)
+            found = execute_each(pipe)
     except REDIS_AWAY:
         return {}
     return {claim.fence: rows for claim, rows in zip(resumable, found, strict=True) if isinstance(rows, list)}

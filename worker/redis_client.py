@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
+from redis.client import Pipeline
 from redis.connection import AbstractConnection
 from redis.exceptions import ClusterError, OutOfMemoryError
 
@@ -32,6 +33,15 @@ def connect(url: str) -> redis.Redis:
         "health_check_interval": HEALTH_CHECK_SECONDS,
     }
     return redis_connection.connect(url, options)
+
+
+def execute_each(pipe: Pipeline) -> list[Any]:
+    """A pipeline's replies, an error where Redis has something against a single command. Raises what says that it is
+    away: then all of them are to be tried again."""
+    replies: list[Any] = pipe.execute(raise_on_error=False)
+    if away := [reply for reply in replies if isinstance(reply, REDIS_AWAY)]:
+        raise away[0]
+    return replies
 
 
 def which_exist(client: redis.Redis, names: Sequence[str]) -> set[str]:

@@ -136,7 +136,8 @@ class Scripts:
         was_away: bool = False,
     ) -> Any:
         """List the worker as alive for `entry_seconds` and its `models` as served, and renew leases; all by Redis'
-        clock. `jobs` is flat: queue, job id, fence, and so on.
+        clock. `jobs` is flat: queue, job id, fence, `1` if its commit is under way, and so on. A commit watches RQ's
+        record of the job, which is left alone meanwhile.
 
         Returns one entry a job: `lost` if the fence is another's, else RQ's status of the job, empty if it is gone.
         `was_away`: since the last beat Redis was, for this worker at least. Then jobs that it lost do not count as
@@ -147,8 +148,8 @@ class Scripts:
         return self._beat(args=[*arguments, *models, *jobs], client=client)
 
     def hand_over(self, client: redis.Redis | Pipeline, *, jobs: Sequence[str], resumable: bool) -> Any:
-        """Put running jobs back to the front of their queues, under their fences. `jobs` as in `beat`, oldest claim
-        first. Returns the ids that were put back. Those that are not `resumable` start over."""
+        """Put running jobs back to the front of their queues, under their fences. `jobs` is flat: queue, job id, fence,
+        and so on, the oldest claim first. Those not `resumable` start over. Returns the ids that were put back."""
         return self._hand_over(args=["1" if resumable else "0", RECORD_TTL_SECONDS, *jobs], client=client)
 
     def sweep(

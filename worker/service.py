@@ -151,7 +151,7 @@ class WorkerService:
             self._scripts,
             self._bridge,
             lease_seconds=self._settings.lease_seconds,
-            held=self._loop.claims,
+            held=self._loop.held,
             describe=self._describe,
             is_suspended=lambda: self._intake.is_suspended,
             on_verdict=self._loop.report_verdict,

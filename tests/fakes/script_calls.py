@@ -24,8 +24,10 @@ def claim(
     return [Claim.parse(entry, time.time()) for entry in reply[0]]
 
 
-def beat(client: redis.Redis, scripts: Scripts, *claims: Claim, models: Sequence[str] = ("m",)) -> list[bytes]:
-    flat = [part for held in claims for part in (held.queue, held.job_id, held.fence)]
+def beat(
+    client: redis.Redis, scripts: Scripts, *claims: Claim, models: Sequence[str] = ("m",), is_committing: bool = False
+) -> list[bytes]:
+    flat = [part for held in claims for part in (held.queue, held.job_id, held.fence, "1" if is_committing else "0")]
     entry: dict[str, Any] = {"worker": "w", "entry_seconds": 15, "models": models}
     return list(scripts.beat(client, **entry, lease_seconds=LEASE_SECONDS, jobs=flat))
 

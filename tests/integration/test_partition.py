@@ -1,5 +1,6 @@
 """A worker that cannot reach Redis for a while, which others reach: what it costs, and that nobody is blamed for it."""
 
+import threading
 from functools import partial
 
 import pytest
@@ -69,6 +70,40 @@ def test_a_job_whose_worker_was_only_cut_off_is_no_suspect(
                 assert redis_client.hmget(f"rq:job:{job}", CRASHES_FIELD, BLAMED_FIELD) == [b"1:1", b"1 "]
             wait_until(lambda: redis_client.hget(f"rq:job:{job}", CRASHES_FIELD) == b"0:1")
             wait_until(lambda: not engines[0].running)
+            engines[1].go_on()
+            assert wait_for_result(redis_client, job).attempts == 2
+            wait_for_no_leftovers(redis_client)
+
+
+def test_it_is_no_suspect_either_where_an_append_tells_its_worker_before_a_beat_does(
+    redis_url: str, redis_client: redis.Redis, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines, may_beat = [FakeEngine() for _ in range(2)], threading.Event()
+    for engine in engines:
+        engine.pause()
+    with (
+        proxy_to(redis_client) as proxy,
+        WorkerThread(proxy.url, engines[0], lease_seconds=SHORT_LEASE_SECONDS) as cut_off,
+    ):
+        beat = cut_off.service._leases.beat
+
+        def beat_later() -> None:
+            if not may_beat.is_set():
+                raise redis.ConnectionError("not yet")
+            beat()
+
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5).id
+        wait_until(lambda: engines[0].running)
+        with WorkerThread(redis_url, engines[1], lease_seconds=SHORT_LEASE_SECONDS):
+            with proxy.partition():
+                monkeypatch.setattr(cut_off.service._leases, "beat", beat_later)
+                wait_until(lambda: engines[1].running)
+                engines[0].go_on()  # to an end that it cannot tell anybody
+                wait_until(lambda: not engines[0].running)
+            wait_until(lambda: not cut_off.service._loop.held.claims())
+            assert redis_client.hget(f"rq:job:{job}", CRASHES_FIELD) == b"1:1"
+            may_beat.set()
+            wait_until(lambda: redis_client.hget(f"rq:job:{job}", CRASHES_FIELD) == b"0:1")
             engines[1].go_on()
             assert wait_for_result(redis_client, job).attempts == 2
             wait_for_no_leftovers(redis_client)

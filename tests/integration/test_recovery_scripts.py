@@ -165,6 +165,22 @@ def test_an_attempt_whose_claim_redis_lost_with_the_hand_over_before_it_is_not_c
     assert (gone.attempt, lost.attempt, again.attempt) == (1, 2, 3)
 
 
+def test_an_attempt_whose_claim_redis_lost_is_counted_by_the_hand_over_that_its_fenced_append_leads_to(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    """Before the next beat, which does not know of it any more."""
+    [job_id] = enqueue_many(queue, 1)
+    before = {name: redis_client.dump(name) for name in redis_client.scan_iter()}
+    [lost] = claim(redis_client, scripts)
+    redis_client.flushall()
+    for name, value in before.items():
+        assert value is not None
+        redis_client.restore(name, 0, value)
+    assert give_back(redis_client, scripts, [lost]) == 0
+    [again] = claim(redis_client, scripts)
+    assert (again.job_id, lost.attempt, again.attempt) == (job_id, 1, 2)
+
+
 def test_a_hand_over_gives_back_only_what_is_still_ours(
     redis_client: redis.Redis, scripts: Scripts, queue: Queue
 ) -> None:

@@ -87,7 +87,7 @@ def test_a_commit_that_went_with_the_done_entry_and_whose_reply_was_lost_is_not_
         running.service._loop._outlet._send = lose_the_reply
         running.engine.go_on()
         result = wait_for_result(redis_client, job.id)
-        wait_until(lambda: not running.service._loop.claims())
+        wait_until(lambda: not running.service._loop.held.claims())
         assert has_lost and result.status == "finished" and stream_text(redis_client, job.id) == result.text
         assert redis_client.xlen(keys.results_channel(queue.name)) == 1 and queue.get_job_ids() == []
         wait_for_no_leftovers(redis_client)
@@ -101,6 +101,6 @@ def test_what_redis_refuses_of_a_commit_costs_the_rest_of_it_nothing(
         redis_client.set(queue.finished_job_registry.key, "somebody else's")
         running.engine.go_on()
         assert wait_for_result(redis_client, job.id).status == "finished"
-        wait_until(lambda: not running.service._loop.claims())
+        wait_until(lambda: not running.service._loop.held.claims())
         assert job.get_status() is JobStatus.FINISHED and not redis_client.exists(keys.fence_key(job.id))
         redis_client.delete(queue.finished_job_registry.key)

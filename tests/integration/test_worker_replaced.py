@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import redis
-from rq import Callback, Queue
+from rq import Callback, Queue, Repeat
 from rq.job import Job
 
 from producer import Client
 from producer.contract import Result, keys
+from tests.fakes.script_calls import beat, claim
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -19,6 +20,7 @@ from tests.fakes.worker_runs import (
     wait_for_result,
     wait_until,
 )
+from worker.scripts import Scripts
 
 NAME = "x"
 NEW_TOKENS = 9  # the old one has 5
@@ -35,6 +37,14 @@ def start_old(running: WorkerThread, queue: Queue) -> Job:
 
 def enqueue_new(queue: Queue) -> None:
     queue.enqueue(FUNCTION, job_id=NAME, prompt="New", max_tokens=NEW_TOKENS, seed=1)
+
+
+def check_is_new_behind_the_old_end(client: redis.Redis, reader: Client) -> None:
+    """The old one's stream had ended when its place was taken."""
+    result = wait_for_result(client, NAME)
+    assert (result.status, len(result.choices[0].token_ids)) == ("finished", NEW_TOKENS)
+    assert "".join(chunk.text for chunk in reader.job(NAME).stream()) == result.text
+    wait_for_no_leftovers(client)
 
 
 def check_is_new(client: redis.Redis, result: Result) -> None:
@@ -95,11 +105,49 @@ def test_a_callback_that_enqueues_the_next_one_under_its_jobs_id(
         full.service._leases.beat = lambda: None
         callback = Callback(name)
         queue.enqueue(FUNCTION, job_id=NAME, prompt=prompt, max_tokens=5, on_success=callback, on_failure=callback)
-        result = wait_for_result(redis_client, NAME)
-        assert (result.status, len(result.choices[0].token_ids)) == ("finished", NEW_TOKENS)
-        assert "".join(chunk.text for chunk in client.job(NAME).stream()) == result.text
-        wait_for_no_leftovers(redis_client)
+        check_is_new_behind_the_old_end(redis_client, client)
     assert redis_client.xlen(keys.results_channel(queue.name)) == 1
+
+
+@pytest.mark.parametrize("by_handlers", [False, True], ids=["in a batch", "by RQ's handlers"])
+def test_an_old_one_whose_commit_is_about_to_take_effect_writes_nothing(
+    by_handlers: bool,
+    redis_url: str,
+    queue: Queue,
+    client: Client,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The commit has seen that its job is RQ's still."""
+    with WorkerThread(redis_url, max_num_jobs=1) as full:
+        committer = full.service._loop._committer
+        committer.build = lambda job: None
+        add_end, is_first = committer._add_end, iter([True])
+
+        def replace_first(*args: Any) -> None:
+            if next(is_first, False):
+                enqueue_next(Job.fetch(NAME, connection=redis_client, serializer=queue.serializer), redis_client)
+            add_end(*args)
+
+        monkeypatch.setattr(committer, "_add_end", replace_first)
+        full.service._leases.beat = lambda: None
+        repeat = Repeat(times=1) if by_handlers else None
+        queue.enqueue(FUNCTION, job_id=NAME, prompt="Old", max_tokens=5, repeat=repeat)
+        check_is_new_behind_the_old_end(redis_client, client)
+    assert redis_client.xlen(keys.results_channel(queue.name)) == 1
+
+
+def test_a_beat_keeps_its_hands_off_a_job_that_is_being_committed(
+    redis_client: redis.Redis, queue: Queue, scripts: Scripts
+) -> None:
+    """Else a commit over a slow connection would never come to its end."""
+    enqueue_new(queue)
+    [held] = claim(redis_client, scripts)
+    before = redis_client.hget(f"rq:job:{NAME}", "last_heartbeat")
+    assert beat(redis_client, scripts, held, is_committing=True) == [b"started"]
+    assert redis_client.hget(f"rq:job:{NAME}", "last_heartbeat") == before
+    assert beat(redis_client, scripts, held) == [b"started"]
+    assert redis_client.hget(f"rq:job:{NAME}", "last_heartbeat") != before
 
 
 def test_the_next_beat_lets_go_of_the_old_one(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:

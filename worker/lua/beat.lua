@@ -15,20 +15,9 @@ local function forgive(id, fence)
   local attempt = string.match(fence, '^(%d+):')
   local fields = job_fields(id, BLAMED_FIELD, CRASHES_FIELD)
   local blamed, num = string.gsub(fields[1] or '', '%f[%d]' .. attempt .. ' ', '')
-  if num == 0 then return end
-  local in_a_row, all = string.match(fields[2], '^(%d+):(%d+)$')
+  local in_a_row, all = string.match(fields[2] or '', '^(%d+):(%d+)$')
+  if num == 0 or not all then return end
   redis.call('HSET', job_key(id), CRASHES_FIELD, (tonumber(in_a_row) - 1) .. ':' .. all, BLAMED_FIELD, blamed)
-end
-
--- Redis lost this very claim (a fail-over): the job waits as if it had never been taken, or is another's as it was before.
--- What the attempt has put out was shown, and who comes back to it must not find another attempt's entries under its ids.
-local function count_lost_claim(id, fence)
-  local status = job_fields(id, 'status')[1]
-  if status ~= 'queued' and status ~= 'started' then return end
-  local attempt = tonumber(string.match(fence, '^(%d+):'))
-  if attempt > tonumber(redis.call('GET', attempt_key(id)) or 0) then
-    redis.call('SET', attempt_key(id), attempt, 'EX', record_ttl)
-  end
 end
 
 -- The job was deleted, and another has its id, which is not to get this one's output: nobody holds it any more.
@@ -37,8 +26,8 @@ local function is_replaced(fields)
 end
 
 local verdicts = {}
-for i = 9 + num_models, #ARGV, 3 do
-  local queue, id, fence = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+for i = 9 + num_models, #ARGV, 4 do
+  local queue, id, fence, is_committing = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3] == '1'
   local verdict = 'lost'
   local is_held, fields = redis.call('GET', fence_key(id)) == fence, job_fields(id, 'status', CLAIMED_FIELD)
   if is_held and is_replaced(fields) then
@@ -48,10 +37,10 @@ for i = 9 + num_models, #ARGV, 3 do
     local record = execution_key(id, holder(id))
     if redis.call('EXISTS', record) == 1 then redis.call('HSET', record, 'last_heartbeat', seconds(now)) end
     verdict = fields[1] or ''
-    if verdict ~= '' then redis.call('HSET', job_key(id), 'last_heartbeat', beat_at) end
+    if verdict ~= '' and not is_committing then redis.call('HSET', job_key(id), 'last_heartbeat', beat_at) end
   else
     if was_away then forgive(id, fence) end
-    count_lost_claim(id, fence)
+    count_lost_claim(id, fence, record_ttl)
   end
   verdicts[#verdicts + 1] = verdict
 end

@@ -10,6 +10,8 @@ for i = #ARGV - 2, 3, -3 do
     elseif give_back(id, queue, resumable, false, record_ttl) then
       given[#given + 1] = id
     end
+  else
+    count_lost_claim(id, fence, record_ttl)
   end
 end
 return given

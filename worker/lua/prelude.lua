@@ -133,3 +133,14 @@ local function lease(id, queue, execution, lease_seconds, record_ttl)
   if tenant then redis.call('SADD', leased_key(base), queue) end
   return attempt
 end
+
+-- Redis lost this very claim (a fail-over): the job waits as if it had never been taken, or is another's as it was before.
+-- What the attempt has put out was shown, and who comes back to it must not find another attempt's entries under its ids.
+local function count_lost_claim(id, fence, record_ttl)
+  local status = job_fields(id, 'status')[1]
+  if status ~= 'queued' and status ~= 'started' then return end
+  local attempt = tonumber(string.match(fence, '^(%d+):'))
+  if attempt > tonumber(redis.call('GET', attempt_key(id)) or 0) then
+    redis.call('SET', attempt_key(id), attempt, 'EX', record_ttl)
+  end
+end
