@@ -50,8 +50,9 @@ test: $(STAMP)
 	$(BIN)/pytest -m "alone and not gpu" $$(grep -rl --include='test_*.py' 'mark[.]alone' tests)
 
 # Three workers under kill -9, SIGTERM, SIGSTOP, cut connections and Redis restarts; then every job is checked. Before
-# that, runs of a few seconds without a model: dependents, retries, rate limits, cancels, each with a seed of its own; and
-# fail-overs by a Sentinel; and what is held behind thousands of jobs.
+# that, runs of a few seconds without a model: dependents, retries, rate limits, cancels, a full Redis, each with a seed of
+# its own; and fail-overs by a Sentinel, and a Redis that comes back from older files; and what is held behind thousands of
+# jobs.
 SEED ?= 1
 RUNS ?= 10
 MINUTES ?= 1
@@ -59,6 +60,7 @@ MODEL ?= tiny
 chaos: $(STAMP)
 	$(BIN)/python -m tests.acceptance.chaos.mixture_run --seed $(SEED) --runs $(RUNS)
 	$(BIN)/python -m tests.acceptance.chaos.mixture_run --seed $(SEED) --runs $(RUNS) --sentinel
+	$(BIN)/python -m tests.acceptance.chaos.mixture_run --seed $(SEED) --runs $(RUNS) --rollback
 	$(BIN)/python -m tests.acceptance.chaos.gateway_run --seed $(SEED) --runs $(RUNS)
 	$(BIN)/python -m tests.acceptance.chaos.soak
 	$(BIN)/python -m tests.acceptance.chaos.run --seed $(SEED) --minutes $(MINUTES) --model $(MODEL)

@@ -22,6 +22,7 @@ import redis
 from tests.acceptance.chaos.asking import Asking
 from tests.acceptance.chaos.batch_owner import Owner, Plan
 from tests.acceptance.chaos.batch_verdict import BatchVerdict
+from tests.acceptance.chaos.full_redis import fill
 from tests.acceptance.chaos.gateway_fleet import GatewayFleet
 from tests.acceptance.chaos.mixture_run import MixtureReport
 from tests.acceptance.chaos.mixture_verdict import end_times
@@ -88,7 +89,9 @@ class GatewayScene:
             time.sleep(seconds)
             self.server.start()
             return f"Redis away for {seconds} s"
-        if chance < 0.15 and self._store is not None:
+        if chance < 0.135:
+            return fill(self.server.url, rng)
+        if chance < 0.16 and self._store is not None:
             is_down, hangs = rng.choice(((False, False), (True, False), (False, True)))
             self._store.is_down = is_down
             (self._store.go_on.clear if hangs else self._store.go_on.set)()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import redis
-from rq import Retry
+from rq import Repeat, Retry
 from rq.job import Dependency, Job
 from rq.rate_limit import RateLimit
 
@@ -41,6 +41,8 @@ class Mixture:
         """By job id, the outcomes that are right."""
         self.forgotten: set[str] = set()
         """Jobs of which RQ is to keep nothing."""
+        self.num_runs: dict[str, int] = {}
+        """Of those that run more than once."""
         self.cancels: list[tuple[float, str]] = []
 
     def enqueue_some(self, number: int) -> None:
@@ -91,6 +93,13 @@ class Mixture:
     def cancelled(self) -> None:
         self._cancel_later(self._enqueue("finished", "cancelled", max_tokens=self._rng.choice((300, 3000))))
 
+    def repeated(self) -> None:
+        """Each run ends for itself; what waits for it waits for the first."""
+        interval = self._rng.choice((0, 1))
+        job = self._enqueue(repeat=Repeat(times=self._rng.randint(1, 2), interval=interval))
+        self.num_runs[job.id] = 1 + int(job.repeats_left or 0)
+        self._enqueue(depends_on=job)
+
     def kept_nowhere(self) -> None:
         self.forgotten.add(self._enqueue(result_ttl=0).id)
 
@@ -124,4 +133,5 @@ KINDS: tuple[Callable[[Mixture], None], ...] = (
     *[Mixture.plain] * 6,
     *[Mixture.chain, Mixture.fan, Mixture.after_failure, Mixture.failing, Mixture.limited],
     *[Mixture.with_deadline, Mixture.cancelled, Mixture.kept_nowhere, Mixture.submitted_at_once, Mixture.many],
+    Mixture.repeated,
 )

@@ -1,5 +1,5 @@
-"""Chaos without a model: a mixture of jobs, workers that are cut off and killed, replies lost, a Redis that restarts,
-a bucket for the results that fails as buckets do.
+"""Chaos without a model: a mixture of jobs, workers that are cut off and killed, replies lost, a Redis that restarts
+or is full, a bucket for the results that fails as buckets do.
 
 python -m tests.acceptance.chaos.mixture_run --seed 7 --runs 20
 """
@@ -19,8 +19,10 @@ import click
 
 from producer import Client, RedisUnavailableError
 from producer.contract import keys
+from tests.acceptance.chaos.full_redis import fill
 from tests.acceptance.chaos.mixture import Mixture
 from tests.acceptance.chaos.mixture_verdict import find_problems, left_behind
+from tests.acceptance.chaos.rollback_scene import RollbackScene
 from tests.acceptance.chaos.run import wait_for
 from tests.acceptance.chaos.sentinel_scene import SentinelScene
 from tests.acceptance.chaos.watchers import Watchers
@@ -129,6 +131,8 @@ class Scene:
             time.sleep(seconds)
             self.server.start()
             return f"Redis away for {seconds} s"
+        if chance < 0.18:
+            return fill(self.url, rng)
         return self._hurt_process(chance) if self.process is not None else None
 
     def _hurt_store(self) -> str | None:
@@ -145,7 +149,7 @@ class Scene:
         if self.process.process.poll() is not None:  # it does not start where replies are lost
             self.start_process()
             return None
-        for below, number in ((0.22, signal.SIGKILL), (0.26, signal.SIGSTOP), (0.32, signal.SIGCONT)):
+        for below, number in ((0.24, signal.SIGKILL), (0.28, signal.SIGSTOP), (0.34, signal.SIGCONT)):
             if chance < below:
                 self.process.signal(number)
                 return number.name
@@ -162,12 +166,19 @@ class Scene:
                 self.start_process()
 
 
-def run_mixture(
-    seed: int, *, num_jobs: int, fault_seconds: float, folder: Path, has_sentinel: bool = False
-) -> MixtureReport:
+AnyScene = Scene | SentinelScene | RollbackScene
+
+
+def make_scene(kind: str, stack: ExitStack, folder: Path, rng: random.Random, seed: int) -> AnyScene:
+    if kind == "sentinel":
+        return SentinelScene(stack, folder, rng)
+    return RollbackScene(stack, folder, rng) if kind == "rollback" else Scene(stack, folder, rng, seed)
+
+
+def run_mixture(seed: int, *, num_jobs: int, fault_seconds: float, folder: Path, kind: str = "plain") -> MixtureReport:
     rng, report = random.Random(seed), MixtureReport()
     with ExitStack() as stack:
-        scene = SentinelScene(stack, folder, rng) if has_sentinel else Scene(stack, folder, rng, seed)
+        scene = make_scene(kind, stack, folder, rng, seed)
         connection = stack.enter_context(connect(scene.url))
         client = stack.enter_context(Client(scene.url))
         lossy = stack.enter_context(Client(scene.lossy_url))
@@ -180,6 +191,9 @@ def run_mixture(
         watchers.start()
         hurt_for(scene, fault_seconds, client, mixture, report)
         scene.heal()
+        if not scene.keeps_all:  # a cancel that was lost, too: such a job may run for minutes
+            for _, job_id in mixture.cancels:
+                client.cancel(job_id)
         healed_at = time.monotonic()
         wait_for(lambda: all(connection.exists(keys.result_key(job_id)) for job_id in mixture.expected), END_SECONDS)
         report.num_jobs, report.seconds = len(mixture.expected), time.monotonic() - healed_at
@@ -191,9 +205,7 @@ def run_mixture(
     return report
 
 
-def hurt_for(
-    scene: Scene | SentinelScene, seconds: float, client: Client, mixture: Mixture, report: MixtureReport
-) -> None:
+def hurt_for(scene: AnyScene, seconds: float, client: Client, mixture: Mixture, report: MixtureReport) -> None:
     """And carry the cancels out meanwhile."""
     start = time.monotonic()
     cancels = sorted(mixture.cancels)
@@ -214,9 +226,10 @@ def hurt_for(
 @click.option("--runs", "num_runs", default=10, show_default=True)
 @click.option("--jobs", "num_jobs", default=40, show_default=True)
 @click.option("--fault-seconds", default=5.0, show_default=True)
-@click.option("--sentinel", "has_sentinel", is_flag=True, help="Fail-overs instead of all that.")
+@click.option("--sentinel", "kind", flag_value="sentinel", help="Fail-overs instead of all that.")
+@click.option("--rollback", "kind", flag_value="rollback", help="A Redis that comes back from older files instead.")
 @click.option("--log", type=click.Path(dir_okay=False), default="/dev/null", help="What the workers on threads log.")
-def main(seed: int, num_runs: int, num_jobs: int, fault_seconds: float, has_sentinel: bool, log: str) -> None:
+def main(seed: int, num_runs: int, num_jobs: int, fault_seconds: float, kind: str | None, log: str) -> None:
     """Run after run; one that fails is named by its seed, with what went wrong."""
     logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the processes started are ended too
@@ -228,7 +241,7 @@ def main(seed: int, num_runs: int, num_jobs: int, fault_seconds: float, has_sent
                 num_jobs=num_jobs,
                 fault_seconds=fault_seconds,
                 folder=Path(folder),
-                has_sentinel=has_sentinel,
+                kind=kind or "plain",
             )
         num_failed += bool(report.problems)
         print(f"seed {number}: {'FAILED' if report.problems else 'passed'}, {report}", flush=True)

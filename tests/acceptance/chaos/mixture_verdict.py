@@ -62,7 +62,7 @@ def find_problems(
         ]
         if result.status not in mixture.expected[job_id]:
             problems.append(f"ended as {result.status}: {result.error}")
-        if len(ends[job_id]) != 1:
+        if len(ends[job_id]) != mixture.num_runs.get(job_id, 1):
             problems.append(f"results lines at {ends[job_id]}")
         is_kept = job_id not in mixture.forgotten
         if registries.get(job_id, []) != [result.status] * is_kept:
