@@ -61,7 +61,6 @@ class WorkerService:
         self._bridge = RqBridge(client, settings.queue_names, name=self.name)
         reader = JobReader(
             client,
-            worker_name=self.name,
             allowed_callbacks=settings.allowed_callbacks,
             allowed_webhooks=settings.allowed_webhooks,
             max_call_bytes=max_call_bytes(engine.info.max_model_len),

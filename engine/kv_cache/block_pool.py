@@ -90,8 +90,7 @@ class BlockPool:
 
     def evict_idle(self) -> None:
         """Give up the content of every idle block."""
-        if self._idle:
-            self._evict_oldest(len(self._idle))
+        self._evict_oldest(len(self._idle))
 
     def _evict_oldest(self, num_blocks: int) -> None:
         evicted = [self._idle.popitem(last=False)[0] for _ in range(num_blocks)]

@@ -61,6 +61,7 @@ def join(entries: list[tuple[str, str, str]]) -> tuple[list[Choice], Done | None
             if Marker.model_validate_json(data).reset:
                 parts, done = {}, None
             continue
+        assert done is None, "a reader goes away at the done entry"
         entry = parse_entry(data)
         if isinstance(entry, Done):
             done = entry

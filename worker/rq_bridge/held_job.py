@@ -64,14 +64,12 @@ class JobReader:
         self,
         connection: redis.Redis,
         *,
-        worker_name: str,
         allowed_callbacks: Collection[str],
         allowed_webhooks: Collection[str],
         max_call_bytes: int,
     ) -> None:
         """`max_call_bytes`: of a job's function and arguments, decompressed."""
         self._connection = connection
-        self._worker_name = worker_name
         self._allowed_callbacks = frozenset(allowed_callbacks)
         self._allowed_webhooks = tuple(allowed_webhooks)
         self._max_call_bytes = max_call_bytes
@@ -91,7 +89,6 @@ class JobReader:
             job.data = fields.get(b"data", b"")
         problem = self._drop_absurd(job) or problem
         job.origin = claim.queue
-        job.worker_name = self._worker_name
         job.started_at = datetime.fromtimestamp(claim.claimed_at, UTC)
         if job.failure_ttl is None:
             job.failure_ttl = FAILURE_TTL_SECONDS  # RQ would keep it for a year, and its results for ever

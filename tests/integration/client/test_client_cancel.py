@@ -1,5 +1,9 @@
 """Cancelling through the client on a real Redis: queued, running, ended, abandoned, and by plain RQ."""
 
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
 import pytest
 import redis
 from rq import Queue
@@ -7,9 +11,11 @@ from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
 from rq.serializers import JSONSerializer
 
-from producer import Client, JobNotFoundError, JobStatus
-from producer.contract import ErrorCode, ErrorInfo, Result, keys
+from producer import Client, Job, JobNotFoundError, JobStatus, cancel
+from producer.contract import ErrorCode, ErrorInfo, Result, Usage, keys
+from producer.contract.job import MAX_CHOICES
 from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.redis_reads import stream_rows
 
 
 def test_a_queued_job_ends_at_once_with_an_outcome_for_everybody(client: Client, redis_client: redis.Redis) -> None:
@@ -25,6 +31,9 @@ def test_a_queued_job_ends_at_once_with_an_outcome_for_everybody(client: Client,
     result = job.result(timeout=10)
     assert (result.status, result.metadata, result.attempts) == ("cancelled", {"row": 1}, 0)
     assert [choice.finish_reason for choice in result.choices] == ["cancelled", "cancelled"]
+    assert result.usage == Usage()
+    ids = [entry_id for entry_id, _ in stream_rows(redis_client, keys.stream_key(job.id))]
+    assert ids == [b"1-0", b"1-1", b"1-2", b"1-3"]
     assert job.status() is JobStatus.CANCELLED
     assert RqJob.fetch(job.id, redis_client, JSONSerializer).get_status() is RqStatus.CANCELED
     assert redis_client.llen("rq:queue:promptmill") == 0
@@ -88,18 +97,83 @@ def test_a_handed_over_job_keeps_its_partial_text(client: Client, worker: FakeWo
     assert job.cancel() is True
     assert [(chunk.text, chunk.finish_reason) for chunk in stream] == [("", "cancelled")]
     result = job.result(timeout=10)
-    assert (result.text, result.usage.completion_tokens, result.attempts) == ("half ", 5, 1)
+    assert (result.text, result.attempts) == ("half ", 1)
+    assert result.usage == Usage(prompt_tokens=2, completion_tokens=5, total_tokens=7)
     with pytest.raises(redis.ResponseError, match="equal or smaller"):
         held.write("a dead worker's token")
+
+
+def test_choices_that_had_ended_stay_as_they_are(client: Client, worker: FakeWorker) -> None:
+    job = client.submit("a", n=2)
+    held = worker.claim().begin()
+    held.write("whole", index=0, finish_reason="stop")
+    held.write("ha", index=1)
+    held.hand_over()
+    assert job.cancel() is True
+    ends = [(chunk.index, chunk.finish_reason) for chunk in job.stream(timeout=10) if chunk.finish_reason]
+    assert ends == [(0, "stop"), (1, "cancelled")]
+
+
+def let_go(job: Job, redis_client: redis.Redis) -> None:
+    """Its worker has been gone for long."""
+    redis_client.set(keys.fence_key(job.id), "1:execution")
+    redis_client.zadd(keys.leases_key("promptmill"), {job.id: 1.0})
+
+
+def while_composing(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Once, between what a cancel reads and what it writes."""
+    compose, todo = cancel._compose, [happens]
+
+    def meet(*args: Any) -> Any:
+        while todo:
+            todo.pop()()
+        return compose(*args)
+
+    monkeypatch.setattr(cancel, "_compose", meet)
+
+
+def test_what_is_written_while_an_outcome_is_composed_is_in_it(
+    client: Client, worker: FakeWorker, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit("a")
+    held = worker.claim().begin()
+    let_go(job, redis_client)
+    while_composing(monkeypatch, lambda: held.write("late"))
+    assert job.cancel() is True
+    assert job.result(timeout=10).text == "late"
+
+
+def test_a_job_that_is_deleted_while_its_outcome_is_composed_stays_deleted(
+    client: Client, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit("a")
+    while_composing(monkeypatch, lambda: redis_client.delete(f"rq:job:{job.id}"))
+    with pytest.raises(JobNotFoundError, match="nothing to cancel"):
+        job.cancel()
+    assert not redis_client.exists(f"rq:job:{job.id}", keys.result_key(job.id), keys.stream_key(job.id))
+
+
+def test_a_job_that_waits_for_its_time_never_comes_back_once_it_is_cancelled(
+    client: Client, redis_client: redis.Redis, queue: Queue
+) -> None:
+    job = queue.enqueue_in(timedelta(hours=1), "promptmill.generate", prompt="Hello")
+    assert client.cancel(job.id) is True
+    assert queue.scheduled_job_registry.get_job_ids() == []
+
+
+def test_a_job_that_embeds_is_cancelled_without_choices(client: Client) -> None:
+    job = client.submit(task="embed", inputs=["a"])
+    assert job.cancel() is True
+    assert job.result(timeout=10).choices == []
 
 
 def test_a_job_whose_worker_is_long_gone_ends_here(
     client: Client, worker: FakeWorker, redis_client: redis.Redis
 ) -> None:
     job = client.submit("a")
-    worker.claim().begin().write("half ")
-    redis_client.set(keys.fence_key(job.id), "1:execution")
-    redis_client.zadd(keys.leases_key("promptmill"), {job.id: 1.0})
+    held = worker.claim().begin()
+    held.write("half ")
+    let_go(job, redis_client)
     assert job.cancel() is True
     assert job.result(timeout=10).text == "half "
     assert redis_client.exists(keys.fence_key(job.id)) == 0
@@ -152,6 +226,12 @@ def test_an_unknown_job_cannot_be_cancelled_and_a_forgotten_one_tells_how_it_end
     echo(worker.claim())
     redis_client.delete(f"rq:job:{job.id}")
     assert job.cancel() is False
+    redis_client.set(keys.result_key(job.id), '{"v": 2}')  # a newer contract's
+    assert job.cancel() is False
+    cancelled = client.submit("a")
+    cancelled.cancel()
+    redis_client.delete(f"rq:job:{cancelled.id}")
+    assert cancelled.cancel() is True
 
 
 def test_a_pickled_job_can_be_cancelled(client: Client, redis_client: redis.Redis) -> None:
@@ -164,9 +244,10 @@ def test_a_job_that_asks_for_more_choices_than_any_worker_gives_is_cancelled_as_
     client: Client, redis_client: redis.Redis
 ) -> None:
     queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
-    absurd = queue.enqueue("promptmill.generate", prompt="Hello", n=10**12)
-    assert client.cancel(absurd.id) is True
-    assert len(client.job(absurd.id).result(timeout=10).choices) == 1
+    for asked, num_choices in ((10**12, 1), (MAX_CHOICES + 1, 1), (MAX_CHOICES, MAX_CHOICES)):
+        job = queue.enqueue("promptmill.generate", prompt="Hello", n=asked)
+        assert client.cancel(job.id) is True
+        assert len(client.job(job.id).result(timeout=10).choices) == num_choices
 
 
 def test_a_job_whose_metadata_is_no_text_is_cancelled_without_it(client: Client, redis_client: redis.Redis) -> None:

@@ -150,6 +150,17 @@ def test_a_job_waits_for_those_it_depends_on(client: Client, redis_url: str, red
         assert late.result(timeout=20).status == "finished"
 
 
+def test_a_job_does_not_run_before_the_last_of_those_it_depends_on(
+    client: Client, redis_url: str, redis_client: redis.Redis
+) -> None:
+    one, other = client.submit("One", max_tokens=3), client.submit("Other", max_tokens=3, queue="nobody-serves-it")
+    last = client.submit("Last", depends_on=[one, other])
+    with WorkerThread(redis_url):
+        assert one.result(timeout=20).status == "finished"
+        wait_for_no_leftovers(redis_client)
+    assert last.status() is JobStatus.WAITING and queued(redis_client) == []
+
+
 def test_a_dependency_that_nobody_knows_or_that_was_cancelled_is_refused(
     client: Client, redis_client: redis.Redis
 ) -> None:

@@ -11,6 +11,7 @@ from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
 from producer import Client, InvalidJobError, JobRequest, RedisUnavailableError, SettingsError
+from producer.contract import keys
 from tests.fakes.fake_worker import FakeWorker
 
 
@@ -34,6 +35,7 @@ def test_messages_travel_without_their_defaults(redis_url: str, queue: Queue) ->
         client.submit(messages=[{"role": "user", "content": "Hello"}], stop="END")
     [found] = queue.jobs
     assert found.kwargs == {"v": 1, "messages": [{"role": "user", "content": "Hello"}], "stop": ["END"]}
+    assert found.description == "promptmill.generate(messages='Hello')"
 
 
 def test_many_jobs_keep_their_order_and_go_in_batches(redis_url: str, queue: Queue) -> None:
@@ -78,6 +80,8 @@ def test_priority_classes_are_queues_of_their_own(redis_url: str, redis_client: 
             client.submit("d", priority_class="urgent")  # type: ignore[arg-type]
         with pytest.raises(InvalidJobError, match="queue: must match"):
             client.submit("d", queue="not a name")
+        client.submit("d", tenant="acme")
+    assert redis_client.zrange(keys.turns_key("mine"), 0, -1) == [b"mine@acme"]
     assert (high.queue, low.queue, other.queue) == ("mine:high", "mine:low", "other")
     assert redis_client.lrange("rq:queue:mine:high", 0, -1) == [high.id.encode()]
 

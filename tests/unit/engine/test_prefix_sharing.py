@@ -69,6 +69,7 @@ def test_a_preempted_sequence_finds_its_own_blocks_again() -> None:
     stats = driver.core.get_stats()
     assert stats.num_preemptions == 1
     assert stats.num_prompt_tokens - computed == 1 + 2, "the urgent prompt, and what lay in no full block"
+    assert driver.cached_tokens == {}, "what it had computed itself was no hit of its prompt's"
 
 
 def test_what_an_aborted_sequence_computed_serves_the_next_one() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+from rq.serializers import JSONSerializer
 from rq.webhook import Webhook
 
 from producer.contract import keys
@@ -46,7 +47,6 @@ def data(function: Any = keys.JOB_FUNCTION, instance: Any = None, args: Any = ()
 def reader() -> JobReader:
     return JobReader(
         redis.Redis(),
-        worker_name="w",
         allowed_callbacks=["app.done"],
         allowed_webhooks=["https://hooks.example.com/mill"],
         max_call_bytes=200_000,
@@ -142,8 +142,11 @@ def test_a_job_that_comes_back_replaces_its_older_claim() -> None:
 
 
 def test_a_good_call_gives_its_fields(reader: JobReader) -> None:
-    job, problem = reader.restore(make_claim(data=data(), status="started"))
+    enqueued_at = "2026-11-27T10:00:00.123456Z"
+    job, problem = reader.restore(make_claim(data=data(), status="started", enqueued_at=enqueued_at))
     assert problem is None and reader.read_kwargs(job) == {"prompt": "x"}
+    assert job.enqueued_at.isoformat() == enqueued_at.replace("Z", "+00:00")
+    assert job.serializer is JSONSerializer  # for what RQ's handlers write of it
 
 
 @pytest.mark.parametrize(
@@ -152,6 +155,8 @@ def test_a_good_call_gives_its_fields(reader: JobReader) -> None:
         ("\x80\x04pickle", "JSON"),
         ("[" * 100_000, "JSON"),
         ("{}", "JSON list"),
+        ("5", "JSON list"),
+        ('{"a": 0, "b": 1, "c": 2, "d": 3}', "JSON list"),
         (data(function="os.system"), "os.system"),
         (data(function=["x"]), "promptmill.generate"),
         (data(instance={"a": 1}), "must be the JSON list"),

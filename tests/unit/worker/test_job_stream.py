@@ -9,22 +9,12 @@ from engine.outputs import RequestOutput, TokenLogprob
 from producer.contract import Chunk, Done, EntryId, Marker, ToolCallDelta, parse_entry
 from tests.fakes.fake_engine import expected_logprob
 from tests.fakes.fake_tokenizer import FakeTokenizer
+from tests.fakes.job_streams import chunks_of, output, stored, stream
 from worker.logprobs import LogprobWriter
-from worker.outlet.job_stream import JobStream
+from worker.outlet.job_stream import MAX_ENTRIES_PER_APPEND, JobStream
 from worker.outlet.stored_stream import StoredStream
 from worker.parsing.parsed_text import ParsedText
-
-
-def output(text: str, *token_ids: int, index: int = 0, offset: int = 0, cached: int = 0) -> RequestOutput:
-    return RequestOutput(
-        request_id="j", index=index, token_offset=offset, token_ids=list(token_ids), text=text, num_cached_tokens=cached
-    )
-
-
-def stream(num_choices: int = 1) -> JobStream:
-    opened = JobStream("j", 2, publish=True, num_prompt_tokens=4, num_choices=num_choices)
-    opened.mark(Marker(job_id="j", attempt=2, worker="w", reset=True))
-    return opened
+from worker.scripts import EndCommit
 
 
 def test_entries_count_on_across_choices_with_one_choice_each() -> None:
@@ -81,6 +71,71 @@ def test_entries_of_our_attempt_that_we_never_wrote_fence_us_out() -> None:
     assert stream().acknowledge(EntryId(2, 5)) is False
 
 
+def done(of: JobStream) -> Done:
+    return Done(job_id="j", done=True, status="finished", usage=of.usage)
+
+
+def test_the_done_entry_is_the_last_and_is_not_sent_before_all_others() -> None:
+    whole = stream()
+    for number in range(MAX_ENTRIES_PER_APPEND - 1):
+        whole.add(output("a", 1, offset=number))
+        whole.encode_pending()
+    whole.add(output("b", 2, offset=MAX_ENTRIES_PER_APPEND - 1))
+    whole.seal(done(whole))
+    _, flat, is_last = whole.unsent()
+    assert len(flat) == 2 * MAX_ENTRIES_PER_APPEND and not is_last
+    whole.acknowledge_sent()
+    assert not whole.is_stored
+    _, flat, is_last = whole.unsent()
+    last, end = (parse_entry(wire) for wire in flat[1::2])
+    assert isinstance(last, Chunk) and last.text == "b" and isinstance(end, Done) and is_last
+    whole.acknowledge_sent()
+    assert whole.is_stored and not whole.is_committed and not whole.has_unsent
+
+
+def test_a_commit_goes_with_the_done_entry_or_not_at_all() -> None:
+    commit = EndCommit("job", "dependents", [])
+    taken, contested = stream(), stream()
+    for one in (taken, contested):
+        one.seal(done(one), commit)
+        one.unsent()
+    taken.acknowledge_sent()
+    assert taken.is_committed
+    contested.unseal()
+    assert not contested.is_sealed and contested.commit is None
+    contested.add(output("late", 1))
+    contested.seal(done(contested))
+    assert [entry_id for entry_id in contested.unsent()[1][::2]] == ["2-0", "2-1", "2-2"]
+    contested.acknowledge_sent()
+    assert contested.is_stored and not contested.is_committed
+
+
+def test_an_end_is_written_once() -> None:
+    ended = stream()
+    ended.add(output("a", 1))
+    ended.end_choices("length")
+    ended.encode_pending()
+    ended.end_choices("cancelled")
+    ended.encode_pending()
+    (chunk,) = chunks_of(ended)
+    assert chunk.finish_reason == "length" and ended.choices()[0].finish_reason == "length"
+
+
+def test_what_is_stored_of_an_attempt_is_its_marker_then_its_output() -> None:
+    begun = stream()
+    assert not begun.is_marked and not begun.is_resumed
+    begun.unsent()
+    begun.acknowledge_sent()
+    assert begun.is_marked and not begun.has_stored_output
+    begun.add(output("a" * 100, 1))
+    assert begun.num_unsent_bytes >= 100
+    begun.encode_pending()
+    assert begun.num_unsent_bytes >= 100
+    begun.unsent()
+    begun.acknowledge_sent()
+    assert begun.has_stored_output and begun.num_unsent_bytes == 0
+
+
 def test_output_after_the_done_entry_is_passed_over() -> None:
     sealed = stream()
     sealed.add(output("a", 1))
@@ -93,6 +148,7 @@ def test_output_after_the_done_entry_is_passed_over() -> None:
 
 def test_usage_counts_all_choices_and_the_prompt_once() -> None:
     two = stream(num_choices=2)
+    assert two.usage.cached_tokens == 0
     two.add(output("a", 1, 2, cached=3))
     two.add(output("b", 3, index=1))
     assert two.usage.model_dump() == {
@@ -120,7 +176,18 @@ def test_reasoning_and_tool_calls_stand_in_entries_of_their_own_fields() -> None
     (choice,) = call.choices()
     assert (choice.reasoning, choice.text) == ("so", "ok")
     assert choice.tool_calls == [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a"}'}}]
-    assert not call._has_pending
+    assert second.reasoning is None
+
+
+def test_thoughts_alone_are_no_text_and_stand_in_one_entry() -> None:
+    thinking = stream()
+    for token_id, thought in ((1, "so "), (2, "it is")):
+        thinking.add(output(thought, token_id, offset=token_id - 1), ParsedText(reasoning=thought))
+        thinking.encode_pending()
+    thinking.add(output("</think>", 3, offset=2), ParsedText(finish_reason="stop"))
+    assert [(chunk.reasoning, chunk.text) for chunk in chunks_of(thinking)] == [("so ", ""), ("it is", ""), (None, "")]
+    (choice,) = thinking.choices()
+    assert (choice.reasoning, choice.finish_reason) == ("so it is", "stop")
 
 
 # log-probabilities and the prompt -------------------------------------------------------------------------------------
@@ -144,17 +211,6 @@ def scoring_stream(stored: StoredStream | None = None, attempt: int = 1) -> JobS
     )
     opened.mark(Marker(job_id="j", attempt=attempt, worker="w", prompt_token_ids=PROMPT, seed=0, fingerprint="f"))
     return opened
-
-
-def chunks_of(stream: JobStream) -> list[Chunk]:
-    stream.encode_pending()
-    entries = stream.unsent()[1]
-    found = [
-        parse_entry(wire)
-        for entry_id, wire in zip(entries[::2], entries[1::2], strict=True)
-        if EntryId.parse(entry_id).seq > 0
-    ]
-    return [entry for entry in found if isinstance(entry, Chunk)]
 
 
 def test_logprobs_stay_with_their_tokens_however_they_are_coalesced_and_the_prompt_comes_first() -> None:
@@ -182,13 +238,7 @@ def test_logprobs_stay_with_their_tokens_however_they_are_coalesced_and_the_prom
 def test_a_resumed_stream_goes_on_with_the_stored_logprobs_and_shows_the_prompt_once() -> None:
     before = scoring_stream()
     before.add(scored(1, 2, prompt_logprobs=[None, expected_logprob(5, 1)]))
-    before.encode_pending()
-    flat = [part.encode() for part in before.unsent()[1]]
-    fields = [b"m", *[b"d"] * (len(flat) // 2 - 1)]
-    stored = StoredStream(
-        [(entry_id, {name: wire}) for entry_id, name, wire in zip(flat[::2], fields, flat[1::2], strict=True)]
-    )
-    resumed = scoring_stream(stored, attempt=2)
+    resumed = scoring_stream(stored(before), attempt=2)
     resumed.add(replace(scored(1, 2), logprobs=None, is_replay=True))
     resumed.add(scored(3, offset=2))
     (chunk,) = chunks_of(resumed)
@@ -205,3 +255,11 @@ def test_a_prompt_without_output_comes_with_the_end() -> None:
     (chunk,) = chunks_of(opened)
     assert (chunk.token_ids, chunk.logprobs, chunk.finish_reason) == ([], [], "length")
     assert chunk.prompt is not None and chunk.prompt.logprobs is not None
+
+
+def test_a_prompt_is_shown_without_logprobs_where_none_are_wanted() -> None:
+    opened = JobStream("j", 1, publish=True, prompt=WRITER.echo(PROMPT))
+    opened.mark(Marker(job_id="j", attempt=1, worker="w"))
+    opened.add(output(" 1", 1))
+    (chunk,) = chunks_of(opened)
+    assert chunk.prompt is not None and (chunk.prompt.text, chunk.token_ids) == (" 4 5", [1])
