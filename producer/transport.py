@@ -9,7 +9,7 @@ import redis
 
 from producer.errors import ClientClosedError, PromptmillError
 from producer.operations import Command, Emit, Operation, Protocol, ReadObjects, Receive, Send, Sleep, Subscribe, T
-from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, connect, translate
+from producer.redis_connection import CONNECTION_OPTIONS, REPLY_TIMEOUT_SECONDS, close, connect, translate
 from producer.settings import ProducerSettings
 from producer.stored_results import read_objects
 
@@ -26,10 +26,7 @@ class Transport:
     def close(self) -> None:
         """Whatever runs on it, then or later, ends with ClientClosedError."""
         self._is_closed = True
-        self._redis.close()
-        manager = getattr(self._redis.connection_pool, "sentinel_manager", None)
-        for sentinel in manager.sentinels if manager is not None else ():
-            sentinel.close()
+        close(self._redis)
 
     def run(self, protocol: Protocol[T]) -> T:
         """The protocol's return value; what it emits on the way is dropped."""

@@ -36,9 +36,8 @@ class ListenerThread(ABC):
                 self._listen()
             except Exception as error:  # of any type: what it listens for must not be lost for good
                 if not self.is_stopping:  # then the connection may be closed under our hands
-                    _log.warning(
-                        "action=%s_lost", self._name, exc_info=None if isinstance(error, REDIS_AWAY) else error
-                    )
+                    unknown = None if isinstance(error, REDIS_AWAY) else error
+                    _log.warning("action=%s_lost error=%s", self._name, error, exc_info=unknown)
             self._is_stopping.wait(RETRY_SECONDS)
 
     @abstractmethod

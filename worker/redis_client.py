@@ -57,10 +57,12 @@ def which_exist(client: redis.Redis, names: Sequence[str]) -> set[str]:
 def open_connection(client: redis.Redis) -> AbstractConnection:
     """A connection outside the client's pool, for who reads what the server says unasked; the caller disconnects it.
 
-    It speaks RESP2, in which that comes as messages; in RESP3 redis-py keeps it to itself.
+    It speaks RESP2, in which that comes as messages; in RESP3 redis-py keeps it to itself. Raises what Redis raises.
     """
     pool = client.connection_pool
     connection: AbstractConnection = pool.connection_class(**{**pool.connection_kwargs, "protocol": 2})
+    # What connects only when it is sent something asks no Sentinel where the master is.
+    connection.connect()  # type: ignore[no-untyped-call]
     return connection
 
 

@@ -85,13 +85,24 @@ class SentinelTrio:
         self.wait_for_promotion()
 
     def hand_over(self) -> None:
-        """The Sentinel is told to promote the replica, which has all; it refuses as long as the last time is near."""
+        """Returns once the Sentinel, as it is told, has promoted the replica, which has all. It refuses as long as the
+        last time is near, and gives up, to be told again, where the replica answers late."""
         with redis.Redis(port=self._port, decode_responses=True) as sentinel:
-            _wait_until(lambda: sentinel.sentinel_failover(SERVICE))
+
+            def is_promoted() -> bool:
+                if self._is_promoted():
+                    return True
+                sentinel.sentinel_failover(SERVICE)
+                return False
+
+            _wait_until(is_promoted)
 
     def wait_for_promotion(self) -> None:
+        _wait_until(self._is_promoted)
+
+    def _is_promoted(self) -> bool:
         with redis.Redis(port=self.replica.port) as client:
-            _wait_until(lambda: client.info("replication")["role"] == "master")
+            return bool(client.info("replication")["role"] == "master")
 
     def cut_off_replica(self) -> None:
         """It looks for its master elsewhere: what is written from now on is lost with the master. After two seconds the

@@ -16,6 +16,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from producer.contract import Chunk, Done, Marker, Result, keys, parse_entry
+from producer.redis_connection import close
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.redis_reads import sorted_set_names, stream_rows
 from worker.outlet.select import select_result_store
@@ -128,10 +129,7 @@ class WorkerThread:
         self._thread.join(WAIT_SECONDS)
         assert not self._thread.is_alive()
         self.engine.stop()
-        self._client.close()
-        manager = getattr(self._client.connection_pool, "sentinel_manager", None)
-        for sentinel in manager.sentinels if manager is not None else ():
-            sentinel.close()
+        close(self._client)
 
     def _run(self) -> None:
         try:

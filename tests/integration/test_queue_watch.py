@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from rq.suspension import resume, suspend
 
 from producer import Client
 from producer.contract import keys
+from producer.redis_connection import close
+from tests.fakes.sentinel_trio import SentinelTrio
 from tests.fakes.worker_runs import WorkerThread, enqueue_many, rq_queue, wait_for_result, wait_until
 from worker import claim_pace, service
 from worker.queue_watch import QueueWatch
@@ -44,19 +47,19 @@ class Heard:
 
 @contextmanager
 def watch(redis_url: str, *, has_limits: bool = False) -> Iterator[Heard]:
-    heard = Heard()
-    with connect(redis_url) as client:
-        watch = QueueWatch(
-            client,
-            queues=keys.class_queues(keys.DEFAULT_QUEUE),
-            has_limits=has_limits,
-            on_arrival=heard.note,
-            on_watching=heard.watching.append,
-        )
-        watch.start()
-        heard.wait()  # what came before it
-        yield heard
-        watch.stop()
+    heard, client = Heard(), connect(redis_url)
+    watch = QueueWatch(
+        client,
+        queues=keys.class_queues(keys.DEFAULT_QUEUE),
+        has_limits=has_limits,
+        on_arrival=heard.note,
+        on_watching=heard.watching.append,
+    )
+    watch.start()
+    heard.wait()  # what came before it
+    yield heard
+    watch.stop()
+    close(client)
 
 
 @pytest.fixture
@@ -105,6 +108,17 @@ def test_a_watch_that_is_cut_off_comes_back(redis_url: str, redis_client: redis.
         heard.wait()  # what came meanwhile
         assert heard.watching == [True, False, True]
         enqueue_many(rq_queue(redis_client), 1)
+        heard.wait()
+
+
+def test_behind_sentinels_the_master_of_the_moment_tells(tmp_path: Path) -> None:
+    with SentinelTrio(tmp_path) as trio, watch(trio.url) as heard, Client(trio.url) as client:
+        client.submit("Hi")
+        heard.wait()
+        trio.fail_over()
+        wait_until(lambda: heard.watching[-2:] == [False, True])
+        heard.wait()  # what came meanwhile
+        client.submit("Hi")
         heard.wait()
 
 
