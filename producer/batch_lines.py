@@ -7,10 +7,13 @@ from http import HTTPStatus
 from typing import Any
 
 from producer.contract import NO_REASON, ErrorInfo, Result
-from producer.openai_request import URLS, callers_names, in_callers_words
-from producer.openai_response import error_body, response_body
+from producer.openai_request import URLS, callers_names, in_callers_words, request_from_body
+from producer.openai_response import error_body, response_body, response_id
+from producer.responses.body import ResponseFrame
+from producer.responses.request import RESPONSES_URL, AskedResponse
 
 MAX_CUSTOM_ID_CHARS = 512
+_NO_INPUT = {"role": "user", "content": ""}
 ANSWER_ID = "batch_req_"  # + the job's id, or the line's number where there was no job
 
 
@@ -34,8 +37,9 @@ class BatchLine:
     encoding: str = "float"  # of embeddings
 
     def without_body(self) -> "BatchLine":
-        """What its answer needs."""
-        return replace(self, body={})
+        """What its answer needs: a response's says what was asked."""
+        told = {**self.body, "input": [_NO_INPUT]} if self.url == RESPONSES_URL else {}
+        return replace(self, body=told)
 
 
 def parse_line(text: bytes) -> BatchLine:
@@ -69,8 +73,19 @@ def answer_line(line: BatchLine, result: Result, *, created: int) -> dict[str, A
     if result.status == "failed":
         info = in_callers_words(result.error or NO_REASON, line.callers_names)
         return refusal_line(line.custom_id, info, result.job_id)
-    body = response_body(line.url, result, created=created, encoding=line.encoding)
+    if line.url == RESPONSES_URL:
+        body = _frame(line, result, created).body_of(result)
+    else:
+        body = response_body(line.url, result, created=created, encoding=line.encoding)
     return _output(result.job_id, line.custom_id, {"status_code": 200, "request_id": result.job_id, "body": body}, None)
+
+
+def _frame(line: BatchLine, result: Result, created: int) -> ResponseFrame:
+    """Of a line that was checked before it became a job. Nobody can ask for its response later."""
+    asked = AskedResponse(store=False, has_instructions=bool(line.body.get("instructions")))
+    request = request_from_body(line.url, line.without_body().body)
+    response = response_id(line.url, result.job_id)
+    return ResponseFrame(result.job_id, response, created, result.model or "", asked, request)
 
 
 def refusal_line(custom_id: str, error: ErrorInfo, request_id: str) -> dict[str, Any]:

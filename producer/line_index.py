@@ -129,13 +129,15 @@ class IndexedLines:
 def prefix_text(body: Mapping[str, Any]) -> str:
     """What a prompt begins with, in the order in which chat templates have it. Any body will do, valid or not."""
     limit = PREFIX_CHARS[-1]
-    prompt, messages, tools = body.get("prompt"), body.get("messages"), body.get("tools")
+    prompt, messages, tools = body.get("prompt"), body.get("messages", body.get("input")), body.get("tools")
     if isinstance(prompt, str):
         return prompt[:limit]
     if isinstance(prompt, list):
         return json.dumps(prompt[:limit])
     pieces = [json.dumps(tools)] if tools else []
-    for message in messages if isinstance(messages, list) else ():
+    if isinstance(instructions := body.get("instructions"), str):
+        pieces.append(instructions[:limit])
+    for message in messages if isinstance(messages, list) else [messages or ""]:
         if sum(map(len, pieces)) >= limit:
             break
         content = message.get("content") if isinstance(message, dict) else message

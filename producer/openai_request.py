@@ -5,7 +5,7 @@ What OpenAI's API takes and we do not serve is refused by name, unless it says n
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from producer.contract import ErrorInfo, JobRequest
@@ -19,10 +19,11 @@ from producer.openai_embeddings import (
     encoding_of,
     split_inputs,
 )
+from producer.responses.request import CALLERS_NAMES, RESPONSES_URL, AskedResponse, read_response_body
 
 CHAT_URL = "/v1/chat/completions"
 COMPLETIONS_URL = "/v1/completions"
-URLS = (CHAT_URL, COMPLETIONS_URL, EMBEDDINGS_URL)
+URLS = (CHAT_URL, COMPLETIONS_URL, EMBEDDINGS_URL, RESPONSES_URL)
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions; a chat goes on until the model stops
 MAX_PROMPTS = 128  # of one request
@@ -66,10 +67,15 @@ class OpenAIRequest:
     includes_usage: bool  # in a stream; an answer that is not streamed always has it
     callers_names: dict[str, str]  # of our fields, where the caller wrote another of OpenAI's
     encoding: str = "float"  # of embeddings
+    response: AskedResponse | None = None  # of /v1/responses
 
     @property
     def model(self) -> str | None:
         return self.jobs[0].model
+
+    @property
+    def is_in_background(self) -> bool:
+        return self.response is not None and self.response.background
 
 
 def parse_body(
@@ -82,6 +88,8 @@ def parse_body(
     if url == EMBEDDINGS_URL:
         jobs, names = split_inputs(_embedding_job(body)), callers_names(url, body)
         return OpenAIRequest(url, jobs, False, False, names, encoding_of(body))
+    if url == RESPONSES_URL:
+        return _parse_response(body)
     is_streamed = _flag(body, "stream", "stream")
     includes_usage = _includes_usage(body.get("stream_options"), is_streamed)
     fields = _meaningful(body)
@@ -110,10 +118,24 @@ def request_from_body(
     transport = ("stream", "stream_options")
     fields = {name: value for name, value in body.items() if name not in transport}
     request = parse_body(url, fields, completion_max_tokens=completion_max_tokens)
+    if request.response is not None and request.response.previous_response_id is not None:
+        rule = "previous_response_id: a batch's lines stand alone; send the earlier items as input"
+        raise InvalidJobError(rule, param="previous_response_id")
     if len(request.jobs) > 1:
         rule = f"prompt: one prompt a request; got {len(request.jobs)}, make a request of each"
         raise InvalidJobError(rule, param="prompt")
     return request.jobs[0].model_copy(update={"stream": True})
+
+
+def _parse_response(body: Mapping[str, Any]) -> OpenAIRequest:
+    given = read_response_body(body)
+    try:
+        asked = parse_body(CHAT_URL, given.chat)
+    except InvalidJobError as error:
+        raise _in_callers_words(error, {**given.places, **CALLERS_NAMES}) from error
+    if given.asked.background:  # whoever asks for its events later is to get them as they come
+        asked.jobs[0] = asked.jobs[0].model_copy(update={"stream": True})
+    return replace(asked, url=RESPONSES_URL, callers_names=CALLERS_NAMES, response=given.asked)
 
 
 def _embedding_job(body: Mapping[str, Any]) -> JobRequest:
@@ -216,17 +238,17 @@ def callers_names(url: str, body: Mapping[str, Any]) -> dict[str, str]:
         return {"max_tokens": "max_completion_tokens"}
     if url == COMPLETIONS_URL and type(body.get("logprobs")) is int:
         return {"top_logprobs": "logprobs"}
-    return dict(EMBEDDING_NAMES) if url == EMBEDDINGS_URL else {}
+    return dict({EMBEDDINGS_URL: EMBEDDING_NAMES, RESPONSES_URL: CALLERS_NAMES}.get(url, {}))
 
 
 def in_callers_words(error: ErrorInfo, names: Mapping[str, str], *, first_index: int = 0) -> ErrorInfo:
-    """The error about the fields as the caller wrote them; `names` as `callers_names` gives them.
+    """The error about the fields as the caller wrote them; `names` as `callers_names` gives them, patterns of ours.
 
     `first_index`: of the job's inputs among those of its request.
     """
     message, param = _numbered(error.message, first_index), _numbered(error.param or "", first_index)
     for ours, theirs in names.items():
-        message, param = (re.sub(rf"\b{ours}\b", theirs, text) for text in (message, param))
+        message, param = (re.sub(rf"\b{ours}(?!\w)", theirs, text) for text in (message, param))
     return error.model_copy(update={"message": message, "param": param or None})
 
 

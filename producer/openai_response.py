@@ -7,8 +7,15 @@ from producer.contract import Choice, ErrorInfo, PromptEcho, Result, TokenLogpro
 from producer.openai_embeddings import EMBEDDINGS_URL, embeddings_body
 from producer.openai_logprobs import chat_logprobs, completion_logprobs
 from producer.openai_request import CHAT_URL, COMPLETIONS_URL
+from producer.responses.body import RESPONSE_PREFIX
+from producer.responses.request import RESPONSES_URL
 
-_ID_PREFIXES = {CHAT_URL: "chatcmpl-", COMPLETIONS_URL: "cmpl-", EMBEDDINGS_URL: "embd-"}
+_ID_PREFIXES = {
+    CHAT_URL: "chatcmpl-",
+    COMPLETIONS_URL: "cmpl-",
+    EMBEDDINGS_URL: "embd-",
+    RESPONSES_URL: RESPONSE_PREFIX,
+}
 RESPONSE_PREFIXES = tuple(_ID_PREFIXES.values())
 
 # What OpenAI has no word for.

@@ -20,11 +20,13 @@ from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError
 from producer.gateway.job_records import JobRecord
 from producer.gateway.rate_limits import estimate_tokens
+from producer.gateway.stored_responses import continue_response
 from producer.idempotency import id_from_key
 from producer.job import AsyncJob
 from producer.openai_request import OpenAIRequest, parse_body
 from producer.openai_response import response_id
 from producer.operations import send
+from producer.responses.body import ResponseFrame
 from producer.rq_names import job_key, queue_key
 from producer.workers import max_request_bytes
 
@@ -59,6 +61,11 @@ class AcceptedRequest:
         return self.records[0].created
 
     @property
+    def frame(self) -> ResponseFrame:
+        """Of a response, which is one job."""
+        return self.records[0].frame(self.jobs[0].id, self.asked.jobs[0])
+
+    @property
     def headers(self) -> dict[str, str]:
         return {JOB_ID_HEADER: ",".join(job.id for job in self.jobs)}
 
@@ -75,20 +82,25 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
     """Raises ApiError or a PromptmillError; then nothing was enqueued, unless the error says that it is not known."""
     key = idempotency_key(request)
     asked = await context.bodies.read(request, partial(parse_body, url))
+    num_bytes = len(await request.body())
+    if asked.response is not None and asked.response.previous_response_id is not None:
+        asked, num_earlier = await continue_response(context, caller, asked, asked.response.previous_response_id)
+        num_bytes += num_earlier
     is_keyed = key is not None or asked.jobs[0].idempotency_key is not None
     # Whoever names a request means to ask for it again: it must not die with the connection.
-    is_detached = _detach_flag(request, default=is_keyed)
+    is_detached = _detach_flag(request, default=is_keyed or asked.is_in_background)
     if asked.model is None:
         message = "model: is required; GET /v1/models lists what is served"
         raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="model")
     jobs = [_owned(job, caller, key, at) for at, job in enumerate(asked.jobs)]
     ids = [_job_id(job) for job in jobs]
     known = await _find_known(context, ids) if is_keyed else set()
-    num_bytes = len(await request.body())
     is_known = len(known) == len(ids)
     num_tokens = await _admit(context, caller, asked.model, jobs, num_bytes, is_known=is_known)
     asked_for = dict(zip(ids, _records(asked, caller, asked.model, ids), strict=True))
     records = await context.records.write(asked_for, known=known)
+    if any(record.url != url for record in records):
+        raise key_conflict()
     try:
         enqueued = await context.client.submit_many(jobs, job_ids=None if is_keyed else ids)
     except InvalidJobError as error:
@@ -187,6 +199,7 @@ def _records(asked: OpenAIRequest, caller: Caller, model: str, job_ids: list[str
                 first_index=first_index,
                 num_choices=job.n,
                 callers_names=asked.callers_names,
+                response=asked.response,
             )
         )
         first_index += len(job.to_embed) or job.n

@@ -46,6 +46,8 @@ async def answer(context: GatewayContext, accepted: AcceptedRequest, request: Re
 
 def _render(accepted: AcceptedRequest, results: list[Result]) -> Response:
     asked = accepted.asked
+    if asked.response is not None:
+        return JSONResponse(accepted.frame.body_of(results[0]), headers=accepted.headers)
     body = joint_response_body(asked.url, results, created=accepted.created, encoding=asked.encoding)
     return JSONResponse({**body, "model": accepted.model}, headers=accepted.headers)
 

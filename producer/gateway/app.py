@@ -25,12 +25,14 @@ from producer.gateway.routes import (
     jobs,
     models,
     page,
+    responses,
     webhooks,
 )
 
 ROUTERS = (
     models.router,
     completions.router,
+    responses.router,
     embeddings.router,
     jobs.router,
     batches.router,

@@ -1,27 +1,24 @@
 """One job's chunks as OpenAI's stream events, ready to send. Pure: no connection, no clock.
 
-An event is `data: {json}` and an empty line. It never has an `id:` line, behind which OpenAI's client takes no comment:
-the cursor stands inside the JSON, `"promptmill": {"job_id": …, "cursor": …}`, in the last event that an entry makes, so
+The cursor stands inside the JSON, `"promptmill": {"job_id": …, "cursor": …}`, in the last event that an entry makes, so
 that whoever resumes there has seen all before.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from producer.contract import Chunk, TokenLogprob, Usage
 from producer.gateway.job_records import JobRecord
+from producer.gateway.renderer import DONE, Renderer, to_json
 from producer.openai_logprobs import chat_logprobs, completion_logprobs
 from producer.openai_request import CHAT_URL
 from producer.openai_response import finish_reason_body, first_token_text, usage_body
 
-KEEP_ALIVE = b": keep-alive\n"  # one newline: two would be an event to some readers
-DONE = b"data: [DONE]\n\n"
 _NO_ANSWERS_END = ("cancelled", "error")  # followed by an error event, not by a finish reason
 
 
-class ChunkRenderer:
-    """Renders one job. `is_resumed`: somebody has seen the beginning."""
+class ChunkRenderer(Renderer):
+    """`is_resumed`: somebody has seen the beginning."""
 
     def __init__(self, job_id: str, record: JobRecord, *, includes_usage: bool, is_resumed: bool = False) -> None:
         self._job_id = job_id
@@ -31,24 +28,25 @@ class ChunkRenderer:
         self._begun: set[int] = set()
         self._num_chars: dict[int, int] = {}  # of each choice, for the offsets of a completion's logprobs
         self._head = self._build_head()
+        self._includes_usage = includes_usage
         self._usage = ',"usage":null' if includes_usage else ""
 
     def render(self, chunk: Chunk, cursor: str) -> list[bytes]:
-        """The events of a chunk; none, if it shows nothing yet."""
         choices = list(self._chat_choices(chunk) if self._is_chat else self._completion_choices(chunk))
         last = len(choices) - 1
         return [self._event([choice], cursor if at == last else None) for at, choice in enumerate(choices)]
 
     def render_reset(self, cursor: str) -> bytes:
-        """What was shown before is void: for readers of a job's own stream, who know of it."""
         self._begun.clear()
         self._num_chars.clear()
         self._has_role = False
         return self._event([], cursor, reset=True)
 
-    def render_usage(self, usage: Usage) -> bytes:
-        """The event behind the last chunk, with `stream_options.include_usage`."""
-        return f'{self._head}"choices":[],"usage":{_json(usage_body(usage))}}}\n\n'.encode()
+    def render_end(self, usage: Usage) -> bytes:
+        """With `stream_options.include_usage`, one more event."""
+        if not self._includes_usage:
+            return DONE
+        return f'{self._head}"choices":[],"usage":{to_json(usage_body(usage))}}}\n\n'.encode() + DONE
 
     def _build_head(self) -> str:
         common = {
@@ -57,7 +55,7 @@ class ChunkRenderer:
             "created": self._record.created,
             "model": self._record.model,
         }
-        return f"data: {_json(common)[:-1]},"
+        return f"data: {to_json(common)[:-1]},"
 
     def _event(self, choices: list[dict[str, Any]], cursor: str | None, *, reset: bool = False) -> bytes:
         ours: dict[str, Any] = {"job_id": self._job_id}
@@ -65,7 +63,7 @@ class ChunkRenderer:
             ours["cursor"] = cursor
         if reset:
             ours["reset"] = True
-        return f'{self._head}"choices":{_json(choices)}{self._usage},"promptmill":{_json(ours)}}}\n\n'.encode()
+        return f'{self._head}"choices":{to_json(choices)}{self._usage},"promptmill":{to_json(ours)}}}\n\n'.encode()
 
     def _chat_choices(self, chunk: Chunk) -> list[dict[str, Any]]:
         choices = []
@@ -124,12 +122,3 @@ class ChunkRenderer:
     def _finish_reason(self, chunk: Chunk) -> str | None:
         reason = chunk.finish_reason
         return None if reason is None or reason in _NO_ANSWERS_END else finish_reason_body(reason)
-
-
-def encode_event(body: dict[str, Any]) -> bytes:
-    """One event, of any content."""
-    return f"data: {_json(body)}\n\n".encode()
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

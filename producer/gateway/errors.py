@@ -29,7 +29,8 @@ from producer.errors import (
     ResultStoreError,
     ResultTimeoutError,
 )
-from producer.openai_request import CHAT_URL, in_callers_words
+from producer.openai_request import in_callers_words
+from producer.responses.request import RESPONSES_URL
 
 CLIENT_CLOSED_REQUEST = 499  # what is logged where the client went away before an answer
 
@@ -37,7 +38,7 @@ MAX_MESSAGE_CHARS, MAX_PARAM_CHARS = 4000, 200  # they may quote what was sent
 
 # OpenAI's services that are not here, and whose work others do.
 _INSTEAD = {
-    ("/responses", "/assistants", "/threads", "/conversations"): f"ask {CHAT_URL} instead, chat.completions.create()",
+    ("/assistants", "/threads", "/conversations"): f"ask {RESPONSES_URL} instead, responses.create()",
     ("/uploads",): "send the file whole, to /v1/files, files.create()",
 }
 

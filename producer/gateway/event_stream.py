@@ -21,10 +21,10 @@ from producer.contract import ErrorCode, Usage
 from producer.end_tasks import end_tasks
 from producer.errors import PromptmillError
 from producer.gateway.answer import cancel_jobs, stopping, wait_until_gone
-from producer.gateway.chunk_bodies import DONE, KEEP_ALIVE, encode_event
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError, from_client_error, to_response, unexpected_error
 from producer.gateway.job_stream import JobStream
+from producer.gateway.renderer import KEEP_ALIVE
 from producer.job import AsyncJob
 from producer.openai_response import add_usage
 
@@ -94,8 +94,7 @@ class EventStream(Response):
             for stream in self._streams:
                 tasks.create_task(stream.copy_to(self._send_event))
         usage = await self._tell_usage()
-        rest = self._streams[0].renderer.render_usage(usage) if self._streams[0].includes_usage else b""
-        await self._send_event(rest + DONE)
+        await self._send_event(self._streams[0].renderer.render_end(usage))
         await self._finish()
 
     async def _tell_usage(self) -> Usage:
@@ -115,23 +114,21 @@ class EventStream(Response):
 
     async def _end_early(self, *, has_drained: bool) -> ApiError:
         if has_drained:
-            return stopping(f"/v1/jobs/{stream.job_id}/stream?after={stream.cursor}" for stream in self._streams)
+            return stopping(stream.renderer.rest_path(stream.told) for stream in self._streams)
         await cancel_jobs(self._cancels)
         message = f"no complete answer within {self._timeout_seconds:g} s"
         return ApiError(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.TIMEOUT, message, should_retry=False)
 
     async def _fail(self, error: ApiError) -> None:
-        """As a response of its own while nothing has been sent, else as the stream's last event, which OpenAI's clients
-        raise: without it a stream that is cut short would look complete to them."""
+        """As a response of its own while nothing has been sent, else as the stream's last event."""
         if not self._has_started:
             ours = {name: value for name, value in self.headers.items() if name.startswith("x-promptmill")}
             await to_response(error.with_headers(**ours))(self._scope, self._receive, self._send)
             return
-        cursors = [{"job_id": stream.job_id, "cursor": stream.cursor} for stream in self._streams]
-        ours_in_body: Any = cursors[0] if len(cursors) == 1 else cursors
+        told = [stream.told for stream in self._streams]
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_EVENT_SECONDS):
-                await self._send_event(encode_event({**error.body, "promptmill": ours_in_body}))
+                await self._send_event(self._streams[0].renderer.render_error(error, told))
                 await self._finish()
 
     async def _send_event(self, event: bytes) -> None:

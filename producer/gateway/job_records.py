@@ -10,7 +10,10 @@ from collections.abc import Collection, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from producer.async_transport import AsyncTransport
+from producer.contract import JobRequest
 from producer.operations import Command, send
+from producer.responses.body import ResponseFrame
+from producer.responses.request import AskedResponse
 
 RECORD_TTL_SECONDS = 7 * 24 * 3600
 RECORD_PREFIX = "promptmill:gateway:job:"
@@ -29,6 +32,12 @@ class JobRecord(BaseModel):
     first_index: int = 0  # of this job's choices among those of its request
     num_choices: int = 1
     callers_names: dict[str, str] = {}  # of the job's fields, as `producer.openai_request` has them
+    response: AskedResponse | None = None  # of /v1/responses
+
+    def frame(self, job_id: str, request: JobRequest) -> ResponseFrame:
+        """What is told of the response. `request`: the job's."""
+        assert self.response is not None, "of a job that is a response"
+        return ResponseFrame(job_id, self.response_id, self.created, self.model, self.response, request)
 
 
 class JobRecords:
@@ -69,6 +78,12 @@ class JobRecords:
             return []
         [values] = await self._redis.run(send(("MGET", *(RECORD_PREFIX + job_id for job_id in job_ids))))
         return [JobRecord.model_validate_json(value) if value is not None else None for value in values]
+
+    async def forget(self, job_id: str) -> None:
+        """None but operators are shown the job any more."""
+        [value] = await self._redis.run(send(("GETDEL", RECORD_PREFIX + job_id)))
+        if value is not None and (key_id := JobRecord.model_validate_json(value).key_id) is not None:
+            await self._redis.run(send(("ZREM", KEY_JOBS_PREFIX + key_id, job_id)))
 
     async def newest_of(self, key_id: str) -> list[str]:
         """The ids of the last `MAX_KEY_JOBS` jobs that the key asked for, the newest first."""

@@ -4,33 +4,23 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Protocol
 
 from producer.contract import Chunk, Usage
 from producer.errors import JobFailedError
 from producer.gateway.answer import cancelled_elsewhere
 from producer.gateway.errors import ApiError, from_client_error, from_info
+from producer.gateway.renderer import Renderer, Told
 from producer.gateway.token_timer import TokenTimer
 from producer.job import AsyncJob
+from producer.subscription import StreamEnd
 
 SendEvent = Callable[[bytes], Awaitable[None]]
 BEGINNING = "0-0"
 
 
-class Renderer(Protocol):
-    """What a job's chunks look like to whoever reads. `render`: no event, if a chunk shows nothing yet."""
-
-    def render(self, chunk: Chunk, cursor: str) -> list[bytes]: ...
-
-    def render_reset(self, cursor: str) -> bytes: ...
-
-    def render_usage(self, usage: Usage) -> bytes: ...
-
-
 class JobStream:
-    """`cursor` is that of the last entry handed on, `usage` what the stream's end says. `timer`: None, where nobody's
-    wait is measured. `shows_resets`: whoever reads knows what a reset means. `finds_same_job`: as `from_info` has
-    it."""
+    """`timer`: None, where nobody's wait is measured. `first_id`: of the chunk that whoever resumes counts from, where
+    it is known. `shows_resets`: whoever reads knows what a reset means. `finds_same_job`: as `from_info` has it."""
 
     def __init__(
         self,
@@ -38,8 +28,8 @@ class JobStream:
         renderer: Renderer,
         timer: TokenTimer | None,
         *,
-        includes_usage: bool,
         after: str | None = None,
+        first_id: str | None = None,
         shows_resets: bool = False,
         callers_names: Mapping[str, str] = MappingProxyType({}),
         finds_same_job: bool = True,
@@ -50,14 +40,19 @@ class JobStream:
         self._shows_resets = shows_resets
         self._callers_names = callers_names
         self._finds_same_job = finds_same_job
-        self.includes_usage = includes_usage
+        self._first_id = first_id
+        self._cursor = after or BEGINNING  # of the last entry handed on
+        self._end: StreamEnd | None = None
         self.renderer = renderer
-        self.cursor = after or BEGINNING
-        self.usage = Usage()
 
     @property
-    def job_id(self) -> str:
-        return self._job.id
+    def told(self) -> Told:
+        return Told(self._job.id, self._cursor, self._end)
+
+    @property
+    def usage(self) -> Usage:
+        """As the stream's end says."""
+        return self._end.usage if self._end is not None else Usage()
 
     async def copy_to(self, send: SendEvent) -> None:
         """To the stream's end. Raises ApiError or a PromptmillError where that is no answer's."""
@@ -67,25 +62,28 @@ class JobStream:
             raise from_client_error(error, self._callers_names, finds_same_job=self._finds_same_job) from error
 
     async def _copy_to(self, send: SendEvent) -> None:
+        if start := self.renderer.render_start():
+            await send(start)
         async with aclosing(self._job.stream(after=self._after)) as chunks:
             try:
                 async for chunk in chunks:
                     await self._hand_on(chunk, chunks.last_id, send)
             finally:
-                self.usage = chunks.end.usage if chunks.end is not None else self.usage
-        assert chunks.end is not None, "a stream that does not raise has an end"
-        if chunks.end.status != "finished":
+                self._end = chunks.end
+        assert self._end is not None, "a stream that does not raise has an end"
+        if self._end.status != "finished":
             raise from_info(cancelled_elsewhere(self._job.id))
 
     async def _hand_on(self, chunk: Chunk, cursor: str, send: SendEvent) -> None:
-        if chunk.reset:
+        if chunk.reset or self._first_id not in (None, cursor):
             await send(self._render_reset(cursor))
+        self._first_id = None
         events = self.renderer.render(chunk, cursor)
         if self._timer is not None and chunk.token_ids:
             self._timer.take(len(chunk.token_ids))
         if events:
             await send(b"".join(events))
-            self.cursor = cursor
+            self._cursor = cursor
 
     def _render_reset(self, cursor: str) -> bytes:
         if self._shows_resets:

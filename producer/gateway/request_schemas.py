@@ -9,9 +9,11 @@ from producer.contract import JobRequest
 from producer.contract.embedding import EMBED_FIELDS, EMBED_ONLY
 from producer.openai_embeddings import EMBEDDINGS_URL
 from producer.openai_request import CHAT_URL
+from producer.responses.request import RESPONSES_URL, WITH_LOGPROBS
 
 _NOT_IN_BODIES = frozenset({"v", "task", "prompt", "messages", "model", "stream", "logprobs", "max_tokens"})
-_NEEDED = {CHAT_URL: "messages", EMBEDDINGS_URL: "input"}
+_NOT_IN_RESPONSES = frozenset({"n", "echo", "response_format", "tools", "tool_choice"})  # they have others' names there
+_NEEDED = {CHAT_URL: "messages", EMBEDDINGS_URL: "input", RESPONSES_URL: "input"}
 
 
 def body_of(url: str) -> dict[str, Any]:
@@ -30,7 +32,9 @@ def _schema(url: str) -> dict[str, Any]:
     if url == EMBEDDINGS_URL:
         own = _embedding_properties()
     else:
-        own = _chat_properties(contract) if url == CHAT_URL else _completion_properties()
+        own = {CHAT_URL: _chat_properties, RESPONSES_URL: _response_properties}.get(url, _completion_properties)(
+            contract
+        )
         own["stream"] = {"type": "boolean", "default": False}
         own["stream_options"] = {"type": "object", "properties": {"include_usage": {"type": "boolean"}}}
     required = ["model", _NEEDED.get(url, "prompt")]
@@ -41,7 +45,7 @@ def _schema(url: str) -> dict[str, Any]:
 def _is_in_body(name: str, url: str) -> bool:
     if url == EMBEDDINGS_URL:
         return name in EMBED_FIELDS - _NOT_IN_BODIES and name != "inputs"
-    return name not in _NOT_IN_BODIES | EMBED_ONLY
+    return name not in _NOT_IN_BODIES | EMBED_ONLY and not (url == RESPONSES_URL and name in _NOT_IN_RESPONSES)
 
 
 def _chat_properties(contract: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +71,27 @@ def _prompts_schema() -> dict[str, Any]:
     return {"anyOf": [text, {**token_ids, "minItems": 1}, *prompts]}
 
 
-def _completion_properties() -> dict[str, Any]:
+def _response_properties(contract: dict[str, Any]) -> dict[str, Any]:
+    text, flag, listed = {"type": "string"}, {"type": "boolean"}, {"type": "array", "items": {"type": "object"}}
+    tool = {"type": {"const": "function"}, "name": text, "parameters": {"type": "object"}, "strict": flag}
+    return {
+        "input": {
+            "anyOf": [text, {**listed, "minItems": 1}],
+            "description": "Text, or messages, calls, their outputs.",
+        },
+        "instructions": text,
+        "previous_response_id": text,
+        "background": flag,
+        "store": {**flag, "default": True},
+        "include": {"type": "array", "items": {"enum": [WITH_LOGPROBS]}},
+        "max_output_tokens": {"type": "integer", "minimum": 1},
+        "text": {"type": "object", "properties": {"format": {"type": "object", "properties": {"type": text}}}},
+        "tools": {"type": "array", "items": {"type": "object", "required": ["type", "name"], "properties": tool}},
+        "tool_choice": {"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}]},
+    }
+
+
+def _completion_properties(contract: dict[str, Any]) -> dict[str, Any]:
     return {
         "prompt": _prompts_schema(),
         "max_tokens": {"type": "integer", "minimum": 0, "default": 16},

@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
+import openai
 import pytest
 
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.held_job import HeldJob
+from tests.fakes.response_judge import bodies_of, judge_events
 from worker.embedded_redis import free_port
 from worker.started_process import StartedProcess
 
@@ -48,7 +51,7 @@ def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
 class Reader(threading.Thread):
     """Streams one completion; when the connection breaks it goes on at the other replica, behind its last cursor."""
 
-    def __init__(self, urls: list[str], number: int, seen_some: threading.Semaphore) -> None:
+    def __init__(self, urls: list[str], number: int) -> None:
         super().__init__(name=f"reader-{number}")
         self.urls = urls
         self.text = ""
@@ -56,7 +59,7 @@ class Reader(threading.Thread):
         self.job_id = ""
         self._cursor = ""
         self._number = number
-        self._seen_some = seen_some
+        self.seen = threading.Semaphore(0)  # once an event
         self._is_done = False
 
     def run(self) -> None:
@@ -86,13 +89,12 @@ class Reader(threading.Thread):
         self.job_id, self._cursor = ours["job_id"], ours["cursor"]
         for choice in event["choices"]:  # type: ignore[attr-defined]
             self.text += choice["text"]
-        self._seen_some.release()
+        self.seen.release()
 
 
 def test_streams_of_a_killed_replica_go_on_at_another_with_every_token_once(start: Start, worker: FakeWorker) -> None:
     (one, killed), (two, _) = start(), start()
-    seen_some = threading.Semaphore(0)
-    readers = [Reader([one, two], number, seen_some) for number in range(NUM_STREAMS)]
+    readers = [Reader([one, two], number) for number in range(NUM_STREAMS)]
     for reader in readers:
         reader.start()
     jobs: list[HeldJob] = [worker.claim().begin() for _ in readers]
@@ -101,8 +103,8 @@ def test_streams_of_a_killed_replica_go_on_at_another_with_every_token_once(star
             last = word == NUM_WORDS - 1
             job.write(f"{word} ", finish_reason="length" if last else None)
         if word == NUM_WORDS // 3:
-            for _ in range(NUM_STREAMS * 2):
-                assert seen_some.acquire(timeout=30)
+            for reader in readers:
+                assert reader.seen.acquire(timeout=30)  # who has seen nothing does not know what to go on with
             killed.send_signal(signal.SIGKILL)
             killed.wait(10)
     for job in jobs:
@@ -113,6 +115,45 @@ def test_streams_of_a_killed_replica_go_on_at_another_with_every_token_once(star
     expected = "".join(f"{word} " for word in range(NUM_WORDS))
     assert [reader.text for reader in readers] == [expected] * NUM_STREAMS
     assert all(reader.num_connections > 1 for reader in readers)
+
+
+def test_a_response_of_a_killed_replica_is_read_on_at_another_event_by_event(start: Start, worker: FakeWorker) -> None:
+    """Also one that was not asked for in the background: nobody was left to cancel it."""
+    (one, killed), (two, _) = start(), start()
+    with _client(one) as here, _client(two) as there:
+        streams = [
+            here.responses.create(model="fake", input="x", stream=True, background=background)
+            for background in (True, False)
+        ]
+        jobs = {job.job_id: job for job in (worker.claim().begin() for _ in streams)}
+        for job in jobs.values():
+            job.write("0 ")
+        seen: list[list[dict[str, Any]]] = [[] for _ in streams]
+        for events, stream in zip(seen, streams, strict=True):
+            while not events or events[-1]["type"] != "response.output_text.delta":
+                events += bodies_of([next(stream)])
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(10)
+        for events, stream in zip(seen, streams, strict=True):
+            with pytest.raises(openai.APIError):
+                events += bodies_of(stream)
+                raise AssertionError("a stream that was cut off looked whole")
+        for word in range(1, NUM_WORDS):
+            for job in jobs.values():
+                job.write(f"{word} ", finish_reason="stop" if word == NUM_WORDS - 1 else None)
+        rests = [
+            there.responses.retrieve(
+                events[0]["response"]["id"], stream=True, starting_after=events[-1]["sequence_number"]
+            )
+            for events in seen
+        ]
+        for job in jobs.values():
+            job.end()
+        expected = "".join(f"{word} " for word in range(NUM_WORDS))
+        for events, rest in zip(seen, rests, strict=True):
+            response = judge_events([*events, *bodies_of(rest)])
+            assert response.output_text == expected
+            assert there.responses.retrieve(response.id).output_text == expected
 
 
 def test_sigterm_lets_answers_end_and_then_leaves_with_zero(start: Start, worker: FakeWorker) -> None:
@@ -130,6 +171,10 @@ def test_sigterm_lets_answers_end_and_then_leaves_with_zero(start: Start, worker
     asking.join(30)
     assert answers[0].json()["choices"][0]["text"] == "the answer"
     assert process.wait(30) == 0
+
+
+def _client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
 def _answers(url: str) -> bool:

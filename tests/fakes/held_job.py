@@ -57,9 +57,10 @@ class HeldJob:
         finish_reason: FinishReason | None = None,
         publish: bool = True,
         num_tokens: int | None = None,
+        **others: Any,
     ) -> None:
         """One chunk, a token a character unless it is said how many. Without `publish` it is stored only, as if the
-        message was lost."""
+        message was lost. `others`: more of a chunk's fields."""
         offset = sum(len(chunk.token_ids) for chunk in self.chunks if chunk.index == index)
         chunk = Chunk(
             job_id=self.job_id,
@@ -68,6 +69,7 @@ class HeldJob:
             text=text,
             token_ids=[ord(character) for character in text] if num_tokens is None else list(range(num_tokens)),
             finish_reason=finish_reason,
+            **others,
         )
         self.chunks.append(chunk)
         self.seq += 1
@@ -122,7 +124,7 @@ class HeldJob:
             job_id=self.job_id,
             model=self.model,
             status=status,
-            choices=[self._choice(index) for index in range(num_choices)],
+            choices=[Choice.join(index, self.chunks, cut_off="error") for index in range(num_choices)],
             usage=self._usage(),
             timings=self.timings,
             attempts=self.attempt,
@@ -144,16 +146,6 @@ class HeldJob:
     def expire_stream(self) -> None:
         """The stream's time is up."""
         self.connection.delete(keys.stream_key(self.job_id))
-
-    def _choice(self, index: int) -> Choice:
-        chunks = [chunk for chunk in self.chunks if chunk.index == index]
-        ended = [chunk.finish_reason for chunk in chunks if chunk.finish_reason is not None]
-        return Choice(
-            index=index,
-            text="".join(chunk.text for chunk in chunks),
-            token_ids=[token_id for chunk in chunks for token_id in chunk.token_ids],
-            finish_reason=ended[-1] if ended else "error",
-        )
 
     def _usage(self) -> Usage:
         num_tokens = sum(len(chunk.token_ids) for chunk in self.chunks)

@@ -4,12 +4,10 @@ The same for every job, whoever enqueued it and for whatever API: text, thoughts
 """
 
 from producer.contract import Chunk, Usage
-from producer.gateway.chunk_bodies import encode_event
+from producer.gateway.renderer import DONE, Renderer, encode_event
 
 
-class ChunkEvents:
-    """Renders one job's chunks (`producer.gateway.job_stream.Renderer`)."""
-
+class ChunkEvents(Renderer):
     def render(self, chunk: Chunk, cursor: str) -> list[bytes]:
         if chunk.reset:
             return []  # told by `render_reset`
@@ -28,5 +26,5 @@ class ChunkEvents:
     def render_reset(self, cursor: str) -> bytes:
         return encode_event({"cursor": cursor, "reset": True})
 
-    def render_usage(self, usage: Usage) -> bytes:
-        return encode_event({"usage": usage.model_dump()})
+    def render_end(self, usage: Usage) -> bytes:
+        return encode_event({"usage": usage.model_dump()}) + DONE

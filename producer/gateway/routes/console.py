@@ -107,7 +107,7 @@ async def stream_job(
     await _check_sight(context, caller, job_id)
     await context.client.status(job_id)  # a job of which nothing is left is not found, before a stream begins
     job = context.client.job(job_id)
-    stream = JobStream(job, ChunkEvents(), None, includes_usage=True, after=after, shows_resets=True)
+    stream = JobStream(job, ChunkEvents(), None, after=after, shows_resets=True)
     return EventStream([stream], context)
 
 

@@ -1,19 +1,22 @@
 """/v1/jobs/{id}: what has become of a request, its stream again from a cursor on, and its end."""
 
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from producer.contract import Result
-from producer.errors import JobFailedError, JobNotFoundError
+from producer.errors import JobNotFoundError
 from producer.gateway.auth import Authenticated, Caller
 from producer.gateway.chunk_bodies import ChunkRenderer
 from producer.gateway.context import Context, GatewayContext
+from producer.gateway.errors import ApiError
 from producer.gateway.event_stream import EventStream
 from producer.gateway.job_records import JobRecord
 from producer.gateway.job_stream import BEGINNING, JobStream
+from producer.gateway.stored_responses import outcome, read_request
 from producer.openai_request import in_callers_words
 from producer.openai_response import RESPONSE_PREFIXES, error_body, response_body
+from producer.responses.request import RESPONSES_URL
 from producer.subscription import CURSOR_PATTERN
 
 router = APIRouter(tags=["jobs"])
@@ -26,8 +29,10 @@ async def get_job(context: Context, caller: Authenticated, job_id: str) -> dict[
     status = await context.client.status(job_id)
     body = _body(job_id, record, str(status))
     if status.has_ended:
-        result = await _outcome(context, job_id)
-        if result.choices or result.embeddings:
+        result = await outcome(context, job_id)
+        if record.response is not None and (request := await read_request(context, job_id)) is not None:
+            body["response"] = record.frame(job_id, request).body_of(result)
+        elif result.choices or result.embeddings:
             response = response_body(record.url, result, created=record.created)
             body["response"] = {**response, "id": record.response_id, "model": record.model}
         if result.error is not None:
@@ -57,12 +62,14 @@ async def stream_job(
     """The job's stream of events: from its beginning, or behind the cursor that an event carried. Leaving it does not
     cancel the job."""
     job_id, record = await _find(context, caller, job_id)
+    if record.response is not None:
+        message = f"job {job_id} is a response: GET {RESPONSES_URL}/{record.response_id}?stream=true, if it is stored"
+        raise ApiError(HTTPStatus.BAD_REQUEST, "job_is_a_response", message)
     await context.client.status(job_id)  # a job of which nothing is left is not found, before a stream begins
     stream = JobStream(
         context.client.job(job_id),
         ChunkRenderer(job_id, record, includes_usage=True, is_resumed=after not in (None, BEGINNING)),
         context.metrics.token_timer(record.model),
-        includes_usage=True,
         after=after,
         shows_resets=True,
         callers_names=record.callers_names,
@@ -78,14 +85,6 @@ async def _find(context: GatewayContext, caller: Caller, job_id: str) -> tuple[s
     if record is None or not caller.may_see(record.key_id):
         raise JobNotFoundError.unknown(job_id)
     return job_id, record
-
-
-async def _outcome(context: GatewayContext, job_id: str) -> Result:
-    """Of a job that has ended, failed ones too."""
-    try:
-        return await context.client.result(job_id, timeout=context.settings.request_timeout_seconds)
-    except JobFailedError as error:
-        return error.result or Result(job_id=job_id, status="failed", error=error.error)
 
 
 def _body(job_id: str, record: JobRecord, status: str) -> dict[str, Any]:

@@ -84,6 +84,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
 def test_the_beginning_of_a_prompt_is_told_from_any_body() -> None:
     assert prefix_text({"prompt": "a" * 9000}) == "a" * PREFIX_CHARS[-1]
     assert prefix_text({"prompt": [1, 2]}) == "[1, 2]"
+    assert prefix_text({"instructions": "rule", "input": "a" * 9000}).startswith("rule\naaa")
     parts = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}, "no message", 7]
     for body in ({}, {"messages": 3}, {"messages": parts}, {"tools": [{}], "messages": [{"role": "user"}]}):
         assert isinstance(prefix_text(body), str)

@@ -1,0 +1,146 @@
+"""Responses that were asked for before: a job's record, its stored request and its result, and nothing beside them.
+
+So a response is kept for as long as its job's result is. What is not the caller's own is not there.
+"""
+
+import logging
+from contextlib import suppress
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import ValidationError
+
+from producer.contract import Choice, JobRequest, Message, Result, keys
+from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError
+from producer.gateway.auth import Caller
+from producer.gateway.context import GatewayContext
+from producer.gateway.errors import ApiError
+from producer.openai_request import OpenAIRequest
+from producer.operations import send
+from producer.outcome import JobStatus
+from producer.responses.body import RESPONSE_PREFIX, ResponseFrame
+from producer.rq_names import job_key, rq_results_key
+from producer.stored_request import read_fields
+
+DELETE_SECONDS = 10.0  # that a deletion waits for the end of a job that it has cancelled
+MAX_MARKERS = 16  # in front of a stream's first chunk: an attempt writes one, and ten are made at most
+
+_STATUSES = {JobStatus.WAITING: "queued", JobStatus.QUEUED: "queued", JobStatus.RUNNING: "in_progress"}
+
+_log = logging.getLogger(__name__)
+
+
+async def find_response(context: GatewayContext, caller: Caller, response_id: str) -> ResponseFrame:
+    """Raises ApiError (404), also for one of somebody else, and for one that was not to be stored."""
+    job_id = response_id.removeprefix(RESPONSE_PREFIX)
+    record = await context.records.read(job_id) if job_id != response_id else None
+    if record is not None and caller.may_see(record.key_id) and record.response is not None and record.response.store:
+        request = await read_request(context, job_id)
+        if request is not None:
+            return record.frame(job_id, request)
+    hours = keys.RESULT_TTL_SECONDS // 3600
+    message = f"response {response_id:.100} is not known here; responses are kept for {hours} h after their end"
+    raise ApiError(HTTPStatus.NOT_FOUND, "response_not_found", message)
+
+
+async def read_request(context: GatewayContext, job_id: str) -> JobRequest | None:
+    """None where nothing is left of the job."""
+    [data] = await context.redis.run(send(("HGET", job_key(job_id), "data")))
+    if data is None:
+        return None
+    try:
+        return await context.bodies.run(len(data), lambda: JobRequest.model_validate(read_fields(data)))
+    except ValidationError:
+        return None
+
+
+async def show_response(context: GatewayContext, frame: ResponseFrame) -> dict[str, Any]:
+    """The response as it stands."""
+    status = await context.client.status(frame.job_id)
+    if not status.has_ended:
+        return frame.body(_STATUSES[status])
+    return frame.body_of(await outcome(context, frame.job_id))
+
+
+async def outcome(context: GatewayContext, job_id: str, timeout: float | None = None) -> Result:
+    """Of a job that has ended, failed ones too. Raises ResultTimeoutError, ApiError."""
+    try:
+        return await context.client.result(job_id, timeout=timeout or context.settings.request_timeout_seconds)
+    except JobFailedError as error:
+        return error.result or Result(job_id=job_id, status="failed", error=error.error)
+
+
+async def delete_response(context: GatewayContext, job_id: str) -> None:
+    """Ends its job, and forgets the response at once; of a job that does not end in time what is kept expires."""
+    with suppress(JobNotFoundError):
+        await context.client.cancel(job_id)
+    await context.records.forget(job_id)
+    try:
+        await outcome(context, job_id, DELETE_SECONDS)
+    except ResultTimeoutError:
+        _log.warning("action=response_data_left job=%s", job_id)
+    except JobNotFoundError:
+        pass
+    else:
+        names = (job_key(job_id), rq_results_key(job_id), keys.result_key(job_id), keys.stream_key(job_id))
+        await context.redis.run(send(("DEL", *names)))
+
+
+async def first_chunk_id(context: GatewayContext, job_id: str) -> str | None:
+    """What the numbers of a response's events count from; None, where nothing was shown yet. Raises ApiError, where the
+    stream is no longer there."""
+    status = await context.client.status(job_id)
+    command = ("XRANGE", keys.stream_key(job_id), "-", "+", "COUNT", MAX_MARKERS)
+    [entries] = await context.redis.run(send(command))
+    if not entries and status.has_ended:
+        hours = keys.STREAM_TTL_SECONDS // 3600
+        message = f"starting_after: a response's events are kept for {hours} h after its end; get it whole"
+        raise ApiError(HTTPStatus.NOT_FOUND, "events_expired", message, param="starting_after")
+    return next((entry_id.decode() for entry_id, fields in entries if keys.DATA_FIELD.encode() in fields), None)
+
+
+async def continue_response(
+    context: GatewayContext, caller: Caller, asked: OpenAIRequest, response_id: str
+) -> tuple[OpenAIRequest, int]:
+    """The request behind the earlier response's messages and answer, and the bytes that these take. Raises ApiError."""
+    try:
+        frame = await find_response(context, caller, response_id)
+    except ApiError as error:
+        raise _not_to_be_continued("previous_response_not_found", str(error)) from error
+    status = await context.client.status(frame.job_id)
+    if not status.has_ended:
+        rule = f"response {response_id:.100} has not ended; wait for it, or cancel it"
+        raise _not_to_be_continued("previous_response_not_finished", rule)
+    result = await outcome(context, frame.job_id)
+    if result.status != "finished" or not result.choices:
+        rule = f"response {response_id:.100} was {result.status}, and has no answer to go on from; ask it again"
+        raise _not_to_be_continued("previous_response_failed", rule)
+    earlier = (*input_messages(frame), _answer(result.choices[0]))
+    [job], own = asked.jobs, asked.jobs[0].messages or []
+    assert asked.response is not None
+    num_instructions = int(asked.response.has_instructions)
+    messages = [*own[:num_instructions], *earlier, *own[num_instructions:]]
+    num_bytes = sum(len(message.model_dump_json()) for message in earlier)
+    return replace(asked, jobs=[job.model_copy(update={"messages": messages})]), num_bytes
+
+
+def input_messages(frame: ResponseFrame) -> list[Message]:
+    """All that the response's answer follows on but its instructions, earlier responses included."""
+    return (frame.request.messages or [])[int(frame.asked.has_instructions) :]
+
+
+def _answer(choice: Choice) -> Message:
+    """Raises ApiError."""
+    content = choice.text if choice.text or not choice.tool_calls else None
+    fields = {"content": content, "tool_calls": choice.tool_calls, "reasoning": choice.reasoning}
+    try:
+        return Message.model_validate({"role": "assistant", **fields})
+    except ValidationError as error:
+        rule = "the response ends within a call that was cut off; send the items to go on from as input"
+        raise _not_to_be_continued("previous_response_incomplete", rule) from error
+
+
+def _not_to_be_continued(code: str, rule: str) -> ApiError:
+    param = "previous_response_id"
+    return ApiError(HTTPStatus.BAD_REQUEST, code, f"{param}: {rule}", param=param)
