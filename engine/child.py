@@ -37,6 +37,9 @@ from engine.messages import (
     StepOutput,
 )
 
+PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+"""A terminal sends them to the whole process group, but the parent decides."""
+
 ChildPipe: TypeAlias = "Connection[ChildMessage, ParentMessage]"
 Report: TypeAlias = Callable[[str], None]
 """Is told how far something has come that takes long."""
@@ -205,14 +208,10 @@ def _prepare_lightly(start: StartCore, report: Report) -> ModuleType:
 
 
 def leave_signals_to_parent() -> None:
-    """Ctrl-C reaches the whole process group, but the parent decides; it blocked these signals until now.
-
-    When the parent ends, so does this process, whatever it does.
-    """
-    signals = {signal.SIGINT, signal.SIGTERM}
-    for number in signals:
+    """The parent blocked its signals until now. When it ends, so does this process, whatever it does."""
+    for number in PARENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # a step that never yields cannot outlive the parent either
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -5,6 +5,7 @@ a pipe, whose EOF is its end.
 """
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -35,7 +36,7 @@ _REAP_SECONDS = 2.0
 # SmolLM2-135M's matrix products took 500 ms with them and 200 ms with these.
 _OPENMP_DEFAULTS = {"GOMP_SPINCOUNT": "2000"}
 _MAX_LAST_LINES = 20
-_MAX_LINE_BYTES = 1024
+_MAX_LINE_CHARS = 4096  # of an event; what is longer, as all of a bar that redraws itself, is cut
 
 
 class Supervised(Protocol):
@@ -140,7 +141,7 @@ class _LastWords:
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+        self._stream = io.TextIOWrapper(stream, "utf-8", "replace", newline="\n")
         self._lines: deque[str] = deque(maxlen=_MAX_LAST_LINES)
         self._thread = threading.Thread(target=self._pump, name="engine-stderr", daemon=True)
         self._thread.start()
@@ -152,12 +153,11 @@ class _LastWords:
         return "".join(self._lines).strip()
 
     def _pump(self) -> None:
-        for line in iter(lambda: self._stream.readline(_MAX_LINE_BYTES), b""):
-            text = line.decode(errors="replace")
-            self._lines.append(text)
-            # Our own stderr may be closed: the child must not block on it.
-            with contextlib.suppress(OSError, ValueError):
-                if text := text.rstrip():
+        for line in iter(lambda: self._stream.readline(_MAX_LINE_CHARS), ""):
+            self._lines.append(line)
+            # Whatever a handler of the application's raises: the child must not block on a pipe that nobody reads.
+            with contextlib.suppress(Exception):
+                if text := line.rstrip():
                     _log.warning("%s", text)
 
 

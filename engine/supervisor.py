@@ -1,4 +1,4 @@
-"""Keeps one child running and its requests fed: starts it, watches it, starts it again and carries the requests on.
+"""Feeds requests to a child that is kept running, and carries them on where another takes its place.
 
 One thread does all of it: it reads the pipe, takes commands from other threads, calls back with outputs and watches the
 clock. So requests need no lock, and a callback sees its outputs in order. Knows nothing of prompts, text or asyncio.
@@ -16,26 +16,24 @@ from functools import partial
 from math import inf
 from typing import Any
 
+from engine.child import PARENTS_SIGNALS
 from engine.config import EngineConfig
 from engine.errors import EngineDiedError, EngineError, EngineNotRunningError, InvalidRequestError, ModelLoadError
+from engine.kept_child import ChildEnd, KeptChild
 from engine.mailbox import Command, Mailbox
 from engine.messages import (
     AbortSequences,
     Begun,
     ChildMessage,
-    CoreFailed,
     EngineInfo,
     EngineStats,
     GetStats,
-    StartFailed,
-    StartProgress,
     StepOutput,
 )
 from engine.outputs import ErrorKind
 from engine.process import Supervised
 from engine.request import Request
 from engine.request_table import RequestTable
-from engine.restart_policy import RestartPolicy
 
 _STOP_SECONDS = 1.0  # what a child that goes by itself, or is inside a step, takes at most
 _STATS_SECONDS = 1.0  # how long a caller waits for figures while the child is inside a step
@@ -58,7 +56,6 @@ class Supervisor:
         `output_interval`: how many seconds lie between two deliveries of choices that go on, at least.
         """
         self._config = config
-        self._new_child = start_child
         self._after_outputs = after_outputs
         self._output_interval = output_interval
         self._outputs_due = 0.0  # monotonic seconds
@@ -70,12 +67,7 @@ class Supervisor:
         self._started: Future[EngineInfo] = Future()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._mailbox, selectors.EVENT_READ)
-        self._child: Supervised | None = None
-        self._is_ready = False
-        self._reason: str | None = None  # of the child's end, where it is known before
-        self._is_start_refused = False
-        self._waiting_since = time.monotonic()  # for what `_max_wait_seconds` limits
-        self._restarts = RestartPolicy()
+        self._child = KeptChild(config, start_child, self._selector)
         self._stats: EngineStats | None = None
         self._stats_futures: list[Future[None]] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -105,8 +97,8 @@ class Supervisor:
         if threading.current_thread() is self._thread:
             return
         self._thread.join(_STOP_SECONDS)
-        if self._thread.is_alive() and (child := self._child) is not None:
-            child.kill()  # the thread waits for the rest of a message
+        if self._thread.is_alive() and (running := self._child.running) is not None:
+            running.kill()  # the thread waits for the rest of a message
         self._thread.join()
 
     def submit(self, request: Request) -> None:
@@ -128,7 +120,7 @@ class Supervisor:
             with suppress(TimeoutError):
                 answered.result(_STATS_SECONDS)
         figures = self._stats.as_dict() if self._stats is not None else {}
-        return {"num_requests": len(self._table), "num_restarts": self._restarts.num_restarts, **figures}
+        return {"num_requests": len(self._table), "num_restarts": self._child.num_restarts, **figures}
 
     def _post(self, command: Command) -> bool:
         with self._lock:
@@ -139,9 +131,9 @@ class Supervisor:
     # everything below runs on the supervisor's thread
 
     def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # until the child can ignore them
+        signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)  # until the child can ignore them
         try:
-            self._start_child()
+            self._note_end(self._child.start())
             while self._end is None:
                 self._turn()
         except BaseException as error:  # nobody else would end those who wait
@@ -152,8 +144,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         """Sleeps until there is something to do, and does it."""
-        limit = self._max_wait_seconds()
-        ends_at = inf if limit is None else self._waiting_since + limit
+        ends_at = self._child.owes_by(is_busy=self._table.is_child_busy)
         due = min(ends_at, self._outputs_due) if self._table.has_fresh else ends_at
         events = self._selector.select(None if due == inf else max(0.0, due - time.monotonic()))
         for key, _ in events:
@@ -166,7 +157,7 @@ class Supervisor:
                 self._feed()
         now = time.monotonic()
         if not events and now >= ends_at:
-            self._give_up_waiting()
+            self._note_end(self._child.give_up_waiting())
         if now >= self._outputs_due and self._table.has_fresh:
             self._table.deliver()
             self._outputs_due = now + self._output_interval()
@@ -174,65 +165,28 @@ class Supervisor:
 
     def _feed(self) -> None:
         """Tells the child what has ended here and what it may begin. One that is not ready yet is told once it is."""
-        if not self._is_ready:
+        if not self._child.is_ready or self._end is not None:
             return
-        assert self._child is not None
         if forgotten := self._table.take_forgotten():
             self._child.send(AbortSequences(forgotten))
         was_busy = self._table.is_child_busy
         for message in self._table.start_more():
             self._child.send(message)
         if not was_busy:
-            self._waiting_since = time.monotonic()
-
-    def _max_wait_seconds(self) -> float | None:
-        if self._child is None:
-            return self._restarts.backoff_seconds
-        if not self._is_ready:
-            return self._config.start_timeout_seconds
-        return self._config.step_timeout_seconds if self._table.is_child_busy else None
-
-    def _give_up_waiting(self) -> None:
-        """The backoff is over, or the child owes a message for too long: then it counts as dead."""
-        self._waiting_since = time.monotonic()
-        if self._child is None:
-            self._restarts.num_restarts += 1
-            self._start_child()
-            return
-        name = "step_timeout_seconds" if self._is_ready else "start_timeout_seconds"
-        self._reason = f"the engine sent nothing within {name} ({self._max_wait_seconds():g} s) and was killed"
-        self._child.kill()
-
-    def _start_child(self) -> None:
-        self._is_ready = self._is_start_refused = False
-        self._reason = None
-        self._waiting_since = time.monotonic()
-        try:
-            self._child = self._new_child(self._config)
-        except (OSError, RuntimeError) as error:  # no memory, no process or no thread left, for now
-            self._note_end(f"its process cannot be started ({error})", was_ready=False)
-            return
-        self._selector.register(self._child.pipe, selectors.EVENT_READ)
+            self._child.note_wait()
 
     def _receive(self) -> None:
-        assert self._child is not None
-        try:
-            message = self._child.pipe.recv()
-        except (EOFError, OSError) as error:
-            if isinstance(error, BlockingIOError):
-                limit = self._config.step_timeout_seconds
-                self._reason = f"the engine stopped in the middle of a message, for {limit:g} s, and was killed"
-                self._child.kill()
-            self._on_child_end(self._child)
-            return
-        self.last_step_at = self._waiting_since = time.monotonic()
-        self._handle(message)
+        message = self._child.receive()
+        if isinstance(message, ChildEnd):
+            self._answer_stats()
+            self._note_end(message)
+        else:
+            self.last_step_at = time.monotonic()
+            self._handle(message)
 
     def _handle(self, message: ChildMessage) -> None:
         match message:
             case StepOutput():
-                if len(message.sequence_ids) or message.embeddings:
-                    self._restarts.note_token()
                 self._table.apply(message)
             case Begun(sequence_ids):
                 self._table.note_begun(sequence_ids)
@@ -241,53 +195,36 @@ class Supervisor:
                 self._answer_stats()
             case EngineInfo():
                 self._on_ready(message)
-            case StartProgress(progress):
-                _log.info("action=starting progress=%r", progress)
-            case StartFailed(reason):
-                self._reason = reason
-                self._is_start_refused = True
-            case CoreFailed(reason):
-                self._reason = reason
 
     def _on_ready(self, info: EngineInfo) -> None:
-        self._restarts.note_ready()
         if self._started.done() and self._started.result().fingerprint != info.fingerprint:
             reason = f"the engine came back as {info.fingerprint}, it was {self._started.result().fingerprint}"
             self._finish(EngineDiedError(reason), "died")  # carrying on would mix two arithmetics in one answer
             return
-        self._is_ready = True
         self._stats = EngineStats(num_kv_blocks=info.num_kv_blocks, num_kv_blocks_free=info.num_kv_blocks)
         if not self._started.done():
             self._started.set_result(info)
 
-    def _on_child_end(self, child: Supervised) -> None:
-        self._selector.unregister(child.pipe)
-        exit_reason = child.close()
-        was_ready, self._is_ready, self._child = self._is_ready, False, None
-        self._waiting_since = time.monotonic()
-        self._answer_stats()
-        self._note_end(self._reason or exit_reason, was_ready=was_ready)
-
-    def _note_end(self, reason: str, *, was_ready: bool) -> None:
+    def _note_end(self, end: ChildEnd | None) -> None:
         """Decides what the end of a child means: the end of all, or another start when the backoff is over."""
+        if end is None:
+            return
         if not self._started.done():
             path = self._config.model_path
             self._finish(
-                ModelLoadError(reason if self._is_start_refused else f"{path} was not loaded: {reason}"), "died"
+                ModelLoadError(end.reason if end.is_refused else f"{path} was not loaded: {end.reason}"), "died"
             )
-        elif was_ready:
-            _log.error("action=engine_restarts reason=%r", reason)
-            self._restarts.note_death()
-            self._table.note_death(reason)
+        elif end.was_ready:
+            _log.error("action=engine_restarts reason=%r", end.reason)
+            self._table.note_death(end.reason)
         else:
-            _log.error("action=engine_restart_failed reason=%r", reason)
-            self._restarts.note_failed_start(is_refused=self._is_start_refused)
-            if not self._restarts.can_start:
-                self._finish(EngineDiedError(f"the engine died and cannot be started again: {reason}"), "died")
+            _log.error("action=engine_restart_failed reason=%r", end.reason)
+            if not end.can_start:
+                self._finish(EngineDiedError(f"the engine died and cannot be started again: {end.reason}"), "died")
 
     def _ask_stats(self, answered: Future[None]) -> None:
         self._stats_futures.append(answered)
-        if self._child is not None and self._is_ready:
+        if self._child.is_ready:
             self._child.send(GetStats())
         else:
             self._answer_stats()
@@ -304,14 +241,13 @@ class Supervisor:
     def _clean_up(self) -> None:
         """Nobody can post any more; what was posted before is carried out, so that every request hears of the end."""
         assert self._end is not None
-        self._is_ready = False
         for command in self._mailbox.take_all():
             command()
         self._answer_stats()
         self._table.fail_all(str(self._end), self._end_kind)
         self._after_outputs()
-        if self._child is not None:
-            self._child.close()
+        if self._child.running is not None:
+            self._child.running.close()
         self._selector.close()
         self._mailbox.close()
         if not self._started.done():

@@ -28,7 +28,7 @@ def process_engine(folder: Path, fields: dict[str, Any] | None = None, **script:
 
 def child_pid(engine: InferenceEngine) -> int:
     assert engine._supervisor is not None
-    child = engine._supervisor._child
+    child = engine._supervisor._child.running
     assert isinstance(child, ChildProcess)
     return child.pid
 

@@ -40,7 +40,7 @@ def worker_on(redis_url: str, folder: Path, *, step_timeout_seconds: float = 60.
 
 def kill_child(worker: WorkerThread) -> None:
     engine: Any = worker.engine
-    child = engine._supervisor._child
+    child = engine._supervisor._child.running
     assert isinstance(child, ChildProcess)
     os.kill(child.pid, signal.SIGKILL)
 

@@ -1,5 +1,6 @@
 """The engine's child at both ends of its life: starts that fail or hang, and stops whatever it does."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from engine import EngineDiedError, InferenceEngine, ModelLoadError, SamplingParams
-from engine.process import ChildProcess
+from engine.process import ChildProcess, _LastWords
 from tests.fakes.echo_engines import (
     ENDLESS,
     POISON,
@@ -38,6 +39,34 @@ def test_a_child_that_dies_while_loading_is_reported_with_its_last_words(
         monkeypatch.setattr(sys, "stderr", None)  # as in a process that was started with it closed
     with pytest.raises(ModelLoadError, match=r"exit code 3; its last words:\ncannot open the device"):
         process_engine(tmp_path, crashed_start=1).start()
+
+
+def test_what_a_child_writes_is_logged_with_no_character_cut_in_two(caplog: pytest.LogCaptureFixture) -> None:
+    end, start = os.pipe()
+    words = _LastWords(os.fdopen(end, "rb"))
+    with os.fdopen(start, "w", encoding="utf-8") as stream:
+        stream.write("x" + 5000 * "é" + "\nlast\n")
+    assert words.close().endswith("é\nlast")
+    assert "".join(record.getMessage() for record in caplog.records) == "x" + 5000 * "é" + "last"
+
+
+def test_a_child_is_read_on_whatever_a_log_handler_of_the_application_raises() -> None:
+    """Else it would wait for ever for room in the pipe."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError(record.getMessage())
+
+    end, start = os.pipe()
+    log, handler = logging.getLogger("engine.process"), Broken()
+    log.addHandler(handler)
+    try:
+        words = _LastWords(os.fdopen(end, "rb"))
+        with os.fdopen(start, "w") as stream:
+            stream.write("first\nsecond\n")
+        assert words.close() == "first\nsecond"
+    finally:
+        log.removeHandler(handler)
 
 
 def test_a_core_that_cannot_be_imported_is_reported(tmp_path: Path) -> None:
@@ -138,7 +167,7 @@ def test_stop_while_the_model_is_loading_ends_the_start(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=start)
     thread.start()
-    while engine._supervisor is None or engine._supervisor._child is None:
+    while engine._supervisor is None or engine._supervisor._child.running is None:
         threading.Event().wait(0.01)
     engine.stop()
     thread.join(60)
@@ -155,7 +184,7 @@ def test_the_child_leaves_interrupts_to_its_parent(engine: InferenceEngine) -> N
     recorder = OutputRecorder()
     engine.submit("job-1", [SOUND], SamplingParams(max_tokens=300), on_output=recorder)
     recorder.wait_for_tokens(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(child_pid(engine), number)
     assert recorder.wait_for_end().finish_reason == "length"
     assert engine.get_stats()["num_restarts"] == 0
@@ -170,7 +199,7 @@ def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         "from engine.process import ChildProcess\n"
         f"engine = InferenceEngine({model!r}, _start_child=partial(ChildProcess, core_path={CORE_PATH!r}))\n"
         "engine.start()\n"
-        "print(engine._supervisor._child.pid, flush=True)\n"
+        "print(engine._supervisor._child.running.pid, flush=True)\n"
         "signal.pause()\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
