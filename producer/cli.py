@@ -95,9 +95,9 @@ class CommandGroup(click.Group):
 
 
 def exit_code(error: "PromptmillError") -> int:
-    from producer.errors import BatchFileError, InvalidJobError, RedisUnavailableError, SettingsError
+    from producer.errors import BatchFileError, InvalidJobError, PortTakenError, RedisUnavailableError, SettingsError
 
-    if isinstance(error, RedisUnavailableError):
+    if isinstance(error, (RedisUnavailableError, PortTakenError)):
         return EXIT_UNREACHABLE
     return EXIT_USAGE if isinstance(error, (InvalidJobError, SettingsError, BatchFileError)) else EXIT_FAILED
 

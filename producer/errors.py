@@ -3,6 +3,7 @@
 PromptmillError
 ├── InvalidJobError          the request is refused before it is enqueued; `param` names the field
 ├── SettingsError            a flag or PROMPTMILL_* variable is wrong; names both
+├── PortTakenError           somebody else listens where a gateway is to
 ├── BatchFileError          a batch's input or output file cannot be used; names it
 ├── ClientClosedError        the client was closed before
 ├── RedisUnavailableError    Redis cannot be reached at the URL given
@@ -49,6 +50,10 @@ class InvalidJobError(PromptmillError):
 
 class SettingsError(PromptmillError):
     """A setting is wrong; the message names its flag, its variable and the rule."""
+
+
+class PortTakenError(PromptmillError):
+    """Somebody else listens on the port; it may be free later."""
 
 
 class BatchFileError(PromptmillError):

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from engine.errors import EngineError
-from producer.errors import SettingsError
+from producer.errors import PortTakenError, SettingsError
 from producer.logs import configure_logging
 from producer.settings import load_settings, settings_options, warn_of_misspelt_variables
 from worker.errors import WorkerError
@@ -83,7 +83,7 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except SettingsError as error:
         raise _SettingsFailure(_one_line(error)) from error
-    except (WorkerError, EngineError) as error:
+    except (WorkerError, EngineError, PortTakenError) as error:
         raise _StartFailure(_one_line(error)) from error
 
 

@@ -1,20 +1,20 @@
 """`promptmill serve`: a Redis of its own, a worker and a gateway as processes, started and ended from here."""
 
-import errno
 import fcntl
 import shlex
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import click
 from pydantic import Field
 
 from producer.contract.keys import DEFAULT_QUEUE
-from producer.errors import SettingsError
+from producer.errors import PortTakenError, SettingsError
+from producer.listener import listen
 from producer.settings import redact_url
 from worker import gateway_process, worker_process
 from worker.embedded_redis import EmbeddedRedis, free_port
@@ -146,18 +146,13 @@ def _embedded_redis(settings: ServeSettings) -> Iterator[EmbeddedRedis]:
 
 
 def _listen(settings: ServeSettings) -> socket.socket:
-    """For the gateway, which inherits it: from here on nobody else gets the port, and clients wait while a gateway that
-    was killed is started again. Raises StartRefusedError."""
-    host, given = settings.http_host, settings.http_port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in (gateway_process.DEFAULT_PORT, 0) if given is None else (given,):
-        try:
-            return socket.create_server((host, port), family=family)
-        except OSError as error:
-            problem = error
-    if problem.errno == errno.EADDRINUSE:
-        raise StartRefusedError(f"port {given} is taken: stop what listens there, or pass another --http-port")
-    raise StartRefusedError(f"--http-host {host}: {problem.strerror or problem}; name an address of this machine")
+    """For the gateway, which inherits it: clients wait while one that was killed is started again. Raises
+    PortTakenError, SettingsError."""
+    if settings.http_port is not None:
+        return listen(settings.http_host, settings.http_port)
+    with suppress(PortTakenError):
+        return listen(settings.http_host, gateway_process.DEFAULT_PORT)
+    return listen(settings.http_host, 0)
 
 
 def _address(listener: socket.socket) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -15,6 +16,7 @@ from producer.gateway.context import GatewayContext
 from producer.gateway.drain import Drain
 from producer.gateway.http_protocol import LimitedHttpProtocol
 from producer.gateway.settings import GatewaySettings, is_loopback
+from producer.listener import listen
 from producer.operations import send
 from producer.server_version import is_too_old
 
@@ -55,9 +57,10 @@ def _scheme(config: uvicorn.Config) -> str:
 
 
 def run_gateway(settings: GatewaySettings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. For the main thread.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then drain. For the main thread.
 
-    Raises SettingsError, or RedisRefusedError, before it listens; a Redis that is not there yet is waited for.
+    Raises SettingsError, PortTakenError or RedisRefusedError before it serves; a Redis that is not there yet is waited
+    for.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings))
@@ -73,16 +76,17 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(settings: GatewaySettings) -> None:
-    if settings.http_fd is None:
-        _check_address(settings.http_host, settings.http_port)
-    context = GatewayContext.build(settings)
-    try:
-        await _check_redis(context)
-        listeners = None if settings.http_fd is None else [_inherited(settings, settings.http_fd)]
-    except BaseException:
-        await context.aclose()  # uvloop waits for connections that are still open when it is closed
-        raise
-    await build_server(settings, context).serve(listeners)
+    with _listener(settings) as listener:
+        context = GatewayContext.build(settings)
+        try:
+            await _check_redis(context)
+        except BaseException:
+            await context.aclose()  # uvloop waits for connections that are still open when it is closed
+            raise
+        server = build_server(settings, context)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal's end; `nohup` keeps it away
+            signal.signal(signal.SIGHUP, server.handle_exit)
+        await server.serve([listener])
 
 
 async def _check_redis(context: GatewayContext) -> None:
@@ -100,16 +104,11 @@ async def _check_redis(context: GatewayContext) -> None:
         raise SettingsError(str(error)) from error
 
 
-def _check_address(host: str, port: int) -> None:
-    """Raises SettingsError. uvicorn tells its log alone, and ends with the exit code that means Redis elsewhere."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-            probe.bind(address)
-    except OSError as error:
-        rule = "stop what listens there, or name another address"
-        raise SettingsError(f"--http-host {host}, --http-port {port}: {error.strerror or error}; {rule}") from error
+def _listener(settings: GatewaySettings) -> socket.socket:
+    """It listens before anything else is done: the port is ours, or somebody is told at once that it is not."""
+    if settings.http_fd is not None:
+        return _inherited(settings, settings.http_fd)
+    return listen(settings.http_host, settings.http_port)
 
 
 def _inherited(settings: GatewaySettings, fd: int) -> socket.socket:

@@ -156,14 +156,19 @@ def test_a_response_of_a_killed_replica_is_read_on_at_another_event_by_event(sta
             assert there.responses.retrieve(response.id).output_text == expected
 
 
-def test_sigterm_lets_answers_end_and_then_leaves_with_zero(start: Start, worker: FakeWorker) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_answers_end_and_then_the_gateway_leaves_with_zero(
+    start: Start, worker: FakeWorker, number: signal.Signals
+) -> None:
+    inherited = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and a gateway leaves it so
     url, process = start()
+    signal.signal(number, inherited)
     answers: list[httpx.Response] = []
     body = {"model": "fake", "prompt": "x"}
     asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=60)))
     asking.start()
     job = worker.claim().begin()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     while _answers(url):  # until it takes no more
         time.sleep(0.05)
     job.write("the answer", finish_reason="stop")

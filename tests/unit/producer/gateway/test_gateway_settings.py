@@ -28,9 +28,9 @@ def test_a_bucket_without_a_name_is_refused_before_anybody_asks_for_it(files: st
         load_settings(GatewaySettings, {"files": files})
 
 
-def test_a_port_that_is_taken_is_a_wrong_setting_said_in_one_line() -> None:
+def test_a_port_that_is_taken_is_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = CliRunner().invoke(main, ["gateway", "--http-port", str(port), "--redis-url", "redis://127.0.0.1:1"])
-    assert result.exit_code == 2
-    assert result.stderr.startswith(f"Error: --http-host 127.0.0.1, --http-port {port}: Address already in use; stop")
+    assert result.exit_code == 3
+    assert result.stderr == f"Error: port {port} is taken: stop what listens there, or pass another --http-port\n"
