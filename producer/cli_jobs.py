@@ -120,7 +120,7 @@ def _hint_at_missing_workers(client: Client, job: Job) -> None:
 @contextmanager
 def _cancelled_when_interrupted(client: Client, job_id: str) -> Iterator[None]:
     for number in _STOP_SIGNALS:
-        if signal.getsignal(number) is signal.SIG_DFL:  # else it is somebody's, or ignored as by `nohup`
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as by `nohup`
             signal.signal(number, signal.default_int_handler)
     try:
         yield

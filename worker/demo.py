@@ -27,7 +27,7 @@ POLL_SECONDS = 0.1
 def run_demo(settings: WorkerSettings) -> int:
     """The exit code: 0 if every prompt was answered. Raises EmbeddedRedisError, and StartRefusedError with the
     worker's own words if it ends early."""
-    with TemporaryDirectory(prefix="promptmill-demo-") as folder, EmbeddedRedis() as server:
+    with EmbeddedRedis() as server, TemporaryDirectory(prefix="promptmill-demo-") as folder:
         environment = worker_process.environment_for(settings, server.url)
         log = Path(folder) / "worker.log"
         with ExitStack() as stack:

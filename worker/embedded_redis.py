@@ -74,8 +74,7 @@ class EmbeddedRedis:
     def start(self) -> Self:
         """Start the server. Raises EmbeddedRedisError with the server's own words if it does not answer."""
         binary = find_server()
-        data_dir = self._data_dir = self._data_dir or Path(tempfile.mkdtemp(prefix="promptmill-redis-"))
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir = self._data_dir = self._make_data_dir()
         self.port = self._given_port or self.port or free_port()
         command = [binary, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(data_dir), "--save", ""]
         command += [
@@ -129,6 +128,15 @@ class EmbeddedRedis:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _make_data_dir(self) -> Path:
+        try:
+            data_dir = self._data_dir or Path(tempfile.mkdtemp(prefix="promptmill-redis-"))
+            data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            remedy = "set TMPDIR to one that can be written to, or name one (--data-dir of `promptmill serve`)"
+            raise EmbeddedRedisError(f"there is no folder for the data of Redis ({error}): {remedy}") from error
+        return data_dir
 
     def _wait_until_up(self) -> None:
         assert self._process is not None

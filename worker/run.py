@@ -1,7 +1,7 @@
 """A worker's process: checks its surroundings, starts the engine, serves until it is told to stop.
 
-Whatever hangs, the process is gone two seconds after SIGTERM or SIGINT; jobs that could not be handed over by then come
-back when their leases end.
+Whatever hangs, the process is gone two seconds after SIGTERM, SIGINT or SIGHUP; jobs that could not be handed over by
+then come back when their leases end.
 """
 
 import gc
@@ -46,7 +46,7 @@ def run_worker(settings: WorkerSettings) -> None:
             with reached(settings.redis_url):
                 service = WorkerService(settings, client, engine, store)
             gc.freeze()  # what is there now stays: collections that looked at it, too, took the loop 40 to 100 ms each
-            service.run(on_serving=lambda: signals.serve(service.request_stop), on_handed_over=signals.note_handed_over)
+            service.run(on_serving=lambda: signals.serve(service.request_stop, lambda: service.holds_jobs))
         finally:
             engine.stop()
 

@@ -57,6 +57,7 @@ class WorkerService:
         self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
         self._started_at = time.time()
         self._stats: dict[str, Any] = {}
+        self._has_handed_over = False
         self._scripts = Scripts()
         self._bridge = RqBridge(client, settings.queue_names, name=self.name)
         reader = JobReader(
@@ -183,11 +184,15 @@ class WorkerService:
         """From any thread, and in a signal handler."""
         self._loop.request_stop()
 
-    def run(
-        self, *, on_serving: Callable[[], None] = lambda: None, on_handed_over: Callable[[], None] = lambda: None
-    ) -> None:
-        """Serve until told to stop, then hand over. `on_serving` is called when jobs are about to be claimed,
-        `on_handed_over` when none is held any more: what is left to do then is to sign off."""
+    @property
+    def holds_jobs(self) -> bool:
+        """Whether jobs would wait for the end of their leases if this were the end. From any thread, and in a signal
+        handler."""
+        return not self._has_handed_over and len(self._loop.held) > 0
+
+    def run(self, *, on_serving: Callable[[], None] = lambda: None) -> None:
+        """Serve until told to stop, then hand over. `on_serving` is called when jobs are about to be claimed. Raises
+        HandOverError where jobs could not be given back."""
         with reached(self._settings.redis_url):
             self._bridge.register()
         on_serving()
@@ -200,18 +205,18 @@ class WorkerService:
                 self._leases.tick()
                 self._loop.turn()
         finally:
-            self._hand_over(on_handed_over)
+            self._hand_over()
         if self._loop.failure is not None:
             raise self._loop.failure
 
-    def _hand_over(self, on_handed_over: Callable[[], None]) -> None:
+    def _hand_over(self) -> None:
         for aide in reversed(self._aides):
             aide.stop()
-        end = time.monotonic() + HAND_OVER_SECONDS
+        num_jobs, end = 0, time.monotonic() + HAND_OVER_SECONDS
         while True:
             try:
                 num_jobs = self._loop.hand_over()
-                on_handed_over()
+                self._has_handed_over = True
                 self._leases.stop(THREADS_END_SECONDS)
                 for housekeeper in self._housekeepers:
                     housekeeper.join(THREADS_END_SECONDS)  # else RQ's scheduler may lock queues after the sign-off
@@ -220,8 +225,11 @@ class WorkerService:
             except REDIS_AWAY as error:
                 if time.monotonic() > end:
                     self._leases.stop(0.0)
-                    message = f"Redis is away ({error}): the worker's jobs come back when their leases end"
-                    raise HandOverError(message) from error
+                    if self.holds_jobs:
+                        message = f"Redis is away ({error}): the worker's jobs come back when their leases end"
+                        raise HandOverError(message) from error
+                    _log.warning("action=not_signed_off worker=%s error=%s", self.name, error)  # its entries expire
+                    break
             time.sleep(HAND_OVER_RETRY_SECONDS)
         self._courier.close(THREADS_END_SECONDS)
         _log.info("action=handed_over worker=%s num_jobs=%d", self.name, num_jobs)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: how the process ends, and that it does end in time."""
+"""SIGTERM, SIGINT and SIGHUP: how the process ends, and that it does end in time."""
 
 import logging
 import os
@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from worker.held_signals import ending_signals
 
 MAX_STOP_SECONDS = 1.8  # from the signal that asks for a hand-over to the end of the process
 
@@ -26,22 +28,18 @@ class StopSignals:
         self._drain_seconds = drain_seconds
         self._num_received = 0
         self._on_stop: Callable[[], None] | None = None
+        self._holds_jobs: Callable[[], bool] = lambda: False
         self._saved: dict[signal.Signals, Any] = {}
         self._watching = threading.Event()
         self._left = threading.Event()
-        self._is_handed_over = False
 
-    def serve(self, on_stop: Callable[[], None]) -> None:
-        """From now on signals call `on_stop`."""
-        self._on_stop = on_stop
-
-    def note_handed_over(self) -> None:
-        """Nothing is held any more: an end by the watchdog is an orderly one from now on."""
-        self._is_handed_over = True
+    def serve(self, on_stop: Callable[[], None], holds_jobs: Callable[[], bool]) -> None:
+        """From now on signals call `on_stop`. Where nothing is held an end by the watchdog is an orderly one, too."""
+        self._on_stop, self._holds_jobs = on_stop, holds_jobs
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in ending_signals():
                 self._saved[number] = signal.signal(number, self._receive)
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
@@ -71,8 +69,8 @@ class StopSignals:
     def _watch(self) -> None:
         self._watching.wait()
         if not self._left.wait(MAX_STOP_SECONDS):
-            _log.error("action=stop_forced handed_over=%s", self._is_handed_over)
+            _log.error("action=stop_forced holds_jobs=%s", self._holds_jobs())
             self._exit_now()
 
     def _exit_now(self) -> None:
-        os._exit(0 if self._is_handed_over else 1)
+        os._exit(1 if self._holds_jobs() else 0)

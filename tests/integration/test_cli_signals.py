@@ -1,7 +1,13 @@
 """Commands that are interrupted: what becomes of their jobs and files, and what they say."""
 
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -88,3 +94,47 @@ def test_a_reader_that_goes_away_from_a_stream_cancels_the_job(worker: FakeWorke
     assert held.is_cancelled()
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_command_line_is_imported_ends_it_quietly(tmp_path: Path, number: signal.Signals) -> None:
+    with importing(tmp_path, [sys.executable, "-m", "producer", "status"]) as process:
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (-number, "")
+
+
+def test_the_first_process_of_a_container_gets_a_signal_while_the_command_line_is_imported(tmp_path: Path) -> None:
+    """Linux keeps from it what it has no handler for."""
+    contained = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*contained, "true"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no process can be put into a namespace of its own here")
+    with importing(tmp_path, [*contained, sys.executable, "-m", "producer", "status"]) as process:
+        first = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        os.kill(int(first), signal.SIGTERM)
+        _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (128 + signal.SIGTERM, "")
+
+
+@contextmanager
+def importing(folder: Path, command: list[str]) -> "Iterator[subprocess.Popen[str]]":
+    """A command that stays amid the import of its first package."""
+    (folder / "click.py").write_text("import signal\nprint('importing', flush=True)\nsignal.pause()\n")
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        yield process
+
+
+def test_a_command_that_is_started_with_its_standard_files_closed_takes_no_socket_for_them(tmp_path: Path) -> None:
+    """What is printed would go to Redis, and uvloop aborts where it is to close one."""
+    seen = tmp_path / "seen"
+    look = "import os, pathlib\nfiles = [os.readlink(f'/proc/self/fd/{number}') for number in range(3)]\n"
+    (tmp_path / "click.py").write_text(f"{look}pathlib.Path({str(seen)!r}).write_text(' '.join(files))\nos._exit(0)\n")
+    closing = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([*closing, sys.executable, "-m", "producer", "status"], env=environment, check=True, timeout=60)
+    assert seen.read_text() == "/dev/null /dev/null /dev/null"

@@ -1,6 +1,7 @@
 """When a redis-server of our own has started, and when it has not."""
 
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,12 @@ def test_it_has_started_when_it_has_read_what_it_kept() -> None:
         server.start()
         with redis.Redis.from_url(server.url) as client:
             assert client.dbsize() == num_keys
+
+
+def test_a_system_on_which_no_folder_can_be_made_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(EmbeddedRedisError, match=r"no folder for the data of Redis \(.*: set TMPDIR.*--data-dir"):
+        EmbeddedRedis().start()

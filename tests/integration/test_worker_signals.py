@@ -1,9 +1,11 @@
-"""SIGTERM and SIGINT to real worker processes, whatever they are at."""
+"""SIGTERM, SIGINT and SIGHUP to real worker processes, whatever they are at."""
 
+import os
 import signal
 import time
 from pathlib import Path
 
+import pytest
 import redis
 from rq import Queue
 
@@ -15,12 +17,14 @@ from tests.fakes.worker_runs import (
     WorkerThread,
     enqueue_many,
     leftovers,
+    rq_queue,
     stream_text,
     wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
     wait_until,
 )
+from worker.embedded_redis import EmbeddedRedis
 
 MAX_END_SECONDS = 2.0  # promised
 
@@ -67,12 +71,17 @@ def test_256_jobs_that_were_handed_over_go_on_elsewhere_at_once(
         wait_for_no_leftovers(redis_client)
 
 
-def test_sigint_while_the_engine_hangs_ends_the_process_in_time(redis_url: str, queue: Queue) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_the_engine_hangs_ends_the_process_in_time(
+    redis_url: str, queue: Queue, number: signal.Signals
+) -> None:
     ids = enqueue_many(queue, 3, max_tokens=4000)
+    inherited = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and a worker leaves it so
     with WorkerProcess(redis_url, step_seconds=3600) as worker:
+        signal.signal(number, inherited)
         worker.wait_until_serving()
         wait_until(lambda: queue.count == 0)
-        assert end_in_time(worker, signal.SIGINT) == 0
+        assert end_in_time(worker, number) == 0
     assert queue.get_job_ids() == ids
 
 
@@ -94,6 +103,24 @@ def test_an_idle_worker_ends_at_once_and_leaves_no_trace(redis_url: str, redis_c
         assert end_in_time(worker, signal.SIGTERM) == 0
     assert redis_client.zcard(keys.WORKERS_KEY) == 0 and redis_client.scard("rq:workers") == 0
     assert list(redis_client.scan_iter("promptmill:worker:*")) == []
+
+
+@pytest.mark.parametrize("trouble", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("num_jobs", [0, 1])
+def test_a_stop_while_redis_is_away_is_orderly_where_no_job_waits_for_the_end_of_its_lease(
+    trouble: signal.Signals, num_jobs: int
+) -> None:
+    with EmbeddedRedis() as server, WorkerProcess(server.url, step_seconds=3600) as worker:
+        worker.wait_until_serving()
+        with redis.Redis.from_url(server.url) as client:
+            enqueue_many(rq_queue(client), num_jobs, max_tokens=4000)
+            wait_until(lambda: client.zcard(keys.leases_key(keys.DEFAULT_QUEUE)) == num_jobs)
+        os.kill(server.pid, trouble)
+        try:
+            code = end_in_time(worker, signal.SIGTERM)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+    assert (code == 0) == (num_jobs == 0)
 
 
 def test_drain_finish_ends_the_running_jobs_and_claims_no_more(
