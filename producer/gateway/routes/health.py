@@ -1,5 +1,5 @@
-"""GET /health: whether requests can be served, /health/ready: whether they are to be sent here, and /health/live:
-whether this process answers."""
+"""GET and HEAD /health: whether requests can be served, /health/ready: whether they are to be sent here, and
+/health/live: whether this process answers."""
 
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +13,7 @@ from producer.gateway.context import Context, GatewayContext
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(context: Context) -> JSONResponse:
     """200 while Redis is reachable, a worker alive and this process takes requests; else 503, saying which is not."""
@@ -20,6 +21,7 @@ async def health(context: Context) -> JSONResponse:
     return _answer(context, num_workers, is_healthy=bool(num_workers))
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready")
 async def ready(context: Context) -> JSONResponse:
     """The same, but 200 also while no worker is alive: jobs, files and batches are read and taken without one. For what
@@ -28,6 +30,7 @@ async def ready(context: Context) -> JSONResponse:
     return _answer(context, num_workers, is_healthy=num_workers is not None)
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live")
 async def live() -> dict[str, str]:
     """200 as long as this process answers, whatever becomes of Redis and the workers."""

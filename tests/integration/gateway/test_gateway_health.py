@@ -35,6 +35,13 @@ def test_a_gateway_without_a_worker_serves_nothing_but_is_sent_requests(gateway:
     }
 
 
+def test_a_monitor_may_ask_for_the_head_alone(gateway: RunningGateway) -> None:
+    with httpx.Client(base_url=gateway.url, timeout=30) as client:
+        responses = [client.head(path) for path in ("/health", "/health/ready", "/health/live")]
+    assert [response.status_code for response in responses] == [503, 200, 200]
+    assert all(response.content == b"" for response in responses)
+
+
 def test_a_gateway_that_drains_is_sent_nothing_more(gateway: RunningGateway, worker: FakeWorker) -> None:
     assert [status for status, _ in answers(gateway).values()] == [200, 200, 200]
     assert gateway.context is not None
