@@ -113,10 +113,12 @@ class EventStream(Response):
             interval = self._keep_alive_seconds
 
     async def _end_early(self, *, has_drained: bool) -> ApiError:
+        paths = [stream.renderer.rest_path(stream.told) for stream in self._streams]
         if has_drained:
-            return stopping(stream.renderer.rest_path(stream.told) for stream in self._streams)
+            return stopping(paths)
         await cancel_jobs(self._cancels)
-        message = f"no complete answer within {self._timeout_seconds:g} s"
+        fate = "its job was cancelled" if self._cancels else f"it goes on: GET {', '.join(paths)}"
+        message = f"no complete answer within {self._timeout_seconds:g} s; {fate}"
         return ApiError(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.TIMEOUT, message, should_retry=False)
 
     async def _fail(self, error: ApiError) -> None:

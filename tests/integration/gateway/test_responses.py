@@ -312,6 +312,30 @@ def test_a_stream_that_is_left_goes_on_live_on_another_gateway(start_gateway: St
     assert judge_events(events).output_text == "abc"
 
 
+@pytest.mark.parametrize("ends_by", ["time", "stop"])
+def test_a_stream_that_its_gateway_ends_says_where_the_rest_is(
+    start_gateway: StartGateway, worker: FakeWorker, ends_by: str
+) -> None:
+    gateway = start_gateway(request_timeout_seconds=1.0 if ends_by == "time" else 60.0)
+    with open_client(gateway) as here, open_client(start_gateway()) as there:
+        stream = here.responses.create(model="fake", input="x", background=True, stream=True)
+        job = worker.claim().begin()
+        job.write("a")
+        events = bodies_of([next(stream)])
+        if ends_by == "stop":
+            gateway.begin_stop()
+        with pytest.raises(openai.APIError) as ended:
+            for event in stream:
+                events += bodies_of([event])
+        response_id, last = events[0]["response"]["id"], events[-1]["sequence_number"]
+        assert f"GET /v1/responses/{response_id}?stream=true&starting_after={last}" in str(ended.value)
+        assert not job.is_cancelled()
+        job.write("b", finish_reason="stop")
+        job.end()
+        events += bodies_of(there.responses.retrieve(response_id, stream=True, starting_after=last))
+    assert judge_events(events).output_text == "ab"
+
+
 def test_who_leaves_a_stream_cancels_it_unless_it_is_in_the_background(
     client: openai.OpenAI, worker: FakeWorker
 ) -> None:

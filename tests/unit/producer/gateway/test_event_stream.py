@@ -9,11 +9,13 @@ from typing import Any, cast
 import pytest
 
 from producer.contract import Usage
+from producer.gateway.console.chunk_events import ChunkEvents
 from producer.gateway.drain import Drain
 from producer.gateway.errors import ApiError
 from producer.gateway.event_stream import EventStream
 from producer.gateway.job_stream import SendEvent
 from producer.gateway.metrics import GatewayMetrics
+from producer.gateway.renderer import Told
 
 WAIT_SECONDS = 30.0
 
@@ -24,7 +26,8 @@ class PlayedStream:
     def __init__(self, play: Callable[[SendEvent], Awaitable[None]], usage: Usage | None = None) -> None:
         self.copy_to = play
         self.usage = usage or Usage()
-        self.job_id, self.cursor, self.includes_usage = "job", "1-1", False
+        self.told = Told("job", "1-1", None)
+        self.renderer = ChunkEvents()
 
 
 class PlayedJob:
