@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch is for the tests that need it
 
 # Where there is no Triton (it is for Linux alone) there is nothing of it to test.
 if importlib.util.find_spec("triton") is None:
-    collect_ignore_glob = ["test_triton_*.py", "test_cuda_graphs.py", "test_step_ahead.py"]
+    collect_ignore_glob = ["test_triton_*.py", "test_cuda_graphs.py", "test_model_ahead.py"]
 # Triton's kernels are compiled where there is a GPU, else run by its interpreter: read when they are first imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
