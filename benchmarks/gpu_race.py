@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import torch
@@ -132,6 +132,19 @@ def first_job_seconds(settings: RaceSettings) -> float:
         return time.perf_counter() - start
 
 
+def core_config(settings: RaceSettings, num_seqs: int) -> EngineConfig:
+    """Of a core in this process."""
+    options: dict[str, Any] = {"num_kv_blocks": 64, "max_num_tokens": 32} if settings.is_smoke else {}
+    return EngineConfig(
+        model_path=str(settings.folder),
+        device=str(settings.device),
+        attention="triton",
+        max_num_seqs=num_seqs,
+        prefix_caching=False,
+        **options,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class StepProfile:
     """What a profiler saw of decode steps."""
@@ -144,9 +157,7 @@ class StepProfile:
 
 def profile_steps(settings: RaceSettings, num_seqs: int, end_id: int) -> StepProfile:
     """50 decode steps of `num_seqs` sequences of the race's lengths."""
-    device = str(settings.device)
-    config = EngineConfig(model_path=str(settings.folder), device=device, attention="triton", max_num_seqs=num_seqs)
-    core = EngineCore(config)
+    core = EngineCore(core_config(settings, num_seqs))
     workload = uniform_workload(num_seqs, (100, 1024), (400, 400), seed=3, end_id=end_id)
     for i, (prompt, limit) in enumerate(zip(workload.prompts, workload.max_tokens, strict=True)):
         params = SamplingParams(max_tokens=limit, temperature=0.0, ignore_eos=True)

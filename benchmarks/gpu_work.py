@@ -63,7 +63,7 @@ def stages_of(settings: Settings) -> list[str]:
         names += [f"weights: {name}", f"race: {name}: {OURS}"]
     names.append(f"kernels: {first}")
     names += [f"race: {first}: {OURS}: {MORE}"] if has_more else []
-    names += [f"idle: {first}", f"first job: {first}"]
+    names += [f"idle: {first}", f"first run: {first}", f"first job: {first}"]
     variants = [] if settings.is_smoke else list(VARIANTS)  # the interpreter takes long for them
     names += [f"race: {first}: {variant}" for variant in variants]
     installed = [peer for peer in settings.peers if peer == "transformers"]
@@ -71,7 +71,7 @@ def stages_of(settings: Settings) -> list[str]:
     names += [f"kernel checks: {name}" for name in (first, *others)]
     names.append(f"tests: {first}")
     names += [f"race: {name}: {OURS}: {MORE}" for name in others if has_more]
-    names += [f"{kind}: {name}" for name in others for kind in ("kernels", "idle", "first job")]
+    names += [f"{kind}: {name}" for name in others for kind in ("kernels", "idle", "first run", "first job")]
     names += [f"race: {name}: {peer}" for name in others for peer in installed]
     names += [f"race: {name}: {variant}" for name in others for variant in variants]
     for name in (first, *others):
@@ -110,6 +110,7 @@ class Work:
             "linears": self._linears,
             "race": self._race,
             "idle": self._idle,
+            "first run": self._first_run,
             "first job": self._first_job,
         }
         return partial(functions[kind], stage, size, *rest[1:])
@@ -225,6 +226,12 @@ class Work:
         for name, count, seconds in profile.kernels:
             row = [size.name, name[:70], f"{count:.3g}", f"{1e6 * seconds:.0f}", f"{seconds / profile.seconds:.1%}"]
             self._journal.add(stage, kind="profile", row=row)
+
+    def _first_run(self, stage: str, size: ModelSize) -> None:
+        from benchmarks.gpu_first_run import first_runs
+
+        for text in first_runs(self._race_settings(size), self._workloads(OURS, "", min(size.vocab, 40_000))[0]):
+            self._note(stage, f"{size.name}, {text}.")
 
     def _first_job(self, stage: str, size: ModelSize) -> None:
         seconds = first_job_seconds(self._race_settings(size))

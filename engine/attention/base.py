@@ -4,7 +4,7 @@ Owns the values that carry a step's state from the runner to the attention funct
 scheduling, or of how any backend computes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -76,6 +76,10 @@ class PagedBackend(AttentionBackend, Protocol):
 
     def attend(self, q: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules) -> Tensor:
         """`forward` without the writing."""
+        ...
+
+    def kernels_of(self, batch: AttentionBatch, kv_cache_layer: Tensor) -> Hashable:
+        """Equal for steps that run the same compiled kernels. Of the batch only what lies on the host is looked at."""
         ...
 
 

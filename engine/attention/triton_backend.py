@@ -7,7 +7,8 @@ has the same bits in either; else a prefill takes a larger tile and all keys as 
 sequences are smaller and many of some length have none, which is faster and gives other last bits.
 """
 
-from dataclasses import replace
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class TritonAttention:
         sinks = None if rules.sinks is None else rules.sinks.detach().float().contiguous()
         rules = replace(rules, softcap=rules.softcap or None, sinks=sinks)
         output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        num_decodes = batch.num_seqs if batch.max_query_len == 1 or batch.is_open else batch.num_decodes
+        num_decodes = _num_decodes(batch)
         num_known = 0 if batch.is_open else num_decodes
         if num_decodes:
             self._decode(q, kv_cache_layer, output, batch, num_decodes, rules)
@@ -123,8 +124,9 @@ class TritonAttention:
             layer.stride(2),
             rules.scaling,
             rules.softcap,
-            **_constants(q, layer, rules, num_rows, split=SPLIT if self.is_row_invariant else 0),
-            SEQS=max(16, triton.next_power_of_2(batch.num_seqs - first_sequence)),
+            **_constants(q, layer, rules, num_rows, _tile_keys(layer)),
+            SPLIT=SPLIT if self.is_row_invariant else 0,
+            SEQS=_num_places(batch.num_seqs - first_sequence),
             IS_MIXED=batch.is_open,
             # A thread holds so many of the output's values that two warpgroups share a wide head's tile.
             num_warps=8 if num_rows * q.shape[2] > 64 * 128 else 4,
@@ -137,20 +139,14 @@ class TritonAttention:
     ) -> None:
         num_heads, head_dim = q.shape[1:]
         num_kv_heads = layer.shape[3]
-        programs = num_decodes * num_kv_heads
-        tile_bytes = _TILE_BYTES if self.is_row_invariant or programs < _MANY_PROGRAMS else 2 * _TILE_BYTES
-        num_rows = _num_rows(num_heads // num_kv_heads)
-        constants = _constants(q, layer, rules, num_rows, split=SPLIT, tile_bytes=tile_bytes)
-        if not self.is_row_invariant:
-            constants["SPLIT"] = choose_split(programs, batch.max_context_len, least=constants["BLOCK_N"])
-        num_splits = triton.cdiv(batch.max_context_len, constants["SPLIT"])
-        is_split = num_splits > 1
+        tiling = self._decode_tiling(layer, batch, num_decodes)
+        is_split = tiling.num_splits > 1
         target = output
         if is_split:
-            shape = (num_decodes, num_heads, num_splits, head_dim + 4)
+            shape = (num_decodes, num_heads, tiling.num_splits, head_dim + 4)
             target = torch.empty(shape, dtype=torch.float32, device=q.device)
         # In this order neighbours read one page at a time, and programs that have nothing to do come between others.
-        decode_kernel[(num_kv_heads, num_splits, num_decodes)](
+        decode_kernel[(num_kv_heads, tiling.num_splits, num_decodes)](
             q,
             layer[0],
             layer[1],
@@ -164,7 +160,8 @@ class TritonAttention:
             layer.stride(2),
             rules.scaling,
             rules.softcap,
-            **constants,
+            **_constants(q, layer, rules, _num_rows(num_heads // num_kv_heads), tiling.tile_keys),
+            SPLIT=tiling.split,
             IS_SPLIT=is_split,
             IS_MIXED=batch.is_open,
             num_warps=_DECODE_WARPS,
@@ -172,7 +169,32 @@ class TritonAttention:
             **early_launch(q),
         )
         if is_split:
-            _merge(target, output, batch, rules, split=constants["SPLIT"])
+            _merge(target, output, batch, rules, split=tiling.split)
+
+    def kernels_of(self, batch: AttentionBatch, kv_cache_layer: Tensor) -> Hashable:
+        """See `PagedBackend.kernels_of`."""
+        num_decodes = _num_decodes(batch)
+        tiling = self._decode_tiling(kv_cache_layer, batch, num_decodes)
+        num_prefills = batch.num_seqs - (0 if batch.is_open else num_decodes)
+        return batch.is_open, tiling.tile_keys, tiling.split, num_prefills and _num_places(num_prefills)
+
+    def _decode_tiling(self, layer: Tensor, batch: AttentionBatch, num_decodes: int) -> "_DecodeTiling":
+        programs = num_decodes * layer.shape[3]
+        tile_bytes = _TILE_BYTES if self.is_row_invariant or programs < _MANY_PROGRAMS else 2 * _TILE_BYTES
+        tile_keys = _tile_keys(layer, tile_bytes)
+        split = SPLIT
+        if not self.is_row_invariant:
+            split = choose_split(programs, batch.max_context_len, least=tile_keys)
+        num_splits = triton.cdiv(batch.max_context_len, split)
+        # Nothing depends on the size of an only split: all have one kernel.
+        return _DecodeTiling(tile_keys, split if num_splits > 1 else _UNSPLIT * SPLIT, num_splits)
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodeTiling:
+    tile_keys: int
+    split: int  # keys
+    num_splits: int
 
 
 def _merge(parts: Tensor, output: Tensor, batch: AttentionBatch, rules: AttentionRules, *, split: int) -> None:
@@ -212,21 +234,34 @@ def choose_split(num_programs: int, max_context_len: int, *, least: int) -> int:
     return split
 
 
-def _constants(
-    q: Tensor, layer: Tensor, rules: AttentionRules, num_rows: int, *, split: int, tile_bytes: int | None = None
-) -> dict[str, Any]:
+def _constants(q: Tensor, layer: Tensor, rules: AttentionRules, num_rows: int, tile_keys: int) -> dict[str, Any]:
     _, _, block_size, num_kv_heads, head_dim = layer.shape
-    padded_dim = _padded(head_dim)
     return {
         "WINDOW": rules.sliding_window or 0,
         "GROUP": q.shape[1] // num_kv_heads,
         "HEAD_DIM": head_dim,
         "BLOCK_SIZE": block_size,
-        "SPLIT": split,
         "BLOCK_M": num_rows,
-        "BLOCK_N": max(16, min(_TILE_KEYS, (tile_bytes or _TILE_BYTES) // (padded_dim * layer.element_size()))),
-        "BLOCK_D": padded_dim,
+        "BLOCK_N": tile_keys,
+        "BLOCK_D": _padded(head_dim),
     }
+
+
+def _num_decodes(batch: AttentionBatch) -> int:
+    """Leading sequences that have one token, or may have."""
+    return batch.num_seqs if batch.max_query_len == 1 or batch.is_open else batch.num_decodes
+
+
+def _tile_keys(layer: Tensor, tile_bytes: int = _TILE_BYTES) -> int:
+    return max(16, min(_TILE_KEYS, tile_bytes // (_padded(layer.shape[4]) * layer.element_size())))
+
+
+def _num_places(num_seqs: int) -> int:
+    """Places among which a program looks for its sequence: few different ones, since a kernel is compiled for each."""
+    places = 32
+    while places < num_seqs:
+        places *= 4
+    return places
 
 
 def _padded(head_dim: int) -> int:

@@ -37,6 +37,7 @@ class ShardRunner:
     def allocate(self, num_blocks: int) -> None:
         """Raises `ModelLoadError`."""
         self._model.allocate_kv_cache(num_blocks)
+        self._forwards.prepare()
 
     @torch.inference_mode()
     def run(self, forward: RunForward) -> None:

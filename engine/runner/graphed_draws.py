@@ -11,6 +11,7 @@ from dataclasses import fields
 from torch import Tensor
 
 from engine.runner.cuda_graphs import Capture, Graph, Uncaptured
+from engine.runner.step_shapes import MIN_SEQS
 from engine.sampler import Sampler, SamplingBatch
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,12 @@ class GraphedDraws:
         self._batch = SamplingBatch(temperature, top_p, top_k, min_p, seed, choice, position)
         self._placed: Tensor | None = None  # the temperatures of the rows whose parameters lie there
         self._graphs: dict[_Kind, Graph | None] = {}  # None: seen once
+
+    def prepare(self) -> None:
+        """Run every kind of draw once, of whatever lies in the buffer, so that no kernel is compiled later."""
+        num_rows = min(MIN_SEQS, len(self._logits))
+        for may_draw, may_cut in ((False, False), (True, False), (True, True)):
+            self._run((num_rows, may_draw, may_cut))
 
     def draw(self, batch: SamplingBatch, num_rows: int) -> Tensor:
         """As `Sampler.sample` and `Sampler.settle` of the buffer's first rows, in memory that the next draw overwrites.

@@ -26,7 +26,7 @@ _MEBIBYTE = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-MeasureGraphs = Callable[[Callable[[], int]], int]  # `GraphedSteps.measure`
+MeasureGraphs = Callable[[Callable[[], int], float], int]  # `GraphedSteps.measure`
 
 
 def choose_num_blocks(
@@ -93,6 +93,7 @@ def _free_on_cuda(
     device = model.device
 
     def free_bytes() -> int:
+        torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
 
@@ -102,7 +103,8 @@ def _free_on_cuda(
     try:
         run_largest_step()
         peak = torch.cuda.max_memory_allocated(device) - before
-        graphs = measure_graphs(free_bytes) if measure_graphs is not None else 0
+        spare_share = 1 - config.kv_memory_fraction
+        graphs = measure_graphs(free_bytes, spare_share) if measure_graphs is not None else 0
     except RuntimeError as error:
         if not is_of_memory(error):
             raise

@@ -45,8 +45,8 @@ class ModelRunner:
         self._to_device = HostToDevice(self._model.device)
         sampler = create_sampler(self._model.device, self._model.cache_dir, uses_triton=self._model.uses_triton)
         own = StepForwards(config, self._model, self._to_device)
-        graphs = own.graphs
-        draws = None if graphs is None else GraphedDraws(sampler, graphs.logits, graphs.capture)
+        self.graphs = own.graphs  # None: there are none
+        draws = None if self.graphs is None else GraphedDraws(sampler, self.graphs.logits, self.graphs.capture)
         self._sampler = StepSampler(sampler, self._to_device, draws)
         self._ahead = StepAhead(self._compute_ahead) if self._runs_ahead() else None
         num_blocks = choose_num_blocks(
@@ -57,6 +57,9 @@ class ModelRunner:
         warn_of_short_context(config, self._model, num_blocks)
         self._forwards: Forwards = own if leader is None else AnnouncedForwards(leader, own)
         self._model.allocate_kv_cache(num_blocks)
+        own.prepare()
+        if draws is not None:
+            draws.prepare()
         is_measured = self._ahead is not None and config.max_num_tokens is None
         step_tokens = measure_step_tokens(config, self._model, num_blocks, self._run_to_end) if is_measured else None
         self.info = self._describe(config, num_blocks, step_tokens)

@@ -3,6 +3,7 @@
 Knows nothing of sampling, nor of steps before and after.
 """
 
+import logging
 from functools import partial
 from typing import Protocol
 
@@ -15,9 +16,12 @@ from engine.config import EngineConfig
 from engine.model.loader import LoadedModel
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.cuda_graphs import CudaCapture, GraphedSteps
+from engine.runner.device_errors import is_of_memory
 from engine.runner.memory import MeasureGraphs
 from engine.runner.step_sampler import StepLogits
 from engine.runner.transfer import HostToDevice
+
+logger = logging.getLogger(__name__)
 
 _NOTHING = np.zeros(0, np.int64)
 
@@ -37,6 +41,7 @@ class StepForwards:
         self._model = model
         self._to_device = to_device
         self._graphs = _graphed_steps(config, model)
+        self._has_ranks = config.tensor_parallel_size > 1
 
     @property
     def graphs(self) -> GraphedSteps | None:
@@ -47,6 +52,17 @@ class StepForwards:
     def measure_graphs(self) -> MeasureGraphs | None:
         """None where there are no graphs."""
         return self._graphs.measure if self._graphs is not None else None
+
+    def prepare(self) -> None:
+        """See `GraphedSteps.prepare`. Without memory for it steps run nevertheless, unless other ranks take part."""
+        if self._graphs is None:
+            return
+        try:
+            self._graphs.prepare()
+        except RuntimeError as error:
+            if self._has_ranks or not is_of_memory(error):
+                raise
+            logger.warning("action=graphs_unprepared reason=%r", str(error).partition("\n")[0])
 
     def run(self, inputs: BatchInputs, token_ids: Tensor | None = None) -> StepLogits:
         """See `Forwards.run`."""

@@ -64,8 +64,8 @@ def choose_shape(inputs: BatchInputs, *, max_num_seqs: int, max_blocks: int, row
     if inputs.num_tokens > MAX_MIXED_TOKENS or len(inputs.logits_indices) > max_num_seqs:
         return None
     num_tokens = mixed_bucket(inputs.num_tokens)
-    num_seqs = _bucket(max(inputs.num_seqs, len(inputs.logits_indices)), _MIN_MIXED_SEQS, _MIXED_SEQS_FACTOR)
-    return StepShape.mixed(num_tokens, _multiple(min(num_seqs, decode_bucket(max_num_seqs)), row_step), width)
+    num_seqs = max(inputs.num_seqs, len(inputs.logits_indices))
+    return StepShape.mixed(num_tokens, _mixed_seqs(num_seqs, max_num_seqs, row_step), width)
 
 
 def largest_shapes(max_num_seqs: int, max_num_tokens: int, max_blocks: int, *, row_step: int = 1) -> list[StepShape]:
@@ -73,6 +73,19 @@ def largest_shapes(max_num_seqs: int, max_num_tokens: int, max_blocks: int, *, r
     num_seqs = decode_bucket(max_num_seqs, row_step)
     num_tokens = mixed_bucket(min(max_num_tokens, MAX_MIXED_TOKENS))
     return [StepShape.of_decodes(num_seqs, max_blocks), StepShape.mixed(num_tokens, num_seqs, max_blocks)]
+
+
+def every_table(max_num_seqs: int, max_blocks: int, *, row_step: int = 1) -> Iterator[StepShape]:
+    """All shapes but mixed ones of more tokens, wide block tables and many sequences first."""
+    sizes = {decode_bucket(number, row_step) for number in range(1, max_num_seqs + 1)}
+    mixed = {_mixed_seqs(number, max_num_seqs, row_step) for number in range(1, max_num_seqs + 1)}
+    width = max_blocks
+    while True:
+        yield from (StepShape.of_decodes(number, width) for number in sorted(sizes, reverse=True))
+        yield from (StepShape.mixed(_MIXED_STEP, number, width) for number in sorted(mixed, reverse=True))
+        if width <= _MIN_BLOCKS:
+            return
+        width = _bucket(-(-width // _BLOCKS_FACTOR), _MIN_BLOCKS, _BLOCKS_FACTOR)
 
 
 def decode_bucket(num_seqs: int, row_step: int = 1) -> int:
@@ -206,6 +219,11 @@ def _padding(name: str, shape: StepShape, num_values: int, num_tokens: int) -> i
     starts = np.full(shape.num_seqs + 1 - num_values, num_tokens, np.int32)
     starts[-1] = shape.num_tokens  # the last sequence has what padding there is, the others behind the step's nothing
     return starts
+
+
+def _mixed_seqs(num_seqs: int, max_num_seqs: int, row_step: int) -> int:
+    number = min(_bucket(num_seqs, _MIN_MIXED_SEQS, _MIXED_SEQS_FACTOR), decode_bucket(max_num_seqs))
+    return _multiple(number, row_step)
 
 
 def _multiple(number: int, step: int) -> int:

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu_first_run import compilations
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
 from engine.model.loader import load_model
 from engine.model.paged_modules import PagedLayer
-from engine.runner.cuda_graphs import CudaCapture, GraphedSteps
+from engine.runner import cuda_graphs
+from engine.runner.cuda_graphs import CudaCapture
 from engine.runner.model_runner import ModelRunner
-from engine.runner.step_forwards import StepForwards
 from engine.sampling_params import SamplingParams
 from tests.fakes.core_driver import run_to_end
 from tests.fakes.packed_forward import BLOCK_SIZE, LENGTHS, prompts, run, steps_of
@@ -34,28 +35,31 @@ def tiny_qwen(tmp_path: Path) -> Iterator[Path]:
 
 def generate(folder: Path, **options: Any) -> tuple[list[list[int]], ModelRunner]:
     """Greedy and sampled tokens of sequences that come and go, so that steps of many shapes occur, and the runner."""
-    config = EngineConfig(
+    config = config_of(folder, **options)
+    runner = ModelRunner(config)
+    return run_some(config, runner), runner
+
+
+def config_of(folder: Path, **options: Any) -> EngineConfig:
+    return EngineConfig(
         model_path=str(folder), max_num_seqs=8, max_num_tokens=64, num_kv_blocks=64, dtype="float32", **options
     )
-    runner = ModelRunner(config)
+
+
+def run_some(config: EngineConfig, runner: ModelRunner) -> list[list[int]]:
     core = EngineCore(config, runner=runner)
     for i in range(12):
         params = SamplingParams(max_tokens=6 + 3 * i, temperature=0.8 * (i % 2), seed=i, top_p=0.9, ignore_eos=True)
         core.add(AddSequence(sequence_id=i, prompt_token_ids=[20 + i] * (1 + 9 * i), params=params))
-    return run_to_end(core, 12), runner
-
-
-def graphs_of(runner: ModelRunner) -> GraphedSteps | None:
-    assert isinstance(runner._forwards, StepForwards)
-    return runner._forwards._graphs
+    return run_to_end(core, 12)
 
 
 def test_graphs_are_captured_and_change_no_token(tiny_qwen: Path) -> None:
     expected, _ = generate(tiny_qwen, device="cpu")
     plain, without = generate(tiny_qwen, device="cuda", cuda_graphs=False)
     graphed, runner = generate(tiny_qwen, device="cuda")
-    graphs = graphs_of(runner)
-    assert graphs_of(without) is None and graphs is not None and graphs.num_graphs > 0
+    graphs = runner.graphs
+    assert without.graphs is None and graphs is not None and graphs.num_graphs > 0
     assert plain == expected and graphed == expected
 
 
@@ -78,15 +82,36 @@ def test_graphs_are_measured_before_the_cache_takes_the_memory(tiny_qwen: Path) 
         model_path=str(tiny_qwen), device="cuda", dtype="bfloat16", max_num_seqs=8, kv_memory_fraction=0.02
     )
     runner = ModelRunner(config)
-    graphs = graphs_of(runner)
+    graphs = runner.graphs
     assert graphs is not None and runner.info.step_tokens is not None
 
     def free_bytes() -> int:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
 
-    num_graphs = graphs.num_graphs  # of the steps that were timed
-    assert graphs.measure(free_bytes) > 0 and graphs.num_graphs == num_graphs
+    num_graphs = graphs.num_graphs  # of the largest steps, and those that were timed
+    assert graphs.measure(free_bytes, 0.5) > 0 and graphs.num_graphs == num_graphs
+
+
+def test_a_started_engine_compiles_no_kernel_of_its_own_in_its_first_steps(tiny_qwen: Path) -> None:
+    with compilations() as at_start:
+        config = config_of(tiny_qwen, device="cuda")
+        runner = ModelRunner(config)
+    assert at_start.num_compiled + at_start.num_found
+    with compilations() as later:
+        run_some(config, runner)
+    assert (later.num_compiled, later.num_found) == (0, 0)
+
+
+def test_few_graphs_take_each_others_place_and_change_no_token(
+    tiny_qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = generate(tiny_qwen, device="cuda")
+    monkeypatch.setattr(cuda_graphs, "_MAX_GRAPHS", 3)
+    monkeypatch.setattr(cuda_graphs, "_LONG_UNUSED", 0)
+    tokens, runner = generate(tiny_qwen, device="cuda")
+    assert tokens == expected
+    assert runner.graphs is not None and runner.graphs.num_graphs == 3
 
 
 def test_the_modules_are_fused_on_a_gpu_too(tiny_qwen: Path) -> None:

@@ -29,7 +29,7 @@ def test_the_first_call_tells_how_fast_and_how_right_the_engine_is() -> None:
         sizes = {name: ModelSize(name, "qwen3", 1, 1, 1, 1, 1, 1, 1, True) for name in "AB"}
         patched.setattr("benchmarks.gpu_work.SIZES", sizes)
         names = stages_of(settings)
-    assert names[:12] == [
+    assert names[:13] == [
         "limits",
         "weights: A",
         "engine checks: A",
@@ -39,6 +39,7 @@ def test_the_first_call_tells_how_fast_and_how_right_the_engine_is() -> None:
         "kernels: A",
         "race: A: promptmill: more",
         "idle: A",
+        "first run: A",
         "first job: A",
         "race: A: promptmill, deterministic",
         "race: A: promptmill, 8192 a step",

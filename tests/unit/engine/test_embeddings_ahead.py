@@ -50,6 +50,7 @@ def run(folder: Path, attention: str) -> tuple[dict[int, list[int]], dict[int, N
         max_num_seqs=4,
         max_num_tokens=8,
         num_kv_blocks=48,
+        max_model_len=192,
     )
     core = EngineCore(config)
     tokens: dict[int, list[int]] = {100: [], 101: []}

@@ -66,6 +66,7 @@ def test_a_cache_that_holds_the_whole_context_says_nothing(tiny_llama: Path, cap
 def test_on_cuda_the_cache_leaves_room_for_a_step_and_for_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for name, value in {
+        "synchronize": None,
         "empty_cache": None,
         "reset_peak_memory_stats": None,
         "mem_get_info": (1_000_000, 2_000_000),
@@ -86,10 +87,10 @@ def test_on_cuda_the_cache_leaves_room_for_a_step_and_for_graphs(monkeypatch: py
         return choose_num_blocks(settings, model, lambda: calls.append("step"), measure)
 
     assert choose(None) == 500 - 100
-    assert choose(lambda free_bytes: free_bytes() // 20) == 500 - 100 - 50
+    assert choose(lambda free_bytes, spare_share: int(free_bytes() * spare_share) // 10) == 500 - 100 - 50
     assert calls.index("1 block") < calls.index("step") < calls.index("max_memory_allocated")
 
-    def run_out(free_bytes: Any) -> int:
+    def run_out(free_bytes: Any, spare_share: float) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(ModelLoadError, match="does not fit beside the weights"):

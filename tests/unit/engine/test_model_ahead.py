@@ -100,6 +100,7 @@ def _run_model(folder: Path, attention: str, kinds: list[dict[str, Any]]) -> tup
         max_num_seqs=3 if len(kinds) > 1 else 2,
         max_num_tokens=8,
         num_kv_blocks=32,
+        max_model_len=128,
     )
     core = EngineCore(config)
     assert core.info.runs_ahead == (attention == "triton")

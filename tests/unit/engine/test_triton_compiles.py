@@ -33,17 +33,31 @@ KERNELS = {
 }
 
 
+MOST_ATTENTION_KERNELS = 20  # of one model
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("capability", [90, 89])
 def test_every_kernel_compiles_and_fits_the_gpus_shared_memory_and_registers(capability: int) -> None:
+    result = run_compiler("tests.fakes.triton_compiler", str(capability))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert {line.split()[0] for line in result.stdout.splitlines()} == KERNELS
+
+
+def test_steps_of_all_shapes_share_few_kernels_and_run_those_that_they_say() -> None:
+    result = run_compiler("tests.fakes.launched_kernels")
+    assert result.returncode == 0, result.stderr[-3000:]
+    numbers = [int(number) for number in result.stdout.split()]
+    assert len(numbers) == 8 and max(numbers) <= MOST_ATTENTION_KERNELS
+
+
+def run_compiler(*command: str) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.fakes.triton_compiler", str(capability)],
+    return subprocess.run(
+        [sys.executable, "-m", *command],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env=environment | {"OMP_NUM_THREADS": "1"},
         check=False,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert {line.split()[0] for line in result.stdout.splitlines()} == KERNELS
