@@ -133,14 +133,15 @@ def _linear(size: ModelSize, device: torch.device, dtype: torch.dtype, seed: int
 
 def _sampler(size: ModelSize, device: torch.device, seed: int) -> str:
     num_rows = 64 if device.type == "cuda" else 8
-    logits = torch.randn(num_rows, size.vocab, generator=torch.Generator().manual_seed(seed)) * 3
     batch = random_batch(num_rows, seed=seed)
     moved = batch.to(device)
-    for dtype in (torch.float32, torch.bfloat16):
-        expected = Sampler().sample(logits.to(dtype).float(), batch)
-        num_others = int((TritonSampler().sample(logits.to(device, dtype), moved).cpu() != expected).sum())
-        if num_others:
-            return f"{num_others} of {num_rows} tokens differ in {dtype}"
+    for scale in (3, 0.1):  # of rows as flat as the latter thresholds are sought among all tokens
+        logits = torch.randn(num_rows, size.vocab, generator=torch.Generator().manual_seed(seed)) * scale
+        for dtype in (torch.float32, torch.bfloat16):
+            expected = Sampler().sample(logits.to(dtype).float(), batch)
+            num_others = int((TritonSampler().sample(logits.to(device, dtype), moved).cpu() != expected).sum())
+            if num_others:
+                return f"{num_others} of {num_rows} tokens differ in {dtype} at a scale of {scale}"
     return "ok"
 
 

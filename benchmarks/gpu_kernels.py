@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -114,15 +115,18 @@ def _rows(size: ModelSize, timer: Timer, limits: DeviceLimits, num_rows: int) ->
 def _samplers(size: ModelSize, timer: Timer, num_rows: int, limits: DeviceLimits) -> Iterator[list[str]]:
     """By one reading of the logits, as if nothing else were to be done."""
     logits = torch.randn(num_rows, size.vocab, device=timer.device) * 3
-    batches = {
-        "greedy": replace(batch_of(num_rows, temperature=0.0), may_draw=False, may_cut=False),  # as a step knows it
-        "drawn": replace(batch_of(num_rows), may_cut=False),
-        "top-p": batch_of(num_rows, top_p=0.9),
-        "all filters": random_batch(num_rows, seed=0),
+    flat = logits / 3
+    top_p = batch_of(num_rows, top_p=0.9)
+    cases = {
+        "greedy": (logits, replace(batch_of(num_rows, temperature=0.0), may_draw=False, may_cut=False)),  # as known
+        "drawn": (logits, replace(batch_of(num_rows), may_cut=False)),
+        "top-p": (logits, top_p),
+        "top-p of flat rows": (flat, top_p),
+        "all filters": (logits, random_batch(num_rows, seed=0)),
     }
-    for name, batch in batches.items():
-        moved = batch.to(timer.device)
-        seconds = timer.seconds(lambda _, moved=moved: TritonSampler().sample(logits, moved))  # type: ignore[misc]
+    for name, (rows, batch) in cases.items():
+        sample = partial(TritonSampler().sample, rows, batch.to(timer.device))
+        seconds = timer.seconds(lambda _, sample=sample: sample())  # type: ignore[misc]
         yield by_bytes(f"sampler, {name}", f"{num_rows} x {size.vocab}", seconds, 4 * logits.numel(), limits)
 
 

@@ -9,8 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
-from engine.kernels.triton.filters import gather_kernel, profile_kernel, threshold_kernel
+from engine.kernels.triton.filters import gather_kernel, threshold_kernel
 from engine.kernels.triton.logits import mask_kernel, penalize_kernel
+from engine.kernels.triton.row_profile import profile_kernel
 from engine.kernels.triton.sampling import choose_kernel, draw_kernel, max_kernel, settle_kernel
 from engine.logit_editor import LogitEditor
 from engine.sampler import Sampler, SamplingBatch

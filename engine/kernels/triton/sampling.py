@@ -10,6 +10,7 @@ import triton.language as tl
 
 NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 LOWEST = tl.constexpr(-0x80000000)
+LN_2 = tl.constexpr(0.6931471805599453)
 MARGIN = tl.constexpr(1e-3)  # between a score in float32 and in float64 lies less
 
 
@@ -69,18 +70,21 @@ def gumbel(bits):
 @triton.jit
 def near_gumbel(bits):
     """The same in float32, off by a tenth of `MARGIN` at most. Near 1 the uniform has no digits left: its distance
-    from 1 has them."""
+    from 1 has them. A GPU has an instruction for the logarithm to base 2, right to 2^-22; others take it twenty."""
     places = bits.to(tl.uint32, bitcast=True) ^ 0x80000000
     uniform = (places.to(tl.float32) + 0.5) * 2.3283064365386963e-10
     rest = ((places ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    return -tl.log(tl.where(rest < 0.01, rest + 0.5 * rest * rest, -tl.log(uniform)))
+    exponential = tl.where(rest < 0.01, rest + 0.5 * rest * rest, tl.log2(uniform) * -LN_2)
+    return tl.log2(exponential) * -LN_2
 
 
 @triton.jit
 def load_scaled(row_ptr, ids, vocab_size, most, temperature):
-    """x = (logit - max) / temperature; minus infinity behind the row."""
+    """x = (logit - max) / temperature; minus infinity behind the row. most: None where x itself is read."""
     logits = tl.load(row_ptr + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float32)
-    return tl.div_rn(logits - most, temperature)
+    if most is not None:
+        logits = tl.div_rn(logits - most, temperature)
+    return logits
 
 
 @triton.jit
@@ -156,8 +160,9 @@ def draw_kernel(
         for start in range(first, tl.minimum(first + CHUNK, vocab_size), BLOCK):
             ids = start + tl.arange(0, BLOCK)
             x, is_kept = _kept(row_ptr, ids, vocab_size, most, temperature, threshold, min_p)
-            score = x + near_gumbel(noise_bits(key_low, key_high, ids))
-            best = tl.maximum(best, tl.where(is_kept, score, float("-inf")))
+            if threshold_ptr is None or tl.max(is_kept.to(tl.int32), 0) > 0:
+                score = x + near_gumbel(noise_bits(key_low, key_high, ids))
+                best = tl.maximum(best, tl.where(is_kept, score, float("-inf")))
         tl.store(score_ptr + row * num_chunks + tl.program_id(1), tl.max(best, 0))
 
 
