@@ -21,14 +21,14 @@ _PREFILLS = [(1, 4096), (16, 512)]
 # What is changed, by the backend's names.
 _DECODE_CHANGES: list[dict[str, int]] = [
     {},
-    {"_DECODE_STAGES": 2},
     {"_DECODE_STAGES": 3},
-    {"_DECODE_STAGES": 5},
+    {"_DECODE_STAGES": 4},
     {"_TILE_KEYS": 32},
-    {"_TILE_KEYS": 32, "_DECODE_STAGES": 5},
+    {"_TILE_KEYS": 32, "_DECODE_STAGES": 3},
     {"_DECODE_WARPS": 2, "_TILE_KEYS": 32},
     {"_TILE_KEYS": 64},
     {"_TILE_BYTES": 32_768},
+    {"_TILE_KEYS": 256, "_TILE_BYTES": 32_768},
     {"_DECODE_WARPS": 8},
     {"_DECODE_WARPS": 2},
     {"SPLIT": 256},
@@ -42,13 +42,13 @@ _DECODE_CHANGES: list[dict[str, int]] = [
 _PREFILL_CHANGES: list[dict[str, int]] = [
     {},
     {"_PREFILL_ROWS": 128},
+    {"_PREFILL_ROWS": 128, "_PREFILL_STAGES": 2},
     {"_PREFILL_ROWS": 128, "_TILE_BYTES": 32_768},
-    {"_TILE_BYTES": 32_768},
-    {"_TILE_KEYS": 64},
+    {"_PREFILL_ROWS": 128, "_TILE_BYTES": 32_768, "_PREFILL_STAGES": 2},
+    {"_TILE_BYTES": 32_768, "_PREFILL_STAGES": 2},
     {"_TILE_KEYS": 32},
     {"_PREFILL_STAGES": 2},
     {"_PREFILL_STAGES": 4},
-    {"_PREFILL_STAGES": 5},
 ]
 
 

@@ -30,8 +30,9 @@ _TILE_BYTES = 16_384  # of a tile's keys, at most: several such tiles are on the
 _MANY_PROGRAMS = 1024  # from here on a decode's tiles are twice as large: fewer programs at once keep memory as busy
 _MIN_ROWS = 16  # the fewest rows of a tensor core's product
 _PREFILL_ROWS = 64
-_PREFILL_STAGES = 3
-_DECODE_STAGES = 4  # more of them leave a multiprocessor room for fewer programs: 95% of an H200's copies, 75% with 5
+_PREFILL_STAGES = 3  # two tiles are on their way while another is computed
+_EARLIER_PREFILL_STAGES = 2  # before Hopper: of its shared memory others have half
+_DECODE_STAGES = 2  # one tile is on its way while another is computed; more would leave room for fewer programs
 _DECODE_WARPS = 4
 
 
@@ -43,7 +44,7 @@ class TritonAttention:
     def __init__(self, *, deterministic: bool = False) -> None:
         self.is_row_invariant = deterministic
         one_tile = f" one tile of {_TILE_KEYS}" if deterministic else ""
-        self.build = f"triton {triton.__version__} split {SPLIT}{one_tile}"
+        self.build = f"triton {triton.__version__} scaled exponents split {SPLIT}{one_tile}"
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, kv_cache_layer: Tensor, batch: AttentionBatch, rules: AttentionRules
@@ -106,6 +107,7 @@ class TritonAttention:
         has_small_tile = self.is_row_invariant or q.dtype == torch.float32
         num_rows = _num_rows(group) if has_small_tile else max(_num_rows(group), _PREFILL_ROWS)
         num_tokens = num_rows // group
+        early = early_launch(q)
         # As many tiles as there can be: every sequence may end in the middle of one.
         num_tiles = (batch.num_tokens - first_sequence) // num_tokens + batch.num_seqs - first_sequence
         prefill_kernel[(num_tiles, layer.shape[3])](
@@ -130,8 +132,8 @@ class TritonAttention:
             IS_MIXED=batch.is_open,
             # A thread holds so many of the output's values that two warpgroups share a wide head's tile.
             num_warps=8 if num_rows * q.shape[2] > 64 * 128 else 4,
-            num_stages=_PREFILL_STAGES,
-            **early_launch(q),
+            num_stages=_PREFILL_STAGES if early["EARLY"] else _EARLIER_PREFILL_STAGES,
+            **early,
         )
 
     def _decode(

@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from engine.kernels.triton import early
+from tests.fakes.kernel_launches import launch_every_kernel
 
 # Bytes of shared memory that one program may have, by compute capability.
 SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
@@ -30,6 +31,7 @@ _MAX_STACK_BYTES = 512
 # What some kernels are slow without: copies of 16 bytes that nobody waits for, and a Hopper's matrix products.
 _NEEDED = {"decode_kernel": "cp.async.cg.shared.global"}
 _NEEDED_ON_HOPPER = {"prefill_kernel": "wgmma.mma_async", "linear_kernel": "wgmma.mma_async"}
+_UNDER_WAY = r"cp\.async\.wait_group\s+[1-9]"  # copies that are not waited for yet while a tile is computed
 _WITHOUT_EXCHANGE = ("glu_kernel", "qkv_kernel")  # threads of theirs would wait for each other through shared memory
 _DECODES_AT_ONCE = 3  # in 16 bits on Hopper: while one begins or ends, others read
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_pdl")
@@ -196,75 +198,6 @@ def _type(value: Any) -> str:
     return "fp32"
 
 
-def launch_every_kernel() -> None:
-    """Launch all kernels as models of common shapes do."""
-    from engine.attention.base import AttentionRules
-    from engine.attention.triton_backend import TritonAttention
-    from tests.fakes.paged_batches import PagedWorld
-
-    for num_heads, num_kv_heads, head_dim, dtype in _ATTENTIONS:
-        world = PagedWorld.build(
-            [600, 40], num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype
-        )
-        rules = AttentionRules(0.1)
-        if head_dim != 128:
-            rules = AttentionRules(0.1, sliding_window=100, softcap=20.0, sinks=torch.zeros(num_heads))
-        decodes = [[(0, 599, 600), (1, 39, 40)], [(1, 39, 40)]]  # in splits, and in one
-        for parts in ([(0, 0, 599), (1, 0, 39)], *decodes, [(0, 599, 600), (1, 0, 39)]):
-            q, k, v, batch = world.step(parts)
-            batch.is_open = batch.max_query_len > 1 and parts[0][1] > 0  # as a graph of mixed steps is
-            for is_deterministic in (False, True):
-                TritonAttention(deterministic=is_deterministic).forward(q, k, v, world.kv_cache, batch, rules)
-    world = PagedWorld.build([40] * 140, num_heads=16, num_kv_heads=8, head_dim=128, dtype=torch.bfloat16)
-    q, k, v, batch = world.step([(i, 39, 40) for i in range(140)])  # so many that their tiles are larger
-    TritonAttention().forward(q, k, v, world.kv_cache, batch, AttentionRules(0.1))
-    for dtype in (torch.bfloat16, torch.float32):
-        _launch_rows(dtype)
-    _launch_sampler()
-
-
-_ATTENTIONS = [
-    # num_heads, num_kv_heads, head_dim, dtype
-    (32, 8, 128, torch.bfloat16),
-    (16, 8, 128, torch.bfloat16),
-    (32, 8, 128, torch.float32),
-    (9, 3, 64, torch.float16),
-    (8, 4, 256, torch.bfloat16),
-]
-
-
-def _launch_rows(dtype: torch.dtype) -> None:
-    from engine.attention.base import PageSlots
-    from engine.model.norm_rule import NormRule
-    from engine.model.triton_linear import TritonLinear
-    from engine.model.triton_rows import HeadNorms, TritonRows
-
-    rows, rule = TritonRows(), NormRule(1e-6, False, True)
-    x, weight = torch.zeros(4, 1024, dtype=dtype), torch.zeros(1024, dtype=dtype)
-    rows.norm(x, x, weight, NormRule(1e-6, True, False))
-    rows.add_norm(x, x, weight, rule)
-    rows.glu(x, is_gelu=False)
-    rows.glu(x, is_gelu=True)
-    merged, angles = torch.zeros(4, 48 * 128, dtype=dtype), torch.zeros(4, 128, dtype=dtype)
-    norms, pages = HeadNorms(weight[:128], weight[:128], rule), PageSlots.beside(merged, 8, 128)
-    rows.rotate_and_write(merged, (angles, angles), norms, pages, num_heads=32)
-    rows.rotate_and_write(merged, None, None, pages, num_heads=32)
-    TritonLinear(torch.zeros(64, 128, dtype=dtype), weight[:64])(torch.zeros(3, 128, dtype=dtype))
-
-
-def _launch_sampler() -> None:
-    from engine.triton_sampling import TritonLogitEditor, TritonSampler
-    from tests.fakes.sampling_batches import random_batch
-
-    logits, rows, floats = torch.zeros(8, 151_936), torch.zeros(5, dtype=torch.int64), torch.zeros(5)
-    for dtype in (torch.float32, torch.bfloat16):
-        TritonSampler().settle(logits.to(dtype), TritonSampler().sample(logits.to(dtype), random_batch(8, seed=0)))
-    TritonSampler().mask(logits, rows, torch.zeros(5, 4748, dtype=torch.int32))
-    nothing, no_floats = rows[:0], floats[:0]
-    edits = [nothing, nothing, no_floats, rows, floats, floats, floats, rows, rows, floats, nothing, nothing]
-    TritonLogitEditor(*edits).apply(logits)
-
-
 def main() -> None:
     """Compile all for the GPU named by its compute capability; a line for each kernel, an error if one does not fit."""
     capability = int(sys.argv[1])
@@ -275,31 +208,37 @@ def main() -> None:
         print(
             kernel.name, kernel.shared_bytes, kernel.num_registers, kernel.stack_bytes, kernel.num_at_once(capability)
         )
-    too_large = [kernel for kernel in compiled if kernel.shared_bytes > SHARED_BYTES[capability]]
-    if too_large:
-        raise SystemExit(f"too much shared memory: {[(kernel.name, kernel.shared_bytes) for kernel in too_large]}")
-    spilling = [kernel for kernel in compiled if kernel.stack_bytes > _MAX_STACK_BYTES]
-    if spilling:
-        raise SystemExit(f"too few registers: {[(kernel.name, kernel.stack_bytes) for kernel in spilling]}")
-    needed = _NEEDED | (_NEEDED_ON_HOPPER if capability == 90 else {})
-    lacking = [
-        name for name, words in needed.items() if not any(words in kernel.assembly for kernel in _of(compiled, name))
-    ]
-    if lacking:
-        raise SystemExit(f"without what makes them fast: {[(name, needed[name]) for name in lacking]}")
-    early_ones = [kernel for kernel in compiled if kernel.is_early]
-    if bool(early_ones) != (capability >= 90):
-        raise SystemExit(f"{len(early_ones)} kernels are launched early")
-    late = {kernel.name for kernel in early_ones if not kernel.awaits_first}
-    if late:
-        raise SystemExit(f"launched early, they read or write before what is before them has ended: {sorted(late)}")
-    exchanging = {kernel.name for kernel in compiled if kernel.name in _WITHOUT_EXCHANGE and kernel.shared_bytes}
-    if exchanging:
-        raise SystemExit(f"threads exchange what each could load: {sorted(exchanging)}")
+    faults = list(_faults(compiled, capability))
+    if faults:
+        raise SystemExit("\n".join(faults))
+
+
+def _faults(compiled: list[CompiledKernel], capability: int) -> Iterator[str]:
+    """What would not run on the GPU, and what would run at a fraction of its speed."""
+    for kernel in compiled:
+        if kernel.shared_bytes > SHARED_BYTES[capability]:
+            yield f"{kernel.name} needs too much shared memory: {kernel.shared_bytes}"
+        if kernel.stack_bytes > _MAX_STACK_BYTES:
+            yield f"{kernel.name} has too few registers: {kernel.stack_bytes} bytes are kept in memory"
+        if kernel.is_early and not kernel.awaits_first:
+            yield f"{kernel.name}, launched early, reads or writes before what is before it has ended"
+        if kernel.name in _WITHOUT_EXCHANGE and kernel.shared_bytes:
+            yield f"{kernel.name}: threads exchange what each could load"
+        if (
+            kernel.name == "prefill_kernel"
+            and "wgmma" in kernel.assembly
+            and not re.search(_UNDER_WAY, kernel.assembly)
+        ):
+            yield f"{kernel.name} waits for the keys and values of a tile as soon as it has asked for them"
+    for name, words in (_NEEDED | (_NEEDED_ON_HOPPER if capability == 90 else {})).items():
+        if not any(words in kernel.assembly for kernel in _of(compiled, name)):
+            yield f"{name} lacks what makes it fast: {words}"
+    if any(kernel.is_early for kernel in compiled) != (capability >= 90):
+        yield "kernels are launched early where they cannot be, or none is where they can"
     if capability == 90:
         halves = [kernel for kernel in _of(compiled, "decode_kernel") if "mma.sync" in kernel.assembly]
         if not halves or min(kernel.num_at_once(capability) for kernel in halves) < _DECODES_AT_ONCE:
-            raise SystemExit("too few decodes fit a multiprocessor")
+            yield "too few decodes fit a multiprocessor"
 
 
 def _of(compiled: list[CompiledKernel], name: str) -> list[CompiledKernel]:

@@ -88,10 +88,10 @@ def decode_kernel(
     mask = is_row[:, None] & (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
     heads = head * GROUP + rows
     q = load_rows(q_ptr, token, heads, q_token_stride, q_head_stride, mask)
-    positions = tl.zeros((BLOCK_M,), tl.int32) + (end - 1)
+    sight = tl.zeros((BLOCK_M,), tl.int32) + (end - 1), end
     pages = _pages(k_ptr, v_ptr, head * HEAD_DIM, tables_ptr + sequence * table_stride, slot_stride)
-    end = tl.minimum(end, (split + 1) * SPLIT)
-    part = attend_split(q, positions, first_key, end, pages, scaling, softcap, WINDOW, BLOCK_SIZE, HEAD_DIM, BLOCK_N)
+    end_key = tl.minimum(end, (split + 1) * SPLIT)
+    part = attend_split(q, sight, first_key, end_key, pages, (scaling, softcap), WINDOW, BLOCK_SIZE, HEAD_DIM, BLOCK_N)
     num_heads = tl.num_programs(0) * GROUP
     if IS_SPLIT:
         places = (sequence * num_heads + heads) * tl.num_programs(1) + split
@@ -203,13 +203,19 @@ def prefill_kernel(
     tokens = (start + queries).to(tl.int64)
     q = load_rows(q_ptr, tokens, heads, q_token_stride, q_head_stride, mask)
     before = tl.load(context_lens_ptr + sequence) - num_queries  # keys before the step's
-    positions = before + queries
-    first_key = first_tile(before + first, WINDOW, BLOCK_N)
-    end = before + tl.minimum(first + TOKENS, num_queries)
     table_ptr = tables_ptr + sequence.to(tl.int64) * table_stride
-    pages = _pages(k_ptr, v_ptr, tl.program_id(1) * HEAD_DIM, table_ptr, slot_stride)
-    m, s, o = start_rows(sinks_ptr, heads, is_row, BLOCK_M, BLOCK_D)
-    m, s, o = attend_keys(
-        m, s, o, q, positions, first_key, end, pages, scaling, softcap, WINDOW, BLOCK_SIZE, HEAD_DIM, SPLIT, BLOCK_N
+    s, o = attend_keys(
+        start_rows(sinks_ptr, heads, is_row, BLOCK_M, BLOCK_D),
+        q,
+        (before + queries, before + first + 1),
+        first_tile(before + first, WINDOW, BLOCK_N),
+        before + tl.minimum(first + TOKENS, num_queries),
+        _pages(k_ptr, v_ptr, tl.program_id(1) * HEAD_DIM, table_ptr, slot_stride),
+        (scaling, softcap),
+        WINDOW,
+        BLOCK_SIZE,
+        HEAD_DIM,
+        SPLIT,
+        BLOCK_N,
     )
     store_rows(out_ptr, tokens * (tl.num_programs(1) * GROUP) + heads, mask, s, o, HEAD_DIM)

@@ -18,13 +18,19 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _bounded_scores(q, k, scaling, softcap):
-    """Scores times log2(e), `[BLOCK_M, BLOCK_N]`; bounded by softcap·tanh(score / softcap) unless that is None."""
-    scores = product(q, tl.trans(k), tl.zeros((q.shape[0], k.shape[0]), tl.float32)) * scaling
+def _scores(q, k, scale):
+    """Scores `[BLOCK_M, BLOCK_N]` and what makes powers of two of them: they are left unscaled, which spares a product.
+
+    Bounded by softcap·tanh(score / softcap) unless that is None.
+    """
+    scaling, softcap = scale
+    scores = product(q, tl.trans(k), tl.zeros((q.shape[0], k.shape[0]), tl.float32))
+    factor = scaling * LOG2_E
     if softcap is not None:
         # tanh(x) = 1 - 2 / (e^2x + 1): right at both ends, where e^2x is 0 or infinite
-        scores = softcap * (1 - 2 / (tl.exp2(scores * (2 * LOG2_E / softcap)) + 1))
-    return scores * LOG2_E
+        scores = 1 - 2 / (tl.exp2(scores * (2 * factor / softcap)) + 1)
+        factor = softcap * LOG2_E
+    return scores, factor
 
 
 @triton.jit
@@ -49,47 +55,66 @@ def first_tile(position, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def _load_blocks(table_ptr, start, end_key, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The block of each key of the tile that begins at `start`; 0 where a block begins past the end."""
+    keys = tl.arange(0, BLOCK_N)
+    # Of a tile of whole blocks it is the same as in every other tile, but for a sum.
+    is_whole: tl.constexpr = BLOCK_N % BLOCK_SIZE == 0
+    places = start // BLOCK_SIZE + keys // BLOCK_SIZE if is_whole else (start + keys) // BLOCK_SIZE
+    return tl.load(table_ptr + places, mask=places * BLOCK_SIZE < end_key, other=0)
+
+
+@triton.jit
+def _fold(m, s, o, scores, factor, v):
+    """The rows so far with one more tile; m is the maximum of scores times factor."""
+    merged = tl.maximum(m, tl.max(scores, 1) * factor)
+    weights = tl.exp2(tl.fma(scores, factor, -_pivot(merged)[:, None]))
+    shrink = tl.exp2(m - _pivot(merged))
+    s = tl.fma(s, shrink, tl.sum(weights, 1))
+    return merged, s, product(narrow(weights, v.dtype), v, o * shrink[:, None])
+
+
+@triton.jit
 def attend_split(
     q,
-    positions,
+    sight,
     first_key,
     end_key,
     pages,
-    scaling,
-    softcap,
+    scale,
     WINDOW: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """(m, s, o) of keys `first_key` to `end_key` of one split, for rows at `positions`; first_key begins a tile.
+    """(m, s, o) of keys `first_key` to `end_key` of one split; first_key begins a tile.
 
-    pages: keys and values of one head, the sequence's block table, and what lies between two slots.
+    sight: the rows' positions, and the first key that one of them does not see, windows aside; pages: keys and values
+    of one head, the sequence's block table, and what lies between two slots; scale: scaling and softcap, or None.
+    Blocks are looked up a tile ahead of the keys that are in them, so that these can be copied ahead, too.
     """
+    positions, common_end = sight
     k_ptr, v_ptr, table_ptr, slot_stride = pages
-    dims = tl.arange(0, q.shape[1])
+    dims = tl.arange(0, q.shape[1])[None, :]
     m = tl.full((q.shape[0],), float("-inf"), tl.float32)
     s = tl.zeros((q.shape[0],), tl.float32)
     o = tl.zeros((q.shape[0], q.shape[1]), tl.float32)
+    blocks = _load_blocks(table_ptr, first_key, end_key, BLOCK_SIZE, BLOCK_N)
     for start in range(first_key, end_key, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        is_key = keys < end_key
-        blocks = tl.load(table_ptr + keys // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
-        offsets = ((blocks * BLOCK_SIZE + keys % BLOCK_SIZE) * slot_stride)[:, None] + dims[None, :]
-        # What lies past the end may be anything, and 0 · nan is nan: it is not read.
-        mask = is_key[:, None] & (dims < HEAD_DIM)[None, :]
-        k = tl.load(k_ptr + offsets, mask=mask, other=0.0)
-        v = tl.load(v_ptr + offsets, mask=mask, other=0.0)
-        seen = is_key[None, :] & (keys[None, :] <= positions[:, None])
-        if WINDOW > 0:
-            seen = seen & (keys[None, :] > positions[:, None] - WINDOW)
-        scores = tl.where(seen, _bounded_scores(q, k, scaling, softcap), float("-inf"))
-        merged = tl.maximum(m, tl.max(scores, 1))
-        weights = tl.exp2(scores - _pivot(merged)[:, None])
-        shrink = tl.exp2(m - _pivot(merged))
-        s = tl.fma(s, shrink, tl.sum(weights, 1))
-        o = product(narrow(weights, k.dtype), v, o * shrink[:, None])
-        m = merged
+        slots = (tl.arange(0, BLOCK_N) if BLOCK_N % BLOCK_SIZE == 0 else keys) % BLOCK_SIZE
+        places = ((blocks.to(tl.int64) * BLOCK_SIZE + slots) * slot_stride)[:, None] + dims
+        blocks = _load_blocks(table_ptr, start + BLOCK_N, end_key, BLOCK_SIZE, BLOCK_N)
+        # What lies past the end may be anything: no row sees such a key, but 0 · nan is nan, so no value is read.
+        k = tl.load(k_ptr + places, mask=dims < HEAD_DIM, other=0.0)
+        v = tl.load(v_ptr + places, mask=(keys < end_key)[:, None] & (dims < HEAD_DIM), other=0.0)
+        scores, factor = _scores(q, k, scale)
+        if (WINDOW > 0) | (start + BLOCK_N > common_end):
+            seen = keys[None, :] <= positions[:, None]
+            if WINDOW > 0:
+                seen = seen & (keys[None, :] > positions[:, None] - WINDOW)
+            scores = tl.where(seen, scores, float("-inf"))
+        m, s, o = _fold(m, s, o, scores, factor, v)
     return m, s, o
 
 
@@ -104,26 +129,24 @@ def merge_split(m, s, o, split_m, split_s, split_o):
 
 @triton.jit
 def attend_keys(
-    m,
-    s,
-    o,
+    rows,
     q,
-    positions,
+    sight,
     first_key,
     end_key,
     pages,
-    scaling,
-    softcap,
+    scale,
     WINDOW: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The rows so far with all keys from `first_key` to `end_key`, split by split; SPLIT 0: all are one.
+    """(s, o) of the rows so far with all keys from `first_key` to `end_key`, split by split; SPLIT 0: all are one.
 
     One is a loop of one turn, known as such to the compiler: it keeps no second set of rows in registers.
     """
+    m, s, o = rows
     first_split = 0
     end_split = 1
     if SPLIT > 0:
@@ -136,10 +159,10 @@ def attend_keys(
             first = tl.maximum(first_key, split * SPLIT)
             end = tl.minimum(end_key, (split + 1) * SPLIT)
         split_m, split_s, split_o = attend_split(
-            q, positions, first, end, pages, scaling, softcap, WINDOW, BLOCK_SIZE, HEAD_DIM, BLOCK_N
+            q, sight, first, end, pages, scale, WINDOW, BLOCK_SIZE, HEAD_DIM, BLOCK_N
         )
         m, s, o = merge_split(m, s, o, split_m, split_s, split_o)
-    return m, s, o
+    return s, o
 
 
 @triton.jit
