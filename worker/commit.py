@@ -218,6 +218,7 @@ class Committer:
             fence_key=keys.fence_key(job.job_id),
             fence=job.claim.fence,
             epilogue=lambda pipe: self._add_end(pipe, job, wire),
+            watched=[job_key(job.job_id)],
             is_replaced=lambda pipe: _is_replaced(pipe, job),
         )
         handle = self._outcomes.handle_success if job.status == "finished" else self._outcomes.handle_failure
@@ -269,8 +270,7 @@ class Committer:
 
 
 def _is_replaced(pipe: Pipeline, job: RunningJob) -> bool:
-    """Since its outcome was decided: a callback may do so, and take its time. Nobody can do it from now on."""
-    pipe.watch(job_key(job.job_id))  # type: ignore[no-untyped-call]
+    """Since its outcome was decided: a callback may do so, and take its time."""
     try:
         rq_says: list[Any] = pipe.hmget(job_key(job.job_id), *RECORD_FIELDS)
     except redis.ResponseError as error:

@@ -3,7 +3,7 @@
 Knows nothing of RQ: its handlers are given a `FencedRedis` as their connection and commit through it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis
@@ -35,7 +35,7 @@ class FencedPipeline(Pipeline):
         """What has to be known before the transaction; what is buffered goes behind what that adds to it."""
         buffered, self.command_stack = self.command_stack, []
         self.explicit_transaction = False  # what follows is sent at once
-        self.watch(self._owner.fence_key)  # type: ignore[no-untyped-call]
+        self.watch(self._owner.fence_key, *self._owner.watched)  # type: ignore[no-untyped-call]
         held = self.get(self._owner.fence_key)
         if held != self._owner.fence.encode() or self._owner.is_replaced(self):
             raise LeaseLostError(self._owner.job_id)
@@ -47,7 +47,8 @@ class FencedPipeline(Pipeline):
 class FencedRedis(redis.Redis):
     """A connection for one commit of one job. `error` is what the commit raised, if it did.
 
-    `is_replaced` tells by what it watches and reads that the fence is held for a job whose place another has taken.
+    `watched`: keys that must not change either, from before `is_replaced` is asked, which tells by what it reads that
+    the fence is held for a job whose place another has taken.
     `prologue` is given the pipeline while it reads: what it watches must not change, and after `multi()` it adds to the
     transaction.
     """
@@ -60,6 +61,7 @@ class FencedRedis(redis.Redis):
         fence_key: str,
         fence: str,
         epilogue: Callable[[Pipeline], None],
+        watched: Sequence[str] = (),
         is_replaced: Callable[[Pipeline], bool] = lambda pipe: False,
     ) -> None:
         super().__init__(connection_pool=pool)
@@ -67,6 +69,7 @@ class FencedRedis(redis.Redis):
         self.fence_key = fence_key
         self.fence = fence
         self.epilogue = epilogue
+        self.watched = watched
         self.is_replaced = is_replaced
         self.prologue: Callable[[Pipeline], object] = lambda pipe: None
         self.error: Exception | None = None

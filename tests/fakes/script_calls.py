@@ -25,10 +25,15 @@ def claim(
 
 
 def beat(
-    client: redis.Redis, scripts: Scripts, *claims: Claim, models: Sequence[str] = ("m",), is_committing: bool = False
+    client: redis.Redis,
+    scripts: Scripts,
+    *claims: Claim,
+    models: Sequence[str] = ("m",),
+    is_committing: bool = False,
+    was_away: bool = False,
 ) -> list[bytes]:
     flat = [part for held in claims for part in (held.queue, held.job_id, held.fence, "1" if is_committing else "0")]
-    entry: dict[str, Any] = {"worker": "w", "entry_seconds": 15, "models": models}
+    entry: dict[str, Any] = {"worker": "w", "entry_seconds": 15, "models": models, "was_away": was_away}
     return list(scripts.beat(client, **entry, lease_seconds=LEASE_SECONDS, jobs=flat))
 
 

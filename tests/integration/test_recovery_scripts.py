@@ -8,9 +8,9 @@ from rq.job import JobStatus
 from producer.contract import keys
 from tests.fakes.redis_reads import stream_rows
 from tests.fakes.script_calls import QUEUE, beat, claim, end_leases, sweep
-from tests.fakes.worker_runs import enqueue_many, leftovers
+from tests.fakes.worker_runs import FUNCTION, enqueue_many, leftovers
 from worker.recovery import Sweeper, give_back
-from worker.scripts import Append, Scripts
+from worker.scripts import BLAMED_FIELD, CRASHES_FIELD, Append, Scripts
 
 
 def test_swept_jobs_come_back_to_the_front_in_the_order_of_their_claims(
@@ -179,6 +179,34 @@ def test_an_attempt_whose_claim_redis_lost_is_counted_by_the_hand_over_that_its_
     assert give_back(redis_client, scripts, [lost]) == 0
     [again] = claim(redis_client, scripts)
     assert (again.job_id, lost.attempt, again.attempt) == (job_id, 1, 2)
+
+
+@pytest.mark.parametrize("counted", [None, "x", "1"])
+def test_a_record_that_blames_an_attempt_and_does_not_count_it_costs_no_beat(
+    counted: str | None, redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    """Anybody may have written it; the worker's other jobs would lose their leases."""
+    [job_id] = enqueue_many(queue, 1)
+    [held] = claim(redis_client, scripts)
+    redis_client.hset(f"rq:job:{job_id}", BLAMED_FIELD, f"{held.attempt} ")
+    if counted is not None:
+        redis_client.hset(f"rq:job:{job_id}", CRASHES_FIELD, counted)
+    redis_client.set(keys.fence_key(job_id), "2:other")
+    assert beat(redis_client, scripts, held, was_away=True) == [b"lost"]
+
+
+@pytest.mark.parametrize("how", ["hand-over", "sweep"])
+def test_a_job_that_was_claimed_in_time_waits_for_its_next_attempt_however_short_its_ttl(
+    how: str, redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    job = queue.enqueue(FUNCTION, prompt="Hello", ttl=100)
+    [held] = claim(redis_client, scripts)
+    if how == "hand-over":
+        assert give_back(redis_client, scripts, [held]) == 1
+    else:
+        end_leases(redis_client)
+        assert sweep(redis_client, scripts)[0] == [job.id]
+    assert queue.get_job_ids() == [job.id] and redis_client.ttl(job.key) == -1
 
 
 def test_a_hand_over_gives_back_only_what_is_still_ours(
