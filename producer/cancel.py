@@ -193,6 +193,8 @@ if decides and last[2][1] == 'd' then
   local entry = cjson.decode(last[2][2])
   if entry.done then return entry.status == 'cancelled' and 'cancelled' or 'ended' end
 end
+-- Its outcome was written, and a fail-over lost the done entry alone.
+if status == 'canceled' and not held and claimed == 0 and redis.call('EXISTS', result) == 1 then return 'cancelled' end
 if not held and (last and last[1] or '0-0') ~= expected then return 'moved' end
 
 if status ~= 'canceled' then

@@ -48,6 +48,17 @@ def test_cancelling_twice_writes_one_outcome(client: Client, redis_client: redis
     assert len(list(job.stream(timeout=10))) == 1
 
 
+def test_cancelling_again_writes_no_second_outcome_where_a_fail_over_lost_the_streams_end(
+    client: Client, redis_client: redis.Redis
+) -> None:
+    job = client.submit("a")
+    assert job.cancel()
+    stream = keys.stream_key(job.id)
+    redis_client.xdel(stream, stream_rows(redis_client, stream)[-1][0])
+    assert job.cancel()
+    assert redis_client.xlen(keys.results_channel("promptmill")) == 1
+
+
 def test_a_running_job_is_left_to_its_worker(client: Client, worker: FakeWorker, redis_client: redis.Redis) -> None:
     job = client.submit("a")
     held = worker.claim().begin()
