@@ -39,6 +39,8 @@ class Mixture:
         self._rng = random.Random(f"mixture of {seed}")
         self.expected: dict[str, set[str]] = {}
         """By job id, the outcomes that are right."""
+        self.kinds: dict[str, str] = {}
+        """By job id, what it is one of."""
         self.forgotten: set[str] = set()
         """Jobs of which RQ is to keep nothing."""
         self.num_runs: dict[str, int] = {}
@@ -47,7 +49,9 @@ class Mixture:
 
     def enqueue_some(self, number: int) -> None:
         for _ in range(number):
-            self._rng.choice(KINDS)(self)
+            kind = self._rng.choice(KINDS)
+            kind(self)
+            self.kinds |= {job_id: kind.__name__ for job_id in self.expected.keys() - self.kinds.keys()}
 
     def _enqueue(self, *statuses: str, **options: Any) -> Job:
         rng = self._rng

@@ -25,6 +25,7 @@ from tests.acceptance.chaos.mixture_verdict import find_problems, left_behind
 from tests.acceptance.chaos.rollback_scene import RollbackScene
 from tests.acceptance.chaos.run import wait_for
 from tests.acceptance.chaos.sentinel_scene import SentinelScene
+from tests.acceptance.chaos.verdict import history
 from tests.acceptance.chaos.watchers import Watchers
 from tests.acceptance.chaos.workload import ChaosJob
 from tests.fakes.fake_engine import FakeEngine
@@ -49,10 +50,12 @@ class MixtureReport:
     num_jobs: int = 0
     seconds: float = 0.0
     """From the end of the faults to the end of the last job."""
+    histories: list[str] = field(default_factory=list)
+    """Of the first jobs with problems."""
 
     def __str__(self) -> str:
         head = f"{self.num_jobs} jobs, the last {self.seconds:.1f} s after the faults; {', '.join(self.events)}"
-        return "\n  ".join([head, *self.problems[:20]])
+        return "\n  ".join([head, *self.problems[:20], *self.histories])
 
 
 class Scene:
@@ -200,6 +203,8 @@ def run_mixture(seed: int, *, num_jobs: int, fault_seconds: float, folder: Path,
         wait_for(lambda: not left_behind(connection), END_SECONDS)
         watchers.wait(END_SECONDS)
         report.problems = find_problems(connection, mixture, watchers.seen, scene.store, keeps_outcomes=scene.keeps_all)
+        wrong = [job_id for job_id in mixture.expected if any(job_id in problem for problem in report.problems)]
+        report.histories = [f"{mixture.kinds[job_id]}: {history(connection, job_id, {})}" for job_id in wrong[:3]]
         if report.seconds > MAX_SECONDS:
             report.problems.append(f"the last job took {report.seconds:.1f} s from the end of the faults")
     return report

@@ -161,6 +161,9 @@ def history(connection: redis.Redis, job_id: str, logs: Mapping[str, str]) -> st
         if is_edge:  # what lies in the middle of an attempt tells little
             lines.append(f"  {entry_id.decode():>8} {str(fields)[:160]}")
     lines.append(f"  result: {str(connection.get(keys.result_key(job_id)))[:600]}")
+    for key in connection.scan_iter("promptmill:results:*"):
+        ends = [row for row in stream_rows(connection, key.decode()) if job_id.encode() in row[1][b"d"]]
+        lines += [f"  line in {key.decode()}: {entry_id.decode()} {fields[b'd'].decode()}" for entry_id, fields in ends]
     for name, text in logs.items():
         lines += [f"  {name}: {line}" for line in text.splitlines() if job_id in line]
     return "\n".join(lines)
