@@ -1,12 +1,13 @@
 """Fixtures of real systems: a Redis and `promptmill worker` processes on it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from producer import Client
 from tests.acceptance.system import System, system_with_tools
+from tests.fakes.gateway_process import GatewayProcess
 from worker.embedded_redis import EmbeddedRedis
 
 
@@ -42,3 +43,17 @@ def tool_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 def client(running_system: System) -> Iterator[Client]:
     with Client(running_system.url) as client:
         yield client
+
+
+@pytest.fixture
+def start_process(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., GatewayProcess]]:
+    """Start gateways as processes, with options of one's own, and perhaps on another `url`."""
+    started: list[GatewayProcess] = []
+
+    def start(*options: str, url: str = redis_url) -> GatewayProcess:
+        started.append(GatewayProcess(url, tmp_path / f"gateway-{len(started)}.log", *options))
+        return started[-1].wait_until_it_answers()
+
+    yield start
+    for gateway in started:
+        gateway.kill()

@@ -1,17 +1,15 @@
 """Batches on gateways as processes: whichever is killed, and when, each line is answered once, and run once."""
 
 import asyncio
-import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx2 as httpx
 import openai
 import pytest
 import redis
@@ -22,62 +20,25 @@ from producer.gateway.batches.batch_scripts import BEGIN, FINISH, RECORD
 from producer.operations import Script
 from tests.fakes.batches import URL, batch_bench, jsonl, line
 from tests.fakes.fake_worker import FakeWorker, echo
-from tests.fakes.gateways import wait_until
+from tests.fakes.gateway_process import GatewayProcess
 from tests.fakes.held_job import HeldJob
-from tests.fakes.holding_proxy import HoldingProxy
+from tests.fakes.processes import children_of, wait_until_gone
 from tests.fakes.redis_reads import sorted_set_scores
-from worker.embedded_redis import free_port
-from worker.started_process import StartedProcess
+from tests.fakes.tcp_proxy import HoldingProxy
+from tests.fakes.waiting import wait_until
 
 LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
 NUM_LINES = 60
 MAX_IN_FLIGHT = 20
-START_SECONDS = 60.0
 
-Gateway = tuple[str, StartedProcess]
-Start = Callable[..., Gateway]
+OPTIONS = ("--batch-lease-seconds", "3", "--batch-max-in-flight", str(MAX_IN_FLIGHT), "--http-drain-seconds", "0")
+
+Start = Callable[..., GatewayProcess]
 
 
 @pytest.fixture
-def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
-    """Start a gateway, which leads a process group of its own: its carrier is in it."""
-    started: list[StartedProcess] = []
-
-    def start(url: str = redis_url) -> Gateway:
-        port = free_port()
-        options = (
-            "--batch-lease-seconds",
-            "3",
-            "--batch-max-in-flight",
-            str(MAX_IN_FLIGHT),
-            "--http-drain-seconds",
-            "0",
-        )
-        command = [
-            sys.executable,
-            "-m",
-            "producer.cli",
-            "gateway",
-            "--http-port",
-            str(port),
-            "--redis-url",
-            url,
-            *options,
-        ]
-        with (tmp_path / f"gateway-{port}.log").open("wb") as log:
-            process = StartedProcess(
-                [*command, "--files", str(tmp_path / "files")], stdout=log, stderr=log, start_new_session=True
-            )
-        started.append(process)
-        end = time.monotonic() + START_SECONDS
-        while not _answers(f"http://127.0.0.1:{port}"):
-            assert process.poll() is None and time.monotonic() < end, (tmp_path / f"gateway-{port}.log").read_text()
-            time.sleep(0.05)
-        return f"http://127.0.0.1:{port}", process
-
-    yield start
-    for process in started:
-        _kill_group(process)
+def start(start_process: Start, tmp_path: Path) -> Start:
+    return partial(start_process, *OPTIONS, "--files", str(tmp_path / "files"))
 
 
 class Files:
@@ -120,7 +81,7 @@ def test_a_replica_killed_while_it_validates_loses_nothing(
     start: Start, low: FakeWorker, files: Files, redis_url: str, runs: Counter[str]
 ) -> None:
     with _held_at(BEGIN, redis_url) as proxy:
-        batch_id, killed = _create(start(proxy.url), files)
+        batch_id, killed = _create(start(url=proxy.url), files)
         assert proxy.has_held.wait(60)
         assert files.read(batch_id)[0].status is BatchStatus.VALIDATING
         _end_elsewhere(start(), killed, low, files, batch_id, runs)
@@ -148,7 +109,7 @@ def test_a_replica_killed_between_a_written_part_and_its_record_leaves_no_line_o
     start: Start, low: FakeWorker, files: Files, redis_url: str, runs: Counter[str]
 ) -> None:
     with _held_at(RECORD, redis_url) as proxy:
-        batch_id, killed = _create(start(proxy.url), files)
+        batch_id, killed = _create(start(url=proxy.url), files)
         for _ in range(5):
             _count(runs)(low.claim(60))
         assert proxy.has_held.wait(60)
@@ -159,7 +120,7 @@ def test_a_replica_killed_while_it_finalizes_leaves_the_end_to_another(
     start: Start, low: FakeWorker, files: Files, redis_url: str, runs: Counter[str]
 ) -> None:
     with _held_at(FINISH, redis_url) as proxy:
-        batch_id, killed = _create(start(proxy.url), files)
+        batch_id, killed = _create(start(url=proxy.url), files)
         with low.serving(_count(runs)):
             assert proxy.has_held.wait(60)
         record, answered = files.read(batch_id)
@@ -172,7 +133,7 @@ def test_a_restart_carries_on_what_the_only_gateway_left(
 ) -> None:
     batch_id, killed = _create(start(), files)
     wait_until(lambda: redis_client.llen(f"rq:queue:{LOW}") >= MAX_IN_FLIGHT // 2)
-    _kill_group(killed)
+    killed.kill()
     _end_elsewhere(start(), killed, low, files, batch_id, runs)
 
 
@@ -181,9 +142,9 @@ def test_a_gateway_that_is_told_to_stop_hands_its_batches_over_at_once(
 ) -> None:
     batch_id, leaving = _create(start(), files)
     wait_until(lambda: redis_client.llen(f"rq:queue:{LOW}") >= MAX_IN_FLIGHT // 2)
-    [carrier] = _children(leaving.pid)
-    leaving.send_signal(signal.SIGTERM)
-    assert leaving.wait(30) == 0
+    [carrier] = children_of(leaving.process.pid)
+    leaving.process.send_signal(signal.SIGTERM)
+    assert leaving.process.wait(30) == 0
     assert not Path(f"/proc/{carrier}").exists()
     assert sorted_set_scores(redis_client, "promptmill:batches:open")[batch_id] < time.time()
     _end_elsewhere(start(), leaving, low, files, batch_id, runs)
@@ -194,32 +155,31 @@ def test_a_carrier_does_not_outlive_its_gateway(
 ) -> None:
     batch_id, killed = _create(start(), files)
     wait_until(lambda: redis_client.llen(f"rq:queue:{LOW}") >= MAX_IN_FLIGHT // 2)
-    [carrier] = _children(killed.pid)
-    killed.kill()
-    killed.wait()
-    wait_until(lambda: not _is_running(carrier))
+    [carrier] = children_of(killed.process.pid)
+    killed.process.kill()
+    killed.process.wait()
+    wait_until_gone(carrier)
     assert files.read(batch_id)[0].status is BatchStatus.IN_PROGRESS
 
 
-def _create(gateway: Gateway, files: Files) -> tuple[str, StartedProcess]:
-    url, process = gateway
+def _create(gateway: GatewayProcess, files: Files) -> tuple[str, GatewayProcess]:
     file_id = files.put(jsonl([line(f"r{number}", f"word {number}") for number in range(NUM_LINES)]))
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60) as client:
-        return client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h").id, process
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", timeout=60) as client:
+        return client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h").id, gateway
 
 
 def _end_elsewhere(
-    other: Gateway,
-    killed: StartedProcess,
+    other: GatewayProcess,
+    killed: GatewayProcess,
     low: FakeWorker,
     files: Files,
     batch_id: str,
     runs: Counter[str],
 ) -> None:
     """Kill the one, and see the other bring the batch to its end."""
-    _kill_group(killed)
+    killed.kill()
     with ExitStack() as stack:
-        client = stack.enter_context(openai.OpenAI(base_url=f"{other[0]}/v1", api_key="none", timeout=60))
+        client = stack.enter_context(openai.OpenAI(base_url=f"{other.url}/v1", api_key="none", timeout=60))
         stack.enter_context(low.serving(_count(runs)))
         wait_until(lambda: client.batches.retrieve(batch_id).status == "completed")
         ended = client.batches.retrieve(batch_id)
@@ -246,28 +206,3 @@ def _held_at(script: Script, redis_url: str) -> Iterator[HoldingProxy]:
     assert port is not None
     with HoldingProxy(port, sha) as proxy:
         yield proxy
-
-
-def _kill_group(process: StartedProcess) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
-
-
-def _is_running(pid: int) -> bool:
-    """Not gone, and not a zombie that nobody has waited for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except OSError:
-        return False
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health/live", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False

@@ -2,80 +2,47 @@
 
 import http.client
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import httpx2 as httpx
 import openai
 import pytest
 import redis
 
 from producer.gateway.files import file_keys
 from tests.fakes.file_stores import FolderOfFiles, PlaceOfFiles
-from tests.fakes.gateways import wait_until
+from tests.fakes.gateway_process import GatewayProcess
 from tests.fakes.redis_reads import sorted_set_names
-from worker.embedded_redis import free_port
-from worker.started_process import StartedProcess
+from tests.fakes.waiting import wait_until
 
-START_SECONDS = 60.0
 NUM_SENT = 20_000_000  # two pieces of a multipart upload, and more
 HEAD = (
     b'--xyz\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
     b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
 )
 
-Start = Callable[[], tuple[int, StartedProcess]]
+Start = Callable[[], GatewayProcess]
 
 
 @pytest.fixture
-def start(redis_url: str, place: PlaceOfFiles, tmp_path: Path) -> Iterator[Start]:
-    started: list[StartedProcess] = []
-
-    def start() -> tuple[int, StartedProcess]:
-        port = free_port()
-        command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(port), "--redis-url", redis_url]
-        command += ["--http-drain-seconds", "0"]
-        for name, value in place.settings.items():
-            command += [f"--{name.replace('_', '-')}", value]
-        with (tmp_path / f"gateway-{port}.log").open("wb") as log:
-            process = StartedProcess(command, stdout=log, stderr=log)
-        started.append(process)
-        end = time.monotonic() + START_SECONDS
-        while not _answers(port):
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.05)
-        return port, process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def _answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/health/live", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
+def start(start_process: Callable[..., GatewayProcess], place: PlaceOfFiles) -> Start:
+    flags = [part for name, value in place.settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+    return lambda: start_process("--http-drain-seconds", "0", *flags)
 
 
 def test_a_gateway_killed_in_mid_upload_leaves_no_file_and_another_removes_its_bytes(
     start: Start, place: PlaceOfFiles, redis_client: redis.Redis
 ) -> None:
-    port, killed = start()
-    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+    killed = start()
+    with closing(http.client.HTTPConnection("127.0.0.1", killed.port)) as connection:
         connection.putrequest("POST", "/v1/files")
         connection.putheader("content-type", "multipart/form-data; boundary=xyz")
         connection.putheader("content-length", str(10 * NUM_SENT))
         connection.endheaders(HEAD + b"x" * NUM_SENT)
         wait_until(place.names)  # bytes have reached the store
-        killed.send_signal(signal.SIGKILL)
-        killed.wait(10)
-    other, _ = start()
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{other}/v1", api_key="none", max_retries=0) as client:
+        killed.kill()
+    with openai.OpenAI(base_url=f"{start().url}/v1", api_key="none", max_retries=0) as client:
         assert list(client.files.list()) == []
         [part] = sorted_set_names(redis_client, file_keys.UNRECORDED_KEY)
         assert len(place.names()) == 1, "it is not removed before its writer is taken for dead"
@@ -88,15 +55,15 @@ def test_a_gateway_killed_in_mid_upload_leaves_no_file_and_another_removes_its_b
 def test_a_gateway_told_to_stop_ends_its_uploads_and_leaves_nothing(
     start: Start, place: PlaceOfFiles, redis_client: redis.Redis
 ) -> None:
-    port, stopped = start()
-    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+    stopped = start()
+    with closing(http.client.HTTPConnection("127.0.0.1", stopped.port)) as connection:
         connection.putrequest("POST", "/v1/files")
         connection.putheader("content-type", "multipart/form-data; boundary=xyz")
         connection.putheader("content-length", str(10 * NUM_SENT))
         connection.endheaders(HEAD + b"x" * NUM_SENT)
         wait_until(place.names)
-        stopped.send_signal(signal.SIGTERM)
-        stopped.wait(60)
+        stopped.process.send_signal(signal.SIGTERM)
+        stopped.process.wait(60)
     assert not place.names() and not redis_client.exists(file_keys.index_key("*", None))
 
 
@@ -108,16 +75,16 @@ def test_a_large_file_never_sits_in_memory(start: Start, place: PlaceOfFiles, tm
         while file.tell() < num_bytes:
             file.write(b'{"custom_id": "1"}\n' * 100_000)
         file.truncate(num_bytes)
-    port, process = start()
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+    gateway = start()
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
         client.files.create(file=("small", b"{}\n"), purpose="batch")
-        before = _peak_bytes(process.pid)
+        before = _peak_bytes(gateway.process.pid)
         with source.open("rb") as file:
             kept = client.files.create(file=file, purpose="batch")
         assert kept.bytes == num_bytes
         with client.files.with_streaming_response.content(kept.id) as response:
             assert sum(len(chunk) for chunk in response.iter_bytes(1 << 20)) == num_bytes
-        assert _peak_bytes(process.pid) - before < 48 << 20
+        assert _peak_bytes(gateway.process.pid) - before < 48 << 20
 
 
 def _peak_bytes(pid: int) -> int:

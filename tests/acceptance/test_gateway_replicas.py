@@ -2,11 +2,8 @@
 
 import json
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import httpx2 as httpx
@@ -14,38 +11,15 @@ import openai
 import pytest
 
 from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.gateway_process import GatewayProcess
 from tests.fakes.held_job import HeldJob
 from tests.fakes.response_judge import bodies_of, judge_events
-from worker.embedded_redis import free_port
-from worker.started_process import StartedProcess
+from tests.fakes.waiting import wait_until
 
 NUM_STREAMS = 12
 NUM_WORDS = 60
-START_SECONDS = 60.0
 
-Start = Callable[[], tuple[str, StartedProcess]]
-
-
-@pytest.fixture
-def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
-    started: list[StartedProcess] = []
-
-    def start() -> tuple[str, StartedProcess]:
-        port = free_port()
-        command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(port)]
-        with (tmp_path / f"gateway-{port}.log").open("wb") as log:
-            process = StartedProcess([*command, "--redis-url", redis_url], stdout=log, stderr=log)
-        started.append(process)
-        url, end = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
-        while not _answers(url):
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.05)
-        return url, process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+Start = Callable[[], GatewayProcess]
 
 
 class Reader(threading.Thread):
@@ -92,9 +66,11 @@ class Reader(threading.Thread):
         self.seen.release()
 
 
-def test_streams_of_a_killed_replica_go_on_at_another_with_every_token_once(start: Start, worker: FakeWorker) -> None:
-    (one, killed), (two, _) = start(), start()
-    readers = [Reader([one, two], number) for number in range(NUM_STREAMS)]
+def test_streams_of_a_killed_replica_go_on_at_another_with_every_token_once(
+    start_process: Start, worker: FakeWorker
+) -> None:
+    killed, other = start_process(), start_process()
+    readers = [Reader([killed.url, other.url], number) for number in range(NUM_STREAMS)]
     for reader in readers:
         reader.start()
     jobs: list[HeldJob] = [worker.claim().begin() for _ in readers]
@@ -105,8 +81,7 @@ def test_streams_of_a_killed_replica_go_on_at_another_with_every_token_once(star
         if word == NUM_WORDS // 3:
             for reader in readers:
                 assert reader.seen.acquire(timeout=30)  # who has seen nothing does not know what to go on with
-            killed.send_signal(signal.SIGKILL)
-            killed.wait(10)
+            killed.kill()
     for job in jobs:
         job.end()
     for reader in readers:
@@ -117,10 +92,12 @@ def test_streams_of_a_killed_replica_go_on_at_another_with_every_token_once(star
     assert all(reader.num_connections > 1 for reader in readers)
 
 
-def test_a_response_of_a_killed_replica_is_read_on_at_another_event_by_event(start: Start, worker: FakeWorker) -> None:
+def test_a_response_of_a_killed_replica_is_read_on_at_another_event_by_event(
+    start_process: Start, worker: FakeWorker
+) -> None:
     """Also one that was not asked for in the background: nobody was left to cancel it."""
-    (one, killed), (two, _) = start(), start()
-    with _client(one) as here, _client(two) as there:
+    killed, other = start_process(), start_process()
+    with _client(killed.url) as here, _client(other.url) as there:
         streams = [
             here.responses.create(model="fake", input="x", stream=True, background=background)
             for background in (True, False)
@@ -132,8 +109,7 @@ def test_a_response_of_a_killed_replica_is_read_on_at_another_event_by_event(sta
         for events, stream in zip(seen, streams, strict=True):
             while not events or events[-1]["type"] != "response.output_text.delta":
                 events += bodies_of([next(stream)])
-        killed.send_signal(signal.SIGKILL)
-        killed.wait(10)
+        killed.kill()
         for events, stream in zip(seen, streams, strict=True):
             with pytest.raises(openai.APIError):
                 events += bodies_of(stream)
@@ -158,32 +134,26 @@ def test_a_response_of_a_killed_replica_is_read_on_at_another_event_by_event(sta
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_answers_end_and_then_the_gateway_leaves_with_zero(
-    start: Start, worker: FakeWorker, number: signal.Signals
+    start_process: Start, worker: FakeWorker, number: signal.Signals
 ) -> None:
     inherited = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and a gateway leaves it so
-    url, process = start()
+    gateway = start_process()
     signal.signal(number, inherited)
     answers: list[httpx.Response] = []
     body = {"model": "fake", "prompt": "x"}
-    asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=60)))
+    asking = threading.Thread(
+        target=lambda: answers.append(httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60))
+    )
     asking.start()
     job = worker.claim().begin()
-    process.send_signal(number)
-    while _answers(url):  # until it takes no more
-        time.sleep(0.05)
+    gateway.process.send_signal(number)
+    wait_until(lambda: not gateway.answers())  # it takes no more
     job.write("the answer", finish_reason="stop")
     job.end()
     asking.join(30)
     assert answers[0].json()["choices"][0]["text"] == "the answer"
-    assert process.wait(30) == 0
+    assert gateway.process.wait(30) == 0
 
 
 def _client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health/live", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False

@@ -18,6 +18,7 @@ import redis
 
 from producer import Client
 from tests.fakes.tiny_models import make_tiny_model
+from tests.fakes.waiting import wait_until
 from worker import gateway_process
 from worker.embedded_redis import free_port
 from worker.started_process import StartedProcess
@@ -205,8 +206,7 @@ def test_a_client_that_asks_while_a_killed_gateway_is_started_again_waits_for_it
     assert ask()
     [gateway] = command.living_processes(gateway_process.COMMAND)
     os.kill(gateway, signal.SIGKILL)
-    while gateway in command.living_processes():
-        time.sleep(0.01)
+    wait_until(lambda: gateway not in command.living_processes())
     assert ask()
     assert command.end(signal.SIGTERM) == 0
     assert command.has_left_nothing()

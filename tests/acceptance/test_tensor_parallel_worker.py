@@ -8,7 +8,7 @@ import pytest
 
 from producer import Client
 from tests.acceptance.system import System
-from tests.fakes.echo_engines import wait_until_gone
+from tests.fakes.processes import children_of, wait_until_gone
 from tests.fakes.tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.timeout(600)
@@ -34,11 +34,7 @@ def test_a_worker_over_two_ranks_serves_jobs_and_leaves_nobody_behind_when_it_is
 
 
 def descendants(pid: int) -> list[int]:
-    below: list[int] = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            below += [child, *descendants(child)]
-    return below
+    return [below for child in children_of(pid) for below in (child, *descendants(child))]
 
 
 def command_of(pid: int) -> str:

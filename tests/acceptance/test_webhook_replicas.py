@@ -1,14 +1,10 @@
 """Gateways as processes: one that is killed between a delivery and its record leaves it to another."""
 
-import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import openai
-import pytest
 import redis
 
 from producer.deliveries import BATCHES
@@ -16,33 +12,14 @@ from producer.gateway.webhooks.endpoints import WebhookEndpoint, add_endpoint
 from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
 from producer.operations import send
 from producer.transport import Transport
-from tests.fakes.gateways import wait_until
+from tests.fakes.gateway_process import GatewayProcess
 from tests.fakes.owed_deliveries import make_due, owed
+from tests.fakes.waiting import wait_until
 from tests.fakes.webhook_receiver import Reply, receiving
-from worker.started_process import StartedProcess
-
-Start = Callable[[], StartedProcess]
-
-
-@pytest.fixture
-def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
-    started: list[StartedProcess] = []
-
-    def start() -> StartedProcess:
-        arguments = ["gateway", "--http-port", "0", "--redis-url", redis_url, "--webhook-private-targets"]
-        with (tmp_path / f"gateway-{len(started)}.log").open("wb") as log:
-            command = [sys.executable, "-m", "producer.cli", *arguments]
-            started.append(StartedProcess(command, cwd=tmp_path, stdout=log, stderr=log))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
 
 
 def test_what_a_killed_replica_had_delivered_unrecorded_is_delivered_again_under_the_same_id(
-    redis_url: str, redis_client: redis.Redis, start: Start
+    redis_url: str, redis_client: redis.Redis, start_process: Callable[..., GatewayProcess]
 ) -> None:
     release = threading.Event()
     with receiving(lambda number: Reply(holds=release if number == 1 else None)) as receiver:
@@ -52,14 +29,13 @@ def test_what_a_killed_replica_had_delivered_unrecorded_is_delivered_again_under
         transport.run(add_endpoint(endpoint))
         transport.run(send(("RPUSH", OUTBOX_KEY, event.to_wire())))
         transport.close()
-        killed = start()
+        killed = start_process("--webhook-private-targets")
         first = receiver.next(60)
-        killed.send_signal(signal.SIGKILL)
-        killed.wait(10)
+        killed.kill()
         [(delivery, leased_until)] = owed(redis_client, BATCHES).items()
         assert time.time() + 20 < leased_until < time.time() + 60  # nobody else has it before
         make_due(redis_client, BATCHES, delivery, time.time())  # the lease's time has passed
-        start()
+        start_process("--webhook-private-targets")
         second = receiver.next(60)
         wait_until(lambda: not redis_client.exists(BATCHES.receivers))
         release.set()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,15 +123,6 @@ async def batch_bench(redis_url: str, folder: Path, **options: Any) -> AsyncIter
         yield bench
     finally:
         await transport.aclose()
-
-
-async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
-    """What the condition gives, once that is something."""
-    for _ in range(600):
-        if found := await condition():
-            return found
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not come to that")
 
 
 def events_owed(redis_client: redis.Redis) -> list[tuple[str, str]]:

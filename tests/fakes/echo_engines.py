@@ -11,6 +11,7 @@ from engine import InferenceEngine, SamplingParams
 from engine.process import ChildProcess
 from tests.fakes.child_thread import ChildThread
 from tests.fakes.fake_core import CORE_PATH, write_fake_model
+from tests.fakes.waiting import wait_until
 
 POISON, SOUND = 7, 9  # first tokens of prompts
 ENDLESS = SamplingParams(max_tokens=None)
@@ -33,26 +34,8 @@ def child_pid(engine: InferenceEngine) -> int:
     return child.pid
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 60
-    while is_alive(pid):
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-
-
 def wait_for_restarts(engine: InferenceEngine, num_restarts: int) -> None:
-    deadline = time.monotonic() + 60
-    while engine.get_stats()["num_restarts"] < num_restarts:
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
+    wait_until(lambda: engine.get_stats()["num_restarts"] >= num_restarts, "the restarts")
 
 
 class DeathWatch(logging.Handler):

@@ -79,13 +79,3 @@ def open_client(gateway: RunningGateway, **options: Any) -> openai.OpenAI:
     """The official client; a request that fails is not repeated, unless a test says so."""
     defaults = {"api_key": "none", "max_retries": 0, "timeout": 30}
     return openai.OpenAI(base_url=f"{gateway.url}/v1", **{**defaults, **options})
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """For what another process or thread does, and says nowhere."""
-    pause = threading.Event()
-    for _ in range(400):
-        if condition():
-            return
-        pause.wait(0.05)
-    raise AssertionError("it did not come to that")

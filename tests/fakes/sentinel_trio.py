@@ -5,8 +5,8 @@ are known to each other, and to the Sentinel, by their fronts' ports, where both
 """
 
 import subprocess
-import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -14,11 +14,11 @@ import redis
 import trustme
 
 from tests.fakes.tls_front import tls_front
+from tests.fakes.waiting import wait_until
 from worker.embedded_redis import EmbeddedRedis, find_server, free_port
 from worker.started_process import StartedProcess
 
 SERVICE = "mill"
-WAIT_SECONDS = 60.0
 
 
 class SentinelTrio:
@@ -143,13 +143,12 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _wait_until(condition: object) -> None:
-    end = time.monotonic() + WAIT_SECONDS
-    while True:
-        try:
-            if condition():  # type: ignore[operator]
-                return
-        except redis.RedisError:
-            pass
-        assert time.monotonic() < end, "the servers did not come to it"
-        time.sleep(0.02)
+def _wait_until(condition: Callable[[], object]) -> None:
+    """An error is no: a server may be about to come up."""
+
+    def holds() -> object:
+        with suppress(redis.RedisError):
+            return condition()
+        return None
+
+    wait_until(holds, "what is asked of the servers")

@@ -48,11 +48,3 @@ async def tell(
 
 async def next_of(receiver: WebhookReceiver) -> Received:
     return await asyncio.to_thread(receiver.next)
-
-
-async def wait_for(condition: Callable[[], object]) -> None:
-    for _ in range(400):
-        if condition():
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("it did not come to that")

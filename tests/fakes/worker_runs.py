@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -19,25 +19,16 @@ from producer.contract import Chunk, Done, Marker, Result, keys, parse_entry
 from producer.redis_connection import close
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.redis_reads import sorted_set_names, stream_rows
+from tests.fakes.waiting import WAIT_SECONDS, wait_until
 from worker.outlet.select import select_result_store
 from worker.redis_client import connect
 from worker.service import WorkerService
 from worker.settings import WorkerSettings
 from worker.started_process import StartedProcess
 
-WAIT_SECONDS = 60.0
 FUNCTION = keys.JOB_FUNCTION
 STARTING_KEY = "test:starting"
 SHORT_LEASE_SECONDS = 2.0  # the shortest that a worker takes
-
-
-def wait_until(condition: Callable[[], Any], what: str = "the condition") -> Any:
-    """Polls until the condition holds; returns its value."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not (value := condition()):
-        assert time.monotonic() < end, f"{what} did not come about in {WAIT_SECONDS:g} s"
-        time.sleep(0.01)
-    return value
 
 
 def wait_for_entries(client: redis.Redis, job_ids: Iterable[str], num_entries: int) -> None:

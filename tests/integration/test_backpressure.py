@@ -6,7 +6,8 @@ import redis
 
 from producer import Client
 from producer.contract import keys
-from tests.fakes.worker_runs import WorkerThread, enqueue_many, rq_queue, wait_for_no_leftovers, wait_until
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import WorkerThread, enqueue_many, rq_queue, wait_for_no_leftovers
 
 
 def num_leases(connection: redis.Redis) -> int:

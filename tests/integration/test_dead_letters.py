@@ -11,7 +11,8 @@ from producer import AsyncClient, Client, JobFailedError, JobNotFoundError, JobS
 from producer.contract import keys
 from tests.fakes.command_line import Invoke
 from tests.fakes.redis_proxy import CuttingProxy
-from tests.fakes.worker_runs import WorkerThread, leftovers, rq_queue, wait_for_no_leftovers, wait_until
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import WorkerThread, leftovers, rq_queue, wait_for_no_leftovers
 
 
 def let_fail(client: Client, worker: WorkerThread, tenant: str | None = None) -> str:

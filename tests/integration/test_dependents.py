@@ -8,7 +8,8 @@ import redis
 from producer import AsyncClient, Client
 from producer.contract import keys
 from tests.fakes.command_line import Invoke
-from tests.fakes.worker_runs import WorkerThread, wait_until
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import WorkerThread
 
 REFUSED: dict[str, Any] = {"max_tokens": 10**6}  # more than any model takes
 

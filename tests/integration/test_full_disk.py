@@ -17,6 +17,7 @@ from producer import Client, RedisUnavailableError
 from producer.contract import keys
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.gateways import running_gateway
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     SHORT_LEASE_SECONDS,
     WorkerThread,
@@ -26,7 +27,6 @@ from tests.fakes.worker_runs import (
     wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.embedded_redis import EmbeddedRedis, find_server
 

@@ -20,6 +20,7 @@ from producer import Client
 from producer.contract import keys
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.flaky_redis import FlakyRedis
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     SHORT_LEASE_SECONDS,
@@ -31,7 +32,6 @@ from tests.fakes.worker_runs import (
     wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.commit import MAX_BYTES_AT_ONCE
 from worker.fence import FencedRedis

@@ -11,6 +11,7 @@ from producer.contract import Marker, keys
 from tests.fakes.fake_engine import FakeEngine, expected_tokens
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.redis_reads import stream_rows
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     SHORT_LEASE_SECONDS,
@@ -19,7 +20,6 @@ from tests.fakes.worker_runs import (
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.outlet.stream import StreamOutlet
 from worker.scripts import BLAMED_FIELD, CRASHES_FIELD

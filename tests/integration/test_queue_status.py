@@ -13,7 +13,8 @@ from producer import Client
 from producer.operations import Protocol, Send, T
 from producer.queues import read_queues
 from producer.transport import Transport
-from tests.fakes.worker_runs import WorkerThread, wait_until
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import WorkerThread
 
 
 def ago(seconds: float) -> str:

@@ -15,7 +15,8 @@ from producer import Client
 from producer.contract import keys
 from producer.redis_connection import close
 from tests.fakes.sentinel_trio import SentinelTrio
-from tests.fakes.worker_runs import WorkerThread, enqueue_many, rq_queue, wait_for_result, wait_until
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import WorkerThread, enqueue_many, rq_queue, wait_for_result
 from worker import claim_pace, service
 from worker.queue_watch import QueueWatch
 from worker.redis_client import connect

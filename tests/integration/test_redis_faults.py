@@ -17,6 +17,7 @@ from producer.contract import keys
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.sentinel_trio import SentinelTrio
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     SHORT_LEASE_SECONDS,
@@ -27,7 +28,6 @@ from tests.fakes.worker_runs import (
     wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.embedded_redis import EmbeddedRedis
 from worker.scripts import CRASHES_FIELD

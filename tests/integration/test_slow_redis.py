@@ -10,8 +10,8 @@ from rq import Queue
 
 from producer import Client
 from producer.contract import keys
-from tests.fakes.delaying_proxy import DelayingProxy
 from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.tcp_proxy import DelayingProxy
 from tests.fakes.worker_runs import (
     SHORT_LEASE_SECONDS,
     WorkerProcess,

@@ -11,6 +11,7 @@ from producer.contract import keys
 from producer.enqueue import PriorityClass
 from producer.rq_names import REGISTRIES, ready_key, registry_key
 from tests.fakes.redis_reads import set_names, sorted_set_names
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -19,7 +20,6 @@ from tests.fakes.worker_runs import (
     rq_queue,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.claim import Claim
 from worker.recovery import give_back

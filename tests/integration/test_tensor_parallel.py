@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from engine import InferenceEngine, ModelLoadError, SamplingParams
-from tests.fakes.echo_engines import child_pid, wait_until_gone
+from tests.fakes.echo_engines import child_pid
 from tests.fakes.output_recorder import OutputRecorder
+from tests.fakes.processes import children_of, wait_until_gone
 from tests.fakes.reference import generate, random_prompts
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -39,11 +40,6 @@ def engine(folder: Path) -> Iterator[InferenceEngine]:
 
 def engine_over(num_ranks: int, folder: Path) -> InferenceEngine:
     return InferenceEngine(str(folder), device="cpu", dtype="float32", tensor_parallel_size=num_ranks, **SMALL_STEPS)
-
-
-def followers_of(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in children.split()]
 
 
 def greedy_reference(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
@@ -112,7 +108,7 @@ def test_a_killed_follower_costs_a_restart_of_all_ranks_and_no_token(engine: Inf
     prompts = random_prompts((5, 40))
     expected = tokens(engine, prompts, params)
     leader = child_pid(engine)
-    (follower,) = followers_of(leader)
+    (follower,) = children_of(leader)
     recorders = [OutputRecorder() for _ in prompts]
     for at, (prompt, recorder) in enumerate(zip(prompts, recorders, strict=True)):
         engine.submit(f"killed-{at}", prompt, params, on_output=recorder)

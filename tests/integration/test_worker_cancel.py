@@ -11,6 +11,7 @@ from rq.worker import BaseWorker
 
 from producer import Client
 from producer.contract import keys
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -19,7 +20,6 @@ from tests.fakes.worker_runs import (
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 
 

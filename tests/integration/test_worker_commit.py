@@ -13,6 +13,7 @@ import worker.commit
 import worker.uploads
 from producer.contract import ErrorCode, Result, keys
 from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -20,7 +21,6 @@ from tests.fakes.worker_runs import (
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.errors import ResultStoreError
 from worker.fence import FencedRedis

@@ -14,7 +14,8 @@ import worker.rq_bridge.bridge
 import worker.service
 from producer import Client
 from producer.contract import keys
-from tests.fakes.worker_runs import FUNCTION, WorkerThread, wait_for_no_leftovers, wait_for_result, wait_until
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import FUNCTION, WorkerThread, wait_for_no_leftovers, wait_for_result
 from worker.fence import FencedPipeline, FencedRedis
 from worker.rq_bridge.bridge import RqBridge, ServedQueue
 from worker.rq_bridge.outcomes import Outcomes

@@ -12,6 +12,7 @@ from producer import Client
 from producer.contract import Done, ErrorCode, Marker, keys
 from tests.fakes.fake_embeddings import expected_vector
 from tests.fakes.fake_tokenizer import POISON_TOKEN
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerProcess,
@@ -19,7 +20,6 @@ from tests.fakes.worker_runs import (
     leftovers,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from tests.integration.test_worker_embeddings import stream_of
 from tests.integration.test_worker_engine import POISON, SOUND, kill_child, worker_on

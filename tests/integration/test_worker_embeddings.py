@@ -19,6 +19,7 @@ from tests.fakes.fake_embeddings import HIDDEN_SIZE, expected_vector
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.fake_tokenizer import FakeTokenizer
 from tests.fakes.redis_reads import stream_rows
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     SHORT_LEASE_SECONDS,
@@ -26,7 +27,6 @@ from tests.fakes.worker_runs import (
     WorkerThread,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 
 TEXTS = ["Name three rivers", "the mill", "a"]

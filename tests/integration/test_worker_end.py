@@ -10,14 +10,8 @@ from rq.job import Job, JobStatus
 
 import worker.commit
 from producer.contract import keys
-from tests.fakes.worker_runs import (
-    WorkerThread,
-    held_jobs,
-    stream_text,
-    wait_for_no_leftovers,
-    wait_for_result,
-    wait_until,
-)
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import WorkerThread, held_jobs, stream_text, wait_for_no_leftovers, wait_for_result
 from worker.running_job import RunningJob
 
 

@@ -15,6 +15,7 @@ from engine.process import ChildProcess
 from producer.contract import Choice, ErrorCode, Marker, Result, keys
 from tests.fakes.fake_core import CORE_PATH, write_fake_model
 from tests.fakes.redis_reads import stream_rows
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -22,7 +23,6 @@ from tests.fakes.worker_runs import (
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 
 POISON, HANGING, SOUND = 7, 8, 9  # first tokens of prompts

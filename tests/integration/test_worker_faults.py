@@ -12,6 +12,7 @@ from producer.contract import keys
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.redis_reads import stream_rows
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -21,7 +22,6 @@ from tests.fakes.worker_runs import (
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.embedded_redis import EmbeddedRedis
 

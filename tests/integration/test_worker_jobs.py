@@ -15,6 +15,7 @@ from producer import Client, JobFailedError
 from producer.contract import ErrorCode, JobRequest, keys
 from producer.enqueue import encode_call
 from tests.fakes.redis_reads import stream_rows
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -22,7 +23,6 @@ from tests.fakes.worker_runs import (
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 
 

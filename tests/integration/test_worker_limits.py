@@ -7,14 +7,8 @@ from rq import Queue, Retry
 from rq.job import JobStatus
 
 from producer.contract import ErrorCode, keys
-from tests.fakes.worker_runs import (
-    FUNCTION,
-    WorkerThread,
-    stream_text,
-    wait_for_no_leftovers,
-    wait_for_result,
-    wait_until,
-)
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import FUNCTION, WorkerThread, stream_text, wait_for_no_leftovers, wait_for_result
 
 
 def test_a_running_job_ends_at_its_deadline_with_what_it_has(

@@ -7,6 +7,7 @@ from rq import Queue
 import worker.admission
 from producer.contract import ErrorCode, keys
 from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     SHORT_LEASE_SECONDS,
@@ -15,7 +16,6 @@ from tests.fakes.worker_runs import (
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker import intake
 from worker.outlet.stored_stream import StoredStream

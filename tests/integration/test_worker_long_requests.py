@@ -8,13 +8,8 @@ from rq import Queue
 from producer import Client
 from producer.contract import keys
 from tests.fakes.fake_engine import FakeEngine
-from tests.fakes.worker_runs import (
-    FUNCTION,
-    WorkerThread,
-    wait_for_no_leftovers,
-    wait_for_result,
-    wait_until,
-)
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import FUNCTION, WorkerThread, wait_for_no_leftovers, wait_for_result
 from worker.intake import LONG_REQUEST_BYTES
 
 LONG_PROMPT = "word " * (LONG_REQUEST_BYTES // 5 + 1)  # some bytes for Redis, which has it packed

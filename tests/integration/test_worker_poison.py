@@ -11,6 +11,7 @@ from producer.contract import Chunk, ErrorCode, Marker, keys
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.fake_tokenizer import POISON_TOKEN
 from tests.fakes.redis_reads import sorted_set_names
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerProcess,
@@ -19,7 +20,6 @@ from tests.fakes.worker_runs import (
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.claim import MAX_ALL_CRASHES, MAX_CRASHES, SUSPECT_CRASHES, Claim
 from worker.recovery import give_back

@@ -11,6 +11,7 @@ from rq.job import Job
 from producer import Client
 from producer.contract import Result, keys
 from tests.fakes.script_calls import beat, claim
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
@@ -18,7 +19,6 @@ from tests.fakes.worker_runs import (
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.scripts import Scripts
 

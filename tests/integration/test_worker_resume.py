@@ -17,6 +17,7 @@ from tests.fakes.resumed_streams import (
     markers,
     write_stream,
 )
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerProcess,
@@ -27,7 +28,6 @@ from tests.fakes.worker_runs import (
     wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker import intake
 from worker.claim import Claim

@@ -13,13 +13,8 @@ from rq.registry import ReadyJobRegistry
 from rq.webhook import Webhook
 
 from producer.contract import keys
-from tests.fakes.worker_runs import (
-    FUNCTION,
-    WorkerThread,
-    wait_for_no_leftovers,
-    wait_for_result,
-    wait_until,
-)
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import FUNCTION, WorkerThread, wait_for_no_leftovers, wait_for_result
 from worker.running_job import RunningJob
 
 

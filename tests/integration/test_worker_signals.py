@@ -10,6 +10,7 @@ import redis
 from rq import Queue
 
 from producer.contract import keys
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     STARTING_KEY,
@@ -22,7 +23,6 @@ from tests.fakes.worker_runs import (
     wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.embedded_redis import EmbeddedRedis
 

@@ -13,14 +13,8 @@ from rq import Queue
 from engine import InferenceEngine
 from producer.contract import ErrorCode, keys
 from tests.fakes.tiny_models import make_tiny_model
-from tests.fakes.worker_runs import (
-    FUNCTION,
-    WorkerThread,
-    stream_text,
-    wait_for_no_leftovers,
-    wait_for_result,
-    wait_until,
-)
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import FUNCTION, WorkerThread, stream_text, wait_for_no_leftovers, wait_for_result
 
 PERSON = {
     "type": "object",

@@ -11,7 +11,8 @@ from rq.job import JobStatus
 from producer import Client
 from producer.contract import Done, Result, keys, parse_entry
 from tests.fakes.redis_reads import stream_rows
-from tests.fakes.worker_runs import FUNCTION, WorkerThread, wait_for_no_leftovers, wait_for_result, wait_until
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import FUNCTION, WorkerThread, wait_for_no_leftovers, wait_for_result
 
 
 class SlowStore:

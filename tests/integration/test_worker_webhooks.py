@@ -21,6 +21,7 @@ from producer.transport import Transport
 from tests.fakes.command_line import Invoke
 from tests.fakes.gateways import StartGateway
 from tests.fakes.owed_deliveries import make_due, owe, owed
+from tests.fakes.waiting import wait_until
 from tests.fakes.webhook_receiver import Received, Reply, receiving
 from tests.fakes.worker_runs import (
     FUNCTION,
@@ -29,7 +30,6 @@ from tests.fakes.worker_runs import (
     rq_queue,
     wait_for_no_leftovers,
     wait_for_result,
-    wait_until,
 )
 from worker.embedded_redis import EmbeddedRedis
 from worker.fence import FencedPipeline

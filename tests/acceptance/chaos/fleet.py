@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from producer import Client
+from tests.fakes.processes import all_processes, children_of
 from tests.fakes.redis_proxy import CuttingProxy
 from worker.embedded_redis import EmbeddedRedis
 from worker.started_process import StartedProcess
@@ -158,25 +159,10 @@ class Fleet:
     def orphans(self) -> list[int]:
         """Processes that workers started and left behind when they ended."""
         running = {slot.process.pid for slot in self.slots if slot.process is not None and slot.process.poll() is None}
-        return [pid for pid, fields in _processes() if int(fields[3]) in self._sessions - running]
+        return [entry.pid for entry in all_processes() if entry.session in self._sessions - running]
 
     def logs(self) -> dict[str, str]:
         return {path.name: path.read_text(errors="replace") for path in sorted(self._log_dir.glob("*.log"))}
 
     def _children(self, slot: Slot) -> list[int]:
         return [] if slot.process is None else children_of(slot.process.pid)
-
-
-def children_of(parent: int) -> list[int]:
-    """Direct children, by /proc."""
-    return [pid for pid, fields in _processes() if int(fields[1]) == parent]
-
-
-def _processes() -> list[tuple[int, list[str]]]:
-    """Every process with its stat fields behind the name: state, parent, group, session."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                found.append((int(entry.name), (entry / "stat").read_text().rpartition(") ")[2].split()))
-    return found

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 
-from tests.acceptance.chaos.fleet import children_of
+from tests.fakes.processes import children_of
 from tests.fakes.redis_proxy import CuttingProxy
 from worker.embedded_redis import free_port
 from worker.started_process import StartedProcess

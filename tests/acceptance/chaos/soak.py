@@ -18,10 +18,10 @@ import redis
 
 from producer import Client
 from tests.acceptance.chaos.run import wait_for
+from tests.fakes.gateway_process import GatewayProcess
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import WorkerProcess
-from worker.embedded_redis import EmbeddedRedis, free_port
-from worker.started_process import StartedProcess
+from worker.embedded_redis import EmbeddedRedis
 
 JOBS_A_ROUND = 300
 CUTS_A_ROUND = 10
@@ -59,16 +59,17 @@ def run_soak(num_rounds: int) -> list[str]:
         server = stack.enter_context(EmbeddedRedis())
         proxy = stack.enter_context(CuttingProxy(urlsplit(server.url).port or 0, seed=1))
         worker = stack.enter_context(WorkerProcess(proxy.url, max_num_seqs=32, log=folder / "worker.log"))
-        gateway, port = _start_gateway(stack, proxy.url, folder)
+        gateway = GatewayProcess(proxy.url, folder / "gateway.log", "--files", str(folder / "files"))
+        stack.callback(gateway.kill)
         worker.wait_until_serving()
         direct = stack.enter_context(redis.Redis.from_url(server.url))
         client = stack.enter_context(Client(server.url))
-        wait_for(lambda: _answers(port), 60)
-        pids = {"worker": worker.process.pid, "gateway": gateway.pid}
+        gateway.wait_until_it_answers()
+        pids = {"worker": worker.process.pid, "gateway": gateway.process.pid}
         first: dict[str, Held] = {}
         first_connections, found = 0, []
         for at in range(num_rounds):
-            _run_round(client, proxy, port, at)
+            _run_round(client, proxy, gateway.url, at)
             wait_for(lambda: _is_settled(direct), QUIET_SECONDS)
             held = {name: Held.of(pid) for name, pid in pids.items()}
             num_connections = len(direct.client_list())
@@ -81,27 +82,10 @@ def run_soak(num_rounds: int) -> list[str]:
         return found
 
 
-def _start_gateway(stack: ExitStack, url: str, folder: Path) -> tuple[StartedProcess, int]:
-    port = free_port()
-    command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(port), "--redis-url", url]
-    with (folder / "gateway.log").open("wb") as log:
-        process = StartedProcess([*command, "--files", str(folder / "files")], stdout=log, stderr=log)
-    stack.callback(process.wait)
-    stack.callback(process.kill)
-    return process, port
-
-
-def _answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/health/live", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def _run_round(client: Client, proxy: CuttingProxy, port: int, number: int) -> None:
+def _run_round(client: Client, proxy: CuttingProxy, url: str, number: int) -> None:
     jobs = client.submit_many([{"prompt": f"Job {number} {at}", "max_tokens": 10} for at in range(JOBS_A_ROUND)])
     with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(_ask, port, at) for at in range(REQUESTS_A_ROUND)]
+        asked = [pool.submit(_ask, url, at) for at in range(REQUESTS_A_ROUND)]
         for at, _ in enumerate(client.as_completed(jobs, timeout=300)):
             if at % (JOBS_A_ROUND // CUTS_A_ROUND) == 0:
                 proxy.cut_all()
@@ -109,10 +93,10 @@ def _run_round(client: Client, proxy: CuttingProxy, port: int, number: int) -> N
             answer.result()
 
 
-def _ask(port: int, number: int) -> None:
+def _ask(url: str, number: int) -> None:
     """A stream read to its end, or left at once. A gateway whose Redis was cut off may answer 503."""
     body = {"model": "fake", "prompt": f"Ask {number}", "max_tokens": 20, "stream": True}
-    with httpx.stream("POST", f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60) as response:
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
         if number % 2:
             response.read()
 

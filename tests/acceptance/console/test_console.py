@@ -11,9 +11,10 @@ from producer import Client, Job
 from producer.contract import ErrorCode, ErrorInfo, Timings
 from tests.acceptance.console.conftest import OpenPage, see
 from tests.fakes.fake_worker import FakeWorker
-from tests.fakes.gateways import StartGateway, running_gateway, wait_until
+from tests.fakes.gateways import StartGateway, running_gateway
 from tests.fakes.held_job import HeldJob
 from tests.fakes.redis_proxy import CuttingProxy
+from tests.fakes.waiting import wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

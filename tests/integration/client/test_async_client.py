@@ -17,6 +17,7 @@ from producer import (
     SettingsError,
 )
 from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.waiting import eventually
 
 
 async def test_a_job_is_submitted_streamed_and_read(async_client: AsyncClient, worker: FakeWorker) -> None:
@@ -84,11 +85,7 @@ async def test_a_stream_that_is_dropped_cleans_up_after_itself(
     async for _ in job.stream(timeout=30):
         break
     gc.collect()
-    for _ in range(200):
-        if not redis_client.pubsub_channels():
-            break
-        await asyncio.sleep(0.01)
-    assert redis_client.pubsub_channels() == []
+    await eventually(lambda: not redis_client.pubsub_channels())
 
 
 async def test_errors_are_the_same(async_client: AsyncClient, worker: FakeWorker) -> None:

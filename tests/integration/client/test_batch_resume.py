@@ -13,7 +13,7 @@ from producer.batch import BatchProgress
 from tests.fakes.batch_runs import answers, by_id, chat, run
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.held_job import HeldJob
-from tests.fakes.worker_runs import wait_until
+from tests.fakes.waiting import wait_until
 from worker.started_process import StartedProcess
 
 

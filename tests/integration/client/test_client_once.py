@@ -15,7 +15,8 @@ from producer import AsyncClient, Client, DurabilityError, ErrorCode, InvalidJob
 from producer.contract import keys
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.redis_proxy import CuttingProxy
-from tests.fakes.worker_runs import WorkerThread, rq_queue, wait_for_no_leftovers, wait_until
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import WorkerThread, rq_queue, wait_for_no_leftovers
 from worker.embedded_redis import EmbeddedRedis
 
 SUBMIT = """

@@ -12,6 +12,7 @@ from producer.outcome import Outcome
 from producer.result_waiter import ResultWaiter
 from producer.results import ResultCollector
 from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.waiting import eventually
 
 NUM_JOBS = 60
 
@@ -60,8 +61,7 @@ async def test_a_subscription_ends_when_nobody_has_waited_for_a_while(
     with worker.serving(echo):
         job = await async_client.submit("one")
         await job.result(timeout=30)
-        while worker.connection.pubsub_channels():
-            await asyncio.sleep(0.005)
+        await eventually(lambda: not worker.connection.pubsub_channels())
         again = await async_client.submit("two")
         assert (await again.result(timeout=30)).text == "two "
 
@@ -162,8 +162,8 @@ async def test_a_fault_of_whoever_listens_reaches_all_who_wait(
     monkeypatch.setattr(ResultWaiter, "_peek", noted)
     jobs = await async_client.submit_many([{"prompt": "one"}, {"prompt": "two"}])
     waits = [asyncio.create_task(job.result(timeout=20)) for job in jobs]
-    while looks.count("done") < 3:  # each before it listens, the second once more: what they find they need not hear
-        await asyncio.sleep(0.01)
+    # Each before it listens, the second once more: what they find they need not hear.
+    await eventually(lambda: looks.count("done") == 3)
     assert looks.count("begun") == 3
     monkeypatch.setattr(ResultCollector, "_end", fail)
     with worker.serving(echo):

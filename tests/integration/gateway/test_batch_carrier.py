@@ -7,9 +7,10 @@ import redis as redis_py
 
 from producer.contract import keys
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
-from tests.fakes.batches import BatchBench, batch_bench, events_owed, eventually, line
+from tests.fakes.batches import BatchBench, batch_bench, events_owed, line
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.held_job import HeldJob
+from tests.fakes.waiting import eventually
 
 LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
 

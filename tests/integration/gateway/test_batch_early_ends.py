@@ -8,8 +8,9 @@ import redis as redis_py
 from producer.contract import keys
 from producer.gateway.batches.batch_lease import Wish
 from producer.gateway.batches.batch_record import BatchStatus
-from tests.fakes.batches import BatchBench, events_owed, eventually, line
+from tests.fakes.batches import BatchBench, events_owed, line
 from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.waiting import eventually
 
 LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
 

@@ -11,8 +11,9 @@ import redis as redis_py
 from producer.batch_protocol import batch_job_id
 from producer.gateway.batches.batch_lease import Wish
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
-from tests.fakes.batches import BatchBench, batch_bench, eventually, line
+from tests.fakes.batches import BatchBench, batch_bench, line
 from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.waiting import eventually
 
 NUM_LINES = 5
 

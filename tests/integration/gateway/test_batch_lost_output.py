@@ -13,8 +13,9 @@ from producer.errors import FileStoreError
 from producer.gateway.batches import answer_file
 from producer.gateway.batches.batch_lease import Wish
 from producer.gateway.batches.batch_record import BatchStatus
-from tests.fakes.batches import BatchBench, batch_bench, eventually, line
+from tests.fakes.batches import BatchBench, batch_bench, line
 from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.waiting import eventually
 
 NUM_LINES = 5
 

@@ -1,6 +1,5 @@
 """/v1/batches through the official client, on a gateway with its own carrier process."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -17,7 +16,8 @@ from producer.transport import Transport
 from tests.fakes.batches import URL, counts_of, jsonl, line
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
-from tests.fakes.gateways import RunningGateway, open_client, wait_until
+from tests.fakes.gateways import RunningGateway, open_client
+from tests.fakes.waiting import eventually, wait_until
 
 LOW = keys.class_queue(keys.DEFAULT_QUEUE, "low")
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -81,12 +81,15 @@ async def test_the_asynchronous_client_sees_the_same(gateway: RunningGateway, lo
         file = await client.files.create(file=("in.jsonl", jsonl([line("a"), line("b")])), purpose="batch")
         created = await client.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h")
         assert [batch.id async for batch in client.batches.list()] == [created.id]
-        while (await client.batches.retrieve(created.id)).status != "in_progress":
-            await asyncio.sleep(0.05)
+
+        async def has_come_to(status: str) -> openai.types.Batch | None:
+            batch = await client.batches.retrieve(created.id)
+            return batch if batch.status == status else None
+
+        await eventually(lambda: has_come_to("in_progress"))
         cancelled = await client.batches.cancel(created.id)
         assert cancelled.status in ("cancelling", "cancelled") and cancelled.cancelling_at
-        while (ended := await client.batches.retrieve(created.id)).status != "cancelled":
-            await asyncio.sleep(0.05)
+        ended = await eventually(lambda: has_come_to("cancelled"))
         content = await client.files.content(str(ended.error_file_id))
         assert {json.loads(text)["error"]["code"] for text in content.read().splitlines()} == {"batch_cancelled"}
 

@@ -11,9 +11,10 @@ from tests.fakes.batches import URL, jsonl, line
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.file_stores import BucketOfFiles
 from tests.fakes.flaky_s3 import BUCKET, FlakyS3
-from tests.fakes.gateways import StartGateway, open_client, wait_until
+from tests.fakes.gateways import StartGateway, open_client
 from tests.fakes.held_job import HeldJob
 from tests.fakes.storing_worker import storing
+from tests.fakes.waiting import wait_until
 
 NUM_LINES = 60
 

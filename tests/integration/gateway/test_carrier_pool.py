@@ -14,8 +14,9 @@ from producer.gateway.batches.carrier import Carrier
 from producer.gateway.batches.carrier_child import CarrierChild
 from producer.gateway.batches.carrier_pool import RETRY_SECONDS, CarrierPool
 from producer.gateway.settings import GatewaySettings
-from tests.fakes.batches import LEASE_SECONDS, BatchBench, eventually, line
+from tests.fakes.batches import LEASE_SECONDS, BatchBench, line
 from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.waiting import eventually
 from worker.embedded_redis import free_port
 
 

@@ -14,7 +14,8 @@ from producer import Client
 from producer.contract import ErrorCode, ErrorInfo, Result, Timings, Usage, keys
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway, wait_until
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway
+from tests.fakes.waiting import wait_until
 
 
 def ask(gateway: RunningGateway, path: str, key: str | None = None, **parameters: Any) -> Any:

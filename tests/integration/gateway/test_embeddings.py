@@ -17,7 +17,8 @@ from tests.fakes.batch_runs import by_id, run
 from tests.fakes.batches import jsonl
 from tests.fakes.fake_embeddings import HIDDEN_SIZE, expected_vector
 from tests.fakes.fake_tokenizer import FakeTokenizer
-from tests.fakes.gateways import RunningGateway, open_client, running_gateway, wait_until
+from tests.fakes.gateways import RunningGateway, open_client, running_gateway
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import WorkerThread
 
 URL: Final = "/v1/embeddings"

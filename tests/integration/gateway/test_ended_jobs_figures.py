@@ -15,7 +15,8 @@ from producer.gateway.metrics import GatewayMetrics
 from producer.queues import QueueStatus
 from producer.rq_names import REGISTRIES
 from tests.fakes.fake_worker import FakeWorker
-from tests.fakes.gateways import StartGateway, wait_until
+from tests.fakes.gateways import StartGateway
+from tests.fakes.waiting import wait_until
 
 
 def write_line(connection: redis.Redis, job_id: str, *, seconds_ago: float, queue: str = keys.DEFAULT_QUEUE) -> None:

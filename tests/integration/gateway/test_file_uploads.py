@@ -15,8 +15,9 @@ import redis
 
 from producer.gateway.files import file_keys, uploads
 from tests.fakes.file_stores import FolderOfFiles, PlaceOfFiles
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client
 from tests.fakes.redis_reads import sorted_set_names
+from tests.fakes.waiting import wait_until
 
 LINES = b'{"custom_id": "1"}\n'
 BATCH = ("purpose", b"batch")

@@ -13,7 +13,8 @@ from producer.gateway.files import file_keys
 from producer.gateway.files.file_records import FileRecord, FileRecords, Part
 from producer.gateway.files.select import select_file_store
 from tests.fakes.file_stores import PlaceOfFiles
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client
+from tests.fakes.waiting import wait_until
 
 LINES = b'{"custom_id": "1"}\n{"custom_id": "2"}\n'
 LARGE = random.Random(0).randbytes(20_000_003)  # three pieces of a multipart upload

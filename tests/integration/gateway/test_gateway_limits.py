@@ -17,8 +17,9 @@ from producer.gateway.bodies import MAX_BYTES_AT_ONCE
 from producer.openai_request import OpenAIRequest, parse_body
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client
 from tests.fakes.held_job import HeldJob
+from tests.fakes.waiting import wait_until
 
 
 def test_requests_a_minute_are_limited_for_all_replicas_together(

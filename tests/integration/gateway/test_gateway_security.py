@@ -23,7 +23,8 @@ from producer.gateway.cli import gateway as gateway_command
 from producer.gateway.files.file_keys import STORE_KEY, UNRECORDED_KEY
 from tests.fakes.command_line import Invoke, new_key
 from tests.fakes.fake_worker import FakeWorker
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway, wait_until
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway
+from tests.fakes.waiting import wait_until
 
 
 def test_a_key_is_made_taken_listed_and_revoked(

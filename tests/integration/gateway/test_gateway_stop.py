@@ -11,8 +11,9 @@ import httpx2 as httpx
 import pytest
 
 from tests.fakes.fake_worker import FakeWorker
-from tests.fakes.gateways import RunningGateway, StartGateway, wait_until
+from tests.fakes.gateways import RunningGateway, StartGateway
 from tests.fakes.held_job import HeldJob
+from tests.fakes.waiting import wait_until
 
 NUM_STREAMS = 60
 STOP_SECONDS = 3.0  # far below the seconds after which the server cuts off what does not end by itself

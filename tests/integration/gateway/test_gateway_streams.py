@@ -11,8 +11,9 @@ import pytest
 
 from producer.contract import ErrorCode, ErrorInfo
 from tests.fakes.fake_worker import FakeWorker
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client
 from tests.fakes.held_job import HeldJob
+from tests.fakes.waiting import wait_until
 
 HELLO: Any = [{"role": "user", "content": "one two"}]
 

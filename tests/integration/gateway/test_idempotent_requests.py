@@ -13,7 +13,8 @@ from producer.gateway.job_records import RECORD_PREFIX, JobRecord
 from producer.job import AsyncJob
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client
+from tests.fakes.waiting import wait_until
 
 KEYED: list[dict[str, Any]] = [
     {"extra_headers": {"Idempotency-Key": "order-7"}},

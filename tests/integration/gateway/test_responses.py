@@ -16,9 +16,10 @@ from tests.fakes.batch_runs import by_id, run
 from tests.fakes.batches import jsonl
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway, wait_until
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway
 from tests.fakes.held_job import HeldJob
 from tests.fakes.response_judge import bodies_of, judge_events, parse_item, parse_response
+from tests.fakes.waiting import wait_until
 
 URL = "/v1/responses"
 TOOL: Any = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}

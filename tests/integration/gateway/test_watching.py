@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.exported_figures import ExportedFigures
 from tests.fakes.fake_worker import FakeWorker
-from tests.fakes.gateways import RunningGateway, wait_until
+from tests.fakes.gateways import RunningGateway
+from tests.fakes.waiting import wait_until
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 RULES = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][0]["rules"]

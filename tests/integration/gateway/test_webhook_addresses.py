@@ -5,7 +5,8 @@ import redis
 from producer.async_transport import AsyncTransport
 from producer.deliveries import BATCHES, list_deliveries
 from producer.gateway.webhooks.targets import TargetRules
-from tests.fakes.webhook_dispatching import add, dispatching, next_of, tell, wait_for
+from tests.fakes.waiting import eventually
+from tests.fakes.webhook_dispatching import add, dispatching, next_of, tell
 from tests.fakes.webhook_receiver import receiving
 
 Redis = redis.Redis
@@ -16,7 +17,7 @@ async def test_a_private_address_is_refused_when_it_is_called(transport: AsyncTr
         await add(transport, receiver.url)  # registered while private targets were allowed
         await tell(transport, "batch_1")
         async with dispatching(transport, allows_private=False, delay_after=lambda attempt, _: None):
-            await wait_for(lambda: redis_client.zcard(BATCHES.dead))
+            await eventually(lambda: redis_client.zcard(BATCHES.dead))
     [dead] = await transport.run(list_deliveries())
     assert "no public address" in dead.error and receiver.num_received == 0
 
@@ -37,7 +38,7 @@ async def test_a_name_that_turns_private_after_its_registration_is_refused(
         await tell(transport, "batch_1")
         last = {1: 0.0}
         async with dispatching(transport, allows_private=False, resolve=rebind, delay_after=lambda n, _: last.get(n)):
-            await wait_for(lambda: redis_client.zcard(BATCHES.dead))
+            await eventually(lambda: redis_client.zcard(BATCHES.dead))
     assert answers == [] and receiver.num_received == 0
 
 

@@ -31,7 +31,8 @@ from producer.gateway.webhooks.endpoints import (
 )
 from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
 from tests.fakes.owed_deliveries import owe
-from tests.fakes.webhook_dispatching import add, dispatching, next_of, tell, wait_for
+from tests.fakes.waiting import eventually
+from tests.fakes.webhook_dispatching import add, dispatching, next_of, tell
 from tests.fakes.webhook_receiver import Received, Reply, receiving
 
 Redis = redis.Redis
@@ -49,7 +50,7 @@ async def test_openais_client_accepts_what_a_receiver_got(transport: AsyncTransp
         event = await tell(transport, "batch_1")
         async with dispatching(transport):
             got = await next_of(receiver)
-            await wait_for(lambda: not redis_client.exists(BATCHES.receivers, OUTBOX_KEY, f"{BATCHES.prefix}*"))
+            await eventually(lambda: not redis_client.exists(BATCHES.receivers, OUTBOX_KEY, f"{BATCHES.prefix}*"))
     accepted = unwrap(got, endpoint.secret)
     assert (accepted.id, accepted.data.id, accepted.created_at) == (event.id, "batch_1", 1_700_000_000)
     assert got.headers["webhook-id"] == event.id
@@ -69,14 +70,14 @@ async def test_a_receiver_that_does_not_answer_leaves_room_for_others(transport:
         for number in range(2 * MAX_CONCURRENT):
             await tell(transport, f"batch_{number}", key_id="silent")
         async with dispatching(transport):
-            await wait_for(lambda: silent.num_received == MAX_TO_ENDPOINT)
+            await eventually(lambda: silent.num_received == MAX_TO_ENDPOINT)
             for number in range(2 * MAX_TO_ENDPOINT):
                 await tell(transport, f"batch_{number}", key_id="other")
             for _ in range(2 * MAX_TO_ENDPOINT):
                 await next_of(other)
             assert silent.num_received == MAX_TO_ENDPOINT  # none was answered
             answer.set()
-            await wait_for(lambda: silent.num_received == 2 * MAX_CONCURRENT)
+            await eventually(lambda: silent.num_received == 2 * MAX_CONCURRENT)
 
 
 async def test_both_secrets_sign_while_an_old_one_is_kept(transport: AsyncTransport) -> None:
@@ -144,7 +145,7 @@ async def test_what_nobody_takes_is_dead_and_can_be_seen_and_revived(
         endpoint = await add(transport, receiver.url)
         event = await tell(transport, "batch_1")
         async with dispatching(transport, delay_after=lambda attempt, _: 0.0 if attempt < 3 else None):
-            await wait_for(lambda: redis_client.zcard(BATCHES.dead))
+            await eventually(lambda: redis_client.zcard(BATCHES.dead))
             [dead] = await transport.run(list_deliveries())
             assert (dead.id, dead.is_dead, dead.num_attempts) == (f"{event.id}:{endpoint.id}", True, 3)
             assert dead.error == "answered 500"
@@ -152,7 +153,7 @@ async def test_what_nobody_takes_is_dead_and_can_be_seen_and_revived(
             assert any("action=webhook_dead" in record.message for record in caplog.records)
             is_up.set()
             assert await transport.run(revive_deliveries([dead.id, "unknown"])) == [dead.id]
-            await wait_for(
+            await eventually(
                 lambda: receiver.num_received == 4 and not redis_client.exists(BATCHES.receivers, BATCHES.dead)
             )
     assert await transport.run(list_deliveries()) == []
@@ -186,9 +187,9 @@ async def test_an_endpoint_that_is_gone_is_called_no_more(transport: AsyncTransp
         endpoint = await add(transport, receiver.url)
         await tell(transport, "batch_1")
         async with dispatching(transport):
-            await wait_for(lambda: redis_client.hexists(DISABLED_KEY, endpoint.id))
+            await eventually(lambda: redis_client.hexists(DISABLED_KEY, endpoint.id))
             await tell(transport, "batch_2")
-            await wait_for(lambda: not redis_client.exists(OUTBOX_KEY))
+            await eventually(lambda: not redis_client.exists(OUTBOX_KEY))
     assert receiver.num_received == 1
     [dead] = await transport.run(list_deliveries())
     assert dead.is_dead and dead.error == "answered 410"
@@ -213,9 +214,9 @@ async def test_what_was_under_way_to_an_endpoint_that_was_removed_is_dropped(
     endpoint = await add(transport, "http://127.0.0.1:9/")
     await tell(transport, "batch_1")
     async with dispatching(transport, delay_after=lambda attempt, _: 0.0):
-        await wait_for(lambda: redis_client.zcard(BATCHES.receivers))
+        await eventually(lambda: redis_client.zcard(BATCHES.receivers))
         await transport.run(remove_endpoint(endpoint.id))
-        await wait_for(lambda: not redis_client.exists(BATCHES.receivers))
+        await eventually(lambda: not redis_client.exists(BATCHES.receivers))
     assert not list(redis_client.scan_iter(BATCHES.prefix + "*"))
 
 
@@ -258,7 +259,7 @@ async def test_many_replicas_deliver_each_event_once(transport: AsyncTransport, 
         await add(transport, receiver.url)
         events = {(await tell(transport, f"batch_{number}")).id for number in range(50)}
         async with dispatching(transport), dispatching(transport), dispatching(transport):
-            await wait_for(lambda: not redis_client.exists(OUTBOX_KEY, BATCHES.receivers))
+            await eventually(lambda: not redis_client.exists(OUTBOX_KEY, BATCHES.receivers))
     got = [receiver.next(1).headers["webhook-id"] for _ in range(50)]
     assert set(got) == events and receiver.num_received == 50
 

@@ -15,7 +15,8 @@ from producer.gateway.webhooks.outbox import EVENT_TYPES, OUTBOX_KEY, Event
 from producer.operations import send
 from producer.transport import Transport
 from tests.fakes.command_line import Invoke
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client, wait_until
+from tests.fakes.gateways import RunningGateway, StartGateway, open_client
+from tests.fakes.waiting import wait_until
 from tests.fakes.webhook_receiver import Reply, receiving
 
 

@@ -10,7 +10,8 @@ import redis
 
 from tests.fakes.batches import URL, batch_bench, counts_of, jsonl, line
 from tests.fakes.fake_worker import FakeWorker, echo
-from tests.fakes.gateways import StartGateway, open_client, wait_until
+from tests.fakes.gateways import StartGateway, open_client
+from tests.fakes.waiting import wait_until
 from tests.fakes.webhook_receiver import receiving
 
 

@@ -3,7 +3,6 @@
 import ctypes
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,9 @@ from engine.model.native_rows import NativeRows
 from engine.model.workspace import Workspace
 from tests.fakes.packed_forward import BLOCK_SIZE, batch_of, prompts, run, steps_of
 from tests.fakes.tiny_models import make_tiny_model
+from tests.fakes.waiting import wait_until
 
 BLOCKS = torch.arange(8).split([1, 1, 3, 3])
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 def decodes(num_seqs: int) -> AttentionBatch:

@@ -29,6 +29,7 @@ from tests.fakes.echo_engines import (
 from tests.fakes.modelless_core import MODELLESS_CORE_PATH, RAISING_PROMPT
 from tests.fakes.output_recorder import OutputRecorder
 from tests.fakes.tiny_tokenizers import write_tokenizer
+from tests.fakes.waiting import wait_until
 
 NUM_KILLS = 10
 
@@ -122,8 +123,8 @@ def test_a_death_is_seen_within_a_second_with_its_reason(
             engine.submit("job-1", prompt, ENDLESS, on_output=recorder)
         if prompt == [SOUND]:
             recorder.wait_for_tokens(1)
-        while prompt == [POISON] and not (tmp_path / "hangs").exists():
-            threading.Event().wait(0.01)
+        if prompt == [POISON]:
+            wait_until((tmp_path / "hangs").exists)
         killed_at = time.monotonic()
         os.kill(child_pid(engine), signal.SIGKILL)
         assert death_watch.seen.wait(60)

@@ -21,12 +21,12 @@ from tests.fakes.echo_engines import (
     POISON,
     SOUND,
     child_pid,
-    is_alive,
     process_engine,
-    wait_until_gone,
 )
 from tests.fakes.fake_core import CORE_PATH, write_fake_model
 from tests.fakes.output_recorder import OutputRecorder
+from tests.fakes.processes import is_alive, wait_until_gone
+from tests.fakes.waiting import wait_until
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -167,8 +167,7 @@ def test_stop_while_the_model_is_loading_ends_the_start(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=start)
     thread.start()
-    while engine._supervisor is None or engine._supervisor._child.running is None:
-        threading.Event().wait(0.01)
+    wait_until(lambda: engine._supervisor is not None and engine._supervisor._child.running is not None)
     engine.stop()
     thread.join(60)
     assert [str(error) for error in errors] == ["the engine was stopped"]

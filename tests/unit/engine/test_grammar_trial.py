@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from engine.grammar_spec import GrammarSpec
 from engine.messages import AddSequence
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence, SequenceLimits, create_sequence
+from tests.fakes.processes import children_of
 from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, write_byte_tokenizer
 
 
@@ -80,24 +80,15 @@ def test_a_schema_of_thousands_of_properties_may_be_had(trials: GrammarTrials) -
 
 def test_a_trial_whose_process_is_lost_is_no_refusal_and_the_next_one_has_another(model_dir: Path) -> None:
     trials = GrammarTrials(str(model_dir), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
-    others = children()
+    others = set(children_of(os.getpid()))
     trials.check(GOOD)
-    for pid in children() - others:
+    for pid in set(children_of(os.getpid())) - others:
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(EngineError, match=r"could not be tried, .*: send it again") as error:
         for _ in range(2):  # by the lane that was lost, in its turn
             trials.check(GOOD)
     assert not isinstance(error.value, InvalidRequestError)
     trials.check(GOOD)
-
-
-def children() -> set[int]:
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
-            if f"PPid:\t{os.getpid()}\n" in (folder / "status").read_text():
-                found.add(int(folder.name))
-    return found
 
 
 def test_a_refused_grammar_is_tried_once(model_dir: Path) -> None:

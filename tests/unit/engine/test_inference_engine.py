@@ -23,6 +23,7 @@ from engine.supervisor import Supervisor
 from tests.fakes.echo_engines import ENDLESS, echo_engine
 from tests.fakes.fake_core import VOCAB_SIZE
 from tests.fakes.output_recorder import OutputRecorder
+from tests.fakes.waiting import eventually
 
 
 def echo(engine: InferenceEngine, prompt: str, num_tokens: int, choice: int = 0) -> str:
@@ -122,8 +123,7 @@ async def test_cancelling_the_task_aborts_its_request(engine: InferenceEngine, k
 
     task = asyncio.create_task(read() if kind == "generate_stream" else wait())
     await began.wait()
-    while engine.get_stats()["num_requests"] == 0:
-        await asyncio.sleep(0.01)
+    await eventually(lambda: engine.get_stats()["num_requests"])
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -10,7 +10,7 @@ import pytest
 from engine.runner import held_off
 from engine.runner.held_off import held_off_seconds
 from engine.runner.thread_governor import CLEAR_STEPS, MAX_WAIT_STEPS, MIN_WAIT_STEPS, ThreadGovernor
-from tests.fakes.worker_runs import wait_until
+from tests.fakes.waiting import wait_until
 
 
 class Machine:

@@ -5,15 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 import redis
 
-from tests.fakes.echo_engines import is_alive, wait_until_gone
+from tests.fakes.processes import all_processes, is_alive, wait_until_gone
+from tests.fakes.waiting import wait_until
 from worker import kept_process
 from worker.embedded_redis import EmbeddedRedis
 from worker.kept_process import KeptProcess
@@ -55,21 +54,11 @@ def parent_of(code: str) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]
 
 def has_guard(pid: int) -> bool:
     """Whether anybody else lives in a process's group."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            group = int((folder / "stat").read_text().rpartition(")")[2].split()[2])
-        except OSError:  # it has just ended
-            continue
-        if group == pid and folder.name != str(pid) and is_alive(int(folder.name)):
-            return True
-    return False
+    return any(entry.group == pid and entry.pid != pid and entry.state != "Z" for entry in all_processes())
 
 
 def wait_until_guarded(pid: int, expected: bool = True) -> None:
-    end = time.monotonic() + 60
-    while has_guard(pid) != expected:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: has_guard(pid) == expected, "the guard")
 
 
 @pytest.mark.parametrize("signal_before", [None, signal.SIGSTOP])
