@@ -64,7 +64,7 @@ def _cancel_once(job_id: str) -> Protocol[Verdict]:
             return "gone"
         return "cancelled" if _is_cancelled(expired_result) else "ended"
     outcome = _compose(job_id, entries, read_fields(data))
-    [_, verdict] = yield from send(_SCRIPT.load, _call(job_id, origin.decode(), entries, outcome))
+    verdict = yield from _write(job_id, origin.decode(), entries, outcome)
     return verdict.decode()  # type: ignore[no-any-return]
 
 
@@ -132,10 +132,12 @@ def _usage(entries: list[Any], choices: list[Choice]) -> Usage:
     return Usage(prompt_tokens=num_prompt, completion_tokens=num_output, total_tokens=num_prompt + num_output)
 
 
-def _call(job_id: str, queue: str, entries: list[Any], outcome: tuple[list[tuple[str, str, str]], Result]) -> Any:
+def _write(
+    job_id: str, queue: str, entries: list[Any], outcome: tuple[list[tuple[str, str, str]], Result]
+) -> Protocol[Any]:
     lines, result = outcome
     last_id = entries[-1][0].decode() if entries else str(BEGINNING)
-    return _SCRIPT.call(
+    return _SCRIPT.run(
         keys=[
             job_key(job_id),
             keys.stream_key(job_id),

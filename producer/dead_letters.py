@@ -83,7 +83,7 @@ def retry(job_id: str) -> Protocol[bool]:
         keys.turns_key(keys.split_tenant(queue)[0]),
     ]
     arguments: list[Any] = [job_id, queue, format_time(time.time()), uuid.uuid4().hex, keys.WAITING_STREAM_TTL_SECONDS]
-    [_, is_back] = yield from send(_SCRIPT.load, _SCRIPT.call(names, arguments))
+    is_back = yield from _SCRIPT.run(names, arguments)
     return bool(is_back)
 
 

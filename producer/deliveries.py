@@ -119,11 +119,10 @@ def settle_delivery(
 ) -> Protocol[None]:
     """It is delivered, dead, or tried once more after the delay."""
     ledger, arguments = delivery.ledger, [delivery.id, delivery.attempt, verdict, delay_seconds, error]
-    call = _SETTLE.call(
+    yield from _SETTLE.run(
         [ledger.prefix + delivery.id, ledger.receivers, ledger.due + delivery.receiver, ledger.dead],
         [*arguments, DEAD_TTL_SECONDS, delivery.receiver],
     )
-    yield from send(_SETTLE.load, call)
 
 
 def retry_delay(attempt: int, retry_after_seconds: float | None) -> float | None:

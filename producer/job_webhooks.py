@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
 from producer.deliveries import DEAD_TTL_SECONDS, JOBS, LEDGER_SCRIPT, ClaimedDelivery, settle_delivery
-from producer.operations import Command, Protocol, Script, send
+from producer.operations import Command, Protocol, Script
 
 MAX_ATTEMPT_SECONDS = 60.0  # whatever a webhook asks for
 LEASE_MARGIN_SECONDS = 15.0  # of a lease beyond the attempt's time
@@ -68,8 +68,8 @@ class JobDelivery(ClaimedDelivery):
 def claim_job_webhooks(max_deliveries: int, room: Mapping[str, int]) -> Protocol[list[JobDelivery]]:
     """Deliveries whose time has come, each under a lease. `room`: how many at most by `allowed`; those of others are
     left to the workers that allow them."""
-    call = _CLAIM.call([JOBS.receivers], [JOBS.due, JOBS.prefix, max_deliveries, json.dumps(dict(room))])
-    [_, found] = yield from send(_CLAIM.load, call)
+    arguments = [JOBS.due, JOBS.prefix, max_deliveries, json.dumps(dict(room))]
+    found = yield from _CLAIM.run([JOBS.receivers], arguments)
     deliveries = []
     for receiver, delivery_id, event, attempt in found:
         claimed = ClaimedDelivery(JOBS, receiver.decode(), delivery_id.decode(), int(attempt))
@@ -85,12 +85,10 @@ def claim_job_webhooks(max_deliveries: int, room: Mapping[str, int]) -> Protocol
 def give_up_job_webhooks() -> Protocol[int]:
     """What has been due for GIVE_UP_SECONDS is dead. Returns how many that were."""
     problem = "no worker has taken it for 48 hours (see --webhooks)"
-    call = _GIVE_UP.call(
-        [JOBS.receivers, JOBS.dead], [JOBS.due, JOBS.prefix, GIVE_UP_SECONDS, DEAD_TTL_SECONDS, problem]
-    )
+    arguments = [JOBS.due, JOBS.prefix, GIVE_UP_SECONDS, DEAD_TTL_SECONDS, problem]
     num_given_up = 0
     while True:
-        [_, num_found] = yield from send(_GIVE_UP.load, call)
+        num_found = yield from _GIVE_UP.run([JOBS.receivers, JOBS.dead], arguments)
         if not num_found:
             return num_given_up
         num_given_up += num_found

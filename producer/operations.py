@@ -86,6 +86,11 @@ class Script:
     def call(self, keys: Sequence[str], arguments: Sequence[Any]) -> Command:
         return ("EVALSHA", self._sha, len(keys), *keys, *arguments)
 
+    def run(self, keys: Sequence[str], arguments: Sequence[Any]) -> Protocol[Any]:
+        """Its reply. Raises RedisUnavailableError as `send` does."""
+        [_, reply] = yield from send(self.load, self.call(keys, arguments))
+        return reply
+
 
 def slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """So many at a time, where all of them would be too much for one exchange."""

@@ -40,7 +40,7 @@ def read_queues(default_queue: str) -> Protocol[list[QueueStatus]]:
     prefixes = [queue_key(""), *(registry_key(registry, "") for registry in REGISTRIES)]
     rows: list[tuple[str, bytes | None, list[int]]] = []
     for page in slices(queues, MAX_QUEUES_A_READ):
-        [_, found] = yield from send(_COUNT.load, _COUNT.call([], [len(prefixes), *prefixes, *page]))
+        found = yield from _COUNT.run([], [len(prefixes), *prefixes, *page])
         full = {int(at): (first, counts) for at, first, *counts in found}
         for at, name in enumerate(page, start=1):
             if at in full or name in named:

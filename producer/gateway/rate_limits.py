@@ -12,7 +12,7 @@ from producer.async_transport import AsyncTransport
 from producer.contract import JobRequest, Usage
 from producer.gateway.api_keys import ApiKey
 from producer.gateway.errors import ApiError
-from producer.operations import Script, send
+from producer.operations import Script
 
 BUCKET_PREFIX = "promptmill:gateway:rate:"
 CHARS_PER_TOKEN = 4  # of a prompt, before it is tokenised
@@ -44,9 +44,7 @@ class RateLimits:
         arguments = [key.requests_per_minute or 0, key.tokens_per_minute or 0, num_requests, num_tokens, int(is_forced)]
         if not any(arguments[:2]):
             return 0.0, ""
-        [_, (wait, which)] = await self._redis.run(
-            send(_SCRIPT.load, _SCRIPT.call(keys=[BUCKET_PREFIX + key.id], arguments=arguments))
-        )
+        wait, which = await self._redis.run(_SCRIPT.run([BUCKET_PREFIX + key.id], arguments))
         return float(wait), which.decode()
 
 

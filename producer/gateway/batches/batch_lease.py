@@ -53,7 +53,7 @@ class BatchLease:
     @classmethod
     async def claim(cls, redis: AsyncTransport, lease_seconds: float) -> "BatchLease | None":
         """A batch that nobody carries, and what is wished of it."""
-        [_, claimed] = await redis.run(send(CLAIM.load, CLAIM.call([], [lease_seconds])))
+        claimed = await redis.run(CLAIM.run([], [lease_seconds]))
         if not claimed:
             return None
         batch_id, fence, flat = claimed
@@ -66,7 +66,7 @@ class BatchLease:
     async def renew(redis: AsyncTransport, leases: Sequence["BatchLease"], lease_seconds: float) -> None:
         """All of them in one call; each learns what is wished of it."""
         pairs = [part for lease in leases for part in (lease.record.id, lease._fence)]
-        [_, wishes] = await redis.run(send(RENEW.load, RENEW.call([], [lease_seconds, *pairs])))
+        wishes = await redis.run(RENEW.run([], [lease_seconds, *pairs]))
         for lease, wish in zip(leases, wishes, strict=True):
             lease.wish_for(Wish(wish.decode()))
 
@@ -79,7 +79,7 @@ class BatchLease:
 
     async def release(self, after_seconds: float = 0.0) -> None:
         """Another carrier may have it by then."""
-        await self._redis.run(send(RELEASE.load, RELEASE.call([], [self.record.id, self._fence, after_seconds])))
+        await self._redis.run(RELEASE.run([], [self.record.id, self._fence, after_seconds]))
 
     async def begin(self, *, model: str, queue: str, num_lines: int) -> BatchStatus:
         """The input is valid."""
@@ -132,8 +132,7 @@ class BatchLease:
         await self._call(FINISH, status.value, listed, OUTBOX_KEY, event.to_wire())
 
     async def _call(self, script: Script, *arguments: Any) -> str:
-        call = script.call([], [self.record.id, self._fence, *arguments])
-        [_, reply] = await self._redis.run(send(script.load, call))
+        reply = await self._redis.run(script.run([], [self.record.id, self._fence, *arguments]))
         word = str(reply.decode())
         if word == "lost":
             self.wish_for(Wish.LOST)

@@ -63,7 +63,7 @@ class BatchRecords:
         whose = key_id or NOBODYS
         name = asked_key(whose, idempotency_key) if idempotency_key is not None else ""
         arguments = [record.id, record.input_file_id, whose, EVERYBODYS, oldest, name, hash_of_request(fields)]
-        [_, made] = await self._redis.run(send(CREATE.load, CREATE.call([], [*arguments, *record.new_fields])))
+        made = await self._redis.run(CREATE.run([], [*arguments, *record.new_fields]))
         if made == b"conflict":
             raise KeyConflictError
         if made is None:
@@ -76,7 +76,7 @@ class BatchRecords:
 
     async def cancel(self, batch_id: str) -> BatchStatus:
         """Ask its carrier to end it; one that has ended, or is about to, stays as it is. Returns what it is now."""
-        [_, status] = await self._redis.run(send(CANCEL.load, CANCEL.call([], [batch_id])))
+        status = await self._redis.run(CANCEL.run([], [batch_id]))
         return BatchStatus(status.decode())
 
     async def page(self, *, whose: str, after: str | None, limit: int) -> BatchPage:

@@ -85,19 +85,19 @@ class FileRecords:
     async def claim_store(self) -> None:
         """All that share this Redis share one store. Raises FileStoreError naming the other one."""
         keys = [file_keys.STORE_KEY, file_keys.UNRECORDED_KEY]  # of two slots: a cluster refuses them before it writes
-        [_, other] = await self._redis.run(send(_CLAIM_STORE.load, _CLAIM_STORE.call(keys, self._store)))
+        other = await self._redis.run(_CLAIM_STORE.run(keys, self._store))
         self._refuse_other(other)
 
     async def reserve(self, part: str) -> None:
         """Before a part is written: should its writer die, what there is of it is deleted after RESERVED_SECONDS.
         Raises FileStoreError as `claim_store` does."""
         arguments = [*self._store, part, RESERVED_SECONDS]
-        [_, other] = await self._redis.run(send(_RESERVE.load, _RESERVE.call([], arguments)))
+        other = await self._redis.run(_RESERVE.run([], arguments))
         self._refuse_other(other)
 
     async def renew(self, part: str) -> None:
         """For another RESERVED_SECONDS. A part that is recorded, forgotten or due stays so."""
-        await self._redis.run(send(_RENEW.load, _RENEW.call([], [part, RESERVED_SECONDS])))
+        await self._redis.run(_RENEW.run([], [part, RESERVED_SECONDS]))
 
     async def discard(self, part: str) -> None:
         """A part that was written and that a record has refused: it is due at once."""
@@ -112,7 +112,7 @@ class FileRecords:
         arguments = [record.id, len(record.fields), *record.fields]
         for part in parts:
             arguments += [part.name, part.num_bytes]
-        [_, is_created] = await self._redis.run(send(_CREATE.load, _CREATE.call([], arguments)))
+        is_created = await self._redis.run(_CREATE.run([], arguments))
         return bool(is_created)
 
     async def get(self, file_id: str) -> FileRecord | None:
@@ -147,18 +147,18 @@ class FileRecords:
 
     async def delete(self, file_id: str) -> Literal["deleted", "absent", "held"]:
         """The record, at once; its parts are due from now on."""
-        [_, outcome] = await self._redis.run(send(_DELETE.load, _DELETE.call([], [file_id])))
+        outcome = await self._redis.run(_DELETE.run([], [file_id]))
         what_became: Literal["deleted", "absent", "held"] = outcome.decode()
         return what_became
 
     async def expire(self) -> list[str]:
         """Delete files that have expired and nobody holds; their ids, at most DUE_AT_ONCE."""
-        [_, ids] = await self._redis.run(send(_EXPIRE.load, _EXPIRE.call([], [DUE_AT_ONCE])))
+        ids = await self._redis.run(_EXPIRE.run([], [DUE_AT_ONCE]))
         return [file_id.decode() for file_id in ids]
 
     async def due_parts(self) -> list[str]:
         """Parts to be deleted from the store, at most DUE_AT_ONCE. They belong to no file, and never will."""
-        [_, parts] = await self._redis.run(send(_DUE.load, _DUE.call([], [DUE_AT_ONCE])))
+        parts = await self._redis.run(_DUE.run([], [DUE_AT_ONCE]))
         return [part.decode() for part in parts]
 
     def _refuse_other(self, other: bytes) -> None:

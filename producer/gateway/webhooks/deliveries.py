@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from producer.deliveries import BATCHES, DEAD_TTL_SECONDS, LEDGER_SCRIPT, ClaimedDelivery
 from producer.gateway.webhooks.endpoints import DISABLED_KEY, ENDPOINTS_KEY, WebhookEndpoint
 from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
-from producer.operations import Protocol, Script, send
+from producer.operations import Protocol, Script
 
 LEASE_SECONDS = 45.0  # longer than an attempt can take
 MAX_TO_ENDPOINT = 8  # at a time from one process: one that does not answer leaves room for the others
@@ -30,11 +30,10 @@ def claim_deliveries(
     `under_way`: by endpoint id, how many the caller has; those of an endpoint with MAX_TO_ENDPOINT wait.
     """
     limits = [MAX_TO_ENDPOINT, MAX_LOOKED_AT, json.dumps(dict(under_way or {}))]
-    call = _CLAIM.call(
+    found = yield from _CLAIM.run(
         [OUTBOX_KEY, ENDPOINTS_KEY, DISABLED_KEY, BATCHES.receivers, BATCHES.dead],
         [BATCHES.due, BATCHES.prefix, max_deliveries, lease_seconds, DEAD_TTL_SECONDS, *limits],
     )
-    [_, found] = yield from send(_CLAIM.load, call)
     return [
         EventDelivery(
             BATCHES,

@@ -96,9 +96,8 @@ def read_endpoint(endpoint_id: str) -> Protocol[WebhookEndpoint | None]:
 
 def replace_endpoint(old: WebhookEndpoint, new: WebhookEndpoint) -> Protocol[bool]:
     """False if somebody else changed it, or took it away, since `old` was read. One that was gone is called again."""
-    call = _REPLACE.call([ENDPOINTS_KEY, DISABLED_KEY], [old.id, old.model_dump_json(), new.model_dump_json()])
-    [_, is_done] = yield from send(_REPLACE.load, call)
-    return bool(is_done)
+    keys, arguments = [ENDPOINTS_KEY, DISABLED_KEY], [old.id, old.model_dump_json(), new.model_dump_json()]
+    return bool((yield from _REPLACE.run(keys, arguments)))
 
 
 def remove_endpoint(endpoint_id: str) -> Protocol[bool]:

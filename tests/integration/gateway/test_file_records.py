@@ -1,6 +1,5 @@
 """Files in Redis: recorded whole or not at all, listed by whose they are, kept while they are held, and cleaned up."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,7 @@ from producer.gateway.files import file_keys
 from producer.gateway.files.file_keys import EVERYBODYS, NOBODYS
 from producer.gateway.files.file_records import PAGE_AT_ONCE, FileRecord, FileRecords, Part
 from producer.gateway.files.local import LocalFileStore
-from producer.operations import Script, send
-
-
-@pytest.fixture
-async def transport(redis_url: str) -> AsyncIterator[AsyncTransport]:
-    transport = AsyncTransport(redis_url)
-    yield transport
-    await transport.aclose()
+from producer.operations import Script
 
 
 @pytest.fixture
@@ -143,14 +135,12 @@ async def test_a_file_grows_part_by_part_within_somebody_elses_script(
     for part, num_bytes in (("one", 3), ("two", 4)):
         await files.reserve(part)
         for _ in range(2):  # the second time is a repetition
-            replies = await transport.run(send(append.load, append.call([], [file_id, part, num_bytes])))
-            assert replies[1] == 1
-    [_, is_appended] = await transport.run(send(append.load, append.call([], [file_id, "unreserved", 1])))
-    assert is_appended == 0
+            assert await transport.run(append.run([], [file_id, part, num_bytes])) == 1
+    assert await transport.run(append.run([], [file_id, "unreserved", 1])) == 0
     grown = await files.get(file_id)
     assert grown is not None and (grown.num_bytes, grown.status) == (7, "uploaded")
     finish = Script(file_keys.FILE_FUNCTIONS + "file_finish(ARGV[1])")
-    await transport.run(send(finish.load, finish.call([], [file_id])))
+    await transport.run(finish.run([], [file_id]))
     assert await files.get(file_id) == grown.model_copy(update={"status": "processed"})
     assert await files.parts(file_id) == [Part("one", 3), Part("two", 4)]
 
