@@ -4,7 +4,7 @@ PromptmillError
 ├── InvalidJobError          the request is refused before it is enqueued; `param` names the field
 ├── SettingsError            a flag or PROMPTMILL_* variable is wrong; names both
 ├── PortTakenError           somebody else listens where a gateway is to
-├── BatchFileError          a batch's input or output file cannot be used; names it
+├── BatchFileError           a batch's input or output file cannot be used; names it
 ├── ClientClosedError        the client was closed before
 ├── RedisUnavailableError    Redis cannot be reached at the URL given
 │   └── RedisRefusedError    nor later: the login, the rights or TLS are not what it wants, or it is a cluster

@@ -119,7 +119,7 @@ class Finisher:
         try:
             job.result = job.build_result()
             if (commit := self._committer.build(job)) is not None:
-                self._outlet.close(job.stream, job.build_done(), commit)
+                job.stream.seal(job.build_done(), commit)
         except Exception:  # of any type: one step after the other, it is seen which one it is
             commit = None
         if commit is None:
@@ -180,7 +180,7 @@ class Finisher:
             self._outlet.open(job.stream, self._intake.build_marker(job), fence=job.claim.fence)
         may_be_contested = job.status == "finished" and not job.is_contested and job.translated is not None
         commit = self._committer.build(job) if may_be_contested else None
-        self._outlet.close(job.stream, job.build_done(), commit)
+        job.stream.seal(job.build_done(), commit)
         job.stage = Stage.SEALED
         self._sealed.append(job)
 

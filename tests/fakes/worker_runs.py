@@ -80,6 +80,10 @@ def leftovers(client: redis.Redis) -> list[str]:
     return sorted(key.decode() for pattern in patterns for key in client.scan_iter(pattern))
 
 
+def held_without_attempts(client: redis.Redis) -> list[str]:
+    return [key for key in leftovers(client) if not key.startswith("promptmill:attempt:")]
+
+
 def wait_for_no_leftovers(client: redis.Redis) -> None:
     wait_until(lambda: not leftovers(client), "the end of leases and executions")
 

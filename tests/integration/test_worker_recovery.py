@@ -19,16 +19,12 @@ from tests.fakes.worker_runs import (
     WorkerProcess,
     WorkerThread,
     enqueue_many,
-    leftovers,
+    held_without_attempts,
     rq_queue,
     stream_text,
     wait_for_no_leftovers,
     wait_for_result,
 )
-
-
-def held_without_attempts(client: redis.Redis) -> list[str]:
-    return [key for key in leftovers(client) if not key.startswith("promptmill:attempt:")]
 
 
 def test_jobs_of_a_killed_worker_are_swept_and_finished_elsewhere(

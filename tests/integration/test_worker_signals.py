@@ -17,7 +17,7 @@ from tests.fakes.worker_runs import (
     WorkerProcess,
     WorkerThread,
     enqueue_many,
-    leftovers,
+    held_without_attempts,
     rq_queue,
     stream_text,
     wait_for_entries,
@@ -27,10 +27,6 @@ from tests.fakes.worker_runs import (
 from worker.embedded_redis import EmbeddedRedis
 
 MAX_END_SECONDS = 2.0  # promised
-
-
-def held_without_attempts(client: redis.Redis) -> list[str]:
-    return [key for key in leftovers(client) if not key.startswith("promptmill:attempt:")]
 
 
 def end_in_time(worker: WorkerProcess, number: signal.Signals) -> int:

@@ -106,7 +106,12 @@ class JobStream:
                 self._has_pending = True
 
     def seal(self, done: Done, commit: EndCommit | None = None) -> None:
-        """Encode what is buffered, then `done`: nothing can follow."""
+        """Put the rest and `done` at the stream's end: nothing can follow. Flush until `is_stored`, then commit.
+
+        A `commit` takes effect together with `done`, then `is_committed`. If RQ or other jobs have something to say of
+        the job, nothing of either does: then the stream is no longer sealed. If Redis did not answer, `done` is sent
+        again without it.
+        """
         assert not self._is_sealed, "a stream has one done entry"
         self.encode_pending()
         self._append(done.to_wire())

@@ -12,11 +12,11 @@ from typing import Any
 import redis
 from redis.exceptions import NoScriptError, ResponseError
 
-from producer.contract import Done, EntryId, Marker
+from producer.contract import EntryId, Marker
 from producer.contract.keys import fence_key, stream_key
 from worker.outlet.job_stream import MAX_ENTRIES_PER_APPEND, JobStream
 from worker.redis_client import REDIS_AWAY
-from worker.scripts import Append, EndCommit, Scripts
+from worker.scripts import Append, Scripts
 
 MIN_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 2.0
@@ -47,15 +47,6 @@ class StreamOutlet:
         stream.mark(marker)
         self._streams[stream.job_id] = stream
         self._names[stream.job_id] = (stream_key(stream.job_id), fence_key(stream.job_id), fence)
-
-    def close(self, stream: JobStream, done: Done, commit: EndCommit | None = None) -> None:
-        """Put the rest and `done` at the stream's end, with its TTL. Flush until `stream.is_stored`, then commit.
-
-        A `commit` takes effect together with `done`, then `stream.is_committed`. If RQ or other jobs have something to
-        say of the job, nothing of either does: then the stream is no longer sealed. If Redis did not answer, `done` is
-        sent again without it.
-        """
-        stream.seal(done, commit)
 
     def forget(self, stream: JobStream) -> None:
         """Drop a stream that was committed, or whose job is no longer ours."""

@@ -107,7 +107,7 @@ def test_a_stream_longer_than_one_append_is_sent_again_whole(client: FlakyRedis,
         put(stream, "x", offset, offset=offset)
         stream.encode_pending()
     stream.end_choices("length")
-    outlet.close(stream, finished(stream))
+    stream.seal(finished(stream))
     outlet.flush(0.0)
     assert stream.is_stored
     choices, done = join(stored(client))

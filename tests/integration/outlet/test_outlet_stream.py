@@ -19,7 +19,7 @@ def test_marker_comes_first_and_done_last_with_contiguous_ids(client: FlakyRedis
     put(stream, "Hel", 1)
     outlet.flush(0.0)
     put(stream, "lo", 2, 3, offset=1, end="stop")
-    outlet.close(stream, finished(stream))
+    stream.seal(finished(stream))
     outlet.flush(1.0)
     entries = stored(client)
     assert [(entry_id, field) for entry_id, field, _ in entries] == [
@@ -39,7 +39,7 @@ def test_stream_has_a_ttl_only_from_its_done_entry_on(client: FlakyRedis, outlet
     put(stream, "a", 1, end="length")
     outlet.flush(0.0)
     assert client.ttl(KEY) == -1
-    outlet.close(stream, finished(stream))
+    stream.seal(finished(stream))
     outlet.flush(1.0)
     assert 0 < client.ttl(KEY) <= STREAM_TTL_SECONDS
 
@@ -47,13 +47,13 @@ def test_stream_has_a_ttl_only_from_its_done_entry_on(client: FlakyRedis, outlet
 def test_next_attempt_makes_an_ended_stream_live_again(client: FlakyRedis, outlet: StreamOutlet) -> None:
     first = open_stream(outlet)
     put(first, "old", 9, end="stop")
-    outlet.close(first, finished(first))
+    first.seal(finished(first))
     outlet.flush(0.0)
     second = open_stream(outlet, attempt=2)
     outlet.flush(1.0)
     assert client.ttl(KEY) == -1
     put(second, "new", 1, end="stop")
-    outlet.close(second, finished(second))
+    second.seal(finished(second))
     outlet.flush(2.0)
     choices, done = join(stored(client))
     assert choices == second.choices() and choices[0].text == "new"
@@ -69,7 +69,7 @@ def test_data_entries_are_published_with_their_ids_and_markers_are_not(
         assert subscriber.get_message(timeout=10)["type"] == "subscribe"
         stream = open_stream(outlet, publish=publish)
         put(stream, "a", 1, end="stop")
-        outlet.close(stream, finished(stream))
+        stream.seal(finished(stream))
         outlet.flush(0.0)
         expected = [f"{entry_id} {data}" for entry_id, field, data in stored(client) if field == "d"]
         assert len(expected) == 2
@@ -87,7 +87,7 @@ def test_a_lost_reply_neither_repeats_nor_loses_entries(client: FlakyRedis, outl
     assert outlet.flush(0.0) == []
     assert outlet.is_redis_away
     put(stream, "b", 2, offset=1, end="stop")
-    outlet.close(stream, finished(stream))
+    stream.seal(finished(stream))
     assert outlet.flush(10.0) == []
     assert not outlet.is_redis_away
     assert [entry_id for entry_id, _, _ in stored(client)] == ["1-0", "1-1", "1-2", "1-3"]
@@ -117,7 +117,7 @@ def test_entries_that_redis_lost_are_sent_again(client: FlakyRedis, outlet: Stre
     for entry_id, fields in kept:  # what a replica that lagged behind would hold
         client.xadd(KEY, dict(fields.items()), id=entry_id)
     put(stream, "d", 3, offset=3, end="stop")
-    outlet.close(stream, finished(stream))
+    stream.seal(finished(stream))
     assert outlet.flush(10.0) == []
     assert [entry_id for entry_id, _, _ in stored(client)] == [f"1-{seq}" for seq in range(6)]
     assert join(stored(client))[0] == stream.choices()
@@ -129,7 +129,7 @@ def test_a_stream_that_redis_lost_is_sent_again_from_its_marker(client: FlakyRed
     outlet.flush(0.0)
     client.flushall()  # the script is gone, too
     put(stream, "b", 2, offset=1, end="stop")
-    outlet.close(stream, finished(stream))
+    stream.seal(finished(stream))
     assert outlet.flush(1.0) == []
     assert [entry_id for entry_id, _, _ in stored(client)] == ["1-0", "1-1", "1-2", "1-3"]
     assert join(stored(client))[0] == stream.choices()
@@ -145,7 +145,7 @@ def test_an_older_attempt_is_fenced_out_by_the_marker_of_a_newer_one(client: Fla
     put(zombie, "late", 2, offset=1)
     assert outlet.flush(1.0) == [JOB]
     put(heir, "b", 5, end="stop")
-    newer.close(heir, finished(heir))
+    heir.seal(finished(heir))
     newer.flush(1.0)
     assert "late" not in "".join(data for _, _, data in stored(client))
     assert join(stored(client))[0] == heir.choices()
@@ -171,7 +171,7 @@ def test_of_two_attempts_of_one_number_only_the_one_that_holds_the_job_writes(
     put(zombie, "a", 1, offset=3)
     assert outlet.flush(10.0) == [JOB]
     put(heir, "b", 1, offset=2, end="stop")
-    newer.close(heir, finished(heir))
+    heir.seal(finished(heir))
     assert newer.flush(10.0) == []
     assert join(stored(client))[0] == heir.choices()
 
@@ -188,7 +188,7 @@ def test_a_key_of_another_kind_gives_up_its_job_alone(client: FlakyRedis, outlet
     open_stream(outlet)
     neighbour = open_stream(outlet, job_id="job-2")
     put(neighbour, "fine", 1, end="stop")
-    outlet.close(neighbour, finished(neighbour))
+    neighbour.seal(finished(neighbour))
     assert outlet.flush(0.0) == [JOB]
     assert neighbour.is_stored
 
@@ -196,7 +196,7 @@ def test_a_key_of_another_kind_gives_up_its_job_alone(client: FlakyRedis, outlet
 def test_out_of_memory_counts_as_redis_away(client: FlakyRedis, outlet: StreamOutlet) -> None:
     stream = open_stream(outlet)
     put(stream, "a", 1, end="stop")
-    outlet.close(stream, finished(stream))
+    stream.seal(finished(stream))
     client.config_set("maxmemory", "1")
     try:
         assert outlet.flush(0.0) == []
@@ -237,7 +237,7 @@ def test_joined_entries_equal_the_result_whatever_fails(
         if event != "nothing":
             assert outlet.flush(1000.0 + number, force=True) == []
     stream.end_choices("length")
-    outlet.close(stream, finished(stream))
+    stream.seal(finished(stream))
     client.lost_requests = client.lost_replies = 0
     assert outlet.flush(5000.0, force=True) == []
     assert stream.is_stored
