@@ -26,7 +26,7 @@ class FinishCode(IntEnum):
     ERROR = 3  # see StepOutput.errors
 
 
-# parent → child ------------------------------------------------------------------------------------------------------
+# From the parent to its child.
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Shutdown:
 
 ParentMessage = StartCore | AddSequence | AbortSequences | GetStats | Shutdown
 
-# child → parent ------------------------------------------------------------------------------------------------------
+# From the child to its parent.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,8 +106,6 @@ class Scheduler:
             return []
         return sorted(self._prefilling.values(), key=lambda s: (s.sequence_id not in first, s.urgency))
 
-    # who runs --------------------------------------------------------------------------------------------------------
-
     def _admit_urgent(self) -> None:
         """Admit waiting sequences that come before somebody who runs, at that somebody's cost if need be."""
         while self._running and (head := self._waiting.head()) and head.is_before(self._slots.least_urgent()):
@@ -181,8 +179,6 @@ class Scheduler:
                 self._cached_tokens[sequence.sequence_id] = cached
         return slot
 
-    # who makes room --------------------------------------------------------------------------------------------------
-
     def _reserve_blocks(self) -> bool:
         """Give a block to every decode whose next token begins one, and to prefills that were given more tokens than
         they were admitted with what these need. True if somebody was preempted for it.
@@ -232,8 +228,6 @@ class Scheduler:
         assert sequence.slot is not None, f"sequence {sequence.sequence_id} runs without a slot"
         return sequence.slot
 
-    # what they compute -----------------------------------------------------------------------------------------------
-
     def _plan_chunk(self, draft: StepDraft, sequence: Sequence) -> None:
         slot = self._slot_of(sequence)
         start = int(self._slots.num_computed[slot])
@@ -252,8 +246,6 @@ class Scheduler:
             sampled_index=None,
             num_decodes=num_rows,
         )
-
-    # after the step --------------------------------------------------------------------------------------------------
 
     def prefilled(self, rows: SlotRows, num_decodes: int) -> None:
         """The prompts of the rows behind the decodes are computed, and a token of each sampled: all rows decode."""

@@ -6,7 +6,7 @@ from engine.config import EngineConfig
 from engine.parallel.rank import Rank
 from engine.runner.batch_inputs import BatchInputs
 
-# leader → follower ---------------------------------------------------------------------------------------------------
+# From the leader to a follower.
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class RunForward:
 
 LeaderMessage = StartFollower | AllocateCache | RunForward
 
-# follower → leader ---------------------------------------------------------------------------------------------------
+# From a follower to its leader.
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,9 +61,6 @@ def assert_all_blocks_free(engine: InferenceEngine) -> None:
     assert (stats["num_kv_blocks_used"], stats["num_kv_blocks_free"]) == (0, stats["num_kv_blocks"])
 
 
-# a tiny model --------------------------------------------------------------------------------------------------------
-
-
 def test_a_child_killed_in_mid_generation_leaves_sampled_outputs_as_they_would_have_been(
     engine: InferenceEngine,
 ) -> None:
@@ -198,8 +195,6 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="does not exist"):
         InferenceEngine(str(tmp_path / "nowhere.gguf"), device="cpu", _start_child=ChildThread).start()
 
-
-# the demo model ------------------------------------------------------------------------------------------------------
 
 QUESTION = (
     "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"  # as its template renders it

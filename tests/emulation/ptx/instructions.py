@@ -37,7 +37,7 @@ def widened(bits: Array) -> Array:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-# Arithmetic of equal types -----------------------------------------------------------------------------------------
+# Arithmetic of equal types.
 
 
 def _halves(function: Callable[..., Array], kind: str, values: list[Array]) -> Array:
@@ -174,7 +174,7 @@ def _count_bits(instruction: Instruction, m: Machine, mask: Mask | None) -> None
     m.write(target, np.bitwise_count(m.read(value, "u32")).astype(np.uint32), mask)
 
 
-# Choices -------------------------------------------------------------------------------------------------------------
+# Choices.
 
 _COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {
     "eq": np.equal,

@@ -47,6 +47,26 @@ def kernels_dir() -> Path:
 
 
 @pytest.fixture
+def cache_dir(kernels_dir: Path, tmp_path: Path) -> Path:
+    """An engine's cache that is the test's own, but for kernels: those are compiled once for all."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    kernels_dir.mkdir(parents=True, exist_ok=True)
+    (folder / "kernels").symlink_to(kernels_dir)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder with nothing in it but a tokenizer of bytes."""
+    from tests.fakes.tiny_models import write_byte_tokenizer
+
+    folder = tmp_path_factory.mktemp("bytes")
+    write_byte_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
 def native(kernels_dir: Path) -> "NativeAttention":
     from engine.attention.native import NativeAttention
     from engine.kernels.build import KernelBuildError

@@ -123,9 +123,6 @@ def test_an_id_that_is_in_use_is_refused() -> None:
         driver.add([1])
 
 
-# failures ------------------------------------------------------------------------------------------------------------
-
-
 def expect_others_undisturbed(driver: CoreDriver, runner: FakeRunner, prompts: dict[int, list[int]]) -> None:
     for sequence_id, prompt in prompts.items():
         assert driver.outputs[sequence_id] == undisturbed_output(runner.info, prompt, max_tokens=8)

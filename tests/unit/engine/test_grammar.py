@@ -14,7 +14,7 @@ from engine.messages import FinishCode
 from tests.fakes.core_driver import CoreDriver
 from tests.fakes.fake_runner import FakeRunner
 from tests.fakes.fake_runner_ahead import FakeRunnerAhead
-from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, write_byte_tokenizer
+from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE
 
 SCHEMA = {
     "type": "object",
@@ -35,15 +35,8 @@ SPECS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bytes")
-    write_byte_tokenizer(folder)
-    return folder
-
-
 def make_driver(
-    model_dir: Path,
+    tokenizer_dir: Path,
     *,
     num_blocks: int = 200,
     max_num_tokens: int = 64,
@@ -56,13 +49,13 @@ def make_driver(
         max_model_len=max_model_len,
         vocab_size=VOCAB_SIZE,
         eos_token_ids=(EOS_TOKEN_ID,),
-        model_dir=str(model_dir),
+        model_dir=str(tokenizer_dir),
     )
     return CoreDriver(runner, max_num_seqs=max_num_seqs, max_num_tokens=max_num_tokens)
 
 
-def output_of(model_dir: Path, spec: GrammarSpec, seed: int = 0, **fields: object) -> list[int]:
-    driver = make_driver(model_dir)
+def output_of(tokenizer_dir: Path, spec: GrammarSpec, seed: int = 0, **fields: object) -> list[int]:
+    driver = make_driver(tokenizer_dir)
     sequence_id = driver.add([1, 2, 3], max_tokens=150, seed=seed, grammar=spec, **fields)  # type: ignore[arg-type]
     driver.run()
     assert driver.errors == {}
@@ -74,10 +67,10 @@ def text_of(tokens: list[int]) -> str:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_ends_by_itself_is_a_sentence_of_its_grammar(model_dir: Path, seed: int) -> None:
+def test_what_ends_by_itself_is_a_sentence_of_its_grammar(tokenizer_dir: Path, seed: int) -> None:
     texts = []
     for spec in SPECS:
-        tokens = output_of(model_dir, spec, seed)
+        tokens = output_of(tokenizer_dir, spec, seed)
         assert tokens[-1] == EOS_TOKEN_ID
         texts.append(text_of(tokens))
     assert set(json.loads(texts[0])) == {"name", "kind", "sizes"}
@@ -87,8 +80,8 @@ def test_what_ends_by_itself_is_a_sentence_of_its_grammar(model_dir: Path, seed:
     assert texts[4] == '{"a": [1, 2, "forced"]}'
 
 
-def test_forced_tokens_cost_no_forward(model_dir: Path) -> None:
-    driver = make_driver(model_dir)
+def test_forced_tokens_cost_no_forward(tokenizer_dir: Path) -> None:
+    driver = make_driver(tokenizer_dir)
     whole = driver.add([1, 2, 3], max_tokens=150, grammar=SPECS[4])
     driver.run()
     assert len(driver.outputs[whole]) == 24 and driver.core.get_stats().num_steps == 0
@@ -100,10 +93,10 @@ def test_forced_tokens_cost_no_forward(model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_an_output_cut_short_is_a_prefix_of_the_whole(model_dir: Path, spec: GrammarSpec) -> None:
-    whole = output_of(model_dir, spec)
+def test_an_output_cut_short_is_a_prefix_of_the_whole(tokenizer_dir: Path, spec: GrammarSpec) -> None:
+    whole = output_of(tokenizer_dir, spec)
     for max_tokens in range(1, len(whole)):
-        driver = make_driver(model_dir)
+        driver = make_driver(tokenizer_dir)
         sequence_id = driver.add([1, 2, 3], max_tokens=max_tokens, grammar=spec)
         driver.run()
         assert driver.outputs[sequence_id] == whole[:max_tokens]
@@ -111,22 +104,22 @@ def test_an_output_cut_short_is_a_prefix_of_the_whole(model_dir: Path, spec: Gra
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_sequence_resumes_at_any_token_with_the_same_output(model_dir: Path, spec: GrammarSpec) -> None:
-    whole = output_of(model_dir, spec)
+def test_a_sequence_resumes_at_any_token_with_the_same_output(tokenizer_dir: Path, spec: GrammarSpec) -> None:
+    whole = output_of(tokenizer_dir, spec)
     for num_stored in range(1, len(whole)):
-        assert output_of(model_dir, spec, output=whole[:num_stored]) == whole
+        assert output_of(tokenizer_dir, spec, output=whole[:num_stored]) == whole
 
 
 @pytest.mark.parametrize("runner_class", [FakeRunner, FakeRunnerAhead])
 @pytest.mark.parametrize("seed", range(8))
 def test_under_any_load_a_sequence_says_what_it_says_alone(
-    model_dir: Path, seed: int, runner_class: type[FakeRunner]
+    tokenizer_dir: Path, seed: int, runner_class: type[FakeRunner]
 ) -> None:
     """Chunks, preemptions, aborts and resumptions, choices, and steps with hardly a token for what grammars force."""
     rng = random.Random(seed)
     max_num_seqs = rng.randint(2, 5)
     driver = make_driver(
-        model_dir,
+        tokenizer_dir,
         num_blocks=rng.choice([13, 20, 60]),
         max_num_tokens=max_num_seqs + rng.choice([0, 1, 5, 40]),
         max_num_seqs=max_num_seqs,
@@ -139,7 +132,7 @@ def test_under_any_load_a_sequence_says_what_it_says_alone(
             prompt, spec = [rng.randrange(1, 60) for _ in range(rng.randint(1, 12))], rng.choice([*SPECS, None])
             group, n = driver.num_added, rng.choice([1, 1, 3])
             for choice in range(n):
-                alone = make_driver(model_dir, max_model_len=50)
+                alone = make_driver(tokenizer_dir, max_model_len=50)
                 alone.add(prompt, max_tokens=40, choice=choice, grammar=spec)
                 alone.run()
                 output = alone.outputs[0]
@@ -154,23 +147,23 @@ def test_under_any_load_a_sequence_says_what_it_says_alone(
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_tokens_are_the_same_when_somebody_wants_their_logprobs(model_dir: Path, spec: GrammarSpec) -> None:
-    assert output_of(model_dir, spec, logprobs=0) == output_of(model_dir, spec)
+def test_tokens_are_the_same_when_somebody_wants_their_logprobs(tokenizer_dir: Path, spec: GrammarSpec) -> None:
+    assert output_of(tokenizer_dir, spec, logprobs=0) == output_of(tokenizer_dir, spec)
 
 
-def test_a_request_for_no_tokens_computes_its_prompt_and_has_no_use_for_a_grammar(model_dir: Path) -> None:
-    driver = make_driver(model_dir)
+def test_a_request_for_no_tokens_computes_its_prompt_and_has_no_use_for_a_grammar(tokenizer_dir: Path) -> None:
+    driver = make_driver(tokenizer_dir)
     sequence_id = driver.add([1, 2, 3], max_tokens=0, grammar=SPECS[4])
     driver.run()
     assert driver.finished[sequence_id] is FinishCode.LENGTH and driver.core.get_stats().num_steps == 1
 
 
-def test_an_ignored_end_of_sequence_still_ends_a_grammar(model_dir: Path) -> None:
-    assert output_of(model_dir, SPECS[1], ignore_eos=True) == output_of(model_dir, SPECS[1])
+def test_an_ignored_end_of_sequence_still_ends_a_grammar(tokenizer_dir: Path) -> None:
+    assert output_of(tokenizer_dir, SPECS[1], ignore_eos=True) == output_of(tokenizer_dir, SPECS[1])
 
 
-def test_a_stop_token_among_forced_ones_ends_the_sequence(model_dir: Path) -> None:
-    tokens = output_of(model_dir, SPECS[4], stop_token_ids=(ord("["),))
+def test_a_stop_token_among_forced_ones_ends_the_sequence(tokenizer_dir: Path) -> None:
+    tokens = output_of(tokenizer_dir, SPECS[4], stop_token_ids=(ord("["),))
     assert text_of(tokens) == '{"a": ['
 
 
@@ -186,8 +179,10 @@ def test_a_stop_token_among_forced_ones_ends_the_sequence(model_dir: Path) -> No
         (GrammarSpec("lark", 'start: "a" /[^\\s\\S]/'), "admits no token here"),
     ],
 )
-def test_a_grammar_that_cannot_be_had_fails_its_sequence_alone(model_dir: Path, spec: GrammarSpec, reason: str) -> None:
-    driver = make_driver(model_dir)
+def test_a_grammar_that_cannot_be_had_fails_its_sequence_alone(
+    tokenizer_dir: Path, spec: GrammarSpec, reason: str
+) -> None:
+    driver = make_driver(tokenizer_dir)
     failing = driver.add([1, 2, 3], grammar=spec)
     other = driver.add([1, 2, 3], grammar=SPECS[2])
     driver.run()
@@ -196,7 +191,9 @@ def test_a_grammar_that_cannot_be_had_fails_its_sequence_alone(model_dir: Path, 
     assert driver.core.get_stats().num_kv_blocks_used == 0
 
 
-def test_a_compilation_that_takes_long_holds_up_nobody_else(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compilation_that_takes_long_holds_up_nobody_else(
+    tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     may_end = threading.Event()
     build = GrammarCompiler._build
 
@@ -205,7 +202,7 @@ def test_a_compilation_that_takes_long_holds_up_nobody_else(model_dir: Path, mon
         return build(self, spec)
 
     monkeypatch.setattr(GrammarCompiler, "_build", build_slowly)
-    driver = make_driver(model_dir)
+    driver = make_driver(tokenizer_dir)
     slow = driver.add([1, 2, 3], grammar=SPECS[2])
     free = driver.add([1, 2, 3], max_tokens=5)
     while free not in driver.finished:
@@ -216,16 +213,16 @@ def test_a_compilation_that_takes_long_holds_up_nobody_else(model_dir: Path, mon
     assert driver.finished[slow] is FinishCode.STOP
 
 
-def test_an_aborted_sequence_is_not_heard_of_when_its_grammar_is_ready(model_dir: Path) -> None:
-    driver = make_driver(model_dir)
+def test_an_aborted_sequence_is_not_heard_of_when_its_grammar_is_ready(tokenizer_dir: Path) -> None:
+    driver = make_driver(tokenizer_dir)
     aborted = driver.add([1, 2, 3], grammar=SPECS[2])
     driver.core.abort([aborted])
     assert not driver.core.has_work()
 
 
-def test_an_ambiguous_grammar_fails_before_it_has_cost_the_others_much(model_dir: Path) -> None:
+def test_an_ambiguous_grammar_fails_before_it_has_cost_the_others_much(tokenizer_dir: Path) -> None:
     """Each token is followed in all ways that lead to it: the hundredth takes a tenth of a second."""
-    driver = make_driver(model_dir, max_model_len=400, num_blocks=400)
+    driver = make_driver(tokenizer_dir, max_model_len=400, num_blocks=400)
     ambiguous = GrammarSpec("lark", 'start: s "y"\ns: s s s | s s | /[^y]/')
     greedy = driver.add([1, 2, 3], max_tokens=390, grammar=ambiguous)
     free = driver.add([1, 2, 3], max_tokens=390, ignore_eos=True)
@@ -237,8 +234,8 @@ def test_an_ambiguous_grammar_fails_before_it_has_cost_the_others_much(model_dir
     assert "takes too long to follow" in driver.errors[again]
 
 
-def test_a_grammar_that_outgrows_its_limits_fails_instead_of_hanging(model_dir: Path) -> None:
-    driver = make_driver(model_dir)
+def test_a_grammar_that_outgrows_its_limits_fails_instead_of_hanging(tokenizer_dir: Path) -> None:
+    driver = make_driver(tokenizer_dir)
     greedy = driver.add([1, 2, 3], max_tokens=150, grammar=GrammarSpec("regex", "(.*a.*){40}(.*b.*){40}x"))
     driver.run()
     assert greedy in driver.finished

@@ -14,7 +14,12 @@ from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.masks import MaskFiller
 from engine.grammar.matcher import MAX_FORCED_TOKENS, GrammarMatcher
 from engine.grammar_spec import GrammarSpec
-from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, write_byte_tokenizer
+from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE
+
+
+@pytest.fixture
+def compiler(tokenizer_dir: Path) -> GrammarCompiler:
+    return GrammarCompiler(str(tokenizer_dir), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
 
 
 class Panic(BaseException):
@@ -139,9 +144,7 @@ def test_a_sequence_that_failed_has_a_mask_of_ones() -> None:
     assert (MaskFiller(VOCAB_SIZE).fill(matchers) == np.int32(-1)).all()
 
 
-def test_an_overdrawn_grammar_is_begun_by_nobody_and_by_anyone_when_it_has_recovered(tmp_path: Path) -> None:
-    write_byte_tokenizer(tmp_path)
-    compiler = GrammarCompiler(str(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+def test_an_overdrawn_grammar_is_begun_by_nobody_and_by_anyone_when_it_has_recovered(compiler: GrammarCompiler) -> None:
     grammar = compiler.prepare(GrammarSpec("regex", "a+")).result()
     grammar.budget.charge(1.0, 0, at=time.perf_counter())
     with pytest.raises(InvalidRequestError, match="takes too long to follow"):
@@ -150,9 +153,7 @@ def test_an_overdrawn_grammar_is_begun_by_nobody_and_by_anyone_when_it_has_recov
     assert grammar.begin().consume_token(ord("a"))
 
 
-def test_a_grammar_forces_so_much_at_once_and_no_more(tmp_path: Path) -> None:
-    write_byte_tokenizer(tmp_path)
-    compiler = GrammarCompiler(str(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+def test_a_grammar_forces_so_much_at_once_and_no_more(compiler: GrammarCompiler) -> None:
     for length, is_too_long in ((MAX_FORCED_TOKENS, False), (MAX_FORCED_TOKENS + 1, True)):
         matcher = GrammarMatcher(compiler.compile(GrammarSpec("regex", "[ab]" + "c" * length)), (EOS_TOKEN_ID,))
         assert matcher.start(()) == []
@@ -161,10 +162,8 @@ def test_a_grammar_forces_so_much_at_once_and_no_more(tmp_path: Path) -> None:
         assert len(forced) == (0 if is_too_long else length + 1)  # and the end of sequence
 
 
-def test_what_a_regex_forces_is_bounded_by_the_states_of_its_lexer(tmp_path: Path) -> None:
+def test_what_a_regex_forces_is_bounded_by_the_states_of_its_lexer(compiler: GrammarCompiler) -> None:
     """It is found in one call, which nothing interrupts: 240,000 bytes would take four times as long."""
-    write_byte_tokenizer(tmp_path)
-    compiler = GrammarCompiler(str(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
     matcher = GrammarMatcher(compiler.compile(GrammarSpec("regex", "[ab]" + "ab" * 120_000)), (EOS_TOKEN_ID,))
     matcher.start(())
     matcher.accept(ord("a"))
@@ -174,11 +173,9 @@ def test_what_a_regex_forces_is_bounded_by_the_states_of_its_lexer(tmp_path: Pat
 
 @pytest.mark.parametrize(("length", "num_lexemes"), [(100, 5000), (20, 40_000)])
 def test_a_long_run_that_a_rule_repeats_is_refused_before_it_becomes_tokens(
-    tmp_path: Path, length: int, num_lexemes: int
+    compiler: GrammarCompiler, length: int, num_lexemes: int
 ) -> None:
     """It is found byte by byte in one call, which the parser's items bound."""
-    write_byte_tokenizer(tmp_path)
-    compiler = GrammarCompiler(str(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
     source = f'start: "b" | "a" RUN{{{num_lexemes}}}\nRUN: "{"x" * length}"'
     matcher = GrammarMatcher(compiler.compile(GrammarSpec("lark", source)), (EOS_TOKEN_ID,))
     matcher.start(())
@@ -190,9 +187,7 @@ def test_a_long_run_that_a_rule_repeats_is_refused_before_it_becomes_tokens(
 
 
 @pytest.mark.parametrize("length", [1, 16])
-def test_as_many_lexemes_as_tokens_may_be_forced(tmp_path: Path, length: int) -> None:
-    write_byte_tokenizer(tmp_path)
-    compiler = GrammarCompiler(str(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+def test_as_many_lexemes_as_tokens_may_be_forced(compiler: GrammarCompiler, length: int) -> None:
     num_lexemes = MAX_FORCED_TOKENS // length
     source = f'start: "b" | "a" RUN{{{num_lexemes}}}\nRUN: "{"x" * length}"'
     matcher = GrammarMatcher(compiler.compile(GrammarSpec("lark", source)), (EOS_TOKEN_ID,))

@@ -19,7 +19,7 @@ from engine.messages import AddSequence
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence, SequenceLimits, create_sequence
 from tests.fakes.processes import children_of
-from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, write_byte_tokenizer
+from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE
 
 
 def schema(value: object) -> GrammarSpec:
@@ -37,15 +37,8 @@ AMBIGUOUS = GrammarSpec("lark", f"start: e\ne: W | {' | '.join('e ' * number for
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bytes")
-    write_byte_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trials(model_dir: Path) -> Iterator[GrammarTrials]:
-    yield GrammarTrials(str(model_dir), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+def trials(tokenizer_dir: Path) -> Iterator[GrammarTrials]:
+    yield GrammarTrials(str(tokenizer_dir), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
 
 
 @pytest.mark.parametrize(
@@ -78,8 +71,8 @@ def test_a_schema_of_thousands_of_properties_may_be_had(trials: GrammarTrials) -
     )
 
 
-def test_a_trial_whose_process_is_lost_is_no_refusal_and_the_next_one_has_another(model_dir: Path) -> None:
-    trials = GrammarTrials(str(model_dir), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+def test_a_trial_whose_process_is_lost_is_no_refusal_and_the_next_one_has_another(tokenizer_dir: Path) -> None:
+    trials = GrammarTrials(str(tokenizer_dir), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
     others = set(children_of(os.getpid()))
     trials.check(GOOD)
     for pid in set(children_of(os.getpid())) - others:
@@ -91,21 +84,21 @@ def test_a_trial_whose_process_is_lost_is_no_refusal_and_the_next_one_has_anothe
     trials.check(GOOD)
 
 
-def test_a_refused_grammar_is_tried_once(model_dir: Path) -> None:
+def test_a_refused_grammar_is_tried_once(tokenizer_dir: Path) -> None:
     asked = []
 
     def refuse(spec: GrammarSpec) -> int:
         asked.append(spec)
         raise InvalidRequestError("the grammar is too much", param="grammar")
 
-    compiler = make_compiler(model_dir, refuse)
+    compiler = make_compiler(tokenizer_dir, refuse)
     for _ in range(3):
         with pytest.raises(InvalidRequestError, match="too much"):
             compiler.compile(GOOD)
     assert asked == [GOOD]
 
 
-def test_what_could_not_be_tried_is_tried_again(model_dir: Path) -> None:
+def test_what_could_not_be_tried_is_tried_again(tokenizer_dir: Path) -> None:
     answers: list[int | Exception] = [EngineError("lost"), 0]
 
     def answer(spec: GrammarSpec) -> int:
@@ -113,13 +106,13 @@ def test_what_could_not_be_tried_is_tried_again(model_dir: Path) -> None:
             raise given
         return given
 
-    compiler = make_compiler(model_dir, answer)
+    compiler = make_compiler(tokenizer_dir, answer)
     with pytest.raises(EngineError, match="lost"):
         compiler.compile(GOOD)
     assert compiler.compile(GOOD).is_accepting() is False
 
 
-def test_who_asks_for_a_grammar_that_is_being_compiled_waits_for_that_one(model_dir: Path) -> None:
+def test_who_asks_for_a_grammar_that_is_being_compiled_waits_for_that_one(tokenizer_dir: Path) -> None:
     may_end, asked = threading.Event(), []
 
     def wait(spec: GrammarSpec) -> int:
@@ -127,7 +120,7 @@ def test_who_asks_for_a_grammar_that_is_being_compiled_waits_for_that_one(model_
         assert may_end.wait(30)
         return 0
 
-    compiler = make_compiler(model_dir, wait)
+    compiler = make_compiler(tokenizer_dir, wait)
     with ThreadPoolExecutor(2) as threads:
         first, second = compiler.prepare(GOOD, threads), compiler.prepare(GOOD, threads)
         may_end.set()
@@ -135,7 +128,9 @@ def test_who_asks_for_a_grammar_that_is_being_compiled_waits_for_that_one(model_
     assert asked == [GOOD]
 
 
-def test_the_choices_of_a_grammar_that_cannot_be_tried_share_one_trial_and_hold_up_no_other(model_dir: Path) -> None:
+def test_the_choices_of_a_grammar_that_cannot_be_tried_share_one_trial_and_hold_up_no_other(
+    tokenizer_dir: Path,
+) -> None:
     may_fail, asked = threading.Event(), []
 
     def answer(spec: GrammarSpec) -> int:
@@ -145,7 +140,7 @@ def test_the_choices_of_a_grammar_that_cannot_be_tried_share_one_trial_and_hold_
             raise EngineError("nothing was heard of it for 60 s")
         return 0
 
-    pending = PendingGrammars(make_compiler(model_dir, answer))
+    pending = PendingGrammars(make_compiler(tokenizer_dir, answer))
     for sequence_id in range(8):
         pending.add(sequence_of(sequence_id, GOOD))
     other = GrammarSpec("regex", "a+")
@@ -169,14 +164,14 @@ def take(pending: PendingGrammars, count: int) -> list[PreparedSequence]:
     return taken
 
 
-def test_large_grammars_are_not_kept_in_any_number(model_dir: Path) -> None:
+def test_large_grammars_are_not_kept_in_any_number(tokenizer_dir: Path) -> None:
     asked: list[str] = []
 
     def note(spec: GrammarSpec) -> int:
         asked.append(spec.source)
         return 100 << 20 if spec.kind == "regex" else 0
 
-    compiler = make_compiler(model_dir, note)
+    compiler = make_compiler(tokenizer_dir, note)
     for source in ("a", "b", "b", "c", "a"):
         compiler.compile(GrammarSpec("regex", source))
         compiler.compile(GrammarSpec("choice", '["small"]'))
@@ -184,9 +179,9 @@ def test_large_grammars_are_not_kept_in_any_number(model_dir: Path) -> None:
     assert asked.count('["small"]') == 1
 
 
-def make_compiler(model_dir: Path, try_apart: object) -> GrammarCompiler:
+def make_compiler(tokenizer_dir: Path, try_apart: object) -> GrammarCompiler:
     return GrammarCompiler(
-        str(model_dir),
+        str(tokenizer_dir),
         vocab_size=VOCAB_SIZE,
         eos_token_ids=(EOS_TOKEN_ID,),
         try_apart=try_apart,  # type: ignore[arg-type]

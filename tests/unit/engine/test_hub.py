@@ -47,12 +47,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
         yield hub
 
 
-def test_an_engine_that_fetches_its_model_says_how_far_it_has_come(hub: ModelHub, tmp_path: Path) -> None:
+def test_an_engine_that_fetches_its_model_says_how_far_it_has_come(hub: ModelHub, cache_dir: Path) -> None:
     heard, log = Heard(), logging.getLogger("engine.supervisor")
     log.addHandler(heard)
     level = log.level
     log.setLevel(logging.INFO)
-    engine = InferenceEngine(HUB_ID, device="cpu", num_kv_blocks=8, cache_dir=str(tmp_path / "cache"))
+    engine = InferenceEngine(HUB_ID, device="cpu", num_kv_blocks=8, cache_dir=str(cache_dir))
     try:
         engine.launch()
         assert heard.has_heard.wait(120), "it tells while the download goes on"

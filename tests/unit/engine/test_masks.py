@@ -12,7 +12,7 @@ from engine.grammar.masks import MaskFiller, TokenMasks
 from engine.grammar.matcher import GrammarMatcher
 from engine.grammar_spec import GrammarSpec
 from tests.fakes.random_schemas import random_schema
-from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE, write_byte_tokenizer
+from tests.fakes.tiny_models import EOS_TOKEN_ID, VOCAB_SIZE
 
 SPECS = [
     *(GrammarSpec("json_schema", json.dumps(random_schema(seed))) for seed in range(20)),
@@ -28,10 +28,8 @@ NUM_WALKS, NUM_STEPS = 3, 12
 
 
 @pytest.fixture(scope="module")
-def compiler(tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
-    folder: Path = tmp_path_factory.mktemp("bytes")
-    write_byte_tokenizer(folder)
-    return GrammarCompiler(str(folder), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
+def compiler(tokenizer_dir: Path) -> GrammarCompiler:
+    return GrammarCompiler(str(tokenizer_dir), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,))
 
 
 def begin(compiler: GrammarCompiler, spec: GrammarSpec, *, takes_forced: bool = True) -> GrammarMatcher:

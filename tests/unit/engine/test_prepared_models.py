@@ -15,13 +15,10 @@ from torch import nn
 from engine.config import EngineConfig
 from engine.model import loader, preparation
 from engine.model.loader import LoadedModel, load_model
-from engine.model.locate import default_cache_dir
 from engine.model.prepared_models import PreparedModels
 from engine.model.registry import ARCHITECTURES
 from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
-
-COMPILED = default_cache_dir() / "kernels"
 
 
 @pytest.fixture(autouse=True)
@@ -35,10 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, cache_dir: Path, **options: object) -> LoadedModel:
-    """Waits for what is kept of it. The cache is the test's own, but for kernels: those are compiled once for all."""
-    if not (cache_dir / "kernels").exists():
-        COMPILED.mkdir(parents=True, exist_ok=True)
-        (cache_dir / "kernels").symlink_to(COMPILED)
+    """Waits for what is kept of it."""
     config = EngineConfig(
         model_path=str(folder),
         cache_dir=str(cache_dir),
@@ -79,57 +73,57 @@ def refuse_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_model_from_its_file_computes_to_the_bit_what_it_did_when_it_was_loaded(
-    architecture: str, options: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, options: dict[str, object], tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_tiny_model(architecture, tmp_path / "model")
-    first = load(folder, tmp_path, **options)
+    first = load(folder, cache_dir, **options)
     refuse_to_load(monkeypatch)
-    again = load(folder, tmp_path, **options)
+    again = load(folder, cache_dir, **options)
     assert (again.fingerprint, again.vocab_size, again.num_layers) == (first.fingerprint, VOCAB_SIZE, first.num_layers)
     for ours, expected in zip(logits(again), logits(first), strict=True):
         assert torch.equal(ours, expected)
 
 
-def test_writing_to_a_mapped_weight_leaves_the_file_as_it_was(folder: Path, tmp_path: Path) -> None:
-    expected = logits(load(folder, tmp_path))
-    model = load(folder, tmp_path)
+def test_writing_to_a_mapped_weight_leaves_the_file_as_it_was(folder: Path, cache_dir: Path) -> None:
+    expected = logits(load(folder, cache_dir))
+    model = load(folder, cache_dir)
     embedding = model.model.get_input_embeddings().weight  # type: ignore[operator]
     embedding.detach().zero_()
     assert not torch.equal(logits(model)[0], expected[0])
-    assert torch.equal(logits(load(folder, tmp_path))[0], expected[0])
+    assert torch.equal(logits(load(folder, cache_dir))[0], expected[0])
 
 
-def test_weights_dtype_and_quantisation_each_have_a_file_of_their_own(folder: Path, tmp_path: Path) -> None:
-    load(folder, tmp_path)
-    load(folder, tmp_path, dtype="bfloat16")
-    load(folder, tmp_path, quantize="int8")
-    assert len(kept(tmp_path)) == 3
-    first = logits(load(folder, tmp_path))[0]
+def test_weights_dtype_and_quantisation_each_have_a_file_of_their_own(folder: Path, cache_dir: Path) -> None:
+    load(folder, cache_dir)
+    load(folder, cache_dir, dtype="bfloat16")
+    load(folder, cache_dir, quantize="int8")
+    assert len(kept(cache_dir)) == 3
+    first = logits(load(folder, cache_dir))[0]
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] *= 2
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert not torch.equal(logits(load(folder, tmp_path))[0], first)
-    assert len(kept(tmp_path)) == 4
+    assert not torch.equal(logits(load(folder, cache_dir))[0], first)
+    assert len(kept(cache_dir)) == 4
 
 
 def test_weights_that_were_written_anew_are_loaded_anew_even_where_samples_of_them_agree(
-    folder: Path, tmp_path: Path
+    folder: Path, cache_dir: Path
 ) -> None:
-    load(folder, tmp_path)
+    load(folder, cache_dir)
     path = folder / "model.safetensors"
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
-    load(folder, tmp_path)
-    assert len(kept(tmp_path)) == 2
+    load(folder, cache_dir)
+    assert len(kept(cache_dir)) == 2
 
 
 @pytest.mark.parametrize("place", [0, 9, 60, None], ids=["magic", "size", "modules", "end"])
-def test_a_damaged_file_is_passed_over_and_written_anew(place: int | None, folder: Path, tmp_path: Path) -> None:
-    expected = logits(load(folder, tmp_path))
-    (path,) = kept(tmp_path)
+def test_a_damaged_file_is_passed_over_and_written_anew(place: int | None, folder: Path, cache_dir: Path) -> None:
+    expected = logits(load(folder, cache_dir))
+    (path,) = kept(cache_dir)
     whole = path.read_bytes()
     damaged = whole[:-1] if place is None else whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
     path.write_bytes(damaged)
-    assert torch.equal(logits(load(folder, tmp_path))[0], expected[0])
+    assert torch.equal(logits(load(folder, cache_dir))[0], expected[0])
     assert path.read_bytes() == whole
 
 
@@ -142,16 +136,16 @@ def test_a_model_that_no_file_can_hold_is_loaded_every_time(tmp_path: Path) -> N
     assert store.load("hooked", {}) is None
 
 
-def test_a_folder_that_cannot_be_written_hinders_no_start(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "prepared").write_text("a file in the folder's place")
-    assert load(folder, tmp_path).num_layers == 2
-    assert load(folder, tmp_path).num_layers == 2
+def test_a_folder_that_cannot_be_written_hinders_no_start(folder: Path, cache_dir: Path) -> None:
+    (cache_dir / "prepared").write_text("a file in the folder's place")
+    assert load(folder, cache_dir).num_layers == 2
+    assert load(folder, cache_dir).num_layers == 2
 
 
 def test_a_folder_that_is_mounted_read_only_serves_all_the_same(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(folder, tmp_path)
+    load(folder, cache_dir)
 
     def refuse(*args: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -159,7 +153,7 @@ def test_a_folder_that_is_mounted_read_only_serves_all_the_same(
     for name in ("utime", "unlink"):
         monkeypatch.setattr(os, name, refuse)
     refuse_to_load(monkeypatch)
-    assert load(folder, tmp_path).num_layers == 2
+    assert load(folder, cache_dir).num_layers == 2
 
 
 def test_small_models_and_those_beyond_half_the_room_are_not_kept(tmp_path: Path) -> None:

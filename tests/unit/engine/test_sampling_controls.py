@@ -112,9 +112,6 @@ def greedy(**fields: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": NUM_TOKENS, "temperature": 0.0, "ignore_eos": True} | fields)
 
 
-# the judge -----------------------------------------------------------------------------------------------------------
-
-
 def test_greedy_tokens_under_penalty_bias_and_min_tokens_equal_generate(folder: Path, reference: Any) -> None:
     prompts = random_prompts(LENGTHS)
     plain = [output.token_ids for output in run(tight_core(folder), prompts, greedy())]
@@ -188,8 +185,6 @@ def test_logprobs_of_output_and_prompt_are_the_models_own_whatever_else_is_asked
             assert [token_id for token_id, _ in top] == wanted.indices.tolist()
             torch.testing.assert_close(torch.tensor([value for _, value in top]), wanted.values, atol=1e-4, rtol=0)
 
-
-# nothing but its own tokens decides ----------------------------------------------------------------------------------
 
 EVERYTHING = SamplingParams(
     max_tokens=NUM_TOKENS,

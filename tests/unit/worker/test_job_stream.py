@@ -190,8 +190,6 @@ def test_thoughts_alone_are_no_text_and_stand_in_one_entry() -> None:
     assert (choice.reasoning, choice.finish_reason) == ("so it is", "stop")
 
 
-# log-probabilities and the prompt -------------------------------------------------------------------------------------
-
 WRITER = LogprobWriter(FakeTokenizer())  # type: ignore[arg-type]
 PROMPT = [4, 5]
 
