@@ -196,7 +196,7 @@ def _prepare_lightly(start: StartCore, report: Report) -> ModuleType:
     is_ours = start.core_path.startswith("engine.core:")
     gc.disable()  # nearly all that an import makes stays
     if is_ours:
-        import_module("engine.model.first_look").check_model(start.config, report)
+        import_module("engine.model.preflight").check_model(start.config, report)
         import_module("engine.model.light_transformers").import_transformers(start.config)
         import_module("engine.runner.model_runner")
     module = import_named(start, report)

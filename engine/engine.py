@@ -17,7 +17,7 @@ from engine.collector import Collector, EmbeddingCollector
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError
 from engine.finish_rule import FinishRule
-from engine.life import EngineLife
+from engine.lifecycle import EngineLifecycle
 from engine.outputs import GenerationOutput, OnOutput, RequestOutput, raise_for_error
 from engine.process import Child, ChildProcess
 from engine.prompt_reader import Prompt, PromptReader, is_text
@@ -28,7 +28,7 @@ _NO_TOKENS = SamplingParams(max_tokens=0)  # of what is only embedded
 _NEVER = FinishRule(max_total_tokens=0, stop_token_ids=())  # asked: it samples none
 
 
-class InferenceEngine(EngineLife):
+class InferenceEngine(EngineLifecycle):
     """Continuous batching of prompts on one device. Thread-safe, for any number of threads and event loops.
 
     A prompt is text or a list of token ids. Everything that takes one raises `InvalidRequestError`

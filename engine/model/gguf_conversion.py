@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from engine.errors import ModelLoadError
-from engine.model.announced_lock import Progress, announced_lock
+from engine.model.progress_lock import Progress, progress_lock
 from engine.model.registry import ARCHITECTURES, find_architecture
 
 _FORMAT_VERSION = 2  # of what is written: a newer one is converted again
@@ -36,7 +36,7 @@ def convert_gguf(gguf_path: Path, models_dir: Path, report: Callable[[str], None
     if target.exists():
         return target
     try:
-        with announced_lock(models_dir / f".{target.name}.lock", gguf_path.name, report) as progress:
+        with progress_lock(models_dir / f".{target.name}.lock", gguf_path.name, report) as progress:
             if not target.exists():
                 _convert_into(gguf_path, target, progress)
     except (OSError, SafetensorError) as error:

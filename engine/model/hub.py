@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelLoadError
-from engine.model.announced_lock import Progress, announced_lock
+from engine.model.progress_lock import Progress, progress_lock
 
 _FILES = ["*.json", "*.safetensors", "*.jinja"]
 _fetched: dict[str, Path] = {}  # asked before torch is imported and again at loading; the hub shall be asked once
@@ -42,7 +42,7 @@ def _fetch(hub_id: str, lock: Path, report: Callable[[str], None]) -> Path:
 
     with ExitStack() as turn:
         try:
-            progress = turn.enter_context(announced_lock(lock, hub_id, report))
+            progress = turn.enter_context(progress_lock(lock, hub_id, report))
         except OSError:  # no place for it: the hub's own locks keep files whole, but tell nobody anything
             progress = Progress(hub_id, report)
         return Path(snapshot_download(hub_id, allow_patterns=_FILES, tqdm_class=_telling_bar(progress)))

@@ -2,7 +2,7 @@
 
 Its modelling code imports torch's compiler, for decorators of kernels that are not called and for masks of another
 attention; its sharding over processes; and its own continuous batching. While it is imported, stand-ins lie in their
-place. Its table of contents is taken from a file. For a process that is the engine's alone: elsewhere somebody may want
+place. Its import structure is taken from a file. For a process that is the engine's alone: elsewhere somebody may want
 them.
 """
 
@@ -18,8 +18,8 @@ import torch
 import torch.distributed
 
 from engine.config import EngineConfig
+from engine.model.import_structure import keep_import_structure
 from engine.model.locate import cache_dir_of
-from engine.model.table_of_contents import keep_table_of_contents
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def import_transformers(config: EngineConfig) -> None:
         return
     try:
         with _stand_ins():
-            keep_table_of_contents(cache_dir_of(config) / "transformers")
+            keep_import_structure(cache_dir_of(config) / "transformers")
             for name in _COMMON:
                 import_module(name)
     except (ImportError, AttributeError) as error:

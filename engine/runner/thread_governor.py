@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engine.runner.held_off import held_off_seconds
+from engine.runner.run_delay import run_delay_seconds
 
 WINDOW_STEPS = 16
 # All threads together are held off for at least the time that each step loses by it. Giving up one thread in n can only
@@ -71,19 +71,19 @@ class ThreadGovernor:
         apply: Callable[[int], None],
         *,
         clock: Callable[[], float] = time.perf_counter,
-        held_off: Callable[[], float] = held_off_seconds,
+        run_delay: Callable[[], float] = run_delay_seconds,
     ) -> None:
-        """`apply` sets the number of threads; it is `max_threads` to begin with. `held_off`: seconds so far for which
+        """`apply` sets the number of threads; it is `max_threads` to begin with. `run_delay`: seconds so far for which
         others have kept our threads off their cores."""
         self._max_threads = max_threads
         self._apply = apply
         self._clock = clock
-        self._held_off = held_off
+        self._run_delay = run_delay
         self._chosen = self._applied = max_threads
         self._trial: _Trial | None = None
         self._wait_steps = MIN_WAIT_STEPS
         self._num_steps = 0  # since the last trial
-        self._held_off_before = held_off()
+        self._run_delay_before = run_delay()
         self._window_seconds = 0.0  # of steps
         self._lost_share = 0.0  # of the last window's time, at most
         self._direction = -1  # of the next trial
@@ -108,14 +108,14 @@ class ThreadGovernor:
             return
         self._window_seconds += seconds
         if self._num_steps % WINDOW_STEPS == 0:
-            held_off = self._held_off()
-            self._lost_share = (held_off - self._held_off_before) / max(self._window_seconds, 1e-9)
-            self._begin_window(held_off)
+            run_delay = self._run_delay()
+            self._lost_share = (run_delay - self._run_delay_before) / max(self._window_seconds, 1e-9)
+            self._begin_window(run_delay)
             if self._num_steps >= self._wait_steps:
                 self._try_another()
 
-    def _begin_window(self, held_off: float) -> None:
-        self._held_off_before = held_off
+    def _begin_window(self, run_delay: float) -> None:
+        self._run_delay_before = run_delay
         self._window_seconds = 0.0
 
     def _try_another(self) -> None:
@@ -136,4 +136,4 @@ class ThreadGovernor:
         self._direction *= 1 if has_changed else -1
         self._wait_steps = MIN_WAIT_STEPS if has_changed else min(2 * self._wait_steps, MAX_WAIT_STEPS)
         self._chosen, self._trial, self._num_steps = winner, None, 0
-        self._begin_window(self._held_off())
+        self._begin_window(self._run_delay())

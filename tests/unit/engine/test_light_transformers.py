@@ -26,8 +26,8 @@ LOGITS = (
 
 
 KEPT = (
-    "import sys; from pathlib import Path; from engine.model.table_of_contents import keep_table_of_contents; "
-    "keep_table_of_contents(Path(sys.argv[1])); import transformers; print(len(dir(transformers)))"
+    "import sys; from pathlib import Path; from engine.model.import_structure import keep_import_structure; "
+    "keep_import_structure(Path(sys.argv[1])); import transformers; print(len(dir(transformers)))"
 )
 
 
@@ -78,7 +78,7 @@ def test_models_of_all_architectures_compute_to_the_bit_what_they_do_after_a_pla
         *folders,
     )
     assert output.splitlines() == ["[]", "2.0"], "the compiler works once it is asked for"
-    assert len(list((cache_dir / "transformers").iterdir())) == 1  # the table of contents
+    assert len(list((cache_dir / "transformers").iterdir())) == 1  # the import structure
     assert (tmp_path / "light").read_bytes() == logits(folders)
 
 
@@ -126,17 +126,17 @@ def test_a_process_that_has_transformers_keeps_it_as_it_is(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-def test_the_table_of_contents_is_read_from_its_file_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
+def test_the_import_structure_is_read_from_its_file_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
     num_names = output_of(KEPT, str(tmp_path))
-    (table,) = tmp_path.iterdir()
-    whole = table.read_text()
+    (file,) = tmp_path.iterdir()
+    whole = file.read_text()
     entries = json.loads(whole)
     del entries[0][1][next(iter(entries[0][1]))]
-    table.write_text(json.dumps(entries))
+    file.write_text(json.dumps(entries))
     assert output_of(KEPT, str(tmp_path)) != num_names  # what the file says is taken
-    table.write_text(whole[:1000])
+    file.write_text(whole[:1000])
     assert output_of(KEPT, str(tmp_path)) == num_names
-    assert table.read_text() == whole
+    assert file.read_text() == whole
 
 
 def test_a_cache_that_cannot_be_written_hinders_no_import(tmp_path: Path) -> None:
@@ -146,6 +146,6 @@ def test_a_cache_that_cannot_be_written_hinders_no_import(tmp_path: Path) -> Non
     output = output_of(log + KEPT.replace("import transformers;", "import transformers.models.llama;"), str(path))
     *warnings, num_names = output.splitlines()
     assert int(num_names) > 1000
-    assert len(warnings) == 1 and "table_not_kept" in warnings[0] and "set HOME" in warnings[0], (
-        "the table is made once all the same"
+    assert len(warnings) == 1 and "import_structure_not_kept" in warnings[0] and "set HOME" in warnings[0], (
+        "it is made once all the same"
     )

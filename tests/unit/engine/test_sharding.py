@@ -10,8 +10,8 @@ import torch
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError, ModelLoadError
 from engine.model.devices import describe_devices, resolve_device
-from engine.model.first_look import check_model
 from engine.model.loader import load_model
+from engine.model.preflight import check_model
 from engine.model.registry import ARCHITECTURES
 from engine.parallel.rank import Rank
 from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
@@ -76,7 +76,7 @@ def test_an_architecture_that_transformers_cuts_otherwise_is_refused(
         load_model(config, Rank(0, 2))
 
 
-def test_heads_that_cannot_be_shared_out_are_refused_at_the_first_look(tmp_path: Path) -> None:
+def test_heads_that_cannot_be_shared_out_are_refused_by_the_preflight_check(tmp_path: Path) -> None:
     folder = make_tiny_model("llama", tmp_path, hidden_size=72, num_attention_heads=9, num_key_value_heads=3)
     check_model(EngineConfig(model_path=str(folder), tensor_parallel_size=3), print)
     wrong = EngineConfig(model_path=str(folder), tensor_parallel_size=2)

@@ -19,7 +19,7 @@ from engine.supervisor import Supervisor
 from engine.tokenizer import Tokenizer
 
 
-class EngineLife:
+class EngineLifecycle:
     """Starts and stops, from any thread."""
 
     def __init__(self, config: EngineConfig, start_child: Callable[[EngineConfig], Child]) -> None:

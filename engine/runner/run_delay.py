@@ -7,7 +7,7 @@ from contextlib import suppress
 _SLICE_SECONDS = 0.003  # how long Linux lets the other one run, about
 
 
-def held_off_seconds() -> float:
+def run_delay_seconds() -> float:
     """Of all threads together, so far: while they could have run and waited for a core."""
     try:
         threads = os.listdir("/proc/self/task")

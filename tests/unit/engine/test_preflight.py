@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine import EngineConfig, InferenceEngine, ModelLoadError
-from engine.model.first_look import check_model
+from engine.model.preflight import check_model
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
         check_model(EngineConfig(model_path="organisation/model"), print)
 
 
-def test_files_that_are_missing_or_damaged_are_seen_at_the_first_look(tmp_path: Path) -> None:
+def test_files_that_are_missing_or_damaged_are_seen_by_the_preflight_check(tmp_path: Path) -> None:
     config = EngineConfig(model_path=str(tmp_path))
     with pytest.raises(ModelLoadError, match=r"has no config\.json"):
         check_model(config, print)
@@ -60,7 +60,7 @@ def test_files_that_are_missing_or_damaged_are_seen_at_the_first_look(tmp_path: 
         check_model(config, print)
 
 
-def test_an_untested_architecture_is_seen_at_the_first_look(tmp_path: Path) -> None:
+def test_an_untested_architecture_is_seen_by_the_preflight_check(tmp_path: Path) -> None:
     write_config(tmp_path, model_type="abacus")
     with pytest.raises(ModelLoadError, match="'abacus' is not supported"):
         check_model(EngineConfig(model_path=str(tmp_path)), print)

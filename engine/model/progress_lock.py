@@ -45,7 +45,7 @@ class Progress:
 
 
 @contextmanager
-def announced_lock(path: Path, name: str, report: Callable[[str], None]) -> Iterator[Progress]:
+def progress_lock(path: Path, name: str, report: Callable[[str], None]) -> Iterator[Progress]:
     """Hold an exclusive lock on a file; it falls with the process that holds it. While another one does, `report` is
     told what that one says. Makes the folder. Raises `OSError` where there is no such lock to be had."""
     path.parent.mkdir(parents=True, exist_ok=True)
