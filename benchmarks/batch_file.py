@@ -9,13 +9,10 @@ import argparse
 import json
 import multiprocessing
 import random
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,16 +21,19 @@ import httpx2 as httpx
 import openai
 import redis
 
+from benchmarks.gateway_fixture import announce, gateway_process
 from benchmarks.process_figures import children, memory_bytes
 from benchmarks.report import print_and_keep
-from producer.contract import Choice, Result, Usage, WorkerInfo, keys
-from worker.embedded_redis import EmbeddedRedis, free_port
+from producer.contract import Choice, Result, Usage, keys
+from worker.embedded_redis import EmbeddedRedis
 
 MODEL = "none"
 URL: Final = "/v1/chat/completions"
 QUEUE = keys.class_queue(keys.DEFAULT_QUEUE, "low")
 NUM_SYSTEM_PROMPTS = 8
 SAMPLE_SECONDS = 0.02
+
+WHOLE_FILE_AT_ONCE = ("--batch-max-in-flight", "1000000", "--max-queue-depth", "1000000")
 
 
 def main() -> None:
@@ -45,9 +45,9 @@ def main() -> None:
     with EmbeddedRedis() as server, tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "in.jsonl"
         _write_file(source, options)
-        _announce(server.url)
-        with _gateway(server.url, folder) as (process, port):
-            rows = _measure(server.url, process.pid, port, source, options.num_lines)
+        announce(server.url, MODEL)
+        with gateway_process(server.url, "--files", f"{folder}/files", *WHOLE_FILE_AT_ONCE) as (address, process):
+            rows = _measure(server.url, process.pid, address, source, options.num_lines)
     columns = ["phase", "seconds", "lines/s", "gateway, peak", "carrier, peak", "/health/live p50", "p99", "max"]
     notes = [
         f"{options.num_lines} lines, {source_megabytes(options)} MB; Redis, gateway, carrier, client on the same cores",
@@ -80,20 +80,20 @@ def _write_file(path: Path, options: argparse.Namespace) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def _measure(url: str, pid: int, port: int, source: Path, num_lines: int) -> list[list[str]]:
+def _measure(url: str, pid: int, address: str, source: Path, num_lines: int) -> list[list[str]]:
     with (
-        openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600) as client,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=600) as client,
         redis.Redis.from_url(url) as connection,
     ):
         rows = []
-        watch = _Watch(pid, port)
+        watch = _Watch(pid, address)
         with watch:
             time.sleep(3.0)
         rows.append(watch.row("idle", None, num_lines))
 
         with source.open("rb") as file:
             file_id = client.files.create(file=file, purpose="batch").id
-        watch = _Watch(pid, port)
+        watch = _Watch(pid, address)
         with watch:
             began = time.monotonic()
             batch = client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")
@@ -105,7 +105,7 @@ def _measure(url: str, pid: int, port: int, source: Path, num_lines: int) -> lis
         rows.append(watch.row("validated", validated, num_lines, is_part=True))
         rows.append(watch.row("validated and enqueued", enqueued, num_lines))
 
-        watch = _Watch(pid, port)
+        watch = _Watch(pid, address)
         sink = multiprocessing.Process(target=_answer_all, args=(url, num_lines))
         with watch:
             began = time.monotonic()
@@ -132,7 +132,7 @@ class _Watch:
     """How long /health/live takes while the block runs, and how much memory the gateway and its carrier."""
 
     pid: int
-    port: int
+    address: str
     latencies: list[float] = field(default_factory=list)
     peaks: dict[str, int] = field(default_factory=lambda: {"gateway": 0, "carrier": 0})
 
@@ -147,7 +147,7 @@ class _Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60) as client:
+        with httpx.Client(base_url=self.address, timeout=60) as client:
             while not self._is_over.wait(SAMPLE_SECONDS):
                 began = time.perf_counter()
                 client.get("/health/live")
@@ -172,42 +172,6 @@ def _resident_bytes(pid: int) -> int:
         return memory_bytes(pid, "VmRSS")
     except OSError:
         return 0
-
-
-@contextmanager
-def _gateway(url: str, folder: str) -> "Iterator[tuple[subprocess.Popen[bytes], int]]":
-    """With room for the whole file on the queue."""
-    port = free_port()
-    options = ["--files", f"{folder}/files", "--batch-max-in-flight", "1000000", "--max-queue-depth", "1000000"]
-    command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(port), "--redis-url", url, *options]
-    process = subprocess.Popen([*command, "--log-level", "warning"])
-    try:
-        while True:
-            try:
-                httpx.get(f"http://127.0.0.1:{port}/health/live")
-                break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        yield process, port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _announce(url: str) -> None:
-    info = WorkerInfo(
-        name="sink",
-        queues=keys.class_queues(keys.DEFAULT_QUEUE),
-        models=[MODEL],
-        context_length=8192,
-        device="none",
-        hostname="none",
-        pid=0,
-        started_at=time.time(),
-    )
-    with redis.Redis.from_url(url) as connection:
-        connection.set(keys.worker_key(info.name), info.model_dump_json())
-        connection.zadd(keys.WORKERS_KEY, {info.name: time.time() + 3600})
 
 
 def _answer_all(url: str, num_jobs: int) -> None:

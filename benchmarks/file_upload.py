@@ -11,8 +11,6 @@ the process's peak memory above what it took before, and the bytes it wrote to d
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,15 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
-import httpx2 as httpx
 import openai
 
+from benchmarks.gateway_fixture import gateway_process, served, wait_until_it_answers
 from benchmarks.process_figures import memory_bytes
 from benchmarks.report import print_and_keep
 from worker.embedded_redis import EmbeddedRedis, free_port
 
 S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
-START_SECONDS = 60.0
+NO_DRAIN = ("--http-drain-seconds", "0")
 PIECE = b'{"custom_id": "request-0", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}\n' * 10_000
 
 Figures = dict[str, float]
@@ -45,15 +43,22 @@ def main() -> None:
         source = folder / "source.jsonl"
         _write_source(source, options.num_bytes)
         rows = []
-        with _gateway(folders.url, "--files", str(folder / "files")) as (url, pid):
-            rows.append(_row("gateway, folder", _measure_all(url, pid, source, options.runs), options.num_bytes))
+        with gateway_process(folders.url, *NO_DRAIN, "--files", str(folder / "files")) as (url, process):
+            rows.append(
+                _row("gateway, folder", _measure_all(url, process.pid, source, options.runs), options.num_bytes)
+            )
         with (
             _moto() as endpoint,
-            _gateway(buckets.url, "--files", "s3://files/x", "--s3-endpoint-url", endpoint) as (url, pid),
+            gateway_process(buckets.url, *NO_DRAIN, "--files", "s3://files/x", "--s3-endpoint-url", endpoint) as (
+                url,
+                process,
+            ),
         ):
-            rows.append(_row("gateway, bucket", _measure_all(url, pid, source, options.runs), options.num_bytes))
-        with _served("-m", "benchmarks.upload_file_peer", str(port := free_port()), str(folder / "peer")) as process:
-            url = _wait(process, f"http://127.0.0.1:{port}", "/health/live")
+            rows.append(
+                _row("gateway, bucket", _measure_all(url, process.pid, source, options.runs), options.num_bytes)
+            )
+        with served("-m", "benchmarks.upload_file_peer", str(port := free_port()), str(folder / "peer")) as process:
+            url = wait_until_it_answers(process, f"http://127.0.0.1:{port}", "/health/live")
             rows.append(
                 _row("UploadFile, copied", _measure_all(url, process.pid, source, options.runs), options.num_bytes)
             )
@@ -122,42 +127,12 @@ def _write_source(path: Path, num_bytes: int) -> None:
 
 
 @contextmanager
-def _served(*arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-@contextmanager
-def _gateway(redis_url: str, *arguments: str) -> Iterator[tuple[str, int]]:
-    port = free_port()
-    command = ["-m", "producer.cli", "gateway", "--http-port", str(port), "--redis-url", redis_url]
-    with _served(*command, "--http-drain-seconds", "0", *arguments) as process:
-        yield _wait(process, f"http://127.0.0.1:{port}", "/health/live"), process.pid
-
-
-@contextmanager
 def _moto() -> Iterator[str]:
     port = free_port()
-    with _served("-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)) as process:
-        endpoint = _wait(process, f"http://127.0.0.1:{port}", "/moto-api/")
+    with served("-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)) as process:
+        endpoint = wait_until_it_answers(process, f"http://127.0.0.1:{port}", "/moto-api/")
         boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="files")
         yield endpoint
-
-
-def _wait(process: "subprocess.Popen[bytes]", url: str, path: str) -> str:
-    end = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            httpx.get(f"{url}{path}", timeout=5).raise_for_status()
-            return url
-        except httpx.TransportError:
-            if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"{process.args!r} does not answer") from None
-            time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,19 @@ import multiprocessing
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
 
+from benchmarks.gateway_fixture import announce, gateway_process
 from benchmarks.process_figures import cpu_seconds, memory_bytes
 from benchmarks.report import print_and_keep
-from producer.contract import Chunk, Done, Marker, Usage, WorkerInfo, keys
-from worker.embedded_redis import EmbeddedRedis, free_port
+from producer.contract import Chunk, Done, Marker, Usage, keys
+from worker.embedded_redis import EmbeddedRedis
 
 MODEL = "stand-in"
 
@@ -42,7 +41,7 @@ def main() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8 * options.num_streams + 1000)), hard))
     with EmbeddedRedis() as server:
-        _announce(server.url)
+        announce(server.url, MODEL)
         plain = _run_plain(server.url, options)
         gateway = _run_gateway(server.url, options)
     num_entries = options.num_streams * options.num_tokens
@@ -84,25 +83,6 @@ def _row(name: str, measured: Measured, num_entries: int, peer: Measured | None)
     ]
 
 
-def _announce(url: str) -> None:
-    info = WorkerInfo(
-        name="writer",
-        queues=keys.class_queues(keys.DEFAULT_QUEUE),
-        models=[MODEL],
-        context_length=2048,
-        device="none",
-        hostname="none",
-        pid=os.getpid(),
-        started_at=time.time(),
-    )
-    with redis.Redis.from_url(url) as connection:
-        connection.set(keys.worker_key(info.name), info.model_dump_json())
-        connection.zadd(keys.WORKERS_KEY, {info.name: time.time() + 3600})
-
-
-# the writer ----------------------------------------------------------------------------------------------------------
-
-
 def _write(url: str, job_ids: Sequence[str], num_tokens: int, tokens_per_second: float) -> None:
     """All jobs' tokens, evenly spread over time, as a worker appends them."""
     connection = redis.Redis.from_url(url)
@@ -135,9 +115,6 @@ def _append(pipe: Any, job_id: str, token: int, *, is_last: bool) -> None:
         entry_id, data = f"1-{token + 1 + number}", entry.to_wire()
         pipe.xadd(key, {keys.DATA_FIELD: data}, id=entry_id)
         pipe.publish(key, f"{entry_id} {data}")
-
-
-# the plain subscriber ------------------------------------------------------------------------------------------------
 
 
 def _run_plain(url: str, options: argparse.Namespace) -> Measured:
@@ -177,15 +154,9 @@ def _read_plain(url: str, job_ids: Sequence[str], pipe: Any) -> None:
     pipe.send(asyncio.run(read()))
 
 
-# the gateway ---------------------------------------------------------------------------------------------------------
-
-
 def _run_gateway(url: str, options: argparse.Namespace) -> Measured:
-    port = free_port()
-    command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(port), "--log-level", "warning"]
-    gateway = subprocess.Popen([*command, "--redis-url", url])
-    try:
-        _wait_until_up(port)
+    with gateway_process(url) as (address, gateway):
+        port = urlsplit(address).port
         before = memory_bytes(gateway.pid, "VmRSS")
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
@@ -198,9 +169,6 @@ def _run_gateway(url: str, options: argparse.Namespace) -> Measured:
         reader.join()
         spent = cpu_seconds(gateway.pid) - cpu
         return _measured(delays, spent, memory, memory - before, options.num_streams)
-    finally:
-        gateway.terminate()
-        gateway.wait()
 
 
 def _read_http(port: int, num_streams: int, pipe: Any) -> None:
@@ -233,16 +201,6 @@ def _read_http(port: int, num_streams: int, pipe: Any) -> None:
         pipe.send(delays)
 
     asyncio.run(run())
-
-
-def _wait_until_up(port: int) -> None:
-    import socket
-
-    for _ in range(300):
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.1)
-    raise SystemExit("the gateway did not start")
 
 
 def _measured(delays: list[float], cpu: float, memory: int, growth: int, num_streams: int) -> Measured:

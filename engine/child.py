@@ -203,7 +203,8 @@ def _prepare_lightly(start: StartCore, report: Report) -> ModuleType:
     gc.freeze()
     gc.enable()
     if is_ours:
-        import_module("engine.model.locate").prepare_model_of(start.config, report)
+        locate = import_module("engine.model.locate")
+        locate.prepare_model_dir(start.config.model_path, locate.cache_dir_of(start.config), report)
     return module
 
 

@@ -42,11 +42,6 @@ def cache_dir_of(config: EngineConfig) -> Path:
     return Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
 
 
-def prepare_model_of(config: EngineConfig, report: Callable[[str], None]) -> None:
-    """See to it that `prepare_model_dir` finds this engine's model ready."""
-    prepare_model_dir(config.model_path, cache_dir_of(config), report)
-
-
 def prepare_model_dir(model_path: str, cache_dir: Path, report: Callable[[str], None] = logger.info) -> Path:
     """Return the model's folder, converting or fetching it first where needed (the first time only).
 

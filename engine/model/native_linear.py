@@ -18,32 +18,42 @@ from engine.model.narrow_weights import narrowed
 from engine.model.quantised_rows import QuantisedRows
 
 _PANEL = 16  # LANES of lanes.h
-# `product_args` of matmul.c: five pointers, one 64-bit and five 32-bit integers, padded to 8 bytes.
+# `product_args` of matmul.c and matmul_bf16.c: five pointers, one 64-bit and five 32-bit integers, padded to 8 bytes.
 _ARGUMENTS = struct.Struct("@5P1q5i4x")
 _ROWS_AT = struct.calcsize("@5P1q")
 
 
-def load_matmul(kernels_dir: Path) -> tuple[str, NativeFunction]:
+def load_matmul(kernels_dir: Path, name: str = "matmul") -> tuple[str, NativeFunction]:
     """The name of the build, and the compiled product. Raises `KernelBuildError` where it cannot be compiled."""
-    path = build_library("matmul", kernels_dir)
-    return path.stem, NativeFunction(load_library(path), "promptmill_matmul", rows_at=_ROWS_AT)
+    path = build_library(name, kernels_dir)
+    return path.stem, NativeFunction(load_library(path), f"promptmill_{name}", rows_at=_ROWS_AT)
 
 
 class NativeLinear(ChainedLinear):
     """`x @ weight.T + bias` for `weight` float32 `[out_features, in_features]`; keeps no copy of the plain weight."""
 
+    dtype = torch.float32  # of rows; computed in
+
     def __init__(self, weight: Tensor, bias: Tensor | None, matmul: NativeFunction) -> None:
         super().__init__(weight, matmul)
-        self._panels = pack_panels(narrowed(weight.detach()))
-        self._bias = None if bias is None else bias.detach().contiguous()
+        self._panels = pack_panels(self._columns(weight.detach()))
+        self._bias = None if bias is None else bias.detach().float().contiguous()
 
     @property
     def num_bytes(self) -> int:
         """See `ChainedLinear.num_bytes`."""
         return self._panels.nbytes
 
+    def _columns(self, weight: Tensor) -> Tensor:
+        """As the panels hold them."""
+        return narrowed(weight)
+
+    def _format(self, out: Tensor) -> int:
+        """The product's last argument."""
+        return FORMATS[self._panels.dtype]
+
     def _arguments(self, x: Tensor | QuantisedRows, out: Tensor, addend: Tensor | None) -> bytes:
-        assert isinstance(x, Tensor) and x.dtype == torch.float32, "a NativeLinear computes in float32"
+        assert isinstance(x, Tensor) and x.dtype == self.dtype, f"a {type(self).__name__} computes in {self.dtype}"
         return _ARGUMENTS.pack(
             x.data_ptr(),
             self._panels.data_ptr(),
@@ -55,7 +65,7 @@ class NativeLinear(ChainedLinear):
             self.in_features,
             self.out_features,
             torch.get_num_threads(),
-            FORMATS[self._panels.dtype],
+            self._format(out),
         )
 
 

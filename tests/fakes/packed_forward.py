@@ -1,10 +1,15 @@
 """Packed forwards of a loaded model without an engine: sequences cut into steps, laid out over shuffled blocks."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from engine.attention.base import AttentionBatch
-from engine.model.loader import LoadedModel
+
+if TYPE_CHECKING:
+    from engine.model.loader import LoadedModel
 
 BLOCK_SIZE = 16  # of panels: kernels have a slower way for others
 LENGTHS = [1, 5, 33, 50]  # past every tiny model's sliding window
@@ -17,7 +22,7 @@ def prompts(vocab_size: int) -> list[Tensor]:
     return [torch.randint(0, vocab_size, (length,), generator=generator) for length in LENGTHS]
 
 
-def run(model: LoadedModel, sequences: list[Tensor], steps: list[list[Part]], *, every: int = 1) -> list[Tensor]:
+def run(model: "LoadedModel", sequences: list[Tensor], steps: list[list[Part]], *, every: int = 1) -> list[Tensor]:
     """Logits `[length, vocab_size]` of every token of every sequence, computed in the given steps.
 
     every: of each step's tokens only the first and each so many behind it have logits; the others are nan.
@@ -39,11 +44,14 @@ def run(model: LoadedModel, sequences: list[Tensor], steps: list[list[Part]], *,
     return logits
 
 
-def batch_of(parts: list[Part], blocks: tuple[Tensor, ...], device: torch.device = _CPU) -> AttentionBatch:
+def batch_of(
+    parts: list[Part], blocks: Sequence[Tensor], device: torch.device = _CPU, *, block_size: int = BLOCK_SIZE
+) -> AttentionBatch:
+    """One step of these parts. blocks: of each sequence, in order."""
     lengths = [last - first for _, first, last in parts]
     positions = [torch.arange(first, last) for _, first, last in parts]
     slots = [
-        blocks[i][p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for (i, _, _), p in zip(parts, positions, strict=True)
+        blocks[i][p // block_size] * block_size + p % block_size for (i, _, _), p in zip(parts, positions, strict=True)
     ]
     tables = torch.nn.utils.rnn.pad_sequence([blocks[i] for i, _, _ in parts], batch_first=True)
     return AttentionBatch(

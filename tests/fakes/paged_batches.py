@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.base import AttentionBackend, AttentionBatch, AttentionRules, slot_width
+from tests.fakes.packed_forward import BLOCK_SIZE, Part, batch_of
 
 
 @dataclass(slots=True)
@@ -32,7 +33,7 @@ class PagedWorld:
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-        block_size: int = 16,
+        block_size: int = BLOCK_SIZE,
         *,
         dtype: torch.dtype = torch.float32,
         kv_dtype: torch.dtype | None = None,
@@ -54,30 +55,10 @@ class PagedWorld:
             sequences.append(PagedSequence(q.to(dtype), k.to(dtype), v.to(dtype), blocks))
         return cls(kv_cache=kv_cache, sequences=sequences)
 
-    def step(self, parts: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor, AttentionBatch]:
-        """Packed q, k, v and batch of one step; a part is (sequence, first token, last token + 1)."""
-        block_size = self.kv_cache.shape[2]
-        slots = []
-        for index, first, last in parts:
-            blocks = self.sequences[index].blocks
-            slots += [blocks[p // block_size] * block_size + p % block_size for p in range(first, last)]
-        width = max(len(self.sequences[index].blocks) for index, _, _ in parts)
-        tables = torch.zeros((len(parts), width), dtype=torch.int32)
-        for row, (index, _, _) in enumerate(parts):
-            blocks = self.sequences[index].blocks
-            tables[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
-        lengths = [last - first for _, first, last in parts]
-        starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-        batch = AttentionBatch(
-            query_start=starts,
-            context_lens=torch.tensor([last for _, _, last in parts], dtype=torch.int32),
-            block_tables=tables,
-            slot_mapping=torch.tensor(slots),
-            num_seqs=len(parts),
-            num_tokens=sum(lengths),
-            max_query_len=max(lengths),
-            max_context_len=max(last for _, _, last in parts),
-        )
+    def step(self, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor, AttentionBatch]:
+        """Packed q, k, v and batch of one step."""
+        blocks = [torch.tensor(sequence.blocks) for sequence in self.sequences]
+        batch = batch_of(parts, blocks, block_size=self.kv_cache.shape[2])
         q, k, v = (
             torch.cat([getattr(self.sequences[index], name)[first:last] for index, first, last in parts])
             for name in ("q", "k", "v")
@@ -85,7 +66,7 @@ class PagedWorld:
         return q, k, v, batch
 
     def run(
-        self, backend: AttentionBackend, steps: list[list[tuple[int, int, int]]], rules: AttentionRules | None = None
+        self, backend: AttentionBackend, steps: list[list[Part]], rules: AttentionRules | None = None
     ) -> list[Tensor]:
         """Run the steps over a fresh copy of the cache; one `[length, num_heads, head_dim]` for each sequence."""
         cache = self.kv_cache.clone()
