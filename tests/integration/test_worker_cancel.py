@@ -66,6 +66,17 @@ def test_a_client_that_cancels_ends_a_running_job_within_a_step(
     assert redis_client.xlen(keys.results_channel(queue.name)) == 1
 
 
+def test_a_job_that_the_engine_fails_as_it_is_cancelled_is_cancelled(
+    redis_url: str, worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+) -> None:
+    job = start_long_job(worker_thread, queue, redis_client)
+    worker_thread.engine.abort = lambda request_id: worker_thread.engine.fail(job.id)
+    with Client(redis_url) as client:
+        assert client.cancel(job.id)
+    result = wait_for_result(redis_client, job.id)
+    assert result.status == "cancelled" and result.error is None
+
+
 def test_a_cancel_on_the_channel_reaches_the_holder(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:

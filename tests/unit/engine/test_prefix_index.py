@@ -35,3 +35,7 @@ def test_the_longest_known_run_is_found_and_the_first_block_of_a_prefix_stays() 
     index.remove([11])
     assert index.find_all([first, second, third]) == [10] and len(index) == 2
     index.check_integrity()
+
+
+def test_a_cache_key_may_be_any_text() -> None:
+    assert digests([1, 2], cache_key="\ud800") != digests([1, 2], cache_key="\ud801")
