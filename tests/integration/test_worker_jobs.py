@@ -161,13 +161,14 @@ def test_a_malformed_record_fails_alone(
 def test_ids_that_name_no_job_are_dropped_and_malformed_ones_say_why(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis, redis_url: str
 ) -> None:
-    redis_client.set("rq:job:text", "no hash")
+    for name in ("text", "bad text"):
+        redis_client.set(f"rq:job:{name}", "no hash")
     call = json.dumps([FUNCTION, None, [], {"prompt": "x"}])
     redis_client.hset("rq:job:order:42", mapping={"status": "queued", "origin": queue.name, "data": call})
-    redis_client.rpush(queue.key, "gone", "text", "bad id!", "rq:job:x", "a" * 257, "order:42")
+    redis_client.rpush(queue.key, "gone", "text", "bad text", "bad id!", "rq:job:x", "a" * 257, "order:42")
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2)
     assert wait_for_result(redis_client, job.id).status == "finished"
-    assert queue.count == 0
+    assert queue.count == 0 and not redis_client.exists("rq:job:bad id!")
     wait_for_no_leftovers(redis_client)
     with Client(redis_url) as client, pytest.raises(JobFailedError, match="a job id consists of letters"):
         client.result("order:42", timeout=30)

@@ -5,12 +5,15 @@ import time
 import pytest
 import redis
 from rq import Queue
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, ExecutionRegistry
+from rq.job import JobStatus
 
 from producer.contract import keys
+from producer.rq_names import execution_key_prefix, executions_key
 from tests.fakes.redis_reads import sorted_set_scores
 from tests.fakes.script_calls import QUEUE, beat, claim, end_leases, sweep
 from tests.fakes.worker_runs import enqueue_many, rq_queue
-from worker.scripts import Append, Scripts
+from worker.scripts import RECORD_TTL_SECONDS, Append, Scripts
 
 
 def test_a_claim_takes_jobs_from_the_front_and_leaves_the_rest(
@@ -22,6 +25,23 @@ def test_a_claim_takes_jobs_from_the_front_and_leaves_the_rest(
     assert {held.attempt for held in claims} == {1}
     assert redis_client.zcard(keys.leases_key(QUEUE)) == 3
     assert redis_client.get(keys.fence_key(ids[0])) == claims[0].fence.encode()
+
+
+def test_rq_shows_a_claimed_job_as_running_for_a_month_and_no_clean_up_of_its_fails_it(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    [job_id] = enqueue_many(queue, 1)
+    [held] = claim(redis_client, scripts)
+    registry = queue.started_job_registry
+    registry.cleanup()
+    assert registry.get_job_ids() == [job_id] and queue.failed_job_registry.get_job_ids() == []
+    [execution] = ExecutionRegistry(job_id, redis_client).get_execution_ids()
+    assert execution == held.execution_id
+    job = queue.fetch_job(job_id)
+    assert job is not None and (job.get_status(), job.worker_name) == (JobStatus.STARTED, "w")
+    executions = WORKER_EXECUTIONS_KEY_TEMPLATE.format("w")
+    for key in (execution_key_prefix(job_id) + execution, executions_key(job_id), executions):
+        assert RECORD_TTL_SECONDS - 60 < redis_client.ttl(key) <= RECORD_TTL_SECONDS, key
 
 
 def test_a_claim_whose_reply_was_lost_is_given_again(redis_client: redis.Redis, scripts: Scripts, queue: Queue) -> None:
@@ -63,7 +83,7 @@ def test_a_running_job_that_is_enqueued_on_another_queue_runs_on_and_once(
     high.enqueue_job(job)
     assert claim(redis_client, scripts, request_id="next", queues=[high.name, QUEUE]) == [] and high.count == 0
     assert beat(redis_client, scripts, held) == [b"started"]
-    assert redis_client.hget(job.key, "origin") == QUEUE.encode()
+    assert redis_client.hmget(job.key, "origin", "worker_name") == [QUEUE.encode(), b"w"]
     end_leases(redis_client)
     high.enqueue_job(job)
     [taken] = claim(redis_client, scripts, request_id="third", queues=[high.name, QUEUE])
