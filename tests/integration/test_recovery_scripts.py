@@ -44,6 +44,18 @@ def test_a_job_that_came_back_is_resumable_and_one_that_rq_requeued_is_not(
     assert {held.attempt for held in claims.values()} == {2}
 
 
+def test_a_job_that_is_given_back_to_start_over_does_so_though_it_had_come_back_to_be_resumed(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    enqueue_many(queue, 1)
+    [held] = claim(redis_client, scripts)
+    for request, resumable in (("second", True), ("third", False), ("fourth", True)):
+        redis_client.xadd(keys.stream_key(held.job_id), {"m": "{}"}, id=f"{held.attempt}-0")
+        assert give_back(redis_client, scripts, [held], resumable=resumable) == 1
+        [held] = claim(redis_client, scripts, request_id=request)
+        assert held.is_resumable is resumable
+
+
 @pytest.mark.parametrize("how", ["hand-over", "sweep", "sweep of one cancelled"])
 def test_an_attempt_that_had_to_start_over_and_wrote_nothing_leaves_that_to_the_next(
     how: str, redis_client: redis.Redis, scripts: Scripts, queue: Queue

@@ -40,6 +40,7 @@ def test_rq_shows_a_claimed_job_as_running_for_a_month_and_no_clean_up_of_its_fa
     job = queue.fetch_job(job_id)
     assert job is not None and (job.get_status(), job.worker_name) == (JobStatus.STARTED, "w")
     executions = WORKER_EXECUTIONS_KEY_TEMPLATE.format("w")
+    assert redis_client.smembers(executions) == {f"{job_id}:{execution}".encode()}
     for key in (execution_key_prefix(job_id) + execution, executions_key(job_id), executions):
         assert RECORD_TTL_SECONDS - 60 < redis_client.ttl(key) <= RECORD_TTL_SECONDS, key
 
