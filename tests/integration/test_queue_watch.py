@@ -160,17 +160,24 @@ def test_jobs_that_wait_while_rq_is_suspended_run_when_it_is_resumed(
 
 
 @pytest.mark.usefixtures("only_the_watch_tells")
-def test_a_tenants_seat_that_comes_free_in_one_worker_is_taken_by_another(redis_url: str, client: Client) -> None:
-    with WorkerThread(redis_url, max_running_per_tenant=1) as one:
+@pytest.mark.parametrize(("drain", "num_taken"), [("hand-over", 2), ("finish", 1)])
+def test_a_tenants_seat_that_comes_free_in_one_worker_is_taken_by_another(
+    drain: str, num_taken: int, redis_url: str, client: Client
+) -> None:
+    with WorkerThread(redis_url, max_running_per_tenant=1, drain=drain) as one:
         one.engine.pause()
         first = client.submit("Hi", max_tokens=2, tenant="acme")
         wait_until(lambda: one.engine.running)
         with WorkerThread(redis_url, max_running_per_tenant=1) as two:
             second = client.submit("Hi", max_tokens=2, tenant="acme")
-            one.service.request_stop()  # it hands its job over, to the front
+            pace = two.service._loop.pace
+            wait_until(lambda: pace.seconds_until_due(time.monotonic()) > WAIT_SECONDS)  # it has found no seat
+            one.service.request_stop()  # it hands its job over, to the front; or ends it, and claims no other
+            if drain == "finish":
+                one.engine.go_on()
             assert first.result(timeout=WAIT_SECONDS).status == "finished"
             assert second.result(timeout=WAIT_SECONDS).status == "finished"
-            assert len(two.engine.submitted) == 2
+            assert len(two.engine.submitted) == num_taken
 
 
 def test_a_worker_that_is_full_does_not_look_for_jobs(
