@@ -211,7 +211,7 @@ class Committer:
 
     def _commit_by_handlers(self, jobs: list[RunningJob]) -> list[RunningJob]:
         (job,) = jobs
-        wire = "" if job.is_retried or job.result is None else job.result.to_wire()
+        wire = "" if job.result is None else job.result.to_wire()
         connection = FencedRedis(
             self._client.connection_pool,
             job_id=job.job_id,

@@ -92,6 +92,7 @@ def test_a_job_whose_claim_broke_off_comes_back_once_and_one_enqueued_again_is_n
     end_leases(redis_client)
     assert sweep(redis_client, scripts) == ([stranded], [])
     assert queue.get_job_ids() == [stranded, enqueued]
+    assert [key for key in leftovers(redis_client) if "attempt" not in key] == []
     assert [held.job_id for held in claim(redis_client, scripts, request_id="next")] == [stranded, enqueued]
 
 
@@ -136,6 +137,7 @@ def test_a_cancelled_job_of_a_dead_worker_is_leased_to_the_sweeper(
     returned, orphans = sweep(redis_client, scripts)
     assert returned == [] and {held.job_id for held in orphans} == {cancelled, deleted}
     assert all(held.is_orphan and held.attempt == 2 for held in orphans)
+    assert not [key for key in leftovers(redis_client) if "execution" in key or "wip" in key], "of the dead worker"
     assert sweep(redis_client, scripts) == ([], [])
     assert beat(redis_client, scripts, *orphans) == [b"" if held.job_id == deleted else b"canceled" for held in orphans]
 
