@@ -85,6 +85,30 @@ def test_a_hand_over_is_no_crash_and_new_tokens_clear_a_suspect(redis_client: re
     assert redis_client.hget(f"rq:job:{job_id}", CRASHES_FIELD) == b"0:2"
 
 
+def test_a_crash_that_was_none_is_taken_back_once_and_not_from_what_a_token_has_cleared(
+    redis_client: redis.Redis, queue: Queue
+) -> None:
+    (job_id,) = enqueue_many(queue, 1)
+    attempts: list[Claim] = []
+
+    def run(*, tokens: Sequence[int] = ()) -> object:
+        (held,) = claim(redis_client, len(attempts))
+        attempts.append(held)
+        mark(redis_client, held, tokens=tokens)
+        crash(redis_client)
+        return redis_client.hget(f"rq:job:{job_id}", CRASHES_FIELD)
+
+    def was_cut_off(held: Claim) -> object:
+        job = [held.queue, held.job_id, held.fence]
+        SCRIPTS.beat(redis_client, worker="w", entry_seconds=15, lease_seconds=30, models=[], jobs=job, was_away=True)
+        return redis_client.hget(f"rq:job:{job_id}", CRASHES_FIELD)
+
+    assert [run(), run()] == [b"1:1", b"2:2"]
+    assert [was_cut_off(attempts[0]), was_cut_off(attempts[0])] == [b"1:2", b"1:2"]
+    assert run(tokens=[5]) == b"0:3"
+    assert was_cut_off(attempts[1]) == b"0:3"
+
+
 def test_a_job_that_starts_over_starts_without_its_crashes(redis_client: redis.Redis, queue: Queue) -> None:
     (job_id,) = enqueue_many(queue, 1)
     (held,) = claim(redis_client, 1)
