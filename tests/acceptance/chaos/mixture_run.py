@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import redis
 
 from producer import Client, RedisUnavailableError
 from producer.contract import keys
 from tests.acceptance.chaos.full_redis import fill
 from tests.acceptance.chaos.mixture import Mixture
-from tests.acceptance.chaos.mixture_verdict import find_problems, left_behind
+from tests.acceptance.chaos.mixture_verdict import end_times, find_problems, left_behind
 from tests.acceptance.chaos.rollback_scene import RollbackScene
 from tests.acceptance.chaos.run import wait_for
 from tests.acceptance.chaos.sentinel_scene import SentinelScene
@@ -198,7 +199,7 @@ def run_mixture(seed: int, *, num_jobs: int, fault_seconds: float, folder: Path,
             for _, job_id in mixture.cancels:
                 client.cancel(job_id)
         healed_at = time.monotonic()
-        wait_for(lambda: all(connection.exists(keys.result_key(job_id)) for job_id in mixture.expected), END_SECONDS)
+        wait_for(lambda: have_ended(connection, mixture), END_SECONDS)
         report.num_jobs, report.seconds = len(mixture.expected), time.monotonic() - healed_at
         wait_for(lambda: not left_behind(connection), END_SECONDS)
         watchers.wait(END_SECONDS)
@@ -208,6 +209,14 @@ def run_mixture(seed: int, *, num_jobs: int, fault_seconds: float, folder: Path,
         if report.seconds > MAX_SECONDS:
             report.problems.append(f"the last job took {report.seconds:.1f} s from the end of the faults")
     return report
+
+
+def have_ended(connection: redis.Redis, mixture: Mixture) -> bool:
+    """All of them, and those that RQ repeats for the last time."""
+    if not all(connection.exists(keys.result_key(job_id)) for job_id in mixture.expected):
+        return False
+    ends = end_times(connection)
+    return all(len(ends[job_id]) >= number for job_id, number in mixture.num_runs.items())
 
 
 def hurt_for(scene: AnyScene, seconds: float, client: Client, mixture: Mixture, report: MixtureReport) -> None:
