@@ -143,3 +143,16 @@ def echo(job: HeldJob) -> None:
             job.write(word, index=index)
         job.write(words[-1], index=index, finish_reason="length")
     job.end()
+
+
+def say(*words: str) -> Behaviour:
+    """These words, a chunk each, whatever is asked."""
+
+    def answer(job: HeldJob) -> None:
+        job.begin()
+        for word in words:
+            job.write(word)
+        job.write("", finish_reason="stop")
+        job.end()
+
+    return answer

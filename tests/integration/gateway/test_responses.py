@@ -1,41 +1,25 @@
-"""`/v1/responses` through the official client: whole, streamed, in the background, later, and what is refused."""
+"""`/v1/responses` through the official client: answers, calls, conversations, batches, and what is refused."""
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import openai
 import pytest
-from openai.types.responses import ResponseFunctionToolCall, ResponseStreamEvent
+from openai.types.responses import ResponseFunctionToolCall
 from pydantic import BaseModel
 
-from producer.contract import ErrorCode, ErrorInfo, keys
 from tests.fakes.batch_runs import by_id, run
 from tests.fakes.batches import jsonl
-from tests.fakes.command_line import new_key
-from tests.fakes.fake_worker import FakeWorker
-from tests.fakes.gateways import RunningGateway, StartGateway, open_client, running_gateway
+from tests.fakes.fake_worker import FakeWorker, say
+from tests.fakes.gateways import RunningGateway, open_client, running_gateway
 from tests.fakes.held_job import HeldJob
 from tests.fakes.response_judge import bodies_of, judge_events, parse_item, parse_response
 from tests.fakes.waiting import wait_until
 
 URL = "/v1/responses"
 TOOL: Any = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}
-
-
-def say(*words: str) -> Any:
-    """A worker that answers so."""
-
-    def answer(job: HeldJob) -> None:
-        job.begin()
-        for word in words:
-            job.write(word)
-        job.write("", finish_reason="stop")
-        job.end()
-
-    return answer
 
 
 def call(job: HeldJob) -> None:
@@ -50,10 +34,6 @@ def call(job: HeldJob) -> None:
         job.write("", num_tokens=1, tool_calls=[{"index": 0, "function": {"arguments": "1}"}}])
         job.write("", finish_reason="tool_calls")
     job.end()
-
-
-def events_of(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line.removeprefix("data: ")) for line in text.split("\n") if line.startswith("data: ")]
 
 
 def test_a_text_is_answered_and_its_response_is_kept(client: openai.OpenAI, worker: FakeWorker) -> None:
@@ -168,295 +148,6 @@ def test_a_conversation_goes_on_without_the_earlier_instructions(client: openai.
     assert [parse_item(item).type for item in raw["data"]] == ["message"] * 5
     texts = [item["content"][0]["text"] for item in raw["data"]]
     assert texts == [text for _, text in said] and raw["has_more"] is False
-
-
-def test_what_cannot_be_continued_says_why(client: openai.OpenAI, worker: FakeWorker) -> None:
-    def refused(response_id: str) -> tuple[str | None, str | None]:
-        with pytest.raises(openai.BadRequestError) as error:
-            client.responses.create(model="fake", input="x", previous_response_id=response_id)
-        return error.value.code, error.value.param
-
-    def code(response_id: str) -> str | None:
-        found, param = refused(response_id)
-        assert param == "previous_response_id"
-        return found
-
-    waiting = client.responses.create(model="fake", input="x", background=True)
-    assert code("resp_none") == code("chatcmpl-x") == "previous_response_not_found"
-    assert code(waiting.id) == "previous_response_not_finished"
-    worker.claim().begin().end("failed", error=ErrorInfo(code=ErrorCode.POISON, message="no"))
-    assert code(waiting.id) == "previous_response_failed"
-    cut_off = client.responses.create(model="fake", input="x", background=True)
-    job = worker.claim().begin()
-    function = {"name": "look", "arguments": '{"a'}
-    job.write(
-        "", tool_calls=[{"index": 0, "id": "c", "type": "function", "function": function}], finish_reason="length"
-    )
-    job.end()
-    assert code(cut_off.id) == "previous_response_incomplete"
-    assert client.responses.retrieve(cut_off.id).status == "incomplete"
-
-
-def test_a_response_in_the_background_is_queued_runs_and_ends(client: openai.OpenAI, worker: FakeWorker) -> None:
-    asked = client.responses.create(model="fake", input="x", background=True)
-    assert (asked.status, asked.background, asked.output) == ("queued", True, [])
-    job = worker.claim().begin()
-    job.write("Hel")
-    assert client.responses.retrieve(asked.id).status == "in_progress"
-    job.write("lo", finish_reason="length")
-    job.end()
-    done = client.responses.retrieve(asked.id)
-    assert (done.status, done.output_text) == ("incomplete", "Hello")
-    assert done.incomplete_details is not None and done.incomplete_details.reason == "max_output_tokens"
-    parse_response(done.to_dict())
-
-
-def test_a_response_in_the_background_can_be_cancelled(client: openai.OpenAI, worker: FakeWorker) -> None:
-    queued = client.responses.create(model="fake", input="x", background=True)
-    assert client.responses.cancel(queued.id).status == "cancelled"
-    assert client.responses.cancel(queued.id) == client.responses.retrieve(queued.id)
-    events = bodies_of(client.responses.retrieve(queued.id, stream=True))
-    assert judge_events(events).status == "cancelled" and events[-1]["type"] == "response.incomplete"
-    with worker.serving(say("x")):
-        done = client.responses.create(model="fake", input="x", background=True)
-        wait_until(lambda: client.responses.retrieve(done.id).status == "completed")
-        assert client.responses.cancel(done.id).status == "completed"
-        plain = client.responses.create(model="fake", input="x")
-        with pytest.raises(openai.BadRequestError, match="not asked for with background"):
-            client.responses.cancel(plain.id)
-
-
-def test_a_running_response_that_is_cancelled_keeps_what_it_said(client: openai.OpenAI, worker: FakeWorker) -> None:
-    stream = client.responses.create(model="fake", input="x", background=True, stream=True)
-    job = worker.claim().begin()
-    job.write("Hel")
-    events: list[ResponseStreamEvent] = []
-    for event in stream:
-        events.append(event)
-        if event.type == "response.output_text.delta":
-            break
-    asked = events[0]
-    assert asked.type == "response.created" and asked.response.status == "queued"
-    cancelled: list[Any] = []
-    cancelling = threading.Thread(target=lambda: cancelled.append(client.responses.cancel(asked.response.id)))
-    cancelling.start()
-    wait_until(job.is_cancelled)
-    job.write("", finish_reason="cancelled")
-    job.end("cancelled")
-    cancelling.join(30)
-    [response] = cancelled
-    assert (response.status, response.output_text) == ("cancelled", "Hel")
-    events += list(stream)
-    assert judge_events(bodies_of(events)) == response
-
-
-def test_a_failure_is_a_status_before_the_stream_begins_and_the_responses_own_end_after(
-    client: openai.OpenAI, worker: FakeWorker
-) -> None:
-    too_long = ErrorInfo(code=ErrorCode.CONTEXT_LENGTH_EXCEEDED, message="messages: too long", param="messages")
-
-    def fail(job: HeldJob) -> None:
-        job.begin()
-        if job.arguments["messages"][-1]["content"] == "late":
-            job.write("a")
-        job.end("failed", error=too_long)
-
-    with worker.serving(fail):
-        for is_streamed in (False, True):
-            with pytest.raises(openai.BadRequestError, match="input: too long") as error:
-                client.responses.create(model="fake", input="early", stream=is_streamed)
-            assert (error.value.code, error.value.param) == ("context_length_exceeded", "input")
-        for input, background in (("late", False), ("late", True), ("early", True)):
-            stream = client.responses.create(model="fake", input=input, stream=True, background=background)
-            events = bodies_of(stream)
-            last = judge_events(events)
-            assert last.status == "failed" and last.error is not None and last.error.code == "invalid_prompt"
-            assert last.error.message == "input: too long"
-            assert client.responses.retrieve(last.id).to_dict() == events[-1]["response"]
-
-
-def test_a_stream_is_gone_on_with_behind_any_event(client: openai.OpenAI, worker: FakeWorker) -> None:
-    with worker.serving(say("a", "b", "c")):
-        stream = client.responses.create(model="fake", input="x", stream=True)
-        whole = bodies_of(stream)
-    response_id = whole[0]["response"]["id"]
-    for number in range(len(whole)):
-        rest = client.responses.retrieve(response_id, stream=True, starting_after=number)
-        assert bodies_of(rest) == whole[number + 1 :]
-    again = client.responses.retrieve(response_id, stream=True)
-    assert bodies_of(again) == whole
-    with client.responses.stream(response_id=response_id, starting_after=3) as helper:
-        assert [event.sequence_number for event in helper] == list(range(4, len(whole)))
-        assert helper.get_final_response().output_text == "abc"
-
-
-def test_a_stream_that_is_left_goes_on_live_on_another_gateway(start_gateway: StartGateway, worker: FakeWorker) -> None:
-    with open_client(start_gateway()) as here, open_client(start_gateway()) as there:
-        stream = here.responses.create(model="fake", input="x", background=True, stream=True)
-        events = bodies_of(next(stream) for _ in range(2))
-        assert [event["type"] for event in events] == ["response.created", "response.queued"]
-        job = worker.claim().begin()
-        job.write("a")
-        while events[-1]["type"] != "response.output_text.delta":
-            events += bodies_of([next(stream)])
-        stream.close()
-        response_id = events[0]["response"]["id"]
-        rest = there.responses.retrieve(response_id, stream=True, starting_after=events[-1]["sequence_number"])
-        job.write("b")
-        events += bodies_of([next(rest)])
-        assert not job.is_cancelled()
-        job.hand_over()
-        next_job = worker.claim().begin()
-        next_job.write("c", finish_reason="stop")
-        next_job.end()
-        events += bodies_of(rest)
-    assert judge_events(events).output_text == "abc"
-
-
-@pytest.mark.parametrize("ends_by", ["time", "stop"])
-def test_a_stream_that_its_gateway_ends_says_where_the_rest_is(
-    start_gateway: StartGateway, worker: FakeWorker, ends_by: str
-) -> None:
-    gateway = start_gateway(request_timeout_seconds=1.0 if ends_by == "time" else 60.0)
-    with open_client(gateway) as here, open_client(start_gateway()) as there:
-        stream = here.responses.create(model="fake", input="x", background=True, stream=True)
-        job = worker.claim().begin()
-        job.write("a")
-        events = bodies_of([next(stream)])
-        if ends_by == "stop":
-            gateway.begin_stop()
-        with pytest.raises(openai.APIError) as ended:
-            for event in stream:
-                events += bodies_of([event])
-        response_id, last = events[0]["response"]["id"], events[-1]["sequence_number"]
-        assert f"GET /v1/responses/{response_id}?stream=true&starting_after={last}" in str(ended.value)
-        assert not job.is_cancelled()
-        job.write("b", finish_reason="stop")
-        job.end()
-        events += bodies_of(there.responses.retrieve(response_id, stream=True, starting_after=last))
-    assert judge_events(events).output_text == "ab"
-
-
-def test_who_leaves_a_stream_cancels_it_unless_it_is_in_the_background(
-    client: openai.OpenAI, worker: FakeWorker
-) -> None:
-    for background in (False, True):
-        stream = client.responses.create(model="fake", input="x", stream=True, background=background)
-        job = worker.claim().begin()
-        job.write("a")
-        event = next(stream)
-        assert event.type == "response.created"
-        stream.close()
-        if not background:
-            wait_until(job.is_cancelled)
-        job.write("", finish_reason="stop")
-        job.end("finished" if background else "cancelled")
-        status = client.responses.retrieve(event.response.id).status
-        assert status == ("completed" if background else "cancelled")
-
-
-def test_a_response_that_began_anew_is_never_spliced(client: openai.OpenAI, worker: FakeWorker) -> None:
-    stream = client.responses.create(model="fake", input="x", background=True, stream=True)
-    job = worker.claim().begin()
-    job.write("a")
-    seen = bodies_of(next(stream) for _ in range(6))
-    assert seen[-1]["type"] == "response.output_text.delta"
-    job.hand_over()
-    again = worker.claim().begin(reset=True)
-    with pytest.raises(openai.APIError, match="begin anew"):
-        list(stream)
-    again.write("b")
-    again.write("c", finish_reason="stop")
-    again.end()
-    response_id = seen[0]["response"]["id"]
-    with pytest.raises(openai.APIError, match="begin anew"):
-        list(client.responses.retrieve(response_id, stream=True, starting_after=5))
-    fresh = bodies_of(client.responses.retrieve(response_id, stream=True))
-    assert judge_events(fresh).output_text == client.responses.retrieve(response_id).output_text == "bc"
-
-
-def test_events_are_kept_for_an_hour_and_the_response_for_as_long_as_its_result(
-    client: openai.OpenAI, worker: FakeWorker
-) -> None:
-    asked = client.responses.create(model="fake", input="x", background=True)
-    job = worker.claim().begin()
-    job.write("ab", finish_reason="stop")
-    job.end()
-    job.expire_stream()
-    with pytest.raises(openai.NotFoundError, match="kept for 1 h") as error:
-        client.responses.retrieve(asked.id, stream=True, starting_after=2)
-    assert error.value.code == "events_expired"
-    events = bodies_of(client.responses.retrieve(asked.id, stream=True))
-    assert judge_events(events) == client.responses.retrieve(asked.id)
-    job.connection.delete(f"rq:job:{job.job_id}", keys.result_key(job.job_id))
-    with pytest.raises(openai.NotFoundError, match="kept for 24 h"):
-        client.responses.retrieve(asked.id)
-
-
-def test_a_response_that_was_deleted_or_not_to_be_stored_is_not_there(
-    client: openai.OpenAI, worker: FakeWorker, gateway: RunningGateway
-) -> None:
-    def is_gone(response_id: str) -> bool:
-        for ask in (client.responses.retrieve, client.responses.delete, client.responses.cancel):
-            with pytest.raises(openai.NotFoundError) as error:
-                ask(response_id)
-            assert error.value.code == "response_not_found"
-        with pytest.raises(openai.NotFoundError):
-            client.responses.input_items.list(response_id)
-        return True
-
-    with worker.serving(say("x")):
-        unstored = client.responses.create(model="fake", input="x", store=False)
-        stored = client.responses.create(model="fake", input="x")
-    assert is_gone(unstored.id)
-    assert client.responses.retrieve(stored.id).output_text == "x"
-    deleted = httpx.delete(f"{gateway.url}{URL}/{stored.id}").json()
-    assert deleted == {"id": stored.id, "object": "response", "deleted": True}
-    assert is_gone(stored.id)
-    job_id = stored.id.removeprefix("resp_")
-    left = [f"rq:job:{job_id}", keys.result_key(job_id), keys.stream_key(job_id), f"rq:results:{job_id}"]
-    assert worker.connection.exists(*left) == 0
-    waiting = client.responses.create(model="fake", input="x", background=True)
-    client.responses.delete(waiting.id)
-    assert is_gone(waiting.id)
-    assert worker.connection.llen(f"rq:queue:{keys.DEFAULT_QUEUE}") == 0
-
-
-def test_a_response_is_its_keys_own(redis_url: str, gateway: RunningGateway, worker: FakeWorker) -> None:
-    mine, other = new_key(redis_url, "mine"), new_key(redis_url, "other", "--tenant", "acme")
-    operator = new_key(redis_url, "ops", "--operator")
-    with open_client(gateway, api_key=mine) as client, worker.serving(say("x")):
-        done = client.responses.create(model="fake", input="x")
-    for key, finds in ((mine, True), (operator, True), (other, False)):
-        with open_client(gateway, api_key=key) as client:
-            if finds:
-                assert client.responses.retrieve(done.id) == done
-                continue
-            for ask in (client.responses.retrieve, client.responses.cancel, client.responses.delete):
-                with pytest.raises(openai.NotFoundError, match="not known here"):
-                    ask(done.id)
-            with pytest.raises(openai.NotFoundError):
-                client.responses.input_items.list(done.id)
-            with pytest.raises(openai.NotFoundError):
-                client.responses.retrieve(done.id, stream=True)
-            with pytest.raises(openai.BadRequestError) as error:
-                client.responses.create(model="fake", input="x", previous_response_id=done.id)
-            assert error.value.code == "previous_response_not_found"
-
-
-def test_a_response_under_a_key_is_the_same_when_it_is_asked_again(client: openai.OpenAI, worker: FakeWorker) -> None:
-    headers = {"Idempotency-Key": "one"}
-    asked = client.responses.create(model="fake", input="x", background=True, extra_headers=headers)
-    again = client.responses.create(model="fake", input="x", background=True, extra_headers=headers)
-    assert (again.id, again.status) == (asked.id, "queued")
-    with pytest.raises(openai.ConflictError):
-        client.responses.create(model="fake", input="y", background=True, extra_headers=headers)
-    with pytest.raises(openai.ConflictError):
-        messages: Any = [{"role": "user", "content": "x"}]
-        client.chat.completions.create(model="fake", messages=messages, extra_headers=headers)
-    with worker.serving(say("a", "b")):
-        stream = client.responses.create(model="fake", input="x", background=True, stream=True, extra_headers=headers)
-        assert judge_events(bodies_of(stream)).id == asked.id
 
 
 def test_what_is_wrong_is_a_bad_request_that_names_the_field(client: openai.OpenAI, worker: FakeWorker) -> None:
