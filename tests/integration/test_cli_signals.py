@@ -125,8 +125,11 @@ def importing(folder: Path, command: list[str]) -> "Iterator[subprocess.Popen[st
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "importing\n"
-        yield process
+        try:
+            assert process.stdout.readline() == "importing\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_command_that_is_started_with_its_standard_files_closed_takes_no_socket_for_them(tmp_path: Path) -> None:
