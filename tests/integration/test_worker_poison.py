@@ -99,7 +99,7 @@ def test_a_crash_that_was_none_is_taken_back_once_and_not_from_what_a_token_has_
         return redis_client.hget(f"rq:job:{job_id}", CRASHES_FIELD)
 
     def was_cut_off(held: Claim) -> object:
-        job = [held.queue, held.job_id, held.fence]
+        job = [held.queue, held.job_id, held.fence, "0"]
         SCRIPTS.beat(redis_client, worker="w", entry_seconds=15, lease_seconds=30, models=[], jobs=job, was_away=True)
         return redis_client.hget(f"rq:job:{job_id}", CRASHES_FIELD)
 

@@ -146,3 +146,16 @@ def test_a_heartbeat_renews_what_is_ours_and_tells_what_is_not(
     assert beat(redis_client, scripts, kept, cancelled, lost) == [b"started", b"canceled", b"lost"]
     leases = sorted_set_scores(redis_client, keys.leases_key(QUEUE))
     assert leases[kept.job_id] > time.time() and leases[lost.job_id] == 1
+
+
+def test_rq_sees_when_a_job_was_heard_of_last(redis_client: redis.Redis, scripts: Scripts, queue: Queue) -> None:
+    enqueue_many(queue, 1)
+    [held] = claim(redis_client, scripts)
+    job, execution = f"rq:job:{held.job_id}", execution_key_prefix(held.job_id) + held.execution_id
+    for key in (job, execution):
+        redis_client.hset(key, "last_heartbeat", "long ago")
+    assert beat(redis_client, scripts, held) == [b"started"]
+    assert all(redis_client.hget(key, "last_heartbeat") != b"long ago" for key in (job, execution))
+    redis_client.delete(execution)
+    assert beat(redis_client, scripts, held) == [b"started"]
+    assert not redis_client.exists(execution), "what is gone stays so"
