@@ -98,15 +98,18 @@ def test_a_crash_that_was_none_is_taken_back_once_and_not_from_what_a_token_has_
         crash(redis_client)
         return redis_client.hget(f"rq:job:{job_id}", CRASHES_FIELD)
 
-    def was_cut_off(held: Claim) -> object:
+    def lost(held: Claim, *, was_away: bool = True) -> object:
         job = [held.queue, held.job_id, held.fence, "0"]
-        SCRIPTS.beat(redis_client, worker="w", entry_seconds=15, lease_seconds=30, models=[], jobs=job, was_away=True)
+        SCRIPTS.beat(
+            redis_client, worker="w", entry_seconds=15, lease_seconds=30, models=[], jobs=job, was_away=was_away
+        )
         return redis_client.hget(f"rq:job:{job_id}", CRASHES_FIELD)
 
     assert [run(), run()] == [b"1:1", b"2:2"]
-    assert [was_cut_off(attempts[0]), was_cut_off(attempts[0])] == [b"1:2", b"1:2"]
+    assert lost(attempts[0], was_away=False) == b"2:2", "its worker hung"
+    assert [lost(attempts[0]), lost(attempts[0])] == [b"1:2", b"1:2"]
     assert run(tokens=[5]) == b"0:3"
-    assert was_cut_off(attempts[1]) == b"0:3"
+    assert lost(attempts[1]) == b"0:3"
 
 
 def test_a_job_that_starts_over_starts_without_its_crashes(redis_client: redis.Redis, queue: Queue) -> None:

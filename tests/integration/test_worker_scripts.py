@@ -110,7 +110,9 @@ def test_a_worker_whose_clock_is_wrong_is_alive_all_the_same(
     """Else producers would refuse the models that it serves."""
     with monkeypatch.context() as wrong:
         wrong.setattr(time, "time", lambda: 1e9)
+        redis_client.zadd(keys.WORKERS_KEY, {"long dead": 1})
         assert beat(redis_client, scripts) == []
+    assert set(sorted_set_scores(redis_client, keys.WORKERS_KEY)) == {"w"}
     assert 10 < sorted_set_scores(redis_client, keys.WORKERS_KEY)["w"] - redis_client.time()[0] <= 16
 
 
