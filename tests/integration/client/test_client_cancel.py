@@ -16,6 +16,9 @@ from producer.contract import ErrorCode, ErrorInfo, Result, Usage, keys
 from producer.contract.job import MAX_CHOICES
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.redis_reads import stream_rows
+from tests.fakes.script_calls import claim, end_leases
+from tests.fakes.worker_runs import leftovers
+from worker.scripts import Scripts
 
 
 def test_a_queued_job_ends_at_once_with_an_outcome_for_everybody(client: Client, redis_client: redis.Redis) -> None:
@@ -170,6 +173,21 @@ def test_a_job_that_waits_for_its_time_never_comes_back_once_it_is_cancelled(
     job = queue.enqueue_in(timedelta(hours=1), "promptmill.generate", prompt="Hello")
     assert client.cancel(job.id) is True
     assert queue.scheduled_job_registry.get_job_ids() == []
+    second = client.submit("b", depends_on=client.submit("a"))
+    redis_client.zadd(queue.canceled_job_registry.key, {"long ago": 1})
+    assert second.cancel() is True
+    assert queue.deferred_job_registry.get_job_ids() == []
+    assert set(queue.canceled_job_registry.get_job_ids()) == {job.id, second.id}
+
+
+def test_nothing_is_left_of_a_run_whose_worker_is_long_gone(
+    client: Client, redis_client: redis.Redis, scripts: Scripts
+) -> None:
+    job = client.submit("a")
+    assert len(claim(redis_client, scripts)) == 1
+    end_leases(redis_client)
+    assert job.cancel() is True
+    assert leftovers(redis_client) == [] and redis_client.ttl(keys.results_channel("promptmill")) > 0
 
 
 def test_a_job_that_embeds_is_cancelled_without_choices(client: Client) -> None:
