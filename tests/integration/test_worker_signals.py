@@ -26,6 +26,8 @@ from tests.fakes.worker_runs import (
 )
 from worker.embedded_redis import EmbeddedRedis
 
+pytestmark = pytest.mark.alone
+
 MAX_END_SECONDS = 2.0  # promised
 
 
@@ -37,7 +39,6 @@ def end_in_time(worker: WorkerProcess, number: signal.Signals) -> int:
     return code
 
 
-@pytest.mark.alone
 def test_sigterm_gives_256_running_jobs_back_in_order_within_two_seconds(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
@@ -68,7 +69,6 @@ def test_256_jobs_that_were_handed_over_go_on_elsewhere_at_once(
         wait_for_no_leftovers(redis_client)
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_the_engine_hangs_ends_the_process_in_time(
     redis_url: str, queue: Queue, number: signal.Signals
@@ -83,7 +83,6 @@ def test_a_signal_while_the_engine_hangs_ends_the_process_in_time(
     assert queue.get_job_ids() == ids
 
 
-@pytest.mark.alone
 def test_sigterm_while_uploads_hang_ends_the_process_in_time(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
@@ -96,7 +95,6 @@ def test_sigterm_while_uploads_hang_ends_the_process_in_time(
     assert held_without_attempts(redis_client) == []
 
 
-@pytest.mark.alone
 def test_an_idle_worker_ends_at_once_and_leaves_no_trace(redis_url: str, redis_client: redis.Redis) -> None:
     with WorkerProcess(redis_url) as worker:
         worker.wait_until_serving()
