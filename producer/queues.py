@@ -1,6 +1,5 @@
 """The queues that jobs of ours may lie on, and how many lie there, run or have ended."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from producer.contract import keys
@@ -38,18 +37,21 @@ def read_queues(default_queue: str) -> Protocol[list[QueueStatus]]:
     of their tenants that have jobs, or had some of late."""
     queues, named = yield from _read_names(default_queue)
     prefixes = [queue_key(""), *(registry_key(registry, "") for registry in REGISTRIES)]
-    rows: list[tuple[str, bytes | None, list[int]]] = []
+    [seconds, microseconds] = (yield from send(("TIME",)))[0]
+    now = int(seconds) + int(microseconds) / 1e6
+    statuses = []
     for page in slices(queues, MAX_QUEUES_A_READ):
-        found = yield from _COUNT.run([], [len(prefixes), *prefixes, *page])
-        full = {int(at): (first, counts) for at, first, *counts in found}
+        found = yield from _COUNT.run([], [job_key(""), len(prefixes), *prefixes, *page])
+        rows = {int(at): (times, counts) for at, times, *counts in found}
         for at, name in enumerate(page, start=1):
-            if at in full or name in named:
-                rows.append((name, *full.get(at, (None, [0] * len(prefixes)))))
-    ages = yield from _read_ages([first.decode() for _, first, _ in rows if first])
-    return [
-        QueueStatus(name, depth, dict(zip(REGISTRIES, registries, strict=True)), ages.get(first) if first else None)
-        for name, first, (depth, *registries) in rows
-    ]
+            if at in rows or name in named:
+                times, (depth, *registries) = rows.get(at, ([], [0] * len(prefixes)))
+                since = next((time for time in map(parse_time, times) if time is not None), None)
+                oldest_seconds = None if since is None else max(0.0, now - since)
+                statuses.append(
+                    QueueStatus(name, depth, dict(zip(REGISTRIES, registries, strict=True)), oldest_seconds)
+                )
+    return statuses
 
 
 def read_queue_names(default_queue: str) -> Protocol[list[str]]:
@@ -64,36 +66,25 @@ def _read_names(default_queue: str) -> Protocol[tuple[list[str], set[str]]]:
     [known] = yield from send(("SMEMBERS", QUEUES_KEY))
     named = {name for worker in workers for name in worker.queues} | set(keys.class_queues(default_queue))
     prefix = queue_key("")
-    existing = {name.decode().removeprefix(prefix) for name in known}
+    existing = {name.decode(errors="replace").removeprefix(prefix) for name in known}
     names = sorted(name for name in existing | {default_queue} if name in named or keys.split_tenant(name)[0] in named)
     return names, named
 
 
-def _read_ages(job_ids: Sequence[str]) -> Protocol[dict[bytes, float]]:
-    """Seconds since the jobs were enqueued, by id."""
-    if not job_ids:
-        return {}
-    fields = (("HMGET", job_key(job_id), "enqueued_at", "created_at") for job_id in job_ids)
-    [seconds, microseconds], *times = yield from send(("TIME",), *fields)
-    now = int(seconds) + int(microseconds) / 1e6
-    since = {
-        job_id: parse_time(enqueued) or parse_time(created)
-        for job_id, (enqueued, created) in zip(job_ids, times, strict=True)
-    }
-    return {job_id.encode(): max(0.0, now - at) for job_id, at in since.items() if at is not None}
-
-
-# Of each queue that holds anything: its place among the names, its first job and how many are on it and in registries.
+# Of each queue that holds anything: its place among the names, when its first job was enqueued and made, as far as that
+# can be read, and how many are on it and in registries.
 _COUNT = Script("""
-local num_prefixes = tonumber(ARGV[1])
+local num_prefixes = tonumber(ARGV[2])
 local found = {}
-for i = num_prefixes + 2, #ARGV do
-  local queue = ARGV[2] .. ARGV[i]
-  local row = {i - num_prefixes - 1, redis.call('LINDEX', queue, 0) or '', redis.call('LLEN', queue)}
+for i = num_prefixes + 3, #ARGV do
+  local queue = ARGV[3] .. ARGV[i]
+  local first = redis.call('LINDEX', queue, 0)
+  local times = first and redis.pcall('HMGET', ARGV[1] .. first, 'enqueued_at', 'created_at') or {}
+  local row = {i - num_prefixes - 2, times.err and {} or times, redis.call('LLEN', queue)}
   local sum = row[3]
-  for registry = 3, num_prefixes + 1 do
-    row[registry + 1] = redis.call('ZCARD', ARGV[registry] .. ARGV[i])
-    sum = sum + row[registry + 1]
+  for registry = 4, num_prefixes + 2 do
+    row[registry] = redis.call('ZCARD', ARGV[registry] .. ARGV[i])
+    sum = sum + row[registry]
   end
   if sum > 0 then found[#found + 1] = row end
 end

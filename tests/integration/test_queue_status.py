@@ -57,6 +57,16 @@ def test_what_another_producer_wrote_is_read_as_far_as_it_goes(
         assert oldest(client) == (None if expected is None else pytest.approx(expected, abs=5))
 
 
+@pytest.mark.parametrize("job_id", [b"\xff", b"a-list"])
+def test_a_queue_is_counted_whatever_lies_at_its_head(redis_url: str, redis_client: redis.Redis, job_id: bytes) -> None:
+    redis_client.sadd("rq:queues", "rq:queue:promptmill", b"rq:queue:\xff")
+    redis_client.rpush("rq:queue:promptmill", job_id)
+    redis_client.rpush("rq:job:a-list", "no hash")
+    with Client(redis_url) as client:
+        [queue] = client.queues()
+    assert (queue.depth, queue.oldest_seconds) == (1, None)
+
+
 def test_a_worker_says_when_it_was_last_alive(redis_url: str) -> None:
     with WorkerThread(redis_url), Client(redis_url) as client:
         [worker] = wait_until(client.workers)
