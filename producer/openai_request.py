@@ -132,7 +132,8 @@ def _parse_response(body: Mapping[str, Any]) -> OpenAIRequest:
     try:
         asked = parse_body(CHAT_URL, given.chat)
     except InvalidJobError as error:
-        raise _in_callers_words(error, {**given.places, **CALLERS_NAMES}) from error
+        named = {re.escape(ours): item for ours, item in given.places.items() if ours in str(error)}  # of thousands
+        raise _in_callers_words(error, {**named, **CALLERS_NAMES}) from error
     if given.asked.background:  # whoever asks for its events later is to get them as they come
         asked.jobs[0] = asked.jobs[0].model_copy(update={"stream": True})
     return replace(asked, url=RESPONSES_URL, callers_names=CALLERS_NAMES, response=given.asked)

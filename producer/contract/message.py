@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, Field, StrictStr, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from producer.contract.rules import ContractModel, FirstFault, JsonObject, NonEmptyText, Text, breaks_rule
 
@@ -34,7 +34,7 @@ class CalledFunctionMessage(ContractModel):
 class ToolCallMessage(ContractModel):
     """One call that the assistant made in an earlier turn."""
 
-    id: StrictStr | None = None
+    id: Text | None = None
     type: Literal["function"] = "function"
     function: CalledFunctionMessage
 

@@ -40,6 +40,8 @@ MAX_MESSAGE_CHARS, MAX_PARAM_CHARS = 4000, 200  # they may quote what was sent
 _INSTEAD = {
     ("/assistants", "/threads", "/conversations"): f"ask {RESPONSES_URL} instead, responses.create()",
     ("/uploads",): "send the file whole, to /v1/files, files.create()",
+    ("/responses/compact",): f"ask {RESPONSES_URL} for a summary, and go on from that, responses.create()",
+    ("/responses/input_tokens",): f"a response's usage counts them, ask {RESPONSES_URL}, responses.create()",
 }
 
 _log = logging.getLogger(__name__)
@@ -59,10 +61,10 @@ class ApiError(Exception):
         retry_after_seconds: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(cut(message, MAX_MESSAGE_CHARS))
+        super().__init__(_writable(cut(message, MAX_MESSAGE_CHARS)))
         self.status = status
         self.code = code
-        self.param = cut(param, MAX_PARAM_CHARS) if param is not None else None
+        self.param = _writable(cut(param, MAX_PARAM_CHARS)) if param is not None else None
         self.headers = dict(headers or {})
         if should_retry is not None:
             self.headers["x-should-retry"] = "true" if should_retry else "false"
@@ -148,9 +150,11 @@ def install_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         status = HTTPStatus(error.status_code)
         message = f"{request.method} {request.url.path:.200}: {status.phrase.lower()}"
-        if status == HTTPStatus.NOT_FOUND:
+        if (remedy := _instead(request)) is not None:
+            message += f"; {remedy} in OpenAI's client"
+        elif status == HTTPStatus.NOT_FOUND:
             message += _what_is_served(request)
-        if status == HTTPStatus.METHOD_NOT_ALLOWED and error.headers:
+        elif status == HTTPStatus.METHOD_NOT_ALLOWED and error.headers:
             message += f"; it takes {error.headers['Allow']}"
         return to_response(ApiError(status, status.name.lower(), message, headers=error.headers))
 
@@ -163,16 +167,18 @@ def install_handlers(app: FastAPI) -> None:
         return to_response(unexpected_error())
 
 
+def _instead(request: Request) -> str | None:
+    path = request.url.path.removeprefix("/v1")
+    return next((remedy for begins, remedy in _INSTEAD.items() if path.startswith(begins)), None)
+
+
 def _what_is_served(request: Request) -> str:
-    """The remedy for a path that is none: a client's base URL, mostly, or a service that is not here."""
+    """The remedy for a path that is none: a client's base URL, mostly."""
     served = sorted({path for path in request.app.openapi()["paths"] if path.startswith("/v1/") and "{" not in path})
     path = request.url.path
     meant = next((known for known in served if path in (known.removeprefix("/v1"), f"/v1{known}")), None)
     if meant is not None:
         return f"; it is {meant} here: give clients a base URL that ends in /v1"
-    for begins, remedy in _INSTEAD.items():
-        if path.removeprefix("/v1").startswith(begins):
-            return f"; {remedy} in OpenAI's client"
     return f"; text is read and written here: served are {', '.join(served)}" if path.startswith("/v1/") else ""
 
 
@@ -180,6 +186,11 @@ def unexpected_error() -> ApiError:
     """A fault of ours: said without its details, which stand in the log beside the request's id."""
     message = "the gateway failed; its log says why, under this response's x-request-id"
     return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, ErrorCode.INTERNAL, message, should_retry=False)
+
+
+def _writable(text: str) -> str:
+    """Half a surrogate pair, which a body can quote, has no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _type_of(status: HTTPStatus) -> str:

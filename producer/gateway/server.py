@@ -84,8 +84,9 @@ async def _serve(settings: GatewaySettings) -> None:
             await context.aclose()  # uvloop waits for connections that are still open when it is closed
             raise
         server = build_server(settings, context)
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal's end; `nohup` keeps it away
-            signal.signal(signal.SIGHUP, server.handle_exit)
+        hangup = getattr(signal, "SIGHUP", None)  # the terminal's end, which Windows does not tell of
+        if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:  # `nohup` keeps it away
+            signal.signal(hangup, server.handle_exit)
         await server.serve([listener])
 
 

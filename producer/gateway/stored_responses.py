@@ -34,7 +34,8 @@ _log = logging.getLogger(__name__)
 async def find_response(context: GatewayContext, caller: Caller, response_id: str) -> ResponseFrame:
     """Raises ApiError (404), also for one of somebody else, and for one that was not to be stored."""
     job_id = response_id.removeprefix(RESPONSE_PREFIX)
-    record = await context.records.read(job_id) if job_id != response_id else None
+    is_id = job_id != response_id and job_id.isascii()  # others Redis may not even take
+    record = await context.records.read(job_id) if is_id else None
     if record is not None and caller.may_see(record.key_id) and record.response is not None and record.response.store:
         request = await read_request(context, job_id)
         if request is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from producer.contract import NO_REASON, JobOutcome, JobRequest, Result, Usage
@@ -80,8 +81,9 @@ def status_of(outcome: JobOutcome, output: ResponseOutput) -> str:
 
 
 def error_of(http_status: int, message: str, param: str | None) -> dict[str, Any]:
-    """A response's error: OpenAI has a closed list of codes."""
-    return {"code": "invalid_prompt" if http_status < 500 else "server_error", "message": message, "param": param}
+    """A response's error: OpenAI has a closed list of codes, of which none is that the time was over."""
+    code = "invalid_prompt" if http_status == HTTPStatus.BAD_REQUEST else "server_error"
+    return {"code": code, "message": message, "param": param}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

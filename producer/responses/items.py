@@ -17,20 +17,20 @@ _THOUGHT_PARTS = {"reasoning_text": "text", "summary_text": "text"}
 
 class InputReader:
     """Reads a request's `input`. `messages` are a chat's, unchecked but for what makes an item one; `places` says which
-    item each came from, as `producer.openai_request.in_callers_words` has it."""
+    item each came from, by the name that a chat has for it."""
 
     def __init__(self, instructions: str | None) -> None:
         self.messages: list[dict[str, Any]] = []
         self._turn: dict[str, Any] | None = None  # of the assistant, while the items are its own
         self._message_places: dict[str, str] = {}
-        self._call_places: dict[str, str] = {}
+        self._field_places: dict[str, str] = {}
         if instructions:
             self.messages.append({"role": "system", "content": instructions})
-            self._message_places[r"messages\[0\]\.content"] = "instructions"
+            self._field_places["messages[0].content"] = "instructions"
 
     @property
     def places(self) -> dict[str, str]:
-        return {**self._call_places, **self._message_places}
+        return {**self._field_places, **self._message_places}
 
     def read(self, value: Any) -> None:
         """Raises InvalidJobError naming the item."""
@@ -59,6 +59,11 @@ class InputReader:
             case "function_call_output":
                 content = _content(item.get("output"), f"{where}.output")
                 call_id = _text(item.get("call_id"), f"{where}.call_id")
+                place = f"messages[{len(self.messages)}]"
+                self._field_places |= {
+                    f"{place}.content": f"{where}.output",
+                    f"{place}.tool_call_id": f"{where}.call_id",
+                }
                 self._add({"role": "tool", "tool_call_id": call_id, "content": content}, where)
             case "item_reference":
                 rule = "items are not kept by their ids; send the item itself, or previous_response_id"
@@ -75,13 +80,12 @@ class InputReader:
             self._add({"role": role, "content": content}, where)
             return
         turn = self._open_turn(where, is_new=self._turn is not None and len(self._turn.keys() - {"reasoning"}) > 1)
-        turn["content"] = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        turn["content"] = _joined(content)
 
     def _read_thought(self, item: Mapping[str, Any], where: str) -> None:
         """What was thought, or a summary of it; one that is encrypted alone says nothing here."""
         name = "content" if item.get("content") else "summary"
-        parts = _content(item.get(name) or [], f"{where}.{name}", _THOUGHT_PARTS)
-        if thought := "".join(part["text"] for part in parts if isinstance(part, dict)):
+        if thought := _joined(_content(item.get(name) or [], f"{where}.{name}", _THOUGHT_PARTS)):
             turn = self._open_turn(where, is_new=self._turn is not None and self._turn.keys() != {"role", "reasoning"})
             turn["reasoning"] = turn.get("reasoning", "") + thought
 
@@ -89,7 +93,8 @@ class InputReader:
         function = {name: _text(item.get(name), f"{where}.{name}") for name in ("name", "arguments")}
         call = {"id": _text(item.get("call_id"), f"{where}.call_id"), "type": "function", "function": function}
         calls = self._open_turn(where, is_new=False).setdefault("tool_calls", [])
-        self._call_places[rf"messages\[{len(self.messages) - 1}\]\.tool_calls\[{len(calls)}\]\.function"] = where
+        place = f"messages[{len(self.messages) - 1}].tool_calls[{len(calls)}]"
+        self._field_places |= {f"{place}.function": where, f"{place}.id": f"{where}.call_id"}
         calls.append(call)
 
     def _open_turn(self, where: str, *, is_new: bool) -> dict[str, Any]:
@@ -102,7 +107,7 @@ class InputReader:
 
     def _add(self, message: dict[str, Any], where: str) -> None:
         self._turn = None
-        self._message_places[rf"messages\[{len(self.messages)}\]"] = where
+        self._message_places[f"messages[{len(self.messages)}]"] = where
         self.messages.append(message)
 
 
@@ -146,6 +151,10 @@ def _content(value: Any, where: str, kinds: Mapping[str, str] = _TEXT_PARTS) -> 
             raise _fault(f"{where}[{at}].type", rule)
         parts.append({"type": "text", "text": _text(part.get(kinds[kind]), f"{where}[{at}].{kinds[kind]}")})
     return parts
+
+
+def _joined(content: str | list[dict[str, str]]) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _text(value: Any, where: str) -> str:

@@ -1,5 +1,6 @@
 """Whole answers through the official client: completions, chats, models, and what is refused."""
 
+import json
 from typing import Any
 
 import httpx2 as httpx
@@ -157,10 +158,35 @@ def test_a_service_of_openais_whose_work_another_does_here_names_that(gateway: R
     with openai.OpenAI(base_url=gateway.url + base, api_key="none", max_retries=0) as client:
         with pytest.raises(openai.NotFoundError, match=responses):
             client.conversations.create()
+        with pytest.raises(openai.APIStatusError, match=r"ask /v1/responses for a summary"):
+            client.responses.compact(model="gpt-5", input="x")
+        with pytest.raises(openai.APIStatusError, match=r"a response's usage counts them, ask /v1/responses"):
+            client.responses.input_tokens.count(model="gpt-5", input="x")
         with pytest.raises(
             openai.NotFoundError, match=r"not found; send the file whole, to /v1/files, files.create\(\)"
         ):
             client.uploads.create(bytes=1, filename="in.jsonl", mime_type="application/jsonl", purpose="batch")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "told"),
+    [
+        ("responses", {"previous_response_id": "resp_\ud800"}, r"response resp_\ud800 is not known here"),
+        ("responses", {"text": {"\ud800": 1}}, r"text.\ud800: unknown field"),
+        (
+            "chat/completions",
+            {"stream": True, "stream_options": {"\ud800": 1}},
+            r"stream_options.\ud800: unknown field",
+        ),
+    ],
+)
+def test_half_a_character_is_quoted_as_what_it_is(
+    gateway: RunningGateway, worker: FakeWorker, path: str, fields: dict[str, Any], told: str
+) -> None:
+    body = json.dumps({"model": "fake", "input" if path == "responses" else "messages": [], **fields})
+    body = body.replace("[]", '[{"role": "user", "content": "x"}]')
+    answer = httpx.post(f"{gateway.url}/v1/{path}", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and told in answer.json()["error"]["message"], answer.text
 
 
 def test_a_method_that_a_path_does_not_take_is_told_which_it_does(client: openai.OpenAI) -> None:

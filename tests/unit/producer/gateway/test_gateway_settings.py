@@ -1,12 +1,15 @@
-"""What the gateway's settings refuse before anything is started."""
+"""What the gateway's settings refuse before anything is started, and what it starts without."""
 
+import signal
 import socket
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from producer.cli import main
 from producer.errors import SettingsError
+from producer.gateway.server import GatewayServer, run_gateway
 from producer.gateway.settings import GatewaySettings
 from producer.settings import load_settings
 
@@ -34,3 +37,15 @@ def test_a_port_that_is_taken_is_said_in_one_line() -> None:
         result = CliRunner().invoke(main, ["gateway", "--http-port", str(port), "--redis-url", "redis://127.0.0.1:1"])
     assert result.exit_code == 3
     assert result.stderr == f"Error: port {port} is taken: stop what listens there, or pass another --http-port\n"
+
+
+def test_a_system_that_knows_no_hangup_serves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[GatewayServer] = []
+
+    async def serve(server: GatewayServer, sockets: list[socket.socket]) -> None:
+        served.append(server)
+
+    monkeypatch.delattr(signal, "SIGHUP")
+    monkeypatch.setattr(GatewayServer, "serve", serve)
+    run_gateway(GatewaySettings(redis_url="redis://127.0.0.1:1", http_port=0, files=str(tmp_path)))
+    assert served

@@ -157,6 +157,21 @@ def test_a_job_that_fails_or_is_cancelled_ends_its_response() -> None:
             assert last.error is not None and (last.error.code, last.error.message) == ("server_error", FAILURE.message)
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (ErrorCode.CONTEXT_LENGTH_EXCEEDED, "invalid_prompt"),
+        (ErrorCode.DEADLINE_EXCEEDED, "server_error"),
+        (ErrorCode.MODEL_NOT_FOUND, "server_error"),
+        (ErrorCode.ENGINE_ERROR, "server_error"),
+    ],
+)
+def test_a_failure_is_the_prompts_only_where_the_request_was_wrong(code: ErrorCode, told: str) -> None:
+    result = Result(job_id="j", status="failed", error=ErrorInfo(code=code, message="why"))
+    error = parse_response(frame().body_of(result)).error
+    assert error is not None and (error.code, error.message) == (told, "why")
+
+
 def test_a_stream_that_a_gateway_ends_says_so_and_takes_no_number_that_another_would_miss() -> None:
     renderer = ResponseRenderer(frame(), starts_at_once=False)
     shown = bodies(b"".join(renderer.render(chunk("a"), "1-1")))

@@ -88,6 +88,7 @@ def read(value: Any, instructions: str | None = None) -> list[dict[str, Any]]:
             [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "s"}], "encrypted_content": "x"}, SAID],
             [{"role": "assistant", "reasoning": "s", "content": "ab"}],
         ),
+        ([{"type": "reasoning", "summary": "s"}, SAID], [{"role": "assistant", "reasoning": "s", "content": "ab"}]),
         (
             [{"type": "reasoning", "summary": [], "encrypted_content": "x"}, SAID],
             [{"role": "assistant", "content": "ab"}],

@@ -1,5 +1,6 @@
 """Bodies of the Responses API to jobs: by way of the chat's, with errors in the words of the body."""
 
+import re
 from typing import Any
 
 import pytest
@@ -179,9 +180,15 @@ def test_what_is_no_affair_of_the_job_is_kept_beside_it() -> None:
         ),
         (
             {"input": [CALL, {"type": "function_call_output", "call_id": "c1", "output": "\ud800"}]},
-            "input[1].content",
+            "input[1].output",
             "lone surrogate",
         ),
+        (
+            {"input": [CALL, {"type": "function_call_output", "call_id": "\ud800", "output": "x"}]},
+            "input[1].call_id",
+            "lone surrogate",
+        ),
+        ({"input": [CALL, {**CALL, "call_id": "\ud800"}]}, "input[1].call_id", "lone surrogate"),
     ],
 )
 def test_what_is_not_served_or_wrong_is_refused_in_the_words_of_the_body(
@@ -190,6 +197,21 @@ def test_what_is_not_served_or_wrong_is_refused_in_the_words_of_the_body(
     with pytest.raises(InvalidJobError) as refused:
         job_of(**fields)
     assert (refused.value.param, says in str(refused.value)) == (param, True), str(refused.value)
+
+
+def test_a_fault_among_many_items_is_told_without_a_search_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+    substitute = re.sub
+
+    def record(pattern: str, replacement: Any, text: str) -> str:
+        searched.append(pattern)
+        return substitute(pattern, replacement, text)
+
+    monkeypatch.setattr(re, "sub", record)
+    items = [{"role": "user", "content": "a"}, CALL, {"type": "function_call_output", "call_id": "c1", "output": "b"}]
+    with pytest.raises(InvalidJobError, match=r"^input\[3000\]\.content: "):
+        job_of(input=[*items * 1000, {"role": "user", "content": "\ud800"}])
+    assert 0 < len(searched) < 100
 
 
 def test_what_a_worker_finds_is_told_in_the_words_of_the_body() -> None:
