@@ -91,8 +91,9 @@ def _above(values, min_p, kth, points, BY_MASS: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
-def _points(low, high, POINTS: tl.constexpr):
-    return (low + (high - low) * tl.arange(0, POINTS) // POINTS).to(tl.int32)
+def _points(low, high, PARTS: tl.constexpr, POINTS: tl.constexpr):
+    """From `low` on, one at each of the equal parts of the range: `high` is the last of as many and one."""
+    return (low + (high - low) * tl.arange(0, POINTS) // PARTS).to(tl.int32)
 
 
 @triton.jit
@@ -127,7 +128,7 @@ def _lowest(
         first_place = tl.full((), 0, tl.int32)
         num_between = first_place + ROOM + 1
         while (low < high) & (num_between > ROOM):
-            points = _points(low, high, POINTS)
+            points = _points(low, high, POINTS - 1, POINTS)  # what is above `high` is not gathered, and must be known
             above = _above(values, min_p, kth, points, BY_MASS, BLOCK)
             low, high = _narrowed(low, high, points, above < wanted)
             above_high = tl.max(tl.where(above < wanted, above, above_high), 0)
@@ -135,7 +136,7 @@ def _lowest(
         tl.debug_barrier()  # each thread goes on to read what others have put there
         values = (room_ptr, num_between, None, None)
     while low < high:
-        points = _points(low, high, POINTS)
+        points = _points(low, high, POINTS, POINTS)
         above = above_high + _above(values, min_p, kth, points, BY_MASS, BLOCK)
         low, high = _narrowed(low, high, points, above < wanted)
     return high

@@ -68,6 +68,36 @@ def test_the_tokens_are_those_that_torch_draws(
     assert torch.equal(logits, copy), "the logits are left as they were"
 
 
+@pytest.mark.parametrize(("scale", "room"), [(0.05, 2048), (0.3, 30), (2.0, 30)])
+def test_exactly_as_many_tokens_are_kept_as_are_asked_for(
+    scale: float, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_sampling, "_ROOM", room)
+    monkeypatch.setattr(triton_sampling, "_FILTER_BLOCK", 512)
+    logits = random_logits(1, 1500, scale=scale).expand(48, -1)
+    batch = batch_of(48)
+    batch.top_k = torch.arange(1, 49) * 31
+    assert num_kept(logits, batch).tolist() == batch.top_k.tolist()
+    batch = batch_of(48)
+    batch.top_p = (torch.arange(48) + 0.5) / 48
+    weights = logits[:1].double().sub(logits.max()).exp().sort(descending=True).values
+    before = (weights.cumsum(1) - weights) / weights.sum()
+    assert num_kept(logits, batch).tolist() == (before < batch.top_p[:, None]).sum(dim=1).tolist()
+
+
+def num_kept(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """Tokens of each row that are not below its threshold."""
+    device_logits, moved = logits.to(KERNEL_DEVICE).contiguous(), batch.to(KERNEL_DEVICE)
+    thresholds = triton_sampling._thresholds(device_logits, chunk_maxima(device_logits), moved).cpu()
+    bits = (logits - logits.max(dim=1, keepdim=True).values + 0.0).contiguous().view(torch.int32)
+    orders = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (orders >= thresholds[:, None]).sum(dim=1)
+
+
+def chunk_maxima(logits: Tensor) -> Tensor:
+    return torch.stack([chunk.max(dim=1).values for chunk in torch.split(logits, triton_sampling._CHUNK, dim=1)], dim=1)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("room", [64, 9])
 def test_logits_in_16_bits_are_widened_as_they_are_read(
