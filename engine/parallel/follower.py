@@ -21,7 +21,6 @@ from engine.parallel.messages import (
     FollowerMessage,
     LeaderMessage,
     Loaded,
-    Measured,
     RunForward,
     StartFollower,
 )
@@ -72,10 +71,10 @@ def _start(pipe: FollowerPipe, inbox: SimpleQueue[LeaderMessage]) -> "ShardRunne
         runner: ShardRunner = import_module("engine.parallel.shard_runner").ShardRunner(start.config, start.rank)
         pipe.send(Loaded())
         runner.join(start.store_fd)
-        pipe.send(Measured(runner.measure()))
+        pipe.send(runner.measure())
         allocate = inbox.get()
         assert isinstance(allocate, AllocateCache), "blocks are agreed upon before the first step"
-        runner.allocate(allocate.num_blocks)
+        runner.allocate(allocate)
         gc.freeze()  # what is there now stays
         return runner
     except EngineError as error:

@@ -73,10 +73,14 @@ class Leader:
         self._group = join_ranks(model, self._config, self._rank, self._store_fd)
         return model
 
-    def agree(self, num_blocks: int) -> int:
-        """The blocks that fit on every rank, of which the others allocate as many."""
-        least = min(num_blocks, *(follower.receive(Measured).num_blocks for follower in self._followers))
-        self._send(AllocateCache(least))
+    def agree(self, own: Measured) -> AllocateCache:
+        """What fits on every rank, of which the others allocate as much.
+
+        NCCL allows no sum that some ranks replay and others launch, so that all must keep the same graphs.
+        """
+        measured = [own, *(follower.receive(Measured) for follower in self._followers)]
+        least = AllocateCache(min(rank.num_blocks for rank in measured), min(rank.max_graphs for rank in measured))
+        self._send(least)
         return least
 
     def run(self, forwards: Forwards, inputs: BatchInputs, token_ids: Tensor | None) -> StepLogits:

@@ -20,9 +20,10 @@ class StartFollower:
 
 @dataclass(frozen=True, slots=True)
 class AllocateCache:
-    """So many blocks fit on every rank; the steps follow."""
+    """So many blocks, and beside them graphs, fit on every rank; the steps follow."""
 
     num_blocks: int
+    max_graphs: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,9 +46,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """So many blocks fit on this rank."""
+    """So many blocks, and beside them graphs, fit on this rank."""
 
     num_blocks: int
+    max_graphs: int
 
 
 @dataclass(frozen=True, slots=True)

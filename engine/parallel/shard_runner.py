@@ -8,7 +8,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.model.loader import load_model
-from engine.parallel.messages import RunForward
+from engine.parallel.messages import AllocateCache, Measured, RunForward
 from engine.parallel.rank import Rank
 from engine.parallel.row_parallel import join_ranks
 from engine.runner.memory import choose_num_blocks, largest_step
@@ -30,14 +30,16 @@ class ShardRunner:
         self._group = join_ranks(self._model, self._config, self._rank, store_fd)
         self._forwards = StepForwards(self._config, self._model, HostToDevice(self._model.device))
 
-    def measure(self) -> int:
-        """Blocks that fit on this rank's device. Raises `ModelLoadError` if they are too few."""
-        return choose_num_blocks(self._config, self._model, self._run_largest_step, self._forwards.measure_graphs)
+    def measure(self) -> Measured:
+        """What fits on this rank's device. Raises `ModelLoadError` if the blocks are too few."""
+        forwards = self._forwards
+        num_blocks = choose_num_blocks(self._config, self._model, self._run_largest_step, forwards.measure_graphs)
+        return Measured(num_blocks, forwards.max_graphs)
 
-    def allocate(self, num_blocks: int) -> None:
+    def allocate(self, agreed: AllocateCache) -> None:
         """Raises `ModelLoadError`."""
-        self._model.allocate_kv_cache(num_blocks)
-        self._forwards.prepare()
+        self._model.allocate_kv_cache(agreed.num_blocks)
+        self._forwards.prepare(agreed.max_graphs)
 
     @torch.inference_mode()
     def run(self, forward: RunForward) -> None:

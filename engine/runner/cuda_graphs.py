@@ -107,10 +107,18 @@ class GraphedSteps:
     """The padded steps of one model."""
 
     def __init__(
-        self, model: LoadedModel, *, max_num_seqs: int, max_num_tokens: int, make_capture: Callable[[], Capture]
+        self,
+        model: LoadedModel,
+        *,
+        max_num_seqs: int,
+        max_num_tokens: int,
+        make_capture: Callable[[], Capture],
+        has_ranks: bool = False,
     ) -> None:
-        """Of steps of `max_num_tokens` at most; `make_capture`: gives captures a memory pool of their own."""
+        """Of steps of `max_num_tokens` at most; `make_capture`: gives captures a memory pool of their own; `has_ranks`:
+        whether others take part in each step, which then capture and replay what this one does."""
         self._model = model
+        self.has_ranks = has_ranks
         self._make_capture = make_capture
         self.capture = make_capture()  # into the memory pool of the steps
         self._max_num_seqs = max_num_seqs
@@ -123,8 +131,7 @@ class GraphedSteps:
         self._graphs: dict[StepShape, Graph] = {}
         self._last_runs: dict[StepShape, int] = {}  # of the shapes that were seen, the last one's number
         self._num_runs = 0
-        self._max_graphs = _MAX_GRAPHS
-        self._can_capture = True
+        self.max_graphs = _MAX_GRAPHS  # that are kept; none if a forward cannot be captured
 
     @property
     def num_graphs(self) -> int:
@@ -155,8 +162,8 @@ class GraphedSteps:
         graphs.clear()
         *_, with_largest, with_one_more = left
         room, one_more = int(spare_share * free_bytes()) // 2, max(with_largest - with_one_more, 1)
-        self._max_graphs = min(_MAX_GRAPHS, max(_LEAST_GRAPHS, room // one_more))
-        logger.info("action=graphs_measured bytes_of_one=%d max_graphs=%d", one_more, self._max_graphs)
+        self.max_graphs = min(_MAX_GRAPHS, max(_LEAST_GRAPHS, room // one_more))
+        logger.info("action=graphs_measured bytes_of_one=%d max_graphs=%d", one_more, self.max_graphs)
         return max(before - with_largest, 0)
 
     def prepare(self) -> None:
@@ -167,7 +174,8 @@ class GraphedSteps:
         """
         for shape in self._largest:
             self._run_padding(shape)
-            self._capture(shape)
+            if self.max_graphs:
+                self._capture(shape)
         for shape in self._shapes_of_all_kernels():
             self._run_padding(shape)
             self._last_runs[shape] = 0
@@ -209,15 +217,17 @@ class GraphedSteps:
 
     def _graph(self, shape: StepShape) -> Graph | None:
         self._num_runs += 1
-        if shape in self._last_runs and shape not in self._graphs and self._can_capture and self._has_room():
+        if shape in self._last_runs and shape not in self._graphs and self._has_room():
             self._capture(shape)
         self._last_runs[shape] = self._num_runs
         return self._graphs.get(shape)
 
     def _has_room(self) -> bool:
         """Whether one more graph may be kept, perhaps in place of one that was not replayed for long."""
-        if len(self._graphs) < self._max_graphs:
+        if len(self._graphs) < self.max_graphs:
             return True
+        if not self.max_graphs:
+            return False
         oldest = min(self._graphs, key=self._last_runs.__getitem__)
         if self._num_runs - self._last_runs[oldest] <= _LONG_UNUSED:
             return False
@@ -235,7 +245,10 @@ class GraphedSteps:
         """A shape for which there is no memory, or all of them, if something in the model waits for the device."""
         logger.warning("action=capture_failed shape=%s reason=%r", shape, str(error).partition("\n")[0])
         self._graphs[shape] = Uncaptured(lambda: self._forward(shape))
-        self._can_capture = is_of_memory(error)
+        if not is_of_memory(error):
+            self.max_graphs = 0
+        elif self.has_ranks:  # the others have captured it, and would wait
+            raise error
 
     def _run_padding(self, shape: StepShape) -> None:
         self._buffers.fill(shape, None)

@@ -13,6 +13,7 @@ from engine.messages import EngineInfo
 from engine.model.devices import describe_devices
 from engine.model.loader import LoadedModel, load_model
 from engine.parallel.leader import AnnouncedForwards, Leader
+from engine.parallel.messages import Measured
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.device_errors import device_errors
 from engine.runner.graphed_draws import GraphedDraws
@@ -52,12 +53,14 @@ class ModelRunner:
         num_blocks = choose_num_blocks(
             config, self._model, lambda: self._run_largest_step(own, config), own.measure_graphs
         )
+        max_graphs = own.max_graphs
         if leader is not None:
-            num_blocks = leader.agree(num_blocks)
+            agreed = leader.agree(Measured(num_blocks, max_graphs))
+            num_blocks, max_graphs = agreed.num_blocks, agreed.max_graphs
         warn_of_short_context(config, self._model, num_blocks)
         self._forwards: Forwards = own if leader is None else AnnouncedForwards(leader, own)
         self._model.allocate_kv_cache(num_blocks)
-        own.prepare()
+        own.prepare(max_graphs)
         if draws is not None:
             draws.prepare()
         is_measured = self._ahead is not None and config.max_num_tokens is None

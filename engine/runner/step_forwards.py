@@ -41,7 +41,6 @@ class StepForwards:
         self._model = model
         self._to_device = to_device
         self._graphs = _graphed_steps(config, model)
-        self._has_ranks = config.tensor_parallel_size > 1
 
     @property
     def graphs(self) -> GraphedSteps | None:
@@ -53,14 +52,23 @@ class StepForwards:
         """None where there are no graphs."""
         return self._graphs.measure if self._graphs is not None else None
 
-    def prepare(self) -> None:
-        """See `GraphedSteps.prepare`. Without memory for it steps run nevertheless, unless other ranks take part."""
+    @property
+    def max_graphs(self) -> int:
+        """How many are kept, at most."""
+        return self._graphs.max_graphs if self._graphs is not None else 0
+
+    def prepare(self, max_graphs: int) -> None:
+        """See `GraphedSteps.prepare`. Without memory for it steps run nevertheless, unless other ranks take part.
+
+        max_graphs: the least of all ranks'.
+        """
         if self._graphs is None:
             return
+        self._graphs.max_graphs = max_graphs
         try:
             self._graphs.prepare()
         except RuntimeError as error:
-            if self._has_ranks or not is_of_memory(error):
+            if self._graphs.has_ranks or not is_of_memory(error):
                 raise
             logger.warning("action=graphs_unprepared reason=%r", str(error).partition("\n")[0])
 
@@ -125,5 +133,6 @@ def _graphed_steps(config: EngineConfig, model: LoadedModel) -> GraphedSteps | N
         model,
         max_num_seqs=config.max_num_seqs,
         max_num_tokens=config.step_tokens(str(model.device)),
+        has_ranks=config.tensor_parallel_size > 1,
         make_capture=make_capture,
     )

@@ -45,7 +45,7 @@ def graphed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_tiles: None) 
     made: list[GraphedSteps] = []
 
     def make(config: EngineConfig, model: Any) -> GraphedSteps | None:
-        limits = {"max_num_seqs": config.max_num_seqs, "max_num_tokens": config.step_tokens("cpu")}
+        limits: dict[str, Any] = {"max_num_seqs": config.max_num_seqs, "max_num_tokens": config.step_tokens("cpu")}
         made.append(GraphedSteps(model, **limits, make_capture=lambda: ReplayedCall))
         return made[-1] if config.cuda_graphs else None
 
@@ -113,17 +113,20 @@ def test_graphs_of_the_largest_steps_are_measured_and_one_more_says_how_many_are
     made[-1]._make_capture = lambda: capture
     free = iter([10_000, 9_000, 8_000, 7_900, 10_000])
     assert made[-1].measure(lambda: next(free), 0.5) == 2_000 and num_captured == 3
-    assert made[-1]._max_graphs == 25, "half of the share, of 100 bytes each"
+    assert made[-1].max_graphs == 25, "half of the share, of 100 bytes each"
     batch = made[-1]._model.context.batch
     assert batch is not None and batch.num_tokens == 16, "of twelve tokens, the most that a step has"
     free = iter([10_000, 9_000, 8_000, 8_000, 10_000])
-    assert made[-1].measure(lambda: next(free), 0.0) == 2_000 and made[-1]._max_graphs == 16, "some in any case"
+    assert made[-1].measure(lambda: next(free), 0.0) == 2_000 and made[-1].max_graphs == 16, "some in any case"
 
     def wait_for_the_device(run: Callable[[], Any]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     made[-1]._make_capture = lambda: wait_for_the_device  # type: ignore[assignment, return-value]
-    assert made[-1].measure(lambda: 1000, 0.1) == 0 and not made[-1]._can_capture, "a start without graphs is one"
+    assert made[-1].measure(lambda: 1000, 0.1) == 0, "a start without graphs is one"
+    graphs = dict(made[-1]._graphs)
+    made[-1].prepare()
+    assert made[-1].max_graphs == 0 and made[-1]._graphs == graphs, "nor is a capture tried again"
 
 
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
@@ -161,9 +164,9 @@ def test_a_start_without_memory_for_the_largest_step_is_one(
     assert "action=graphs_unprepared" in caplog.text and made[-1].num_graphs > 0
     forwards = ModelRunner(config_of(folder))._forwards
     assert isinstance(forwards, StepForwards)
-    forwards._has_ranks = True
+    made[-1].has_ranks = True
     with pytest.raises(torch.OutOfMemoryError):  # the others wait for this one's part
-        forwards.prepare()
+        forwards.prepare(forwards.max_graphs)
 
 
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
@@ -206,4 +209,22 @@ def test_what_cannot_be_captured_runs_as_it_is_and_only_memory_may_be_there_late
     expected = generate(folder, attention="torch", cuda_graphs=False)
     monkeypatch.setitem(globals(), "ReplayedCall", fail)
     assert generate(folder) == expected
-    assert "action=capture_failed" in caplog.text and made[-1]._can_capture != is_final
+    assert "action=capture_failed" in caplog.text and (made[-1].max_graphs == 0) == is_final
+
+
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
+def test_a_rank_keeps_as_many_graphs_as_are_agreed_upon_and_ends_where_it_alone_cannot_capture_one(
+    graphed: tuple[Path, list[GraphedSteps]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run: Callable[[], Any]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    folder, made = graphed
+    forwards = ModelRunner(config_of(folder))._forwards
+    assert isinstance(forwards, StepForwards) and forwards.max_graphs == 512
+    forwards.prepare(2)
+    assert made[-1].max_graphs == 2
+    made[-1].has_ranks = True
+    made[-1].capture = fail  # type: ignore[assignment]
+    with pytest.raises(torch.OutOfMemoryError):  # NCCL: the others would replay what this one launches
+        forwards.prepare(2)

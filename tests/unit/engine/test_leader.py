@@ -1,4 +1,6 @@
-"""A forward that fails on rank 0 has left the others within it: whatever the reason, the ranks are lost."""
+"""What rank 0 decides for all; a forward that fails there has left the others within it, and the ranks are lost."""
+
+import pickle
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from engine.config import EngineConfig
 from engine.errors import DeviceLostError
 from engine.parallel.leader import AnnouncedForwards, Leader
+from engine.parallel.messages import AllocateCache, Measured
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.memory import largest_step
 from engine.runner.step_ahead import StepAhead
@@ -29,6 +32,27 @@ def leader_alone() -> Leader:
     leader = Leader.__new__(Leader)  # its processes are the business of tests/integration/test_tensor_parallel.py
     leader._followers = []
     return leader
+
+
+class _Rank:
+    def __init__(self, measured: Measured) -> None:
+        self.measured = measured
+        self.told: list[object] = []
+
+    def receive(self, kind: type[Measured]) -> Measured:
+        return self.measured
+
+    def send(self, packed: memoryview) -> None:
+        self.told.append(pickle.loads(packed))
+
+
+def test_all_ranks_hear_of_as_many_blocks_and_graphs_as_each_has_room_for() -> None:
+    ranks = [_Rank(Measured(40, 300)), _Rank(Measured(50, 16))]
+    leader = leader_alone()
+    leader._followers = ranks  # type: ignore[assignment]
+    agreed = leader.agree(Measured(60, 512))
+    assert agreed == AllocateCache(num_blocks=40, max_graphs=16)
+    assert [rank.told for rank in ranks] == [[agreed], [agreed]]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't allocate memory"), ValueError("of a request's making")])
