@@ -115,6 +115,9 @@ def request_from_body(
     """The one job of a batch line's body, where `stream` means nothing. Raises InvalidJobError."""
     if url == EMBEDDINGS_URL:
         return _embedding_job(body)
+    if body.get("idempotency_key") is not None:
+        rule = "idempotency_key: a batch's lines are told apart by their custom_id; leave it out"
+        raise InvalidJobError(rule, param="idempotency_key")
     transport = ("stream", "stream_options")
     fields = {name: value for name, value in body.items() if name not in transport}
     request = parse_body(url, fields, completion_max_tokens=completion_max_tokens)

@@ -88,5 +88,6 @@ class JobStream:
     def _render_reset(self, cursor: str) -> bytes:
         if self._shows_resets:
             return self.renderer.render_reset(cursor)
-        message = "the answer had to begin anew, on a worker of another kind: what was streamed is void; ask again"
+        reason = "the answer had to begin anew, on a worker of another kind: what was streamed is void"
+        message = f"{reason}; {self.renderer.reset_remedy}"
         raise ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "stream_reset", message, should_retry=False)

@@ -27,6 +27,11 @@ class Told(NamedTuple):
 class Renderer(ABC):
     """Renders one job's stream."""
 
+    @property
+    def reset_remedy(self) -> str:
+        """For readers that know of no reset: what they do where the answer has begun anew."""
+        return "ask again"
+
     def render_start(self) -> bytes:
         """What is sent before the job has begun. Nothing: a job that fails at once is told of by the status."""
         return b""

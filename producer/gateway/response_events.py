@@ -32,6 +32,10 @@ class ResponseRenderer(Renderer):
         self._is_announced = False
         self._is_running = False
 
+    @property
+    def reset_remedy(self) -> str:
+        return "read it from the beginning" if self._starts_at_once else "ask again"
+
     def render_start(self) -> bytes:
         return self._encode(self._announce()) or KEEP_ALIVE if self._starts_at_once else b""
 

@@ -119,7 +119,7 @@ def test_a_stream_whose_attempt_began_anew_says_so_instead_of_repeating(
     again = worker.claim().begin(reset=True)
     again.write("b", finish_reason="stop")
     again.end()
-    with pytest.raises(openai.APIError, match="begin anew"):
+    with pytest.raises(openai.APIError, match="is void; ask again"):
         list(stream)
     seen = events(httpx.get(f"{gateway.url}/v1/jobs/{job.job_id}/stream?after=1-1", timeout=30).text)
     assert seen[0]["promptmill"]["reset"] and seen[0]["choices"] == []

@@ -124,13 +124,13 @@ def test_a_response_that_began_anew_is_never_spliced(client: openai.OpenAI, work
     assert seen[-1]["type"] == "response.output_text.delta"
     job.hand_over()
     again = worker.claim().begin(reset=True)
-    with pytest.raises(openai.APIError, match="begin anew"):
+    with pytest.raises(openai.APIError, match="is void; read it from the beginning"):
         list(stream)
     again.write("b")
     again.write("c", finish_reason="stop")
     again.end()
     response_id = seen[0]["response"]["id"]
-    with pytest.raises(openai.APIError, match="begin anew"):
+    with pytest.raises(openai.APIError, match="is void; read it from the beginning"):
         list(client.responses.retrieve(response_id, stream=True, starting_after=5))
     fresh = bodies_of(client.responses.retrieve(response_id, stream=True))
     assert judge_events(fresh).output_text == client.responses.retrieve(response_id).output_text == "bc"

@@ -122,6 +122,12 @@ def test_what_is_no_tool_is_told_of_beside_a_choice_among_some(tool: Any) -> Non
     assert str(error.value.param).startswith("tools[1]")
 
 
+def test_a_line_of_a_batch_is_known_by_its_custom_id() -> None:
+    with pytest.raises(InvalidJobError, match=r"^idempotency_key: .* custom_id; leave it out") as error:
+        request_from_body(CHAT_URL, {"messages": MESSAGES, "idempotency_key": "k"})
+    assert error.value.param == "idempotency_key"
+
+
 def test_a_completion_has_openais_default_length() -> None:
     assert request_from_body(COMPLETIONS_URL, {"prompt": "a"}).max_tokens == 16
     assert request_from_body(COMPLETIONS_URL, {"prompt": ["a"], "max_tokens": 3}).prompt == "a"
