@@ -29,7 +29,7 @@ class ChildEnd:
 
 
 class KeptChild:
-    """One child at a time, or none while a start waits. For one thread, but for `kill`."""
+    """One child at a time, or none while a start waits. For one thread; others may do no more than kill what runs."""
 
     def __init__(
         self, config: EngineConfig, start_child: Callable[[EngineConfig], Supervised], selector: BaseSelector

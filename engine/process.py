@@ -1,6 +1,6 @@
 """One life of the engine's child as its parent sees it: a pipe, an end, and why it ended.
 
-Knows nothing of requests and never starts a child again; `engine.supervisor` does. Whatever a child is, it speaks over
+Knows nothing of requests and never starts a child again; `engine.kept_child` does. Whatever a child is, it speaks over
 a pipe, whose EOF is its end.
 """
 
