@@ -18,6 +18,7 @@ from producer.errors import InvalidJobError, PromptmillError, RedisUnavailableEr
 from producer.gateway.auth import Caller
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError
+from producer.gateway.item_references import give_items
 from producer.gateway.job_records import JobRecord
 from producer.gateway.rate_limits import estimate_tokens
 from producer.gateway.stored_responses import continue_response
@@ -27,6 +28,8 @@ from producer.openai_request import OpenAIRequest, parse_body
 from producer.openai_response import response_id
 from producer.operations import send
 from producer.responses.body import ResponseFrame
+from producer.responses.items import read_references
+from producer.responses.request import RESPONSES_URL
 from producer.rq_names import job_key, queue_key
 from producer.workers import max_request_bytes
 
@@ -81,11 +84,7 @@ class AcceptedRequest:
 async def accept(context: GatewayContext, caller: Caller, request: Request, url: str) -> AcceptedRequest:
     """Raises ApiError or a PromptmillError; then nothing was enqueued, unless the error says that it is not known."""
     key = idempotency_key(request)
-    asked = await context.bodies.read(request, partial(parse_body, url))
-    num_bytes = len(await request.body())
-    if asked.response is not None and asked.response.previous_response_id is not None:
-        asked, num_earlier = await continue_response(context, caller, asked, asked.response.previous_response_id)
-        num_bytes += num_earlier
+    asked, num_bytes = await _read(context, caller, request, url)
     is_keyed = key is not None or asked.jobs[0].idempotency_key is not None
     # Whoever names a request means to ask for it again: it must not die with the connection.
     is_detached = _detach_flag(request, default=is_keyed or asked.is_in_background)
@@ -117,6 +116,21 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
             retry_after_seconds=2,
         ) from error
     return AcceptedRequest(asked, caller, enqueued, records, is_keyed, is_detached, num_tokens)
+
+
+async def _read(context: GatewayContext, caller: Caller, request: Request, url: str) -> tuple[OpenAIRequest, int]:
+    """What is asked for, and the bytes that it takes, with those of what it goes on from."""
+    if url != RESPONSES_URL:
+        return await context.bodies.read(request, partial(parse_body, url)), len(await request.body())
+    body, named = await context.bodies.read(request, lambda body: (body, read_references(body.get("input"))))
+    num_bytes = len(await request.body())
+    if named:
+        body, num_bytes = await give_items(context, caller, body, named, num_bytes)
+    asked = await context.bodies.run(num_bytes, parse_body, url, body)
+    if asked.response is not None and asked.response.previous_response_id is not None:
+        asked, num_earlier = await continue_response(context, caller, asked, asked.response.previous_response_id)
+        num_bytes += num_earlier
+    return asked, num_bytes
 
 
 async def _find_known(context: GatewayContext, ids: list[str]) -> set[str]:

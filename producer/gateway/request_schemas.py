@@ -77,7 +77,7 @@ def _response_properties(contract: dict[str, Any]) -> dict[str, Any]:
     return {
         "input": {
             "anyOf": [text, {**listed, "minItems": 1}],
-            "description": "Text, or messages, calls, their outputs.",
+            "description": "Text, or messages, calls, their outputs, references to items.",
         },
         "instructions": text,
         "previous_response_id": text,

@@ -16,6 +16,7 @@ from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError
 from producer.gateway.auth import Caller
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError
+from producer.gateway.job_records import JobRecord
 from producer.openai_request import OpenAIRequest
 from producer.operations import send
 from producer.outcome import JobStatus
@@ -34,15 +35,21 @@ _log = logging.getLogger(__name__)
 async def find_response(context: GatewayContext, caller: Caller, response_id: str) -> ResponseFrame:
     """Raises ApiError (404), also for one of somebody else, and for one that was not to be stored."""
     job_id = response_id.removeprefix(RESPONSE_PREFIX)
-    is_id = job_id != response_id and job_id.isascii()  # others Redis may not even take
-    record = await context.records.read(job_id) if is_id else None
-    if record is not None and caller.may_see(record.key_id) and record.response is not None and record.response.store:
-        request = await read_request(context, job_id)
-        if request is not None:
-            return record.frame(job_id, request)
+    record = await find_record(context, caller, job_id) if job_id != response_id else None
+    request = await read_request(context, job_id) if record is not None else None
+    if record is not None and request is not None:
+        return record.frame(job_id, request)
     hours = keys.RESULT_TTL_SECONDS // 3600
     message = f"response {response_id:.100} is not known here; responses are kept for {hours} h after their end"
     raise ApiError(HTTPStatus.NOT_FOUND, "response_not_found", message)
+
+
+async def find_record(context: GatewayContext, caller: Caller, job_id: str) -> JobRecord | None:
+    """Of a response that the caller may see, and that was to be stored. Of its job nothing may be left."""
+    record = await context.records.read(job_id) if job_id.isascii() else None  # others Redis may not even take
+    if record is None or not caller.may_see(record.key_id) or record.response is None or not record.response.store:
+        return None
+    return record
 
 
 async def read_request(context: GatewayContext, job_id: str) -> JobRequest | None:
@@ -123,7 +130,8 @@ async def continue_response(
     num_instructions = int(asked.response.has_instructions)
     messages = [*own[:num_instructions], *earlier, *own[num_instructions:]]
     num_bytes = sum(len(message.model_dump_json()) for message in earlier)
-    return replace(asked, jobs=[job.model_copy(update={"messages": messages})]), num_bytes
+    response = asked.response.model_copy(update={"earlier": (*frame.asked.earlier, frame.response_id)})
+    return replace(asked, jobs=[job.model_copy(update={"messages": messages})], response=response), num_bytes
 
 
 def input_messages(frame: ResponseFrame) -> list[Message]:

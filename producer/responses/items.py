@@ -66,8 +66,7 @@ class InputReader:
                 }
                 self._add({"role": "tool", "tool_call_id": call_id, "content": content}, where)
             case "item_reference":
-                rule = "items are not kept by their ids; send the item itself, or previous_response_id"
-                raise _fault(f"{where}.type", f"'item_reference': {rule}")
+                raise _fault(f"{where}.type", "'item_reference': a batch's lines stand alone; send the item itself")
             case other:
                 raise _fault(f"{where}.type", f"{other!r:.60} is not served here; leave the item out")
 
@@ -79,8 +78,10 @@ class InputReader:
         if role != "assistant":
             self._add({"role": role, "content": content}, where)
             return
-        turn = self._open_turn(where, is_new=self._turn is not None and len(self._turn.keys() - {"reasoning"}) > 1)
-        turn["content"] = _joined(content)
+        # Text behind a call is of the same turn: the next one would follow on the call's output.
+        has_spoken = self._turn is not None and "content" in self._turn and "tool_calls" not in self._turn
+        turn = self._open_turn(where, is_new=has_spoken)
+        turn["content"] = turn.get("content", "") + _joined(content)
 
     def _read_thought(self, item: Mapping[str, Any], where: str) -> None:
         """What was thought, or a summary of it; one that is encrypted alone says nothing here."""
@@ -111,10 +112,21 @@ class InputReader:
         self.messages.append(message)
 
 
+def read_references(value: Any) -> dict[int, str]:
+    """Of a request's `input`: the ids of the items that it names instead of giving them, by their places. Raises
+    InvalidJobError."""
+    items = enumerate(value if isinstance(value, list) else ())
+    return {at: _text(item.get("id"), f"input[{at}].id") for at, item in items if _is_reference(item)}
+
+
+def _is_reference(item: Any) -> bool:
+    return isinstance(item, Mapping) and (item.get("type") == "item_reference" or item.keys() == {"id"})
+
+
 def items_of(messages: Sequence[Message], job_id: str) -> Iterator[dict[str, Any]]:
-    """The items that `messages` were, in full form. Their ids follow from the job's."""
+    """The items that `messages` were, in full form. Their ids follow from the job's, and are none of its output's."""
     for at, message in enumerate(messages):
-        key, done = f"{job_id}_{at}", {"status": "completed"}
+        key, done = f"{job_id}_in{at}", {"status": "completed"}
         if message.role == "tool":
             output = {"call_id": message.tool_call_id, "output": message.text}
             yield {"id": f"fco_{key}", "type": "function_call_output", **output, **done}

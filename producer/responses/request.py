@@ -65,7 +65,8 @@ _OF_ANOTHER_API = {
 
 
 class AskedResponse(BaseModel):
-    """What a response asks for beside its job. `has_instructions`: they are the job's first message."""
+    """What a response asks for beside its job. `has_instructions`: they are the job's first message. `earlier`: the ids
+    of the responses that it continues, the last one's and those that this one had continued."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -73,6 +74,7 @@ class AskedResponse(BaseModel):
     store: bool = True
     has_instructions: bool = False
     previous_response_id: str | None = None
+    earlier: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import pytest
 
 from producer.contract import Message
 from producer.errors import InvalidJobError
-from producer.responses.items import InputReader, items_of
+from producer.responses.items import InputReader, items_of, read_references
 from tests.fakes.response_judge import parse_item
 
 CALL = {
@@ -73,6 +73,15 @@ def read(value: Any, instructions: str | None = None) -> list[dict[str, Any]]:
             [{"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "18"}]}],
         ),
         ([SAID, SAID], [{"role": "assistant", "content": "ab"}] * 2),
+        ([CALL, SAID], [{"role": "assistant", "content": "ab", "tool_calls": [TOOL_CALL]}]),
+        (
+            [SAID, CALL, SAID, {"type": "function_call_output", "call_id": "c1", "output": "18"}, SAID],
+            [
+                {"role": "assistant", "content": "abab", "tool_calls": [TOOL_CALL]},
+                {"role": "tool", "tool_call_id": "c1", "content": "18"},
+                {"role": "assistant", "content": "ab"},
+            ],
+        ),
         (
             [CALL, THOUGHT, CALL],
             [
@@ -117,7 +126,7 @@ def test_items_become_messages_and_those_of_one_turn_one(value: Any, messages: l
         ),
         ([{"role": "user", "content": [{"type": {}}]}], "input[0].content[0].type", "only text"),
         ([{"role": "user", "content": [{"type": "input_text"}]}], "input[0].content[0].text", "is required"),
-        ([{"type": "item_reference", "id": "msg_1"}], "input[0].type", "previous_response_id"),
+        ([{"type": "item_reference", "id": "msg_1"}], "input[0].type", "a batch's lines stand alone"),
         (["web", {"type": "web_search_call"}][1:], "input[0].type", "'web_search_call' is not served here"),
         ([{"type": "function_call", "name": "f", "arguments": "{}"}], "input[0].call_id", "is required"),
         ([{"type": "function_call_output", "call_id": 5, "output": "x"}], "input[0].call_id", "must be text"),
@@ -128,6 +137,20 @@ def test_what_is_no_item_of_text_is_refused_by_its_place(value: Any, param: str,
     with pytest.raises(InvalidJobError) as refused:
         read(value)
     assert refused.value.param == param and str(refused.value).startswith(f"{param}: ") and says in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["hi", None, 5, [], [5, SAID, THOUGHT, CALL, {"role": "user", "content": "u"}]])
+def test_what_is_given_is_no_reference(value: Any) -> None:
+    assert read_references(value) == {}
+
+
+def test_items_that_are_named_are_found_by_their_places() -> None:
+    named: list[Any] = [{"type": "item_reference", "id": "rs_1"}, {"id": "msg_1"}]
+    assert read_references([SAID, *named, CALL]) == {1: "rs_1", 2: "msg_1"}
+    for item_id, says in ((None, "is required"), (5, "must be text; got 5")):
+        with pytest.raises(InvalidJobError, match=says) as refused:
+            read_references([*named, {"type": "item_reference", "id": item_id}])
+        assert refused.value.param == "input[2].id"
 
 
 def test_messages_are_listed_as_items_and_read_as_the_same_messages() -> None:
