@@ -53,18 +53,19 @@ def settle_cancelled(job_id: str) -> Protocol[None]:
 
 
 def _cancel_once(job_id: str) -> Protocol[Verdict]:
-    fields, entries, expired_result = yield from send(
+    fields, entries, stored = yield from send(
         ("HMGET", job_key(job_id), "origin", "data"),
         ("XRANGE", keys.stream_key(job_id), "-", "+"),
         ("GET", keys.result_key(job_id)),
     )
     origin, data = fields
+    was_cancelled = stored is not None and _is_cancelled(stored)
     if origin is None:
-        if expired_result is None:
+        if stored is None:
             return "gone"
-        return "cancelled" if _is_cancelled(expired_result) else "ended"
+        return "cancelled" if was_cancelled else "ended"
     outcome = _compose(job_id, entries, read_fields(data))
-    verdict = yield from _write(job_id, origin.decode(), entries, outcome)
+    verdict = yield from _write(job_id, origin.decode(), entries, outcome, was_cancelled=was_cancelled)
     return verdict.decode()  # type: ignore[no-any-return]
 
 
@@ -133,8 +134,14 @@ def _usage(entries: list[Any], choices: list[Choice]) -> Usage:
 
 
 def _write(
-    job_id: str, queue: str, entries: list[Any], outcome: tuple[list[tuple[str, str, str]], Result]
+    job_id: str,
+    queue: str,
+    entries: list[Any],
+    outcome: tuple[list[tuple[str, str, str]], Result],
+    *,
+    was_cancelled: bool,
 ) -> Protocol[Any]:
+    """`was_cancelled`: the job has a result already, which says so."""
     lines, result = outcome
     last_id = entries[-1][0].decode() if entries else str(BEGINNING)
     return _SCRIPT.run(
@@ -166,6 +173,7 @@ def _write(
             keys.RESULTS_STREAM_MAX_ENTRIES,
             result.to_wire(),
             result.without_output().to_wire(),
+            int(was_cancelled),
             *(part for line in lines for part in line),
         ],
     )
@@ -175,7 +183,7 @@ _SCRIPT = Script("""
 local job, stream, result, leases, fence, attempt, results = unpack(KEYS, 1, 7)
 local queue, deferred, scheduled, started, cancelled, executions, dependencies, dependents = unpack(KEYS, 8, 15)
 local id, expected, abandoned, channel, execution_prefix = unpack(ARGV, 1, 5)
-local result_ttl, stream_ttl, results_max, whole, line = unpack(ARGV, 6, 10)
+local result_ttl, stream_ttl, results_max, whole, line, was_cancelled = unpack(ARGV, 6, 11)
 
 local status = redis.call('HGET', job, 'status')
 if not status then return 'gone' end
@@ -195,8 +203,8 @@ if decides and last[2][1] == 'd' then
   local entry = cjson.decode(last[2][2])
   if entry.done then return entry.status == 'cancelled' and 'cancelled' or 'ended' end
 end
--- Its outcome was written, and a fail-over lost the done entry alone.
-if status == 'canceled' and not held and claimed == 0 and redis.call('EXISTS', result) == 1 then return 'cancelled' end
+-- Its outcome was written, and a fail-over lost the done entry alone. Another result is that of a run before.
+if status == 'canceled' and not held and claimed == 0 and was_cancelled == '1' then return 'cancelled' end
 if not held and (last and last[1] or '0-0') ~= expected then return 'moved' end
 
 if status ~= 'canceled' then
@@ -223,7 +231,7 @@ for _, execution in ipairs(redis.call('ZRANGE', executions, 0, -1)) do
 end
 redis.call('DEL', fence, attempt, executions)
 redis.call('ZREM', leases, id)
-for i = 11, #ARGV, 3 do
+for i = 12, #ARGV, 3 do
   redis.call('XADD', stream, ARGV[i], ARGV[i + 1], ARGV[i + 2])
   if ARGV[i + 1] == 'd' then redis.call('PUBLISH', stream, ARGV[i] .. ' ' .. ARGV[i + 2]) end
 end

@@ -112,6 +112,7 @@ class HeldJob:
             pipeline.set(keys.result_key(self.job_id), kept.to_wire(), ex=keys.RESULT_TTL_SECONDS)
             pipeline.hset(f"rq:job:{self.job_id}", "status", RQ_STATUS[status])
             pipeline.zrem(keys.leases_key(self.queue), self.job_id)
+            pipeline.delete(keys.attempt_key(self.job_id))
             pipeline.xadd(keys.results_channel(self.queue), {keys.DATA_FIELD: line})
             if publish:
                 pipeline.publish(keys.results_channel(self.queue), line)

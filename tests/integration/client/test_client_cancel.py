@@ -234,6 +234,21 @@ def test_a_requeued_job_can_be_cancelled_and_its_old_text_is_void(
     assert job.result(timeout=10).text == ""
 
 
+def test_a_requeued_job_that_rq_cancelled_has_an_outcome_of_its_own(
+    client: Client, worker: FakeWorker, redis_client: redis.Redis
+) -> None:
+    """Also where the run before has left its result alone, whose stream is forgotten sooner."""
+    job = client.submit("a")
+    held = worker.claim().begin()
+    held.end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="bad luck"))
+    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
+    queue.enqueue_job(RqJob.fetch(job.id, redis_client, JSONSerializer))
+    held.expire_stream()
+    RqJob.fetch(job.id, redis_client, JSONSerializer).cancel()
+    assert job.cancel() is True
+    assert job.result(timeout=10).status == "cancelled"
+
+
 def test_a_requeued_job_that_was_just_claimed_is_left_to_its_worker(
     client: Client, worker: FakeWorker, redis_client: redis.Redis
 ) -> None:
