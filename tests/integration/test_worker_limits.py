@@ -1,22 +1,42 @@
 """Deadlines, RQ's timeout and ttl: when a job may no longer run, and what it is left with."""
 
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
+import pytest
 import redis
 from rq import Queue, Retry
-from rq.job import JobStatus
+from rq.job import Job, JobStatus
 
+import worker.job_loop
 from producer.contract import ErrorCode, keys
 from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import FUNCTION, WorkerThread, stream_text, wait_for_no_leftovers, wait_for_result
 
 
+@pytest.fixture
+def overdue(
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Job]:
+    """A job whose deadline passes as soon as there is some of its text."""
+
+    def overdue() -> Job:
+        worker_thread.engine.step_seconds = 0.01
+        deadline = time.time() + 3600
+        job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, deadline=deadline)
+        wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 1)
+        then = SimpleNamespace(monotonic=time.monotonic, time=lambda: deadline)
+        monkeypatch.setattr(worker.job_loop, "time", then)
+        return job
+
+    return overdue
+
+
 def test_a_running_job_ends_at_its_deadline_with_what_it_has(
-    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, overdue: Callable[[], Job], redis_client: redis.Redis
 ) -> None:
-    worker_thread.engine.step_seconds = 0.01
-    deadline = time.time() + 0.5
-    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, deadline=deadline)
+    job = overdue()
     result = wait_for_result(redis_client, job.id)
     assert result.status == "finished" and result.error is None
     assert [choice.finish_reason for choice in result.choices] == ["deadline"]
@@ -28,13 +48,11 @@ def test_a_running_job_ends_at_its_deadline_with_what_it_has(
 
 
 def test_a_job_that_the_engine_fails_as_it_is_stopped_at_its_deadline_is_finished_all_the_same(
-    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, overdue: Callable[[], Job], redis_client: redis.Redis
 ) -> None:
     engine = worker_thread.engine
-    engine.step_seconds = 0.01
     engine.abort = lambda request_id: engine.fail(request_id.split(":")[0])
-    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, deadline=time.time() + 0.5)
-    result = wait_for_result(redis_client, job.id)
+    result = wait_for_result(redis_client, overdue().id)
     assert result.status == "finished" and result.error is None and result.text
 
 

@@ -11,6 +11,7 @@ from producer.contract import Chunk, ErrorCode, Marker, keys
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.fake_tokenizer import POISON_TOKEN
 from tests.fakes.redis_reads import sorted_set_names
+from tests.fakes.script_calls import beat
 from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
@@ -99,10 +100,7 @@ def test_a_crash_that_was_none_is_taken_back_once_and_not_from_what_a_token_has_
         return redis_client.hget(f"rq:job:{job_id}", CRASHES_FIELD)
 
     def lost(held: Claim, *, was_away: bool = True) -> object:
-        job = [held.queue, held.job_id, held.fence, "0"]
-        SCRIPTS.beat(
-            redis_client, worker="w", entry_seconds=15, lease_seconds=30, models=[], jobs=job, was_away=was_away
-        )
+        assert beat(redis_client, SCRIPTS, held, was_away=was_away) == [b"lost"]
         return redis_client.hget(f"rq:job:{job_id}", CRASHES_FIELD)
 
     assert [run(), run()] == [b"1:1", b"2:2"]
