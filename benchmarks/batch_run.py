@@ -105,7 +105,7 @@ class Command:
 
     def _start(self, target: Path, template: str) -> "subprocess.Popen[bytes]":
         flags = ["--raw", "--temperature", "0", "--ignore-eos", "--max-tokens", str(self._max_tokens)]
-        command = [sys.executable, "-m", "producer.cli", "run", str(self._source), str(target), "--prompt", template]
+        command = [sys.executable, "-m", "producer", "run", str(self._source), str(target), "--prompt", template]
         environment = {**os.environ, "PROMPTMILL_REDIS_URL": self._redis_url}
         return subprocess.Popen([*command, *flags], env=environment, stderr=subprocess.DEVNULL)
 

@@ -19,7 +19,7 @@ START_SECONDS = 60.0
 def gateway_process(redis_url: str, *arguments: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Its URL and the process, once it answers."""
     port = free_port()
-    command = ("-m", "producer.cli", "gateway", "--http-port", str(port), "--redis-url", redis_url)
+    command = ("-m", "producer", "gateway", "--http-port", str(port), "--redis-url", redis_url)
     with served(*command, "--log-level", "warning", *arguments) as process:
         yield wait_until_it_answers(process, f"http://127.0.0.1:{port}", "/health/live"), process
 

@@ -70,7 +70,7 @@ def measure(url: str, client: Client, num_jobs: int, lease_seconds: float) -> tu
 
 
 def start_worker(url: str, client: Client, lease_seconds: float) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "producer.cli", "worker", "--redis-url", url, "--model", MODEL]
+    command = [sys.executable, "-m", "producer", "worker", "--redis-url", url, "--model", MODEL]
     worker = subprocess.Popen([*command, "--lease-seconds", str(lease_seconds)], stderr=subprocess.DEVNULL)
     while not any(info.pid == worker.pid for info in client.workers()):
         if worker.poll() is not None:

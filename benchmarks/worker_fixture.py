@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from producer import Client
 from worker.embedded_redis import EmbeddedRedis
 
-PROMPTMILL = ("-m", "producer.cli", "worker")
+PROMPTMILL = ("-m", "producer", "worker")
 
 
 @contextmanager

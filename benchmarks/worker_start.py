@@ -52,7 +52,7 @@ def seconds_to_import_torch() -> float:
 
 def measure(redis_url: str, client: Client) -> tuple[float, float, float]:
     start = time.perf_counter()
-    command = [sys.executable, "-m", "producer.cli", "worker", "--redis-url", redis_url, "--model", MODEL]
+    command = [sys.executable, "-m", "producer", "worker", "--redis-url", redis_url, "--model", MODEL]
     worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         while not any(info.pid == worker.pid for info in client.workers()):

@@ -166,7 +166,3 @@ def main() -> None:
            demo and gateway also: it could not start, or lost what it needs
       130  interrupted
     """
-
-
-if __name__ == "__main__":
-    main()

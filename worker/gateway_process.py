@@ -6,7 +6,7 @@ from pathlib import Path
 
 from producer.settings import ENV_PREFIX
 
-COMMAND = [sys.executable, "-P", "-m", "producer.cli", "gateway"]
+COMMAND = [sys.executable, "-P", "-m", "producer", "gateway"]
 DEFAULT_PORT = 8000
 DRAIN_SECONDS = 1.0  # its worker goes with it: there is nothing to wait for
 REMEDY = "pip install 'promptmill[gateway]'"

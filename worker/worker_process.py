@@ -6,7 +6,7 @@ import sys
 from producer.settings import ENV_PREFIX
 from worker.settings import WorkerSettings
 
-COMMAND = [sys.executable, "-P", "-m", "producer.cli", "worker"]
+COMMAND = [sys.executable, "-P", "-m", "producer", "worker"]
 
 
 def environment_for(settings: WorkerSettings, redis_url: str) -> dict[str, str]:

@@ -40,7 +40,7 @@ class System:
         return {**os.environ, **ours, **extra}
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "producer.cli", *arguments]
+        return [sys.executable, "-m", "producer", *arguments]
 
     def start_worker(self, *arguments: str, wait: bool = True, **environment: str) -> StartedProcess:
         log = (self.log_dir / f"worker-{len(self.processes)}.log").open("wb")

@@ -39,7 +39,7 @@ class Command:
         self.mark = uuid4().hex
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         process: Any = StartedProcess(
-            [sys.executable, "-m", "producer.cli", *arguments],
+            [sys.executable, "-m", "producer", *arguments],
             env={**os.environ, MARK: self.mark},
             text=True,
             **options,

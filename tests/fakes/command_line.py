@@ -32,7 +32,7 @@ def new_key(redis_url: str, *arguments: str) -> str:
 def start(*arguments: str, url: str) -> Any:
     """A `StartedProcess` whose pipes carry text."""
     return StartedProcess(
-        [sys.executable, "-m", "producer.cli", *arguments],
+        [sys.executable, "-m", "producer", *arguments],
         env={**os.environ, "PROMPTMILL_REDIS_URL": url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

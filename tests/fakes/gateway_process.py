@@ -21,7 +21,7 @@ class GatewayProcess:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(self.port)]
+        command = [sys.executable, "-m", "producer", "gateway", "--http-port", str(self.port)]
         with log.open("wb") as sink:
             self.process = StartedProcess(
                 [*command, "--redis-url", redis_url, *options], stdout=sink, stderr=sink, start_new_session=True

@@ -151,7 +151,7 @@ def test_a_run_that_nobody_works_on_says_so_and_one_in_a_log_says_how_far_it_is(
 def test_what_the_terminals_encoding_lacks_is_printed_escaped(worker: FakeWorker, redis_url: str) -> None:
     with worker.serving(echo):
         done = subprocess.run(
-            [sys.executable, "-m", "producer.cli", "submit", "gr\u00f6\u00dfe \u2713"],
+            [sys.executable, "-m", "producer", "submit", "gr\u00f6\u00dfe \u2713"],
             env={**os.environ, "PROMPTMILL_REDIS_URL": redis_url, "PYTHONIOENCODING": "latin-1"},
             capture_output=True,
         )
@@ -166,7 +166,7 @@ def test_output_that_finds_no_room_is_one_line(redis_url: str, arguments: list[s
     for buffering in ("", "1"):
         with open("/dev/full", "w") as full:
             done = subprocess.run(
-                [sys.executable, "-m", "producer.cli", *arguments],
+                [sys.executable, "-m", "producer", *arguments],
                 env={**environment, "PYTHONUNBUFFERED": buffering},
                 stdout=full,
                 stderr=subprocess.PIPE,
@@ -180,7 +180,7 @@ def test_output_that_finds_no_room_is_one_line(redis_url: str, arguments: list[s
 def test_an_answer_that_finds_no_room_is_not_called_cancelled(worker: FakeWorker, redis_url: str) -> None:
     with open("/dev/full", "w") as full, worker.serving(echo):
         done = subprocess.run(
-            [sys.executable, "-m", "producer.cli", "submit", "hello"],
+            [sys.executable, "-m", "producer", "submit", "hello"],
             env={**os.environ, "PROMPTMILL_REDIS_URL": redis_url},
             stdout=full,
             stderr=subprocess.PIPE,

@@ -32,7 +32,7 @@ async def test_workers_clients_gateways_and_the_command_line_speak_tls(tls_url: 
             assert (await (await asyncio_client.submit("Hello", max_tokens=3)).result(timeout=30)).text
         with running_gateway(tls_url) as gateway, open_client(gateway) as openai_client:
             assert openai_client.completions.create(model="fake", prompt="Hello", max_tokens=3).choices[0].text
-        command = [sys.executable, "-m", "producer.cli", "result", job.id, "--redis-url", tls_url]
+        command = [sys.executable, "-m", "producer", "result", job.id, "--redis-url", tls_url]
         assert text.strip() in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 

@@ -131,7 +131,7 @@ def test_a_gateway_ends_where_it_cannot_trust_what_answers(case: tuple[str, str]
 
 
 def _said_at_the_end(command: list[str], url: str) -> str:
-    promptmill = [sys.executable, "-m", "producer.cli", *command, "--redis-url", url]
+    promptmill = [sys.executable, "-m", "producer", *command, "--redis-url", url]
     ended = subprocess.run(promptmill, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 3 and "Traceback" not in ended.stderr
     return ended.stderr
@@ -145,7 +145,7 @@ def test_a_client_with_a_wrong_password_is_refused_for_good(wrong_login: str) ->
 def test_a_gateway_waits_for_a_redis_that_is_not_up_yet(tmp_path: Path) -> None:
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
-    command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", "0", "--redis-url", url]
+    command = [sys.executable, "-m", "producer", "gateway", "--http-port", "0", "--redis-url", url]
     with running(command, stderr=subprocess.PIPE) as process, cast(IO[bytes], process.stderr) as log:
         said = "".join(_until(log, "action=serving "))
         assert f"action=redis_unavailable error=Redis at {url} cannot be reached" in said

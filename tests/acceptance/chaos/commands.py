@@ -24,7 +24,7 @@ def worker_command(model: str, folder: Path, lease_seconds: float) -> list[str]:
     template.write_text(HERMES)
     options += ["--chat-template", str(template), "--tool-parser", "hermes"]
     options += ["--step-timeout-seconds", str(STEP_TIMEOUT_SECONDS)]
-    return [sys.executable, "-m", "producer.cli", "worker", "--model", model, "--num-threads", "1", *options]
+    return [sys.executable, "-m", "producer", "worker", "--model", model, "--num-threads", "1", *options]
 
 
 def _pairs(options: list[str]) -> list[tuple[str, str]]:

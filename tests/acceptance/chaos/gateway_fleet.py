@@ -83,7 +83,7 @@ class GatewaySlot:
             return False
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "producer.cli", "gateway", "--http-port", str(self.port)]
+        command = [sys.executable, "-m", "producer", "gateway", "--http-port", str(self.port)]
         command += ["--redis-url", self.proxy.url, "--batch-lease-seconds", str(LEASE_SECONDS), *self._options]
         with self._log.open("ab") as log:
             self._process = StartedProcess(

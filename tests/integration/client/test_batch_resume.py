@@ -112,7 +112,7 @@ def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(
     redis_url: str, worker: FakeWorker, files: tuple[Path, Path]
 ) -> None:
     files[0].write_text("".join(chat(f"r{i}", f"word {i}") + "\n" for i in range(120)))
-    command = [sys.executable, "-m", "producer.cli", "run", *map(str, files), "--redis-url", redis_url]
+    command = [sys.executable, "-m", "producer", "run", *map(str, files), "--redis-url", redis_url]
     asked: list[str] = []
     running: list[StartedProcess] = []
 

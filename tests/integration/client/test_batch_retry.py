@@ -163,14 +163,14 @@ def test_what_a_run_that_is_killed_leaves_beside_its_output_is_gone_with_the_nex
     ordinary = {source.name, target.name} | ({f"{target.name}.journal"} if is_table else set())
     with worker.serving(Moody()):
         if moment != "the end of a table":
-            assert end_of("-m", "producer.cli") == 1 and names() == ordinary
+            assert end_of("-m", "producer") == 1 and names() == ordinary
             command.append("--retry-failed")
         assert end_of("-c", KILLED_RUN) == -9
         [left] = names() - ordinary
         assert left.startswith(".out.")
         if moment != "a retry of rows":
             command = command[:-1] if not is_table else command  # whichever way it is run again
-        assert end_of("-m", "producer.cli") == 1
+        assert end_of("-m", "producer") == 1
     assert names() == ordinary
 
 
@@ -217,7 +217,7 @@ def test_a_retry_that_is_killed_goes_on_and_asks_nothing_twice(
     else:
         source, target, prompt = tmp_path / "in.csv", tmp_path / "out.csv", ["--prompt", "{text}"]
         source.write_text("text\n" + "".join(f"word {number}\n" for number in range(90)))
-    command = [sys.executable, "-m", "producer.cli", "run", *map(str, (source, target)), *prompt]
+    command = [sys.executable, "-m", "producer", "run", *map(str, (source, target)), *prompt]
     command += ["--max-in-flight", "8"]  # so many are answered while nobody runs: the next kill finds a run
     environment = {**os.environ, "PROMPTMILL_REDIS_URL": redis_url}
     moody, running = Moody(), list[StartedProcess]()

@@ -258,7 +258,7 @@ def test_ctrl_c_and_kill_9_lose_nothing_and_ask_nothing_twice(
     source, target = tmp_path / "in.csv", tmp_path / "out.parquet"
     journal = target.with_name("out.parquet.journal")
     write_rows(source, 300)
-    command = [sys.executable, "-m", "producer.cli", "run", str(source), str(target), "--prompt", "say {text}"]
+    command = [sys.executable, "-m", "producer", "run", str(source), str(target), "--prompt", "say {text}"]
     environment = {**os.environ, "PROMPTMILL_REDIS_URL": redis_url}
     asked: list[str] = []
     running: list[StartedProcess] = []

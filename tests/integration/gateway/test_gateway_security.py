@@ -249,7 +249,7 @@ def test_a_gateway_whose_files_lie_elsewhere_does_not_start(
     redis_client.set(STORE_KEY, "another /elsewhere")
     redis_client.zadd(UNRECORDED_KEY, {"a-part": 1})  # a store without anything is nobody's
     arguments = ["gateway", "--http-port", "0", "--files", str(tmp_path), "--redis-url", redis_url]
-    command = [sys.executable, "-m", "producer.cli", *arguments]
+    command = [sys.executable, "-m", "producer", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "lie in /elsewhere, and this gateway's --files is" in done.stderr and "Traceback" not in done.stderr
