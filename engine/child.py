@@ -49,7 +49,7 @@ class Core(Protocol):
     """What the loop needs of `engine.core.EngineCore`."""
 
     info: EngineInfo
-    announce: Callable[[list[int]], None]
+    announce: Callable[[Begun], None]
     """Called with sequence ids before the core first works on them; set by the loop."""
 
     def add(self, message: AddSequence) -> None:
@@ -130,7 +130,7 @@ class _Loop:
         self._pipe = pipe
         self._inbox = inbox
         self._core = core
-        core.announce = lambda sequence_ids: pipe.send(Begun(sequence_ids))
+        core.announce = pipe.send
 
     def run(self) -> None:
         while True:

@@ -16,7 +16,7 @@ from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.pending import PendingGrammars
 from engine.grammar.trial import GrammarTrials
 from engine.kv_cache.manager import KVCacheManager
-from engine.messages import AddSequence, EngineInfo, EngineStats, StepOutput
+from engine.messages import AddSequence, Begun, EngineInfo, EngineStats, StepOutput
 from engine.prompt_lookup.draft_planner import DraftPlanner, create_drafter
 from engine.runner.base import Runner
 from engine.runner.slots import SequenceSlots
@@ -62,7 +62,7 @@ class EngineCore:
         self._grammars = PendingGrammars(_compiler(self.info, tries_apart=tries_grammars_apart))
         self._num_steps = 0
         self._num_generated_tokens = 0
-        self.announce: Callable[[list[int]], None] = lambda sequence_ids: None  # hears who begins, before it does
+        self.announce: Callable[[Begun], None] = lambda begun: None  # hears who begins, before it does
 
     def add(self, message: AddSequence) -> None:
         """Take a sequence in, with or without output so far.
@@ -74,7 +74,7 @@ class EngineCore:
         sequence = create_sequence(message, self._limits)
         sequence.drafter = create_drafter(sequence.params) if self._drafts is not None else None
         if sequence.params.grammar is not None and sequence.params.max_tokens != 0:
-            self.announce([sequence.sequence_id])
+            self.announce(Begun([sequence.sequence_id]))
             self._grammars.add(sequence)
         else:
             self._scheduler.add(sequence)
@@ -97,13 +97,14 @@ class EngineCore:
 
         Raises `DeviceLostError` if the device is beyond help; the sequences are then to be resumed in a new process.
         """
-        begun = self._begin_constrained() if len(self._grammars) else None
+        forced, ready = self._begin_constrained() if len(self._grammars) else (None, [])
         plan = self._scheduler.schedule()
-        if admitted := self._scheduler.take_begun():
-            self.announce(admitted)
+        admitted = self._scheduler.take_begun()
+        if admitted or ready:
+            self.announce(Begun(admitted, tuple(sequence_id for sequence_id in ready if sequence_id not in admitted)))
         output = StepOutput.nothing() if plan is None else self._compute(plan)
-        if begun is not None:
-            output = begun.then(output)
+        if forced is not None:
+            output = forced.then(output)
         self._num_steps += plan is not None
         self._num_generated_tokens += len(output.token_ids)
         return output
@@ -116,9 +117,9 @@ class EngineCore:
         output = self._recorder.record(plan, result)
         return output if accepted is None else accepted.then(output)
 
-    def _begin_constrained(self) -> StepOutput:
-        """Let the sequences run whose grammars are ready, and report what these force upon them at once."""
-        begun = StepOutput.nothing()
+    def _begin_constrained(self) -> tuple[StepOutput, list[int]]:
+        """Let the sequences run whose grammars are ready: what these force upon them at once, and who may run."""
+        begun, ready = StepOutput.nothing(), []
         for prepared in self._grammars.take_done(waits=not self._has_runnable):
             sequence = prepared.sequence
             if prepared.error is not None:
@@ -128,7 +129,8 @@ class EngineCore:
             begun = begun.then(forced)
             if not forced.finish_codes.any():
                 self._scheduler.add(sequence)
-        return begun
+                ready.append(sequence.sequence_id)
+        return begun, ready
 
     def get_stats(self) -> EngineStats:
         pool, drafts = self._kv.pool, self._drafts

@@ -126,6 +126,7 @@ class Begun:
     not."""
 
     sequence_ids: list[int]
+    waiting: tuple[int, ...] = ()  # whose grammars are ready, and who wait from now on
 
 
 @dataclass(slots=True)  # not frozen: that alone would cost a thirtieth of a small step beside its model

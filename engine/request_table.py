@@ -18,7 +18,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.messages import AddSequence, StepOutput
+from engine.messages import AddSequence, Begun, StepOutput
 from engine.outputs import ErrorKind
 from engine.request import Choice, Ending, Request
 
@@ -138,12 +138,13 @@ class RequestTable:
             if choice in self._fresh_choices:  # else a callback before it failed, and ended its request
                 self._deliver(choice, None)
 
-    def note_begun(self, sequence_ids: list[int]) -> None:
-        """The child works on these from now on."""
+    def note_begun(self, begun: Begun) -> None:
+        """What the child works on from now on, and what it does not any more."""
         self._has_child_begun = True
-        for sequence_id in sequence_ids:
-            if (choice := self._open_choices.get(sequence_id)) is not None:
-                choice.is_at_risk = True
+        for sequence_ids, is_at_risk in ((begun.sequence_ids, True), (begun.waiting, False)):
+            for sequence_id in sequence_ids:
+                if (choice := self._open_choices.get(sequence_id)) is not None:
+                    choice.is_at_risk = is_at_risk
 
     def abort(self, request_id: str) -> None:
         """Ends a request's open choices; an unknown id is passed over."""

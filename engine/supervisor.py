@@ -188,8 +188,8 @@ class Supervisor:
         match message:
             case StepOutput():
                 self._table.apply(message)
-            case Begun(sequence_ids):
-                self._table.note_begun(sequence_ids)
+            case Begun():
+                self._table.note_begun(message)
             case EngineStats():
                 self._stats = message
                 self._answer_stats()

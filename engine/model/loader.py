@@ -78,8 +78,10 @@ class LoadedModel:
         shape = (self.num_layers, 2, num_blocks, self.block_size, self.num_kv_heads, width)
         self.context.kv_cache = None
         try:
-            # Not zeroed: no backend reads a slot before it is written, and a CPU hands out pages when they are touched.
-            kv_cache = torch.empty(shape, dtype=self.dtypes.kv_cache, device=self.device)
+            # A CPU hands out pages when they are touched, and no backend of its own reads a slot that was not written.
+            # Triton's attention reads keys that no row sees, up to the end of a tile.
+            allocate = torch.zeros if self.uses_triton else torch.empty
+            kv_cache = allocate(shape, dtype=self.dtypes.kv_cache, device=self.device)
         except RuntimeError as error:  # out of memory, on either kind of device
             size = num_blocks * self.kv_block_bytes
             raise ModelLoadError(

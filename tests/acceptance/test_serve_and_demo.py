@@ -175,6 +175,7 @@ def test_a_worker_that_is_killed_is_started_again_and_goes_on(start: type[Comman
         "2",
         stderr=subprocess.PIPE,
     )
+    assert command.process.stdout is not None and url in command.process.stdout.readline()
     wait_for_worker(url, command)
     with Client(url) as client:
         job = client.submit([5, 6, 7], max_tokens=4 * NUM_TOKENS - 3, temperature=0, ignore_eos=True)

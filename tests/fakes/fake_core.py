@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError, ModelLoadError
 from engine.finish_rule import FinishRule
-from engine.messages import AddSequence, EngineInfo, EngineStats, StepOutput
+from engine.messages import AddSequence, Begun, EngineInfo, EngineStats, StepOutput
 from tests.fakes.fake_embeddings import HIDDEN_SIZE, hidden_state
 from tests.fakes.tiny_tokenizers import write_tokenizer
 
@@ -68,7 +68,7 @@ class FakeCore:
         self._new: list[int] = []
         self._begun: set[int] = set()
         self._num_steps_of: Counter[int] = Counter()  # that is to be embedded and kills, by sequence
-        self.announce: Callable[[list[int]], None] = lambda sequence_ids: None
+        self.announce: Callable[[Begun], None] = lambda begun: None
         self._num_steps = 0
         start = self._count("starts")
         self._fail_to_start(start)
@@ -140,7 +140,7 @@ class FakeCore:
         begun = [message.sequence_id for message in held if message.sequence_id not in self._begun]
         self._begun.update(begun)
         if begun:
-            self.announce(begun)
+            self.announce(Begun(begun))
 
     def get_stats(self) -> EngineStats:
         return EngineStats(

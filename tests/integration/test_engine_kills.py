@@ -15,13 +15,18 @@ import pytest
 from engine import GrammarSpec, InferenceEngine, RequestOutput, SamplingParams
 from tests.fakes.echo_engines import child_pid, wait_for_restarts
 from tests.fakes.output_recorder import OutputRecorder
+from tests.fakes.waiting import wait_until
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.model]
 
 NUM_REQUESTS = 50
 NUM_LATE = 10  # come while the child is away for the first time
-KILLS = (0.0, 0.2, 0.2, 0.55, 0.9)
-"""Shares of all tokens after which the child is killed; an equal one: at the next token after the restart."""
+KILLS = (0.0, 0.0, 0.5, 0.9)
+"""Shares of all tokens after which the child is killed; an equal one: at the next token after the restart.
+
+What two kills in a row found without a token is tried alone after them, long before the third: whom a third one finds
+so is rightly taken for poison.
+"""
 
 SHARED = (
     "You answer letters for a small mill by a river. You are brief and polite, you never promise a day of delivery, "
@@ -123,14 +128,14 @@ def engine() -> Iterator[InferenceEngine]:
         yield engine
 
 
-def test_fifty_requests_survive_five_kills_with_the_answers_of_the_undisturbed_run(engine: InferenceEngine) -> None:
+def test_fifty_requests_survive_four_kills_with_the_answers_of_the_undisturbed_run(engine: InferenceEngine) -> None:
     assert engine.info.is_batch_invariant, "where the bits depend on the batch nothing is promised"
     quiet = Run(engine)
     quiet.submit(range(NUM_REQUESTS))
     undisturbed = quiet.answers()
     num_tokens = len(quiet.everything.token_ids)
-    stats = engine.get_stats()
-    assert stats["num_preemptions"] and stats["num_cached_tokens"] and stats["num_accepted_draft_tokens"]
+    wanted = ("num_preemptions", "num_cached_tokens", "num_accepted_draft_tokens")
+    wait_until(lambda: all(engine.get_stats()[name] for name in wanted), "all of these to be told of")
     assert {answer[-1] for answer in undisturbed.values()} == {"stop", "length"}
 
     run = Run(engine)
@@ -145,5 +150,6 @@ def test_fifty_requests_survive_five_kills_with_the_answers_of_the_undisturbed_r
         if number == 1:
             run.submit(range(NUM_REQUESTS - NUM_LATE, NUM_REQUESTS))
     assert run.answers() == undisturbed
+    wait_until(lambda: engine.get_stats()["num_kv_blocks_used"] == 0, "all blocks to be free")
     stats = engine.get_stats()
-    assert (stats["num_restarts"], stats["num_requests"], stats["num_kv_blocks_used"]) == (len(KILLS), 0, 0)
+    assert (stats["num_restarts"], stats["num_requests"]) == (len(KILLS), 0)

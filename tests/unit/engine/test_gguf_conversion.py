@@ -84,7 +84,7 @@ def test_a_large_model_becomes_several_files(gguf: Path, tmp_path: Path, monkeyp
 def test_an_engine_that_converts_its_model_says_how_far_it_has_come(
     gguf: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "engine.supervisor")
+    caplog.set_level("INFO", "engine.kept_child")
     with InferenceEngine(str(gguf), device="cpu", num_kv_blocks=8, cache_dir=str(cache_dir)) as engine:
         assert len(engine.generate_batch(["hello"], SamplingParams(max_tokens=3, ignore_eos=True))[0].token_ids) == 3
     told = [record.getMessage() for record in caplog.records if "action=starting" in record.getMessage()]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.pending import PendingGrammars, PreparedSequence
 from engine.grammar_spec import GrammarSpec
-from engine.messages import FinishCode
+from engine.messages import Begun, FinishCode
 from tests.fakes.core_driver import CoreDriver
 from tests.fakes.fake_runner import FakeRunner
 from tests.fakes.fake_runner_ahead import FakeRunnerAhead
@@ -211,6 +212,27 @@ def test_a_compilation_that_takes_long_holds_up_nobody_else(
     may_end.set()
     driver.run()
     assert driver.finished[slow] is FinishCode.STOP
+
+
+def test_a_sequence_whose_grammar_is_ready_is_said_to_wait_until_it_runs(
+    tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_done = PendingGrammars.take_done
+
+    def take_all(self: PendingGrammars, *, waits: bool) -> list[PreparedSequence]:
+        done = []
+        while len(self):
+            done += take_done(self, waits=True)
+        return done
+
+    monkeypatch.setattr(PendingGrammars, "take_done", take_all)
+    driver = make_driver(tokenizer_dir, max_num_seqs=1)
+    heard: list[Begun] = []
+    driver.core.announce = heard.append
+    free = driver.add([1, 2, 3], max_tokens=5)
+    constrained = driver.add([1, 2, 3], grammar=SPECS[1])
+    driver.run()
+    assert heard == [Begun([constrained]), Begun([free], waiting=(constrained,)), Begun([constrained])]
 
 
 def test_an_aborted_sequence_is_not_heard_of_when_its_grammar_is_ready(tokenizer_dir: Path) -> None:

@@ -48,7 +48,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
 
 
 def test_an_engine_that_fetches_its_model_says_how_far_it_has_come(hub: ModelHub, cache_dir: Path) -> None:
-    heard, log = Heard(), logging.getLogger("engine.supervisor")
+    heard, log = Heard(), logging.getLogger("engine.kept_child")
     log.addHandler(heard)
     level = log.level
     log.setLevel(logging.INFO)

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from engine.messages import FinishCode
+from engine.messages import Begun, FinishCode
 from engine.outputs import RequestOutput
 from engine.request_table import MAX_DEATHS
 from tests.fakes.output_recorder import OutputRecorder
@@ -242,10 +242,20 @@ def test_nothing_new_runs_beside_a_suspect(table: Table) -> None:
 def test_a_request_that_only_waits_in_the_child_is_not_to_blame_for_its_deaths(table: Table) -> None:
     (worked_on,), (waiting,) = table.add("one"), table.add("two")
     for _ in range(2):
-        table.table.note_begun([worked_on])
+        table.table.note_begun(Begun([worked_on]))
         table.die()
-    table.table.note_begun([worked_on])
+    table.table.note_begun(Begun([worked_on]))
     assert table.die() == [waiting]
+    assert [output.error_kind for output in table.outputs["one"]] == ["poison"]
+    assert table.outputs["two"] == []
+
+
+def test_a_request_that_waits_once_its_grammar_is_ready_is_not_to_blame_either(table: Table) -> None:
+    (worked_on,), (waiting,) = table.add("one"), table.add("two")
+    for _ in range(MAX_DEATHS):
+        table.table.note_begun(Begun([waiting]))
+        table.table.note_begun(Begun([worked_on], waiting=(waiting,)))
+        table.die()
     assert [output.error_kind for output in table.outputs["one"]] == ["poison"]
     assert table.outputs["two"] == []
 
@@ -282,7 +292,7 @@ def test_a_child_that_dies_between_what_it_was_asked_for_is_nobodys_fault(table:
     """As one that somebody kills."""
     done, waiting = table.add("done")[0], table.add("waiting")[0]
     for _ in range(MAX_DEATHS):
-        table.table.note_begun([done])
+        table.table.note_begun(Begun([done]))
         table.tokens((done, 1, FinishCode.STOP))
         assert table.die() == [waiting]
         done = table.add("done")[0]
