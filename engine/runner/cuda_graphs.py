@@ -25,9 +25,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_GRAPHS = 512
 _LEAST_GRAPHS = 16  # in however little memory: the shapes of one load, if they come again and again
-_LONG_UNUSED = (
-    1000  # steps; a graph that is captured in place of another costs as much as some launches kernel by kernel
-)
+_LONG_UNUSED = 1000  # steps; to capture a graph in place of another costs as much as some launches kernel by kernel
 
 
 class Graph(Protocol):

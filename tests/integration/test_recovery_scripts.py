@@ -147,12 +147,9 @@ def test_an_attempt_whose_claim_redis_lost_is_not_counted_twice(
 ) -> None:
     """After a fail-over: else the next one's entries had the ids of what was shown already."""
     [job_id] = enqueue_many(queue, 1)
-    before = {name: redis_client.dump(name) for name in redis_client.scan_iter()}
+    before = everything(redis_client)
     [lost] = claim(redis_client, scripts)
-    redis_client.flushall()
-    for name, value in before.items():
-        assert value is not None
-        redis_client.restore(name, 0, value)
+    roll_back(redis_client, before)
     assert beat(redis_client, scripts, lost) == [b"lost"]
     [again] = claim(redis_client, scripts)
     assert (again.job_id, lost.attempt, again.attempt) == (job_id, 1, 2)
@@ -165,13 +162,10 @@ def test_an_attempt_whose_claim_redis_lost_with_the_hand_over_before_it_is_not_c
     """The job is then held by the worker that has given it back."""
     [job_id] = enqueue_many(queue, 1)
     [gone] = claim(redis_client, scripts)
-    before = {name: redis_client.dump(name) for name in redis_client.scan_iter()}
+    before = everything(redis_client)
     assert give_back(redis_client, scripts, [gone]) == 1
     [lost] = claim(redis_client, scripts, request_id="second")
-    redis_client.flushall()
-    for name, value in before.items():
-        assert value is not None
-        redis_client.restore(name, 0, value)
+    roll_back(redis_client, before)
     assert beat(redis_client, scripts, lost) == [b"lost"]
     end_leases(redis_client)
     assert sweep(redis_client, scripts)[0] == [job_id]
@@ -184,12 +178,9 @@ def test_an_attempt_whose_claim_redis_lost_is_counted_by_the_hand_over_that_its_
 ) -> None:
     """Before the next beat, which does not know of it any more."""
     [job_id] = enqueue_many(queue, 1)
-    before = {name: redis_client.dump(name) for name in redis_client.scan_iter()}
+    before = everything(redis_client)
     [lost] = claim(redis_client, scripts)
-    redis_client.flushall()
-    for name, value in before.items():
-        assert value is not None
-        redis_client.restore(name, 0, value)
+    roll_back(redis_client, before)
     assert give_back(redis_client, scripts, [lost]) == 0
     [again] = claim(redis_client, scripts)
     assert (again.job_id, lost.attempt, again.attempt) == (job_id, 1, 2)
@@ -274,3 +265,15 @@ def test_sweepers_wait_a_full_lease_after_redis_clock_was_put_forward(
         assert queue.count == 0
     sweeper.sweep(122.0)
     assert queue.get_job_ids() == ids
+
+
+def everything(redis_client: redis.Redis) -> dict[bytes, bytes | None]:
+    return {name: redis_client.dump(name) for name in redis_client.scan_iter()}
+
+
+def roll_back(redis_client: redis.Redis, before: dict[bytes, bytes | None]) -> None:
+    """As a fail-over to a replica that lacks the last writes."""
+    redis_client.flushall()
+    for name, value in before.items():
+        assert value is not None
+        redis_client.restore(name, 0, value)

@@ -30,7 +30,8 @@ def _gather(values, first, end, low, high, room_ptr, place, ROOM: tl.constexpr, 
     x_ptr, size, most, temperature = values
     for start in tl.range(first, end, BLOCK, num_stages=3):
         x = load_scaled(x_ptr, start + tl.arange(0, BLOCK), size, most, temperature)
-        is_between = (ordered_bits(x) > low) & (ordered_bits(x) <= high)
+        order = ordered_bits(x)
+        is_between = (order > low) & (order <= high)
         places = place + tl.cumsum(is_between.to(tl.int32), 0) - 1
         tl.store(room_ptr + places, x, mask=is_between & (places < ROOM))
         place += tl.sum(is_between.to(tl.int32), 0)

@@ -25,14 +25,14 @@ from tests.acceptance.chaos.mixture import Mixture
 from tests.acceptance.chaos.mixture_verdict import end_times, find_problems, left_behind
 from tests.acceptance.chaos.rollback_scene import RollbackScene
 from tests.acceptance.chaos.run import wait_for
+from tests.acceptance.chaos.scene_workers import start_worker
 from tests.acceptance.chaos.sentinel_scene import SentinelScene
 from tests.acceptance.chaos.verdict import history
 from tests.acceptance.chaos.watchers import Watchers
 from tests.acceptance.chaos.workload import ChaosJob
-from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.flaky_s3 import BUCKET, FlakyS3
 from tests.fakes.redis_proxy import CuttingProxy
-from tests.fakes.worker_runs import WorkerProcess, WorkerThread
+from tests.fakes.worker_runs import WorkerProcess
 from worker.embedded_redis import EmbeddedRedis
 from worker.redis_client import connect
 
@@ -81,9 +81,7 @@ class Scene:
             self.store = stack.enter_context(FlakyS3(seed=seed))
             self.settings |= {"results": f"s3://{BUCKET}/mixture/{seed}", "s3_endpoint_url": self.store.endpoint}
         for proxy in self.proxies[:num_threads]:
-            engine = FakeEngine(step_seconds=rng.choice((0.001, 0.005, 0.02)))
-            seqs = rng.choice((4, 16, 32))
-            stack.enter_context(WorkerThread(proxy.url, engine, **self.settings, max_num_seqs=seqs))
+            start_worker(stack, proxy.url, rng, (0.001, 0.005, 0.02), **self.settings)
         self.process: WorkerProcess | None = None
         if rng.random() < 0.5:
             self.start_process()

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import redis
 
-from tests.fakes.fake_engine import FakeEngine
-from tests.fakes.worker_runs import WorkerThread
+from tests.acceptance.chaos.scene_workers import start_worker
 from worker.embedded_redis import EmbeddedRedis
 from worker.redis_client import connect
 
@@ -29,9 +28,7 @@ class RollbackScene:
         self._server = stack.enter_context(EmbeddedRedis(data_dir=self._data, fsync="always"))
         self.url = self.lossy_url = self._server.url
         for _ in range(rng.randint(1, 3)):
-            engine = FakeEngine(step_seconds=rng.choice((0.005, 0.02, 0.05)))
-            seqs = rng.choice((4, 16, 32))
-            stack.enter_context(WorkerThread(self.url, engine, lease_seconds=LEASE_SECONDS, max_num_seqs=seqs))
+            start_worker(stack, self.url, rng, (0.005, 0.02, 0.05), lease_seconds=LEASE_SECONDS)
 
     def connect(self) -> redis.Redis:
         return connect(self.url)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import redis
 
-from tests.fakes.fake_engine import FakeEngine
+from tests.acceptance.chaos.scene_workers import start_worker
 from tests.fakes.sentinel_trio import SentinelTrio
-from tests.fakes.worker_runs import WorkerThread
 from worker.redis_client import connect
 
 LEASE_SECONDS = 2.0
@@ -32,9 +31,7 @@ class SentinelScene:
         self._trio = stack.enter_context(SentinelTrio(folder))
         self.url = self.lossy_url = self._trio.url
         for _ in range(rng.randint(1, 3)):
-            engine = FakeEngine(step_seconds=rng.choice((0.005, 0.02, 0.05)))
-            seqs = rng.choice((4, 16, 32))
-            stack.enter_context(WorkerThread(self.url, engine, lease_seconds=LEASE_SECONDS, max_num_seqs=seqs))
+            start_worker(stack, self.url, rng, (0.005, 0.02, 0.05), lease_seconds=LEASE_SECONDS)
 
     def connect(self) -> redis.Redis:
         return connect(self.url)

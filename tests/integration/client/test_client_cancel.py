@@ -1,4 +1,4 @@
-"""Cancelling through the client on a real Redis: queued, running, ended, abandoned, and by plain RQ."""
+"""Cancelling through the client on a real Redis: queued, running, ended and abandoned."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,8 +12,7 @@ from rq.job import JobStatus as RqStatus
 from rq.serializers import JSONSerializer
 
 from producer import Client, Job, JobNotFoundError, JobStatus, cancel
-from producer.contract import ErrorCode, ErrorInfo, Result, Usage, keys
-from producer.contract.job import MAX_CHOICES
+from producer.contract import Result, Usage, keys
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.redis_reads import stream_rows
 from tests.fakes.script_calls import claim, end_leases
@@ -209,58 +208,6 @@ def test_a_job_whose_worker_is_long_gone_ends_here(
     assert redis_client.zscore(keys.leases_key("promptmill"), job.id) is None
 
 
-def test_a_job_that_plain_rq_cancelled_gets_its_outcome_from_whoever_waits(
-    client: Client, redis_client: redis.Redis
-) -> None:
-    jobs = client.submit_many([{"prompt": "a"}] * 2)
-    for job in jobs:
-        RqJob.fetch(job.id, redis_client, JSONSerializer).cancel()
-    assert [chunk.finish_reason for chunk in jobs[0].stream(timeout=30)] == ["cancelled"]
-    assert jobs[1].result(timeout=30).status == "cancelled"
-    assert redis_client.xlen(keys.results_channel("promptmill")) == 2
-
-
-def test_a_requeued_job_can_be_cancelled_and_its_old_text_is_void(
-    client: Client, worker: FakeWorker, redis_client: redis.Redis
-) -> None:
-    job = client.submit("a")
-    held = worker.claim().begin()
-    held.write("old")
-    held.end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="bad luck"))
-    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
-    queue.enqueue_job(RqJob.fetch(job.id, redis_client, JSONSerializer))
-    assert job.cancel() is True
-    assert [(chunk.text, chunk.finish_reason) for chunk in job.stream(timeout=10)] == [("", "cancelled")]
-    assert job.result(timeout=10).text == ""
-
-
-def test_a_requeued_job_that_rq_cancelled_has_an_outcome_of_its_own(
-    client: Client, worker: FakeWorker, redis_client: redis.Redis
-) -> None:
-    """Also where the run before has left its result alone, whose stream is forgotten sooner."""
-    job = client.submit("a")
-    held = worker.claim().begin()
-    held.end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="bad luck"))
-    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
-    queue.enqueue_job(RqJob.fetch(job.id, redis_client, JSONSerializer))
-    held.expire_stream()
-    RqJob.fetch(job.id, redis_client, JSONSerializer).cancel()
-    assert job.cancel() is True
-    assert job.result(timeout=10).status == "cancelled"
-
-
-def test_a_requeued_job_that_was_just_claimed_is_left_to_its_worker(
-    client: Client, worker: FakeWorker, redis_client: redis.Redis
-) -> None:
-    job = client.submit("a")
-    echo(worker.claim())
-    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
-    queue.enqueue_job(RqJob.fetch(job.id, redis_client, JSONSerializer))
-    held = worker.claim()
-    assert job.cancel() is True
-    assert held.is_cancelled()
-
-
 def test_an_unknown_job_cannot_be_cancelled_and_a_forgotten_one_tells_how_it_ended(
     client: Client, worker: FakeWorker, redis_client: redis.Redis
 ) -> None:
@@ -276,26 +223,3 @@ def test_an_unknown_job_cannot_be_cancelled_and_a_forgotten_one_tells_how_it_end
     cancelled.cancel()
     redis_client.delete(f"rq:job:{cancelled.id}")
     assert cancelled.cancel() is True
-
-
-def test_a_pickled_job_can_be_cancelled(client: Client, redis_client: redis.Redis) -> None:
-    pickled = Queue("promptmill", connection=redis_client).enqueue("promptmill.generate", prompt="Hello")
-    assert client.cancel(pickled.id) is True
-    assert client.job(pickled.id).result(timeout=10).status == "cancelled"
-
-
-def test_a_job_that_asks_for_more_choices_than_any_worker_gives_is_cancelled_as_any_other(
-    client: Client, redis_client: redis.Redis
-) -> None:
-    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
-    for asked, num_choices in ((10**12, 1), (MAX_CHOICES + 1, 1), (MAX_CHOICES, MAX_CHOICES)):
-        job = queue.enqueue("promptmill.generate", prompt="Hello", n=asked)
-        assert client.cancel(job.id) is True
-        assert len(client.job(job.id).result(timeout=10).choices) == num_choices
-
-
-def test_a_job_whose_metadata_is_no_text_is_cancelled_without_it(client: Client, redis_client: redis.Redis) -> None:
-    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
-    odd = queue.enqueue("promptmill.generate", prompt="Hello", metadata={"row": "\ud800"})
-    assert client.cancel(odd.id) is True
-    assert client.job(odd.id).result(timeout=10).metadata == {}

@@ -1,8 +1,6 @@
 """Embeddings on a GPU's path, in Triton's interpreter: beside decodes computed ahead, and graphs that replay."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +10,9 @@ from numpy.typing import NDArray
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import AddSequence
-from engine.runner import step_forwards, step_shapes
-from engine.runner.cuda_graphs import GraphedSteps
-from engine.runner.model_runner import ModelRunner
 from engine.sampling_params import SamplingParams
 from tests.fakes.fast_interpreter import speed_up_interpreter
+from tests.fakes.replayed_steps import replay_steps
 from tests.fakes.tiny_models import make_tiny_model
 
 speed_up_interpreter()
@@ -29,10 +25,7 @@ TEXTS = [[20, 21, 22], list(range(30, 44)), [99]]
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_vectors_and_tokens_are_those_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_tiny_model("llama", tmp_path)
-    for name, value in (("_MIXED_STEP", 4), ("_MIN_MIXED_SEQS", 4), ("_MIN_BLOCKS", 2)):
-        monkeypatch.setattr(step_shapes, name, value)
-    monkeypatch.setattr(step_forwards, "_graphed_steps", _replayed_steps)
-    monkeypatch.setattr(ModelRunner, "_runs_ahead", lambda self: self._model.uses_triton)
+    replay_steps(monkeypatch)
     (tokens, vectors), (tokens_ahead, vectors_ahead) = [run(folder, attention) for attention in ("torch", "triton")]
     assert tokens_ahead == tokens and len(vectors) == 2 * len(TEXTS)
     for sequence_id, vector in vectors.items():
@@ -76,14 +69,3 @@ def run(folder: Path, attention: str) -> tuple[dict[int, list[int]], dict[int, N
     while core.has_work():
         step()
     return tokens, vectors
-
-
-def _replayed_steps(config: EngineConfig, model: Any) -> GraphedSteps | None:
-    """Graphs that call what they captured."""
-    made = GraphedSteps(
-        model,
-        max_num_seqs=config.max_num_seqs,
-        max_num_tokens=config.step_tokens("cpu"),
-        make_capture=lambda: lambda run: SimpleNamespace(replay=run),
-    )
-    return made if model.uses_triton else None

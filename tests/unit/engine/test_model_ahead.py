@@ -1,7 +1,6 @@
 """A model whose steps are computed ahead: the tokens and log-probabilities of one whose steps are not."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,14 +10,12 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.grammar_spec import GrammarSpec
 from engine.messages import AddSequence
-from engine.runner import step_forwards, step_shapes
 from engine.runner.batch_inputs import BatchInputs
-from engine.runner.cuda_graphs import GraphedSteps
-from engine.runner.model_runner import ModelRunner
 from engine.runner.step_ahead import StepAhead
 from engine.runner.step_sampler import DeviceTokens
 from engine.sampling_params import SamplingParams
 from tests.fakes.fast_interpreter import speed_up_interpreter
+from tests.fakes.replayed_steps import replay_steps
 from tests.fakes.tiny_models import make_tiny_model
 
 speed_up_interpreter()
@@ -41,11 +38,7 @@ def test_a_model_gives_the_same_tokens_ahead_and_launches_each_step_before_the_o
     kinds: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_tiny_model("llama", tmp_path)
-    for name in ("_MIXED_STEP", "_MIN_MIXED_SEQS"):
-        monkeypatch.setattr(step_shapes, name, 4)
-    monkeypatch.setattr(step_shapes, "_MIN_BLOCKS", 2)
-    monkeypatch.setattr(step_forwards, "_graphed_steps", _replayed_steps)
-    monkeypatch.setattr(ModelRunner, "_runs_ahead", lambda self: self._model.uses_triton)
+    replay_steps(monkeypatch)
     is_next_launched = _log_reads(monkeypatch)
     (tokens, logprobs), (tokens_ahead, logprobs_ahead) = [_run_model(folder, a, kinds) for a in ("torch", "triton")]
     assert tokens_ahead == tokens
@@ -76,17 +69,6 @@ def _log_reads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     monkeypatch.setattr(StepAhead, "launch", note_launch)
     monkeypatch.setattr(DeviceTokens, "start_reading", log_read)
     return is_next_launched
-
-
-def _replayed_steps(config: EngineConfig, model: Any) -> GraphedSteps | None:
-    """Graphs that call what they captured."""
-    made = GraphedSteps(
-        model,
-        max_num_seqs=config.max_num_seqs,
-        max_num_tokens=config.step_tokens("cpu"),
-        make_capture=lambda: lambda run: SimpleNamespace(replay=run),
-    )
-    return made if model.uses_triton else None
 
 
 def _run_model(folder: Path, attention: str, kinds: list[dict[str, Any]]) -> tuple[dict[int, list[int]], list[float]]:
