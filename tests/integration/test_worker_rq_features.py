@@ -14,7 +14,7 @@ from rq.webhook import Webhook
 
 from producer.contract import keys
 from tests.fakes.waiting import wait_until
-from tests.fakes.worker_runs import FUNCTION, WorkerThread, wait_for_no_leftovers, wait_for_result
+from tests.fakes.worker_runs import FUNCTION, WorkerThread, rq_queue, wait_for_no_leftovers, wait_for_result
 from worker.running_job import RunningJob
 
 
@@ -108,29 +108,43 @@ def test_a_dependent_job_runs_after_the_one_it_waits_for(
     wait_for_no_leftovers(redis_client)
 
 
+def add_ready_dependent(redis_client: redis.Redis, tenant: str) -> Job:
+    """As one who died between a commit and the enqueueing of its dependents leaves one. It is a tenant's: RQ's own
+    maintenance, which a worker runs on another thread, leaves their queues alone."""
+    queue = rq_queue(redis_client, keys.tenant_queue(keys.DEFAULT_QUEUE, tenant))
+    kwargs = {"prompt": "Hello", "max_tokens": 2, "tenant": tenant}
+    job = queue.create_job(FUNCTION, kwargs=kwargs, status=JobStatus.READY_TO_ENQUEUE)
+    job.save()
+    queue.ready_job_registry.add(job)
+    return job
+
+
 def test_a_dependent_whose_enqueueing_was_cut_short_is_enqueued(
+    worker_thread: WorkerThread, redis_client: redis.Redis
+) -> None:
+    job = add_ready_dependent(redis_client, "acme")
+    worker_thread.service._outcomes.enqueue_ready([job.origin])
+    assert job.get_status() is not JobStatus.READY_TO_ENQUEUE
+    assert wait_for_result(redis_client, job.id).status == "finished"
+
+
+def test_nobody_goes_to_queues_where_no_dependent_is_ready(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visits: list[str] = []  # on this thread: the worker's own maintenance goes through its queues on another
-    cleanup, caller = ReadyJobRegistry.cleanup, threading.current_thread()
+    caller = threading.current_thread()
 
     def note_visit(self: ReadyJobRegistry) -> None:
         if threading.current_thread() is caller:
             visits.append(self.name)
-        cleanup(self)
 
     monkeypatch.setattr(ReadyJobRegistry, "cleanup", note_visit)
-    outcomes = worker_thread.service._outcomes
-    for number in range(1000):
-        outcomes._queue(keys.tenant_queue(queue.name, f"tenant{number}"))
-    outcomes.enqueue_ready()
-    assert not visits  # nothing is ready: nobody goes from queue to queue
-    job = queue.create_job(FUNCTION, kwargs={"prompt": "Hello", "max_tokens": 2}, status=JobStatus.READY_TO_ENQUEUE)
-    job.save()
-    queue.ready_job_registry.add(job)
-    outcomes.enqueue_ready()
-    assert wait_for_result(redis_client, job.id).status == "finished"
-    assert queue.name in visits and not queue.ready_job_registry.get_job_ids()
+    tenants = [keys.tenant_queue(queue.name, f"tenant{number}") for number in range(1000)]
+    worker_thread.service._outcomes.enqueue_ready(tenants)
+    assert not visits
+    add_ready_dependent(redis_client, "tenant7")
+    worker_thread.service._outcomes.enqueue_ready(tenants)
+    assert visits == [tenants[7]]
 
 
 def test_a_callback_that_is_not_allowed_is_refused_and_never_called(
