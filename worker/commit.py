@@ -152,8 +152,9 @@ class Committer:
             again = replace(attempt, num_failures=num_failures + 1, backoff_seconds=MIN_BACKOFF_SECONDS)
             self._submit(again, after_seconds=FAILED_COMMIT_SECONDS[num_failures])
             return
-        message = f"the job's outcome could not be committed: {error!r}"
-        _log.error("action=commit_given_up job_id=%s error=%r", job.job_id, error)
+        reason = f"{type(error).__name__}: {error}"  # redis-py's errors leave their message out of their repr
+        message = f"the job's outcome could not be committed: {reason}"
+        _log.error("action=commit_given_up job_id=%s error=%s", job.job_id, reason)
         job.fail_commit(ErrorInfo(code=ErrorCode.INTERNAL, message=message))
         self._submit(_Try(self._threads, partial(self._commit_bare, reason=message), [job], is_bare=True))
 
@@ -190,6 +191,8 @@ class Committer:
             if dependents:
                 look.exists(*dependents)
             found, *replies = execute_each(look)
+        if isinstance(found, Exception):
+            raise found  # the right to read is gone: that says nothing of whose the jobs are
         rq_says, num_existing = replies[: len(jobs)], replies[len(jobs) :]
         held = []
         for job, fence, fields in zip(jobs, found, rq_says, strict=True):

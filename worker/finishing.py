@@ -73,14 +73,16 @@ class Finisher:
         self._ended = [job for job in self._ended if not self._finish_at_once(job)]
         while batch := self._ended[:MAX_BATCH]:
             with self._client.pipeline(transaction=False) as pipe:
+                pipe.mget([keys.fence_key(job.job_id) for job in batch])
                 for job in batch:
-                    pipe.get(keys.fence_key(job.job_id))
                     pipe.hmget(job_key(job.job_id), *RECORD_FIELDS)
-                replies = execute_each(pipe)
+                fences, *records = execute_each(pipe)
+            if isinstance(fences, Exception):
+                raise fences  # the right to read is gone: that says nothing of whose the jobs are
             del self._ended[: len(batch)]
-            for at, job in enumerate(batch):
+            for job, fence, rq_says in zip(batch, fences, records, strict=True):
                 try:
-                    self._decide(job, *replies[2 * at : 2 * at + 2])
+                    self._decide(job, fence, rq_says)
                 except Exception as error:  # of any type: one job's outcome must not stop the worker
                     _log.exception("action=outcome_failed job_id=%s", job.job_id)
                     self.fail_unwritable(job, repr(error))

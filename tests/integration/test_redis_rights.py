@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import redis
@@ -11,10 +13,15 @@ from redis.exceptions import NoPermissionError
 
 from producer import Client, RedisUnavailableError
 from producer.redis_failures import explain
+from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import WorkerThread
+from tests.unit.worker.test_held_jobs import make_claim, make_job
+from worker.commit import Committer
 from worker.embedded_redis import EmbeddedRedis
 from worker.errors import StartRefusedError
+from worker.finishing import Finisher
 from worker.redis_client import check_server
+from worker.running_job import RunningJob
 
 README = Path(__file__).parents[2] / "deploy" / "README.md"
 
@@ -78,3 +85,43 @@ async def test_a_refusal_is_told_without_the_command_that_redis_py_quotes(server
         assert "a prompt" in str(error)
         said = explain(error, url)
         assert re.search(r"refuses us: User promptmill has no permissions to run the 'hset' command; give", said), said
+
+
+@pytest.fixture
+def blind(server: EmbeddedRedis) -> Iterator[redis.Redis]:
+    """A worker's connection that has lost the right to read who holds its jobs."""
+    with redis.Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "promptmill", "on", ">secret", *rights(), "-mget")
+    with redis.Redis.from_url(server.url.replace("://", "://promptmill:secret@")) as connection:
+        yield connection
+
+
+def ended_job() -> RunningJob:
+    job = make_job(make_claim())
+    job.rq_job = SimpleNamespace(webhooks=[])
+    job.end()
+    return job
+
+
+def test_who_may_not_read_whose_a_job_is_takes_it_for_no_other_attempts(blind: redis.Redis) -> None:
+    lost: list[RunningJob] = []
+    parts = cast(Any, SimpleNamespace(client=blind, outlet=None, intake=None, store=None))
+    finisher = Finisher(parts, cast(Any, None), post=lambda call: None, on_lost=lost.append, on_end=lost.append)
+    finisher.add(ended_job())
+    with pytest.raises(NoPermissionError, match="mget"):
+        finisher.decide()
+    assert not lost and finisher.has_work
+
+
+def test_a_commit_that_may_not_read_whose_its_job_is_says_so(
+    blind: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.commit.FAILED_COMMIT_SECONDS", ())
+    over: list[RunningJob] = []
+    committer = Committer(blind, cast(Any, None), over.append)
+    job = ended_job()
+    job.decide("cancelled")
+    committer.commit([job])
+    wait_until(lambda: over)
+    committer.close(5.0)
+    assert job.error is not None and "NoPermissionError" in job.error.message and "mget" in job.error.message
