@@ -87,6 +87,7 @@ class BatchRecord(BaseModel):
     unserved_since: int | None = None
     unreadable_since: int | None = None
     unwritable_since: int | None = None
+    uncarried_since: int | None = None  # told by who reads the record: the end of the last lease
     awaited_model: str | None = None  # of an input that was read, and cannot be run before a worker serves it
     in_progress_at: int | None = None
     finalizing_at: int | None = None
@@ -159,6 +160,9 @@ class BatchRecord(BaseModel):
         if self.status.has_ended:
             return []
         found: list[BatchProblem] = []
+        if self.uncarried_since is not None:
+            rule = "every gateway carries as many batches as it can: this one's turn comes when one of those has ended"
+            found.append(BatchProblem(code="no_carrier", message=rule))
         if self.unserved_since is not None:
             rule = f"no live worker serves {self.awaited_model!r}: the batch waits for one, and fails if none comes"
             found.append(BatchProblem(code="no_worker", message=f"body.model: {rule}", param="body.model"))

@@ -23,6 +23,7 @@ from producer.gateway.files.file_keys import EVERYBODYS, NOBODYS
 from producer.operations import send
 
 PAGE_AT_ONCE = 200  # records read in one round trip
+UNCARRIED_SECONDS = 10  # from when on it is said that nobody carries a batch: carriers look every second
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,5 +115,21 @@ class BatchRecords:
     async def _read(self, ids: list[str]) -> list[BatchRecord | None]:
         if not ids:
             return []
-        hashes = await self._redis.run(send(*(("HGETALL", batch_key(batch_id)) for batch_id in ids)))
-        return [BatchRecord.parse(name, values) if values else None for name, values in zip(ids, hashes, strict=True)]
+        reads = [("HGETALL", batch_key(batch_id)) for batch_id in ids]
+        free_from = [("ZSCORE", OPEN_KEY, batch_id) for batch_id in ids]
+        (seconds, _), *replies = await self._redis.run(send(("TIME",), *reads, *free_from))
+        hashes, scores = replies[: len(ids)], replies[len(ids) :]
+        records = (BatchRecord.parse(name, found) if found else None for name, found in zip(ids, hashes, strict=True))
+        return [
+            record and _note_uncarried(record, score, int(seconds))
+            for record, score in zip(records, scores, strict=True)
+        ]
+
+
+def _note_uncarried(record: BatchRecord, free_from: bytes | None, now: int) -> BatchRecord:
+    """`free_from`: when its last lease ends; 0 where there was none, None where the batch has ended. As of Redis'
+    clock."""
+    if free_from is None:
+        return record
+    since = max(record.created_at, int(float(free_from)))
+    return record.model_copy(update={"uncarried_since": since}) if now - since >= UNCARRIED_SECONDS else record

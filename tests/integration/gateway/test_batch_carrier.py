@@ -3,10 +3,13 @@
 import asyncio
 from pathlib import Path
 
+import pytest
 import redis as redis_py
 
 from producer.contract import keys
+from producer.gateway.batches import batch_records
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
+from producer.gateway.files.file_keys import EVERYBODYS
 from tests.fakes.batches import BatchBench, batch_bench, events_owed, line
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.held_job import HeldJob
@@ -114,6 +117,25 @@ async def test_a_model_whose_workers_are_gone_for_long_fails_the_batch(
     [problem] = (await bench.get(created.id)).problems
     assert problem.code == "model_not_found" and "served are: another" in problem.message
     assert (await bench.get(created.id)).status is BatchStatus.FAILED
+
+
+async def test_a_batch_that_no_gateway_has_a_place_for_says_so(
+    bench: BatchBench, low: FakeWorker, redis_client: redis_py.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_records, "UNCARRIED_SECONDS", 3600)
+    created = await bench.create([line("a")])
+    assert (await bench.get(created.id)).to_body()["errors"] is None  # it has just been made
+    redis_client.hincrby(f"promptmill:batch:{created.id}", "created_at", -3600)
+    waiting = await bench.get(created.id)
+    assert (await bench.records.page(whose=EVERYBODYS, after=None, limit=1)).records == [waiting]
+    assert waiting.status is BatchStatus.VALIDATING
+    [problem] = waiting.to_body()["errors"]["data"]
+    assert problem["code"] == "no_carrier" and "turn comes when one of those has ended" in problem["message"]
+    lease = await bench.claim()
+    assert lease is not None and (await bench.get(created.id)).to_body()["errors"] is None
+    with low.serving(echo):
+        await bench.carrier(lease).carry()
+    assert (await bench.get(created.id)).to_body()["errors"] is None
 
 
 async def test_a_batch_whose_only_worker_is_replaced_is_completed_by_the_next(
