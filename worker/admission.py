@@ -61,6 +61,7 @@ class Admission:
         wake: Callable[[], None],
     ) -> None:
         self._client = parts.client
+        self._clock = parts.clock
         self._engine = parts.engine
         self._intake = parts.intake
         self._outlet = parts.outlet
@@ -175,7 +176,7 @@ class Admission:
             self._lone = job
 
     def _start(self, job: RunningJob) -> None:
-        job.stop_cause = job.stop_cause or job.passed_limit(time.monotonic(), time.time())
+        job.stop_cause = job.stop_cause or job.passed_limit(time.monotonic(), self._clock.now())
         if job.stop_cause is not None:
             self._end(job)
             return

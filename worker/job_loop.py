@@ -50,6 +50,7 @@ class JobLoop:
     ) -> None:
         """`max_num_seqs`: sequences given to the engine. `max_num_jobs`: jobs held, until their commits."""
         self._client = parts.client
+        self._clock = parts.clock
         self._engine = parts.engine
         self._scripts = parts.scripts
         self._intake = parts.intake
@@ -156,7 +157,7 @@ class JobLoop:
             waits.append(max(claim_in, retry_in))
         if self._drains_until is not None:
             waits.append(max(0.0, self._drains_until - now))
-        dues = (self._outlet.seconds_until_due(now), self._limits.seconds_until_due(now, time.time()))
+        dues = (self._outlet.seconds_until_due(now), self._limits.seconds_until_due(now, self._clock.now()))
         return min([*waits, *(due for due in dues if due is not None)])
 
     def _advance(self, now: float) -> None:
@@ -246,7 +247,7 @@ class JobLoop:
 
     def _check_limits(self, now: float) -> None:
         """Deadlines and RQ's timeouts."""
-        epoch_now = time.time()
+        epoch_now = self._clock.now()
         for job in self._limits.take_passed(now, epoch_now):
             cause = job.passed_limit(now, epoch_now) if job.stop_cause is None else None
             if cause == "failed":

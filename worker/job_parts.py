@@ -8,6 +8,7 @@ from engine.engine import InferenceEngine
 from worker.intake import Intake
 from worker.outlet.base import ResultStore
 from worker.outlet.stream import StreamOutlet
+from worker.redis_clock import RedisClock
 from worker.rq_bridge import Outcomes
 from worker.scripts import Scripts
 from worker.webhook_courier import WebhookCourier
@@ -18,6 +19,7 @@ class JobParts:
     """Made once, by the service."""
 
     client: redis.Redis
+    clock: RedisClock
     engine: InferenceEngine
     scripts: Scripts
     intake: Intake

@@ -15,6 +15,7 @@ from producer.contract import WorkerInfo, keys
 from worker.claim import Claim
 from worker.held_jobs import HeldJobs
 from worker.redis_client import REDIS_AWAY
+from worker.redis_clock import RedisClock
 from worker.rq_bridge import RqBridge
 from worker.scripts import Scripts
 
@@ -37,6 +38,7 @@ class LeaseKeeper:
         client: redis.Redis,
         scripts: Scripts,
         bridge: RqBridge,
+        clock: RedisClock,
         *,
         lease_seconds: float,
         held: HeldJobs,
@@ -47,6 +49,7 @@ class LeaseKeeper:
         self._client = client
         self._scripts = scripts
         self._bridge = bridge
+        self._clock = clock
         self._lease_seconds = lease_seconds
         self._interval = min(MAX_INTERVAL_SECONDS, lease_seconds / BEATS_PER_LEASE)
         self._held = held
@@ -80,6 +83,7 @@ class LeaseKeeper:
         with self._client.pipeline(transaction=False) as pipe:
             self._bridge.add_beat(pipe, num_jobs=len(held), is_suspended=self._is_suspended())
             pipe.set(keys.worker_key(info.name), info.model_dump_json(), ex=INFO_TTL_SECONDS)
+            pipe.time()
             self._scripts.beat(
                 pipe,
                 worker=self._bridge.name,
@@ -90,9 +94,11 @@ class LeaseKeeper:
                 was_away=self._was_away,
             )
             replies = pipe.execute()
+        seconds, microseconds = replies[-2]
+        self._clock.set(seconds + microseconds / 1e6)
         self._was_away = False
         self._held.forget_lost(len(lost))
-        if replies[0] == 1:
+        if 1 in replies[:2]:
             self._bridge.register_again()
         self._tell(claims, replies[-1])
 

@@ -26,6 +26,7 @@ from worker.parsing.model_format import ModelFormat
 from worker.queue_watch import QueueWatch
 from worker.recovery import Sweeper
 from worker.redis_client import REDIS_AWAY, reached
+from worker.redis_clock import RedisClock
 from worker.rq_bridge import SLOTS_SECONDS, JobReader, Outcomes, RqBridge, max_call_bytes
 from worker.scripts import Scripts
 from worker.settings import WorkerSettings
@@ -59,6 +60,7 @@ class WorkerService:
         self._stats: dict[str, Any] = {}
         self._has_handed_over = False
         self._scripts = Scripts()
+        self._clock = RedisClock()
         self._bridge = RqBridge(client, settings.queue_names, name=self.name)
         reader = JobReader(
             client,
@@ -129,6 +131,7 @@ class WorkerService:
         max_num_seqs = settings.max_num_seqs + num_prefetched
         parts = JobParts(
             client=self._client,
+            clock=self._clock,
             engine=self._engine,
             scripts=self._scripts,
             intake=self._intake,
@@ -150,6 +153,7 @@ class WorkerService:
             self._client,
             self._scripts,
             self._bridge,
+            self._clock,
             lease_seconds=self._settings.lease_seconds,
             held=self._loop.held,
             describe=self._describe,

@@ -1,5 +1,7 @@
 """Leases that end on a real Redis: what a sweep and a hand-over bring back, in what order, and when sweepers wait."""
 
+import time
+
 import pytest
 import redis
 from rq import Queue
@@ -124,6 +126,27 @@ def test_a_live_lease_is_not_swept(redis_client: redis.Redis, scripts: Scripts, 
     enqueue_many(queue, 2)
     claim(redis_client, scripts)
     assert sweep(redis_client, scripts) == ([], [])
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_lease_ends_by_redis_clock_whatever_its_holders_and_its_sweepers_say(
+    hours: int, redis_client: redis.Redis, scripts: Scripts, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, now = enqueue_many(queue, 2), time.time
+
+    def put_forward(by_hours: int) -> None:
+        monkeypatch.setattr(time, "time", lambda: now() + 3600 * by_hours)
+
+    put_forward(hours)
+    beat(redis_client, scripts, *claim(redis_client, scripts))
+    put_forward(-hours)
+    assert sweep(redis_client, scripts) == ([], [])
+    end_leases(redis_client)
+    put_forward(hours)
+    assert sorted(sweep(redis_client, scripts)[0]) == sorted(ids)
+    put_forward(-hours)
+    again = claim(redis_client, scripts, request_id="again")
+    assert [(held.attempt, held.is_resumable) for held in again] == [(2, True)] * 2
 
 
 def test_a_cancelled_job_of_a_dead_worker_is_leased_to_the_sweeper(

@@ -2,17 +2,16 @@
 
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import redis
 from rq import Queue, Retry
 from rq.job import Job, JobStatus
 
-import worker.job_loop
 from producer.contract import ErrorCode, keys
 from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import FUNCTION, WorkerThread, stream_text, wait_for_no_leftovers, wait_for_result
+from worker.redis_clock import RedisClock
 
 
 @pytest.fixture
@@ -26,8 +25,7 @@ def overdue(
         deadline = time.time() + 3600
         job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, deadline=deadline)
         wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 1)
-        then = SimpleNamespace(monotonic=time.monotonic, time=lambda: deadline)
-        monkeypatch.setattr(worker.job_loop, "time", then)
+        monkeypatch.setattr(RedisClock, "now", lambda _: deadline)
         return job
 
     return overdue
@@ -80,16 +78,29 @@ def test_a_job_without_a_token_at_its_deadline_has_failed(
     worker_thread.engine.go_on()
 
 
-def test_a_job_that_comes_back_after_its_deadline_keeps_what_it_had(
-    redis_url: str, queue: Queue, redis_client: redis.Redis
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_deadline_is_held_against_redis_clock_whatever_the_workers_says(
+    hours: int, redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = time.time
+    passed, far = (
+        queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, deadline=now() + seconds) for seconds in (-60, 600)
+    )
+    monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
+    with WorkerThread(redis_url):
+        assert [wait_for_result(redis_client, job.id).status for job in (passed, far)] == ["failed", "finished"]
+
+
+def test_a_job_that_comes_back_after_its_deadline_keeps_what_it_had(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadline = time.time() + 3600
     with WorkerThread(redis_url) as first:
         first.engine.step_seconds = 0.01
-        deadline = time.time() + 1.0
         job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, deadline=deadline)
         wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 2)
     assert job.get_status() is JobStatus.QUEUED
-    wait_until(lambda: time.time() > deadline)
+    monkeypatch.setattr(RedisClock, "now", lambda _: deadline)
     with WorkerThread(redis_url) as second:
         result = wait_for_result(redis_client, job.id)
     assert second.engine.submitted == [] and result.attempts == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from rq import Queue
 from rq.worker import BaseWorker
 
 from engine.engine import InferenceEngine
@@ -16,7 +17,9 @@ from producer.gateway.server import run_gateway
 from producer.gateway.settings import GatewaySettings
 from producer.transport import Transport
 from producer.workers import was_served
-from tests.fakes.worker_runs import WorkerThread
+from tests.fakes.fake_engine import FakeEngine
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import WorkerThread, enqueue_many, wait_for_no_leftovers, wait_for_result
 from worker.embedded_redis import EmbeddedRedis
 from worker.errors import StartRefusedError
 from worker.rq_bridge import RqBridge
@@ -102,3 +105,20 @@ def test_the_name_of_a_dead_worker_of_this_host_is_taken_over(redis_url: str, re
     dead.register()
     with WorkerThread(redis_url, worker_name="mill-1"):
         assert [seen.pid for seen in BaseWorker.all(connection=redis_client)] == [os.getpid()]
+
+
+def test_two_workers_that_share_a_name_lose_and_double_no_job(
+    redis_url: str, redis_client: redis.Redis, queue: Queue
+) -> None:
+    """As in two containers that share the host's name, where both are process 1: neither can tell that the other is no
+    earlier life of its own."""
+    with WorkerThread(redis_url, FakeEngine(step_seconds=0.005), worker_name="mill-1", max_num_seqs=4) as first:
+        with WorkerThread(redis_url, FakeEngine(step_seconds=0.005), worker_name="mill-1", max_num_seqs=4) as second:
+            ids = enqueue_many(queue, 40, max_tokens=10)
+            assert {wait_for_result(redis_client, job_id).attempts for job_id in ids} == {1}
+            submitted = first.engine.submitted + second.engine.submitted
+            assert sorted(submitted) == sorted(f"{job_id}:1" for job_id in ids)
+            wait_for_no_leftovers(redis_client)
+        wait_until(lambda: [seen.name for seen in BaseWorker.all(connection=redis_client)] == ["mill-1"])
+        wait_until(lambda: redis_client.exists(keys.worker_key("mill-1")))
+        assert wait_for_result(redis_client, enqueue_many(queue, 1, max_tokens=5)[0]).status == "finished"

@@ -95,7 +95,9 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
         self.set_state(WorkerStatus.STARTED)
 
     def add_beat(self, pipe: Pipeline, *, num_jobs: int, is_suspended: bool) -> None:
-        """RQ's heartbeat and state. The first reply is 1 if Redis had forgotten the worker: `register_again`."""
+        """RQ's heartbeat and state. One of the first two replies is 1 if another worker of this name has signed off, or
+        Redis had forgotten this one: `register_again`."""
+        pipe.hdel(self.key, "death")
         self.heartbeat(pipeline=pipe)
         idle = WorkerStatus.SUSPENDED if is_suspended else WorkerStatus.IDLE
         self.set_state(WorkerStatus.BUSY if num_jobs else idle, pipeline=pipe)
