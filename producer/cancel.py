@@ -84,7 +84,7 @@ def _compose(job_id: str, entries: list[Any], request: dict[str, Any]) -> tuple[
     chunks = [] if has_ended else [delivery.chunk for delivery in deliveries]
     choices = [Choice.join(index, chunks, cut_off="cancelled") for index in range(_num_choices(request))]
     attempt = reader.last_id.attempt + 1
-    usage = _usage(entries, choices)
+    usage = _usage(entries, chunks)
     marker = Marker(job_id=job_id, attempt=attempt, worker=WRITER, reset=has_ended)
     lines = [(str(EntryId(attempt, 0)), keys.MARKER_FIELD, marker.to_wire())]
     open_chunks: list[Chunk | Done] = [
@@ -125,12 +125,17 @@ def _num_choices(request: dict[str, Any]) -> int:
     return wanted if isinstance(wanted, int) and 1 <= wanted <= MAX_CHOICES else 1
 
 
-def _usage(entries: list[Any], choices: list[Choice]) -> Usage:
+def _usage(entries: list[Any], chunks: list[Chunk]) -> Usage:
     """The prompt's tokens are known once a worker has begun: its first marker lists them."""
     markers = [fields[keys.MARKER_FIELD.encode()] for _, fields in entries if keys.MARKER_FIELD.encode() in fields]
     prompts = [len(Marker.model_validate_json(marker).prompt_token_ids or []) for marker in markers]
-    num_prompt, num_output = max(prompts, default=0), sum(len(choice.token_ids) for choice in choices)
-    return Usage(prompt_tokens=num_prompt, completion_tokens=num_output, total_tokens=num_prompt + num_output)
+    num_prompt, num_output = max(prompts, default=0), sum(len(chunk.token_ids) for chunk in chunks)
+    return Usage(
+        prompt_tokens=num_prompt,
+        completion_tokens=num_output,
+        total_tokens=num_prompt + num_output,
+        reasoning_tokens=sum(chunk.reasoning_tokens or 0 for chunk in chunks),
+    )
 
 
 def _write(

@@ -151,7 +151,7 @@ class RunningJob:
             return None
         if output.index not in self._parsers:
             self._parsers[output.index] = plan.build_parser(self.job_id, output.index)
-        return self._parsers[output.index].read(output.text, output.finish_reason)
+        return self._parsers[output.index].read(output.text, output.finish_reason, token_ids=output.token_ids)
 
     def end(self) -> None:
         self.stage = Stage.ENDED

@@ -60,6 +60,7 @@ class Chunk(_Wire):
     """Tokens one choice was given, and the text they released. Text held back (stop string, UTF-8) comes later.
 
     `text` is the answer's content alone: what a model thought is `reasoning`, the calls it made are `tool_calls`.
+    `reasoning_tokens`: how many more of the choice's tokens are known to be of the latter, markers included.
     `token_offset` counts the choice's tokens before this chunk. A reader yields one chunk with `reset` set, and
     nothing else in it, where an attempt started over: what was shown before is void.
     """
@@ -72,6 +73,7 @@ class Chunk(_Wire):
     prompt: PromptEcho | None = None  # with `echo`, in the first chunk of choice 0
     tool_calls: list[ToolCallDelta] | None = None
     reasoning: str | None = None
+    reasoning_tokens: int | None = None
     finish_reason: FinishReason | None = None
     reset: bool = Field(default=False, exclude=True)
 
@@ -100,6 +102,7 @@ class Usage(BaseModel):
     completion_tokens: int = 0
     total_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0  # of the completion's
 
 
 class Done(_Wire):

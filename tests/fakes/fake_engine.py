@@ -16,7 +16,7 @@ from engine.outputs import ErrorKind, RequestOutput, TokenLogprob
 from engine.pooling import Pooling
 from engine.sampling_params import SamplingParams
 from tests.fakes.fake_embeddings import HIDDEN_SIZE, EmbeddingRequest
-from tests.fakes.fake_tokenizer import POISON_TOKEN, VOCAB_SIZE, FakeTokenizer, text_of
+from tests.fakes.fake_tokenizer import POISON_TOKEN, VOCAB_SIZE, FakeTokenBytes, FakeTokenizer, text_of
 
 OnOutput = Callable[[RequestOutput], None]
 
@@ -101,6 +101,8 @@ class FakeEngine:
         """`script`: the text of each token of every answer, which then stops by itself."""
         self.tokenizer = FakeTokenizer(chat_template)
         self.script = script
+        if script is not None:
+            self.tokenizer.token_bytes = FakeTokenBytes(enumerate(text.encode() for text in script))
         self.info = EngineInfo(
             model_dir="fake",
             device="cpu",

@@ -14,6 +14,9 @@ class FakeTokenBytes(dict[int, bytes]):
     def __missing__(self, token_id: int) -> bytes:
         return f" {token_id}".encode()
 
+    def showing(self, token_ids: tuple[int, ...]) -> "FakeTokenBytes":
+        return self
+
     def at_start(self, token_id: int) -> bytes:
         return self[token_id]
 

@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import redis
 
@@ -128,20 +128,21 @@ class FakeWorker:
         return info
 
 
-def echo(job: HeldJob) -> None:
-    """The prompt back, a word a chunk, for each choice; a job whose prompt is `fail` fails behind its first word."""
+def echo(job: HeldJob, **others: Any) -> None:
+    """The prompt back, a word a chunk, for each choice; a job whose prompt is `fail` fails behind its first word.
+    `others`: more of the last chunk's fields."""
     prompt = job.arguments.get("prompt")
     text = prompt if isinstance(prompt, str) else str(job.arguments["messages"][-1]["content"])
     words = [word + " " for word in text.split(" ")][: job.arguments.get("max_tokens")]
     job.begin()
     if words[0] == "fail ":
-        job.write(words[0], finish_reason="error")
+        job.write(words[0], finish_reason="error", **others)
         job.end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="told to fail"))
         return
     for index in range(job.arguments.get("n", 1)):
         for word in words[:-1]:
             job.write(word, index=index)
-        job.write(words[-1], index=index, finish_reason="length")
+        job.write(words[-1], index=index, finish_reason="length", **others)
     job.end()
 
 

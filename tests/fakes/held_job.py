@@ -156,6 +156,7 @@ class HeldJob:
             completion_tokens=num_tokens,
             total_tokens=num_prompt + num_tokens,
             cached_tokens=self.num_cached_tokens,
+            reasoning_tokens=sum(chunk.reasoning_tokens or 0 for chunk in self.chunks),
         )
 
     def _append(self, field_name: Literal["m", "d"] | str, data: str, *, publish: bool) -> None:

@@ -62,9 +62,10 @@ def test_llamas_calls_need_no_marker(redis_url: str) -> None:
 
 
 def test_a_thought_is_told_from_the_answer_without_tools_too(redis_url: str) -> None:
-    chunks, choice = run(redis_url, ["<think>", "\nIt is", " 3.\n</th", "ink>\n\n", "3"], QWEN3)
+    chunks, choice = run(redis_url, ["<think>", "\nIt is", " 3.\n</th", "ink>\n\n", "3", ""], QWEN3)
     assert (choice.text, choice.reasoning, choice.tool_calls, choice.finish_reason) == ("3", "It is 3.", None, "stop")
     assert "".join(chunk.reasoning or "" for chunk in chunks) == "It is 3."
+    assert sum(chunk.reasoning_tokens or 0 for chunk in chunks) == 4
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,13 @@ class ChoiceOutput:
     reasoning: list[str] = field(default_factory=list)
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    num_reasoning_tokens: int = 0  # of them
     logprobs: list[TokenLogprob] | None = None  # aligned with token_ids, if they are wanted
     prompt: PromptEcho | None = None  # of the first choice, if it is wanted
     finish_reason: FinishReason | None = None
     num_encoded_texts: int = 0
     num_encoded_reasonings: int = 0
+    num_encoded_reasoning_tokens: int = 0
     num_encoded_deltas: int = 0
     num_encoded_tokens: int = 0
     is_prompt_encoded: bool = False
@@ -41,6 +43,7 @@ class ChoiceOutput:
             self.text.append(parsed.text)
         if parsed.reasoning:
             self.reasoning.append(parsed.reasoning)
+        self.num_reasoning_tokens += parsed.num_reasoning_tokens
         self.tool_calls += parsed.tool_calls
         self.finish_reason = parsed.finish_reason or self.finish_reason
 
@@ -55,6 +58,7 @@ class ChoiceOutput:
         self.num_encoded_tokens = len(self.token_ids)
         self.num_encoded_texts = len(self.text)
         self.num_encoded_reasonings = len(self.reasoning)
+        self.num_encoded_reasoning_tokens = self.num_reasoning_tokens
         self.num_encoded_deltas = len(self.tool_calls)
         self.is_prompt_encoded = True
         self.is_finish_encoded = self.finish_reason is not None
@@ -65,7 +69,8 @@ class ChoiceOutput:
         if chunk.logprobs is not None:
             self.logprobs = [*(self.logprobs or ()), *chunk.logprobs]
         self.prompt = chunk.prompt or self.prompt
-        self.take(ParsedText(chunk.text, chunk.reasoning or "", tuple(chunk.tool_calls or ()), chunk.finish_reason))
+        calls, num_tokens = tuple(chunk.tool_calls or ()), chunk.reasoning_tokens or 0
+        self.take(ParsedText(chunk.text, chunk.reasoning or "", calls, chunk.finish_reason, num_tokens))
         self.mark_encoded()
 
     def agrees_with(self, token_ids: list[int], parsed: ParsedText) -> bool:
@@ -108,6 +113,7 @@ class ChoiceOutput:
             self.logprobs is None
             and prompt is None
             and self.num_encoded_reasonings == len(self.reasoning)
+            and self.num_encoded_reasoning_tokens == self.num_reasoning_tokens
             and self.num_encoded_deltas == len(self.tool_calls)
         )
         if is_content:
@@ -123,6 +129,7 @@ class ChoiceOutput:
                 prompt=prompt,
                 tool_calls=merge_deltas(self.tool_calls[self.num_encoded_deltas :]) or None,
                 reasoning="".join(self.reasoning[self.num_encoded_reasonings :]) or None,
+                reasoning_tokens=(self.num_reasoning_tokens - self.num_encoded_reasoning_tokens) or None,
                 finish_reason=finish_reason,
             ).to_wire()
         self.mark_encoded()

@@ -72,6 +72,7 @@ class JobStream:
             parsed = parsed or ParsedText(output.text, finish_reason=output.finish_reason)
             if not choice.agrees_with(output.token_ids, parsed):
                 raise ReplayMismatchError(self.job_id, output.index)
+            choice.num_reasoning_tokens = parsed.num_reasoning_tokens  # an older worker counted none
             choice.finish_reason = parsed.finish_reason or choice.finish_reason
         else:
             assert output.token_offset == len(choice.token_ids), "the engine left out or repeated tokens"
@@ -233,6 +234,7 @@ class JobStream:
             completion_tokens=num_output,
             total_tokens=self.num_prompt_tokens + num_output,
             cached_tokens=self.num_cached_tokens,
+            reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices),
         )
 
     def choices(self) -> list[Choice]:

@@ -20,12 +20,14 @@ _NOT_JSON_IN_TAGS = ("<function=", "<arg_key>")  # what others than Hermes' kin 
 
 @dataclass(frozen=True, slots=True)
 class ModelFormat:
-    """`marker_tokens`: the markers that are tokens. These may be special and have no text: the engine shows them."""
+    """`marker_tokens`: the markers that are tokens. These may be special and have no text: the engine shows them.
+    `token_bytes`: what each token adds to the text that it gives, them included."""
 
     tool_calls: ToolCallFormat | None
     tool_parser: ToolParserName
     has_reasoning: bool
     marker_tokens: Mapping[str, int] = field(default_factory=dict)
+    token_bytes: Mapping[int, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def select(
@@ -39,13 +41,19 @@ class ModelFormat:
         """`templates`: the model's chat templates, those it has."""
         template = "\n".join(templates)
         tool_calls = _detect(tokenizer, template) if tool_parser == "auto" else _FORMATS.get(tool_parser)
-        has_reasoning = reasoning_parser == "think" or (reasoning_parser == "auto" and OPENS in template)
+        has_reasoning = reasoning_parser == "think" or (reasoning_parser == "auto" and _knows_thoughts(template))
         markers = [OPENS, CLOSES] if has_reasoning else []
         if tool_calls is not None:
             markers += [tool_calls.opens, *([tool_calls.closes] if tool_calls.closes else [])]
         ids = {marker: tokenizer.token_id(marker) for marker in markers}
         tokens = {marker: token_id for marker, token_id in ids.items() if token_id is not None}
-        return cls(tool_calls, tool_parser, has_reasoning, tokens)
+        shown = tokenizer.token_bytes.showing(tuple(tokens.values()))
+        return cls(tool_calls, tool_parser, has_reasoning, tokens, shown)
+
+
+def _knows_thoughts(template: str) -> bool:
+    """One that leaves earlier thoughts out may know the marker behind them alone (DeepSeek R1's first)."""
+    return OPENS in template or CLOSES in template
 
 
 def _detect(tokenizer: Tokenizer, template: str) -> ToolCallFormat | None:

@@ -1,13 +1,15 @@
 """How the outputs of one job are to be read: for calls, for thoughts, or not at all."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from producer.contract import ErrorCode, JobRequest, tool_names
 from worker.errors import JobRefusedError
 from worker.parsing.model_format import ModelFormat
 from worker.parsing.output_parser import OutputParser
 from worker.parsing.reasoning_parser import OPENS, ReasoningParser
+from worker.parsing.thought_tokens import ThoughtTokens
 from worker.parsing.tool_call_parser import ToolCallFormat, ToolCallParser
 
 _CALL_ID_BYTES = 12
@@ -24,6 +26,7 @@ class OutputPlan:
     has_reasoning: bool
     begins_in_reasoning: bool  # the prompt ends with the marker that opens a thought
     visible_token_ids: tuple[int, ...]
+    token_bytes: Mapping[int, bytes] = field(repr=False, compare=False)
 
     @classmethod
     def of_chat(cls, request: JobRequest, prompt_end: str, model_format: ModelFormat) -> "OutputPlan | None":
@@ -47,6 +50,7 @@ class OutputPlan:
             has_reasoning=has_reasoning,
             begins_in_reasoning=has_reasoning and prompt_end.rstrip().endswith(OPENS),
             visible_token_ids=tuple(model_format.marker_tokens.values()),
+            token_bytes=model_format.token_bytes,
         )
 
     def build_parser(self, job_id: str, index: int) -> OutputParser:
@@ -61,7 +65,7 @@ class OutputPlan:
                 is_forced=self.is_forced,
             )
         reasoning = ReasoningParser(begins_inside=self.begins_in_reasoning) if self.has_reasoning else None
-        return OutputParser(reasoning, calls)
+        return OutputParser(reasoning, calls, ThoughtTokens(self.token_bytes) if self.has_reasoning else None)
 
 
 def _check_format(request: JobRequest, model_format: ModelFormat) -> None:

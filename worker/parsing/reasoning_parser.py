@@ -31,6 +31,8 @@ class ReasoningParser:
 
     def __init__(self, *, begins_inside: bool) -> None:
         self._at = _At.THOUGHT_BEGINNING if begins_inside else _At.BEGINNING
+        self.has_thought: bool | None = True if begins_inside else None
+        """None: not known yet."""
         self._unread = ""
         self._reasoning: list[str] = []
 
@@ -46,6 +48,7 @@ class ReasoningParser:
         if self._at is _At.THOUGHT and self._unread.strip():
             self._reasoning.append(self._unread.rstrip())
             self._unread = ""
+        self.has_thought = bool(self.has_thought)
         return self._take(has_answer=self._at is _At.BEGINNING)
 
     def _take(self, *, has_answer: bool) -> Split:
@@ -74,7 +77,8 @@ class ReasoningParser:
         text = self._unread.lstrip()
         if may_become(text, OPENS):
             return False
-        if text.startswith(OPENS):
+        self.has_thought = text.startswith(OPENS)
+        if self.has_thought:
             self._unread = text[len(OPENS) :]
             self._at = _At.THOUGHT_BEGINNING
         else:

@@ -76,6 +76,7 @@ class AnswerFile:
                 input_tokens=gathered.usage.input_tokens + usage.prompt_tokens,
                 cached_tokens=gathered.usage.cached_tokens + usage.cached_tokens,
                 output_tokens=gathered.usage.output_tokens + usage.completion_tokens,
+                reasoning_tokens=gathered.usage.reasoning_tokens + usage.reasoning_tokens,
             )
         is_large = gathered.num_bytes >= MAX_BYTES_A_PART and not self._is_store_away
         if is_large or time.monotonic() - self._last_part_at >= self._seconds_a_part():

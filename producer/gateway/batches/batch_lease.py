@@ -109,8 +109,8 @@ class BatchLease:
     ) -> bool:
         """The parts become the files', and their lines are answered: in one step. False: a part came too late, and is
         being deleted; write it again under another name."""
-        counts = [len(positions) - num_failed, num_failed]
-        arguments: list[Any] = [*counts, usage.input_tokens, usage.cached_tokens, usage.output_tokens, len(parts)]
+        tokens = [usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens]
+        arguments: list[Any] = [len(positions) - num_failed, num_failed, *tokens, len(parts)]
         for new in parts:
             fields = new.file.fields
             arguments += [new.field, new.file.id, new.part.name, new.part.num_bytes, len(fields), *fields]

@@ -144,14 +144,14 @@ return tostring(math.floor(file_time()) - tonumber(redis.call('HGET', batch_key(
 RECORD = Script(
     _FUNCTIONS
     + """
--- ARGV: id, fence, completed, failed, input, cached, output tokens, number of files, then of each: field, file id,
--- part, bytes, number of its fields, fields…; then positions of lines → recorded, late or lost
+-- ARGV: id, fence, completed, failed, input, cached, output, reasoning tokens, number of files, then of each: field,
+-- file id, part, bytes, number of its fields, fields…; then positions of lines → recorded, late or lost
 local id, fence = ARGV[1], ARGV[2]
 local key, answered = batch_key(id), batch_key(id) .. ':answered'
 if not is_carrier(id, fence) then return 'lost' end
 
-local files, at = {}, 9
-for _ = 1, tonumber(ARGV[8]) do
+local files, at = {}, 10
+for _ = 1, tonumber(ARGV[9]) do
   local file = {field = ARGV[at], id = ARGV[at + 1], part = ARGV[at + 2], bytes = ARGV[at + 3], fields = {}}
   local num_fields = tonumber(ARGV[at + 4])
   for i = 1, num_fields do file.fields[i] = ARGV[at + 4 + i] end
@@ -178,7 +178,8 @@ for _, file in ipairs(files) do
 end
 for i = at, #ARGV do redis.call('SETBIT', answered, ARGV[i], 1) end
 redis.call('HDEL', key, 'unwritable_since')
-for i, name in ipairs({'num_completed', 'num_failed', 'input_tokens', 'cached_tokens', 'output_tokens'}) do
+local counts = {'num_completed', 'num_failed', 'input_tokens', 'cached_tokens', 'output_tokens', 'reasoning_tokens'}
+for i, name in ipairs(counts) do
   redis.call('HINCRBY', key, name, ARGV[2 + i])
 end
 return 'recorded'

@@ -34,6 +34,7 @@ def test_every_line_is_answered_in_openais_shape(redis_url: str, worker: FakeWor
         "completion_tokens": 6,
         "total_tokens": 8,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 

@@ -103,7 +103,7 @@ def test_a_done_entry_decides_before_rq_shows_it(client: Client, worker: FakeWor
 def test_a_handed_over_job_keeps_its_partial_text(client: Client, worker: FakeWorker) -> None:
     job = client.submit("a")
     held = worker.claim().begin()
-    held.write("half ")
+    held.write("half ", reasoning="so", reasoning_tokens=3)
     held.hand_over()
     stream = job.stream(timeout=10)
     assert next(stream).text == "half "
@@ -111,7 +111,7 @@ def test_a_handed_over_job_keeps_its_partial_text(client: Client, worker: FakeWo
     assert [(chunk.text, chunk.finish_reason) for chunk in stream] == [("", "cancelled")]
     result = job.result(timeout=10)
     assert (result.text, result.attempts) == ("half ", 1)
-    assert result.usage == Usage(prompt_tokens=2, completion_tokens=5, total_tokens=7)
+    assert result.usage == Usage(prompt_tokens=2, completion_tokens=5, total_tokens=7, reasoning_tokens=3)
     with pytest.raises(redis.ResponseError, match="equal or smaller"):
         held.write("a dead worker's token")
 

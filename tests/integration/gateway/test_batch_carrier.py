@@ -26,7 +26,7 @@ async def test_a_batch_is_completed_with_its_answers_its_errors_its_counts_and_i
 
     def echo_from_the_cache(job: HeldJob) -> None:
         job.num_cached_tokens = 1
-        echo(job)
+        echo(job, reasoning_tokens=2)
 
     with low.serving(echo_from_the_cache):
         await bench.carry()
@@ -35,6 +35,7 @@ async def test_a_batch_is_completed_with_its_answers_its_errors_its_counts_and_i
     assert (record.num_lines, record.num_completed, record.num_failed) == (4, 2, 2)
     assert (record.usage.input_tokens, record.usage.cached_tokens) == (6, 3)
     assert record.usage.output_tokens == len("one two ") + len("fail ") + len("three ")
+    assert record.usage.reasoning_tokens == record.usage.to_body()["output_tokens_details"]["reasoning_tokens"] == 6
     assert record.in_progress_at and record.finalizing_at and record.completed_at and not record.failed_at
     output = await bench.read_lines(record.output_file_id)
     errors = {entry["custom_id"]: entry["response"] for entry in await bench.read_lines(record.error_file_id)}

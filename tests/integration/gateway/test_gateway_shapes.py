@@ -54,7 +54,7 @@ def with_a_call(job: HeldJob) -> None:
     pieces: Any = [{"index": 0, "function": {"arguments": piece}} for piece in ('{"city"', ':"Oslo"}')]
     answer(
         job,
-        {"reasoning": "hm", "token_ids": [1]},
+        {"reasoning": "hm", "token_ids": [1], "reasoning_tokens": 1},
         {"tool_calls": [call], "token_ids": [2]},
         *({"tool_calls": [piece], "token_ids": [3]} for piece in pieces),
         {"finish_reason": "tool_calls"},
@@ -89,8 +89,12 @@ def test_a_completions_logprobs_behind_its_echo(client: openai.OpenAI, worker: F
 def test_a_tool_call_whole_and_in_pieces(client: openai.OpenAI, worker: FakeWorker) -> None:
     with worker.serving(with_a_call):
         whole = client.chat.completions.create(model="fake", messages=ASK, tools=[TOOL])
-        stream = client.chat.completions.create(model="fake", messages=ASK, tools=[TOOL], stream=True)
-        chunks = [chunk.choices[0] for chunk in stream]
+        *told, last = client.chat.completions.create(
+            model="fake", messages=ASK, tools=[TOOL], stream=True, stream_options={"include_usage": True}
+        )
+    chunks = [chunk.choices[0] for chunk in told]
+    for usage in (whole.usage, last.usage):
+        assert usage and usage.completion_tokens_details and usage.completion_tokens_details.reasoning_tokens == 1
     message = whole.choices[0].message
     assert whole.choices[0].finish_reason == "tool_calls" and message.content is None and message.tool_calls
     function: Any = message.tool_calls[0]

@@ -29,7 +29,7 @@ def call(job: HeldJob) -> None:
         job.write(f"It says {job.arguments['messages'][-1]['content']}.", finish_reason="stop")
     else:
         function = {"name": "look", "arguments": '{"a":'}
-        job.write("", num_tokens=1, reasoning="I must look.")
+        job.write("", num_tokens=1, reasoning="I must look.", reasoning_tokens=1)
         job.write("", num_tokens=1, tool_calls=[{"index": 0, "id": "c1", "type": "function", "function": function}])
         job.write("", num_tokens=1, tool_calls=[{"index": 0, "function": {"arguments": "1}"}}])
         job.write("", finish_reason="tool_calls")
@@ -105,6 +105,8 @@ def test_a_call_is_made_and_its_output_is_answered(client: openai.OpenAI, worker
         first = judge_events(bodies_of(stream))
         thought, made = first.output
         assert thought.type == "reasoning" and thought.content and thought.content[0].text == "I must look."
+        assert first.usage is not None and first.usage.output_tokens_details.reasoning_tokens == 1
+        assert client.responses.retrieve(first.id).usage == first.usage
         assert isinstance(made, ResponseFunctionToolCall) and (made.name, made.arguments) == ("look", '{"a":1}')
         output: Any = {"type": "function_call_output", "call_id": made.call_id, "output": "18"}
         by_id = client.responses.create(model="fake", input=[output], tools=[TOOL], previous_response_id=first.id)

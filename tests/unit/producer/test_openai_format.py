@@ -174,7 +174,7 @@ def test_a_result_becomes_a_response() -> None:
         model="m",
         status="finished",
         choices=[Choice(index=0, text="Hi", token_ids=[1], finish_reason="deadline")],
-        usage=Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2, cached_tokens=1),
+        usage=Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2, cached_tokens=1, reasoning_tokens=1),
     )
     chat = response_body(CHAT_URL, result, created=5)
     assert chat == {
@@ -195,6 +195,7 @@ def test_a_result_becomes_a_response() -> None:
             "completion_tokens": 1,
             "total_tokens": 2,
             "prompt_tokens_details": {"cached_tokens": 1},
+            "completion_tokens_details": {"reasoning_tokens": 1},
         },
     }
     assert response_body(COMPLETIONS_URL, result, created=5)["choices"][0] == {

@@ -150,9 +150,9 @@ def test_usage_counts_all_choices_and_the_prompt_once() -> None:
     two = stream(num_choices=2)
     assert two.usage.cached_tokens == 0
     two.add(output("a", 1, 2, cached=3))
-    two.add(output("b", 3, index=1))
+    two.add(output("b", 3, index=1), ParsedText("b", num_reasoning_tokens=1))
     assert two.usage.model_dump() == {
-        "prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7, "cached_tokens": 3,
+        "prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7, "cached_tokens": 3, "reasoning_tokens": 1,
     }  # fmt: skip
 
 
@@ -181,11 +181,13 @@ def test_reasoning_and_tool_calls_stand_in_entries_of_their_own_fields() -> None
 
 def test_thoughts_alone_are_no_text_and_stand_in_one_entry() -> None:
     thinking = stream()
-    for token_id, thought in ((1, "so "), (2, "it is")):
-        thinking.add(output(thought, token_id, offset=token_id - 1), ParsedText(reasoning=thought))
+    for token_id, thought in ((1, ""), (2, "so "), (3, "it is")):
+        parsed = ParsedText(reasoning=thought, num_reasoning_tokens=1)
+        thinking.add(output(thought, token_id, offset=token_id - 1), parsed)
         thinking.encode_pending()
-    thinking.add(output("</think>", 3, offset=2), ParsedText(finish_reason="stop"))
-    assert [(chunk.reasoning, chunk.text) for chunk in chunks_of(thinking)] == [("so ", ""), ("it is", ""), (None, "")]
+    thinking.add(output("</think>", 4, offset=3), ParsedText(finish_reason="stop"))
+    chunks = [(chunk.reasoning, chunk.text, chunk.reasoning_tokens) for chunk in chunks_of(thinking)]
+    assert chunks == [(None, "", 1), ("so ", "", 1), ("it is", "", 1), (None, "", None)]
     (choice,) = thinking.choices()
     assert (choice.reasoning, choice.finish_reason) == ("so it is", "stop")
 

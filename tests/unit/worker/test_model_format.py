@@ -37,9 +37,10 @@ def request(**fields: Any) -> JobRequest:
         ("{{ '<|python_tag|>' }}", (), tool_call_parser.LLAMA, False),
         ("{{ '<tool_call><function=' ~ tools ~ arguments }}", (), None, False),
         ("{{ '[TOOL_CALLS]' ~ tools }}", (), None, False),
+        ("{{ messages[0].content.split('</think>')[-1] }}", (), None, True),
         ("", (), None, False),
     ],
-    ids=["hermes", "qwen3", "llama", "llama without its tag", "tag", "qwen coder", "mistral", "none"],
+    ids=["hermes", "qwen3", "llama", "llama without its tag", "tag", "qwen coder", "mistral", "deepseek", "none"],
 )
 def test_the_template_tells_how_calls_are_written(
     template: str, vocabulary: tuple[str, ...], expected: Any, has_reasoning: bool

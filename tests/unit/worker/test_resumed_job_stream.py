@@ -11,7 +11,7 @@ from worker.outlet.job_stream import JobStream
 from worker.parsing.parsed_text import ParsedText
 
 CALL: ToolCallDelta = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-SHOWN = ParsedText("ok", reasoning="so", tool_calls=(CALL,))
+SHOWN = ParsedText("ok", reasoning="so", tool_calls=(CALL,), num_reasoning_tokens=1)
 
 
 def resume() -> JobStream:
@@ -50,6 +50,20 @@ def test_of_a_replay_an_end_is_written_that_was_not_stored_and_nothing_else() ->
     (chunk,) = [parse_entry(wire) for wire in flat[1::2]]
     assert isinstance(chunk, Chunk) and expected == "2-1"
     assert (chunk.token_ids, chunk.text, chunk.finish_reason) == ([], "", "stop")
+
+
+@pytest.mark.parametrize("has_counted", [True, False])
+def test_a_thoughts_tokens_are_counted_once_also_those_that_an_older_worker_stored_uncounted(has_counted: bool) -> None:
+    before, thought = stream(), replace(SHOWN, num_reasoning_tokens=2)
+    before.add(output("…", 1, 2), thought if has_counted else replace(thought, num_reasoning_tokens=0))
+    resumed = JobStream("j", 3, publish=True, stored=stored(before))
+    resumed.add(replace(output("…", 1, 2), is_replay=True), thought)
+    resumed.add(output("…", 3, offset=2), ParsedText(num_reasoning_tokens=1, finish_reason="stop"))
+    resumed.encode_pending()
+    _, flat, _ = resumed.unsent()
+    (chunk,) = [parse_entry(wire) for wire in flat[1::2]]
+    assert isinstance(chunk, Chunk) and chunk.reasoning_tokens == (1 if has_counted else 3)
+    assert resumed.usage.reasoning_tokens == 3
 
 
 def test_a_stored_end_that_the_replay_does_not_come_to_is_a_mismatch() -> None:
