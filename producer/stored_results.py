@@ -1,4 +1,4 @@
-"""Reads results that a worker wrote to an S3-compatible store. Loads boto3 only when there is one to read."""
+"""Reads results that a worker wrote to an S3-compatible store, and deletes them. Loads boto3 only when there is one."""
 
 import threading
 from collections.abc import Sequence
@@ -31,17 +31,11 @@ def read_objects(urls: Sequence[str], endpoint_url: str | None) -> list[ObjectRe
 
 def read_object(url: str, endpoint_url: str | None) -> ObjectRead:
     """The bytes behind `s3://bucket/key`. Raises ResultStoreError for what other objects would meet as well."""
+    bucket, key = _parse(url)
+    from producer.s3_connection import S3_ERRORS, is_missing_key, is_refused_object
+
     try:
-        from producer.s3_connection import S3_ERRORS, is_missing_key, is_refused_object
-    except ImportError as error:
-        raise ResultStoreError(f"the result lies at {url}; reading it needs: pip install 'promptmill[s3]'") from error
-    parts = urlsplit(url)
-    if parts.scheme != "s3" or not parts.netloc:
-        raise ResultStoreError(f"the result lies at {url}, which is no s3://bucket/key; read it by other means")
-    try:
-        with _connecting:
-            client = _client(endpoint_url)
-        with client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"] as body:
+        with _connect(endpoint_url).get_object(Bucket=bucket, Key=key)["Body"] as body:
             return body.read()
     except (*S3_ERRORS, ValueError) as error:
         if is_missing_key(error):
@@ -53,6 +47,37 @@ def read_object(url: str, endpoint_url: str | None) -> ObjectRead:
             f"the result at {url} cannot be read from {endpoint_url or 'AWS S3'}: {error}; check the credentials and "
             "PROMPTMILL_S3_ENDPOINT_URL"
         ) from error
+
+
+def delete_object(url: str, endpoint_url: str | None) -> None:
+    """What is behind `s3://bucket/key`, if anything. Raises ResultStoreError."""
+    bucket, key = _parse(url)
+    from producer.s3_connection import S3_ERRORS
+
+    try:
+        _connect(endpoint_url).delete_object(Bucket=bucket, Key=key)
+    except (*S3_ERRORS, ValueError) as error:
+        raise ResultStoreError(
+            f"the result at {url} cannot be deleted: {error}; try again, or grant s3:DeleteObject on it to these "
+            "credentials"
+        ) from error
+
+
+def _parse(url: str) -> tuple[str, str]:
+    """Bucket and key. Raises ResultStoreError, also where boto3 is not installed."""
+    try:
+        import producer.s3_connection  # noqa: F401
+    except ImportError as error:
+        raise ResultStoreError(f"the result lies at {url}; reading it needs: pip install 'promptmill[s3]'") from error
+    parts = urlsplit(url)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise ResultStoreError(f"the result lies at {url}, which is no s3://bucket/key; read it by other means")
+    return parts.netloc, parts.path.lstrip("/")
+
+
+def _connect(endpoint_url: str | None) -> "S3Client":
+    with _connecting:
+        return _client(endpoint_url)
 
 
 @cache

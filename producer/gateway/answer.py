@@ -12,7 +12,7 @@ from starlette.types import Receive
 
 from producer.contract import ErrorCode, ErrorInfo, Result, Usage
 from producer.end_tasks import end_tasks
-from producer.errors import JobFailedError, PromptmillError
+from producer.errors import JobFailedError, PromptmillError, ResultStoreError
 from producer.gateway.acceptance import AcceptedRequest
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, from_client_error, from_info
@@ -56,7 +56,10 @@ def _in_callers_words(error: PromptmillError, accepted: AcceptedRequest) -> ApiE
     jobs = zip(accepted.jobs, accepted.records, strict=True)
     first_index = next((record.first_index for job, record in jobs if job.id == getattr(error, "job_id", None)), 0)
     names = accepted.asked.callers_names
-    return from_client_error(error, names, first_index=first_index, finds_same_job=accepted.is_keyed)
+    told = from_client_error(error, names, first_index=first_index, finds_same_job=accepted.is_keyed)
+    if isinstance(error, ResultStoreError) and not accepted.is_keyed:  # asked again, it would be another job
+        told.headers["x-should-retry"] = "false"
+    return told
 
 
 async def _wait(context: GatewayContext, accepted: AcceptedRequest, receive: Receive) -> list[Result] | None:

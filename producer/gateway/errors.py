@@ -113,7 +113,8 @@ def from_client_error(
         case ResultTimeoutError():
             return ApiError(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.TIMEOUT, str(error), should_retry=False)
         case ResultStoreError():
-            return from_info(ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=str(error)))
+            code = ErrorCode.RESULT_STORE_ERROR
+            return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, code, str(error), retry_after_seconds=2)
         case FileStoreError():
             return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "file_store_error", str(error), retry_after_seconds=2)
         case RedisUnavailableError():

@@ -3,6 +3,7 @@
 So a response is kept for as long as its job's result is. What is not the caller's own is not there.
 """
 
+import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import replace
@@ -11,18 +12,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from producer.contract import Choice, JobRequest, Message, Result, keys
-from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError
+from producer.contract import Choice, ErrorCode, JobRequest, Message, Result, keys
+from producer.errors import JobFailedError, JobNotFoundError, ResultStoreError, ResultTimeoutError
 from producer.gateway.auth import Caller
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError
 from producer.gateway.job_records import JobRecord
 from producer.openai_request import OpenAIRequest
 from producer.operations import send
-from producer.outcome import JobStatus
+from producer.outcome import JobStatus, read_line
 from producer.responses.body import RESPONSE_PREFIX, ResponseFrame
 from producer.rq_names import job_key, rq_results_key
 from producer.stored_request import read_fields
+from producer.stored_results import delete_object
 
 DELETE_SECONDS = 10.0  # that a deletion waits for the end of a job that it has cancelled
 MAX_MARKERS = 16  # in front of a stream's first chunk: an attempt writes one, and ten are made at most
@@ -72,27 +74,36 @@ async def show_response(context: GatewayContext, frame: ResponseFrame) -> dict[s
 
 
 async def outcome(context: GatewayContext, job_id: str, timeout: float | None = None) -> Result:
-    """Of a job that has ended, failed ones too. Raises ResultTimeoutError, ApiError."""
+    """Of a job that has ended, failed ones too. One that cannot be read is no failed one: raises JobFailedError where
+    that will not pass by itself, ResultStoreError where the store is away; ResultTimeoutError, JobNotFoundError."""
     try:
         return await context.client.result(job_id, timeout=timeout or context.settings.request_timeout_seconds)
     except JobFailedError as error:
+        if error.error.code is ErrorCode.RESULT_STORE_ERROR:
+            raise
         return error.result or Result(job_id=job_id, status="failed", error=error.error)
 
 
 async def delete_response(context: GatewayContext, job_id: str) -> None:
-    """Ends its job, and forgets the response at once; of a job that does not end in time what is kept expires."""
+    """Ends its job, and forgets the response, with the result's object in a store; of a job that does not end in time
+    what is kept expires, but for that object. Raises ResultStoreError where the object cannot be deleted: the response
+    is still there then."""
     with suppress(JobNotFoundError):
         await context.client.cancel(job_id)
-    await context.records.forget(job_id)
     try:
         await outcome(context, job_id, DELETE_SECONDS)
     except ResultTimeoutError:
         _log.warning("action=response_data_left job=%s", job_id)
-    except JobNotFoundError:
-        pass
-    else:
-        names = (job_key(job_id), rq_results_key(job_id), keys.result_key(job_id), keys.stream_key(job_id))
-        await context.redis.run(send(("DEL", *names)))
+        await context.records.forget(job_id)
+        return
+    except (JobNotFoundError, JobFailedError, ResultStoreError):
+        pass  # nobody wants to read it
+    line = await context.redis.run(read_line(job_id))
+    if line is not None and line.stored is not None:
+        await asyncio.to_thread(delete_object, line.stored, context.settings.s3_endpoint_url)
+    await context.records.forget(job_id)
+    names = (job_key(job_id), rq_results_key(job_id), keys.result_key(job_id), keys.stream_key(job_id))
+    await context.redis.run(send(("DEL", *names)))
 
 
 async def first_chunk_id(context: GatewayContext, job_id: str) -> str | None:

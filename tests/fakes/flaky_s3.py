@@ -30,13 +30,13 @@ _ERROR = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>try again</Mes
 class FlakyS3:
     """`probability` is that of a failing answer; `proxy`, which everybody comes through, has one of its own, of cuts.
 
-    While `is_down` every request is refused; while `go_on` is not set none is answered. What `refused` holds, as
-    `/BUCKET/KEY`, nobody may read.
+    While `is_down` every request is refused, while `is_unreadable` every one that reads; while `go_on` is not set none
+    is answered. What `refused` holds, as `/BUCKET/KEY`, nobody may read.
     """
 
     def __init__(self, *, seed: int) -> None:
         self.probability = 0.0
-        self.is_down = False
+        self.is_down = self.is_unreadable = False
         self.refused: set[str] = set()
         self.go_on = threading.Event()
         self.go_on.set()
@@ -76,7 +76,7 @@ class FlakyS3:
 
     def heal(self) -> None:
         self.probability = self.proxy.probability = 0.0
-        self.is_down = False
+        self.is_down = self.is_unreadable = False
         self.refused.clear()
         self.go_on.set()
 
@@ -85,10 +85,11 @@ class FlakyS3:
             # Cut off within its headers, which is how they end for the server; it would store an object of no bytes.
             return _refuse(start_response, "411 Length Required", "MissingContentLength")
         self.go_on.wait()
-        if environ["PATH_INFO"] in self.refused and environ["REQUEST_METHOD"] == "GET":
+        is_read = environ["REQUEST_METHOD"] == "GET"
+        if is_read and environ["PATH_INFO"] in self.refused:
             return _refuse(start_response, "403 Forbidden", "AccessDenied")
         fault = self._random.choice(("500", "503", "500 behind", "slow")) if self._fails() else None
-        if self.is_down or fault == "503":
+        if self.is_down or (is_read and self.is_unreadable) or fault == "503":
             return _refuse(start_response, "503 Slow Down", "SlowDown")
         if fault == "500":
             return _refuse(start_response, "500 Internal Server Error", "InternalError")

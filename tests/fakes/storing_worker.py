@@ -8,12 +8,13 @@ from tests.fakes.held_job import HeldJob
 
 
 def storing(endpoint: str) -> Behaviour:
-    """The prompt back; the result is the object `jobs/JOB_ID.json`."""
+    """The prompt, or a chat's last message, back; the result is the object `jobs/JOB_ID.json`."""
     objects = boto3.client("s3", endpoint_url=endpoint)
 
     def end(held: HeldJob) -> None:
         held.begin()
-        held.write(str(held.arguments["prompt"]), finish_reason="stop")
+        text = held.arguments.get("prompt") or held.arguments["messages"][-1]["content"]
+        held.write(str(text), finish_reason="stop")
         key = f"jobs/{held.job_id}.json"
         objects.put_object(Bucket=BUCKET, Key=key, Body=held.result("finished").to_wire().encode())
         held.end(stored=f"s3://{BUCKET}/{key}")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from producer.errors import JobNotFoundError
+from producer.errors import JobFailedError, JobNotFoundError
 from producer.gateway.auth import Authenticated, Caller
 from producer.gateway.chunk_bodies import ChunkRenderer
 from producer.gateway.context import Context, GatewayContext
@@ -29,7 +29,10 @@ async def get_job(context: Context, caller: Authenticated, job_id: str) -> dict[
     status = await context.client.status(job_id)
     body = _body(job_id, record, str(status))
     if status.has_ended:
-        result = await outcome(context, job_id)
+        try:
+            result = await outcome(context, job_id)
+        except JobFailedError as unreadable:
+            return {**body, "error": error_body(unreadable.error)["error"]}
         if record.response is not None and (request := await read_request(context, job_id)) is not None:
             body["response"] = record.frame(job_id, request).body_of(result)
         elif result.choices or result.embeddings:
