@@ -18,7 +18,6 @@ from producer.job_webhooks import JobDelivery, claim_job_webhooks, give_up_job_w
 from producer.transport import Transport
 from worker.allowed_urls import find_allowed
 from worker.background import BackgroundThreads
-from worker.webhook_sender import send_webhook
 
 POLL_SECONDS = 1.0
 GIVE_UP_LOOK_SECONDS = 60.0  # between looks for what nobody has taken
@@ -106,6 +105,8 @@ class WebhookCourier:
             self.wake()  # there is room for another
 
     def _attempt(self, delivery: JobDelivery) -> None:
+        from worker.webhook_sender import send_webhook  # with an HTTP client, which most workers never need
+
         webhook = delivery.webhook
         if find_allowed(webhook.url, self._allowed) is None:
             self._transport.run(settle_delivery(delivery, "dead", error="its URL is not one that is allowed here"))
