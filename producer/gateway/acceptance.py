@@ -98,7 +98,7 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
     num_tokens = await _admit(context, caller, asked.model, jobs, num_bytes, is_known=is_known)
     asked_for = dict(zip(ids, _records(asked, caller, asked.model, ids), strict=True))
     records = await context.records.write(asked_for, known=known)
-    if any(record.url != url for record in records):
+    if any((record.url, record.key_id) != (url, caller.key_id) for record in records):
         raise key_conflict()
     try:
         enqueued = await context.client.submit_many(jobs, job_ids=None if is_keyed else ids)

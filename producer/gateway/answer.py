@@ -28,7 +28,7 @@ async def answer(context: GatewayContext, accepted: AcceptedRequest, request: Re
     try:
         results = await _wait(context, accepted, request.receive)
     except PromptmillError as error:
-        if isinstance(error, JobFailedError):
+        if isinstance(error, JobFailedError) and len(accepted.jobs) == 1:  # else nobody sees what the others use
             await accepted.settle(context, error.result.usage if error.result is not None else Usage())
         raise _in_callers_words(error, accepted).with_headers(**accepted.headers) from error
     except ApiError as error:

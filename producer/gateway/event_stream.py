@@ -98,8 +98,10 @@ class EventStream(Response):
         await self._finish()
 
     async def _tell_usage(self) -> Usage:
-        usage = add_usage([stream.usage for stream in self._streams])
-        if self._on_usage is not None:
+        """What is told is the whole: nothing, where the end of one of the jobs was not seen."""
+        usages = [usage for stream in self._streams if (usage := stream.usage) is not None]
+        usage = add_usage(usages)
+        if self._on_usage is not None and len(usages) == len(self._streams):
             await self._on_usage(usage)
         return usage
 

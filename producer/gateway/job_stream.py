@@ -50,9 +50,9 @@ class JobStream:
         return Told(self._job.id, self._cursor, self._end)
 
     @property
-    def usage(self) -> Usage:
-        """As the stream's end says."""
-        return self._end.usage if self._end is not None else Usage()
+    def usage(self) -> Usage | None:
+        """As the stream's end says; None, where that was not seen."""
+        return self._end.usage if self._end is not None else None
 
     async def copy_to(self, send: SendEvent) -> None:
         """To the stream's end. Raises ApiError or a PromptmillError where that is no answer's."""

@@ -60,6 +60,26 @@ def test_a_request_that_failed_costs_what_it_has_used(
     assert 580 <= left <= 600
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_request_that_ended_with_one_of_its_jobs_costs_its_estimate(
+    redis_url: str, redis_client: redis.Redis, gateway: RunningGateway, worker: FakeWorker, is_streamed: bool
+) -> None:
+    """What the other one had used by then nobody has seen."""
+    key = new_key(redis_url, "small", "--tokens-per-minute", "600")
+
+    def fail_the_bad_one(held: HeldJob) -> None:
+        held.begin()
+        if held.arguments["prompt"] == "bad":
+            held.end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="told to fail"))
+
+    prompts = ["good", "bad"]
+    with open_client(gateway, api_key=key) as client, worker.serving(fail_the_bad_one):
+        with pytest.raises(openai.APIError, match="told to fail"):
+            list(client.completions.create(model="fake", prompt=prompts, max_tokens=200, stream=is_streamed))
+    left = float(redis_client.hget(f"promptmill:gateway:rate:{key.split('-')[1]}", "tokens") or 0)
+    assert left <= 600 - 2 * 200
+
+
 def test_a_request_that_nobody_waits_for_costs_a_minutes_tokens_at_most(
     redis_url: str, redis_client: redis.Redis, gateway: RunningGateway, worker: FakeWorker
 ) -> None:

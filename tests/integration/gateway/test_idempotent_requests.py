@@ -69,6 +69,18 @@ def test_a_client_that_leaves_does_not_cancel_what_it_will_ask_for_again(
         assert client.completions.create(**asked).choices[0].text == "done"
 
 
+def test_an_answer_is_not_found_by_somebody_else_who_spells_its_key(
+    redis_url: str, start_gateway: StartGateway, echoing: FakeWorker
+) -> None:
+    key, gateway = new_key(redis_url, "mine"), start_gateway(allow_anonymous=True)
+    asked: Any = {"model": "fake", "prompt": "x"}
+    with open_client(gateway, api_key=key) as client:
+        client.completions.create(**asked, **KEYED[0])
+    spelt = {"idempotency-key": f"{key.split('-')[1]}:order-7"}
+    answer = httpx.post(f"{gateway.url}/v1/completions", json=asked, headers=spelt)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_conflict")
+
+
 @pytest.mark.parametrize("keyed", KEYED)
 def test_an_answer_that_is_asked_for_again_costs_no_tokens_again(
     redis_url: str, redis_client: redis.Redis, gateway: RunningGateway, worker: FakeWorker, keyed: dict[str, Any]

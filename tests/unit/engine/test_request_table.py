@@ -235,6 +235,7 @@ def test_nothing_new_runs_beside_a_suspect(table: Table) -> None:
     assert table.die() == [suspect]
     newcomer = table.add("newcomer")
     assert newcomer == []
+    assert table.table.is_child_busy, "it owes a step, though not everybody's"
     table.say(suspect, "a")
     assert len(table.started()) == 1
 
@@ -251,7 +252,7 @@ def test_a_request_that_only_waits_in_the_child_is_not_to_blame_for_its_deaths(t
 
 
 def test_a_request_that_waits_once_its_grammar_is_ready_is_not_to_blame_either(table: Table) -> None:
-    (worked_on,), (waiting,) = table.add("one"), table.add("two")
+    (waiting,), (worked_on,) = table.add("two"), table.add("one")
     for _ in range(MAX_DEATHS):
         table.table.note_begun(Begun([waiting]))
         table.table.note_begun(Begun([worked_on], waiting=(waiting,)))

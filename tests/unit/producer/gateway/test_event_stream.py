@@ -18,14 +18,15 @@ from producer.gateway.metrics import GatewayMetrics
 from producer.gateway.renderer import Told
 
 WAIT_SECONDS = 30.0
+NOTHING_USED = Usage()
 
 
 class PlayedStream:
     """A job's stream that does what a test says."""
 
-    def __init__(self, play: Callable[[SendEvent], Awaitable[None]], usage: Usage | None = None) -> None:
+    def __init__(self, play: Callable[[SendEvent], Awaitable[None]], usage: Usage | None = NOTHING_USED) -> None:
         self.copy_to = play
-        self.usage = usage or Usage()
+        self.usage = usage
         self.told = Told("job", "1-1", None)
         self.renderer = ChunkEvents()
 
@@ -125,6 +126,16 @@ async def test_what_a_stream_used_is_told_once_whatever_becomes_of_it(
     streams = [PlayedStream(write, Usage(total_tokens=3)), PlayedStream(end, Usage(total_tokens=4))]
     await play(PlayedClient(), streams, on_usage=settle)
     assert [usage.total_tokens for usage in told] == [7]
+
+
+async def test_what_a_stream_used_is_not_told_where_one_of_its_jobs_was_not_seen_to_end() -> None:
+    told: list[Usage] = []
+
+    async def settle(usage: Usage) -> None:
+        told.append(usage)
+
+    await play(PlayedClient(), [PlayedStream(wait_for_ever, None), PlayedStream(fail)], on_usage=settle)
+    assert not told
 
 
 async def test_no_sign_of_life_takes_the_status_of_a_failure_that_is_being_settled() -> None:
