@@ -176,14 +176,17 @@ def test_a_request_whose_callback_fails_is_dropped_and_harms_nobody(
     first, second = table.add("deaf", n=2)
     (sound,) = table.add("sound")
 
+    heard: list[RequestOutput] = []
+
     def fail(output: RequestOutput) -> None:
+        heard.append(output)
         raise ValueError("deaf")
 
     table.table._requests["deaf"].on_output = fail
     with caplog.at_level(logging.CRITICAL + 1, logger="engine.request_table"):
         table.tokens((first, 5, FinishCode.NONE), (second, 5, FinishCode.NONE), (sound, 5, FinishCode.NONE))
     assert sorted(table.table.take_forgotten()) == [first, second]
-    assert len(table.outputs["sound"]) == 1
+    assert len(heard) == 1 and len(table.outputs["sound"]) == 1
     assert table.table.reserve("deaf")
 
 
@@ -249,6 +252,17 @@ def test_a_request_that_only_waits_in_the_child_is_not_to_blame_for_its_deaths(t
     assert table.die() == [waiting]
     assert [output.error_kind for output in table.outputs["one"]] == ["poison"]
     assert table.outputs["two"] == []
+
+
+def test_what_an_earlier_child_worked_on_is_not_to_blame_before_a_later_one_does(table: Table) -> None:
+    (early,), (worked_on,) = table.add("early"), table.add("one")
+    table.table.note_begun(Begun([early]))
+    table.die()
+    for _ in range(MAX_DEATHS - 1):
+        table.table.note_begun(Begun([worked_on]))
+        started = table.die()
+    assert started == [worked_on], "the only suspect"
+    assert table.outputs["early"] == []
 
 
 def test_a_request_that_waits_once_its_grammar_is_ready_is_not_to_blame_either(table: Table) -> None:
