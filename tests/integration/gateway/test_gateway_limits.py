@@ -72,10 +72,13 @@ def test_a_request_that_ended_with_one_of_its_jobs_costs_its_estimate(
         if held.arguments["prompt"] == "bad":
             held.end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="told to fail"))
 
-    prompts = ["good", "bad"]
-    with open_client(gateway, api_key=key) as client, worker.serving(fail_the_bad_one):
-        with pytest.raises(openai.APIError, match="told to fail"):
-            list(client.completions.create(model="fake", prompt=prompts, max_tokens=200, stream=is_streamed))
+    asked: Any = {"prompt": ["good", "bad"], "max_tokens": 200, "stream": is_streamed}
+    with (
+        open_client(gateway, api_key=key) as client,
+        worker.serving(fail_the_bad_one),
+        pytest.raises(openai.APIError, match="told to fail"),
+    ):
+        list(client.completions.create(model="fake", **asked))
     left = float(redis_client.hget(f"promptmill:gateway:rate:{key.split('-')[1]}", "tokens") or 0)
     assert left <= 600 - 2 * 200
 

@@ -1,4 +1,4 @@
-"""What the engine's public calls refuse: the argument by its name, and the reason."""
+"""What the engine's public calls refuse: the argument by its name, and the reason; what of them its child is told."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,9 +12,10 @@ from engine import (
     InvalidRequestError,
     SamplingParams,
 )
+from engine.messages import AddSequence
 from engine.prompt_reader import PromptReader
 from tests.fakes.echo_engines import ENDLESS
-from tests.fakes.fake_core import VOCAB_SIZE
+from tests.fakes.fake_core import VOCAB_SIZE, FakeCore
 from tests.fakes.output_recorder import OutputRecorder
 
 
@@ -176,3 +177,24 @@ def test_a_step_is_as_long_as_its_device_likes_and_has_room_for_every_sequence(
     device: str, fields: dict[str, int], num_tokens: int
 ) -> None:
     assert EngineConfig(model_path="", **fields).step_tokens(device) == num_tokens  # type: ignore[arg-type]
+
+
+def test_the_child_is_told_where_a_request_stands_in_line_and_with_whom_it_shares_blocks(
+    engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[AddSequence] = []
+    add = FakeCore.add
+
+    def note(core: FakeCore, message: AddSequence) -> None:
+        told.append(message)
+        add(core, message)
+
+    monkeypatch.setattr(FakeCore, "add", note)
+    answers, vector = OutputRecorder(), OutputRecorder()
+    placed: Any = {"priority": -3, "deadline": 7.5, "cache_key": "acme"}
+    engine.submit("answers", [5, 6], SamplingParams(max_tokens=1, n=2), **placed, on_output=answers)
+    engine.submit_embedding("vector", [[5]], **placed, on_output=vector)
+    answers.wait_for_end()
+    vector.wait_for_end()
+    assert [(one.priority, one.deadline, one.cache_key) for one in told] == [(-3, 7.5, "acme")] * 3
+    assert [one.group_id for one in told] == [told[0].sequence_id] * 2 + [None]
