@@ -1,5 +1,7 @@
 """The buckets of one key on a real Redis, and what a job is taken to come to."""
 
+from typing import Any
+
 import pytest
 import redis
 
@@ -23,7 +25,7 @@ def a_key(**most: int) -> ApiKey:
 
 def fill(client: redis.Redis, key: ApiKey, *, requests: float, tokens: float, seconds_ago: int = NOT_YET) -> None:
     now, _ = client.time()
-    levels = {"at": now - seconds_ago, "requests": requests, "tokens": tokens}
+    levels: dict[Any, Any] = {"at": now - seconds_ago, "requests": requests, "tokens": tokens}
     client.hset(BUCKET_PREFIX + key.id, mapping=levels)
 
 
