@@ -62,6 +62,8 @@ chaos: $(STAMP)
 	$(BIN)/python -m tests.acceptance.chaos.mixture_run --seed $(SEED) --runs $(RUNS) --sentinel
 	$(BIN)/python -m tests.acceptance.chaos.mixture_run --seed $(SEED) --runs $(RUNS) --rollback
 	$(BIN)/python -m tests.acceptance.chaos.gateway_run --seed $(SEED) --runs $(RUNS)
+	$(BIN)/python -m tests.acceptance.chaos.gateway_run --seed $(SEED) --runs $(RUNS) --sentinel
+	$(BIN)/python -m tests.acceptance.chaos.gateway_run --seed $(SEED) --runs $(RUNS) --rollback
 	$(BIN)/python -m tests.acceptance.chaos.soak
 	$(BIN)/python -m tests.acceptance.chaos.run --seed $(SEED) --minutes $(MINUTES) --model $(MODEL)
 

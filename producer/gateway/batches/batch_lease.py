@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+from uuid import uuid4
 
 from producer.async_transport import AsyncTransport
 from producer.gateway.batches.batch_keys import answered_key
@@ -31,6 +32,10 @@ class LeaseLostError(Exception):
     """Another carrier has the batch: nothing that this one writes counts any more."""
 
 
+class AnswersLostError(Exception):
+    """Redis has lost answers that it had acknowledged, as by a fail-over: what is recorded tells where to go on."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewPart:
     """Bytes for one of a batch's files, written and reserved; `file` is made if the batch has none there yet."""
@@ -43,7 +48,7 @@ class NewPart:
 class BatchLease:
     """Every method that writes raises LeaseLostError, or RedisUnavailableError after a few tries."""
 
-    def __init__(self, redis: AsyncTransport, record: BatchRecord, fence: int) -> None:
+    def __init__(self, redis: AsyncTransport, record: BatchRecord, fence: str) -> None:
         self._redis = redis
         self._fence = fence
         self.record = record
@@ -53,12 +58,13 @@ class BatchLease:
     @classmethod
     async def claim(cls, redis: AsyncTransport, lease_seconds: float) -> "BatchLease | None":
         """A batch that nobody carries, and what is wished of it."""
-        claimed = await redis.run(CLAIM.run([], [lease_seconds]))
+        fence = uuid4().hex
+        claimed = await redis.run(CLAIM.run([], [lease_seconds, fence]))
         if not claimed:
             return None
-        batch_id, fence, flat = claimed
+        batch_id, flat = claimed
         values = dict(zip(flat[::2], flat[1::2], strict=True))
-        lease = cls(redis, BatchRecord.parse(batch_id.decode(), values), int(fence))
+        lease = cls(redis, BatchRecord.parse(batch_id.decode(), values), fence)
         await cls.renew(redis, [lease], lease_seconds)
         return lease
 
@@ -116,12 +122,15 @@ class BatchLease:
             arguments += [new.field, new.file.id, new.part.name, new.part.num_bytes, len(fields), *fields]
         return await self._call(RECORD, *arguments, *positions) == "recorded"
 
-    async def finalize(self) -> BatchStatus:
-        """Every line is answered. Returns `cancelling` where a cancel came first."""
-        return BatchStatus(await self._call(FINALIZE))
+    async def finalize(self, num_lines: int) -> BatchStatus:
+        """Every line is answered. Returns `cancelling` where a cancel came first. Raises AnswersLostError."""
+        return BatchStatus(await self._call(FINALIZE, num_lines))
 
-    async def finish(self, status: BatchStatus, problems: Sequence[BatchProblem] = ()) -> None:
-        """The batch's end, its files' too; who asked to be told will be."""
+    async def finish(
+        self, status: BatchStatus, problems: Sequence[BatchProblem] = (), *, num_lines: int | None = None
+    ) -> None:
+        """The batch's end, its files' too; who asked to be told will be. `num_lines`: each of so many has an answer;
+        raises AnswersLostError where it has not."""
         event = Event.of(
             f"batch.{status.value}",  # type: ignore[arg-type]
             self.record.id,
@@ -129,7 +138,8 @@ class BatchLease:
             created_at=int(time.time()),
         )
         listed = json.dumps([problem.model_dump() for problem in problems]) if problems else ""
-        await self._call(FINISH, status.value, listed, OUTBOX_KEY, event.to_wire())
+        expected = "" if num_lines is None else num_lines
+        await self._call(FINISH, status.value, listed, expected, OUTBOX_KEY, event.to_wire())
 
     async def _call(self, script: Script, *arguments: Any) -> str:
         reply = await self._redis.run(script.run([], [self.record.id, self._fence, *arguments]))
@@ -137,6 +147,8 @@ class BatchLease:
         if word == "lost":
             self.wish_for(Wish.LOST)
             raise LeaseLostError(self.record.id)
+        if word == "unanswered":
+            raise AnswersLostError(self.record.id)
         return word
 
 

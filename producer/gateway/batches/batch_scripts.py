@@ -1,7 +1,7 @@
 """All Lua that changes batches. Each script may be sent twice, because a reply was lost, without harm.
 
-Whoever carries a batch has a fence, a number that only `CLAIM` changes: a carrier that was taken for dead, and is not,
-changes nothing any more.
+Whoever carries a batch has a fence, which only `CLAIM` changes: a carrier that was taken for dead, and is not, changes
+nothing any more. No two claims have the same, so that a Redis which lost one takes nobody for another.
 """
 
 from producer.gateway.batches.batch_keys import KEY_TTL_SECONDS, RECORD_TTL_SECONDS
@@ -18,6 +18,12 @@ local function holds_fence(id, fence) return redis.call('HGET', batch_key(id), '
 
 -- of a batch that has ended nobody is: what was sent before, and comes late, changes nothing
 local function is_carrier(id, fence) return holds_fence(id, fence) and redis.call('ZSCORE', open, id) end
+
+-- whether it was begun, and each of its lines is answered: a Redis that was replaced may have lost what it acknowledged
+local function is_answered(id, num_lines)
+  return redis.call('HGET', batch_key(id), 'num_lines') == num_lines
+    and redis.call('BITCOUNT', batch_key(id) .. ':answered') == tonumber(num_lines)
+end
 
 local function file_expire_at(id, seconds)
   redis.call('HSET', 'promptmill:file:' .. id, 'expires_at', seconds)
@@ -44,7 +50,7 @@ if name ~= '' then
 end
 if not file_hold(input, id) then return false end
 if name ~= '' then redis.call('SET', name, id .. ' ' .. asked, 'EX', {KEY_TTL_SECONDS}) end
-redis.call('HSET', batch_key(id), 'fence', 0, unpack(ARGV, 8))
+redis.call('HSET', batch_key(id), 'fence', '', unpack(ARGV, 8))
 for _, scope in ipairs({{whose, everybodys}}) do
   local index = 'promptmill:batches:index:' .. scope
   redis.call('ZREMRANGEBYLEX', index, '-', '(' .. oldest)
@@ -72,13 +78,13 @@ return status
 CLAIM = Script(
     _FUNCTIONS
     + """
--- ARGV: lease seconds → nothing, or {id, fence, the hash}
+-- ARGV: lease seconds, fence → nothing, or {id, the hash}
 local now = file_time()
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', open, '-inf', now, 'LIMIT', 0, 100)) do
   if redis.call('EXISTS', batch_key(id)) == 1 then
     redis.call('ZADD', open, now + tonumber(ARGV[1]), id)
-    local fence = redis.call('HINCRBY', batch_key(id), 'fence', 1)
-    return {id, fence, redis.call('HGETALL', batch_key(id))}
+    redis.call('HSET', batch_key(id), 'fence', ARGV[2])
+    return {id, redis.call('HGETALL', batch_key(id))}
   end
   redis.call('ZREM', open, id)
 end
@@ -189,22 +195,27 @@ return 'recorded'
 FINALIZE = Script(
     _FUNCTIONS
     + """
--- ARGV: id, fence → the status it has now, or lost
-local id = ARGV[1]
-if not is_carrier(id, ARGV[2]) then return 'lost' end
-if redis.call('HGET', batch_key(id), 'status') == 'in_progress' then enter(id, 'finalizing') end
-return redis.call('HGET', batch_key(id), 'status')
+-- ARGV: id, fence, number of lines → the status it has now, lost or unanswered
+local id, fence, num_lines = unpack(ARGV, 1, 3)
+if not is_carrier(id, fence) then return 'lost' end
+local status = redis.call('HGET', batch_key(id), 'status')
+if status ~= 'in_progress' and status ~= 'validating' then return status end
+if not is_answered(id, num_lines) then return 'unanswered' end
+enter(id, 'finalizing')
+return 'finalizing'
 """
 )
 
 FINISH = Script(
     _FUNCTIONS
     + f"""
--- ARGV: id, fence, status, problems, outbox, event → ended, or lost
-local id, fence, status, problems, outbox, event = unpack(ARGV, 1, 6)
+-- ARGV: id, fence, status, problems, how many lines are to be answered (or empty: any), outbox, event → ended, lost or
+-- unanswered
+local id, fence, status, problems, num_lines, outbox, event = unpack(ARGV, 1, 7)
 local key = batch_key(id)
 if not holds_fence(id, fence) then return 'lost' end
 if not redis.call('ZSCORE', open, id) then return 'ended' end
+if num_lines ~= '' and not is_answered(id, num_lines) then return 'unanswered' end
 
 enter(id, status)
 if problems ~= '' then redis.call('HSET', key, 'problems', problems) end

@@ -47,7 +47,8 @@ class CarrierOptions:
 
 
 class Carrier:
-    """Raises LeaseLostError, RedisUnavailableError, FileStoreError; then the batch is another's, or waits for one."""
+    """Raises LeaseLostError, AnswersLostError, RedisUnavailableError, FileStoreError; then the batch is another's, or
+    waits for one."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Carrier:
         record = self._lease.record
         _log.info("action=batch_carried batch=%s status=%s", record.id, record.status)
         if record.status is BatchStatus.FINALIZING:
-            await self._finish(BatchStatus.COMPLETED)
+            await self._finish(BatchStatus.COMPLETED, num_lines=record.num_lines)
         elif self._lease.wish in (Wish.CANCEL, Wish.EXPIRE) and not self._has_begun:
             await self._finish_early()
         else:
@@ -174,12 +175,12 @@ class Carrier:
             raise LeaseLostError(self._lease.record.id)
         if wish is Wish.STOP:
             await self._lease.release()
-        elif wish is Wish.GO_ON and await self._lease.finalize() is BatchStatus.FINALIZING:
-            await self._finish(BatchStatus.COMPLETED)
+        elif wish is Wish.GO_ON and await self._lease.finalize(len(index)) is BatchStatus.FINALIZING:
+            await self._finish(BatchStatus.COMPLETED, num_lines=len(index))
         else:
             status = _early_end(wish)
             await self._settle_the_rest(index, answers, status)
-            await self._finish(status)
+            await self._finish(status, num_lines=len(index))
 
     async def _run_lines(self, index: LineIndex, answered: AnsweredLines, answers: AnswerFile) -> None:
         record = self._lease.record
@@ -237,8 +238,10 @@ class Carrier:
         else:
             await self._finish(_early_end(self._lease.wish) if ends_early else BatchStatus.FAILED, problems)
 
-    async def _finish(self, status: BatchStatus, problems: list[BatchProblem] | None = None) -> None:
-        await self._lease.finish(status, problems or [])
+    async def _finish(
+        self, status: BatchStatus, problems: list[BatchProblem] | None = None, *, num_lines: int | None = None
+    ) -> None:
+        await self._lease.finish(status, problems or [], num_lines=num_lines)
         _log.info("action=batch_ended batch=%s status=%s", self._lease.record.id, status)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from producer.async_transport import AsyncTransport
 from producer.errors import PromptmillError, RedisUnavailableError
-from producer.gateway.batches.batch_lease import BatchLease, LeaseLostError, Wish
+from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, LeaseLostError, Wish
 from producer.gateway.batches.carrier import Carrier
 
 MAX_CARRIED = 32  # by one process; other batches wait for another replica, or for one of these to end
@@ -82,6 +82,9 @@ class CarrierPool:
             await self._make_carrier(lease).carry()
         except LeaseLostError:
             _log.warning("action=batch_lost batch=%s", lease.record.id)
+        except AnswersLostError:
+            _log.warning("action=batch_answers_lost batch=%s", lease.record.id)
+            await self._put_back(lease, REDIS_BACK_SECONDS)
         except PromptmillError as error:
             _log.warning("action=batch_interrupted batch=%s error=%s", lease.record.id, error)
             await self._put_back(

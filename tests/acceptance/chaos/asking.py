@@ -28,6 +28,8 @@ class Asking:
     urls: Sequence[str]
     is_over: threading.Event
     rng: random.Random
+    keeps_all: bool = True
+    """Whether what Redis has acknowledged stays: else what was seen may be taken back."""
     problems: list[str] = field(default_factory=list)
 
     def run(self) -> None:
@@ -40,6 +42,11 @@ class Asking:
             self.problems.append(repr(error))
 
     def go(self, client: httpx.Client) -> None:
+        raise NotImplementedError
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether what it waits for has been made."""
         raise NotImplementedError
 
     def until(self, ask: Ask, *statuses: int) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class Plan:
         return jsonl([*rows, rows[0]] if self.is_invalid else rows)
 
     @classmethod
-    def make(cls, name: str, rng: random.Random) -> "Plan":
-        share, is_large = rng.choice((0.0, 0.2)), rng.random() < 0.2
+    def make(cls, name: str, rng: random.Random, *, may_be_large: bool) -> "Plan":
+        share, is_large = rng.choice((0.0, 0.2)), rng.random() < 0.2 and may_be_large
         lines: dict[str, Line] = {}
         for at in range(rng.randint(1, 60)):
             body: dict[str, Any] = {
@@ -70,6 +70,7 @@ class Owner(Asking):
     plan: Plan
     connection: redis.Redis
     num_uploads: int = 0
+    has_begun: bool = False
     _counts: tuple[int, int] = (0, 0)
     _output: bytes = b""
 
@@ -79,13 +80,15 @@ class Owner(Asking):
         if self.plan.expire_after is not None:
             expires_at = int(time.time() + self.plan.expire_after)
             self._in_redis(lambda: self.connection.hset(batch_key(batch_id), "expires_at", expires_at))
+        self.has_begun = True
         cancel_at = None if self.plan.cancel_after is None else time.monotonic() + self.plan.cancel_after
         while True:
             if cancel_at is not None and time.monotonic() >= cancel_at:
                 self.until(lambda url: client.post(f"{url}/v1/batches/{batch_id}/cancel"), 200, 409)
                 cancel_at = None
             batch = self.until(lambda url: client.get(f"{url}/v1/batches/{batch_id}"))
-            self._look(client, batch)
+            if self.keeps_all:
+                self._look(client, batch)
             if batch["status"] in ENDED:
                 return
             self.pause()

@@ -26,8 +26,11 @@ Body = dict[str, Any]
 class BatchVerdict:
     """By the API of one gateway that nothing happens to."""
 
-    def __init__(self, client: httpx.Client, connection: redis.Redis, owners: Mapping[str, Owner]) -> None:
-        """`owners`: by their batch's name."""
+    def __init__(
+        self, client: httpx.Client, connection: redis.Redis, owners: Mapping[str, Owner], *, keeps_all: bool
+    ) -> None:
+        """`owners`: by their batch's name. Without `keeps_all` Redis may have lost which parts lie in the store."""
+        self._keeps_all = keeps_all
         self._client = client
         self._connection = connection
         self._owners = owners
@@ -104,7 +107,7 @@ class BatchVerdict:
         listed = self._client.get("/v1/files").raise_for_status().json()["data"]
         gone = [self._client.delete(f"/v1/files/{file['id']}").status_code for file in listed]
         found = [f"{gone.count(409)} files cannot be deleted"] if any(code != 200 for code in gone) else []
-        if not wait_for(lambda: not (place.names() or self._unrecorded()), CLEAN_SECONDS):
+        if not wait_for(lambda: not ((self._keeps_all and place.names()) or self._unrecorded()), CLEAN_SECONDS):
             found.append(f"left in the store: {place.names()}; to be deleted: {self._unrecorded()}")
         return found
 

@@ -1,4 +1,4 @@
-"""Gateways as processes, each behind a proxy to Redis of its own, and what may happen to them and to their carriers."""
+"""Gateways as processes, each with a way to Redis of its own, and what may happen to them and to their carriers."""
 
 import contextlib
 import os
@@ -11,22 +11,21 @@ from pathlib import Path
 import httpx2 as httpx
 
 from tests.fakes.processes import children_of
-from tests.fakes.redis_proxy import CuttingProxy
 from worker.embedded_redis import free_port
 from worker.started_process import StartedProcess
 
 START_SECONDS = 60.0
 LEASE_SECONDS = 3.0  # of a batch
+NUM_GATEWAYS = 2
 
 
 class GatewaySlot:
     """One gateway at one address, whatever process it has now."""
 
-    def __init__(self, number: int, proxy: CuttingProxy, options: list[str], log_dir: Path) -> None:
-        self.proxy = proxy
+    def __init__(self, number: int, redis_url: str, options: list[str], log_dir: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._options = options
+        self._options = ["--redis-url", redis_url, *options]
         self._log = log_dir / f"gateway-{number}.log"
         self._process: StartedProcess | None = None
         self._start_at = 0.0
@@ -84,7 +83,7 @@ class GatewaySlot:
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "producer", "gateway", "--http-port", str(self.port)]
-        command += ["--redis-url", self.proxy.url, "--batch-lease-seconds", str(LEASE_SECONDS), *self._options]
+        command += ["--batch-lease-seconds", str(LEASE_SECONDS), *self._options]
         with self._log.open("ab") as log:
             self._process = StartedProcess(
                 [*command, "--http-drain-seconds", "1"], stdout=log, stderr=log, start_new_session=True
@@ -92,8 +91,8 @@ class GatewaySlot:
 
 
 class GatewayFleet:
-    def __init__(self, proxies: list[CuttingProxy], options: list[str], log_dir: Path) -> None:
-        self.slots = [GatewaySlot(at, proxy, options, log_dir) for at, proxy in enumerate(proxies)]
+    def __init__(self, redis_urls: list[str], options: list[str], log_dir: Path) -> None:
+        self.slots = [GatewaySlot(at, url, options, log_dir) for at, url in enumerate(redis_urls)]
 
     def __enter__(self) -> "GatewayFleet":
         self.heal()

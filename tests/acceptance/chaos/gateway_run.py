@@ -1,5 +1,5 @@
 """Chaos for gateways: batches with their files, and streams that are read on at any replica, while gateways and their
-carriers die or stand still, connections are cut, Redis and the store go away.
+carriers die or stand still, connections are cut, Redis and the store go away; or while Redis loses what it was told.
 
 python -m tests.acceptance.chaos.gateway_run --seed 7 --runs 20
 """
@@ -23,10 +23,13 @@ from tests.acceptance.chaos.asking import Asking
 from tests.acceptance.chaos.batch_owner import Owner, Plan
 from tests.acceptance.chaos.batch_verdict import BatchVerdict
 from tests.acceptance.chaos.full_redis import fill
-from tests.acceptance.chaos.gateway_fleet import GatewayFleet
+from tests.acceptance.chaos.gateway_fleet import NUM_GATEWAYS, GatewayFleet
+from tests.acceptance.chaos.gateway_loss_scene import GatewayLossScene
 from tests.acceptance.chaos.mixture_run import MixtureReport
 from tests.acceptance.chaos.mixture_verdict import end_times
+from tests.acceptance.chaos.rollback_scene import RollbackScene
 from tests.acceptance.chaos.run import wait_for
+from tests.acceptance.chaos.sentinel_scene import SentinelScene
 from tests.acceptance.chaos.stream_reader import StreamReader
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.file_stores import BucketOfFiles, FolderOfFiles, PlaceOfFiles
@@ -34,11 +37,12 @@ from tests.fakes.flaky_s3 import FlakyS3
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import WorkerThread
 from worker.embedded_redis import EmbeddedRedis
+from worker.redis_client import connect
 
-NUM_GATEWAYS = 2
 NUM_STREAMS = 12
 JOB_LEASE_SECONDS = 2.0
 MAX_IN_FLIGHT = 20
+BEGIN_SECONDS = 60.0
 END_SECONDS = 120.0  # a carrier that died several times is started again after half a minute
 MAX_MODEL_LEN = 1_000_000  # a prompt of a megabyte is not refused for its size
 PAUSE_SECONDS = 0.1
@@ -46,9 +50,12 @@ S3_SHARE = 0.7
 
 
 class GatewayScene:
+    keeps_all = True
+
     def __init__(self, stack: ExitStack, folder: Path, seed: int) -> None:
         self._rng = rng = random.Random(f"gateways of {seed}")
         self.server = stack.enter_context(EmbeddedRedis(data_dir=folder / "redis", fsync="always"))
+        self.url = self.server.url
         anywhere, self._loss = rng.random() < 0.5, rng.choice((0.0, 0.0, 0.01, 0.03))
         self._proxies = [
             stack.enter_context(CuttingProxy(self.server.port, seed=rng.randrange(1000), anywhere=anywhere))
@@ -65,7 +72,7 @@ class GatewayScene:
         stack.enter_context(
             WorkerThread(self._proxies[-1].url, engine, lease_seconds=JOB_LEASE_SECONDS, max_num_seqs=8)
         )
-        self.gateways = stack.enter_context(GatewayFleet(self._proxies[:-1], options, folder))
+        self.gateways = stack.enter_context(GatewayFleet([proxy.url for proxy in self._proxies[:-1]], options, folder))
 
     def begin(self) -> None:
         """From now on replies are lost, and the store fails."""
@@ -106,24 +113,37 @@ class GatewayScene:
         self.gateways.heal()
 
 
-def run_gateways(seed: int, *, num_batches: int, fault_seconds: float, folder: Path) -> MixtureReport:
+AnyScene = GatewayScene | GatewayLossScene
+
+
+def make_scene(kind: str, stack: ExitStack, folder: Path, seed: int) -> AnyScene:
+    if kind == "plain":
+        return GatewayScene(stack, folder, seed)
+    return GatewayLossScene(stack, folder, seed, SentinelScene if kind == "sentinel" else RollbackScene)
+
+
+def run_gateways(
+    seed: int, *, num_batches: int, fault_seconds: float, folder: Path, kind: str = "plain"
+) -> MixtureReport:
     report, rng, is_over = MixtureReport(), random.Random(f"clients of {seed}"), threading.Event()
     with ExitStack() as stack:
-        scene = GatewayScene(stack, folder, seed)
-        connection = stack.enter_context(redis.Redis.from_url(scene.server.url))
+        scene = make_scene(kind, stack, folder, seed)
+        connection = stack.enter_context(connect(scene.url))
         urls = [slot.url for slot in scene.gateways.slots]
-        owners = [_make_owner(f"batch{at}", rng, urls, is_over, connection) for at in range(num_batches)]
+        plans = [Plan.make(f"batch{at}", rng, may_be_large=scene.keeps_all) for at in range(num_batches)]
+        owners = [_make_owner(plan, rng, urls, is_over, connection) for plan in plans]
         readers = [reader for at in range(NUM_STREAMS) for reader in _make_readers(f"stream{at}", rng, urls, is_over)]
         clients: list[Asking] = [*owners, *readers]
+        for client in clients:
+            client.keeps_all = scene.keeps_all
         stack.callback(is_over.set)
-        scene.begin()
         threads = _hurt_while_they_ask(scene, clients, rng, fault_seconds, report)
         scene.heal()
         healed_at = time.monotonic()
         for thread in threads:
             thread.join(max(0.0, healed_at + END_SECONDS - time.monotonic()))
         api = stack.enter_context(httpx.Client(base_url=urls[0], timeout=60))
-        verdict = BatchVerdict(api, connection, {owner.name: owner for owner in owners})
+        verdict = BatchVerdict(api, connection, {owner.name: owner for owner in owners}, keeps_all=scene.keeps_all)
         wait_for(verdict.have_ended, END_SECONDS)
         report.num_jobs = sum(len(owner.plan.lines) for owner in owners) + NUM_STREAMS
         report.seconds = time.monotonic() - healed_at
@@ -139,10 +159,9 @@ def run_gateways(seed: int, *, num_batches: int, fault_seconds: float, folder: P
 
 
 def _make_owner(
-    name: str, rng: random.Random, urls: list[str], is_over: threading.Event, connection: redis.Redis
+    plan: Plan, rng: random.Random, urls: list[str], is_over: threading.Event, connection: redis.Redis
 ) -> Owner:
-    plan = Plan.make(name, rng)
-    return Owner(name, urls, is_over, random.Random(rng.random()), plan=plan, connection=connection)
+    return Owner(plan.name, urls, is_over, random.Random(rng.random()), plan=plan, connection=connection)
 
 
 def _make_readers(name: str, rng: random.Random, urls: list[str], is_over: threading.Event) -> list[StreamReader]:
@@ -156,11 +175,17 @@ def _make_readers(name: str, rng: random.Random, urls: list[str], is_over: threa
 
 
 def _hurt_while_they_ask(
-    scene: GatewayScene, clients: list[Asking], rng: random.Random, seconds: float, report: MixtureReport
+    scene: AnyScene, clients: list[Asking], rng: random.Random, seconds: float, report: MixtureReport
 ) -> list[threading.Thread]:
-    """The clients begin one after the other, those of one key together."""
+    """The clients begin one after the other, those of one key together; all before the first fault, where what they ask
+    for might be lost with it."""
     waiting = sorted(clients, key=lambda client: client.name, reverse=True)
     threads: list[threading.Thread] = []
+    if not scene.keeps_all:
+        threads = [_start(client) for client in waiting]
+        waiting = []
+        assert wait_for(lambda: all(client.has_begun or client.problems for client in clients), BEGIN_SECONDS)
+    scene.begin()
     start = time.monotonic()
     while time.monotonic() - start < seconds or waiting:
         if waiting and rng.random() < 0.3:
@@ -168,9 +193,7 @@ def _hurt_while_they_ask(
             begun = [first]
             while waiting and waiting[-1].name.split()[0] == first.name.split()[0]:
                 begun.append(waiting.pop())
-            threads += [threading.Thread(target=client.run, name=client.name, daemon=True) for client in begun]
-            for thread in threads[-len(begun) :]:
-                thread.start()
+            threads += [_start(client) for client in begun]
         if event := scene.hurt():
             report.events.append(event)
         scene.gateways.look_after()
@@ -178,13 +201,21 @@ def _hurt_while_they_ask(
     return threads
 
 
+def _start(client: Asking) -> threading.Thread:
+    thread = threading.Thread(target=client.run, name=client.name, daemon=True)
+    thread.start()
+    return thread
+
+
 @click.command()
 @click.option("--seed", default=1, show_default=True, help="Of the first run; the others follow.")
 @click.option("--runs", "num_runs", default=10, show_default=True)
 @click.option("--batches", "num_batches", default=8, show_default=True)
 @click.option("--fault-seconds", default=15.0, show_default=True)
+@click.option("--sentinel", "kind", flag_value="sentinel", help="Fail-overs instead of all but what gateways suffer.")
+@click.option("--rollback", "kind", flag_value="rollback", help="A Redis that comes back from older files, likewise.")
 @click.option("--logs", type=click.Path(file_okay=False), help="Where a failing run's logs are kept.")
-def main(seed: int, num_runs: int, num_batches: int, fault_seconds: float, logs: str | None) -> None:
+def main(seed: int, num_runs: int, num_batches: int, fault_seconds: float, kind: str | None, logs: str | None) -> None:
     """Run after run; one that fails is named by its seed, with what went wrong."""
     logging.basicConfig(filename=f"{logs}/workers.log" if logs else "/dev/null", level=logging.INFO)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the processes started are ended too
@@ -192,7 +223,9 @@ def main(seed: int, num_runs: int, num_batches: int, fault_seconds: float, logs:
     for number in range(seed, seed + num_runs):
         with tempfile.TemporaryDirectory(prefix="promptmill-gateways-") as name:
             folder = Path(name)
-            report = run_gateways(number, num_batches=num_batches, fault_seconds=fault_seconds, folder=folder)
+            report = run_gateways(
+                number, num_batches=num_batches, fault_seconds=fault_seconds, folder=folder, kind=kind or "plain"
+            )
             if report.problems and logs is not None:
                 for path in folder.glob("*.log"):
                     (Path(logs) / f"{number}-{path.name}").write_bytes(path.read_bytes())

@@ -27,6 +27,10 @@ class StreamReader(Asking):
     _cursor: str | None = None
     _has_ended: bool = False
 
+    @property
+    def has_begun(self) -> bool:
+        return self.job_id is not None
+
     def go(self, client: httpx.Client) -> None:
         while not self._has_ended:
             self.num_visits += 1
@@ -40,7 +44,10 @@ class StreamReader(Asking):
 
     def _visit(self, client: httpx.Client, url: str, max_events: int | None) -> None:
         """Read some events, and leave in the middle or at the end."""
-        if self.job_id is None or self._cursor is None or self.rng.random() < 0.1:  # from its beginning
+        begins_anew = (
+            not self.keeps_all or self.rng.random() < 0.1
+        )  # a cursor alone may lead to another attempt's entries
+        if self.job_id is None or self._cursor is None or begins_anew:
             self._texts, self._cursor = {}, None
             headers = {"idempotency-key": self.key}
             asked = client.stream("POST", f"{url}{URL}", json=self.body, headers=headers)
@@ -64,7 +71,8 @@ class StreamReader(Asking):
         ours = event.get("promptmill", {})
         if ours.get("reset"):
             self._texts = {}
-            self.problems.append("a reset")
+            if self.keeps_all:
+                self.problems.append("a reset")
         for choice in event["choices"]:
             self._texts[choice["index"]] = self._texts.get(choice["index"], "") + choice["text"]
         self._cursor = ours.get("cursor", self._cursor)

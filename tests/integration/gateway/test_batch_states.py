@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from producer.gateway.batches.batch_keys import OPEN_KEY, answered_key
-from producer.gateway.batches.batch_lease import BatchLease, LeaseLostError, NewPart, Wish
+from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, LeaseLostError, NewPart, Wish
 from producer.gateway.batches.batch_record import BatchProblem, BatchStatus, BatchUsage
 from producer.gateway.files.file_records import FileRecord, Part
 from producer.gateway.webhooks.outbox import OUTBOX_KEY
@@ -94,6 +94,9 @@ class BatchStates(RuleBasedStateMachine):
     @precondition(lambda self: self.fresh is not None and self.status in ("in_progress", "cancelling"))
     @rule(lines=st.sets(st.integers(0, NUM_LINES - 1), min_size=1), failed=st.integers(0, 3), repeat=times)
     def answers_are_recorded(self, lines: set[int], failed: int, repeat: int) -> None:
+        self.record_answers(lines, failed, repeat)
+
+    def record_answers(self, lines: set[int], failed: int, repeat: int) -> None:
         positions = sorted(lines - self.answered)
         if not positions:
             return
@@ -132,9 +135,13 @@ class BatchStates(RuleBasedStateMachine):
     @rule(repeat=times)
     def every_line_is_answered(self, repeat: int) -> None:
         if self.status == "in_progress":
+            if lines := set(range(NUM_LINES)) - self.answered:
+                with pytest.raises(AnswersLostError):
+                    self.run(self.held().finalize(NUM_LINES))
+                self.record_answers(lines, 0, 1)
             self.status = BatchStatus.FINALIZING
         for _ in range(repeat):
-            assert self.run(self.held().finalize()) is self.status
+            assert self.run(self.held().finalize(NUM_LINES)) is self.status
 
     @precondition(lambda self: self.fresh is not None and self.status in ("finalizing", "cancelling"))
     @rule(repeat=times)
@@ -168,7 +175,7 @@ class BatchStates(RuleBasedStateMachine):
         attempts = [
             lambda: lease.begin(model="other", queue="other", num_lines=1),
             lambda: lease.add_answers([part], [0], num_failed=0, usage=BatchUsage(input_tokens=1)),
-            lambda: lease.finalize(),
+            lambda: lease.finalize(NUM_LINES),
             lambda: lease.finish(BatchStatus.FAILED),
             lambda: lease.note_unreadable(),
         ]
@@ -186,7 +193,7 @@ class BatchStates(RuleBasedStateMachine):
         late = [
             lambda: ended.begin(model="other", queue="other", num_lines=1),
             lambda: ended.add_answers([part], [0], num_failed=0, usage=BatchUsage(input_tokens=1)),
-            lambda: ended.finalize(),
+            lambda: ended.finalize(NUM_LINES),
             lambda: ended.note_unreadable(),
         ]
         with pytest.raises(LeaseLostError):

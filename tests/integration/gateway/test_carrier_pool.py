@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from producer.errors import RedisUnavailableError
-from producer.gateway.batches.batch_lease import BatchLease
+from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease
 from producer.gateway.batches.batch_record import BatchStatus
 from producer.gateway.batches.carrier import Carrier
 from producer.gateway.batches.carrier_child import CarrierChild
@@ -41,8 +41,9 @@ async def test_a_pool_told_to_stop_while_it_claims_leaves_the_batch_to_others_at
     assert lease is not None and lease.record.id == created.id
 
 
+@pytest.mark.parametrize("loss", [RedisUnavailableError("away for a moment"), AnswersLostError("by a fail-over")])
 async def test_a_batch_goes_on_as_soon_as_redis_is_back(
-    bench: BatchBench, low: FakeWorker, monkeypatch: pytest.MonkeyPatch
+    loss: Exception, bench: BatchBench, low: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     created = await bench.create([line("a")])
     pool = CarrierPool(bench.redis, bench.carrier, lease_seconds=LEASE_SECONDS)
@@ -52,7 +53,7 @@ async def test_a_batch_goes_on_as_soon_as_redis_is_back(
         nonlocal num_carries
         num_carries += 1
         if num_carries == 1:
-            raise RedisUnavailableError("away for a moment")
+            raise loss
         await carry(carrier)
 
     monkeypatch.setattr(Carrier, "carry", lose_redis_first)

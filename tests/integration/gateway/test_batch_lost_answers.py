@@ -1,0 +1,78 @@
+"""A Redis that has lost what a batch's carrier was told, as behind a fail-over: no line stays without its answer, and
+none gets two."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import redis as redis_py
+
+from producer.gateway.batches.batch_keys import OPEN_KEY, batch_key
+from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, Wish
+from producer.gateway.batches.batch_record import BatchStatus
+from tests.fakes.batches import LEASE_SECONDS, BatchBench, line
+from tests.fakes.fake_worker import FakeWorker, echo
+from tests.fakes.held_job import HeldJob
+
+PATTERNS = ("promptmill:batch*", "promptmill:file*")
+
+
+def found_keys(client: redis_py.Redis) -> Iterable[bytes]:
+    return [key for pattern in PATTERNS for key in client.scan_iter(pattern)]
+
+
+@pytest.mark.parametrize("step", ["finalize", "finish"])
+@pytest.mark.parametrize("is_begun", [False, True])
+async def test_answers_that_redis_has_lost_are_recorded_once_more_without_another_run(
+    step: str,
+    is_begun: bool,
+    bench: BatchBench,
+    low: FakeWorker,
+    redis_client: redis_py.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    created = await bench.create([line("a", "one"), line("b", "fail"), line("c", "x", body={"temperature": 9})])
+    lease = await bench.claim()
+    assert lease is not None
+    if is_begun:
+        await lease.begin(model="fake", queue=low.queue, num_lines=3)
+    kept = {key: redis_client.dump(key) for key in found_keys(redis_client)}
+    take_step, asked = getattr(lease, step), Counter[str]()
+
+    async def take_step_after_the_loss(*args: Any, **options: Any) -> Any:
+        redis_client.delete(*found_keys(redis_client))
+        for key, value in kept.items():
+            redis_client.restore(key, 0, value)
+        return await take_step(*args, **options)
+
+    def count(job: HeldJob) -> None:
+        asked[job.job_id] += 1
+        echo(job)
+
+    monkeypatch.setattr(lease, step, take_step_after_the_loss)
+    with low.serving(count):
+        with pytest.raises(AnswersLostError):
+            await bench.carrier(lease).carry()
+        await lease.release()
+        await bench.carry()
+    record = await bench.get(created.id)
+    assert record.status is BatchStatus.COMPLETED
+    assert (record.num_lines, record.num_completed, record.num_failed) == (3, 1, 2)
+    assert set(await bench.answers(record)) == {"a", "b", "c"}
+    assert list(asked.values()) == [1, 1]
+
+
+async def test_a_claim_that_redis_has_lost_is_not_taken_for_the_next_one(
+    bench: BatchBench, redis_client: redis_py.Redis
+) -> None:
+    created = await bench.create([line("a")])
+    key = batch_key(created.id)
+    kept = redis_client.dump(key)
+    lost = await bench.claim()
+    redis_client.restore(key, 0, kept, replace=True)
+    redis_client.zadd(OPEN_KEY, {created.id: 0})
+    held = await bench.claim()
+    assert lost is not None and held is not None
+    await BatchLease.renew(bench.redis, [lost, held], LEASE_SECONDS)
+    assert (lost.wish, held.wish) == (Wish.LOST, Wish.GO_ON)
