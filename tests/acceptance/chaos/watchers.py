@@ -3,13 +3,13 @@
 import asyncio
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from producer import AsyncClient, JobNotFoundError, RedisUnavailableError
 from producer.contract import Chunk
+from producer.subscription import StreamEnd
 from tests.acceptance.chaos.workload import ChaosJob
 
 MAX_VISITS_ANEW = 20  # from then on a subscriber goes on where it was: long streams are read to their ends, too
@@ -23,14 +23,11 @@ class Watched:
     num_tokens: Counter[int] = field(default_factory=Counter)  # by choice
     num_resets: int = 0
     num_visits: int = 0
-    ended_at: float | None = None
-    """Epoch seconds; None: it has not, as far as is seen."""
+    has_ended: bool = False
+    end: StreamEnd | None = None
+    """What it was told behind the last chunk; None of a job that failed."""
     problem: str | None = None
     cursor: str | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        return self.ended_at is not None
 
     def take(self, chunk: Chunk) -> None:
         if chunk.reset:
@@ -93,7 +90,7 @@ class Watchers:
             except (JobNotFoundError, RedisUnavailableError):  # not submitted yet
                 pass
             except Exception as error:  # of any type: it is what this test looks for
-                watched.problem, watched.ended_at = repr(error), time.time()
+                watched.problem, watched.has_ended = repr(error), True
             if not watched.has_ended:
                 await asyncio.sleep(rng.uniform(0.0, 0.5))
 
@@ -108,6 +105,6 @@ class Watchers:
                 num_chunks += 1
                 if num_chunks == max_chunks:
                     return
-            watched.ended_at = time.time()
+            watched.has_ended, watched.end = True, chunks.end
         finally:
             await chunks.aclose()
