@@ -34,7 +34,11 @@ atexit.register(shutil.rmtree, os.environ["PROMPTMILL_FILES"], ignore_errors=Tru
 
 from producer.contract import keys  # noqa: E402  (reads the environment set above)
 from tests.fakes.fake_worker import FakeWorker  # noqa: E402
+from tests.fakes.ports import free_port  # noqa: E402
+from worker import embedded_redis  # noqa: E402
 from worker.embedded_redis import EmbeddedRedis  # noqa: E402
+
+embedded_redis.free_port = free_port  # a server that is started again finds its port as it left it
 
 # This file is read at every start of pytest, also by the process that only hands out tests: clients and web frameworks
 # are imported by those who ask for them.

@@ -15,7 +15,8 @@ import redis
 
 from producer import Client
 from tests.fakes.chat_templates import HERMES, LLAMA
-from worker.embedded_redis import EmbeddedRedis, free_port
+from tests.fakes.ports import free_port
+from worker.embedded_redis import EmbeddedRedis
 from worker.started_process import StartedProcess
 
 MODEL = "smollm2-135m"

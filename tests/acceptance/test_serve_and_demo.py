@@ -17,10 +17,10 @@ import pytest
 import redis
 
 from producer import Client
+from tests.fakes.ports import free_port
 from tests.fakes.tiny_models import make_tiny_model
 from tests.fakes.waiting import wait_until
 from worker import gateway_process
-from worker.embedded_redis import free_port
 from worker.started_process import StartedProcess
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]

@@ -7,8 +7,8 @@ import pytest
 import redis
 
 from tests.acceptance.system import System
+from tests.fakes.ports import free_port
 from tests.fakes.tiny_models import make_tiny_model
-from worker.embedded_redis import free_port
 
 
 def refusal(system: System, *arguments: str, **environment: Any) -> str:

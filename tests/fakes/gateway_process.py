@@ -9,8 +9,8 @@ from typing import Self
 
 import httpx2 as httpx
 
+from tests.fakes.ports import free_port
 from tests.fakes.waiting import wait_until
-from worker.embedded_redis import free_port
 from worker.started_process import StartedProcess
 
 

@@ -9,18 +9,17 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from worker.embedded_redis import find_server, free_port
+from tests.fakes.ports import free_port
+from worker.embedded_redis import find_server
 from worker.started_process import StartedProcess
 
-MAX_PORT = 55535  # nodes speak with each other on a port 10000 above
 PATIENCE = Retry(ConstantBackoff(0.02), 1000)
 
 
 @contextmanager
 def redis_cluster(folder: Path) -> Iterator[str]:
     """Its URL."""
-    while (port := free_port()) > MAX_PORT:
-        pass
+    port = free_port()  # and nodes speak with each other on one that is 10,000 above
     address = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
     command = [find_server(), *address, "--cluster-enabled", "yes", "--save", ""]
     with StartedProcess(command, stdout=subprocess.DEVNULL) as process:

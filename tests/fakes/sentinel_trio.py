@@ -13,9 +13,10 @@ from typing import Any, Self, cast
 import redis
 import trustme
 
+from tests.fakes.ports import free_port
 from tests.fakes.tls_front import tls_front
 from tests.fakes.waiting import wait_until
-from worker.embedded_redis import EmbeddedRedis, find_server, free_port
+from worker.embedded_redis import EmbeddedRedis, find_server
 from worker.started_process import StartedProcess
 
 SERVICE = "mill"

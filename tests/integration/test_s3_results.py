@@ -12,7 +12,7 @@ import pytest
 
 from producer.contract import Choice, Result
 from tests.fakes.flaky_s3 import ENVIRONMENT
-from worker.embedded_redis import free_port
+from tests.fakes.ports import free_port
 from worker.errors import ResultStoreError, StartRefusedError
 from worker.outlet.s3_results import S3ResultStore
 from worker.outlet.select import select_result_store

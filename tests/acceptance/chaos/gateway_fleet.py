@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx2 as httpx
 
+from tests.fakes.ports import free_port
 from tests.fakes.processes import children_of
-from worker.embedded_redis import free_port
 from worker.started_process import StartedProcess
 
 START_SECONDS = 60.0

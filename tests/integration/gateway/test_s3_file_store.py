@@ -16,7 +16,7 @@ from producer.gateway.files import s3
 from producer.gateway.files.s3 import UPLOAD_BYTES, S3FileStore
 from producer.gateway.files.select import select_file_store
 from tests.fakes.file_stores import BucketOfFiles
-from worker.embedded_redis import free_port
+from tests.fakes.ports import free_port
 
 DATA = bytes(range(251)) * (2 * UPLOAD_BYTES // 251 + 1000)  # three pieces, the last a small one
 

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 
 from producer.errors import PortTakenError
 from producer.settings import load_settings
+from tests.fakes.ports import free_port
 from worker import cli, gateway_process, serve
-from worker.embedded_redis import EmbeddedRedis, free_port
+from worker.embedded_redis import EmbeddedRedis
 from worker.errors import EmbeddedRedisError, StartRefusedError
 from worker.serve import ServeSettings, _address, _choose_port, _embedded_redis, _greeting, _listen, _locked
 from worker.settings import WorkerSettings
