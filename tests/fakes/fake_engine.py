@@ -1,6 +1,7 @@
 """An engine without a model: `InferenceEngine`'s interface for workers, deterministic tokens, and knobs for failures.
 A token's text is its number; the tokens follow from prompt, seed and choice alone."""
 
+import math
 import os
 import signal
 import threading
@@ -129,6 +130,7 @@ class FakeEngine:
         self._lock = threading.Lock()
         self._going = threading.Event()
         self._going.set()
+        self._most_tokens = math.inf
         self._work = threading.Event()
         self._is_stopped = False
         self._thread: threading.Thread | None = None
@@ -198,7 +200,12 @@ class FakeEngine:
         """No more tokens until `go_on`; aborts still work."""
         self._going.clear()
 
+    def hold_after(self, num_tokens: int) -> None:
+        """No answer becomes longer than this until `go_on`, and none that is longer ends; aborts still work."""
+        self._most_tokens = num_tokens
+
     def go_on(self) -> None:
+        self._most_tokens = math.inf
         self._going.set()
 
     def fail(self, job_id: str, message: str = "out of luck", kind: ErrorKind = "refused") -> None:
@@ -259,7 +266,7 @@ class FakeEngine:
             if token_ids:
                 request.take(index, token_ids[: len(request.answers[index])], is_replay=True)
         request.stored = []
-        in_step = request.open_choices
+        in_step = [index for index in request.open_choices if request.num_tokens[index] < self._most_tokens]
         for index in in_step[:1] if isinstance(request, EmbeddingRequest) else in_step:
             request.take(index, [request.answers[index][request.num_tokens[index]]])
         if not request.open_choices:

@@ -150,12 +150,20 @@ class WorkerProcess:
         redis_url: str,
         *,
         step_seconds: float = 0.001,
+        hold_after: int | None = None,
+        stop_seconds: float | None = None,
         hanging_store: bool = False,
         hanging_start: bool = False,
         log: Path | None = None,
         **settings: Any,
     ) -> None:
+        """`hold_after`: tokens behind which no answer goes on. `stop_seconds`: as a test has it that does not hold the
+        worker to what is promised."""
         environment = {f"PROMPTMILL_{name.upper()}": str(value) for name, value in settings.items()}
+        if hold_after is not None:
+            environment["FAKE_HOLD_AFTER"] = str(hold_after)
+        if stop_seconds is not None:
+            environment["FAKE_STOP_SECONDS"] = str(stop_seconds)
         if hanging_store:
             environment["FAKE_HANGING_STORE"] = "1"
         if hanging_start:
@@ -223,10 +231,15 @@ def main() -> None:
     import logging
 
     import worker.run
+    import worker.stop_signals
 
     logging.basicConfig(level="INFO")
     engine = ForgetfulEngine(step_seconds=float(os.environ["FAKE_STEP_SECONDS"]))
     worker.run.InferenceEngine = lambda config: engine  # type: ignore[assignment,attr-defined,misc]
+    if "FAKE_HOLD_AFTER" in os.environ:
+        engine.hold_after(int(os.environ["FAKE_HOLD_AFTER"]))
+    if "FAKE_STOP_SECONDS" in os.environ:
+        worker.stop_signals.MAX_STOP_SECONDS = float(os.environ["FAKE_STOP_SECONDS"])
     if "FAKE_HANGING_STORE" in os.environ:
         worker.run.select_result_store = lambda *args, **kwargs: HangingStore()  # type: ignore[attr-defined]
     settings = WorkerSettings(model="fake")

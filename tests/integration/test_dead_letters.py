@@ -17,9 +17,11 @@ from tests.fakes.worker_runs import WorkerThread, leftovers, rq_queue, wait_for_
 
 def let_fail(client: Client, worker: WorkerThread, tenant: str | None = None) -> str:
     """A job that put out a few tokens and failed."""
+    worker.engine.hold_after(5)
     job = client.submit("Hello", max_tokens=2000, tenant=tenant)
     next(iter(job.stream(timeout=20)))
     worker.engine.fail(job.id, "out of luck")
+    worker.engine.go_on()
     with pytest.raises(JobFailedError):
         job.result(timeout=20)
     wait_until(lambda: job.status() is JobStatus.FAILED)

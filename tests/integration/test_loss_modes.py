@@ -101,10 +101,10 @@ def test_c_polling_the_registries_while_workers_die_and_recover_changes_nothing(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
     with polling(redis_url) as rounds:
-        with WorkerProcess(redis_url, step_seconds=0.02, lease_seconds=SHORT_LEASE_SECONDS) as doomed:
+        with WorkerProcess(redis_url, hold_after=2, lease_seconds=SHORT_LEASE_SECONDS) as doomed:
             doomed.wait_until_serving()
             ids = enqueue_many(queue, 10, max_tokens=40)
-            wait_for_entries(redis_client, ids, 3)
+            wait_for_entries(redis_client, ids, 2)
             doomed.process.kill()
             doomed.wait()
         info = [sys.executable, "-m", "rq.cli", "info", "--url", redis_url]

@@ -18,6 +18,7 @@ from tests.fakes.worker_runs import (
     WorkerThread,
     enqueue_many,
     stream_text,
+    wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
 )
@@ -36,9 +37,11 @@ def test_a_job_whose_output_no_longer_fits_in_memory_is_given_up_and_goes_on_fro
 ) -> None:
     monkeypatch.setattr("worker.service.StreamOutlet", partial(StreamOutlet, max_unsent_bytes=MAX_UNSENT_BYTES))
     with proxy_to(redis_client) as proxy, WorkerThread(proxy.url, lease_seconds=SHORT_LEASE_SECONDS) as worker:
+        worker.engine.hold_after(5)
         long = queue.enqueue(FUNCTION, prompt=[1, 2], max_tokens=3000, seed=5).id
-        wait_until(lambda: redis_client.xlen(keys.stream_key(long)) > 2)
+        wait_for_entries(redis_client, [long], 2)
         with proxy.partition():
+            worker.engine.go_on()
             wait_until(lambda: f"{long}:1" not in worker.engine.running)
             assert not redis_client.exists(keys.result_key(long))
         (short,) = enqueue_many(queue, 1, max_tokens=3)

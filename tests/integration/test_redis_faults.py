@@ -94,13 +94,15 @@ def test_a_full_redis_is_one_that_is_away(redis_url: str, redis_client: redis.Re
     """Claims, appends, commits and heartbeats are refused with OOM; nothing is half done, nothing is lost."""
     queue = rq_queue(redis_client)
     try:
-        with WorkerThread(redis_url, FakeEngine(step_seconds=0.02)) as worker:
+        with WorkerThread(redis_url) as worker:
+            worker.engine.hold_after(2)
             ids = enqueue_many(queue, 8, max_tokens=60)
             wait_for_first_tokens(redis_client, ids)
             late = enqueue_many(queue, 8, max_tokens=5)
             redis_client.config_set("maxmemory", "1mb")
             with pytest.raises(redis.exceptions.OutOfMemoryError):
                 redis_client.set("more", 1)
+            worker.engine.go_on()
             wait_until(lambda: not worker.engine.running)  # it has generated on
             assert not any(redis_client.exists(keys.result_key(job_id)) for job_id in ids)
             redis_client.config_set("maxmemory", "0")
@@ -149,11 +151,13 @@ def test_a_redis_that_refuses_everybody_is_one_that_is_away(
     with (
         EmbeddedRedis() as server,
         redis.Redis.from_url(server.url) as client,
-        WorkerThread(server.url, FakeEngine(step_seconds=0.02)) as worker,
+        WorkerThread(server.url) as worker,
     ):
+        worker.engine.hold_after(2)
         ids = enqueue_many(rq_queue(client), 4, max_tokens=60)
         wait_for_first_tokens(client, ids)
         with refusal(client):
+            worker.engine.go_on()
             wait_until(lambda: not worker.engine.running)  # it has generated on
             wait_until(lambda: {"stream_redis_away", "beat_failed"} <= _actions(caplog))
         check_undisturbed(client, ids)
@@ -217,10 +221,12 @@ def named_master() -> Iterator[NamedMaster]:
 
 
 def test_a_master_that_becomes_a_replica_is_left_by_workers_and_clients(named_master: NamedMaster) -> None:
-    with WorkerThread(named_master.url, FakeEngine(step_seconds=0.02)), Client(named_master.url) as client:
+    with WorkerThread(named_master.url) as worker, Client(named_master.url) as client:
+        worker.engine.hold_after(2)
         ids = [job.id for job in client.submit_many([{"prompt": f"Job {at}", "max_tokens": 60} for at in range(4)])]
         wait_for_first_tokens(named_master.old, ids)
         named_master.fail_over()
+        worker.engine.go_on()
         late = client.submit("Late", max_tokens=5)
         assert late.result(timeout=30).status == "finished"
         check_undisturbed(named_master.new, [*ids, late.id])

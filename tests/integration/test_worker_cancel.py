@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import redis
 from rq import Queue
 from rq.command import send_shutdown_command, send_stop_job_command
@@ -47,16 +48,21 @@ def test_a_running_job_that_rq_cancels_keeps_its_partial_output(
     assert redis_client.ttl(job.key) > 0
 
 
-def test_a_client_that_cancels_ends_a_running_job_within_a_step(
-    redis_url: str, worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+def test_a_client_that_cancels_ends_a_running_job_without_a_step_or_a_beat(
+    redis_url: str,
+    worker_thread: WorkerThread,
+    queue: Queue,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job = start_long_job(worker_thread, queue, redis_client)
-    worker_thread.engine.step_seconds = 0.3  # far longer than a cancel takes
+    worker_thread.engine.hold_after(3)
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000)
+    wait_until(lambda: len(stored_tokens(redis_client, job.id)) == 3)
+    monkeypatch.setattr(worker_thread.service._leases, "beat", lambda: None)
     with Client(redis_url) as client:
-        tokens_before = sum(len(chunk.token_ids) for chunk in stored_chunks(redis_client, job.id))
         assert client.job(job.id).cancel()
         result = client.job(job.id).result(timeout=30)
-    assert result.status == "cancelled" and len(result.choices[0].token_ids) - tokens_before <= 4
+    assert result.status == "cancelled" and result.choices[0].token_ids == stored_tokens(redis_client, job.id)
     assert result.usage.completion_tokens == len(result.choices[0].token_ids)
     assert not worker_thread.engine.running
     wait_for_no_leftovers(redis_client)
@@ -64,6 +70,10 @@ def test_a_client_that_cancels_ends_a_running_job_within_a_step(
         assert redis_client.ttl(key) > 0, key
     assert job.get_status() is JobStatus.CANCELED
     assert redis_client.xlen(keys.results_channel(queue.name)) == 1
+
+
+def stored_tokens(client: redis.Redis, job_id: str) -> list[int]:
+    return [token_id for chunk in stored_chunks(client, job_id) for token_id in chunk.token_ids]
 
 
 def test_a_job_that_the_engine_fails_as_it_is_cancelled_is_cancelled(
@@ -113,11 +123,13 @@ def test_a_running_job_that_is_deleted_ends_as_cancelled(
 def test_two_of_many_jobs_are_stopped_by_command(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    worker_thread.engine.step_seconds = 0.01
-    jobs = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=200) for _ in range(8)]
+    worker_thread.engine.hold_after(3)
+    jobs = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=20) for _ in range(8)]
     wait_until(lambda: len(worker_thread.engine.running) == 8)
     for job in jobs[2:4]:
         send_stop_job_command(redis_client, job.id, serializer=queue.serializer)
+        wait_for_result(redis_client, job.id)
+    worker_thread.engine.go_on()
     results = [wait_for_result(redis_client, job.id) for job in jobs]
     assert [result.status for result in results] == ["finished"] * 2 + ["stopped"] * 2 + ["finished"] * 4
     assert results[2].choices[0].finish_reason == "cancelled"

@@ -3,6 +3,7 @@
 import base64
 import signal
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -12,6 +13,7 @@ import redis
 from rq import Queue
 from rq.job import JobStatus
 
+import worker.job_loop
 from producer import AsyncClient, Client, InvalidJobError, JobFailedError
 from producer.contract import Done, ErrorCode, Marker, keys, parse_entry
 from producer.embeddings import INPUTS_A_JOB
@@ -109,13 +111,15 @@ def test_who_stops_waiting_cancels_all_its_jobs(worker_thread: WorkerThread, cli
 
 
 def test_a_job_that_is_cut_short_has_no_vectors(
-    worker_thread: WorkerThread, client: Client, redis_client: redis.Redis
+    worker_thread: WorkerThread, client: Client, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker_thread.engine.pause()
     cancelled = client.submit(task="embed", inputs=TEXTS)
-    late = client.submit(task="embed", inputs=TEXTS, deadline=time.time() + 0.5)
+    deadline = time.time() + 3600
+    late = client.submit(task="embed", inputs=TEXTS, deadline=deadline)
     wait_until(lambda: len(worker_thread.engine.running) == 2)
     assert cancelled.cancel() and cancelled.result(60).status == "cancelled"
+    monkeypatch.setattr(worker.job_loop, "time", SimpleNamespace(monotonic=time.monotonic, time=lambda: deadline))
     with pytest.raises(JobFailedError, match="deadline passed before its embeddings were computed") as failure:
         late.result(60)
     assert failure.value.error.code is ErrorCode.DEADLINE_EXCEEDED

@@ -1,7 +1,9 @@
 """Jobs through a worker on a real Redis, with a fake engine."""
 
 import json
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -11,6 +13,7 @@ from redis.typing import FieldT
 from rq import Queue
 from rq.job import Job, JobStatus
 
+import worker.job_loop
 from producer import Client, JobFailedError
 from producer.contract import ErrorCode, JobRequest, keys
 from producer.enqueue import encode_call
@@ -21,6 +24,7 @@ from tests.fakes.worker_runs import (
     WorkerThread,
     rq_queue,
     stream_text,
+    wait_for_entries,
     wait_for_no_leftovers,
     wait_for_result,
 )
@@ -44,7 +48,7 @@ def test_a_job_enqueued_by_plain_rq_runs(worker_thread: WorkerThread, queue: Que
 def test_a_worker_takes_requests_of_the_size_that_it_publishes(
     worker_thread: WorkerThread, redis_client: redis.Redis, client: Client
 ) -> None:
-    [worker] = client.workers()
+    [worker] = wait_until(client.workers)
     most = worker.max_request_bytes
     assert most is not None
     spare = most - len(encode_call(JobRequest(prompt="x", max_tokens=1))) + 1
@@ -181,17 +185,17 @@ def test_an_id_has_256_characters_at_most(worker_thread: WorkerThread, queue: Qu
         redis_client.hset(f"rq:job:{job_id}", mapping={"status": "queued", "origin": queue.name, "data": call})
         redis_client.rpush(queue.key, job_id)
     assert wait_for_result(redis_client, longest).status == "finished"
-    assert redis_client.hget(f"rq:job:{longer}", "status") == b"failed"
+    wait_until(lambda: redis_client.hget(f"rq:job:{longer}", "status") == b"failed")
 
 
 def test_jobs_finish_out_of_order(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:
     with WorkerThread(redis_url) as worker:
-        worker.engine.pause()
-        long = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2000)
+        worker.engine.hold_after(1)
+        long = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000)
         short = [queue.enqueue(FUNCTION, prompt="Hello", max_tokens=2) for _ in range(20)]
         wait_until(lambda: len(worker.engine.running) == 21)
         assert {job.get_status() for job in [long, *short]} == {JobStatus.STARTED}
-        worker.engine.go_on()
+        worker.engine.hold_after(2)
         for job in short:
             wait_for_result(redis_client, job.id)
         assert long.get_status() is JobStatus.STARTED
@@ -201,8 +205,9 @@ def test_jobs_finish_out_of_order(redis_url: str, queue: Queue, redis_client: re
 def test_an_engine_error_fails_the_job_with_its_partial_output(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
+    worker_thread.engine.hold_after(3)
     job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000)
-    wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 2)
+    wait_for_entries(redis_client, [job.id], 2)
     worker_thread.engine.fail(job.id)
     result = wait_for_result(redis_client, job.id)
     assert result.status == "failed" and result.choices[0].finish_reason == "error"
@@ -213,10 +218,13 @@ def test_an_engine_error_fails_the_job_with_its_partial_output(
 
 
 def test_a_job_past_its_rq_timeout_fails_with_its_partial_output(
-    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
+    worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker_thread.engine.step_seconds = 0.05
-    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, job_timeout=1)
+    worker_thread.engine.hold_after(3)
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, job_timeout=3600)
+    wait_for_entries(redis_client, [job.id], 2)
+    an_hour_later = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600, time=time.time)
+    monkeypatch.setattr(worker.job_loop, "time", an_hour_later)
     result = wait_for_result(redis_client, job.id)
     assert result.error is not None and result.error.code is ErrorCode.TIMEOUT
     assert result.text and result.choices[0].finish_reason == "error"

@@ -10,7 +10,14 @@ from rq.job import Job, JobStatus
 
 from producer.contract import ErrorCode, keys
 from tests.fakes.waiting import wait_until
-from tests.fakes.worker_runs import FUNCTION, WorkerThread, stream_text, wait_for_no_leftovers, wait_for_result
+from tests.fakes.worker_runs import (
+    FUNCTION,
+    WorkerThread,
+    stream_text,
+    wait_for_entries,
+    wait_for_no_leftovers,
+    wait_for_result,
+)
 from worker.redis_clock import RedisClock
 
 
@@ -96,9 +103,9 @@ def test_a_job_that_comes_back_after_its_deadline_keeps_what_it_had(
 ) -> None:
     deadline = time.time() + 3600
     with WorkerThread(redis_url) as first:
-        first.engine.step_seconds = 0.01
+        first.engine.hold_after(3)
         job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=4000, deadline=deadline)
-        wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 2)
+        wait_for_entries(redis_client, [job.id], 2)
     assert job.get_status() is JobStatus.QUEUED
     monkeypatch.setattr(RedisClock, "now", lambda _: deadline)
     with WorkerThread(redis_url) as second:
@@ -126,7 +133,7 @@ def test_a_job_that_is_claimed_outlives_its_ttl(
     worker_thread: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
     worker_thread.engine.pause()
-    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, ttl=1)
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=5, ttl=100)
     wait_until(lambda: worker_thread.engine.running)
     assert redis_client.ttl(job.key) == -1
     worker_thread.engine.go_on()

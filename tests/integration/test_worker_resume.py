@@ -5,7 +5,6 @@ import redis
 from rq import Queue
 
 from producer.contract import keys
-from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.redis_reads import stream_rows
 from tests.fakes.resumed_streams import (
     NUM_TOKENS,
@@ -35,9 +34,10 @@ from worker.running_job import RunningJob
 
 
 def test_a_handed_over_job_goes_on_at_its_next_token(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:
-    with WorkerThread(redis_url, FakeEngine(step_seconds=0.01)):
+    with WorkerThread(redis_url) as first:
+        first.engine.hold_after(5)
         job = queue.enqueue(FUNCTION, prompt=PROMPT, max_tokens=NUM_TOKENS)
-        wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 3)
+        wait_for_entries(redis_client, [job.id], 2)
     before = stream_rows(redis_client, keys.stream_key(job.id))
     with WorkerThread(redis_url) as heir:
         result = wait_for_result(redis_client, job.id)
@@ -51,11 +51,12 @@ def test_a_handed_over_job_goes_on_at_its_next_token(redis_url: str, queue: Queu
 def test_logprobs_and_the_echoed_prompt_outlive_a_hand_over(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    with WorkerThread(redis_url, FakeEngine(step_seconds=0.01)):
+    with WorkerThread(redis_url) as first:
+        first.engine.hold_after(5)
         job = queue.enqueue(
             FUNCTION, prompt=PROMPT, max_tokens=NUM_TOKENS, logprobs=True, top_logprobs=2, echo=True
         )  # fmt: skip
-        wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 3)
+        wait_for_entries(redis_client, [job.id], 2)
     with WorkerThread(redis_url) as heir:
         result = wait_for_result(redis_client, job.id)
         check_whole(redis_client, result)
@@ -66,10 +67,10 @@ def test_logprobs_and_the_echoed_prompt_outlive_a_hand_over(
 def test_jobs_of_a_killed_worker_go_on_from_what_is_stored(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
-    with WorkerProcess(redis_url, step_seconds=0.02, lease_seconds=2) as doomed:
+    with WorkerProcess(redis_url, hold_after=5, lease_seconds=2) as doomed:
         doomed.wait_until_serving()
         ids = enqueue_many(queue, 20, prompt=PROMPT, max_tokens=NUM_TOKENS, n=2)
-        wait_for_entries(redis_client, ids, 4)
+        wait_for_entries(redis_client, ids, 3)
         doomed.process.kill()
         doomed.wait()
     with WorkerThread(redis_url, lease_seconds=2) as heir:
@@ -162,14 +163,16 @@ def test_entries_of_the_attempt_before_are_written_again_if_redis_loses_them(
     write_stream(
         redis_client, job.id, *[chunk(job.id, [token_id], offset=at) for at, token_id in enumerate(tokens[:5])]
     )
-    with WorkerThread(redis_url, FakeEngine(step_seconds=0.02)):
-        wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 9)
+    with WorkerThread(redis_url) as heir:
+        heir.engine.hold_after(20)
+        wait_for_entries(redis_client, [job.id], 8)  # those of before, its own marker, and some output
         rows = stream_rows(redis_client, keys.stream_key(job.id))
         with redis_client.pipeline() as pipe:
             pipe.delete(keys.stream_key(job.id))
             for entry_id, fields in rows[:3]:
                 pipe.xadd(keys.stream_key(job.id), dict(fields.items()), id=entry_id)
             pipe.execute()
+        heir.engine.go_on()
         result = wait_for_result(redis_client, job.id)
         check_whole(redis_client, result)
     assert result.attempts == 2
