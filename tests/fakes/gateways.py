@@ -11,8 +11,7 @@ import openai
 from producer.gateway.context import GatewayContext
 from producer.gateway.server import GatewayServer, build_server
 from producer.gateway.settings import GatewaySettings
-
-START_SECONDS = 20.0
+from tests.fakes.waiting import WAIT_SECONDS
 
 StartGateway = Callable[..., "RunningGateway"]  # settings by name
 
@@ -35,7 +34,7 @@ class RunningGateway:
 
     def start(self) -> "RunningGateway":
         self._thread.start()
-        assert self._is_up.wait(START_SECONDS)
+        assert self._is_up.wait(WAIT_SECONDS)
         return self
 
     def begin_stop(self) -> None:
@@ -47,7 +46,7 @@ class RunningGateway:
         with suppress(RuntimeError):  # it has ended, and its loop is closed
             self.begin_stop()
             self.begin_stop()
-        self._thread.join(30)
+        self._thread.join(WAIT_SECONDS)
         assert not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -77,5 +76,5 @@ def running_gateway(redis_url: str, **settings: Any) -> Iterator[RunningGateway]
 
 def open_client(gateway: RunningGateway, **options: Any) -> openai.OpenAI:
     """The official client; a request that fails is not repeated, unless a test says so."""
-    defaults = {"api_key": "none", "max_retries": 0, "timeout": 30}
+    defaults = {"api_key": "none", "max_retries": 0, "timeout": WAIT_SECONDS}
     return openai.OpenAI(base_url=f"{gateway.url}/v1", **{**defaults, **options})

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Queue
 
+from tests.fakes.waiting import WAIT_SECONDS
+
 
 @dataclass(frozen=True)
 class Received:
@@ -45,7 +47,7 @@ class WebhookReceiver:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/hook"
 
-    def next(self, timeout: float = 20.0) -> Received:
+    def next(self, timeout: float = WAIT_SECONDS) -> Received:
         return self.received.get(timeout=timeout)
 
     def start(self) -> None:

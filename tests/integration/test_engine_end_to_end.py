@@ -12,7 +12,7 @@ import pytest
 
 from engine import InferenceEngine, InvalidRequestError, ModelLoadError, SamplingParams
 from tests.fakes.child_thread import ChildThread
-from tests.fakes.echo_engines import child_pid
+from tests.fakes.echo_engines import child_pid, wait_for_restarts
 from tests.fakes.output_recorder import OutputRecorder
 from tests.fakes.tiny_models import make_tiny_model
 
@@ -51,7 +51,7 @@ def run_and_kill(
     os.kill(child_pid(engine), signal.SIGKILL)
     for recorder in recorders:
         assert recorder.wait_for_end().finish_reason in ("length", "stop")
-    assert engine.get_stats()["num_restarts"] == num_restarts + 1
+    wait_for_restarts(engine, num_restarts + 1)
     return [recorder.token_ids for recorder in recorders]
 
 

@@ -140,7 +140,7 @@ def test_the_first_job_of_a_tenant_of_plain_rq_runs_at_once(
 ) -> None:
     monkeypatch.setattr(service, "LOOK_SECONDS", NEVER)
     with WorkerThread(redis_url) as worker:
-        wait_until(lambda: worker.service._tenants._listed_at)
+        wait_until(lambda: worker.service._tenants._listed_at and worker.service._loop.pace._is_watched)
         for tenant in ("acme", "bolt", "acme"):
             queue = keys.tenant_queue(keys.DEFAULT_QUEUE, tenant)
             (job_id,) = enqueue_many(rq_queue(redis_client, queue), 1, max_tokens=2)

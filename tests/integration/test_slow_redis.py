@@ -50,6 +50,7 @@ def test_jobs_keep_their_leases_and_their_streams_their_order(slow_url: str, red
     assert len(engine.submitted) == 32
 
 
+@pytest.mark.alone
 def test_sigterm_gives_the_jobs_back_in_time_and_says_so(
     slow_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:

@@ -203,6 +203,7 @@ def queues_of(client: redis.Redis) -> set[str]:
 def test_one_worker_a_second_looks_for_tenants(redis_client: redis.Redis, scripts: Scripts) -> None:
     first, second = (TenantQueues(redis_client, scripts, queues=QUEUES) for _ in range(2))
     first.look(100.0)
+    redis_client.persist("promptmill:discovery")  # however long the rest takes
     second.look(100.0)
     enqueue_many(rq_queue(redis_client, ACME), 1)
     second.look(101.0)

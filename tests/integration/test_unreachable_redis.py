@@ -16,15 +16,16 @@ import pytest
 import redis
 
 from producer import AsyncClient, Client, RedisRefusedError, RedisUnavailableError
+from tests.fakes.ports import free_port
 from tests.fakes.redis_cluster import redis_cluster
 from tests.fakes.tls_front import tls_front
-from worker.embedded_redis import EmbeddedRedis, free_port
+from worker.embedded_redis import EmbeddedRedis
 from worker.errors import StartRefusedError
 from worker.run import run_worker
 from worker.settings import WorkerSettings
 from worker.started_process import running
 
-FEW_SECONDS = 10.0  # a try to connect takes up to 5 s
+FEW_SECONDS = 20.0  # a try to connect takes up to 5 s
 REMEDIES = {
     "tls on a plain port": "write redis:// if that port speaks no TLS",
     "plain on a port with tls": "write rediss:// if that port speaks TLS",

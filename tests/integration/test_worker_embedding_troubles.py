@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -12,7 +13,7 @@ from producer import Client
 from producer.contract import Done, ErrorCode, Marker, keys
 from tests.fakes.fake_embeddings import expected_vector
 from tests.fakes.fake_tokenizer import POISON_TOKEN
-from tests.fakes.waiting import wait_until
+from tests.fakes.waiting import WAIT_SECONDS, wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerProcess,
@@ -151,7 +152,8 @@ def test_a_retried_job_begins_its_stream_anew_and_has_the_vectors_of_one_attempt
 def test_a_worker_that_ends_amid_a_batch_of_inputs_leaves_the_whole_of_it_to_the_next(
     redis_url: str, redis_client: redis.Redis, number: signal.Signals
 ) -> None:
-    with Client(redis_url) as client, WorkerProcess(redis_url, step_seconds=0.1, lease_seconds=2) as first:
+    settings: dict[str, Any] = {"step_seconds": 0.1, "stop_seconds": WAIT_SECONDS, "lease_seconds": 2}
+    with Client(redis_url) as client, WorkerProcess(redis_url, **settings) as first:
         first.wait_until_serving()
         job = client.submit(task="embed", inputs=inputs(200))  # 20 s of work
         wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)))

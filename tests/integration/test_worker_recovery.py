@@ -12,7 +12,7 @@ from rq.job import JobStatus
 from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 
 from producer.contract import Choice, Chunk, Done, Marker, keys
-from tests.fakes.waiting import wait_until
+from tests.fakes.waiting import WAIT_SECONDS, wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
     SHORT_LEASE_SECONDS,
@@ -120,7 +120,8 @@ def test_a_worker_that_was_stopped_and_woken_writes_nothing_of_its_lost_jobs(
     redis_url: str, queue: Queue, redis_client: redis.Redis
 ) -> None:
     """A zombie: its lease ended while it slept, and another worker has finished its job."""
-    with WorkerProcess(redis_url, step_seconds=0.05, lease_seconds=SHORT_LEASE_SECONDS) as zombie:
+    times = {"step_seconds": 0.05, "stop_seconds": WAIT_SECONDS}
+    with WorkerProcess(redis_url, **times, lease_seconds=SHORT_LEASE_SECONDS) as zombie:  # type: ignore[arg-type]
         zombie.wait_until_serving()
         job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=100)
         wait_until(lambda: redis_client.xlen(keys.stream_key(job.id)) > 2)

@@ -39,7 +39,7 @@ from worker.redis_client import connect
 LEASE_SECONDS = 2.0
 NUM_WATCHED = 30
 END_SECONDS = 45.0
-MAX_SECONDS = 25.0  # from the end of the faults: what a killed scheduler had locked is anybody's after 20
+MAX_SECONDS = 35.0  # from the end of the faults: what a killed scheduler had locked is anybody's after 20
 PAUSE_SECONDS = 0.1
 S3_SHARE = 0.4
 

@@ -44,8 +44,9 @@ async def test_a_line_is_heard_once_however_many_wait(
 
 
 async def test_jobs_that_end_one_after_the_other_share_a_subscription(
-    async_client: AsyncClient, worker: FakeWorker
+    async_client: AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("producer.result_waiter.LINGER_SECONDS", 30.0)  # however long it takes to the next
     worker.connection.config_resetstat()
     with worker.serving(echo):
         for number in range(3):

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from producer.errors import RedisUnavailableError
+from producer.gateway.batches import carrier_pool
 from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease
 from producer.gateway.batches.batch_record import BatchStatus
 from producer.gateway.batches.carrier import Carrier
 from producer.gateway.batches.carrier_child import CarrierChild
-from producer.gateway.batches.carrier_pool import RETRY_SECONDS, CarrierPool
+from producer.gateway.batches.carrier_pool import CarrierPool
 from producer.gateway.settings import GatewaySettings
 from tests.fakes.batches import LEASE_SECONDS, BatchBench, line
 from tests.fakes.fake_worker import FakeWorker, echo
-from tests.fakes.waiting import eventually
-from worker.embedded_redis import free_port
+from tests.fakes.ports import free_port
+from tests.fakes.waiting import WAIT_SECONDS, eventually
 
 
 async def test_a_pool_told_to_stop_while_it_claims_leaves_the_batch_to_others_at_once(
@@ -33,8 +34,8 @@ async def test_a_pool_told_to_stop_while_it_claims_leaves_the_batch_to_others_at
         return lease
 
     monkeypatch.setattr(BatchLease, "claim", claim_and_be_stopped)
-    async with asyncio.timeout(5):  # nobody answers the batch's line: one that went on would never end
-        await pool.run(idle_seconds=60)
+    async with asyncio.timeout(WAIT_SECONDS):  # nobody answers the batch's line: one that went on would never end
+        await pool.run(idle_seconds=600)
     monkeypatch.undo()
     assert (await bench.get(created.id)).status is not BatchStatus.COMPLETED
     lease = await bench.claim()
@@ -57,9 +58,12 @@ async def test_a_batch_goes_on_as_soon_as_redis_is_back(
         await carry(carrier)
 
     monkeypatch.setattr(Carrier, "carry", lose_redis_first)
+    monkeypatch.setattr(carrier_pool, "RETRY_SECONDS", 600.0)  # behind whatever else goes wrong
     with low.serving(echo):
-        async with asyncio.timeout(RETRY_SECONDS - 5):
-            await pool.run(idle_seconds=2)
+        running = asyncio.create_task(pool.run(idle_seconds=600))
+        await eventually(lambda: _has_ended(bench, created.id))
+        pool.stop()
+        await running
     assert (await bench.get(created.id)).status is BatchStatus.COMPLETED and num_carries == 2
 
 

@@ -203,7 +203,7 @@ def test_a_gateway_nobody_listens_to_is_a_connection_error() -> None:
 def test_a_client_that_waits_no_longer_gets_its_timeout_and_its_job_ends(
     gateway: RunningGateway, worker: FakeWorker
 ) -> None:
-    with open_client(gateway, timeout=0.5) as client, pytest.raises(openai.APITimeoutError):
+    with open_client(gateway, timeout=2.0) as client, pytest.raises(openai.APITimeoutError):
         client.completions.create(model="fake", prompt="x")
     [job] = worker.connection.keys("rq:job:*")
     wait_until(lambda: worker.connection.hget(job, "status") == b"canceled")

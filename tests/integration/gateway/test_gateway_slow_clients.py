@@ -15,9 +15,13 @@ WHOLE = b"GET /v1/files HTTP/1.1\r\nhost: x\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.3)
     monkeypatch.setattr(request_body, "SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(request_body, "LINGER_SECONDS", 0.3)
+
+
+@pytest.fixture
+def short_time_for_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.3)
 
 
 def talk(gateway: RunningGateway, data: bytes) -> bytes:
@@ -35,11 +39,13 @@ def error_of(answer: bytes) -> tuple[int, str]:
     return int(head.split()[1]), json.loads(body)["error"]["message"]
 
 
+@pytest.mark.usefixtures("short_time_for_heads")
 def test_half_a_head_is_waited_for_so_long_and_no_longer(gateway: RunningGateway) -> None:
     status, message = error_of(talk(gateway, LINE + b"x-half: "))
     assert status == 408 and "headers did not come within 0.3 s" in message
 
 
+@pytest.mark.usefixtures("short_time_for_heads")
 def test_a_connection_that_says_nothing_is_closed(gateway: RunningGateway) -> None:
     assert talk(gateway, b"") == b""
 

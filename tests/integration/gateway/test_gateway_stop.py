@@ -16,7 +16,8 @@ from tests.fakes.held_job import HeldJob
 from tests.fakes.waiting import wait_until
 
 NUM_STREAMS = 60
-STOP_SECONDS = 3.0  # far below the seconds after which the server cuts off what does not end by itself
+STOP_SECONDS = 30.0
+CUT_OFF_SECONDS = 100.0  # what does not end by itself
 BODY = {"model": "fake", "prompt": ["x", "y"], "stream": True}
 
 
@@ -66,8 +67,9 @@ class Readers:
 
 
 def test_many_streams_end_at_once_when_the_gateway_stops(
-    start_gateway: StartGateway, worker: FakeWorker, errors: pytest.LogCaptureFixture
+    start_gateway: StartGateway, worker: FakeWorker, errors: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("producer.gateway.server.EXIT_GRACE_SECONDS", CUT_OFF_SECONDS)
     gateway = start_gateway()
     readers = Readers(gateway)
     readers.open(worker)

@@ -62,7 +62,7 @@ def test_a_client_that_leaves_does_not_cancel_what_it_will_ask_for_again(
     asked: Any = {"model": "fake", "prompt": "x", **keyed}
     with open_client(gateway) as client:
         with pytest.raises(openai.APITimeoutError):
-            client.completions.create(**asked, timeout=0.3)
+            client.completions.create(**asked, timeout=2.0)
         job = worker.claim().begin()
         job.write("done", finish_reason="stop")
         job.end()
