@@ -6,7 +6,7 @@ from queue import Queue
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.messages import ChildMessage, EngineInfo, GetStats, ParentMessage
+from engine.messages import ChildMessage, EngineInfo, EngineStats, GetStats, ParentMessage
 
 _PATIENCE_SECONDS = 60.0
 INFO = EngineInfo(
@@ -24,9 +24,10 @@ INFO = EngineInfo(
 
 
 class PlayedChild:
-    """A `Supervised`."""
+    """A `Supervised`. Who asks for its figures has them at once, unless it `is_silent`."""
 
     def __init__(self) -> None:
+        self.is_silent = False
         self.pipe: Connection[Any, Any]
         self.pipe, self._far_end = Pipe()
         self._told: Queue[ParentMessage] = Queue()
@@ -34,6 +35,8 @@ class PlayedChild:
     def send(self, message: ParentMessage) -> None:
         if not isinstance(message, GetStats):
             self._told.put(message)
+        elif not self.is_silent:
+            self.say(EngineStats())
 
     def kill(self) -> None:
         self.die()

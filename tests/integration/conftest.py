@@ -12,13 +12,15 @@ from tests.fakes.command_line import Invoke, invoke
 from tests.fakes.worker_runs import WorkerThread, rq_queue
 from worker.scripts import Scripts
 
-THREADS_END_SECONDS = 10.0
+PATIENCE_SECONDS = 10.0
 
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker on a thread leaves nobody behind who writes into the next test's Redis, however busy the machine is."""
-    monkeypatch.setattr("worker.service.THREADS_END_SECONDS", THREADS_END_SECONDS)
+    """However busy the machine is, a worker on a thread leaves nobody behind who writes into the next test's Redis, and
+    an engine's figures are those of now."""
+    monkeypatch.setattr("worker.service.THREADS_END_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr("engine.supervisor._STATS_SECONDS", PATIENCE_SECONDS)
 
 
 @pytest.fixture

