@@ -10,7 +10,7 @@ from rq.job import Job
 
 from producer import Client
 from producer.contract import Result, keys
-from tests.fakes.script_calls import beat, claim
+from tests.fakes.script_calls import beat, claim, sweep
 from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
@@ -160,7 +160,7 @@ def test_the_next_beat_lets_go_of_the_old_one(redis_url: str, queue: Queue, redi
 
 
 def test_what_is_left_of_the_old_one_on_another_queue_does_not_disturb_it(
-    redis_url: str, queue: Queue, redis_client: redis.Redis
+    redis_url: str, queue: Queue, redis_client: redis.Redis, scripts: Scripts
 ) -> None:
     elsewhere = rq_queue(redis_client, f"{queue.name}:low")
     with WorkerThread(redis_url) as worker:
@@ -168,7 +168,7 @@ def test_what_is_left_of_the_old_one_on_another_queue_does_not_disturb_it(
         enqueue_new(elsewhere)
         wait_until(lambda: worker.engine.running == [f"{NAME}:2"])
         redis_client.zadd(keys.leases_key(queue.name), {NAME: 1})
-        wait_until(lambda: not redis_client.exists(keys.leases_key(queue.name)))
+        assert sweep(redis_client, scripts) == ([], []) and not redis_client.exists(keys.leases_key(queue.name))
         worker.engine.go_on()
         result = wait_for_result(redis_client, NAME)
         assert result.attempts == 2
