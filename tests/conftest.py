@@ -22,6 +22,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Arithmetic of tests and of what they start: threads that wait for each other spin, and other tests have the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Every HTTP client that is made reads the authorities it trusts: the world's take 50 ms, and no test goes out to it.
+os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("fakes") / "nobody.pem")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("promptmill", deadline=None)  # a busy machine is no failure
