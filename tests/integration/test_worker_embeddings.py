@@ -3,7 +3,6 @@
 import base64
 import signal
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -13,7 +12,6 @@ import redis
 from rq import Queue
 from rq.job import JobStatus
 
-import worker.job_loop
 from producer import AsyncClient, Client, InvalidJobError, JobFailedError
 from producer.contract import Done, ErrorCode, Marker, keys, parse_entry
 from producer.embeddings import INPUTS_A_JOB
@@ -30,6 +28,7 @@ from tests.fakes.worker_runs import (
     wait_for_no_leftovers,
     wait_for_result,
 )
+from worker.redis_clock import RedisClock
 
 TEXTS = ["Name three rivers", "the mill", "a"]
 
@@ -119,7 +118,7 @@ def test_a_job_that_is_cut_short_has_no_vectors(
     late = client.submit(task="embed", inputs=TEXTS, deadline=deadline)
     wait_until(lambda: len(worker_thread.engine.running) == 2)
     assert cancelled.cancel() and cancelled.result(60).status == "cancelled"
-    monkeypatch.setattr(worker.job_loop, "time", SimpleNamespace(monotonic=time.monotonic, time=lambda: deadline))
+    monkeypatch.setattr(RedisClock, "now", lambda _: deadline)
     with pytest.raises(JobFailedError, match="deadline passed before its embeddings were computed") as failure:
         late.result(60)
     assert failure.value.error.code is ErrorCode.DEADLINE_EXCEEDED
