@@ -142,8 +142,8 @@ def test_a_killed_serve_leaves_nothing_running_and_the_next_goes_on_with_its_dat
 ) -> None:
     model = str(make_tiny_model("llama", tmp_path / "model", max_position_embeddings=2 * NUM_TOKENS))
     port = free_port()
-    options = ("--redis-port", str(port), "--data-dir", str(tmp_path / "data"), "--model", model, *ONE_THREAD)
-    options += ("--lease-seconds", "2")
+    own = ("--redis-port", str(port), "--data-dir", str(tmp_path / "data"))
+    options = (*own, "--lease-seconds", "2", "--model", model, *ONE_THREAD)
     url = f"redis://127.0.0.1:{port}/0"
     killed = start("serve", *options, stderr=subprocess.DEVNULL)
     assert killed.process.stdout is not None and url in killed.process.stdout.readline()
