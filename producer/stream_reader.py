@@ -38,10 +38,11 @@ Entry = tuple[bytes, dict[bytes, bytes]]  # as XRANGE returns it
 
 
 class Delivery(NamedTuple):
-    """A chunk to hand out, and the cursor behind it."""
+    """A chunk to hand out, the cursor behind it, and the reader's `generation`."""
 
     entry_id: EntryId
     chunk: Chunk
+    generation: int = 0
 
 
 @dataclass(slots=True)
@@ -65,15 +66,19 @@ class _Progress:
 
 @dataclass(slots=True)
 class StreamReader:
-    """`last_id` is the last entry taken, `done` the entry that ended the stream, once it was taken."""
+    """`last_id` is the last entry taken, `done` the entry that ended the stream, once it was taken. `generation` is the
+    attempt in which the job began anew, all that its stream had told being void: 0, where it never did. From the
+    beginning of a stream every reader counts alike."""
 
     job_id: str
     last_id: EntryId = BEGINNING
     done: Done | None = None
+    generation: int = 0
     must_read_on: bool = False
     """Whether the last range was not the whole rest of the stream."""
     _progress: dict[int, _Progress] = field(default_factory=dict)
     _is_reading_again: bool = False  # from the beginning, after a loss
+    _has_taken: bool = False  # what a reset makes void
     _knows_all: bool = field(init=False)  # whether `_progress` counts everything the consumer was ever shown
     _has_shown: bool = field(init=False)
 
@@ -118,6 +123,7 @@ class StreamReader:
             if MARKER_FIELD.encode() in fields:
                 if Marker.model_validate_json(fields[MARKER_FIELD.encode()]).reset:
                     self._void()
+                    self.generation = entry_id.attempt if self._has_taken else self.generation
                     deliveries = [self._reset_at(entry_id)] if had_shown else []
                 self.last_id = entry_id
             elif DATA_FIELD.encode() in fields:
@@ -138,7 +144,7 @@ class StreamReader:
         for choice in result.choices:
             chunk = self._rest_of(choice, result)
             if chunk is not None:
-                deliveries.append(Delivery(self.last_id, chunk))
+                deliveries.append(Delivery(self.last_id, chunk, self.generation))
         return deliveries
 
     def _goes_on(self, entry: Chunk | Done) -> bool:
@@ -160,12 +166,14 @@ class StreamReader:
     def _start_over(self, had_shown: bool) -> list[Delivery]:
         """The stream is not the one that was shown."""
         self._void()
+        self.generation, self._has_taken = 0, False
         self.last_id = BEGINNING
         self.must_read_on = self._is_reading_again = True
         return [self._reset_at(BEGINNING)] if had_shown else []
 
     def _take(self, entry_id: EntryId, entry: Chunk | Done) -> list[Delivery]:
         self.last_id = entry_id
+        self._has_taken = True
         if self.done is not None:
             return []  # only a reset opens a stream that has ended
         if isinstance(entry, Done):
@@ -175,7 +183,7 @@ class StreamReader:
             progress = self._progress[entry.index] = _Progress()
         progress.add(entry)
         self._has_shown = True
-        return [Delivery(entry_id, entry)]
+        return [Delivery(entry_id, entry, self.generation)]
 
     def _void(self) -> None:
         """What came before counts no more: what was not handed out yet never is, and what was is taken back."""
@@ -185,7 +193,7 @@ class StreamReader:
         self._has_shown = False
 
     def _reset_at(self, entry_id: EntryId) -> Delivery:
-        return Delivery(entry_id, Chunk(job_id=self.job_id, reset=True))
+        return Delivery(entry_id, Chunk(job_id=self.job_id, reset=True), self.generation)
 
     def _rest_of(self, choice: Choice, result: Result) -> Chunk | None:
         is_first = choice.index == 0 and 0 not in self._progress

@@ -25,6 +25,7 @@ class StreamEnd(NamedTuple):
 
     status: JobOutcome
     usage: Usage
+    generation: int = 0
 
 
 class _Cursor:
@@ -32,11 +33,17 @@ class _Cursor:
         self._last: EntryId | str = after or BEGINNING
         self.end: StreamEnd | None = None
         """What the stream said behind the last chunk; None before."""
+        self.generation = 0
+        """Of the last chunk: the attempt in which the job began anew; 0, if it never did."""
 
     @property
     def last_id(self) -> str:
         """The cursor behind the last chunk handed out."""
         return str(self._last)
+
+    def _hand_out(self, delivery: Delivery) -> Chunk:
+        self._last, chunk, self.generation = delivery
+        return chunk
 
 
 class Subscription(_Cursor):
@@ -54,8 +61,7 @@ class Subscription(_Cursor):
         if isinstance(delivery, StreamEnd):
             self.end = delivery
             delivery = cast(Delivery, next(self._deliveries))  # which raises: nothing follows the end
-        self._last = delivery.entry_id
-        return delivery.chunk
+        return self._hand_out(delivery)
 
     def close(self) -> None:
         """End the subscription early. The job goes on."""
@@ -83,8 +89,7 @@ class AsyncSubscription(_Cursor):
         if isinstance(delivery, StreamEnd):
             self.end = delivery
             delivery = cast(Delivery, await anext(self._deliveries))  # which raises: nothing follows the end
-        self._last = delivery.entry_id
-        return delivery.chunk
+        return self._hand_out(delivery)
 
     async def aclose(self) -> None:
         """End the subscription early. The job goes on."""
@@ -207,7 +212,7 @@ class _Follower:
 
     def _end(self, end: Done | Result) -> Protocol[None]:
         self._has_ended = True
-        yield Emit(StreamEnd(end.status, end.usage))
+        yield Emit(StreamEnd(end.status, end.usage, self._reader.generation))
         if end.status == "failed":
             result = end if isinstance(end, Result) else None
             raise JobFailedError(self._job_id, end.error or NO_REASON, result)

@@ -19,8 +19,8 @@ BEGINNING = "0-0"
 
 
 class JobStream:
-    """`timer`: None, where nobody's wait is measured. `first_id`: of the chunk that whoever resumes counts from, where
-    it is known. `shows_resets`: whoever reads knows what a reset means. `finds_same_job`: as `from_info` has it."""
+    """`timer`: None, where nobody's wait is measured. `shows_resets`: whoever reads knows what a reset means.
+    `finds_same_job`: as `from_info` has it."""
 
     def __init__(
         self,
@@ -29,7 +29,6 @@ class JobStream:
         timer: TokenTimer | None,
         *,
         after: str | None = None,
-        first_id: str | None = None,
         shows_resets: bool = False,
         callers_names: Mapping[str, str] = MappingProxyType({}),
         finds_same_job: bool = True,
@@ -40,7 +39,6 @@ class JobStream:
         self._shows_resets = shows_resets
         self._callers_names = callers_names
         self._finds_same_job = finds_same_job
-        self._first_id = first_id
         self._cursor = after or BEGINNING  # of the last entry handed on
         self._end: StreamEnd | None = None
         self.renderer = renderer
@@ -67,17 +65,19 @@ class JobStream:
         async with aclosing(self._job.stream(after=self._after)) as chunks:
             try:
                 async for chunk in chunks:
-                    await self._hand_on(chunk, chunks.last_id, send)
+                    goes_on = not chunk.reset and self.renderer.goes_on(chunks.generation)
+                    await self._hand_on(chunk, chunks.last_id, send, goes_on=goes_on)
             finally:
+                if chunks.end is not None and not self.renderer.goes_on(chunks.end.generation):
+                    self._render_reset(chunks.last_id)
                 self._end = chunks.end
         assert self._end is not None, "a stream that does not raise has an end"
         if self._end.status != "finished":
             raise from_info(cancelled_elsewhere(self._job.id))
 
-    async def _hand_on(self, chunk: Chunk, cursor: str, send: SendEvent) -> None:
-        if chunk.reset or self._first_id not in (None, cursor):
+    async def _hand_on(self, chunk: Chunk, cursor: str, send: SendEvent, *, goes_on: bool) -> None:
+        if not goes_on:
             await send(self._render_reset(cursor))
-        self._first_id = None
         events = self.renderer.render(chunk, cursor)
         if self._timer is not None and chunk.token_ids:
             self._timer.take(len(chunk.token_ids))

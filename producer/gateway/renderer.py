@@ -36,6 +36,11 @@ class Renderer(ABC):
         """What is sent before the job has begun. Nothing: a job that fails at once is told of by the status."""
         return b""
 
+    def goes_on(self, generation: int) -> bool:
+        """Whether what follows, of that `Subscription.generation`, goes on from what whoever reads has seen: asked of
+        each chunk, and of the end. Those who have seen the beginning on another connection may have seen another."""
+        return True
+
     @abstractmethod
     def render(self, chunk: Chunk, cursor: str) -> list[bytes]:
         """The events of a chunk; none, if it shows nothing yet."""

@@ -1,7 +1,8 @@
 """One job's chunks as the events of OpenAI's Responses API, numbered without a gap. Pure: no connection, no clock.
 
 The events follow from the job's stored entries alone, so that any gateway counts them alike: whoever has seen those up
-to a number is given the others.
+to a number is given the others. Where a job began anew, its numbers do, at another million: one that was seen before
+names nothing of what counts now.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,8 @@ from producer.gateway.renderer import KEEP_ALIVE, Renderer, Told, to_json
 from producer.responses.body import ResponseFrame, error_of, status_of
 from producer.responses.output import Event, ResponseOutput
 from producer.responses.request import RESPONSES_URL
+
+NUMBERS_A_GENERATION = 1_000_000
 
 _LAST_EVENTS = {"completed": "response.completed", "failed": "response.failed"}  # of the others: incomplete
 
@@ -29,12 +32,22 @@ class ResponseRenderer(Renderer):
         self._starts_at_once = starts_at_once
         self._first_number = 0 if starting_after is None else starting_after + 1  # that is sent
         self._next_number = 0
+        self._generation: int | None = None  # not known before the first chunk
         self._is_announced = False
         self._is_running = False
 
     @property
     def reset_remedy(self) -> str:
         return "read it from the beginning" if self._starts_at_once else "ask again"
+
+    def goes_on(self, generation: int) -> bool:
+        if self._generation is None:
+            self._generation = generation
+            self._next_number += generation * NUMBERS_A_GENERATION
+        num_announced = 3 if self._frame.asked.background else 2  # created, queued, in progress: they tell nothing yet
+        has_seen_more = self._first_number > num_announced
+        is_of_another = has_seen_more and (self._first_number - 1) // NUMBERS_A_GENERATION != generation
+        return generation == self._generation and not is_of_another
 
     def render_start(self) -> bytes:
         return self._encode(self._announce()) or KEEP_ALIVE if self._starts_at_once else b""

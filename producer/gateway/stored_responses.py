@@ -27,7 +27,6 @@ from producer.stored_request import read_fields
 from producer.stored_results import delete_object
 
 DELETE_SECONDS = 10.0  # that a deletion waits for the end of a job that it has cancelled
-MAX_MARKERS = 16  # in front of a stream's first chunk: an attempt writes one, and ten are made at most
 
 _STATUSES = {JobStatus.WAITING: "queued", JobStatus.QUEUED: "queued", JobStatus.RUNNING: "in_progress"}
 
@@ -106,17 +105,14 @@ async def delete_response(context: GatewayContext, job_id: str) -> None:
     await context.redis.run(send(("DEL", *names)))
 
 
-async def first_chunk_id(context: GatewayContext, job_id: str) -> str | None:
-    """What the numbers of a response's events count from; None, where nothing was shown yet. Raises ApiError, where the
-    stream is no longer there."""
+async def check_has_events(context: GatewayContext, job_id: str) -> None:
+    """Raises ApiError, where the stream is no longer there."""
     status = await context.client.status(job_id)
-    command = ("XRANGE", keys.stream_key(job_id), "-", "+", "COUNT", MAX_MARKERS)
-    [entries] = await context.redis.run(send(command))
-    if not entries and status.has_ended:
+    [is_there] = await context.redis.run(send(("EXISTS", keys.stream_key(job_id))))
+    if not is_there and status.has_ended:
         hours = keys.STREAM_TTL_SECONDS // 3600
         message = f"starting_after: a response's events are kept for {hours} h after its end; get it whole"
         raise ApiError(HTTPStatus.NOT_FOUND, "events_expired", message, param="starting_after")
-    return next((entry_id.decode() for entry_id, fields in entries if keys.DATA_FIELD.encode() in fields), None)
 
 
 async def continue_response(

@@ -19,9 +19,9 @@ from producer.gateway.request_schemas import body_of
 from producer.gateway.response_events import ResponseRenderer
 from producer.gateway.routes.list_body import list_body
 from producer.gateway.stored_responses import (
+    check_has_events,
     delete_response,
     find_response,
-    first_chunk_id,
     input_messages,
     show_response,
 )
@@ -62,11 +62,12 @@ async def get_response(
     frame = await find_response(context, caller, response_id)
     if not stream:
         return await show_response(context, frame)
+    if starting_after is not None:
+        await check_has_events(context, frame.job_id)
     events = JobStream(
         context.client.job(frame.job_id),
         ResponseRenderer(frame, starting_after=starting_after, starts_at_once=True),
         None,
-        first_id=await first_chunk_id(context, frame.job_id) if starting_after is not None else None,
         callers_names=CALLERS_NAMES,
     )
     return EventStream([events], context)

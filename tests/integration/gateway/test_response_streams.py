@@ -133,7 +133,28 @@ def test_a_response_that_began_anew_is_never_spliced(client: openai.OpenAI, work
     with pytest.raises(openai.APIError, match="is void; read it from the beginning"):
         list(client.responses.retrieve(response_id, stream=True, starting_after=5))
     fresh = bodies_of(client.responses.retrieve(response_id, stream=True))
-    assert judge_events(fresh).output_text == client.responses.retrieve(response_id).output_text == "bc"
+    assert [event["sequence_number"] for event in fresh] == [0, 1, *range(2_000_002, 2_000_000 + len(fresh))]
+    renumbered = [{**event, "sequence_number": at} for at, event in enumerate(fresh)]
+    assert judge_events(renumbered).output_text == client.responses.retrieve(response_id).output_text == "bc"
+    for at, event in enumerate(fresh):
+        rest = client.responses.retrieve(response_id, stream=True, starting_after=event["sequence_number"])
+        assert bodies_of(rest) == fresh[at + 1 :]
+    with client.responses.stream(response_id=response_id, starting_after=seen[-1]["sequence_number"]) as helper:
+        assert [event.sequence_number for event in helper] == [event["sequence_number"] for event in fresh[2:]]
+
+
+def test_a_response_that_began_anew_and_failed_at_once_is_read_from_the_beginning(
+    client: openai.OpenAI, worker: FakeWorker
+) -> None:
+    asked = client.responses.create(model="fake", input="x", background=True)
+    job = worker.claim().begin()
+    job.write("a")
+    job.hand_over()
+    worker.claim().begin(reset=True).end("failed", error=ErrorInfo(code=ErrorCode.POISON, message="no"))
+    with pytest.raises(openai.APIError, match="is void; read it from the beginning"):
+        list(client.responses.retrieve(asked.id, stream=True, starting_after=5))
+    *_, failed = bodies_of(client.responses.retrieve(asked.id, stream=True, starting_after=1))
+    assert (failed["type"], failed["sequence_number"]) == ("response.failed", 2_000_003)
 
 
 def test_events_are_kept_for_an_hour_and_the_response_for_as_long_as_its_result(

@@ -105,6 +105,19 @@ def test_a_reset_before_anything_was_shown_is_not_told() -> None:
     assert [(delivery.chunk.reset, str(delivery.entry_id)) for delivery in resumed] == [(True, "2-0"), (False, "2-1")]
 
 
+def test_a_job_has_begun_anew_where_a_reset_made_anything_void() -> None:
+    def last_generation(*entries: Entry) -> int:
+        reader = StreamReader("j")
+        [*_, delivery] = reader.take_range([*entries, marker(4), data(EntryId(4, 1), chunk("new"))])
+        assert delivery.generation == reader.generation
+        return delivery.generation
+
+    old, end = data(EntryId(1, 1), chunk("old")), data(EntryId(1, 1), done())
+    assert last_generation(marker(1)) == last_generation(marker(1), marker(2, reset=True)) == 0
+    assert last_generation(marker(1), old, marker(2, reset=True), marker(3)) == 2
+    assert last_generation(marker(1), end, marker(2, reset=True), marker(3, reset=True)) == 3
+
+
 def test_the_result_gives_what_is_missing_of_each_choice() -> None:
     reader = StreamReader("j")
     reader.take_range([marker(1), data(EntryId(1, 1), chunk("ab"))])
@@ -175,6 +188,16 @@ def shown_text(history: list[Entry]) -> dict[int, str]:
     return texts
 
 
+def generation_of(history: list[Entry]) -> int:
+    """Where the contract says that it last began anew."""
+    generation, has_data = 0, False
+    for raw_id, fields in history:
+        has_data = has_data or DATA_FIELD.encode() in fields
+        if MARKER_FIELD.encode() in fields and Marker.model_validate_json(fields[MARKER_FIELD.encode()]).reset:
+            generation = EntryId.parse(raw_id).attempt if has_data else generation
+    return generation
+
+
 class Consumer:
     """A reader, and what it has shown."""
 
@@ -203,7 +226,7 @@ class Consumer:
             self._hold(self.reader.take_range(rest))
 
     def _hold(self, deliveries: list[Delivery]) -> None:
-        for _, delivered in deliveries:
+        for _, delivered, _ in deliveries:
             if delivered.reset:
                 self.held.clear()
             elif delivered.text:
@@ -219,6 +242,7 @@ def test_whatever_is_lost_late_or_repeated_each_chunk_is_shown_once_in_order(
     consumer.read(history)
     assert consumer.reader.done is not None
     assert consumer.held == shown_text(history)
+    assert consumer.reader.generation == generation_of(history)
 
 
 @given(histories(num_choices=1), st.data(), st.booleans())
