@@ -21,7 +21,7 @@ from producer.gateway.errors import ApiError
 from producer.gateway.item_references import give_items
 from producer.gateway.job_records import JobRecord
 from producer.gateway.rate_limits import estimate_tokens
-from producer.gateway.stored_responses import continue_response
+from producer.gateway.stored_responses import continue_again, continue_response
 from producer.idempotency import id_from_key
 from producer.job import AsyncJob
 from producer.openai_request import OpenAIRequest, parse_body
@@ -84,7 +84,7 @@ class AcceptedRequest:
 async def accept(context: GatewayContext, caller: Caller, request: Request, url: str) -> AcceptedRequest:
     """Raises ApiError or a PromptmillError; then nothing was enqueued, unless the error says that it is not known."""
     key = idempotency_key(request)
-    asked, num_bytes = await _read(context, caller, request, url)
+    asked, num_bytes = await _read(context, caller, request, url, key)
     is_keyed = key is not None or asked.jobs[0].idempotency_key is not None
     # Whoever names a request means to ask for it again: it must not die with the connection.
     is_detached = _detach_flag(request, default=is_keyed or asked.is_in_background)
@@ -118,7 +118,9 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
     return AcceptedRequest(asked, caller, enqueued, records, is_keyed, is_detached, num_tokens)
 
 
-async def _read(context: GatewayContext, caller: Caller, request: Request, url: str) -> tuple[OpenAIRequest, int]:
+async def _read(
+    context: GatewayContext, caller: Caller, request: Request, url: str, key: str | None
+) -> tuple[OpenAIRequest, int]:
     """What is asked for, and the bytes that it takes, with those of what it goes on from."""
     if url != RESPONSES_URL:
         return await context.bodies.read(request, partial(parse_body, url)), len(await request.body())
@@ -127,10 +129,13 @@ async def _read(context: GatewayContext, caller: Caller, request: Request, url: 
     if named:
         body, num_bytes = await give_items(context, caller, body, named, num_bytes)
     asked = await context.bodies.run(num_bytes, parse_body, url, body)
-    if asked.response is not None and asked.response.previous_response_id is not None:
-        asked, num_earlier = await continue_response(context, caller, asked, asked.response.previous_response_id)
-        num_bytes += num_earlier
-    return asked, num_bytes
+    if asked.response is None or asked.response.previous_response_id is None:
+        return asked, num_bytes
+    job = _owned(asked.jobs[0], caller, key, 0)
+    if job.idempotency_key is not None and (again := await continue_again(context, asked, _job_id(job))) is not None:
+        return again, num_bytes
+    asked, num_earlier = await continue_response(context, caller, asked, asked.response.previous_response_id)
+    return asked, num_bytes + num_earlier
 
 
 async def _find_known(context: GatewayContext, ids: list[str]) -> set[str]:

@@ -141,6 +141,24 @@ async def continue_response(
     return replace(asked, jobs=[job.model_copy(update={"messages": messages})], response=response), num_bytes
 
 
+async def continue_again(context: GatewayContext, asked: OpenAIRequest, job_id: str) -> OpenAIRequest | None:
+    """The request behind the messages that it had when it was asked for first, as this job, whatever has become of the
+    earlier response meanwhile. None, where there is no such job, or its request was another."""
+    assert asked.response is not None
+    record, known = await context.records.read(job_id), await read_request(context, job_id)
+    if record is None or record.response is None or known is None:
+        return None
+    if record.response.previous_response_id != asked.response.previous_response_id:
+        return None
+    [job], messages = asked.jobs, known.messages or []
+    num_instructions, own = int(asked.response.has_instructions), job.messages or []
+    num_earlier = len(messages) - len(own)
+    if [*messages[:num_instructions], *messages[num_instructions + num_earlier :]] != own:
+        return None
+    response = asked.response.model_copy(update={"earlier": record.response.earlier})
+    return replace(asked, jobs=[job.model_copy(update={"messages": messages})], response=response)
+
+
 def input_messages(frame: ResponseFrame) -> list[Message]:
     """All that the response's answer follows on but its instructions, earlier responses included."""
     return (frame.request.messages or [])[int(frame.asked.has_instructions) :]

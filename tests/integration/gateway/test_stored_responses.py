@@ -158,3 +158,22 @@ def test_a_response_under_a_key_is_the_same_when_it_is_asked_again(client: opena
     with worker.serving(say("a", "b")):
         stream = client.responses.create(model="fake", input="x", background=True, stream=True, extra_headers=headers)
         assert judge_events(bodies_of(stream)).id == asked.id
+
+
+def test_a_response_under_a_key_is_found_again_when_what_it_continues_is_gone(
+    client: openai.OpenAI, worker: FakeWorker
+) -> None:
+    with worker.serving(say("a")):
+        first, other = (client.responses.create(model="fake", input=text) for text in ("x", "y"))
+        ask: Any = {"model": "fake", "instructions": "Be brief.", "extra_headers": {"Idempotency-Key": "next"}}
+        second = client.responses.create(**ask, input="z", previous_response_id=first.id)
+        client.responses.delete(first.id)
+        assert client.responses.create(**ask, input="z", previous_response_id=first.id) == second
+        for changed in ({"previous_response_id": other.id}, {"instructions": "Be long."}, {"temperature": 0.5}):
+            with pytest.raises(openai.APIStatusError) as error:
+                client.responses.create(**{**ask, "input": "z", "previous_response_id": first.id, **changed})
+            wanted = "previous_response_not_found" if "instructions" in changed else "idempotency_conflict"
+            assert error.value.code == wanted
+        third = client.responses.create(model="fake", input="w", previous_response_id=second.id)
+    items = client.responses.input_items.list(third.id, order="asc")
+    assert [item.to_dict()["content"][0]["text"] for item in items] == ["x", "a", "z", "a", "w"]  # type: ignore[index]
