@@ -4,8 +4,7 @@ import threading
 from collections.abc import Callable
 
 from engine.outputs import RequestOutput
-
-_PATIENCE_SECONDS = 60.0
+from tests.fakes.waiting import WAIT_SECONDS
 
 
 class OutputRecorder:
@@ -30,7 +29,7 @@ class OutputRecorder:
 
     def wait_for(self, condition: Callable[["OutputRecorder"], bool]) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: condition(self), _PATIENCE_SECONDS), self.outputs[-3:]
+            assert self._changed.wait_for(lambda: condition(self), WAIT_SECONDS), self.outputs[-3:]
 
     def wait_for_tokens(self, num_tokens: int) -> None:
         self.wait_for(lambda recorder: len(recorder.token_ids) >= num_tokens)

@@ -7,8 +7,8 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.messages import ChildMessage, EngineInfo, EngineStats, GetStats, ParentMessage
+from tests.fakes.waiting import WAIT_SECONDS
 
-_PATIENCE_SECONDS = 60.0
 INFO = EngineInfo(
     model_dir="",
     device="none",
@@ -47,7 +47,7 @@ class PlayedChild:
 
     def is_told(self) -> ParentMessage:
         """The next message."""
-        return self._told.get(timeout=_PATIENCE_SECONDS)
+        return self._told.get(timeout=WAIT_SECONDS)
 
     def say(self, message: ChildMessage) -> None:
         self._far_end.send(message)
@@ -72,4 +72,4 @@ class Children:
         return child
 
     def next(self) -> PlayedChild:
-        return self._started.get(timeout=_PATIENCE_SECONDS)
+        return self._started.get(timeout=WAIT_SECONDS)

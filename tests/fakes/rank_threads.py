@@ -13,9 +13,9 @@ from engine.config import EngineConfig
 from engine.model.loader import LoadedModel, load_model
 from engine.parallel.rank import Rank
 from engine.parallel.row_parallel import add_up_parts
+from tests.fakes.waiting import WAIT_SECONDS
 
 R = TypeVar("R")
-_PATIENCE_SECONDS = 60.0
 
 
 class RankThreads:
@@ -35,17 +35,17 @@ class RankThreads:
         with ThreadPoolExecutor(len(self.models)) as pool:
             leader, *others = [pool.submit(self._guard, function, model) for model in self.models]
             for other in others:
-                other.result(_PATIENCE_SECONDS)
-            return leader.result(_PATIENCE_SECONDS)
+                other.result(WAIT_SECONDS)
+            return leader.result(WAIT_SECONDS)
 
     def add_up(self, index: int, part: Tensor) -> Tensor:
         self._parts[index] = part
-        self._barrier.wait(_PATIENCE_SECONDS)
+        self._barrier.wait(WAIT_SECONDS)
         first, *others = (part for part in self._parts if part is not None)
         total = first.clone()
         for other in others:
             total += other
-        self._barrier.wait(_PATIENCE_SECONDS)
+        self._barrier.wait(WAIT_SECONDS)
         return total
 
     def _guard(self, function: Callable[[LoadedModel], R], model: LoadedModel) -> R:
