@@ -37,6 +37,11 @@ class BlockPool:
     def num_used(self) -> int:
         return len(self._references)
 
+    @property
+    def kept(self) -> frozenset[int]:
+        """Blocks whose content is in the prefix index."""
+        return frozenset(self._kept)
+
     def is_idle(self, block: int) -> bool:
         return block in self._idle
 

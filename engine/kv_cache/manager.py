@@ -177,4 +177,5 @@ class KVCacheManager:
             assert self._slots.num_computed[slot] <= len(table) * self._block_size, f"slot {slot} outgrew its blocks"
         self.pool.check_integrity(references)
         self.index.check_integrity()
+        assert self.pool.kept == self.index.blocks, "the pool keeps other blocks than the index finds"
         assert self._prefix_caching or not self.pool.num_idle, "content is kept with prefix caching off"

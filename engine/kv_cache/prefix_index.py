@@ -64,6 +64,10 @@ class PrefixIndex:
         for block in blocks:
             del self._block_of[self._digest_of.pop(block)]
 
+    @property
+    def blocks(self) -> frozenset[int]:
+        return frozenset(self._digest_of)
+
     def __contains__(self, block: int) -> bool:
         return block in self._digest_of
 
