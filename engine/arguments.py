@@ -17,7 +17,9 @@ def read_config(fields: dict[str, Any]) -> EngineConfig:
     known = {field.name for field in fields_of(EngineConfig)}
     for name in fields:
         if name not in known:
-            raise InvalidRequestError(f"{name} is no field of EngineConfig; those are {sorted(known)}", param=name)
+            raise InvalidRequestError(
+                f"{name} is not a field of EngineConfig; the fields are {sorted(known)}", param=name
+            )
     return EngineConfig(**fields)
 
 

@@ -71,7 +71,7 @@ class Tokenizer:
             encodings = self._raw.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeError) as error:
             raise InvalidRequestError(
-                "prompt is no valid Unicode text (a lone surrogate?): send text that encodes as UTF-8", param="prompt"
+                "prompt is not valid Unicode (a lone surrogate?): send text that encodes as UTF-8", param="prompt"
             ) from error
         return [list(encoding.ids) for encoding in encodings]
 

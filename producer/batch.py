@@ -97,7 +97,9 @@ class BatchRun:
         if target.exists() and target.samefile(source):
             raise BatchFileError(f"output {target} is the input as well; name another file")
         if target.exists() and not target.is_file():  # a pipe or a device has no answers of an earlier run, or no end
-            raise BatchFileError(f"output {target} is no regular file, from which a run could go on; name a file")
+            raise BatchFileError(
+                f"output {target} is not a regular file, so a run could not continue from it; name a file"
+            )
         output = BatchOutput(target, drops_failed=retries_failed)
         return cls(settings, BatchInput(source), output, options, on_progress)
 

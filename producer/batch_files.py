@@ -210,7 +210,7 @@ class BatchOutput:
             is_foreign = all(is_of_another_batch(line.get("id"), digest, custom_id) for digest in digests)
         except (ValueError, LookupError, TypeError, AttributeError) as cause:
             raise BatchFileError(
-                f"output {self._path}, line {number}, is no answer of a batch; name another file, or mend that line"
+                f"output {self._path}, line {number}, is not an answer of a batch; name another file or correct it"
             ) from cause
         if is_foreign:
             raise BatchFileError(

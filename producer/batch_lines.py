@@ -47,7 +47,7 @@ def parse_line(text: bytes) -> BatchLine:
     try:
         line = json.loads(text.decode("utf-8-sig"))  # json's own guess may be UTF-16
     except (ValueError, RecursionError) as error:
-        raise BadLineError("invalid_json_line", f"the line is no JSON: {error}") from error
+        raise BadLineError("invalid_json_line", f"the line is not JSON: {error}") from error
     if not isinstance(line, dict):
         raise BadLineError("invalid_json_line", "the line must be a JSON object with custom_id, method, url and body")
     custom_id = line.get("custom_id")

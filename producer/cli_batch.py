@@ -57,7 +57,7 @@ def run(source: Path, target: Path, retry_failed: bool, is_cancelled: bool, **fl
     Exit code 1 if any failed.
     """
     if str(target) == "-":
-        raise click.UsageError("OUT is a file, from which a run can go on; - is none")
+        raise click.UsageError("OUT must be a file, so that a run can continue; - is not one")
     if is_cancelled and retry_failed:
         raise click.UsageError("--cancel asks nothing; leave out --retry-failed")
     named_class = flags.pop("priority_class")

@@ -33,7 +33,7 @@ class Seconds(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds = float(super().convert(value, param, ctx))
         if not math.isfinite(seconds):
-            self.fail(f"{value} is no number of seconds; leave it out to wait without end", param, ctx)
+            self.fail(f"{value} is not a number of seconds; leave it out to wait without a limit", param, ctx)
         return seconds
 
 

@@ -231,7 +231,7 @@ def _parse(job_id: str, data: bytes, what: str) -> Result | ErrorInfo:
         if result.job_id == job_id:
             return result
         fault = f"it is job {result.job_id:.100}'s"
-    return ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=f"{what} is no result of job {job_id}: {fault}")
+    return ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=f"{what} is not a result of job {job_id}: {fault}")
 
 
 def read_failure_of_rq(job_id: str) -> Protocol[Result]:

@@ -47,7 +47,7 @@ class PromptTemplate:
         try:
             return cell_text(value)
         except UnicodeDecodeError as error:
-            raise UnusableRowError(f"invalid_row: column {name!r} is no UTF-8") from error
+            raise UnusableRowError(f"invalid_row: column {name!r} is not UTF-8") from error
 
 
 def _read_piece(found: "re.Match[str]", columns: Sequence[str], flag: str) -> tuple[str, bool]:

@@ -23,7 +23,9 @@ from producer.redis_replies import NotServingError
 from producer.settings import redact_url
 
 # A job, its place on a queue, its lease and its stream change in one step, which a cluster does for one slot alone.
-_NO_CLUSTER = "promptmill needs a Redis that is none, alone or behind Sentinels (redis+sentinel://HOST,HOST/SERVICE)"
+_NO_CLUSTER = (
+    "promptmill needs a Redis that is not a cluster, alone or behind Sentinels (redis+sentinel://HOST,HOST/SERVICE)"
+)
 _QUOTED_COMMAND = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 _IN_TUPLE = re.compile(r"""\((["'])(.*)\1,\)""", re.DOTALL)  # as asyncio's pipelines have it
 _LOST = (redis.ConnectionError, redis.TimeoutError, OSError)

@@ -37,13 +37,15 @@ class ProducerSettings(BaseSettings):
 
     redis_url: str = Field(
         default="redis://localhost:6379",
-        description="Redis, as redis://, rediss:// or unix:// URL, or redis+sentinel://HOST,HOST/SERVICE.",
+        description="URL of Redis: redis://, rediss:// or unix://, or redis+sentinel://HOST,HOST/SERVICE.",
     )
-    queue: str = Field(default=DEFAULT_QUEUE, pattern=f"^{QUEUE_PATTERN}$", description="The queue of the jobs.")
+    queue: str = Field(
+        default=DEFAULT_QUEUE, pattern=f"^{QUEUE_PATTERN}$", description="Queue that jobs are put on and taken from."
+    )
     s3_endpoint_url: str | None = Field(
         default=None,
         pattern=r"^https?://",
-        description="Endpoint of the S3-compatible store that results lie in; none for AWS itself.",
+        description="Endpoint of the S3-compatible store that holds results; leave it out for AWS.",
     )
 
     @field_validator("*", mode="before")
@@ -82,7 +84,7 @@ class ServerSettings(ProducerSettings):
         default="info", description="Log level: debug, info, warning or error."
     )
     log_format: Literal["text", "json"] = Field(
-        default="text", description="Log format: text or json, a line an event."
+        default="text", description="Log format: text or json, one event per line."
     )
 
 
@@ -107,7 +109,7 @@ def warn_of_misspelt_variables(kind: type[BaseSettings]) -> None:
         if not variable.upper().startswith(ENV_PREFIX) or name in names or name in _SEEN_ELSEWHERE:
             continue
         for meant in get_close_matches(name, names, n=1, cutoff=_MISSPELT):
-            reason = f"{variable} is no setting here; did you mean {ENV_PREFIX}{meant}?"
+            reason = f"{variable} is not a setting here; did you mean {ENV_PREFIX}{meant}?"
             _log.warning("action=variable_ignored reason=%r", reason)
 
 

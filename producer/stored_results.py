@@ -68,10 +68,10 @@ def _parse(url: str) -> tuple[str, str]:
     try:
         import producer.s3_connection  # noqa: F401
     except ImportError as error:
-        raise ResultStoreError(f"the result lies at {url}; reading it needs: pip install 'promptmill[s3]'") from error
+        raise ResultStoreError(f"the result is at {url}; reading it needs: pip install 'promptmill[s3]'") from error
     parts = urlsplit(url)
     if parts.scheme != "s3" or not parts.netloc:
-        raise ResultStoreError(f"the result lies at {url}, which is no s3://bucket/key; read it by other means")
+        raise ResultStoreError(f"the result is at {url}, which is not an s3://bucket/key URL; read it by other means")
     return parts.netloc, parts.path.lstrip("/")
 
 

@@ -223,5 +223,5 @@ class _Follower:
             return self._pace.seconds
         left = self._waiting_since + self._timeout - time.monotonic()
         if left <= 0:
-            raise ResultTimeoutError(f"job {self._job_id}: no chunk within {self._timeout:g} s; it goes on")
+            raise ResultTimeoutError(f"job {self._job_id}: no chunk within {self._timeout:g} s; the job continues")
         return min(self._pace.seconds, left)

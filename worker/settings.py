@@ -21,10 +21,11 @@ class WorkerSettings(ServerSettings):
         default=DEFAULT_MODEL, min_length=1, description="Model: a folder, a hub id, a .gguf file or smollm2-135m."
     )
     model_names: str | None = Field(
-        default=None, description="Names that jobs may ask for, comma separated; default: the model as given."
+        default=None, description="Model names that jobs may ask for, comma separated; default: the value of --model."
     )
     queues: str | None = Field(
-        default=None, description="Queues to drain, comma separated, most urgent first; default: --queue's classes."
+        default=None,
+        description="Queues to drain, comma separated, most urgent first; default: the classes of --queue.",
     )
     worker_name: str | None = Field(
         default=None, pattern=r"^[A-Za-z0-9_.-]{1,128}$", description="This worker's name; default: host and pid."
@@ -36,100 +37,114 @@ class WorkerSettings(ServerSettings):
     )
     callbacks: str = Field(
         default="",
-        description="RQ callbacks that jobs may name, as dotted names, comma separated; others are refused.",
+        description="RQ callbacks that jobs may name, as package.module.function, comma separated; others are refused.",
     )
     webhooks: str = Field(
         default="",
-        description="URLs that RQ webhooks of jobs may be at, or below, comma separated; others are refused.",
+        description="URLs that RQ webhooks of jobs may go to, or below which, comma separated; others are refused.",
     )
 
     chat_template: str | None = Field(
-        default=None, description="File with the chat template to use in place of the model's own."
+        default=None, description="File with a chat template to use instead of the model's own."
     )
     tool_parser: ToolParserName = Field(
-        default="auto", description="How the model writes tool calls: auto, hermes, llama, or none for calls as text."
+        default="auto",
+        description="How the model writes tool calls: auto, hermes, llama, or none to leave them as text.",
     )
     reasoning_parser: ReasoningParserName = Field(
-        default="auto", description="How the model marks its thoughts: auto, think, or none for thoughts as text."
+        default="auto", description="How the model marks its reasoning: auto, think, or none to leave it as text."
     )
 
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Device: auto, cpu, cuda or cuda:N."
     )
     tensor_parallel_size: int = Field(
-        default=1, ge=1, description="GPUs that share one model, from --device on; on a CPU, processes that do."
+        default=1, ge=1, description="Number of GPUs to split the model over, from --device on; on a CPU, of processes."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number format of weights, keys and values: auto, float32, bfloat16 or float16."
     )
     quantize: Literal["none", "int8"] = Field(
-        default="none", description="Linear layers in 8 bits on a CPU: int8, or none. Faster, and not the same tokens."
+        default="none", description="On a CPU: 8-bit linear layers (int8), or none. Faster, but the tokens may differ."
     )
     kv_cache_dtype: Literal["auto", "int8"] = Field(
         default="auto",
-        description="Keys and values in 8 bits on a CPU: int8, or auto for --dtype's. Twice the tokens fit; "
-        "engine/README.md names models that it does not suit.",
+        description="On a CPU: 8-bit keys and values (int8), or auto for those of --dtype. Twice as many tokens fit; "
+        "engine/README.md says which models it does not suit.",
     )
-    attention: str = Field(default="auto", min_length=1, description="Attention backend: auto, or one by name.")
+    attention: str = Field(
+        default="auto", min_length=1, description="Attention backend: auto, native, torch or triton."
+    )
     deterministic: bool = Field(
         default=False,
-        description="On a GPU: the same bits in any batch, at a cost in speed. A CPU always gives them.",
+        description="On a GPU: bit-identical output in any batch, but slower. On a CPU output always is.",
     )
-    cuda_graphs: bool = Field(default=True, description="On a GPU: launch a step's kernels at once, as a CUDA graph.")
+    cuda_graphs: bool = Field(
+        default=True, description="On a GPU: launch the kernels of a step together, as a CUDA graph."
+    )
     num_threads: int | None = Field(
-        default=None, ge=1, description="Threads of a CPU step; default: torch's choice, fewer while others hold cores."
+        default=None,
+        ge=1,
+        description="Threads on a CPU; default: torch's choice, fewer while other processes use the cores.",
     )
-    max_num_seqs: int = Field(default=256, ge=1, description="Largest number of sequences in one step.")
+    max_num_seqs: int = Field(default=256, ge=1, description="Maximum number of sequences in one step.")
     max_num_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="Largest number of tokens in one step: decodes first, then chunks of prompts; default: 512 on a "
-        "CPU, fewer while few prompts wait; on a GPU as many as it measures to be fast; no fewer than --max-num-seqs.",
+        description="Maximum number of tokens in one step: decodes first, then chunks of prompts; at least "
+        "--max-num-seqs; default: 512 on a CPU, fewer while few prompts wait; on a GPU measured at start.",
     )
     max_model_len: int | None = Field(
-        default=None, ge=1, description="Tokens of prompt and output together; default: the model's own."
+        default=None, ge=1, description="Maximum tokens of prompt and output together; default: the model's limit."
     )
     block_size: int = Field(default=16, ge=1, description="Tokens in one KV block.")
     num_kv_blocks: int | None = Field(
         default=None,
         ge=1,
-        description="Number of KV blocks, which a job's tokens must fit; default: from --kv-memory-fraction.",
+        description="Number of KV blocks; a job's tokens must fit into them; default: from --kv-memory-fraction.",
     )
     kv_memory_fraction: float = Field(
-        default=0.9, gt=0, le=1, description="Share of the free device memory that the KV cache takes."
+        default=0.9, gt=0, le=1, description="Share of the free device memory for the KV cache."
     )
-    max_cpu_kv_bytes: int = Field(default=1 << 30, ge=1, description="Upper limit of the KV cache on a CPU, in bytes.")
+    max_cpu_kv_bytes: int = Field(default=1 << 30, ge=1, description="Maximum size of the KV cache on a CPU, in bytes.")
     prefix_caching: bool = Field(default=True, description="Share the KV blocks of prompts that begin alike.")
     prompt_lookup: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="Speculate on tokens from prompt and output: on, off, or auto (where it changes no answer).",
+        description="Prompt lookup decoding: on, off, or auto (only where it cannot change an answer).",
     )
     step_timeout_seconds: float = Field(
-        default=120.0, gt=0, allow_inf_nan=False, description="A step that takes longer counts as a hung device."
+        default=120.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="A step that takes longer than this counts as a hung device.",
     )
 
     lease_seconds: float = Field(
-        default=15.0, ge=2, le=3600, description="A worker that is silent for this long loses its jobs."
+        default=15.0, ge=2, le=3600, description="A worker that does not report for this long loses its jobs to others."
     )
     max_num_jobs: int | None = Field(
-        default=None, ge=1, description="Jobs held at once, waiting ones included; default: from --max-num-seqs."
+        default=None,
+        ge=1,
+        description="Maximum number of jobs held, waiting ones included; default: from --max-num-seqs.",
     )
     max_running_per_tenant: int | None = Field(
-        default=None, ge=1, description="Jobs of one tenant that all workers together hold at once; default: no limit."
+        default=None,
+        ge=1,
+        description="Maximum number of one tenant's jobs that all workers together hold; default: no limit.",
     )
     tenant_limits: str = Field(
         default="",
-        description="The same for single tenants, as TENANT=N, comma separated; overrides --max-running-per-tenant.",
+        description="Limits of single tenants, as TENANT=N, comma separated; they override --max-running-per-tenant.",
     )
     drain: Literal["hand-over", "finish"] = Field(
         default="hand-over",
-        description="On SIGTERM: hand-over gives running jobs back to their queues, finish completes them.",
+        description="On SIGTERM: hand-over returns running jobs to their queues, finish completes them.",
     )
     drain_seconds: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="With --drain finish: jobs that still run after this long are given back; default: no limit.",
+        description="With --drain finish: return jobs that still run after this long; default: no limit.",
     )
 
     @field_validator("queues")
@@ -137,7 +152,7 @@ class WorkerSettings(ServerSettings):
     def _queues_have_names(cls, value: str | None) -> str | None:
         for name in split_list(value):
             if not re.fullmatch(QUEUE_PATTERN, name):
-                raise ValueError(f"{name!r} is no queue name; use letters, digits and _ . : @ -")
+                raise ValueError(f"{name!r} is not a queue name; use letters, digits and _ . : @ -")
         if value is not None and not split_list(value):
             raise ValueError("name at least one queue")
         return value
@@ -147,7 +162,7 @@ class WorkerSettings(ServerSettings):
     def _callbacks_are_dotted_names(cls, value: str) -> str:
         for name in split_list(value):
             if not all(part.isidentifier() for part in name.split(".")):
-                raise ValueError(f"{name!r} is no dotted name, as package.module.function")
+                raise ValueError(f"{name!r} is not a dotted name such as package.module.function")
         return value
 
     @field_validator("webhooks")
@@ -157,7 +172,7 @@ class WorkerSettings(ServerSettings):
         for url in split_list(value):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.netloc:
-                raise ValueError(f"{url!r} is no URL, as https://app.example/hooks")
+                raise ValueError(f"{url!r} is not a URL such as https://app.example/hooks")
         return value
 
     @field_validator("device", "attention", mode="before")
@@ -171,7 +186,7 @@ class WorkerSettings(ServerSettings):
         for part in split_list(value):
             tenant, _, number = part.partition("=")
             if not re.fullmatch(TENANT_PATTERN, tenant) or not re.fullmatch(r"[1-9][0-9]{0,8}", number):
-                raise ValueError(f"{part!r} is no limit; write TENANT=N, with N at least 1")
+                raise ValueError(f"{part!r} is not a limit; write TENANT=N, with N at least 1")
         return value
 
     @field_validator("max_num_tokens")

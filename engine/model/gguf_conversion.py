@@ -140,7 +140,7 @@ def _content_key(gguf_path: Path) -> str:
     with gguf_path.open("rb") as file:
         head = file.read(_SAMPLE_BYTES)
         if head[:4] != _MAGIC:
-            raise ModelLoadError(f"{gguf_path} is no GGUF file (it does not begin with {_MAGIC!r}); fetch it again")
+            raise ModelLoadError(f"{gguf_path} is not a GGUF file (it does not begin with {_MAGIC!r}); fetch it again")
         digest.update(head)
         file.seek(max(0, size - _SAMPLE_BYTES))
         digest.update(file.read())

@@ -62,5 +62,5 @@ def _tls_options(query: str, *, has_tls: bool) -> dict[str, Any]:
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":") if text.rpartition(":")[2].isdigit() else (text, "", "")
     if not host:
-        raise ValueError(f"{text!r} is no address of a Sentinel: a URL of Sentinels has the form {FORM}")
+        raise ValueError(f"{text!r} is not the address of a Sentinel: a URL of Sentinels has the form {FORM}")
     return host.strip("[]"), int(port or DEFAULT_PORT)

@@ -55,7 +55,7 @@ def _parse_object(body: bytes) -> dict[str, Any]:
         fields = _parse(body)
     except (ValueError, RecursionError) as error:
         why = str(error).partition("; use sys.")[0]  # of a number with thousands of digits
-        raise ApiError(HTTPStatus.BAD_REQUEST, "invalid_json", f"the body is no JSON: {why}") from error
+        raise ApiError(HTTPStatus.BAD_REQUEST, "invalid_json", f"the body is not JSON: {why}") from error
     if not isinstance(fields, dict):
         raise ApiError(HTTPStatus.BAD_REQUEST, "invalid_json", "the body must be a JSON object")
     if is_deeper(fields, MAX_NESTING):
@@ -77,4 +77,4 @@ def _parse(body: bytes) -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")

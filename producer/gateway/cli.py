@@ -79,7 +79,7 @@ def show(is_json: bool, **flags: Any) -> None:
 def revoke(key_id: str, **flags: Any) -> None:
     """Take a key back, by its id. Gateways take it for up to five seconds more."""
     if not run_once(load_settings(ProducerSettings, flags), revoke_key(key_id)):
-        raise SettingsError(f"there is no key {key_id!r}; promptmill keys list shows those that are")
+        raise SettingsError(f"there is no key {key_id!r}; promptmill keys list shows the existing ones")
     click.echo(f"{key_id} is revoked")
 
 

@@ -117,7 +117,7 @@ def _check_size(num_bytes: int, max_bytes: int) -> None:
 
 def _not_found(at: int, item_id: str) -> ApiError:
     hours = keys.RESULT_TTL_SECONDS // 3600
-    rule = f"{item_id:.100} is no item of a response that is known here; they are kept for {hours} h after their end"
+    rule = f"{item_id:.100} is not an item of a known response; responses are kept for {hours} h after their end"
     return _fault(HTTPStatus.NOT_FOUND, "item_not_found", at, f"{rule}, with store: true; send the item itself")
 
 

@@ -120,7 +120,7 @@ def _inherited(settings: GatewaySettings, fd: int) -> socket.socket:
         raise SettingsError(f"--http-fd {fd}: {error.strerror}; pass a socket on to the gateway, bound") from error
     if listener.family not in (socket.AF_INET, socket.AF_INET6):
         listener.close()
-        raise SettingsError(f"--http-fd {fd}: is no TCP socket; pass one on to the gateway, bound")
+        raise SettingsError(f"--http-fd {fd}: is not a TCP socket; pass the gateway a bound one")
     host = listener.getsockname()[0]
     if settings.is_loopback and not is_loopback(host):
         listener.close()

@@ -12,7 +12,7 @@ class WebhookSettings(ProducerSettings):
     """What those need who call webhooks."""
 
     webhook_private_targets: bool = Field(
-        default=False, description="Webhooks may go to loopback and private addresses as well."
+        default=False, description="Allow webhooks to loopback and private addresses."
     )
 
 
@@ -22,35 +22,45 @@ class GatewaySettings(WebhookSettings, ServerSettings):
     http_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs API keys.")
     http_port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     http_fd: int | None = Field(
-        default=None, ge=3, description="A socket that it inherits, bound to --http-host: served on, whatever its port."
+        default=None, ge=3, description="Inherited socket, bound to --http-host, to serve on instead of --http-port."
     )
-    allow_anonymous: bool = Field(default=False, description="Serve requests that carry no API key, on any address.")
+    allow_anonymous: bool = Field(default=False, description="Serve requests without an API key, on any address.")
     tls_certfile: str | None = Field(default=None, description="Certificate chain (PEM): serve HTTPS.")
     tls_keyfile: str | None = Field(default=None, description="The certificate's private key (PEM).")
-    cors_origins: str = Field(default="", description="Origins that browsers may call from, comma separated; or *.")
+    cors_origins: str = Field(default="", description="Origins that browsers may call from, comma separated, or *.")
     console: bool = Field(default=True, description="Serve the console, a page about queues, workers and jobs, at /.")
-    max_body_bytes: int = Field(default=4 << 20, ge=1024, description="Larger request bodies get 413.")
+    max_body_bytes: int = Field(
+        default=4 << 20, ge=1024, description="Maximum size of a request body in bytes; larger ones get 413."
+    )
     files: str = Field(
         default="~/.local/share/promptmill/files",
         min_length=1,
-        description="Where /v1/files are kept: a folder that all gateways see, or s3://BUCKET/PREFIX.",
+        description="Where /v1/files are kept: a folder that all gateways share, or s3://BUCKET/PREFIX.",
     )
-    max_file_bytes: int = Field(default=200_000_000, ge=1024, description="Larger files get 413.")
+    max_file_bytes: int = Field(
+        default=200_000_000, ge=1024, description="Maximum size of a file in bytes; larger ones get 413."
+    )
     max_queue_depth: int = Field(
-        default=10_000, ge=1, description="Requests get 429 while this many jobs wait on their queue."
+        default=10_000, ge=1, description="Requests get 429 while this many jobs wait in their queue."
     )
     batch_max_in_flight: int = Field(
-        default=2000, ge=1, description="Largest number of a batch's jobs on the queues at a time."
+        default=2000, ge=1, description="Maximum number of a batch's jobs on the queues at once."
     )
     batch_lease_seconds: float = Field(
-        default=15.0, ge=3.0, description="A gateway that is silent for this long loses its batches to another."
+        default=15.0, ge=3.0, description="A gateway that does not report for this long loses its batches to another."
     )
     request_timeout_seconds: float = Field(
-        default=600.0, gt=0, description="A response that takes longer ends with 408, and its job is cancelled."
+        default=600.0,
+        gt=0,
+        description="A response that takes longer than this ends with 408, and its job is cancelled.",
     )
-    keep_alive_seconds: float = Field(default=15.0, gt=0, description="How often a silent stream gets a comment.")
+    keep_alive_seconds: float = Field(
+        default=15.0, gt=0, description="A stream without events gets a comment this often."
+    )
     http_drain_seconds: float = Field(
-        default=20.0, ge=0, description="After SIGTERM responses may go on for this long; then streams end resumably."
+        default=20.0,
+        ge=0,
+        description="After SIGTERM responses may go on for this long; then streams end, and clients can resume them.",
     )
 
     @field_validator("cors_origins")

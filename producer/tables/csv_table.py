@@ -27,7 +27,7 @@ class CsvReader:
         if not header:
             raise BatchFileError(f"input {path} has no header: its first row must name the columns")
         if any(_is_broken(name) for name in header):
-            raise BatchFileError(f"input {path} is no UTF-8 text; save it as UTF-8")
+            raise BatchFileError(f"input {path} is not UTF-8 text; save it as UTF-8")
         self.columns = tuple(header)
 
     def rows(self, names: Sequence[str] | None = None) -> Iterator[Row]:
@@ -67,7 +67,7 @@ class CsvReader:
             return f"invalid_row: the row has {len(record)} cells, the header names {len(self.columns)}"
         for name, text in cells.items():
             if text is not None and _is_broken(text):
-                return f"invalid_row: column {name!r} is no UTF-8"
+                return f"invalid_row: column {name!r} is not UTF-8"
         return None
 
 

@@ -132,7 +132,7 @@ def test_run_answers_a_file_and_fails_for_a_broken_line(promptmill: Invoke, work
         result = promptmill("run", str(source), str(tmp_path / "new.jsonl"))
     assert refused.exit_code == 2 and "out.jsonl, line 1, answers another input" in refused.stderr
     assert result.exit_code == 1 and "1 answered, 1 failed" in result.stderr
-    assert "the first that failed, line 2: the line is no JSON: Expecting property name" in result.stderr
+    assert "the first that failed, line 2: the line is not JSON: Expecting property name" in result.stderr
     assert len((tmp_path / "new.jsonl").read_text().splitlines()) == 2
 
 

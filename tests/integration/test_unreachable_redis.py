@@ -122,7 +122,7 @@ def test_a_wrong_password_ends_every_command_with_its_reason(wrong_login: str, c
 @EVERY_COMMAND
 def test_a_cluster_ends_every_command_with_its_reason(tmp_path: Path, command: list[str]) -> None:
     with redis_cluster(tmp_path) as url:
-        assert "part of a cluster: promptmill needs a Redis that is none" in _said_at_the_end(command, url)
+        assert "part of a cluster: promptmill needs a Redis that is not a cluster" in _said_at_the_end(command, url)
 
 
 @pytest.mark.parametrize("case", ["a certificate of nobody"], indirect=True)

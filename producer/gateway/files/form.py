@@ -48,7 +48,7 @@ class UploadForm:
         try:
             self._parser.write(data)
         except MultipartParseError as error:
-            raise invalid_form(f"the body is no multipart form: {error}") from error
+            raise invalid_form(f"the body is not a multipart form: {error}") from error
         chunk = b"".join(self._chunks)
         self._chunks.clear()
         self._num_bytes += len(data)
@@ -129,7 +129,7 @@ def _text(value: bytes, name: str) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise invalid_form(f"{name}: is no UTF-8 text", name) from error
+        raise invalid_form(f"{name}: is not UTF-8 text", name) from error
 
 
 def _clean_filename(given: str) -> str:

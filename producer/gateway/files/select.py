@@ -22,7 +22,7 @@ def select_file_store(where: str, *, s3_endpoint_url: str | None = None) -> File
         folder = Path(where).expanduser()
     except RuntimeError as error:
         raise SettingsError(
-            f"--files (PROMPTMILL_FILES): {where} lies in a home folder, and this user has none: "
+            f"--files (PROMPTMILL_FILES): {where} is in a home folder, and this user has none: "
             "set HOME, or name another folder or s3://BUCKET/PREFIX"
         ) from error
     return LocalFileStore(folder)

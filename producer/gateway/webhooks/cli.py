@@ -57,7 +57,7 @@ def add(url: str, name: str, events: str, key_id: str | None, **flags: Any) -> N
     settings = load_settings(WebhookSettings, flags)
     _check_url(settings, url)
     if key_id is not None and run_once(settings, read_key(key_id)) is None:
-        raise SettingsError(f"--key: there is no key {key_id!r}; promptmill keys list shows those that are")
+        raise SettingsError(f"--key: there is no key {key_id!r}; promptmill keys list shows the existing ones")
     names = tuple(dict.fromkeys(split_list(events)))
     try:
         endpoint = WebhookEndpoint.create(name=name, url=url, key_id=key_id, event_types=names)
@@ -213,4 +213,4 @@ def _find(settings: ProducerSettings, endpoint_id: str) -> WebhookEndpoint:
 
 
 def _unknown(endpoint_id: str) -> SettingsError:
-    return SettingsError(f"there is no endpoint {endpoint_id!r}; promptmill webhooks list shows those that are")
+    return SettingsError(f"there is no endpoint {endpoint_id!r}; promptmill webhooks list shows the existing ones")

@@ -57,7 +57,7 @@ class TargetRules:
         for address in addresses:
             if not self._allows_private and not is_public(ipaddress.ip_address(address)):
                 raise TargetError(
-                    f"url: the host {host} is at {address}, which is no public address; with "
+                    f"url: the host {host} is at {address}, which is not a public address; with "
                     "--webhook-private-targets gateways and `promptmill webhooks add` take those, too"
                 )
         return Target(url, tuple(dict.fromkeys(addresses)))
@@ -87,7 +87,7 @@ def _parse(text: str) -> httpx2.URL:
     try:
         url = httpx2.URL(text)
     except (httpx2.InvalidURL, UnicodeError) as error:
-        raise TargetError(f"url: is no URL: {error}") from error
+        raise TargetError(f"url: is not a valid URL: {error}") from error
     if url.scheme not in DEFAULT_PORTS or not url.host:
         raise TargetError(f"url: must begin with https:// or http:// and name a host; got {text[:80]!r}")
     if url.port is not None and not 0 < url.port <= 65535:

@@ -219,9 +219,9 @@ def test_files_that_cannot_be_used_are_named(redis_url: str, tmp_path: Path) -> 
         run(redis_url, (tmp_path / "missing.jsonl", target))
     with pytest.raises(BatchFileError, match="nowhere"):
         run(redis_url, (source, tmp_path / "nowhere" / "out.jsonl"))
-    with pytest.raises(BatchFileError, match="/dev/null is no regular file"):
+    with pytest.raises(BatchFileError, match="/dev/null is not a regular file"):
         run(redis_url, (source, Path("/dev/null")))
     target.write_text('{"something": "else"}\n')
-    with pytest.raises(BatchFileError, match="line 1, is no answer of a batch"):
+    with pytest.raises(BatchFileError, match="line 1, is not an answer of a batch"):
         run(redis_url, (source, target))
     assert target.read_text() == '{"something": "else"}\n'

@@ -175,7 +175,7 @@ def test_an_object_that_is_no_result_is_its_jobs_failure_alone(
         assert results[first.id].text == "a" and results[odd.id].status == "failed"
         error = results[odd.id].error
         assert error is not None and error.code is ErrorCode.RESULT_STORE_ERROR
-        assert error.message.startswith(f"the object s3://results/jobs/{odd.id}.json is no result of job {odd.id}: ")
+        assert error.message.startswith(f"the object s3://results/jobs/{odd.id}.json is not a result of job {odd.id}: ")
 
 
 def test_a_result_that_may_not_be_read_is_its_jobs_failure_alone(

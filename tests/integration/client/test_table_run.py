@@ -243,7 +243,7 @@ def test_flags_that_do_not_go_with_the_files_are_refused(promptmill: Invoke, tmp
 
     assert "--prompt 'Summarise: {text}'" in refused(table, tmp_path / "out.csv")
     assert "are a .jsonl file" in refused(lines, tmp_path / "out.csv")
-    assert "- is none" in refused(lines, "-")
+    assert "- is not one" in refused(lines, "-")
     assert "leave out --retry-failed" in refused(lines, tmp_path / "out.jsonl", "--cancel", "--retry-failed")
     assert "--max-tokens goes with --prompt" in refused(lines, tmp_path / "out.jsonl", "--max-tokens", 3)
     assert "--embed goes with --prompt" in refused(lines, tmp_path / "out.jsonl", "--embed")

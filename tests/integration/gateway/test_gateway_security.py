@@ -287,4 +287,4 @@ def test_a_socket_that_others_can_reach_is_not_taken_for_one_of_this_machine(red
     with (tmp_path / "file").open("w") as file:
         assert "pass a socket on to the gateway" in refusal(file.fileno())
     with socket.socket(socket.AF_UNIX) as listener:
-        assert "is no TCP socket; pass one on" in refusal(os.dup(listener.fileno()))
+        assert "is not a TCP socket; pass the gateway a bound one" in refusal(os.dup(listener.fileno()))

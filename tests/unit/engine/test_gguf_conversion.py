@@ -28,7 +28,7 @@ def test_a_damaged_gguf_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> 
     with pytest.raises(ModelLoadError, match=r"model.gguf cannot be read as a GGUF model"):
         prepare_model_dir(str(path), tmp_path / "cache")
     path.write_bytes(b"other")
-    with pytest.raises(ModelLoadError, match="is no GGUF file"):
+    with pytest.raises(ModelLoadError, match="is not a GGUF file"):
         prepare_model_dir(str(path), tmp_path / "cache")
     assert not [entry for entry in (tmp_path / "cache" / "models").iterdir() if entry.is_dir()]
 

@@ -54,7 +54,7 @@ def test_a_null_cell_makes_its_row_unusable_unless_a_text_stands_for_it() -> Non
 
 
 def test_bytes_that_are_no_text_make_their_row_unusable() -> None:
-    with pytest.raises(UnusableRowError, match="column 'text' is no UTF-8"):
+    with pytest.raises(UnusableRowError, match="column 'text' is not UTF-8"):
         render("{text}", text=b"\xff")
 
 

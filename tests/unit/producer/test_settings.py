@@ -39,7 +39,7 @@ def test_a_variable_that_is_no_setting_and_looks_like_one_is_told(
         monkeypatch.setenv(f"PROMPTMILL_{name}", "8")
     warn_of_misspelt_variables(WorkerSettings)
     (told,) = caplog.messages
-    assert "PROMPTMILL_MAX_NUM_SEQ is no setting here; did you mean PROMPTMILL_MAX_NUM_SEQS?" in told
+    assert "PROMPTMILL_MAX_NUM_SEQ is not a setting here; did you mean PROMPTMILL_MAX_NUM_SEQS?" in told
 
 
 @pytest.mark.parametrize("kind", [WorkerSettings, GatewaySettings])

@@ -77,7 +77,7 @@ def test_rows_that_do_not_fit_the_header_say_so(tmp_path: Path) -> None:
     assert [row.problem for row in reader.rows()] == [
         "invalid_row: the row has 1 cells, the header names 2",
         "invalid_row: the row has 3 cells, the header names 2",
-        "invalid_row: column 'b' is no UTF-8",
+        "invalid_row: column 'b' is not UTF-8",
         None,
     ]
     write_table(path, tmp_path / "out.csv", [RowAnswer(error="x")] * 4)

@@ -34,7 +34,7 @@ def rules_of(*addresses: str, allows_private: bool = False) -> TargetRules:
 
 
 async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> None:
-    problem = r"at 10\.0\.0\.7, which is no public address.*--webhook-private-targets .*`promptmill webhooks add`"
+    problem = r"at 10\.0\.0\.7, which is not a public address.*--webhook-private-targets .*`promptmill webhooks add`"
     with pytest.raises(TargetError, match=problem):
         await rules_of("8.8.8.8", "10.0.0.7").check("https://example.com/hook")
 
@@ -61,7 +61,7 @@ async def test_private_targets_can_be_allowed() -> None:
     ],
 )
 async def test_loopback_is_refused_in_every_spelling(url: str) -> None:
-    with pytest.raises(TargetError, match=r"no public address|is no URL"):
+    with pytest.raises(TargetError, match=r"not a public address|is not a valid URL"):
         await TargetRules(allows_private=False).check(url)
 
 
@@ -75,7 +75,7 @@ async def test_loopback_is_refused_in_every_spelling(url: str) -> None:
         ("https://user:password@example.com/", "no user and password"),
         ("https://example.com/#part", "no fragment"),
         ("https://example.com:99999/", "the port must be 1 to 65535"),
-        ("https://exa\tmple.com/", "is no URL"),
+        ("https://exa\tmple.com/", "is not a valid URL"),
         ("https://example.com/" + "a" * 3000, "at most 2048 characters"),
     ],
 )
