@@ -240,7 +240,7 @@ class RequestTable:
         try:
             request.on_output(choice.output(ending, is_replay=is_replay, embedding=embedding))
         except BaseException:  # asyncio's CancelledError, a SystemExit: the thread serves the other requests, too
-            _log.exception("request %s is dropped: its output callback failed", request.request_id)
+            _log.exception("action=output_callback_failed request_id=%s", request.request_id)
             while request.open_choices:
                 self._close(request.open_choices[0], is_known_to_child=request.is_running)
 

@@ -137,7 +137,7 @@ class Supervisor:
             while self._end is None:
                 self._turn()
         except BaseException as error:  # nobody else would end those who wait
-            _log.exception("the engine's supervisor failed")
+            _log.exception("action=supervisor_failed")
             self._finish(EngineDiedError(f"the engine's supervisor failed: {error!r}"), "died")
         finally:
             self._clean_up()

@@ -65,7 +65,7 @@ def _compile(compiler: str, source: Path, flags: tuple[str, ...], library: Path)
         raise KernelBuildError(
             f"{library.parent} cannot be written ({error}); set HOME, or cache_dir, to a folder that can"
         ) from error
-    logger.info("compiled %s with %s", library.name, compiler)
+    logger.info("action=kernels_compiled name=%s compiler=%s", library.name, compiler)
 
 
 def _run_compiler(compiler: str, source: Path, flags: tuple[str, ...], target: Path) -> None:

@@ -107,7 +107,7 @@ async def cancel_jobs(jobs: Sequence[AsyncJob]) -> None:
         try:
             await job.cancel()
         except PromptmillError as error:
-            _log.warning("action=cancel_failed job=%s error=%s", job.id, type(error).__name__)
+            _log.warning("action=cancel_failed job_id=%s error=%s", job.id, type(error).__name__)
 
 
 def cancelled_elsewhere(job_id: str) -> ErrorInfo:

@@ -92,7 +92,7 @@ async def delete_response(context: GatewayContext, job_id: str) -> None:
     try:
         await outcome(context, job_id, DELETE_SECONDS)
     except ResultTimeoutError:
-        _log.warning("action=response_data_left job=%s", job_id)
+        _log.warning("action=response_data_left job_id=%s", job_id)
         await context.records.forget(job_id)
         return
     except (JobNotFoundError, JobFailedError, ResultStoreError):
