@@ -1,7 +1,8 @@
 """The last write of every job: RQ's outcome, the result and the results line in one transaction under the fence.
 
-A commit that fails is no failed job. Connection trouble is waited out and the commit repeated; if the fence is gone by
-then, either the lost reply hid a success or another attempt has the job, and both mean that nothing is left to do.
+A failed commit does not mean a failed job. After a connection error the commit is repeated until Redis answers. If the
+fence is gone by then, either the commit had succeeded and only its reply was lost, or another attempt has the job. In
+both cases nothing is left to do.
 """
 
 import logging
@@ -30,34 +31,34 @@ from worker.scripts import RECORD_TTL_SECONDS, EndCommit
 MAX_BATCH = 64  # jobs in one transaction
 MAX_BYTES_AT_ONCE = 64 << 10  # of an output whose commit is built on the loop's thread
 NUM_THREADS = 4
-NUM_CALLBACK_THREADS = 4  # a callback may take a minute, by default, before its job is committed
+NUM_CALLBACK_THREADS = 4  # by default a callback may run for a minute before its job is committed
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 2.0
-FAILED_COMMIT_SECONDS = (0.1, 0.3, 1.0)  # between tries of a commit that raises what is no outage
+FAILED_COMMIT_SECONDS = (0.1, 0.3, 1.0)  # between tries of a commit that raises anything but a connection error
 
 Commit = Callable[[list[RunningJob]], list[RunningJob]]
-"""Returns the jobs that are over; the others have been given to another commit."""
+"""Returns the jobs that are done; the others were passed to another commit."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Try:
-    """To commit some jobs, until Redis has taken it or the worker ends."""
+    """An attempt to commit some jobs. It is repeated until Redis has accepted it or the worker ends."""
 
     threads: BackgroundThreads
     commit: Commit
     jobs: list[RunningJob]
-    backoff_seconds: float = MIN_BACKOFF_SECONDS  # before the next one, where Redis is away
-    num_failures: int = 0  # with what is no outage
+    backoff_seconds: float = MIN_BACKOFF_SECONDS  # before the next try, while Redis is unavailable
+    num_failures: int = 0  # with anything but a connection error
     is_bare: bool = False
 
 
 class Committer:
-    """Commits in background threads. `on_end` is called there once for every job that is over, until `close`.
+    """Commits on background threads. Calls `on_end` there, once for every job that is done, until `close`.
 
-    No thread waits: a commit that has to be tried again is queued again, with a backoff of its own. Callbacks are other
-    people's code and may hang: they have threads of their own. `on_webhooks` is called once webhooks are owed.
+    No thread waits: a commit that must be repeated is queued again, with its own backoff. Callbacks are other people's
+    code and may hang, so they run on separate threads. `on_webhooks` is called when there are webhooks to deliver.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Committer:
         self._is_closing = threading.Event()
 
     def commit(self, jobs: Sequence[RunningJob]) -> None:
-        """Returns at once. The jobs' streams are stored to their ends; `result` and `status` are set."""
+        """Returns at once. The jobs' streams must be stored completely, and `result` and `status` set."""
         batch = [job for job in jobs if _is_plain(job)]
         for start in range(0, len(batch), MAX_BATCH):
             self._submit(_Try(self._threads, self._commit_batch, batch[start : start + MAX_BATCH]))
@@ -87,7 +88,7 @@ class Committer:
                 self._submit(_Try(threads, self._commit_by_handlers, [job]))
 
     def build(self, job: RunningJob) -> EndCommit | None:
-        """The commit of a job that has finished, for its done entry to take along. None: it takes more than that."""
+        """The commit of a finished job, to be sent with its done entry. None: it needs more steps."""
         vectors = job.result.embeddings or () if job.result is not None else ()
         if not _is_plain(job) or job.stream.num_bytes + sum(map(len, vectors)) > MAX_BYTES_AT_ONCE:
             return None
@@ -98,7 +99,7 @@ class Committer:
         return EndCommit(job_key(job.job_id), dependents_key(job.job_id), commands)
 
     def close(self, timeout_seconds: float) -> None:
-        """Give up what Redis does not take any more; what is under way may end within the timeout."""
+        """Give up the commits that Redis has not accepted; those in progress may end within the timeout."""
         self._is_closing.set()
         end = time.monotonic() + timeout_seconds
         for threads in (self._threads, self._callers):
@@ -114,22 +115,22 @@ class Committer:
             _log.warning("action=commit_delayed error=%s", error)
             self._wait_for_redis(attempt)
             return
-        except Exception as error:  # of any type: RQ's handlers read what anybody may have written
+        except Exception as error:  # of any type: RQ's handlers read untrusted data
             _log.exception("action=commit_failed job_ids=%s", ",".join(job.job_id for job in attempt.jobs))
             if not attempt.is_bare:
                 self._insist(attempt, error)
                 return
-            ended = attempt.jobs  # the lease lapses, and another attempt finds the stored outcome
+            ended = attempt.jobs  # the lease expires, and the next attempt finds the stored outcome
         if any(job.rq_job.webhooks for job in attempt.jobs):
             self.on_webhooks()
         if self._is_closing.is_set():
-            return  # what was not committed is handed over, and what was is no longer under our fence
+            return  # uncommitted jobs are handed over; committed ones are no longer under our fence
         for job in ended:
             self._on_end(job)
 
     def _wait_for_redis(self, attempt: _Try) -> None:
-        """Once it was away for long, each of several jobs is tried by itself: it may be one of them that some proxy
-        does not let through, and what refuses that one looks the same."""
+        """After a long outage each of several jobs is tried by itself. A proxy that rejects the command of one job
+        looks just like an outage, and must not hold up the others."""
         if self._is_closing.is_set():
             return
         backoff = attempt.backoff_seconds
@@ -139,8 +140,8 @@ class Committer:
             self._submit(replace(next_one, jobs=jobs), after_seconds=backoff)
 
     def _insist(self, attempt: _Try, error: Exception) -> None:
-        """One of several jobs cannot be committed: the others must not suffer for it. One by itself is tried a few
-        times more; if its commit always raises, the job must end all the same: as failed."""
+        """If one of several jobs cannot be committed, each is committed by itself. A single job is tried a few times
+        more; if its commit still raises, the job must nevertheless end: as failed."""
         if self._is_closing.is_set():
             return
         if len(attempt.jobs) > 1:
@@ -159,8 +160,8 @@ class Committer:
         self._submit(_Try(self._threads, partial(self._commit_bare, reason=message), [job], is_bare=True))
 
     def _commit_batch(self, jobs: list[RunningJob]) -> list[RunningJob]:
-        """Those that others depend on go to RQ's own handler, which enqueues these: each by itself, so that a reply
-        that is lost costs one of them another try and not all."""
+        """Commit several jobs at once, except those that other jobs depend on. RQ's own handler commits these, one by
+        one, and enqueues the dependents; so a lost reply repeats one commit, not all."""
         with self._client.pipeline() as pipe:
             held, awaited = self._watch(pipe, jobs)
             if not held:
@@ -178,8 +179,8 @@ class Committer:
         return [job for job in jobs if job not in awaited]
 
     def _watch(self, pipe: Pipeline, jobs: Sequence[RunningJob]) -> tuple[list[RunningJob], list[RunningJob]]:
-        """Those that are still ours, and of these those that other jobs depend on: two round trips for all of it. The
-        transaction fails if that, or RQ's record of a job, changes before it takes effect."""
+        """The jobs that are still ours, and those of them that other jobs depend on, in two round trips. The
+        transaction fails if either, or RQ's record of a job, changes before it takes effect."""
         fences = [keys.fence_key(job.job_id) for job in jobs]
         records = [job_key(job.job_id) for job in jobs]
         dependents = [dependents_key(job.job_id) for job in jobs if job.status == "finished"]
@@ -233,7 +234,7 @@ class Committer:
         return jobs
 
     def _commit_bare(self, jobs: list[RunningJob], reason: str) -> list[RunningJob]:
-        """The failure alone, with nothing that could fail: what a key of another type refuses is left out."""
+        """Write only that the job failed. Commands that fail because a key has another type are left out."""
         (job,) = jobs
         assert job.result is not None
         with self._client.pipeline() as pipe:
@@ -248,7 +249,7 @@ class Committer:
         return jobs
 
     def _add_end(self, pipe: Pipeline, job: RunningJob, wire: str) -> None:
-        """Our part of a transaction: no lease and no fence any more; and, unless RQ tries again, the result."""
+        """Our part: deletes the lease and the fence and, unless RQ will retry the job, writes the result."""
         pipe.zrem(keys.leases_key(job.claim.queue), job.job_id)
         base, tenant = keys.split_tenant(job.claim.queue)
         if tenant is not None:
@@ -273,7 +274,7 @@ class Committer:
 
 
 def _is_replaced(pipe: Pipeline, job: RunningJob) -> bool:
-    """Since its outcome was decided: a callback may do so, and take its time."""
+    """Whether the job was replaced after its outcome was decided: a callback may do that, at any time."""
     try:
         rq_says: list[Any] = pipe.hmget(job_key(job.job_id), *RECORD_FIELDS)
     except redis.ResponseError as error:
@@ -282,7 +283,7 @@ def _is_replaced(pipe: Pipeline, job: RunningJob) -> bool:
 
 
 def _result_ttl(job: RunningJob) -> int | None:
-    """Seconds; None: for ever. As RQ keeps the job and its own result, but one that RQ deletes at once can be read."""
+    """How many seconds the result is kept (None: for ever): as long as RQ keeps its own, but never zero."""
     ttl = keys.RESULT_TTL_SECONDS
     if job.status == "finished":
         ttl = job.rq_job.get_result_ttl(keys.RESULT_TTL_SECONDS)
@@ -292,7 +293,7 @@ def _result_ttl(job: RunningJob) -> int | None:
 
 
 def _is_plain(job: RunningJob) -> bool:
-    """Whether the outcome is a few commands on the job's own keys, if no other job depends on it."""
+    """Whether the commit touches only the job's own keys, provided that no other job depends on it."""
     if job.status == "cancelled":
         return True
     return job.status == "finished" and not has_extras(job.rq_job)

@@ -1,6 +1,7 @@
-"""Transactions that take effect only while a fence holds: an outcome of a worker that lost its job is dropped.
+"""Transactions that take effect only while a job's fence holds, so that a worker that lost its job commits nothing.
 
-Knows nothing of RQ: its handlers are given a `FencedRedis` as their connection and commit through it.
+A fence is a Redis key that names the one execution of a job that may write. Knows nothing of RQ: RQ's handlers are
+given a `FencedRedis` as their connection, and so commit through it.
 """
 
 from collections.abc import Callable, Sequence

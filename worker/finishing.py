@@ -1,11 +1,11 @@
 """A job's way from its last output to its commit: outcome, result store, done entry, commit.
 
-Nearly all jobs simply finish. Such a one goes all of it at once: its done entry and its commit are one step, which does
-not take effect if RQ has cancelled the job, or if others wait for it. Only then, and where more is to be done, it goes
-one step after the other.
+Nearly all jobs simply finish. For these the done entry and the commit are one script, which does nothing if RQ has
+cancelled the job or if other jobs wait for it. In these cases, and if there is more to do (an upload, a callback), the
+steps run one after the other.
 
-The done entry decides: what comes later, be it a cancel or a crash, changes nothing. Used from the loop's thread;
-uploads and commits go on beside it.
+The done entry decides the outcome: a cancel or a crash after it changes nothing. Used from the loop's thread; uploads
+and commits run on other threads.
 """
 
 import logging

@@ -1,7 +1,7 @@
-"""The worker's loop: claims jobs, feeds the engine, streams what it gives, hands ended jobs to the finisher.
+"""The worker's loop: claims jobs, feeds the engine, streams the engine's output, hands ended jobs to the finisher.
 
-One thread does all of it. Other threads (engine, heartbeat, control, commits) only post callables to it, so no job
-needs a lock. Redis being away stops nothing but the steps that need it; the engine goes on meanwhile.
+One thread runs the whole loop. Other threads (engine, heartbeat, control, commits) only post callables to it, so jobs
+need no locks. While Redis is unavailable, only the steps that need it pause; the engine continues.
 """
 
 import logging
@@ -28,16 +28,16 @@ from worker.step_outputs import StepOutputs
 from worker.token_rate import TokenRate
 
 MAX_CLAIM = 64  # jobs in one script run
-MAX_WAIT_SECONDS = 0.5  # the heartbeat wants to see the loop turn
+MAX_WAIT_SECONDS = 0.5  # the heartbeat renews leases only while the loop turns
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 1.0
-COMMITS_END_SECONDS = 0.3  # what a hand-over leaves to commits that are under way
+COMMITS_END_SECONDS = 0.3  # how long a hand-over waits for commits in progress
 
 _log = logging.getLogger(__name__)
 
 
 class JobLoop:
-    """`turn()` until `is_done`, then `hand_over()`, on one thread; everything else public is for any thread."""
+    """Call `turn()` until `is_done`, then `hand_over()`, all on one thread. Other public methods are thread-safe."""
 
     def __init__(
         self,
@@ -48,7 +48,8 @@ class JobLoop:
         finishes_on_stop: bool = False,
         drain_seconds: float | None = None,
     ) -> None:
-        """`max_num_seqs`: sequences given to the engine. `max_num_jobs`: jobs held, until their commits."""
+        """`max_num_seqs`: limit of sequences in the engine. `max_num_jobs`: limit of jobs held, from claim to
+        commit."""
         self._client = parts.client
         self._clock = parts.clock
         self._engine = parts.engine
@@ -87,7 +88,7 @@ class JobLoop:
         self.failure: EngineDiedError | None = None
 
     def request_stop(self) -> None:
-        """Once: give the jobs back, or finish them if so set. Twice: give them back. Safe in a signal handler."""
+        """First call: give the jobs back, or finish them if so set. Second: give them back. Safe in a signal handler."""
         self._num_stop_requests += 1
         if self._num_stop_requests == 1 and self._drain_seconds is not None:
             self._drains_until = time.monotonic() + self._drain_seconds
@@ -98,11 +99,11 @@ class JobLoop:
             self._events.post(partial(self._stop_job, job_id, cause))
 
     def report_verdict(self, claim: Claim, verdict: str) -> None:
-        """What the heartbeat learned of a job: `lost`, or RQ's status (empty: deleted)."""
+        """What the heartbeat learned about a job: `lost`, or RQ's status of it (empty: the job was deleted)."""
         self._events.post(partial(self._on_verdict, claim, verdict))
 
     def adopt(self, orphan: Claim) -> None:
-        """Write the outcome of a job whose worker died after its cancel."""
+        """Take over a cancelled job whose worker died before it wrote the outcome, and write it."""
         self._events.post(partial(self._take_claim, orphan))
 
     @property
@@ -113,14 +114,14 @@ class JobLoop:
         return self._num_stop_requests > 0 and not (self._finishes_on_stop and has_time and len(self.held))
 
     def turn(self) -> None:
-        """Wait until there is something to do, for at most `MAX_WAIT_SECONDS`, and do it. Raises nothing of Redis."""
+        """Wait for something to do, at most `MAX_WAIT_SECONDS`, and do it. Raises no connection errors of Redis."""
         self._events.run(self._wait_seconds(time.monotonic()))
         now = time.monotonic()
         self._note_drain()
         self._count_tokens(now)
         self._check_limits(now)
         may_advance = now >= self._retry_at
-        if not (may_advance and self._finisher.has_work):  # else the last entries go out with their ends, in a moment
+        if not (may_advance and self._finisher.has_work):  # else `_advance` sends them together with their done entries
             self._flush(now)
         if not may_advance:
             return
@@ -147,7 +148,7 @@ class JobLoop:
         return num_given
 
     def _wait_seconds(self, now: float) -> float:
-        """Until something is due that no event tells of."""
+        """How long until the next piece of work that no event announces."""
         retry_in = max(0.0, self._retry_at - now)
         waits = [MAX_WAIT_SECONDS]
         may_commit = (self._finisher.has_sealed or self._admission.has_opened) and not self._outlet.is_redis_away
@@ -210,7 +211,7 @@ class JobLoop:
 
     def _take_claim(self, claim: Claim) -> None:
         if (old := self.held.get(claim.job_id)) is not None:
-            self._drop(old)  # its lease had ended, and the job came back to us
+            self._drop(old)  # our lease on it had expired, and we have claimed the job again
         self.held.take(claim)
 
     def _on_output(self, job: RunningJob, output: RequestOutput) -> None:
@@ -226,7 +227,7 @@ class JobLoop:
         except ReplayMismatchError as error:
             _log.warning("action=job_starts_over job_id=%s attempt=%d reason=%s", job.job_id, job.claim.attempt, error)
             self._let_go(job, resumable=False)
-        except Exception as error:  # of any type: it is this job's output alone
+        except Exception as error:  # of any type: only this job's output is at fault
             _log.exception("action=output_failed job_id=%s", job.job_id)
             self._abort(job)
             job.error = ErrorInfo(code=ErrorCode.INTERNAL, message=f"its output cannot be taken: {error!r}")
@@ -261,7 +262,7 @@ class JobLoop:
             return
         job = self.held.get(claim.job_id)
         if job is not None and job.stage is Stage.COMMITTING:
-            return  # the commit itself took the fence away
+            return  # the commit itself removed the fence
         if verdict in ("", "canceled"):
             self._stop_job(claim.job_id, "cancelled")
         elif verdict == "lost":
@@ -271,7 +272,7 @@ class JobLoop:
             self.held.release(claim)
 
     def _let_go(self, job: RunningJob, *, resumable: bool = True) -> None:
-        """This attempt cannot go on: the next one may begin at once, or else when the lease ends."""
+        """End this attempt and give the job back, so that the next attempt need not wait for the lease to expire."""
         self._drop(job)
         try:
             give_back(self._client, self._scripts, [job.claim], resumable=resumable)
@@ -279,11 +280,11 @@ class JobLoop:
             _log.warning("action=give_back_failed job_id=%s error=%s", job.job_id, error)
 
     def _drop(self, job: RunningJob) -> None:
-        """Another attempt has the job, or will: nothing of this one may be written any more."""
+        """Another attempt has the job, or will have it: write nothing more for this one."""
         _log.info("action=job_dropped job_id=%s attempt=%d", job.job_id, job.claim.attempt)
         if job.stage is Stage.ADMITTED:
             self._abort(job)
-        job.stage = Stage.COMMITTING  # whatever still comes for it is passed over
+        job.stage = Stage.COMMITTING  # output that still arrives for it is ignored
         self._finisher.forget(job)
         self._release(job)
 

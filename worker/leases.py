@@ -1,7 +1,7 @@
-"""The worker's heartbeat: keeps its leases, RQ's records and its own entry alive, and learns what became of its jobs.
+"""The worker's heartbeat: renews its leases, RQ's records and its own entry, and learns when a job was taken away.
 
-A thread of its own with a connection of its own, so that a long tokenisation or a slow commit loses no job; but it
-renews only while the service's loop is turning, so that a hung worker loses all of them.
+It runs on its own thread with its own connection, so that a long tokenisation or a slow commit loses no job. But it
+renews leases only while the worker's loop is turning, so that a hung worker loses all its jobs to others.
 """
 
 import logging
@@ -19,7 +19,7 @@ from worker.redis_clock import RedisClock
 from worker.rq_bridge import RqBridge
 from worker.scripts import Scripts
 
-MAX_INTERVAL_SECONDS = 1.0  # a cancel by plain RQ is noticed within this time
+MAX_INTERVAL_SECONDS = 1.0  # the longest until a cancel by plain RQ is noticed
 BEATS_PER_LEASE = 5
 MAX_LOOP_SILENCE_SECONDS = 5.0
 INFO_TTL_SECONDS = 15
@@ -30,8 +30,8 @@ Verdict = Callable[[Claim, str], None]
 
 
 class LeaseKeeper:
-    """`on_verdict` is told, on the keeper's thread, of each job that is no longer simply running: `lost`, or RQ's
-    status (empty: the job was deleted)."""
+    """Calls `on_verdict`, on its own thread, for each job that is no longer simply running, with `lost` or RQ's status
+    (empty: the job was deleted)."""
 
     def __init__(
         self,
@@ -57,20 +57,20 @@ class LeaseKeeper:
         self._is_suspended = is_suspended
         self._on_verdict = on_verdict
         self._ticked_at = time.monotonic()
-        self._was_away = False  # Redis, since the last beat that it took
+        self._was_away = False  # whether Redis was unavailable since the last beat that it accepted
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
     def start(self) -> None:
-        self._try_beat()  # the first one here: a worker that is up is seen to be up
+        self._try_beat()  # the first beat here, so that a started worker is listed at once
         self._thread.start()
 
     def tick(self) -> None:
-        """The service's loop turns."""
+        """Called by the worker's loop in every turn."""
         self._ticked_at = time.monotonic()
 
     def stop(self, timeout_seconds: float) -> None:
-        """No beat begins after this; one that hangs is left behind."""
+        """No beat begins after this; one that hangs is not waited for."""
         self._is_stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
@@ -124,5 +124,5 @@ class LeaseKeeper:
         except REDIS_AWAY as error:
             self._was_away = True
             _log.warning("action=beat_failed error=%s", error)
-        except Exception:  # of any type: without beats every job would be lost
+        except Exception:  # of any type: without heartbeats the worker would lose every job
             _log.exception("action=beat_failed")

@@ -1,6 +1,6 @@
-"""What one attempt at one job has put out. Knows the contract's entries; knows nothing of Redis.
+"""The output of one attempt at one job, as stream entries. Knows the contract's entries; knows nothing of Redis.
 
-Tokens are buffered until a flush encodes them, one entry a choice. An encoded entry never changes, so that it can be
+Tokens are buffered until a flush encodes them, one entry per choice. An encoded entry never changes, so that it can be
 sent again; the list is kept until the job is committed. An attempt that resumes begins with the entries that it found:
 if Redis loses them (a fail-over), they are written again like its own.
 """
@@ -32,18 +32,18 @@ class JobStream:
         writer: LogprobWriter | None = None,
         prompt: PromptEcho | None = None,
     ) -> None:
-        """`stored`: what earlier attempts have put out; this one goes on from there, or only ends it.
+        """`stored`: the entries of earlier attempts; this attempt continues after them, or only ends the stream.
 
-        `writer`: for jobs that want log-probabilities. `prompt`: to be shown before the first choice's output.
+        `writer`: for jobs that want log-probabilities. `prompt`: shown before the first choice's output.
         """
         self.job_id = job_id
         self.attempt = attempt
         self.publish = publish
         self.num_prompt_tokens = num_prompt_tokens
         self.refusal: str | None = None
-        """Why Redis takes nothing of it, and never will: its key holds something else."""
+        """Why Redis will never accept its entries: its key holds something else, for example."""
         self.commit: EndCommit | None = None
-        """What is to take effect together with the done entry."""
+        """The commit that takes effect together with the done entry."""
         self.is_committed = False
         self._choices = [ChoiceOutput() for _ in range(num_choices)]
         self._writer = writer
@@ -87,7 +87,7 @@ class JobStream:
         self._has_pending = self._has_pending or choice.is_pending
 
     def _take_logprobs(self, choice: ChoiceOutput, output: RequestOutput, writer: LogprobWriter) -> None:
-        """They lie with the tokens that they belong to; a replay has none, its own are stored."""
+        """Log-probabilities are kept with their tokens. A replay brings none: they are in the stored entries."""
         if output.logprobs is not None:
             choice.logprobs = choice.logprobs or []
             choice.logprobs += map(writer.write, output.logprobs)
@@ -100,7 +100,7 @@ class JobStream:
         self._append(marker.to_wire())
 
     def end_choices(self, reason: FinishReason) -> None:
-        """Give every choice that has not ended `reason` as its end."""
+        """End every choice that has not ended yet, with `reason`."""
         for choice in self._choices:
             if choice.finish_reason is None:
                 choice.finish_reason = reason

@@ -1,8 +1,8 @@
-"""The streams of all running jobs: appends them to Redis, one script a flush. Knows nothing of RQ or results.
+"""The streams of all running jobs: appends them to Redis, one script call per flush. Knows nothing of RQ or results.
 
-Every append carries its attempt's fence, the ids of its entries and the id it expects to follow (`Scripts.append`), so
-that a repeated send stores nothing twice, a gap is sent again from what is stored, and an attempt that has lost its job
-writes nothing and learns it.
+Every append carries its attempt's fence, the ids of its entries and the id of the entry before them (`Scripts.append`).
+So a repeated append stores nothing twice; after a gap the missing entries are sent again; and an attempt that has lost
+its job writes nothing and finds out.
 """
 
 import logging
@@ -20,21 +20,21 @@ from worker.scripts import Append, Scripts
 
 MIN_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 2.0
-MAX_UNSENT_BYTES = 256 << 20  # of all jobs together, while Redis is away
-MAX_ROUNDS = 3  # of one flush: a round that met a gap is followed by one that sends what is missing
+MAX_UNSENT_BYTES = 256 << 20  # of all jobs together, while Redis is unavailable
+MAX_ROUNDS = 3  # of one flush: after a round that found a gap, the next one sends the missing entries
 
 _logger = logging.getLogger(__name__)
 
 
 class StreamOutlet:
-    """Used from one thread. Methods that talk to Redis never raise its connection errors: they keep and try again."""
+    """Used from one thread. Its methods raise no connection errors of Redis: they keep the entries and try again."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts, *, max_unsent_bytes: int = MAX_UNSENT_BYTES) -> None:
         self._client = client
         self._scripts = scripts
         self._max_unsent_bytes = max_unsent_bytes
         self._streams: dict[str, JobStream] = {}
-        self._names: dict[str, tuple[str, str, str]] = {}  # of the same jobs: key, key of the fence, fence
+        self._names: dict[str, tuple[str, str, str]] = {}  # by job id: stream key, fence key, fence
         self._retry_at = 0.0  # on the caller's clock
         self._backoff_seconds = 0.0  # 0: Redis answered last time
 
@@ -43,13 +43,13 @@ class StreamOutlet:
         return self._backoff_seconds > 0
 
     def open(self, stream: JobStream, marker: Marker, *, fence: str) -> None:
-        """Take a job's stream in, `marker` first. Nothing of it is stored before the next flush."""
+        """Add a job's stream, with `marker` as its first entry. The next flush stores it."""
         stream.mark(marker)
         self._streams[stream.job_id] = stream
         self._names[stream.job_id] = (stream_key(stream.job_id), fence_key(stream.job_id), fence)
 
     def forget(self, stream: JobStream) -> None:
-        """Drop a stream that was committed, or whose job is no longer ours."""
+        """Drop the stream of a job that was committed or is no longer ours."""
         if self._streams.get(stream.job_id) is stream:
             del self._streams[stream.job_id], self._names[stream.job_id]
 
@@ -60,11 +60,11 @@ class StreamOutlet:
         return max(0.0, self._retry_at - now)
 
     def flush(self, now: float, *, force: bool = False) -> list[str]:
-        """Append what is waiting; while Redis is away, only now and then unless forced. Returns the jobs given up.
+        """Append the waiting entries; while Redis is unavailable, only after a backoff, unless forced.
 
-        A job is given up (and forgotten) when another attempt has fenced this one out, when its stream's key cannot
-        be appended to, or when Redis stays away until the jobs with most output no longer fit in memory.
-        `now`: seconds of a monotonic clock.
+        Returns the ids of the jobs given up (and forgotten): those whose fence another attempt has taken, those whose
+        stream key cannot be appended to, and, if Redis stays unavailable until all output no longer fits in memory,
+        those with the most output. `now`: seconds of a monotonic clock.
         """
         if now < self._retry_at and not force:
             return []
@@ -77,14 +77,14 @@ class StreamOutlet:
                 batch = self._append(batch, given_up)
             except _AWAY_ERRORS as error:
                 for stream in batch:
-                    stream.commit = None  # it may be this that does not come through
+                    stream.commit = None  # the commit may be the part that fails
                 self._back_off(now, error)
                 return given_up + self._shed()
             self._come_back()
         return given_up
 
     def _append(self, batch: list[JobStream], given_up: list[str]) -> list[JobStream]:
-        """One round trip for all; adds to `given_up`, and returns those that have more to append.
+        """Append for all streams in one round trip; adds to `given_up`, and returns the streams with more to append.
 
         Raises one of `_AWAY_ERRORS` if some of it was not written.
         """
@@ -92,14 +92,14 @@ class StreamOutlet:
         for stream in batch:
             try:
                 appends[stream] = self._next_append(stream)
-            except Exception as error:  # of any type: what cannot be written down is this job's output alone
+            except Exception as error:  # of any type: only this job's output cannot be encoded
                 _logger.exception("action=stream_unwritable job_id=%s", stream.job_id)
                 stream.refusal = repr(error)
                 given_up.append(self._give_up(stream))
         runs = list(_bounded(appends.values()))
         outcomes = self._send(runs)
         if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
-            self._scripts.load_append(self._client)  # a Redis that is new, or came back
+            self._scripts.load_append(self._client)  # Redis was replaced or restarted, and has lost the script
             outcomes = self._send(runs)
         replies: list[Any] = []
         for run, outcome in zip(runs, outcomes, strict=True):
@@ -107,7 +107,7 @@ class StreamOutlet:
         away: Exception | None = None
         more: list[JobStream] = []
         for stream, reply in zip(appends, replies, strict=True):
-            if reply == b"OK":  # as nearly always, and of each token
+            if reply == b"OK":  # the usual case, first because it is checked for every token
                 stream.acknowledge_sent()
                 if stream.has_unsent:
                     more.append(stream)
@@ -134,7 +134,7 @@ class StreamOutlet:
             return pipe.execute(raise_on_error=False)
 
     def _settle(self, stream: JobStream, reply: Any) -> bool:
-        """Take note of what is stored now, where that is not simply all. False: this attempt can store nothing more."""
+        """Handle a reply other than OK: note what is stored now. False: this attempt can store nothing more."""
         if isinstance(reply, ResponseError):
             _logger.error("action=stream_refused job_id=%s error=%s", stream.job_id, reply)
             stream.refusal = str(reply)
@@ -187,7 +187,7 @@ _AWAY_ERRORS = (*REDIS_AWAY, NoScriptError)
 
 
 def _bounded(appends: Iterable[Append]) -> Iterator[list[Append]]:
-    """So many at a time that a script run stays short; Redis serves nobody else meanwhile."""
+    """Splits appends so that each script call stays short, because Redis serves no other client meanwhile."""
     some: list[Append] = []
     num_commands = 0
     for append in appends:
