@@ -1,23 +1,25 @@
-"""Decides what each step computes: who runs, who waits, who has to make room.
+"""Decides what each step computes: which sequences run, which wait, and which are preempted.
 
-Owns the waiting queue and the sequences' way between waiting and running. Knows nothing of tensors, models or text.
+Owns the waiting queue and moves sequences between waiting and running. Knows nothing of tensors, models or text.
 
 The rules
-- A step computes at most `max_num_tokens` tokens. Every running decode is in every step; what is left of the budget
-  goes to prefill chunks, most urgent first. So a prefill, however long, holds up a decode by no more than the rest of
-  one step of `max_num_tokens` tokens.
-- Where `few_prefill_tokens` is given, a step has no more prompt tokens than that while few prompts wait: the first of
-  them need not wait for the last. Of many the tokens come sooner from fewer steps, each with the decodes in it.
-- Urgency is (priority, deadline, arrival). Waiting sequences are admitted in that order, and a head that does not fit
-  holds up the line, so that large ones are not passed over for ever. `WaitingQueue` says why nobody starves.
-- Admission takes blocks for all of a sequence's present tokens, so prefills never run short. Decodes may, and so may
-  sequences on which a grammar forces tokens, which are computed like a prompt's. Then the least urgent running sequence
-  is preempted: its blocks go, its tokens stay, it waits at its old place and is computed again. The most urgent one is
-  never preempted, so there is always progress.
-- The choices of one request begin once the first of them has its whole prompt planned, and start from its blocks.
-- Where the next step is foreseen, who finds no tokens left in this one is admitted for those that the next has left.
-- A waiting sequence preempts running ones only of a lower priority, or of the same and a later deadline or none, and
-  only if that makes it fit. Arrival alone preempts nobody, so jobs without priorities and deadlines never do.
+- A step computes at most `max_num_tokens` tokens. Every running decode is in every step; the rest of the budget goes to
+  prefill chunks, most urgent first. So a prefill, however long, delays a decode by at most the rest of one step of
+  `max_num_tokens` tokens.
+- If `few_prefill_tokens` is given, a step has at most that many prompt tokens while few prompts wait, so that the first
+  prompt need not wait for the last. With many prompts, fewer and larger steps are faster, because each step also
+  computes the decodes.
+- Urgency is (priority, deadline, arrival). Waiting sequences are admitted in that order. If the first one does not fit,
+  those behind it wait, so that large sequences are not overtaken for ever. `WaitingQueue` explains why none starves.
+- Admission allocates blocks for all present tokens of a sequence, so prefills never run out of blocks. Decodes may, and
+  so may sequences with tokens forced by a grammar, which are computed like a prompt. Then the least urgent running
+  sequence is preempted: it loses its blocks, keeps its tokens, waits at its old place and is computed again. The most
+  urgent one is never preempted, so there is always progress.
+- The other choices of a request start when the whole prompt of the first choice is planned, and share its blocks.
+- If steps are forecast, a sequence for which this step has no tokens left is admitted if the next step has some.
+- A waiting sequence preempts running ones only if they are less urgent by priority or, at the same priority, by
+  deadline, and only if it then fits. Arrival order preempts nothing, so jobs without priorities and deadlines never
+  preempt.
 """
 
 from collections.abc import Container
@@ -40,7 +42,7 @@ class Scheduler:
     def __init__(
         self, slots: SequenceSlots, kv: KVCacheManager, budget: TokenBudget, *, looks_ahead: bool = False
     ) -> None:
-        """`looks_ahead`: say of each plan which one follows if all goes on, and keep to it where prompts go on."""
+        """`looks_ahead`: forecast the plan that follows each plan if no sequence ends, and keep to it for prompts."""
         self._forecaster = StepForecaster(slots, kv) if looks_ahead else None
         self._foreseen = NOTHING_FORESEEN
         self._slots = slots
@@ -49,7 +51,7 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._running: dict[int, Sequence] = {}  # by sequence_id
         self._prefilling: dict[int, Sequence] = {}  # by slot
-        self._cached_tokens: dict[int, int] = {}  # of sequences that began since the last step
+        self._cached_tokens: dict[int, int] = {}  # by sequence_id, of sequences that started since the last step
         self._begun: list[int] = []  # sequences admitted since the last step
         self._ones = np.ones(slots.max_num_seqs, np.int64)
         self.num_preemptions = 0
@@ -69,7 +71,7 @@ class Scheduler:
         self._waiting.push(sequence)
 
     def abort(self, sequence_id: int) -> None:
-        """Forget a sequence and free what it holds; unknown ids are passed over."""
+        """Forget a sequence and free its slot and blocks; unknown ids are ignored."""
         if self._waiting.remove(sequence_id) is None and sequence_id in self._running:
             self.finish(self._slot_of(self._running[sequence_id]))
 
@@ -101,13 +103,13 @@ class Scheduler:
         return self._budget.prefill_tokens(num_decodes=num_decodes, num_prompts=num_prompts)
 
     def _by_urgency(self, first: Container[int] = ()) -> list[Sequence]:
-        """Whose prompts are not computed yet; those with an id in `first` before all others."""
+        """Sequences whose prompts are not computed completely, by urgency; those with ids in `first` come first."""
         if not self._prefilling:  # as in most steps
             return []
         return sorted(self._prefilling.values(), key=lambda s: (s.sequence_id not in first, s.urgency))
 
     def _admit_urgent(self) -> None:
-        """Admit waiting sequences that come before somebody who runs, at that somebody's cost if need be."""
+        """Admit waiting sequences that are more urgent than a running one, preempting it if necessary."""
         while self._running and (head := self._waiting.head()) and head.is_before(self._slots.least_urgent()):
             if self._waits_for_sibling(head):
                 return
@@ -117,14 +119,14 @@ class Scheduler:
             self._admit(head, hits)
 
     def _waits_for_sibling(self, head: Sequence) -> bool:
-        """Whether another choice of the request is about to plan the prompt that the head would compute again."""
+        """Whether another choice of the same request is still prefilling the prompt that both share."""
         return head.group_id is not None and any(
             sequence.group_id == head.group_id and not self._kv.is_prompt_shared(slot)
             for slot, sequence in self._prefilling.items()
         )
 
     def _make_room(self, head: Sequence) -> list[int] | None:
-        """Preempt less urgent sequences until the head fits; return its hits, or None if it would not fit even then."""
+        """Preempt less urgent sequences until the head fits. Returns its cached blocks; None if it cannot fit."""
         less_urgent = [slot for slot, sequence in self._slots.sequences.items() if head.is_before(sequence)]
         hits = self._kv.match(head)
         releasable = int(self._slots.capacity[less_urgent].sum()) // self._slots.block_size
@@ -133,27 +135,28 @@ class Scheduler:
             return None
         while not self._fits(head, hits):
             victim = self._slots.least_urgent()
-            if not head.is_before(victim):  # blocks that others share too did not come free
+            if not head.is_before(victim):  # shared blocks of the preempted sequences did not become free
                 return None
             self.preempt(self._slot_of(victim))
-            hits = self._kv.match(head)  # with prefix caching off some may be gone with the victim
+            hits = self._kv.match(head)  # without prefix caching, some may have gone with the victim
         return hits
 
     def _admit_waiting(self, draft: StepDraft) -> None:
-        """Admit from the head of the line for as long as the step has tokens and the head fits."""
+        """Admit waiting sequences in order, as long as the step has tokens left and the next one fits."""
         while draft.budget > 0 and (slot := self._admit_next()) is not None:
             draft.newcomers.append(slot)
             self._plan_chunk(draft, self._slots.sequences[slot])
 
     def _admit_ahead(self, plan: StepPlan, budget: int) -> None:
-        """Admit who finds no tokens left in this step, but some of the next one's `budget`, so that it is foreseen."""
+        """Admit sequences for which only the next step has tokens left (`budget`), so that the forecast has them."""
         budget -= self._slots.num_uncomputed(list(self._prefilling)) - (plan.num_tokens - plan.num_decodes)
         while budget > 0 and (slot := self._admit_next()) is not None:
-            plan.newcomers.append(slot)  # the blocks that it begins with may be those that this step computes
+            plan.newcomers.append(slot)  # its first blocks may be ones that this step computes
             budget -= self._slots.num_uncomputed([slot])
 
     def _admit_next(self) -> int | None:
-        """The slot of the head of the line; None if there is none, it does not fit, or is to wait for its sibling."""
+        """Admit the first waiting sequence; returns its slot, or None if there is none, it does not fit, or it must
+        wait for another choice of its request."""
         head = self._waiting.head() if self._slots.num_free else None
         if head is None or self._waits_for_sibling(head):
             return None
@@ -161,7 +164,7 @@ class Scheduler:
         return self._admit(head, hits) if self._fits(head, hits) else None
 
     def _fits(self, sequence: Sequence, hits: list[int]) -> bool:
-        """Whether there is a slot, and blocks beyond the reserve."""
+        """Whether a slot is free, and enough blocks beyond the reserve."""
         wanted = self._kv.num_wanted(sequence, hits) + _reserve(len(self._running))
         return self._slots.num_free > 0 and wanted <= self._kv.num_available
 
@@ -180,8 +183,8 @@ class Scheduler:
         return slot
 
     def _reserve_blocks(self) -> bool:
-        """Give a block to every decode whose next token begins one, and to prefills that were given more tokens than
-        they were admitted with what these need. True if somebody was preempted for it.
+        """Allocate a block for every decode whose next token starts a block, and for prefills that have more tokens
+        than when they were admitted. True if a sequence was preempted for it.
         """
         slots, kv = self._slots, self._kv
         ran_short = False
@@ -202,18 +205,18 @@ class Scheduler:
         return ran_short
 
     def preempt(self, slot: int) -> None:
-        """Back to the waiting, at its old place, with all its tokens and none of its blocks."""
+        """Move the slot's sequence back to its old place in the waiting queue: it keeps its tokens, but no blocks."""
         self._kv.release(slot)
         self._waiting.push(self._leave(slot))
         self.num_preemptions += 1
 
     def finish(self, slot: int) -> None:
-        """The slot's sequence is over; what it computed may serve others."""
+        """Remove the slot's finished sequence; the prefix cache may keep its blocks."""
         self._kv.release(slot)
         self._leave(slot)
 
     def fail(self, slot: int) -> None:
-        """The slot's sequence is over and what it computed is suspect."""
+        """Remove the slot's failed sequence and discard its blocks, whose content may be wrong."""
         self._kv.discard(slot)
         self._leave(slot)
 
@@ -248,13 +251,13 @@ class Scheduler:
         )
 
     def prefilled(self, rows: SlotRows, num_decodes: int) -> None:
-        """The prompts of the rows behind the decodes are computed, and a token of each sampled: all rows decode."""
+        """The prompts in the rows after the decodes are computed, each with a sampled token: now all rows decode."""
         for slot in rows.slots[num_decodes:].tolist():
             del self._prefilling[slot]
         self._slots.start_decoding(rows)
 
     def extended(self, slots: list[int]) -> None:
-        """These slots decoded and were given tokens beyond the sampled one: they are to be computed first."""
+        """These decoding slots got tokens beyond the sampled one, which must be computed first, as in a prefill."""
         for slot in slots:
             self._slots.stop_decoding(slot)
             self._prefilling[slot] = self._slots.sequences[slot]
@@ -270,7 +273,7 @@ class Scheduler:
         return cached
 
     def reduce_budget(self, num_tokens: int) -> None:
-        """A step of `num_tokens` tokens did not fit the device: plan half as many, and feel the way up again."""
+        """A step of `num_tokens` tokens did not fit into device memory: plan half as many, then slowly more again."""
         self._budget.reduce(num_tokens, num_decodes=len(self._slots.decoding_slots()))
         self._foreseen = NOTHING_FORESEEN
 
@@ -287,5 +290,5 @@ class Scheduler:
 
 
 def _reserve(num_running: int) -> int:
-    """Blocks to leave when admitting: a quarter of the decodes want one in the next quarter of a block's steps."""
+    """Blocks to leave free when admitting: a quarter of the decodes need one within `block_size / 4` steps."""
     return num_running // 4

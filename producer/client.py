@@ -31,8 +31,8 @@ class Client(BaseClient):
     def __init__(
         self, redis_url: str | None = None, *, queue: str | None = None, s3_endpoint_url: str | None = None
     ) -> None:
-        """What is not given is taken from PROMPTMILL_REDIS_URL, PROMPTMILL_QUEUE and PROMPTMILL_S3_ENDPOINT_URL, else
-        from the defaults of `ProducerSettings`. Raises SettingsError."""
+        """Arguments that are not given come from PROMPTMILL_REDIS_URL, PROMPTMILL_QUEUE and PROMPTMILL_S3_ENDPOINT_URL,
+        or from the defaults of `ProducerSettings`. Raises SettingsError."""
         super().__init__(redis_url, queue=queue, s3_endpoint_url=s3_endpoint_url)
         self._transport = Transport(self.settings.redis_url, self.settings.s3_endpoint_url)
 
@@ -80,7 +80,7 @@ class Client(BaseClient):
         job_ids: Sequence[str] | None = None,
         durable: bool = False,
     ) -> list[Job]:
-        """Enqueue many jobs, hundreds a round trip. Each request is a mapping of `JobRequest` fields.
+        """Enqueue many jobs, hundreds per round trip. Each request is a mapping of `JobRequest` fields.
 
         Every request is checked before any is enqueued: InvalidJobError names the item and its field.
         """
@@ -121,22 +121,22 @@ class Client(BaseClient):
         return vectors if is_list_of_inputs(inputs) else vectors[0]
 
     def job(self, job_id: str) -> Job:
-        """A handle on a job by its id. Whether there is one shows when it is asked for."""
+        """A handle on the job with this id. Does not check that the job exists; the handle's methods do."""
         return Job(self, job_id)
 
     def stream(self, job: Job | str, *, timeout: float | None = None, after: str | None = None) -> Subscription:
-        """As `Job.stream`."""
+        """See `Job.stream`."""
         job_id, _ = id_and_queue(job)
         protocol = follow(job_id, after=parse_cursor(after), timeout=timeout, pace=self._look_pace)
         return Subscription(self._transport.iterate(protocol), after)
 
     def result(self, job: Job | str, *, timeout: float | None = None) -> Result:
-        """As `Job.result`."""
+        """See `Job.result`."""
         job_id, queue = id_and_queue(job)
         return self._transport.run(wait_for_result(job_id, queue, timeout))
 
     def as_completed(self, jobs: Iterable[Job | str], timeout: float | None = None) -> Iterator[Result]:
-        """The result of each job as it ends, those of failed jobs too: look at `status`. One subscription serves all.
+        """Yields the result of each job as it ends, also of failed jobs: check `status`. Uses one subscription for all.
 
         `timeout`: seconds for all of them together; then ResultTimeoutError.
         """
@@ -144,7 +144,7 @@ class Client(BaseClient):
         yield from self._transport.iterate(as_completed(queues, timeout))
 
     def cancel(self, job: Job | str) -> bool:
-        """Cancel a job, queued or running. True if it ends, or has ended, as cancelled. Raises JobNotFoundError.
+        """Cancel a queued or running job. True if the job ends, or had ended, as cancelled. Raises JobNotFoundError.
 
         A running job ends within one step of its worker, with what it has; if it ends by itself first, that stands.
         """
@@ -152,12 +152,13 @@ class Client(BaseClient):
         return self._transport.run(cancel(job_id))
 
     def cancel_dependents(self, job: Job | str) -> list[str]:
-        """Cancel the jobs that wait for this one, whatever became of it, and those that wait for them. Their ids."""
+        """Cancel the jobs that wait for this one, whatever its status, and those that wait for them. Returns their
+        ids."""
         job_id, _ = id_and_queue(job)
         return self._transport.run(cancel_dependents(job_id))
 
     def retry(self, job: Job | str) -> bool:
-        """Put a job that failed back onto its queue, to start over. False if it has not failed.
+        """Put a failed job back onto its queue; it starts over. False if the job has not failed.
 
         Raises JobNotFoundError.
         """
@@ -165,17 +166,17 @@ class Client(BaseClient):
         return self._transport.run(retry(job_id))
 
     def failed(self, limit: int | None = None) -> list[FailedJob]:
-        """The failed jobs of the queues that `queues` lists, the last failed first, with the reasons; `limit` of them
-        at most."""
+        """The failed jobs, with the reasons, of all queues that `queues()` returns; the latest failure first, at most
+        `limit`."""
         return self._transport.run(read_failed(self.settings.queue, limit))
 
     def deferred(self, limit: int | None = None) -> list[DeferredJob]:
-        """The jobs of the queues that `queues` lists that wait for others, and for which, the first to wait first;
-        `limit` of them at most."""
+        """The jobs that wait for others, and for which ones, of all queues that `queues()` returns; the longest wait
+        first, at most `limit`."""
         return self._transport.run(read_deferred(self.settings.queue, limit))
 
     def status(self, job: Job | str) -> JobStatus:
-        """As `Job.status`."""
+        """See `Job.status`."""
         job_id, _ = id_and_queue(job)
         return self._transport.run(read_status(job_id))
 
@@ -188,11 +189,11 @@ class Client(BaseClient):
         return self._transport.run(read_queues(self.settings.queue))
 
     def webhook_counts(self) -> WebhookCounts:
-        """How many webhooks, of batches and of RQ jobs, wait for their receivers, and how many came to nothing."""
+        """The numbers of waiting and of dead webhook deliveries, of batches and of RQ jobs."""
         return self._transport.run(count_deliveries())
 
     def close(self) -> None:
-        """Close the connections. Jobs go on."""
+        """Close the connections. Jobs continue."""
         self._transport.close()
 
     def __enter__(self) -> Self:

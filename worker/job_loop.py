@@ -88,7 +88,7 @@ class JobLoop:
         self.failure: EngineDiedError | None = None
 
     def request_stop(self) -> None:
-        """First call: give the jobs back, or finish them if so set. Second: give them back. Safe in a signal handler."""
+        """First call: give the jobs back, or finish them if so set. Second: give them back. Safe in signal handlers."""
         self._num_stop_requests += 1
         if self._num_stop_requests == 1 and self._drain_seconds is not None:
             self._drains_until = time.monotonic() + self._drain_seconds

@@ -1,9 +1,9 @@
-"""The KV blocks: which are free, how many sequences use each, and which hold content worth keeping.
+"""The KV blocks: which are free, how many sequences use each, and which hold cached content.
 
-A block is in one of three states: *used* (one reference or more), *idle* (none, but the prefix index knows its content;
-evicted least recently used first) or *free* (nothing in it matters). Knows nothing of tokens, sequences or memory.
+A block is in one of three states: *used* (one reference or more), *idle* (no reference, but the prefix index knows its
+content; evicted least recently used first) or *free* (no useful content). Knows nothing of tokens, sequences or memory.
 
-Plain lists and dictionaries: a sequence comes and goes with a few blocks, for which numpy costs several times as much.
+Uses plain lists and dictionaries: a sequence takes and returns a few blocks, for which numpy is several times slower.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 
 class BlockPool:
-    """`num_blocks` blocks with reference counts. `on_evict(blocks)` is called when the content of idle blocks goes."""
+    """`num_blocks` blocks with reference counts. Calls `on_evict(blocks)` when the content of idle blocks is
+    dropped."""
 
     def __init__(self, num_blocks: int, on_evict: Callable[[list[int]], None]) -> None:
         self.num_blocks = num_blocks
@@ -83,18 +84,18 @@ class BlockPool:
                 self._free.append(block)
 
     def keep(self, blocks: list[int]) -> None:
-        """The blocks' content is in the prefix index: they turn idle, not free, when their last reference goes."""
+        """The blocks' content is in the prefix index: without references they become idle, not free."""
         self._kept.update(blocks)
 
     def forget(self, block: int) -> None:
-        """The block's content is in the prefix index no more."""
+        """The block's content is no longer in the prefix index."""
         self._kept.discard(block)
         if block in self._idle:
             del self._idle[block]
             self._free.append(block)
 
     def evict_idle(self) -> None:
-        """Give up the content of every idle block."""
+        """Drop the content of every idle block."""
         self._evict_oldest(len(self._idle))
 
     def _evict_oldest(self, num_blocks: int) -> None:

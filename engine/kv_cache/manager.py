@@ -1,18 +1,18 @@
-"""Gives the blocks of the KV cache to slots: from the prefix cache where it can, from the pool where it must.
+"""Assigns blocks of the KV cache to slots: from the prefix cache if possible, else from the pool.
 
-Owns the block pool, the prefix index and the block tables' contents. Knows nothing of priorities or budgets: the
-scheduler asks `num_wanted` and `num_available`, and decides who has to go.
+Owns the block pool, the prefix index and the contents of the block tables. Knows nothing of priorities or budgets: the
+scheduler asks `num_wanted` and `num_available`, and decides which sequence is preempted.
 
-The choices of one request share their prompt's full blocks through the index too. Of the block that the prompt ends
-in, each choice computes its own copy: at most one block of tokens, in the step it begins with, which is cheaper than a
-copy on write in every attention backend and, one arithmetic per row, exactly the same. With prefix caching off the
-index holds prompts of such groups alone, and nothing outlives its last reference.
+The choices of one request share the full blocks of their prompt through the index, too. The last, partly filled block
+of the prompt is computed by each choice itself: at most one block of tokens, in the choice's first step. That is
+cheaper than copy on write in every attention backend, and gives the same bits. With prefix caching off, the index holds
+only prompts of such groups, and no block outlives its last reference.
 
-A block that a prefill computes enters the index when the step is *planned*, not when it is done: within a step every
-layer writes the keys and values of all its tokens before any of them attends, so a sequence of the same step may
-already read them. `forget` takes such blocks out again if the step fails. Blocks that decodes fill enter it together
-when their sequence leaves its slot: whoever sends an answer back as a prompt has seen its end, and hashing each block
-in the step that fills it would cost every step.
+A block that a prefill computes enters the index when the step is *planned*, not when it is done. This is correct
+because within a step every layer writes the keys and values of all its tokens before any of them attends, so another
+sequence of the same step may already read them. `forget` removes such blocks if the step fails. Blocks that decodes
+fill enter the index together when their sequence leaves its slot: an answer can be sent back as a prompt only after its
+end, and hashing each block in the step that fills it would slow down every step.
 """
 
 import numpy as np
@@ -39,7 +39,7 @@ class KVCacheManager:
         return self.pool.num_available
 
     def match(self, sequence: Sequence) -> list[int]:
-        """The cached blocks that a waiting sequence begins with; at least its last token is left to compute.
+        """The cached blocks at the beginning of a waiting sequence; at least its last token remains to be computed.
 
         A cached token has neither logits nor a hidden state: where these are wanted, it is not looked for.
         """
@@ -49,7 +49,7 @@ class KVCacheManager:
         return self.index.find_all(self._digests(sequence, sequence.token_ids, num_full)[:num_full])
 
     def is_prompt_shared(self, slot: int) -> bool:
-        """Whether the slot's group can find all of its prompt that can be shared."""
+        """Whether all shareable blocks of the prompt are in the index, for the other choices of the slot's request."""
         sequence = self._slots.sequences[slot]
         return sequence.num_indexed_blocks >= (sequence.num_prompt_tokens - 1) // self._block_size
 
@@ -57,7 +57,7 @@ class KVCacheManager:
         return -(-num_tokens // self._block_size)
 
     def num_wanted(self, sequence: Sequence, hits: list[int]) -> int:
-        """Available blocks that admitting the sequence would take: new ones, and hits that are idle now."""
+        """How many available blocks admitting the sequence would take: new ones, and hits that are idle now."""
         num_idle = sum(map(self.pool.is_idle, hits))
         return self.num_blocks_for(sequence.num_tokens) - len(hits) + num_idle
 
@@ -86,12 +86,12 @@ class KVCacheManager:
             capacity[slot] += self._block_size
 
     def num_missing(self, slot: int, num_tokens: int | None = None) -> int:
-        """Blocks that the slot needs for so many tokens (None: for those it has) beyond the ones it has."""
+        """How many more blocks the slot needs for this many tokens (None: for its present tokens)."""
         wanted = self._slots.num_tokens.item(slot) if num_tokens is None else num_tokens
         return max(0, self.num_blocks_for(wanted) - self._num_blocks(slot))
 
     def shrink(self, slot: int, num_tokens: int) -> None:
-        """Drop the blocks behind those that so many tokens need; nothing in them is in the index."""
+        """Drop the blocks after those that this many tokens need; none of them is in the index."""
         num_blocks, num_kept = self._num_blocks(slot), self.num_blocks_for(num_tokens)
         if num_kept < num_blocks:
             self.pool.free(self._slots.block_tables[slot, num_kept:num_blocks].tolist())
@@ -106,7 +106,7 @@ class KVCacheManager:
         self._slots.capacity[slot] += num_missing * self._block_size
 
     def release(self, slot: int) -> None:
-        """Drop the slot's blocks; with prefix caching the full ones stay findable until their room is needed."""
+        """Drop the slot's blocks; with prefix caching the full ones stay in the index until they are evicted."""
         self.index_blocks(slot, int(self._slots.num_computed[slot]))
         self._drop(slot)
 
@@ -117,12 +117,12 @@ class KVCacheManager:
         self._slots.capacity[slot] = 0
 
     def discard(self, slot: int) -> None:
-        """Drop the slot's blocks, and nobody is to find them again: their content may be damaged."""
+        """Drop the slot's blocks and remove them from the index: their content may be wrong."""
         self.forget(self._table(slot))
         self._drop(slot)
 
     def index_blocks(self, slot: int, num_tokens: int) -> list[int]:
-        """Put the slot's full blocks among its first `num_tokens` into the index; return those that are new in it."""
+        """Add the full blocks of the slot's first `num_tokens` tokens to the index; return the newly added ones."""
         sequence = self._slots.sequences[slot]
         if not self._can_share(sequence):
             return []
@@ -139,14 +139,14 @@ class KVCacheManager:
         return added
 
     def forget(self, blocks: list[int]) -> None:
-        """Take blocks out of the index, if they are in it; whoever uses them goes on."""
+        """Remove blocks from the index, if they are in it; sequences that use them continue."""
         for block in blocks:
             if block in self.index:
                 self.index.remove([block])
                 self.pool.forget(block)
 
     def _digests(self, sequence: Sequence, token_ids: NDArray[np.int32], num_full: int) -> list[bytes]:
-        """At least the sequence's first `num_full` digests; computed once and kept with it."""
+        """The digests of at least the first `num_full` blocks; computed once and stored in the sequence."""
         digests = sequence.block_digests
         if num_full > len(digests):
             parent = digests[-1] if digests else self.index.root(self._cache_key(sequence))

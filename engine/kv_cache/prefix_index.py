@@ -1,8 +1,8 @@
 """Finds the KV block that already holds a given prefix.
 
-A full block's digest is a 128-bit BLAKE2b over its parent's digest and its tokens, so that equal digests mean an equal
-whole prefix; the first parent is a root made of whatever else is to keep prefixes apart.
-Knows nothing of references or eviction.
+The digest of a full block is a 128-bit BLAKE2b hash of the previous block's digest and the block's tokens, so equal
+digests mean that the whole prefixes are equal. The first block's parent is a root, derived from what else must keep
+prefixes apart, such as the tenant. Knows nothing of references or eviction.
 """
 
 from functools import lru_cache
@@ -15,7 +15,7 @@ DIGEST_BYTES = 16
 
 
 class PrefixIndex:
-    """Digest → block, and back. One block a digest and one digest a block."""
+    """Maps digests to blocks and back; one block per digest and one digest per block."""
 
     def __init__(self) -> None:
         self._block_of: dict[bytes, int] = {}
@@ -24,7 +24,7 @@ class PrefixIndex:
     @staticmethod
     @lru_cache(maxsize=1024)
     def root(cache_key: str) -> bytes:
-        """The parent of a sequence's first block; equal keys share."""
+        """The parent of a sequence's first block; sequences with equal keys share prefixes."""
         return blake2b(
             cache_key.encode(errors="surrogatepass"), digest_size=DIGEST_BYTES, person=b"prefix root"
         ).digest()
@@ -41,7 +41,7 @@ class PrefixIndex:
         return digests
 
     def find_all(self, digests: list[bytes]) -> list[int]:
-        """The blocks of the longest known run of digests from the first on."""
+        """The blocks of the longest known prefix of `digests`."""
         blocks: list[int] = []
         for digest in digests:
             block = self._block_of.get(digest)
@@ -51,7 +51,7 @@ class PrefixIndex:
         return blocks
 
     def add(self, digests: list[bytes], blocks: list[int]) -> list[int]:
-        """Remember the blocks, but for those whose prefix another block holds already; return the remembered ones."""
+        """Add the blocks, except those whose prefix another block holds already; return the added ones."""
         added: list[int] = []
         for digest, block in zip(digests, blocks, strict=True):
             if self._block_of.setdefault(digest, block) == block:

@@ -1,4 +1,4 @@
-"""What the core needs of whatever computes its steps: a device with a model, or a fake."""
+"""The interface between the core and what computes its steps: a device with a model, or a fake in tests."""
 
 from typing import Protocol
 
@@ -17,6 +17,6 @@ class Runner(Protocol):
 
         Keeps none of the inputs' arrays past the step: the next one is written into them. Mutates the KV cache only;
         running a step twice, or in parts in plan order, gives the same. Raises `DeviceMemoryError` if the step does not
-        fit, `DeviceLostError` if no step ever will again, and whatever model or sampler raise.
+        fit into memory, `DeviceLostError` if the device can run no more steps, and any error of model or sampler.
         """
         ...

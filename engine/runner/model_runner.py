@@ -1,4 +1,4 @@
-"""Runs steps on a device: the model, its KV cache and the sampler behind numpy arrays.
+"""Runs steps on a device: takes numpy arrays, runs the model over its KV cache and the sampler, returns tokens.
 
 Owns the loaded model and the cache's size. Knows nothing of sequences.
 """
@@ -30,10 +30,10 @@ from engine.step_plan import SampledTokens
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _StepAhead:
-    """What was computed of a step before its plan was there."""
+    """The part of a step that was computed before its plan existed."""
 
     logits: Tensor  # [num_sampled, vocab_size]
-    token_ids: Tensor | None  # int64 [num_sampled], where they take nothing else; in memory of the next draw's
+    token_ids: Tensor | None  # int64 [num_sampled], if rows need only logits; the next draw reuses its memory
 
 
 class ModelRunner:
@@ -94,27 +94,27 @@ class ModelRunner:
         return self._sampler.sample(inputs, self._forwards.run(inputs))
 
     def _compute_ahead(self, inputs: BatchInputs, token_ids: Tensor) -> _StepAhead:
-        """What takes more than logits is sampled when its plan is there, while the device computes."""
+        """Run a step before its plan exists. Rows that need more than logits are sampled later, with their plan."""
         step = self._forwards.run(inputs, token_ids)
         return _StepAhead(
             step.logits, self._sampler.sample(inputs, step).token_ids if inputs.sampling.is_plain else None
         )
 
     def _complete(self, inputs: BatchInputs, taken: Taken[_StepAhead]) -> DeviceTokens:
-        """Compute what is left of a step whose first rows are computed already."""
+        """Compute the rest of a step whose first rows were computed ahead."""
         step, rest = taken.computed, taken.rest
         rows = None if taken.rows is None else self._to_device.send(taken.rows)[0]
         if step.token_ids is not None and inputs.sampling.is_plain:
             token_ids = step.token_ids if rows is None else step.token_ids[rows]
             if rest is None:
                 return DeviceTokens(token_ids)
-            token_ids = token_ids.clone()  # the rest's may take their place
+            token_ids = token_ids.clone()  # computing the rest may overwrite them
             return DeviceTokens(torch.cat((token_ids, self._compute(rest).token_ids)))
         logits = step.logits if rows is None else step.logits[rows]
         if rest is not None:
             parts, num_taken = logits, len(logits)
             logits = parts.new_empty((len(inputs.logits_indices), parts.shape[1]))
-            logits[:num_taken] = parts  # the rest's logits may take their place
+            logits[:num_taken] = parts  # computing the rest may overwrite `parts`
             logits[num_taken:] = self._forwards.run(rest).logits
         positions = self._to_device.send(inputs.sampled_positions)[0]
         return self._sampler.sample(inputs, StepLogits(logits, positions))
@@ -124,7 +124,7 @@ class ModelRunner:
         """Prefill `max_num_tokens` tokens and sample `max_num_seqs`, all of it in the cache's first block."""
         inputs = largest_step(config, self._model.max_model_len)
         num_sampled = len(inputs.logits_indices)
-        # What was computed of a step ahead of it, and the rows that are taken of that, lie there meanwhile.
+        # At the same time memory holds the logits of a step computed ahead, and the rows that are taken from them.
         num_beside = 0 if self._ahead is None else 2
         beside = torch.empty(
             (num_beside, num_sampled, self._model.vocab_size),
@@ -167,7 +167,7 @@ class ModelRunner:
         return few_prefill_tokens(torch.get_num_threads()) if is_ours_to_choose else None
 
     def _runs_ahead(self) -> bool:
-        """Where launching is apart from computing, and nothing in a step waits for the device."""
+        """Whether steps are computed ahead: on a GPU, where no part of a step waits for the device."""
         return self._model.device.type == "cuda" and self._model.uses_triton
 
 

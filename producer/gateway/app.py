@@ -1,4 +1,4 @@
-"""The application: routes, error shapes, CORS, and what surrounds every request. Starts no server."""
+"""The ASGI application: routes, error format, CORS and middleware. Starts no server."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -45,7 +45,7 @@ CONSOLE_ROUTERS = (console.router, page.router)
 
 
 def create_app(context: GatewayContext) -> ASGIApp:
-    """The whole application; its lifespan is the context's."""
+    """The whole application; it starts and ends together with `context`."""
     settings = context.settings
 
     @asynccontextmanager
