@@ -43,7 +43,7 @@ def test_the_help_says_what_exit_codes_mean_and_which_redis_is_meant(promptmill:
         (["submit", "x", "--redis-url", "http://x"], 2, "--redis-url (PROMPTMILL_REDIS_URL)"),
         (["submit", "x", "--redis-url", "redis://:secret@127.0.0.1:1/0"], 3, "redis://:***@127.0.0.1:1/0 cannot be"),
         (["submit", "x", "--timeout", "0.05"], 1, "has not ended within 0.05 s"),
-        (["submit", "x", "--timeout", "nan"], 2, "leave it out to wait without end"),
+        (["submit", "x", "--timeout", "nan"], 2, "leave it out to wait without a limit"),
         (["submit", ""], 2, "PROMPT is empty"),
         (["submit", "x", "--detach", "--stream"], 2, "leave out --stream"),
         (["submit", "x", "--embed", "--stream"], 2, "leave out --stream"),
