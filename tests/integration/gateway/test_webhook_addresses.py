@@ -19,7 +19,7 @@ async def test_a_private_address_is_refused_when_it_is_called(transport: AsyncTr
         async with dispatching(transport, allows_private=False, delay_after=lambda attempt, _: None):
             await eventually(lambda: redis_client.zcard(BATCHES.dead))
     [dead] = await transport.run(list_deliveries())
-    assert "no public address" in dead.error and receiver.num_received == 0
+    assert "not a public address" in dead.error and receiver.num_received == 0
 
 
 async def test_a_name_that_turns_private_after_its_registration_is_refused(
