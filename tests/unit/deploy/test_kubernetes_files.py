@@ -105,9 +105,10 @@ def test_the_readmes_command_makes_a_prometheus_rule_of_the_alerts() -> None:
 
 
 def test_the_workers_image_makes_keys_though_it_has_nothing_of_the_gateways() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    names = {kind: {re.split(r"[^\w-]", line)[0] for line in extras[kind]} for kind in ("worker", "gateway")}
-    missing = sorted(name.replace("-", "_") for name in names["gateway"] - names["worker"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    kinds = {"client": project["dependencies"], **project["optional-dependencies"]}
+    names = {kind: {re.split(r"[^\w-]", line)[0] for line in kinds[kind]} for kind in ("client", "worker", "gateway")}
+    missing = sorted(name.replace("-", "_") for name in names["gateway"] - names["worker"] - names["client"])
     assert {"fastapi", "prometheus_client", "uvicorn"} <= set(missing)
     program = f"import sys; sys.modules.update(dict.fromkeys({missing})); from producer.cli import main; main()"
     command = [sys.executable, "-c", program, "keys", "add", "--help"]
