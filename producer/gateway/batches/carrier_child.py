@@ -11,8 +11,7 @@ import sys
 import time
 from contextlib import suppress
 
-from producer.end_tasks import end_tasks
-from producer.errors import RedisUnavailableError
+from producer.gateway.background_loop import BackgroundLoop
 from producer.gateway.batches.batch_records import BatchRecords
 from producer.gateway.settings import GatewaySettings
 
@@ -25,44 +24,26 @@ HUNG_SECONDS = 60.0  # without a sign of life, of which there is one a second; a
 _log = logging.getLogger(__name__)
 
 
-class CarrierChild:
+class CarrierChild(BackgroundLoop):
+    """To be woken where there is a new batch."""
+
     def __init__(self, settings: GatewaySettings, records: BatchRecords, *, hung_seconds: float = HUNG_SECONDS) -> None:
+        super().__init__("batches", retry_seconds=LOOK_SECONDS)
         self._settings = settings
         self._hung_seconds = hung_seconds
         self._heard_at = 0.0
         self._records = records
         self._process: subprocess.Popen[bytes] | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._is_awake = asyncio.Event()
         self._pause_seconds = LOOK_SECONDS
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._watch(), name="batches")
-
-    def wake(self) -> None:
-        """There is a new batch."""
-        self._is_awake.set()
-
     async def aclose(self) -> None:
-        if self._task is not None:
-            await end_tasks(self._task)
+        await super().aclose()
         if self._process is not None:
             await asyncio.to_thread(_stop, self._process)
 
-    async def _watch(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._pause_seconds):
-                    await self._is_awake.wait()
-            except TimeoutError:
-                pass
-            self._is_awake.clear()
-            try:
-                await self._look()
-            except RedisUnavailableError as error:
-                _log.warning("action=batches_unwatched error=%s", error)
-            except Exception:  # of any type, such as a process that cannot be started now: batches are looked after yet
-                _log.exception("action=batches_unwatched")
+    async def _turn(self) -> float:
+        await self._look()
+        return self._pause_seconds
 
     async def _look(self) -> None:
         is_alive = self._process is not None and self._process.poll() is None  # one that has ended is let go by this

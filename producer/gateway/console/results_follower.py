@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from producer.async_transport import AsyncTransport
 from producer.contract import Result, keys
-from producer.end_tasks import end_tasks
 from producer.errors import RedisUnavailableError
+from producer.gateway.background_loop import BackgroundLoop
 from producer.gateway.console.ended_jobs import EndedJob, EndedJobs
 from producer.gateway.console.result_series import WINDOW_SECONDS, ResultSeries
 from producer.operations import send
@@ -29,42 +29,32 @@ _LINE_SECONDS = 0.001  # a line's id is cut to milliseconds
 _log = logging.getLogger(__name__)
 
 
-class ResultsFollower:
-    """Reads from `start()` to `aclose()`; `series` and `ended` are what it has read. `on_end` is told of each job that
+class ResultsFollower(BackgroundLoop):
+    """`series` and `ended` are what it has read. `on_end` is told of each job that
     has ended since we were made: a gateway serves before its first read is done."""
 
     def __init__(self, redis: AsyncTransport, default_queue: str, *, on_end: Callable[[EndedJob], None]) -> None:
+        super().__init__("results", retry_seconds=READ_SECONDS)
         self._redis = redis
         self._default_queue = default_queue
         self._on_end = on_end
         self._made_at = time.monotonic()
-        self._task: asyncio.Task[None] | None = None
+        self._names_at = 0.0  # monotonic seconds
         self._positions: dict[str, str] = {}  # queue → id of the last line read
         self._clock_offset = time.time() - time.monotonic()  # of Redis' epoch seconds, once it was read
         self.has_caught_up = False
         self.series = ResultSeries()
         self.ended = EndedJobs()
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="results")
-
-    async def aclose(self) -> None:
-        if self._task is not None:
-            await end_tasks(self._task)
-
-    async def _run(self) -> None:
-        names_at = 0.0
-        while True:
-            try:
-                if time.monotonic() >= names_at:
-                    await self.look_for_queues()
-                    names_at = time.monotonic() + NAMES_SECONDS
-                await self.read()
-            except RedisUnavailableError as error:
-                _log.debug("action=results_unread error=%s", error)
-            except Exception:  # of any type: without us the console would stand still
-                _log.exception("action=results_unread")
-            await asyncio.sleep(READ_SECONDS)
+    async def _turn(self) -> float:
+        try:
+            if time.monotonic() >= self._names_at:
+                await self.look_for_queues()
+                self._names_at = time.monotonic() + NAMES_SECONDS
+            await self.read()
+        except RedisUnavailableError as error:  # others warn of that
+            _log.debug("action=results_unread error=%s", error)
+        return READ_SECONDS
 
     async def look_for_queues(self) -> None:
         """A queue that is new to us is read from an hour ago on. One that has no worker just now, and is not listed,

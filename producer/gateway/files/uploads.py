@@ -87,7 +87,7 @@ class Uploads:
         )
         if not await self._files.create(record, [part]):
             await self._files.discard(part.name)
-            self._housekeeping.want()
+            self._housekeeping.wake()
             message = "the upload stood still for too long and was given up; send it again"
             raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "upload_given_up", message)
         return record

@@ -63,7 +63,7 @@ async def delete_file(context: Context, caller: Authenticated, file_id: str) -> 
     if await context.files.delete(file_id) == "held":
         message = f"file {file_id} is in use by a batch that has not ended; cancel the batch first"
         raise ApiError(HTTPStatus.CONFLICT, "file_in_use", message, should_retry=False)
-    context.file_housekeeping.want()
+    context.file_housekeeping.wake()
     return {"id": file_id, "object": "file", "deleted": True}
 
 

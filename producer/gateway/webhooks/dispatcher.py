@@ -12,6 +12,7 @@ from producer.async_transport import AsyncTransport
 from producer.deliveries import GONE, LOG_LEVELS, Answer, RetryDelay, retry_delay, settle_answer
 from producer.end_tasks import end_tasks
 from producer.errors import RedisUnavailableError
+from producer.gateway.background_loop import BackgroundLoop
 from producer.gateway.webhooks.deliveries import LEASE_SECONDS, EventDelivery, claim_deliveries
 from producer.gateway.webhooks.endpoints import disable_endpoint
 from producer.gateway.webhooks.sender import WebhookSender
@@ -24,7 +25,7 @@ STOP_SECONDS = 5.0  # for attempts under way when the process ends
 _log = logging.getLogger(__name__)
 
 
-class WebhookDispatcher:
+class WebhookDispatcher(BackgroundLoop):
     def __init__(
         self,
         redis: AsyncTransport,
@@ -33,46 +34,21 @@ class WebhookDispatcher:
         delay_after: RetryDelay = retry_delay,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
+        super().__init__("webhooks", retry_seconds=REDIS_AWAY_SECONDS)
         self._redis = redis
         self._sender = sender
         self._delay_after = delay_after
         self._lease_seconds = lease_seconds
         self._under_way: dict[asyncio.Task[None], str] = {}  # by task, whose endpoint it is
-        self._loop: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._loop = asyncio.create_task(self._run(), name="webhooks")
 
     async def aclose(self) -> None:
         """Claim no more; what is under way has a few seconds, then its lease runs out and another replica has it."""
-        if self._loop is not None:
-            await end_tasks(self._loop)
+        await super().aclose()
         if self._under_way:
             _, late = await asyncio.wait(set(self._under_way), timeout=STOP_SECONDS)
             await end_tasks(*late)
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._claim()
-                await self._wait()
-                continue
-            except RedisUnavailableError as error:
-                _log.warning("action=webhooks_wait error=%s", error)
-            except Exception:
-                _log.exception("action=webhooks_failed")
-            await asyncio.sleep(REDIS_AWAY_SECONDS)
-
-    async def _wait(self) -> None:
-        """For what falls due, or for one that is settled: its endpoint may have others."""
-        if not self._under_way:
-            await asyncio.sleep(POLL_SECONDS)
-            return
-        is_full = len(self._under_way) >= MAX_CONCURRENT
-        timeout = None if is_full else POLL_SECONDS
-        await asyncio.wait(set(self._under_way), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-
-    async def _claim(self) -> None:
+    async def _turn(self) -> float:
         """Take on what is due, as much as there is room for."""
         while (room := MAX_CONCURRENT - len(self._under_way)) > 0:
             counts = Counter(self._under_way.values())
@@ -80,9 +56,15 @@ class WebhookDispatcher:
             for delivery in claimed:
                 task = asyncio.create_task(self._deliver(delivery))
                 self._under_way[task] = delivery.endpoint.id
-                task.add_done_callback(self._under_way.pop)
+                task.add_done_callback(self._forget)
             if len(claimed) < room:
-                return
+                break
+        return POLL_SECONDS
+
+    def _forget(self, task: "asyncio.Task[None]") -> None:
+        """There is room for another, perhaps of the same endpoint."""
+        del self._under_way[task]
+        self.wake()
 
     async def _deliver(self, delivery: EventDelivery) -> None:
         try:

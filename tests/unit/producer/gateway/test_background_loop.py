@@ -5,10 +5,12 @@ from typing import Any, cast
 
 import pytest
 
+from producer.errors import RedisUnavailableError
+from producer.gateway.background_loop import BackgroundLoop
 from producer.gateway.batches import carrier_child
 from producer.gateway.batches.carrier_child import CarrierChild
-from producer.gateway.files.housekeeping import FileHousekeeping
 from producer.gateway.settings import GatewaySettings
+from tests.fakes.waiting import eventually
 
 WAIT_SECONDS = 30.0
 
@@ -39,30 +41,26 @@ async def test_a_carrier_that_cannot_be_started_is_started_later(monkeypatch: py
     await child.aclose()
 
 
-class BrokenOnce:
-    """Files' records of which the first look raises what nobody expected."""
+class FailingOnce(BackgroundLoop):
+    """Its first turn raises, and the others come when it is woken."""
 
-    def __init__(self) -> None:
-        self.num_looks = 0
-        self.has_looked_again = asyncio.Event()
+    def __init__(self, error: Exception) -> None:
+        super().__init__("test", retry_seconds=0.0)
+        self._error = error
+        self.num_turns = 0
 
-    async def expire(self) -> list[str]:
-        self.num_looks += 1
-        if self.num_looks == 1:
-            raise RuntimeError("nobody expected this")
-        self.has_looked_again.set()
-        return []
-
-    async def due_parts(self) -> list[str]:
-        return []
+    async def _turn(self) -> float:
+        self.num_turns += 1
+        if self.num_turns == 1:
+            raise self._error
+        return 3600.0
 
 
-async def test_a_failure_that_nobody_expected_ends_no_housekeeping_of_files() -> None:
-    records = BrokenOnce()
-    housekeeping = FileHousekeeping(cast(Any, records), cast(Any, None), cast(Any, None))
-    housekeeping.start()
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not records.has_looked_again.is_set():
-            housekeeping.want()
-            await asyncio.sleep(0)
-    await housekeeping.aclose()
+@pytest.mark.parametrize("error", [RuntimeError("nobody expected this"), RedisUnavailableError("it is away")])
+async def test_a_turn_follows_one_that_failed_and_one_more_when_it_is_woken(error: Exception) -> None:
+    loop = FailingOnce(error)
+    loop.start()
+    await eventually(lambda: loop.num_turns == 2)
+    loop.wake()
+    await eventually(lambda: loop.num_turns == 3)
+    await loop.aclose()
