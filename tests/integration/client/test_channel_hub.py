@@ -51,7 +51,7 @@ async def test_a_silent_connection_that_answers_is_kept(
 ) -> None:
     monkeypatch.setattr(channel_hub, "SILENCE_SECONDS", SHORT_SECONDS)
 
-    async with open_hub(redis_url) as hub:
+    async with open_hub(redis_url, reply_timeout_seconds=3.0) as hub:
         mailbox = await hub.subscribe(["a"])
         num_pings = pings(redis_client)
         while pings(redis_client) < num_pings + 2:
