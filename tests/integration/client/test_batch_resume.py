@@ -113,7 +113,7 @@ def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(
 ) -> None:
     files[0].write_text("".join(chat(f"r{i}", f"word {i}") + "\n" for i in range(120)))
     command = [sys.executable, "-m", "producer", "run", *map(str, files), "--redis-url", redis_url]
-    command += ["--max-in-flight", "8"]  # so many are answered while nobody runs: the next kill finds a run
+    command += ["--max-in-flight", "32"]  # so many are answered while nobody runs: the next kill finds a run
     asked: list[str] = []
     running: list[StartedProcess] = []
 

@@ -259,7 +259,7 @@ def test_ctrl_c_and_kill_9_lose_nothing_and_ask_nothing_twice(
     journal = target.with_name("out.parquet.journal")
     write_rows(source, 300)
     command = [sys.executable, "-m", "producer", "run", str(source), str(target), "--prompt", "say {text}"]
-    command += ["--max-in-flight", "8"]  # so many are answered while nobody runs: the next end finds a run
+    command += ["--max-in-flight", "32"]  # so many are answered while nobody runs: the next end finds a run
     environment = {**os.environ, "PROMPTMILL_REDIS_URL": redis_url}
     asked: list[str] = []
     running: list[StartedProcess] = []
