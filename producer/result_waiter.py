@@ -8,7 +8,7 @@ import asyncio
 from producer.async_transport import AsyncTransport
 from producer.contract import Result
 from producer.end_tasks import end_tasks
-from producer.errors import PromptmillError, ResultTimeoutError
+from producer.errors import ClientClosedError, PromptmillError, ResultTimeoutError
 from producer.outcome import Outcome
 from producer.results import ResultCollector, result_of, wait_for_result
 
@@ -32,7 +32,10 @@ class ResultWaiter:
             raise ResultTimeoutError(message) from None
 
     async def aclose(self) -> None:
+        """For a transport that is closed next: whoever still waits finds that out."""
         await end_tasks(*(waiter.task for waiter in self._queues.values() if waiter.task is not None))
+        for waiter in self._queues.values():
+            waiter.fail(ClientClosedError())
 
     async def _outcome(self, job_id: str, queue: str) -> Outcome:
         waiter = self._queues.setdefault(queue, _QueueWaiter(self._transport))
@@ -88,6 +91,14 @@ class _QueueWaiter:
             self._waiting.pop(job_id, None)
             self._collector.discard(job_id)
 
+    def fail(self, error: Exception) -> None:
+        """Nobody waits here any more: all are told why."""
+        waiting, self._waiting = self._waiting, {}
+        self._collector = ResultCollector({}, None)
+        for future in (future for futures in waiting.values() for future in futures):
+            if not future.done():
+                future.set_exception(error)
+
     async def _run(self) -> None:
         try:
             emitted = self._collector.emit_all(linger_seconds=LINGER_SECONDS)
@@ -96,8 +107,4 @@ class _QueueWaiter:
                     if not future.done():
                         future.set_result(outcome)
         except Exception as error:  # of any type: nobody else would tell those who wait
-            waiting, self._waiting = self._waiting, {}
-            self._collector = ResultCollector({}, None)
-            for future in (future for futures in waiting.values() for future in futures):
-                if not future.done():
-                    future.set_exception(error)
+            self.fail(error)

@@ -1,5 +1,6 @@
 """What a client does once it was closed: nothing but say so."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +8,9 @@ import redis
 from rq import Queue
 
 from producer import AsyncClient, Client, ClientClosedError, Job
+from producer.contract import keys
 from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.waiting import WAIT_SECONDS, eventually
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,15 @@ def test_a_stream_that_is_being_read_ends_with_its_client(redis_url: str, worker
     client.close()
     with pytest.raises(ClientClosedError):
         next(stream)
+
+
+async def test_whoever_waits_for_a_result_hears_that_the_asyncio_client_is_closed(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    client = AsyncClient(redis_url)
+    job = await client.submit("a")
+    waiting = asyncio.create_task(job.result())
+    await eventually(lambda: keys.results_channel(keys.DEFAULT_QUEUE).encode() in redis_client.pubsub_channels())
+    await client.aclose()
+    with pytest.raises(ClientClosedError):
+        await asyncio.wait_for(waiting, WAIT_SECONDS)
