@@ -58,7 +58,8 @@ class Committer:
     """Commits on background threads. Calls `on_end` there, once for every job that is done, until `close`.
 
     No thread waits: a commit that must be repeated is queued again, with its own backoff. Callbacks are other people's
-    code and may hang, so they run on separate threads. `on_webhooks` is called when there are webhooks to deliver.
+    code and may hang, so they run on separate threads. `on_webhooks` is called when there are webhooks to deliver, and
+    `on_lost` instead of `on_end` for a job that must not be retried after all.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class Committer:
         outcomes: Outcomes,
         on_end: Callable[[RunningJob], None],
         *,
+        on_lost: Callable[[RunningJob], None],
         on_webhooks: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._outcomes = outcomes
         self._on_end = on_end
+        self._on_lost = on_lost
         self._threads = BackgroundThreads(NUM_THREADS, "commit")
         self._callers = BackgroundThreads(NUM_CALLBACK_THREADS, "callback")
         self.on_webhooks = on_webhooks
@@ -223,7 +226,7 @@ class Committer:
             fence=job.claim.fence,
             epilogue=lambda pipe: self._add_end(pipe, job, wire),
             watched=[job_key(job.job_id)],
-            is_replaced=lambda pipe: _is_replaced(pipe, job),
+            is_void=lambda pipe: _is_void(pipe, job),
         )
         handle = self._outcomes.handle_success if job.status == "finished" else self._outcomes.handle_failure
         try:
@@ -231,6 +234,9 @@ class Committer:
         except LeaseLostError:
             _log.info("action=commit_fenced job_id=%s attempt=%d", job.job_id, job.claim.attempt)
             self._outcomes.enqueue_ready()  # if it is the reply that was lost, dependents wait in between
+            if job.is_retried:
+                self._on_lost(job)
+                return []
         return jobs
 
     def _commit_bare(self, jobs: list[RunningJob], reason: str) -> list[RunningJob]:
@@ -273,13 +279,13 @@ class Committer:
         self._outcomes.add_webhooks(pipe, job)
 
 
-def _is_replaced(pipe: Pipeline, job: RunningJob) -> bool:
-    """Whether the job was replaced after its outcome was decided: a callback may do that, at any time."""
+def _is_void(pipe: Pipeline, job: RunningJob) -> bool:
+    """Whether the job was replaced after its outcome was decided, or was cancelled although it is to be retried."""
     try:
         rq_says: list[Any] = pipe.hmget(job_key(job.job_id), *RECORD_FIELDS)
-    except redis.ResponseError as error:
-        return is_replaced(error)
-    return is_replaced(rq_says)
+    except redis.ResponseError:  # it is no hash
+        return False
+    return is_replaced(rq_says) or (job.is_retried and rq_says[0] in (None, b"canceled"))
 
 
 def _result_ttl(job: RunningJob) -> int | None:
@@ -294,6 +300,4 @@ def _result_ttl(job: RunningJob) -> int | None:
 
 def _is_plain(job: RunningJob) -> bool:
     """Whether the commit touches only the job's own keys, provided that no other job depends on it."""
-    if job.status == "cancelled":
-        return True
-    return job.status == "finished" and not has_extras(job.rq_job)
+    return job.status == "cancelled" or (job.status == "finished" and not has_extras(job.rq_job))

@@ -38,7 +38,7 @@ class FencedPipeline(Pipeline):
         self.explicit_transaction = False  # what follows is sent at once
         self.watch(self._owner.fence_key, *self._owner.watched)  # type: ignore[no-untyped-call]
         held = self.get(self._owner.fence_key)
-        if held != self._owner.fence.encode() or self._owner.is_replaced(self):
+        if held != self._owner.fence.encode() or self._owner.is_void(self):
             raise LeaseLostError(self._owner.job_id)
         self._owner.prologue(self)
         self.command_stack = [*self.command_stack, *buffered]
@@ -48,8 +48,8 @@ class FencedPipeline(Pipeline):
 class FencedRedis(redis.Redis):
     """A connection for one commit of one job. `error` is what the commit raised, if it did.
 
-    `watched`: keys that must not change either, from before `is_replaced` is asked, which tells by what it reads that
-    the fence is held for a job whose place another has taken.
+    `watched`: keys that must not change either, from before `is_void` is asked, which tells by what it reads that the
+    fence is held for nothing: what became of the job since does not go with this outcome.
     `prologue` is given the pipeline while it reads: what it watches must not change, and after `multi()` it adds to the
     transaction.
     """
@@ -63,7 +63,7 @@ class FencedRedis(redis.Redis):
         fence: str,
         epilogue: Callable[[Pipeline], None],
         watched: Sequence[str] = (),
-        is_replaced: Callable[[Pipeline], bool] = lambda pipe: False,
+        is_void: Callable[[Pipeline], bool] = lambda pipe: False,
     ) -> None:
         super().__init__(connection_pool=pool)
         self.job_id = job_id
@@ -71,7 +71,7 @@ class FencedRedis(redis.Redis):
         self.fence = fence
         self.epilogue = epilogue
         self.watched = watched
-        self.is_replaced = is_replaced
+        self.is_void = is_void
         self.prologue: Callable[[Pipeline], object] = lambda pipe: None
         self.error: Exception | None = None
 

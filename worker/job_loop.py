@@ -67,6 +67,7 @@ class JobLoop:
             parts.client,
             parts.outcomes,
             lambda job: self._events.post(partial(self._release, job)),
+            on_lost=lambda job: self._events.post(partial(self._let_go, job)),
             on_webhooks=parts.courier.wake,
         )
         self._finisher = Finisher(

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import redis
-from rq import Queue
+from rq import Callback, Queue, Retry
 from rq.command import send_shutdown_command, send_stop_job_command
 from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 from rq.worker import BaseWorker
 
@@ -15,6 +16,7 @@ from producer.contract import keys
 from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
+    SHORT_LEASE_SECONDS,
     WorkerThread,
     leftovers,
     stored_chunks,
@@ -85,6 +87,24 @@ def test_a_job_that_the_engine_fails_as_it_is_cancelled_is_cancelled(
         assert client.cancel(job.id)
     result = wait_for_result(redis_client, job.id)
     assert result.status == "cancelled" and result.error is None
+
+
+def cancel_it(job: Job, connection: redis.Redis, *problem: object) -> None:
+    Job.fetch(job.id, connection, JSONSerializer).cancel()
+
+
+def test_a_job_that_is_cancelled_when_it_is_about_to_be_retried_is_not(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    """By its own callback, say: what ends a stream, and comes before any cancel, a retry does not write."""
+    name = f"{__name__}.{cancel_it.__name__}"
+    with WorkerThread(redis_url, callbacks=name, lease_seconds=SHORT_LEASE_SECONDS) as worker_thread:
+        job = start_long_job(worker_thread, queue, redis_client, retry=Retry(3), on_failure=Callback(name))
+        worker_thread.engine.fail(job.id)
+        result = wait_for_result(redis_client, job.id)
+        assert result.status == "cancelled" and result.text and stream_text(redis_client, job.id) == result.text
+        wait_for_no_leftovers(redis_client)
+    assert job.get_status() is JobStatus.CANCELED and queue.count == 0
 
 
 def test_a_cancel_on_the_channel_reaches_the_holder(
