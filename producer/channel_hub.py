@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -170,10 +171,13 @@ class ChannelHub:
         except* (redis.RedisError, OSError, AttributeError) as lost:  # the last where redis-py sends on what it closed
             reason = str(lost.exceptions[0])
         finally:
-            self._lose_all(reason)
-            if connection is not None:
-                await connection.disconnect()
-                await self._pool.release(connection)
+            try:
+                if connection is not None:
+                    with suppress(redis.RedisError):  # over TLS, a peer that is gone takes no leave
+                        await connection.disconnect()
+                    await self._pool.release(connection)
+            finally:
+                self._lose_all(reason)  # last: whoever subscribes from here on begins anew
 
     async def _write(self, connection: Any) -> None:
         """What was asked for, in its order; neighbours of one kind share a command."""

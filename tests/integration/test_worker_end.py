@@ -88,7 +88,7 @@ def test_a_commit_that_went_with_the_done_entry_and_whose_reply_was_lost_is_not_
 
 
 def test_what_redis_refuses_of_a_commit_costs_the_rest_of_it_nothing(
-    redis_url: str, queue: Queue, redis_client: redis.Redis
+    redis_url: str, queue: Queue, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     with WorkerThread(redis_url) as running:
         (job,) = held_jobs(running, queue, 1)
@@ -97,4 +97,5 @@ def test_what_redis_refuses_of_a_commit_costs_the_rest_of_it_nothing(
         assert wait_for_result(redis_client, job.id).status == "finished"
         wait_until(lambda: not running.service._loop.held.claims())
         assert job.get_status() is JobStatus.FINISHED and not redis_client.exists(keys.fence_key(job.id))
+        assert f"action=commit_refused_in_part job_id={job.id} error=WRONGTYPE" in caplog.text
         redis_client.delete(queue.finished_job_registry.key)

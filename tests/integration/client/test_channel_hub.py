@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import redis
@@ -21,7 +22,7 @@ SHORT_SECONDS = 0.05
 
 @asynccontextmanager
 async def open_hub(url: str, *, reply_timeout_seconds: float = WAIT_SECONDS) -> AsyncIterator[ChannelHub]:
-    pool = redis.asyncio.ConnectionPool.from_url(url, protocol=2)
+    pool = redis.asyncio.ConnectionPool.from_url(url, protocol=2, max_connections=1)
     hub = ChannelHub(pool, reply_timeout_seconds=reply_timeout_seconds)
     try:
         yield hub
@@ -80,3 +81,32 @@ async def test_a_connection_that_does_not_answer_is_lost(monkeypatch: pytest.Mon
             with redis.Redis.from_url(server.url) as client:
                 client.publish("a", "hello")
             assert await mailbox.get(WAIT_SECONDS) == b"hello"
+
+
+async def test_who_subscribes_while_a_lost_connection_is_being_closed_hears_of_the_loss(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited for an acknowledgement that nobody had asked for. A peer that does not answer to TLS' farewell, either,
+    takes no place in the pool."""
+    is_closing, may_close = asyncio.Event(), asyncio.Event()
+    disconnect = redis.asyncio.Connection.disconnect
+
+    async def time_out(self: redis.asyncio.Connection, nowait: bool = False, **others: Any) -> None:
+        await disconnect(self, nowait, **others)
+        if not nowait:  # as the hub closes it
+            is_closing.set()
+            await may_close.wait()
+            raise redis.TimeoutError("Timed out closing connection")
+
+    async with open_hub(redis_url) as hub:
+        await hub.subscribe(["a"])
+        monkeypatch.setattr(redis.asyncio.Connection, "disconnect", time_out)
+        redis_client.client_kill_filter(_type="pubsub")
+        await is_closing.wait()
+        late = asyncio.ensure_future(hub.subscribe(["b"]))
+        await asyncio.sleep(0)  # it waits
+        may_close.set()
+        with pytest.raises(redis.ConnectionError):
+            await late
+        await hub.subscribe(["b"])
+        monkeypatch.undo()

@@ -107,19 +107,26 @@ def test_output_waits_while_redis_is_away_and_shares_one_entry_then(client: Flak
     assert [entry_id for entry_id, _, _ in stored(client)] == ["1-0", "1-1"]
 
 
-def test_entries_that_redis_lost_are_sent_again(client: FlakyRedis, outlet: StreamOutlet) -> None:
-    stream = open_stream(outlet)
+@pytest.mark.parametrize("num_lost", [1, 2])
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_entries_that_redis_lost_are_sent_again(
+    client: FlakyRedis, outlet: StreamOutlet, attempt: int, num_lost: int
+) -> None:
+    for number in range(1, attempt + 1):
+        stream = open_stream(outlet, attempt=number)
+        outlet.flush(0.0)
     for offset, text in enumerate("abc"):
         put(stream, text, offset, offset=offset)
         outlet.flush(float(offset))
-    kept = stream_rows(client, KEY)[:2]
+    kept = stream_rows(client, KEY)[:-num_lost]
     client.delete(KEY)
     for entry_id, fields in kept:  # what a replica that lagged behind would hold
         client.xadd(KEY, dict(fields.items()), id=entry_id)
     put(stream, "d", 3, offset=3, end="stop")
     stream.seal(finished(stream))
     assert outlet.flush(10.0) == []
-    assert [entry_id for entry_id, _, _ in stored(client)] == [f"1-{seq}" for seq in range(6)]
+    entry_ids = [entry_id for entry_id, _, _ in stored(client)]
+    assert entry_ids[attempt - 1 :] == [f"{attempt}-{seq}" for seq in range(6)]
     assert join(stored(client))[0] == stream.choices()
 
 
