@@ -176,6 +176,7 @@ def test_queues_that_plain_rq_filled_take_turns_after_one_look(
 
 def test_queues_that_hold_nothing_are_no_longer_looked_at(redis_client: redis.Redis, scripts: Scripts) -> None:
     held = {"list": "rq:queue:", "ready": ready_key(""), **{name: registry_key(name, "") for name in REGISTRIES}}
+    held |= {"leases": keys.leases_key(""), "results": keys.results_channel("")}
     for tenant, prefix in held.items():
         if tenant == "list":
             redis_client.rpush(f"{prefix}promptmill@{tenant}", "job")

@@ -186,6 +186,7 @@ def test_an_id_has_256_characters_at_most(worker_thread: WorkerThread, queue: Qu
         redis_client.rpush(queue.key, job_id)
     assert wait_for_result(redis_client, longest).status == "finished"
     wait_until(lambda: redis_client.hget(f"rq:job:{longer}", "status") == b"failed")
+    assert redis_client.ttl(f"rq:job:{longer}") > 0
 
 
 def test_jobs_finish_out_of_order(redis_url: str, queue: Queue, redis_client: redis.Redis) -> None:

@@ -7,6 +7,7 @@ import pytest
 import redis
 from rq import Callback, Queue, Repeat
 from rq.job import Job
+from rq.serializers import JSONSerializer
 
 from producer import Client
 from producer.contract import Result, keys
@@ -157,6 +158,18 @@ def test_the_next_beat_lets_go_of_the_old_one(redis_url: str, queue: Queue, redi
         wait_until(lambda: full.engine.running == [f"{NAME}:2"])
         full.engine.go_on()
         check_is_new(redis_client, wait_for_result(redis_client, NAME))
+
+
+def test_one_that_is_cancelled_before_it_runs_has_its_outcome_from_whoever_holds_the_old_one(
+    redis_url: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    """RQ tells nobody of its cancels: the next beat hears of it."""
+    with WorkerThread(redis_url, max_num_jobs=1) as full:
+        start_old(full, queue).delete()
+        enqueue_new(queue)
+        Job.fetch(NAME, redis_client, JSONSerializer).cancel()
+        assert wait_for_result(redis_client, NAME).status == "cancelled"
+        wait_for_no_leftovers(redis_client)
 
 
 def test_what_is_left_of_the_old_one_on_another_queue_does_not_disturb_it(
