@@ -98,8 +98,7 @@ class Committer:
         pipe = self._client.pipeline()
         self._add(pipe, job)
         self._outcomes.add_success_counts(pipe, [job])
-        commands = [command for command, _ in pipe.command_stack]
-        return EndCommit(job_key(job.job_id), dependents_key(job.job_id), commands)
+        return EndCommit(job_key(job.job_id), dependents_key(job.job_id), [parts for parts, _ in pipe.command_stack])
 
     def close(self, timeout_seconds: float) -> None:
         """Give up the commits that Redis has not accepted; those in progress may end within the timeout."""
@@ -176,7 +175,6 @@ class Committer:
             if plain := [job for job in held if job.status == "finished" and job not in awaited]:
                 self._outcomes.add_success_counts(pipe, plain)
             pipe.execute()
-        _log.debug("action=committed num_jobs=%d", len(held) - len(awaited))
         for job in awaited:
             self._submit(_Try(self._threads, self._commit_by_handlers, [job]))
         return [job for job in jobs if job not in awaited]

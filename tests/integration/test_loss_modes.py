@@ -196,12 +196,12 @@ def test_after_jobs_of_all_kinds_no_key_of_a_job_or_of_a_tenants_results_is_kept
         jobs = [
             client.submit(name, max_tokens=4, tenant="acme", depends_on=[first]) for name in ("cancelled", "finished")
         ]
-        running = client.submit("running")
-        wait_until(lambda: len(engine.running) == 2)
+        running, other = client.submit("running"), client.submit("other", tenant="other")
+        wait_until(lambda: len(engine.running) == 3)
         after = client.submit("after", depends_on=[running])
         assert all(job.cancel() for job in (jobs[0], after, running))
         engine.go_on()
-        assert len(list(client.as_completed([first, *jobs, running, after], timeout=60))) == 5
+        assert len(list(client.as_completed([first, *jobs, running, after, other], timeout=60))) == 6
         wait_for_no_leftovers(redis_client)
     of_all = (b"rq:queues", b"rq:finished:", b"rq:canceled:", b"promptmill:leased:")
     kept = [key for key in redis_client.scan_iter() if redis_client.ttl(key) == -1 and not key.startswith(of_all)]

@@ -118,7 +118,7 @@ def test_a_commit_that_may_not_read_whose_its_job_is_says_so(
 ) -> None:
     monkeypatch.setattr("worker.commit.FAILED_COMMIT_SECONDS", ())
     over: list[RunningJob] = []
-    committer = Committer(blind, cast(Any, None), over.append)
+    committer = Committer(blind, cast(Any, None), over.append, on_lost=over.append)
     job = ended_job()
     job.decide("cancelled")
     committer.commit([job])

@@ -7,7 +7,7 @@ import pytest
 import redis
 import rq.worker.base
 from rq import Queue
-from rq.job import Dependency, Job
+from rq.job import Dependency, Job, JobStatus
 from rq.rate_limit import RateLimit
 
 import worker.rq_bridge.bridge
@@ -119,12 +119,13 @@ def test_a_cancel_that_came_too_late_keeps_nobody_waiting(
 
     def cancel_first(running: RunningJob, connection: FencedRedis) -> None:
         if running.job_id == first.id:
-            redis_client.hset(first.key, "status", "canceled")
+            first.cancel()
         handle(running, connection)
 
     worker_thread.service._outcomes.handle_success = cancel_first
     worker_thread.engine.go_on()
     assert wait_for_result(redis_client, first.id).status == "finished"
+    assert first.get_status() is JobStatus.FINISHED and queue.canceled_job_registry.count == 0
     assert wait_for_result(redis_client, second.id).status == "finished"
 
 

@@ -1,6 +1,7 @@
 """The worker's scripts on a real Redis, one by one."""
 
 import time
+from typing import Any
 
 import pytest
 import redis
@@ -11,8 +12,9 @@ from rq.job import JobStatus
 from producer.contract import keys
 from producer.rq_names import execution_key_prefix, executions_key
 from tests.fakes.redis_reads import sorted_set_scores
-from tests.fakes.script_calls import QUEUE, beat, claim, end_leases, sweep
+from tests.fakes.script_calls import LEASE_SECONDS, QUEUE, beat, claim, end_leases, sweep
 from tests.fakes.worker_runs import enqueue_many, rq_queue
+from worker.recovery import give_back
 from worker.scripts import RECORD_TTL_SECONDS, Append, Scripts
 
 
@@ -41,7 +43,8 @@ def test_rq_shows_a_claimed_job_as_running_for_a_month_and_no_clean_up_of_its_fa
     assert job is not None and (job.get_status(), job.worker_name) == (JobStatus.STARTED, "w")
     executions = WORKER_EXECUTIONS_KEY_TEMPLATE.format("w")
     assert redis_client.smembers(executions) == {f"{job_id}:{execution}".encode()}
-    for key in (execution_key_prefix(job_id) + execution, executions_key(job_id), executions):
+    ours = (keys.fence_key(job_id), keys.attempt_key(job_id))
+    for key in (execution_key_prefix(job_id) + execution, executions_key(job_id), executions, *ours):
         assert RECORD_TTL_SECONDS - 60 < redis_client.ttl(key) <= RECORD_TTL_SECONDS, key
 
 
@@ -136,6 +139,47 @@ def test_a_claim_drops_only_so_many_jobs_that_are_gone(
     ids = enqueue_many(queue, 2)
     assert claim(redis_client, scripts) == [] and queue.count == 502
     assert [held.job_id for held in claim(redis_client, scripts, request_id="next")] == ids and queue.count == 0
+
+
+def test_a_job_that_is_gone_costs_its_tenant_no_turn(redis_client: redis.Redis, scripts: Scripts) -> None:
+    names = [f"{QUEUE}@{tenant}" for tenant in "ab"]
+    for name in names:
+        enqueue_many(rq_queue(redis_client, name), 2)
+    redis_client.lpush(f"rq:queue:{names[0]}", "gone")
+    claims = claim(redis_client, scripts, 3, tenant_queues=names)
+    assert [held.queue for held in claims] == [names[0], names[1], names[0]]
+
+
+def test_a_sweep_takes_only_so_many_jobs(redis_client: redis.Redis, scripts: Scripts, queue: Queue) -> None:
+    enqueue_many(queue, 3)
+    claim(redis_client, scripts)
+    end_leases(redis_client)
+    options: dict[str, Any] = {"queue": QUEUE, "lease_seconds": LEASE_SECONDS, "max_jobs": 2, "execution_id": "s"}
+    assert [len(scripts.sweep(redis_client, **options)[0]) for _ in range(3)] == [2, 1, 0]
+
+
+def test_a_hand_over_doubles_no_job_that_was_enqueued_anew(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    [job_id] = enqueue_many(queue, 1)
+    claims = claim(redis_client, scripts)
+    job = queue.fetch_job(job_id)
+    assert job is not None
+    queue.enqueue_job(job)
+    assert give_back(redis_client, scripts, claims) == 0
+    assert queue.get_job_ids() == [job_id] and not redis_client.exists(keys.fence_key(job_id))
+
+
+def test_a_beat_leaves_nothing_of_a_job_that_has_ended(
+    redis_client: redis.Redis, scripts: Scripts, queue: Queue
+) -> None:
+    """Its own commit, say, whose reply is still on the way."""
+    [job_id] = enqueue_many(queue, 1)
+    [held] = claim(redis_client, scripts)
+    redis_client.hset(f"rq:job:{job_id}", "status", "finished")
+    redis_client.delete(keys.fence_key(job_id), keys.attempt_key(job_id))
+    assert beat(redis_client, scripts, held) == [b"lost"]
+    assert not redis_client.exists(keys.attempt_key(job_id))
 
 
 def test_a_heartbeat_renews_what_is_ours_and_tells_what_is_not(

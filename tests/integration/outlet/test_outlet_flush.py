@@ -76,6 +76,15 @@ def test_a_key_that_is_no_stream_costs_its_own_job_alone(client: FlakyRedis, out
     assert client.get(stream_key("job-1")) == b"somebody else's"
 
 
+def test_a_job_that_is_given_up_is_told_of_though_redis_is_away(client: FlakyRedis, outlet: StreamOutlet) -> None:
+    unwritable, other = open_stream(outlet, job_id="unwritable"), open_stream(outlet)
+    put(unwritable, "half a pair: \ud800", 1)
+    put(other, "a", 1)
+    client.lost_requests = 1
+    assert outlet.flush(0.0) == ["unwritable"] and outlet.is_redis_away
+    assert outlet.flush(10.0) == [] and len(stored(client)) == 2
+
+
 def test_a_job_that_was_fenced_out_costs_the_others_nothing(client: FlakyRedis, outlet: StreamOutlet) -> None:
     streams = [open_stream(outlet, job_id=f"job-{number}") for number in range(3)]
     outlet.flush(0.0)
