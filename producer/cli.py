@@ -155,14 +155,14 @@ def main() -> None:
 
     To begin: `promptmill serve`, then in another terminal `promptmill submit "Name a river."`
 
-    Flags whose help names a PROMPTMILL_* variable can be set by that as well; the flag wins.
+    A flag whose help names a PROMPTMILL_* variable can also be set by that variable; the flag wins.
 
     \b
     Exit codes:
       0    done
       1    a job failed, was cancelled, is not known, or did not end in time
       2    a flag, a setting, a file or a request is wrong
-      3    Redis cannot be reached, or refuses the login, say; of worker, serve,
-           demo and gateway also: it could not start, or lost what it needs
+      3    Redis cannot be reached, or refuses the login, for example; for worker,
+           serve, demo and gateway also: it could not start, or lost what it needs
       130  interrupted
     """

@@ -22,8 +22,8 @@ from producer.tables.select import is_table
 @click.option("--prompt", metavar="TEXT", help="A table's prompt, with columns in braces: 'Summarise: {text}'.")
 @prompt_options
 @embed_options("Answer each row of a table with the embedding of its prompt, in the column embedding.")
-@click.option("--null", "null_text", metavar="TEXT", help="What a null cell reads as; default: its row fails.")
-@click.option("--prefix", default="", metavar="TEXT", help="Goes before the names of a table's new columns.")
+@click.option("--null", "null_text", metavar="TEXT", help="Text for a null cell; default: its row fails.")
+@click.option("--prefix", default="", metavar="TEXT", help="Prefix of the names of a table's new columns.")
 @click.option(
     "--max-in-flight",
     type=click.IntRange(min=1),
@@ -36,12 +36,12 @@ from producer.tables.select import is_table
 @priority_class_option("low, if a worker drains that")
 @tenant_option
 @click.option(
-    "--run-id", default="", metavar="NAME", help="A name for another run of the same IN: all of it is asked anew."
+    "--run-id", default="", metavar="NAME", help="Name of another run of the same IN, which asks all of it again."
 )
+@click.option("--retry-failed", is_flag=True, help="Ask again what OUT has an error for, and replace the errors.")
 @click.option(
-    "--retry-failed", is_flag=True, help="Ask again what OUT has an error for; what comes of it replaces that."
+    "--cancel", "is_cancelled", is_flag=True, help="Cancel the jobs that an earlier run has left; ask nothing."
 )
-@click.option("--cancel", "is_cancelled", is_flag=True, help="End the jobs that an earlier run has left; ask nothing.")
 @settings_options(ProducerSettings)
 def run(source: Path, target: Path, retry_failed: bool, is_cancelled: bool, **flags: Any) -> None:
     """Answer every line, or row, of IN once, in OUT.
@@ -51,10 +51,10 @@ def run(source: Path, target: Path, retry_failed: bool, is_cancelled: bool, **fl
     response, finish_reason, error, prompt_tokens and completion_tokens, or with --embed embedding, error and
     prompt_tokens; {{ and }} are braces.
 
-    What is answered already is passed over, errors as well, unless --retry-failed is given. Ctrl-C leaves the jobs in
-    flight where they are: the same command collects their results within 24 hours, and goes on; with --cancel it ends
-    them. A table's answers lie in OUT.journal until all are there; where some are errors it stays, for --retry-failed.
-    Exit code 1 if any failed.
+    What is answered already is skipped, errors as well, unless --retry-failed is given. Ctrl-C leaves the jobs in
+    flight on the queues: the same command collects their results within 24 hours, and continues; with --cancel it
+    cancels them. A table's answers are in OUT.journal until all are there; if some are errors it stays, for
+    --retry-failed. Exit code 1 if any failed.
     """
     if str(target) == "-":
         raise click.UsageError("OUT must be a file, so that a run can continue; - is not one")

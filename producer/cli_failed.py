@@ -18,7 +18,7 @@ from producer.settings import ProducerSettings, settings_options
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The last N that failed; default: all.")
 @settings_options(ProducerSettings)
 def failed(is_json: bool, limit: int | None, **flags: Any) -> None:
-    """List the jobs that failed within 24 hours, and why. The last one comes first."""
+    """List the jobs that failed within 24 hours, and why, the latest first."""
     with open_client(flags) as client:
         jobs = client.failed(limit)
     for job in jobs:
@@ -53,8 +53,8 @@ def retry(job_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:
 def deferred(is_json: bool, limit: int | None, **flags: Any) -> None:
     """List the jobs that wait for others, and how those ended.
 
-    A job whose dependency failed, was cancelled or is forgotten waits on: retry that one, or end those that wait for it
-    with `promptmill cancel --dependents`.
+    A job keeps waiting if its dependency failed, was cancelled or is no longer kept: retry the dependency, or cancel
+    the jobs that wait for it with `promptmill cancel --dependents`.
     """
     with open_client(flags) as client:
         jobs = client.deferred(limit)

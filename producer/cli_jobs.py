@@ -48,7 +48,7 @@ def open_client(flags: dict[str, Any]) -> Client:
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON; with --stream, each chunk before it.")
 @click.option("--detach", is_flag=True, help="Print the job's id and do not wait.")
 @click.option("--model", metavar="NAME", help="Only a worker that serves this model takes the job.")
-@embed_options("Print the embedding of PROMPT, a JSON array of numbers, and no answer.")
+@embed_options("Print the embedding of PROMPT as a JSON array of numbers, and no answer.")
 @prompt_options
 @click.option(
     "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and the N likeliest tokens."
@@ -57,13 +57,13 @@ def open_client(flags: dict[str, Any]) -> Client:
 @priority_class_option("normal")
 @tenant_option
 @click.option(
-    "--timeout", type=Seconds(), metavar="SECONDS", help="How long to wait; then exit code 1, and the job goes on."
+    "--timeout", type=Seconds(), metavar="SECONDS", help="How long to wait; then exit with 1, and the job continues."
 )
 @settings_options(ProducerSettings)
 def submit(prompt: str, is_streamed: bool, is_json: bool, detach: bool, timeout: float | None, **flags: Any) -> None:
     """Submit PROMPT as a chat message, wait, and print the answer.
 
-    A PROMPT of - is read from standard input. Ctrl-C cancels the job, and so do SIGTERM, SIGHUP, and a reader of
+    A PROMPT of - is read from standard input. Ctrl-C, SIGTERM and SIGHUP cancel the job, and so does a reader of
     --stream that goes away.
     """
     if is_streamed and flags["embed"]:
@@ -183,7 +183,7 @@ def _print_result(result: Result, is_json: bool, *, has_streamed: bool = False) 
     "--timeout",
     type=Seconds(),
     metavar="SECONDS",
-    help="How long to wait for it, then exit code 1; default: without end.",
+    help="How long to wait for it; then exit with 1; default: no limit.",
 )
 @settings_options(ProducerSettings)
 def result(job_id: str, is_json: bool, timeout: float | None, **flags: Any) -> None:
@@ -195,7 +195,7 @@ def result(job_id: str, is_json: bool, timeout: float | None, **flags: Any) -> N
 
 @click.command()
 @click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
-@click.option("--dependents", is_flag=True, help="And the jobs that wait for them, also where they had ended before.")
+@click.option("--dependents", is_flag=True, help="Also the jobs that wait for them, even if they had ended before.")
 @settings_options(ProducerSettings)
 def cancel(job_ids: tuple[str, ...], dependents: bool, **flags: Any) -> None:
     """Cancel jobs, queued or running. Exit code 1 if one had ended before, or is not known."""

@@ -15,16 +15,25 @@ _OPTIONS = (
     click.option("--top-p", type=float, metavar="P", help="Only the likeliest tokens that make up P."),
     click.option("--top-k", type=int, metavar="K", help="Only the K likeliest tokens."),
     click.option("--min-p", type=float, metavar="P", help="Only tokens at least P times as likely as the likeliest."),
-    click.option("--min-tokens", type=int, metavar="N", help="No end before N tokens."),
-    click.option("--presence-penalty", type=float, metavar="P", help="-2 to 2: against tokens that the answer has."),
-    click.option("--frequency-penalty", type=float, metavar="P", help="-2 to 2: the same for each time it has them."),
-    click.option("--repetition-penalty", type=float, metavar="P", help="Above 1: against tokens of prompt and answer."),
+    click.option("--min-tokens", type=int, metavar="N", help="At least N tokens."),
+    click.option(
+        "--presence-penalty", type=float, metavar="P", help="-2 to 2: penalise tokens that the answer has already."
+    ),
+    click.option(
+        "--frequency-penalty",
+        type=float,
+        metavar="P",
+        help="-2 to 2: penalise tokens by how often the answer has them.",
+    ),
+    click.option(
+        "--repetition-penalty", type=float, metavar="P", help="Above 1: penalise tokens of prompt and answer."
+    ),
     click.option("--seed", type=int, metavar="N", help="Makes a sampled answer repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."),
-    click.option("--ignore-eos", is_flag=True, default=None, help="Go on where the model would stop."),
+    click.option("--ignore-eos", is_flag=True, default=None, help="Continue where the model would stop."),
 )
 
-tenant_option = click.option("--tenant", metavar="NAME", help="Whose jobs they are: tenants take turns.")
+tenant_option = click.option("--tenant", metavar="NAME", help="Tenant of the jobs: tenants take turns.")
 
 
 def priority_class_option(default: str) -> Callable[[Command], Command]:

@@ -18,7 +18,7 @@ RARE = ("deferred", "scheduled")  # columns that are left out where they are emp
 @click.command()
 @click.option("--json", "is_json", is_flag=True, help="Print it as JSON.")
 @click.option(
-    "--host", metavar="HOST", help="Show this host's workers alone, and exit with 1 if none is alive: a health check."
+    "--host", metavar="HOST", help="Show only this host's workers, and exit with 1 if none is alive: a health check."
 )
 @settings_options(ProducerSettings)
 def status(is_json: bool, host: str | None, **flags: Any) -> None:

@@ -51,7 +51,7 @@ def worker(**flags: Any) -> None:
 def serve(**flags: Any) -> None:
     """Start a Redis of its own, a worker and a gateway (OpenAI's API). Ends at SIGTERM or Ctrl-C.
 
-    With --redis-url, or PROMPTMILL_REDIS_URL, on that Redis.
+    With --redis-url, or PROMPTMILL_REDIS_URL, it uses that Redis instead.
 
     The gateway takes its other settings from their PROMPTMILL_* variables; see `promptmill gateway --help`.
     """

@@ -46,7 +46,8 @@ class ServeSettings(WorkerSettings):
     )
     http_host: str = Field(default="127.0.0.1", description="Address of the gateway; any but loopback needs API keys.")
     data_dir: Path | None = Field(
-        default=None, description="Folder that keeps the embedded Redis's data; default: it is gone at the end."
+        default=None,
+        description="Folder that keeps the embedded Redis's data; default: the data is deleted at the end.",
     )
 
     @property

@@ -32,19 +32,19 @@ def gateway(**flags: Any) -> None:
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke the API keys that gateways take."""
+    """Make, list and revoke the API keys that gateways accept."""
 
 
 @keys.command("add")
 @click.argument("name")
-@click.option("--tenant", metavar="TENANT", help="Whose jobs the key's are.")
+@click.option("--tenant", metavar="TENANT", help="Tenant that the key's jobs belong to.")
 @click.option("--requests-per-minute", type=int, metavar="N", help="Default: no limit.")
 @click.option("--tokens-per-minute", type=int, metavar="N", help="Of prompts and answers; default: no limit.")
 @click.option("--models", metavar="NAMES", help="The only models it may use, comma separated.")
-@click.option("--operator", "is_operator", is_flag=True, help="It may see /stats, /metrics and everybody's jobs.")
+@click.option("--operator", "is_operator", is_flag=True, help="The key may see /stats, /metrics and everybody's jobs.")
 @settings_options(ProducerSettings)
 def add(name: str, models: str | None, **options: Any) -> None:
-    """Make a key, and print it: it is shown this once."""
+    """Make a key, and print it: it is shown only once."""
     flags = {field: options.pop(field) for field in ProducerSettings.model_fields}
     try:
         key, text = make_key(name=name, models=split_list(models), **options)
@@ -77,7 +77,7 @@ def show(is_json: bool, **flags: Any) -> None:
 @click.argument("key_id")
 @settings_options(ProducerSettings)
 def revoke(key_id: str, **flags: Any) -> None:
-    """Take a key back, by its id. Gateways take it for up to five seconds more."""
+    """Revoke a key, by its id. Gateways accept it for up to five seconds more."""
     if not run_once(load_settings(ProducerSettings, flags), revoke_key(key_id)):
         raise SettingsError(f"there is no key {key_id!r}; promptmill keys list shows the existing ones")
     click.echo(f"{key_id} is revoked")

@@ -31,7 +31,7 @@ from producer.transport import run_once
 
 @click.group()
 def webhooks() -> None:
-    """Who is told when a batch ends, and what could not be delivered.
+    """Endpoints that are told when a batch ends, and failed deliveries.
 
     Makes, lists, rotates and removes endpoints. Of batches' webhooks and of those of RQ jobs, what could not be
     delivered can be seen, and tried again.
@@ -42,18 +42,18 @@ def webhooks() -> None:
 
 @webhooks.command("add")
 @click.argument("url")
-@click.option("--name", default="webhook", metavar="NAME", show_default=True, help="What people know it by.")
+@click.option("--name", default="webhook", metavar="NAME", show_default=True, help="A name for people.")
 @click.option(
     "--events",
     default=",".join(EVENT_TYPES),
     metavar="EVENTS",
     show_default=True,
-    help="Of what it is told, comma separated.",
+    help="Events to send, comma separated.",
 )
-@click.option("--key", "key_id", metavar="KEY_ID", help="Of this API key's batches alone; default: of everybody's.")
+@click.option("--key", "key_id", metavar="KEY_ID", help="Only for batches of this API key; default: for all.")
 @settings_options(WebhookSettings)
 def add(url: str, name: str, events: str, key_id: str | None, **flags: Any) -> None:
-    """Tell URL of batches that end. Prints the endpoint's id, and the secret that signs: it is shown this once."""
+    """Notify URL when batches end. Prints the endpoint's id and the signing secret, which is shown only once."""
     settings = load_settings(WebhookSettings, flags)
     _check_url(settings, url)
     if key_id is not None and run_once(settings, read_key(key_id)) is None:
@@ -96,7 +96,7 @@ def show(is_json: bool, **flags: Any) -> None:
 @click.argument("endpoint_id")
 @settings_options(ProducerSettings)
 def remove(endpoint_id: str, **flags: Any) -> None:
-    """Tell an endpoint nothing more. What was under way to it is dropped."""
+    """Remove an endpoint. Its waiting deliveries are dropped."""
     if not run_once(load_settings(ProducerSettings, flags), remove_endpoint(endpoint_id)):
         raise _unknown(endpoint_id)
     click.echo(f"{endpoint_id} is removed")
@@ -106,7 +106,7 @@ def remove(endpoint_id: str, **flags: Any) -> None:
 @click.argument("endpoint_id")
 @settings_options(ProducerSettings)
 def enable(endpoint_id: str, **flags: Any) -> None:
-    """Call an endpoint again that had answered 410."""
+    """Enable an endpoint that was disabled by its answer 410."""
     settings = load_settings(ProducerSettings, flags)
     _find(settings, endpoint_id)
     was_disabled = run_once(settings, enable_endpoint(endpoint_id))
@@ -153,7 +153,7 @@ def test(endpoint_id: str, event: Any, **flags: Any) -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print them as JSON.")
 @settings_options(ProducerSettings)
 def deliveries(is_json: bool, **flags: Any) -> None:
-    """Show what waits for another attempt, or was given up. Within seven days."""
+    """Show deliveries of the last seven days that wait for another attempt or were given up."""
     found = [_describe(delivery) for delivery in run_once(load_settings(ProducerSettings, flags), list_deliveries())]
     if is_json:
         click.echo(json.dumps(found, indent=2))
@@ -169,7 +169,7 @@ def deliveries(is_json: bool, **flags: Any) -> None:
 
 @webhooks.command("retry")
 @click.argument("delivery_ids", nargs=-1, metavar="[DELIVERY_ID]...")
-@click.option("--all", "is_all", is_flag=True, help="Everything that is dead.")
+@click.option("--all", "is_all", is_flag=True, help="All dead deliveries.")
 @settings_options(ProducerSettings)
 def retry(delivery_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:
     """Try dead deliveries again, by their ids."""
