@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine.errors import DeviceMemoryError
+from engine.grammar_spec import GrammarSpec
 from engine.messages import FinishCode
 from engine.prompt_lookup import drafter
 from engine.prompt_lookup.draft_budget import DraftBudget
@@ -120,6 +121,8 @@ def test_guesses_that_come_true_pay_for_others() -> None:
         {"min_tokens": 3},
         {"logit_bias": ((1, 2.0),)},
         {"logprobs": 0},
+        {"frequency_penalty": 1.0},
+        {"grammar": GrammarSpec("json_object")},
     ],
 )
 def test_a_sequence_whose_next_token_depends_on_more_is_not_guessed(params: dict[str, object]) -> None:
@@ -141,8 +144,13 @@ def tireless(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tokens_are_the_same_under_preemption_chunks_and_resumption(
     num_blocks: int, max_num_tokens: int, prefix_caching: bool
 ) -> None:
-    rng = random.Random(5)
-    runner = FakeRunner(num_blocks=num_blocks, vocab_size=VOCAB_SIZE, max_model_len=90)
+    rng, sizes = random.Random(5), list[int]()
+    runner = FakeRunner(
+        num_blocks=num_blocks,
+        vocab_size=VOCAB_SIZE,
+        max_model_len=90,
+        on_execute=lambda inputs: sizes.append(inputs.num_tokens),
+    )
     driver = CoreDriver(
         runner, max_num_seqs=6, max_num_tokens=max_num_tokens, prefix_caching=prefix_caching, prompt_lookup="on"
     )
@@ -159,7 +167,7 @@ def test_tokens_are_the_same_under_preemption_chunks_and_resumption(
     assert set(driver.finished.values()) == {FinishCode.LENGTH}
     assert (stats.num_preemptions > 0) == (num_blocks == 24)
     assert 0 < stats.num_accepted_draft_tokens < stats.num_draft_tokens
-    assert stats.num_kv_blocks_used == 0
+    assert stats.num_kv_blocks_used == 0 and max(sizes) <= max_num_tokens
 
 
 @pytest.mark.usefixtures("tireless")
