@@ -7,6 +7,7 @@ import pytest
 import redis as redis_py
 
 from producer.contract import keys
+from producer.gateway.api_keys import add_key, make_key
 from producer.gateway.batches import batch_records
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
 from producer.gateway.files.file_keys import EVERYBODYS
@@ -184,12 +185,14 @@ async def test_output_can_be_read_while_the_batch_runs(bench: BatchBench, low: F
     assert len(await bench.read_lines(record.output_file_id)) == 2
 
 
-async def test_jobs_go_to_the_callers_own_low_queue_and_lines_of_other_tenants_are_refused(
+async def test_jobs_go_to_the_callers_own_low_queue_answers_are_its_keys_and_lines_of_other_tenants_are_refused(
     bench: BatchBench, redis_url: str, redis_client: redis_py.Redis
 ) -> None:
     tenants = FakeWorker(redis_url, queue=f"{LOW}@acme")
     tenants.announce("fake", queues=keys.class_queues(keys.DEFAULT_QUEUE))
-    created = await bench.create([line("a"), line("b", body={"tenant": "zeta"})], tenant="acme")
+    key, _ = make_key(name="acme", tenant="acme")
+    await bench.redis.run(add_key(key))
+    created = await bench.create([line("a"), line("b", body={"tenant": "zeta"})], tenant="acme", key_id=key.id)
     with tenants.serving(echo):
         await bench.carry()
     tenants.close()
@@ -197,6 +200,9 @@ async def test_jobs_go_to_the_callers_own_low_queue_and_lines_of_other_tenants_a
     assert record.queue == f"{LOW}@acme" and (record.num_completed, record.num_failed) == (1, 1)
     [refused] = await bench.read_lines(record.error_file_id)
     assert refused["response"]["body"]["error"]["param"] == "tenant"
+    for file_id in (record.output_file_id, record.error_file_id):
+        file = await bench.files.get(str(file_id))
+        assert file is not None and (file.key_id, file.purpose) == (key.id, "batch_output")
 
 
 async def test_no_more_jobs_are_enqueued_than_the_queue_has_room_for(

@@ -14,6 +14,7 @@ import redis
 from producer.contract import ErrorCode, ErrorInfo
 from producer.gateway import acceptance
 from producer.gateway.bodies import MAX_BYTES_AT_ONCE
+from producer.gateway.rate_limits import BUCKET_PREFIX
 from producer.openai_request import OpenAIRequest, parse_body
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
@@ -33,6 +34,23 @@ def test_requests_a_minute_are_limited_for_all_replicas_together(
     with open_client(replicas[0], api_key=key) as client, pytest.raises(openai.RateLimitError) as error:
         client.completions.create(model="fake", prompt="x")
     assert error.value.code == "rate_limit_exceeded" and 1 <= int(error.value.response.headers["retry-after"]) <= 31
+
+
+def test_an_upload_and_a_batch_are_requests_too(
+    redis_url: str, redis_client: redis.Redis, gateway: RunningGateway
+) -> None:
+    key = new_key(redis_url, "slow", "--requests-per-minute", "60")
+    upload: Any = {"file": ("a.jsonl", b"{}\n"), "purpose": "batch"}
+    with open_client(gateway, api_key=key) as client:
+        kept = client.files.create(**upload)
+        now, _ = redis_client.time()
+        spent: dict[Any, Any] = {"at": now + 3600, "requests": 0}  # from after now: not filled, however slow the test
+        redis_client.hset(BUCKET_PREFIX + key.split("-")[1], mapping=spent)
+        with pytest.raises(openai.RateLimitError, match="60 requests a minute"):
+            client.files.create(**upload)
+        with pytest.raises(openai.RateLimitError, match="60 requests a minute"):
+            client.batches.create(input_file_id=kept.id, endpoint="/v1/completions", completion_window="24h")
+        assert len(list(client.files.list())) == 1 and not list(client.batches.list())
 
 
 def test_tokens_a_minute_are_those_that_were_used(
