@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx2 as httpx
 import redis
 
 from producer import Client
 from tests.fakes.chat_templates import HERMES, LLAMA
-from tests.fakes.ports import free_port
+from tests.fakes.gateway_process import GatewayProcess
 from worker.embedded_redis import EmbeddedRedis
 from worker.started_process import StartedProcess
 
@@ -62,20 +61,10 @@ class System:
                 time.sleep(0.1)
 
     def start_gateway(self) -> None:
-        port = free_port()
-        self.gateway_url = f"http://127.0.0.1:{port}"
-        with (self.log_dir / "gateway.log").open("wb") as log:
-            command = self.command("gateway", "--http-port", str(port))
-            process = StartedProcess(command, env=self.environment(), stdout=log, stderr=log)
-        self.processes.append(process)
-        end = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                if httpx.get(f"{self.gateway_url}/health", timeout=5).status_code == 200:
-                    return
-            except httpx.TransportError:
-                assert process.poll() is None and time.monotonic() < end, self.logs()
-            time.sleep(0.1)
+        gateway = GatewayProcess(self.url, self.log_dir / "gateway.log")
+        self.gateway_url = gateway.url
+        self.processes.append(gateway.process)
+        gateway.wait_until_it_answers()
 
     def run(self, *arguments: str, timeout: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
         """`promptmill ARGUMENTS`, waited for."""

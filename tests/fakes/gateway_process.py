@@ -17,12 +17,12 @@ from worker.started_process import StartedProcess
 class GatewayProcess:
     """Leads a process group of its own: its carrier is in it."""
 
-    def __init__(self, redis_url: str, log: Path, *options: str) -> None:
-        self.port = free_port()
+    def __init__(self, redis_url: str, log: Path, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         command = [sys.executable, "-m", "producer", "gateway", "--http-port", str(self.port)]
-        with log.open("wb") as sink:
+        with log.open("ab") as sink:
             self.process = StartedProcess(
                 [*command, "--redis-url", redis_url, *options], stdout=sink, stderr=sink, start_new_session=True
             )

@@ -4,15 +4,12 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
-import httpx2 as httpx
-
+from tests.fakes.gateway_process import GatewayProcess
 from tests.fakes.ports import free_port
 from tests.fakes.processes import children_of
-from worker.started_process import StartedProcess
 
 START_SECONDS = 60.0
 LEASE_SECONDS = 3.0  # of a batch
@@ -25,24 +22,25 @@ class GatewaySlot:
     def __init__(self, number: int, redis_url: str, options: list[str], log_dir: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._options = ["--redis-url", redis_url, *options]
+        self._redis_url = redis_url
+        self._options = [*options, "--batch-lease-seconds", str(LEASE_SECONDS), "--http-drain-seconds", "1"]
         self._log = log_dir / f"gateway-{number}.log"
-        self._process: StartedProcess | None = None
+        self._gateway: GatewayProcess | None = None
         self._start_at = 0.0
         self._stopped: list[int] = []
         self._wake_at = 0.0
 
     @property
     def carriers(self) -> list[int]:
-        return [] if self._process is None else children_of(self._process.pid)
+        return [] if self._gateway is None else children_of(self._gateway.process.pid)
 
     def look_after(self) -> None:
         """What a supervisor does: a new process for one that ended; those that stand still are woken."""
         now = time.monotonic()
         if self._stopped and now >= self._wake_at:
             self.wake()
-        if (self._process is None or self._process.poll() is not None) and now >= self._start_at:
-            self._start()
+        if (self._gateway is None or self._gateway.process.poll() is not None) and now >= self._start_at:
+            self._gateway = GatewayProcess(self._redis_url, self._log, *self._options, port=self.port)
 
     def wake(self) -> None:
         for pid in self._stopped:
@@ -51,16 +49,14 @@ class GatewaySlot:
 
     def kill(self, seconds: float) -> None:
         """With its carrier, as when a machine goes; `seconds` until it is there again."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        if self._gateway is not None:
+            self._gateway.kill()
             self._stopped = []
             self._start_at = time.monotonic() + seconds
 
     def terminate(self, seconds: float) -> None:
-        if self._process is not None:
-            self._process.terminate()
+        if self._gateway is not None:
+            self._gateway.process.terminate()
             self._start_at = time.monotonic() + seconds
 
     def kill_carrier(self) -> None:
@@ -69,25 +65,14 @@ class GatewaySlot:
 
     def stop(self, seconds: float, *, only_carrier: bool) -> None:
         """SIGSTOP for so long: beyond the lease it wakes with batches that are others'."""
-        if self._process is not None and not self._stopped:
-            self._stopped = [*self.carriers, *([] if only_carrier else [self._process.pid])]
+        if self._gateway is not None and not self._stopped:
+            self._stopped = [*self.carriers, *([] if only_carrier else [self._gateway.process.pid])]
             self._wake_at = time.monotonic() + seconds
             for pid in self._stopped:
                 _signal(pid, signal.SIGSTOP)
 
     def answers(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/health/live", timeout=2).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def _start(self) -> None:
-        command = [sys.executable, "-m", "producer", "gateway", "--http-port", str(self.port)]
-        command += ["--batch-lease-seconds", str(LEASE_SECONDS), *self._options]
-        with self._log.open("ab") as log:
-            self._process = StartedProcess(
-                [*command, "--http-drain-seconds", "1"], stdout=log, stderr=log, start_new_session=True
-            )
+        return self._gateway is not None and self._gateway.answers()
 
 
 class GatewayFleet:
