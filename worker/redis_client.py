@@ -79,14 +79,32 @@ def reached(url: str) -> Iterator[None]:
 def check_server(client: redis.Redis, url: str) -> None:
     """Raises StartRefusedError, with the remedy, where jobs could be lost."""
     with reached(url):
-        server, memory = client.info("server"), client.info("memory")
+        fault = find_fault(client, url)
+    if fault is not None:
+        raise StartRefusedError(fault)
+
+
+def find_fault(client: redis.Redis, url: str) -> str | None:
+    """Why this server could lose jobs while it runs, with the remedy. Raises what Redis raises."""
+    server, memory = client.info("server"), client.info("memory")
     if (problem := is_too_old(server)) is not None:
-        raise StartRefusedError(problem)
+        return problem
     if "cluster" in (server.get("redis_mode"), server.get("server_mode")):  # Redis' word for it, and Valkey's
-        raise StartRefusedError(explain(ClusterError(), url))
+        return explain(ClusterError(), url)
     policy = memory.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
-        raise StartRefusedError(
-            f"Redis evicts keys when its memory is full (maxmemory-policy {policy}), which loses jobs: "
-            "run CONFIG SET maxmemory-policy noeviction, and set it in redis.conf"
-        )
+    if policy == "noeviction":
+        return None
+    return (
+        f"Redis evicts keys when its memory is full (maxmemory-policy {policy}), which loses jobs: "
+        "run CONFIG SET maxmemory-policy noeviction, and set it in redis.conf"
+    )
+
+
+def find_weakness(client: redis.Redis) -> str | None:
+    """What this server would lose by its end, with the remedy; it may be meant so. Raises what Redis raises."""
+    if client.info("persistence").get("aof_enabled") or client.info("replication").get("connected_slaves"):
+        return None
+    return (
+        "Redis writes no append-only file and has no replica: if it ends, jobs since its last snapshot are lost; "
+        "run CONFIG SET appendonly yes, and set it in redis.conf"
+    )

@@ -13,7 +13,7 @@ from engine.engine import InferenceEngine
 from producer.contract import keys
 from worker.held_signals import held_signals
 from worker.outlet.select import select_result_store
-from worker.redis_client import check_server, connect, reached
+from worker.redis_client import check_server, connect, find_weakness, reached
 from worker.service import WorkerService
 from worker.settings import WorkerSettings
 from worker.stop_signals import StopSignals
@@ -38,6 +38,8 @@ def run_worker(settings: WorkerSettings) -> None:
                 engine.launch()  # its child imports for a second or two; this process looks at all else meanwhile
             check_server(client, settings.redis_url)
             with reached(settings.redis_url):
+                if (weakness := find_weakness(client)) is not None:
+                    _log.warning("action=redis_forgets reason=%s", weakness)
                 _announce_models(client, settings.served_model_names)
             store = select_result_store(settings.results, s3_endpoint_url=settings.s3_endpoint_url)
             if store is not None:

@@ -25,7 +25,7 @@ from worker.outlet.stream import StreamOutlet
 from worker.parsing.model_format import ModelFormat
 from worker.queue_watch import QueueWatch
 from worker.recovery import Sweeper
-from worker.redis_client import REDIS_AWAY, reached
+from worker.redis_client import REDIS_AWAY, find_fault, reached
 from worker.redis_clock import RedisClock
 from worker.rq_bridge import SLOTS_SECONDS, JobReader, Outcomes, RqBridge, max_call_bytes
 from worker.scripts import Scripts
@@ -41,6 +41,7 @@ SCHEDULER_SECONDS = 1.0
 READY_SECONDS = 5.0  # how long dependents wait at most whose enqueueing was cut short
 MAINTENANCE_SECONDS = 600.0
 STATS_SECONDS = 1.0
+SERVER_SECONDS = 60.0
 MIN_PREFETCHED_SEQS = 4
 
 _log = logging.getLogger(__name__)
@@ -180,6 +181,7 @@ class WorkerService:
                     Chore("slots", SLOTS_SECONDS, lambda _: self._bridge.free_slots()),
                     Chore("maintenance", MAINTENANCE_SECONDS, self._clean_registries),
                     Chore("stats", STATS_SECONDS, self._ask_stats),
+                    Chore("server", SERVER_SECONDS, self._look_at_server),
                 ]
             ),
         ]
@@ -271,6 +273,11 @@ class WorkerService:
     def _clean_registries(self, now: float) -> None:
         self._tenants.forget_idle(now)  # first: the registries of thousands that are empty take a while
         self._bridge.clean_registries(tenant_queues=self._tenants.names)
+
+    def _look_at_server(self, now: float) -> None:
+        """A fail-over may have led to one at which no worker would have started."""
+        if (fault := find_fault(self._client, self._settings.redis_url)) is not None:
+            _log.error("action=redis_unfit reason=%s", fault)
 
     def _ask_stats(self, now: float) -> None:
         self._stats = self._engine.get_stats()

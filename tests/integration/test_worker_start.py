@@ -71,6 +71,12 @@ def test_a_redis_that_evicts_is_refused_with_the_remedy(evicting_redis: str) -> 
         run_worker(WorkerSettings(redis_url=evicting_redis, model="no-such-model"))
 
 
+def test_a_redis_that_begins_to_evict_is_told_of(evicting_redis: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As a replica that a fail-over led to."""
+    with WorkerThread(evicting_redis):
+        wait_until(lambda: "action=redis_unfit reason=Redis evicts keys" in caplog.text)
+
+
 def test_a_redis_that_is_too_old_is_refused_by_workers_and_gateways(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import threading
 from functools import partial
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -13,7 +14,7 @@ from worker.background import BackgroundThreads
 from worker.errors import ResultStoreError, StartRefusedError
 from worker.event_queue import EventQueue
 from worker.housekeeping import Chore, Housekeeper
-from worker.redis_client import check_server
+from worker.redis_client import check_server, find_weakness
 from worker.running_job import Stage
 from worker.uploads import Uploads
 
@@ -172,3 +173,14 @@ def test_a_server_that_could_lose_jobs_is_refused_with_the_remedy(server: FakeSe
 
 def test_a_good_server_is_accepted() -> None:
     check_server(FakeServer(), "redis://host")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("aof_enabled", "num_replicas", "is_weak"), [(0, 0, True), (1, 0, False), (0, 1, False), (None, None, True)]
+)
+def test_a_server_that_keeps_nothing_beyond_its_end_is_told_of(
+    aof_enabled: int | None, num_replicas: int | None, is_weak: bool
+) -> None:
+    found = {"persistence": {"aof_enabled": aof_enabled}, "replication": {"connected_slaves": num_replicas}}
+    weakness = find_weakness(SimpleNamespace(info=found.__getitem__))  # type: ignore[arg-type]
+    assert (weakness is not None and "CONFIG SET appendonly yes" in weakness) == is_weak
