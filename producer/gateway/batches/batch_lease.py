@@ -114,7 +114,7 @@ class BatchLease:
         self, parts: Sequence[NewPart], positions: Sequence[int], *, num_failed: int, usage: BatchUsage
     ) -> bool:
         """The parts become the files', and their lines are answered: in one step. False: a part came too late, and is
-        being deleted; write it again under another name."""
+        being deleted; write it again under another name. Raises AnswersLostError."""
         tokens = [usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens]
         arguments: list[Any] = [len(positions) - num_failed, num_failed, *tokens, len(parts)]
         for new in parts:

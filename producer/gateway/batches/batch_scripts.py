@@ -151,10 +151,12 @@ RECORD = Script(
     _FUNCTIONS
     + """
 -- ARGV: id, fence, completed, failed, input, cached, output, reasoning tokens, number of files, then of each: field,
--- file id, part, bytes, number of its fields, fields…; then positions of lines → recorded, late or lost
+-- file id, part, bytes, number of its fields, fields…; then positions of lines → recorded, late, lost, or
+-- unanswered where not even its beginning is there (any more)
 local id, fence = ARGV[1], ARGV[2]
 local key, answered = batch_key(id), batch_key(id) .. ':answered'
 if not is_carrier(id, fence) then return 'lost' end
+if not redis.call('HGET', key, 'num_lines') then return 'unanswered' end
 
 local files, at = {}, 10
 for _ = 1, tonumber(ARGV[9]) do

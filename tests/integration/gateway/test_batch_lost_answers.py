@@ -9,8 +9,9 @@ import pytest
 import redis as redis_py
 
 from producer.gateway.batches.batch_keys import OPEN_KEY, batch_key
-from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, Wish
-from producer.gateway.batches.batch_record import BatchStatus
+from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, NewPart, Wish
+from producer.gateway.batches.batch_record import BatchStatus, BatchUsage
+from producer.gateway.files.file_records import FileRecord, Part
 from tests.fakes.batches import LEASE_SECONDS, BatchBench, line
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.held_job import HeldJob
@@ -61,6 +62,24 @@ async def test_answers_that_redis_has_lost_are_recorded_once_more_without_anothe
     assert (record.num_lines, record.num_completed, record.num_failed) == (3, 1, 2)
     assert set(await bench.answers(record)) == {"a", "b", "c"}
     assert list(asked.values()) == [1, 1]
+
+
+async def test_nothing_is_recorded_of_a_batch_whose_beginning_redis_has_lost(
+    bench: BatchBench, redis_client: redis_py.Redis
+) -> None:
+    """A cancel ends such a batch as one without lines."""
+    created = await bench.create([line("a")])
+    lease = await bench.claim()
+    assert lease is not None
+    kept = redis_client.dump(batch_key(created.id)) or b""
+    await lease.begin(model="fake", queue="q", num_lines=1)
+    redis_client.restore(batch_key(created.id), 0, kept, replace=True)
+    await bench.files.reserve("part")
+    file = FileRecord(id=await bench.files.new_id(), filename="o", purpose="batch_output", key_id=None)
+    new = NewPart("output_file_id", file, Part("part", 1))
+    with pytest.raises(AnswersLostError):
+        await lease.add_answers([new], [0], num_failed=0, usage=BatchUsage())
+    assert (await bench.get(created.id)).num_completed == 0
 
 
 async def test_a_claim_that_redis_has_lost_is_not_taken_for_the_next_one(

@@ -47,6 +47,7 @@ class BatchStates(RuleBasedStateMachine):
         self.status = BatchStatus.VALIDATING
         self.answered: set[int] = set()
         self.num_failed = 0
+        self.is_begun = False
         self.fresh: BatchLease | None = None
         self.stale: list[BatchLease] = []
 
@@ -88,10 +89,13 @@ class BatchStates(RuleBasedStateMachine):
     def the_input_is_valid(self, repeat: int) -> None:
         for _ in range(repeat):
             found = self.run(self.held().begin(model="m", queue="q", num_lines=NUM_LINES))
+        self.is_begun = True
         self.status = BatchStatus.CANCELLING if self.status == "cancelling" else BatchStatus.IN_PROGRESS
         assert found is self.status
 
-    @precondition(lambda self: self.fresh is not None and self.status in ("in_progress", "cancelling"))
+    @precondition(
+        lambda self: self.fresh is not None and self.is_begun and self.status in ("in_progress", "cancelling")
+    )
     @rule(lines=st.sets(st.integers(0, NUM_LINES - 1), min_size=1), failed=st.integers(0, 3), repeat=times)
     def answers_are_recorded(self, lines: set[int], failed: int, repeat: int) -> None:
         self.record_answers(lines, failed, repeat)
@@ -115,7 +119,7 @@ class BatchStates(RuleBasedStateMachine):
         file = FileRecord(id=file_id, filename="o.jsonl", purpose="batch_output", key_id=None, status="uploaded")
         return NewPart(name, file, Part(part, num_bytes))
 
-    @precondition(lambda self: self.status in ("in_progress", "cancelling"))
+    @precondition(lambda self: self.is_begun and self.status in ("in_progress", "cancelling"))
     @rule()
     def a_part_whose_time_is_up_is_not_recorded(self) -> None:
         free = sorted(set(range(NUM_LINES)) - self.answered)
