@@ -8,10 +8,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import fields
 
+import torch
 from torch import Tensor
 
 from engine.runner.cuda_graphs import Capture, Graph, Uncaptured
-from engine.runner.step_shapes import MIN_SEQS
 from engine.sampler import Sampler, SamplingBatch
 
 logger = logging.getLogger(__name__)
@@ -28,17 +28,12 @@ class GraphedDraws:
         self._sampler = sampler
         self._logits = logits
         self._capture = capture
-        temperature, top_p, min_p = logits.new_zeros((3, max_rows)).float()
-        top_k, seed, choice, position, self._tokens = logits.new_zeros((5, max_rows)).long()
+        # Each in memory of its own, aligned as all others' is: kernels are compiled for that.
+        temperature, top_p, min_p = (logits.new_zeros(max_rows, dtype=torch.float32) for _ in range(3))
+        top_k, seed, choice, position, self._tokens = (logits.new_zeros(max_rows, dtype=torch.int64) for _ in range(5))
         self._batch = SamplingBatch(temperature, top_p, top_k, min_p, seed, choice, position)
         self._placed: Tensor | None = None  # the temperatures of the rows whose parameters lie there
         self._graphs: dict[_Kind, Graph | None] = {}  # None: seen once
-
-    def prepare(self) -> None:
-        """Run every kind of draw once, of whatever lies in the buffer, so that no kernel is compiled later."""
-        num_rows = min(MIN_SEQS, len(self._logits))
-        for may_draw, may_cut in ((False, False), (True, False), (True, True)):
-            self._run((num_rows, may_draw, may_cut))
 
     def draw(self, batch: SamplingBatch, num_rows: int) -> Tensor:
         """As `Sampler.sample` and `Sampler.settle` of the buffer's first rows, in memory that the next draw overwrites.
@@ -54,7 +49,7 @@ class GraphedDraws:
         elif kind in self._graphs:
             graph = self._graphs[kind] = self._captured(lambda: self._run(kind))
             graph.replay()
-        else:  # compiles what was not compiled yet
+        else:
             self._graphs[kind] = None
             self._run(kind)
         tokens: Tensor = self._tokens[: len(batch.position)]

@@ -3,12 +3,15 @@
 Owns the loaded model and the cache's size. Knows nothing of sequences.
 """
 
+import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
+from engine.errors import DeviceMemoryError
 from engine.messages import EngineInfo
 from engine.model.devices import describe_devices
 from engine.model.loader import LoadedModel, load_model
@@ -16,6 +19,7 @@ from engine.parallel.leader import AnnouncedForwards, Leader
 from engine.parallel.messages import Measured
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.device_errors import device_errors
+from engine.runner.first_steps import first_steps
 from engine.runner.graphed_draws import GraphedDraws
 from engine.runner.memory import choose_num_blocks, largest_step, warn_of_short_context
 from engine.runner.step_ahead import StepAhead, Taken
@@ -26,6 +30,10 @@ from engine.runner.thread_governor import ThreadGovernor
 from engine.runner.transfer import HostToDevice
 from engine.sampler import create_sampler
 from engine.step_plan import SampledTokens
+
+logger = logging.getLogger(__name__)
+
+_FIRST_ROWS = 2  # of logits that are drawn from before any job's are
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,8 +69,8 @@ class ModelRunner:
         self._forwards: Forwards = own if leader is None else AnnouncedForwards(leader, own)
         self._model.allocate_kv_cache(num_blocks)
         own.prepare(max_graphs)
-        if draws is not None:
-            draws.prepare()
+        if self._ahead is not None:
+            self._prepare(config, num_blocks)
         is_measured = self._ahead is not None and config.max_num_tokens is None
         step_tokens = measure_step_tokens(config, self._model, num_blocks, self._run_to_end) if is_measured else None
         self.info = self._describe(config, num_blocks, step_tokens)
@@ -139,6 +147,22 @@ class ModelRunner:
     def _run_to_end(self, inputs: BatchInputs) -> None:
         with device_errors():
             self._compute(inputs).start_reading(inputs)()
+
+    @torch.inference_mode()
+    def _prepare(self, config: EngineConfig, num_blocks: int) -> None:
+        """Run what else jobs may need beside the graphs' kernels, so that none is compiled among them.
+
+        Without memory for it steps run nevertheless, unless other ranks take part.
+        """
+        shape = _FIRST_ROWS, self._model.vocab_size
+        options: dict[str, Any] = {"dtype": self._model.dtypes.activations, "device": self._model.device}
+        try:
+            with device_errors():
+                self._sampler.prepare(torch.zeros(shape, **options))
+            for inputs in first_steps(config, num_blocks):
+                self._run_to_end(inputs)
+        except DeviceMemoryError as error:
+            logger.warning("action=kernels_unprepared reason=%r", str(error).partition("\n")[0])
 
     def _describe(self, config: EngineConfig, num_blocks: int, step_tokens: int | None) -> EngineInfo:
         model = self._model

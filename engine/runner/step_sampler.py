@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.grammar.masks import TokenMasks
+from engine.grammar.matcher import WORD_BITS
 from engine.logit_editor import LogitEditor, undo
 from engine.row_logprobs import RowLogprobs
 from engine.runner.batch_inputs import BatchInputs
@@ -72,6 +73,22 @@ class StepSampler:
         self._may_draw = self._may_cut = True
         self._edit_rows: EditRows | None = None
         self._edit_tensors: list[Tensor] = []
+
+    def prepare(self, logits: Tensor) -> None:
+        """Draw in every way and change logits in every way, so that no kernel is compiled later, beside sequences.
+
+        logits: as a forward gives them, `[num_rows, vocab_size]`, of any values. Mutates them.
+        """
+        num_rows, vocab_size = logits.shape
+        no_tokens = np.zeros((num_rows, -(-vocab_size // WORD_BITS)), np.int32)
+        rows, ones, bits = self._to_device.send(np.arange(num_rows), np.ones(num_rows, np.float32), no_tokens)
+        widened = logits.float()  # as those of rows that ask for more than a token
+        for some in (logits, widened):
+            for may_draw, may_cut in ((False, False), (True, False), (True, True)):
+                batch = SamplingBatch(ones, ones / 2, rows, ones / 2, rows, rows, rows, may_draw, may_cut)
+                self._sampler.settle(some, self._sampler.sample(some, batch))
+        self._sampler.mask(widened, rows, bits)
+        self._sampler.editor(rows, rows, ones, rows, ones, ones, ones, rows, rows, ones, rows, rows).apply(widened)
 
     def sample(self, inputs: BatchInputs, step: StepLogits) -> DeviceTokens:
         """The tokens of a step whose forward gave these logits. Mutates logits."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -53,19 +53,6 @@ def test_tokens_are_the_samplers_while_rows_come_and_go() -> None:
     for step in (13, 14):
         check_draw(draws, logits, greedy, 4, seed=step)
     assert captures.num_captured == 2, "greedy rows are a kind of their own"
-
-
-def test_a_start_draws_once_in_every_way() -> None:
-    class Noting(Sampler):
-        ways: ClassVar[list[tuple[int, bool, bool]]] = []
-
-        def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-            self.ways.append((len(logits), batch.may_draw, batch.may_cut))
-            return super().sample(logits, batch)
-
-    captures = Captures()
-    GraphedDraws(Noting(), torch.zeros(8, 300), captures).prepare()
-    assert Noting.ways == [(2, False, False), (2, True, False), (2, True, True)] and not captures.num_captured
 
 
 def test_a_row_whose_logits_are_no_numbers_is_settled() -> None:
