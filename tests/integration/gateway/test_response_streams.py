@@ -78,12 +78,14 @@ def test_a_stream_that_is_left_goes_on_live_on_another_gateway(start_gateway: St
 def test_a_stream_that_its_gateway_ends_says_where_the_rest_is(
     start_gateway: StartGateway, worker: FakeWorker, ends_by: str
 ) -> None:
-    gateway = start_gateway(request_timeout_seconds=3.0 if ends_by == "time" else 60.0)
+    gateway = start_gateway(request_timeout_seconds=5.0 if ends_by == "time" else 60.0)
     with open_client(gateway) as here, open_client(start_gateway()) as there:
         stream = here.responses.create(model="fake", input="x", background=True, stream=True)
         job = worker.claim().begin()
         job.write("a")
         events = bodies_of([next(stream)])
+        while events[-1]["type"] != "response.output_text.delta":  # else the gateway may not have read it yet
+            events += bodies_of([next(stream)])
         if ends_by == "stop":
             gateway.begin_stop()
         with pytest.raises(openai.APIError) as ended:
