@@ -73,8 +73,7 @@ class Committer:
     ) -> None:
         self._client = client
         self._outcomes = outcomes
-        self._on_end = on_end
-        self._on_lost = on_lost
+        self._on_end, self._on_lost = on_end, on_lost
         self._threads = BackgroundThreads(NUM_THREADS, "commit")
         self._callers = BackgroundThreads(NUM_CALLBACK_THREADS, "callback")
         self.on_webhooks = on_webhooks
