@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -39,6 +45,7 @@ def connect(
     )
     client = boto3.client("s3", endpoint_url=endpoint_url, config=config)
     client.meta.events.register_last("before-call.s3", _send_at_once)
+    client.meta.events.register("after-call.s3.GetObject", _refuse_cut_headers)
     return client
 
 
@@ -46,6 +53,14 @@ def _send_at_once(params: dict[str, Any], **_: Any) -> None:
     """Without asking for a go-ahead (`Expect: 100-continue`), which costs a round trip: a connection that ends in the
     middle of that answer leaves botocore in a loop without an end."""
     params["headers"].pop("Expect", None)
+
+
+def _refuse_cut_headers(http_response: Any, **_: Any) -> None:
+    """Python's HTTP client takes a connection that ends within a reply's headers for their end: an object would be read
+    as one of no bytes. A whole reply says how its body ends."""
+    headers = http_response.headers
+    if http_response.status_code < 300 and "content-length" not in headers and "transfer-encoding" not in headers:
+        raise ConnectionClosedError(endpoint_url=http_response.url)
 
 
 def describe(bucket: str, endpoint_url: str | None) -> str:

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
+from socketserver import StreamRequestHandler, TCPServer
 from typing import Any
 from uuid import uuid4
 
@@ -11,10 +13,11 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError, ResponseStreamingError
 
-from producer.errors import FileStoreError, SettingsError
+from producer.errors import FileStoreError, ResultStoreError, SettingsError
 from producer.gateway.files import s3
 from producer.gateway.files.s3 import UPLOAD_BYTES, S3FileStore
 from producer.gateway.files.select import select_file_store
+from producer.stored_results import read_object
 from tests.fakes.file_stores import BucketOfFiles
 from tests.fakes.ports import free_port
 
@@ -37,6 +40,7 @@ def store(bucket: BucketOfFiles) -> S3FileStore:
 KILLED_CHECK = """
 import os, signal, sys
 from producer.gateway.files.select import select_file_store
+from producer.stored_results import read_object
 store = select_file_store(sys.argv[1], s3_endpoint_url=sys.argv[2])
 store._client.meta.events.register(f"before-call.s3.{sys.argv[3]}", lambda **_: os.kill(os.getpid(), signal.SIGKILL))
 store.check()
@@ -166,6 +170,32 @@ def test_a_stream_that_breaks_off_goes_on_where_it_broke(store: S3FileStore, mon
     assert sum(len(next(chunks)) for _ in range(3)) < len(DATA)
     with pytest.raises(FileStoreError, match="part part cannot be read"):
         next(chunks)
+
+
+@pytest.mark.usefixtures("s3_endpoint")  # it sets the credentials
+def test_a_reply_that_ends_within_its_headers_is_no_empty_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = [b"HTTP/1.1 200 OK\r\nContent-Ty", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nbytes"]
+
+    class NextReply(StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(replies.pop(0))
+
+    monkeypatch.setattr(s3, "READ_RETRY_SECONDS", (0.0,))
+    with TCPServer(("127.0.0.1", 0), NextReply) as server:
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            assert b"".join(S3FileStore("results", "", endpoint_url=endpoint).read("part")) == b"bytes"
+            replies.append(b"HTTP/1.1 200 OK\r\n")
+            with pytest.raises(ResultStoreError, match="cannot be read"):
+                read_object("s3://results/object", endpoint)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert not replies
 
 
 def test_a_bucket_that_cannot_be_used_is_refused_with_the_remedy(
