@@ -62,16 +62,16 @@ class ResponseRenderer(Renderer):
 
     def render_error(self, error: ApiError, told: Sequence[Told]) -> bytes:
         """The job's own end is the response's; any other leaves it as it is, and takes no number of its own."""
-        begun = self._encode(self._begin())
         end = told[0].end
         if end is None:
+            begun = self._encode(self._announce())  # and no more: the error may say behind which event to read on
             number = max(0, self._next_number - 1)
             body = {**error.body, **error.body["error"], "type": "error", "sequence_number": number}
             return begun + _encode_event(body)
-        closing = self._encode(self._output.end())
+        closing = self._encode(chain(self._begin(), self._output.end()))
         status = status_of(end.status, self._output)
         failure = error_of(error.status, str(error), error.param) if status == "failed" else None
-        return begun + closing + self._last_event(status, end.usage, failure)
+        return closing + self._last_event(status, end.usage, failure)
 
     def rest_path(self, told: Told) -> str:
         if not self._frame.asked.store:

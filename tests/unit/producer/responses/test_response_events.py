@@ -181,6 +181,10 @@ def test_a_stream_that_a_gateway_ends_says_so_and_takes_no_number_that_another_w
     assert (event["type"], event["code"], event["message"]) == ("error", "poison", FAILURE.message)
     assert event["error"]["message"] == FAILURE.message  # which OpenAI's client raises
     assert event["sequence_number"] == len(shown) - 1
+    waiting = ResponseRenderer(frame(background=True), starts_at_once=True)
+    number = bodies(waiting.render_start())[-1]["sequence_number"]
+    assert waiting.rest_path(told).endswith(f"&starting_after={number}")
+    assert [event["type"] for event in bodies(waiting.render_error(from_info(FAILURE), [told]))] == ["error"]
     unseen = ResponseRenderer(frame(store=False))
     assert unseen.rest_path(told) == "/v1/jobs/j"
     assert bodies(unseen.render_error(from_info(FAILURE), [told]))[0]["type"] == "response.created"
