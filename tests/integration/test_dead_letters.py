@@ -61,7 +61,7 @@ def test_a_failed_job_whose_result_cannot_be_read_is_listed_all_the_same(
     FailedJobRegistry(queue=queue).add(job)
     redis_client.set(keys.result_key(job.id), '{"v": 2}')  # a newer contract's
     [listed] = client.failed()
-    assert (listed.job_id, listed.code) == (job.id, "result_store_error") and "no result of job" in listed.message
+    assert (listed.job_id, listed.code) == (job.id, "result_store_error") and "not a result of job" in listed.message
 
 
 def test_nothing_stays_for_ever_of_a_retried_job_that_is_deleted_before_it_runs(

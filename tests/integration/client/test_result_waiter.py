@@ -136,7 +136,7 @@ async def test_a_result_that_cannot_be_read_is_that_jobs_failure_alone(
         pipeline.hset(f"rq:job:{held.job_id}", "status", "finished")
         pipeline.publish(keys.results_channel(worker.queue), line)
         pipeline.execute()
-    with pytest.raises(JobFailedError, match=f"no result of job {odd.id}: {why}") as error:
+    with pytest.raises(JobFailedError, match=f"not a result of job {odd.id}: {why}") as error:
         await waits[0]
     assert error.value.error.code is ErrorCode.RESULT_STORE_ERROR
     echo(worker.claim())

@@ -166,7 +166,7 @@ def test_files_that_are_no_tables_are_named(tmp_path: Path) -> None:
         return str(error.value)
 
     assert "has no header" in refused("empty.csv", b"")
-    assert "no UTF-8" in refused("latin.csv", "größe\n1\n".encode("latin-1"))
+    assert "not UTF-8" in refused("latin.csv", "größe\n1\n".encode("latin-1"))
     assert "several columns 'a'" in refused("twice.csv", b"a,b,a\n")
     assert "cannot be read as Parquet" in refused("text.parquet", b"a,b\n")
     assert "a table is a" in refused("table.xlsx", b"")
