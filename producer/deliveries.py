@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from producer.operations import Protocol, Script, send
 
@@ -77,6 +77,15 @@ class Answer:
     problem: str = ""
     retry_after_seconds: float | None = None
 
+    @classmethod
+    def of(cls, status: int, retry_after: str | None) -> Self:
+        """Of a response; `retry_after`: that header, where a date counts as none."""
+        answer = cls(status)
+        if answer.is_delivered:
+            return answer
+        is_number = retry_after is not None and retry_after.isdecimal() and len(retry_after) < 8
+        return cls(status, f"answered {status}", float(retry_after) if retry_after and is_number else None)
+
     @property
     def is_delivered(self) -> bool:
         return self.status is not None and 200 <= self.status < 300
@@ -131,11 +140,6 @@ def retry_delay(attempt: int, retry_after_seconds: float | None) -> float | None
         return None
     delay = RETRY_DELAYS[attempt - 1] * random.uniform(1 - JITTER, 1 + JITTER)
     return max(delay, min(retry_after_seconds or 0.0, MAX_RETRY_AFTER_SECONDS))
-
-
-def read_retry_after(text: str | None) -> float | None:
-    """Of a header: seconds; a date counts as none."""
-    return float(text) if text is not None and text.isdecimal() and len(text) < 8 else None
 
 
 def count_deliveries() -> Protocol[WebhookCounts]:

@@ -5,6 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from redis.client import Pipeline
+
+from producer.contract.keys import fence_key
+from producer.rq_names import job_key
+from worker.redis_client import execute_each
 from worker.scripts import CLAIMED_FIELD, CRASHES_FIELD
 
 RECORD_FIELDS = ("status", CLAIMED_FIELD)  # of RQ's record, by which a job is told from another of its id
@@ -19,6 +24,23 @@ def is_replaced(rq_says: list[bytes | None] | Exception) -> bool:
         return False
     rq_status, is_claimed = rq_says
     return rq_status not in (None, b"canceled") and not is_claimed
+
+
+def read_standing(pipe: Pipeline, job_ids: Sequence[str]) -> tuple[list[bytes | None], list[Any], list[Any]]:
+    """What tells whose the jobs are, in one round trip: the value of each one's fence, and RQ's RECORD_FIELDS of it or
+    the error that its key gave. Then the replies to what was in `pipe`, which is no transaction, before.
+
+    Raises what Redis raises, also where the right to read fences is gone: that says nothing of whose the jobs are.
+    """
+    pipe.mget([fence_key(job_id) for job_id in job_ids])
+    for job_id in job_ids:
+        pipe.hmget(job_key(job_id), *RECORD_FIELDS)
+    replies = execute_each(pipe)
+    at = len(replies) - len(job_ids) - 1
+    fences = replies[at]
+    if isinstance(fences, Exception):
+        raise fences
+    return fences, replies[at + 1 :], replies[:at]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from redis.exceptions import WatchError
 from producer.contract import ErrorCode, ErrorInfo, keys
 from producer.rq_names import dependents_key, job_key
 from worker.background import BackgroundThreads
-from worker.claim import RECORD_FIELDS, is_replaced
+from worker.claim import RECORD_FIELDS, is_replaced, read_standing
 from worker.errors import LeaseLostError
 from worker.fence import FencedRedis
 from worker.redis_client import REDIS_AWAY, execute_each, which_exist
@@ -186,15 +186,9 @@ class Committer:
         dependents = [dependents_key(job.job_id) for job in jobs if job.status == "finished"]
         pipe.watch(*fences, *records, *dependents)  # type: ignore[no-untyped-call]
         with self._client.pipeline(transaction=False) as look:
-            look.mget(fences)
-            for record in records:
-                look.hmget(record, *RECORD_FIELDS)
             if dependents:
                 look.exists(*dependents)
-            found, *replies = execute_each(look)
-        if isinstance(found, Exception):
-            raise found  # the right to read is gone: that says nothing of whose the jobs are
-        rq_says, num_existing = replies[: len(jobs)], replies[len(jobs) :]
+            found, rq_says, num_existing = read_standing(look, [job.job_id for job in jobs])
         held = []
         for job, fence, fields in zip(jobs, found, rq_says, strict=True):
             if fence == job.claim.fence.encode() and not is_replaced(fields):

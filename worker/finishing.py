@@ -12,12 +12,10 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from producer.contract import ErrorCode, ErrorInfo, keys
-from producer.rq_names import job_key
-from worker.claim import RECORD_FIELDS, is_replaced
+from producer.contract import ErrorCode, ErrorInfo
+from worker.claim import is_replaced, read_standing
 from worker.commit import MAX_BATCH, Committer
 from worker.job_parts import JobParts
-from worker.redis_client import execute_each
 from worker.rq_bridge import will_retry
 from worker.running_job import RunningJob, Stage
 from worker.uploads import Uploads
@@ -73,12 +71,7 @@ class Finisher:
         self._ended = [job for job in self._ended if not self._finish_at_once(job)]
         while batch := self._ended[:MAX_BATCH]:
             with self._client.pipeline(transaction=False) as pipe:
-                pipe.mget([keys.fence_key(job.job_id) for job in batch])
-                for job in batch:
-                    pipe.hmget(job_key(job.job_id), *RECORD_FIELDS)
-                fences, *records = execute_each(pipe)
-            if isinstance(fences, Exception):
-                raise fences  # the right to read is gone: that says nothing of whose the jobs are
+                fences, records, _ = read_standing(pipe, [job.job_id for job in batch])
             del self._ended[: len(batch)]
             for job, fence, rq_says in zip(batch, fences, records, strict=True):
                 try:

@@ -17,11 +17,9 @@ def first_steps(config: EngineConfig, num_blocks: int) -> Iterator[BatchInputs]:
 
     Each scores a token of a prompt, which leaves it to no graph, and samples one.
     """
-    num_seqs = 1
-    while num_seqs < config.max_num_seqs:
+    for power in range((config.max_num_seqs - 1).bit_length() + 1):
+        num_seqs = min(1 << power, config.max_num_seqs)
         yield _scored(prompts_step(config, _PROMPT_TOKENS * num_seqs, _PROMPT_TOKENS, num_blocks))
-        num_seqs *= 2
-    yield _scored(prompts_step(config, _PROMPT_TOKENS * config.max_num_seqs, _PROMPT_TOKENS, num_blocks))
 
 
 def _scored(step: BatchInputs) -> BatchInputs:

@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 
 
 class ResultsFollower(BackgroundLoop):
-    """`series` and `ended` are what it has read. `on_end` is told of each job that
-    has ended since we were made: a gateway serves before its first read is done."""
+    """`series` and `ended` are what it has read. `on_end` is told of each job that has ended since we were made: a
+    gateway serves before its first read is done."""
 
     def __init__(self, redis: AsyncTransport, default_queue: str, *, on_end: Callable[[EndedJob], None]) -> None:
         super().__init__("results", retry_seconds=READ_SECONDS)

@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 import httpx2
 
-from producer.deliveries import Answer, read_retry_after
+from producer.deliveries import Answer
 from producer.gateway.webhooks.endpoints import SECRET_PREFIX
 from producer.gateway.webhooks.targets import Target, TargetError, TargetRules
 
@@ -62,8 +62,7 @@ class WebhookSender:
             )
             response = await client.send(request, stream=True)
             await response.aclose()  # the answer's body says nothing to us, however long it is
-        problem = "" if response.is_success else f"answered {response.status_code}"
-        return Answer(response.status_code, problem, read_retry_after(response.headers.get("retry-after")))
+        return Answer.of(response.status_code, response.headers.get("retry-after"))
 
     def _headers(self, target: Target, message_id: str, body: str, secrets: Sequence[str]) -> dict[str, str]:
         timestamp = str(int(time.time()))

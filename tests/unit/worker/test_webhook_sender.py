@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import trustme
+from httpx2 import create_ssl_context
 
 from producer.job_webhooks import JobWebhook
 from tests.fakes.webhook_receiver import receiving
+from worker import webhook_sender
 from worker.webhook_sender import send_webhook
 
 TIMEOUT_SECONDS = 1.0
@@ -103,6 +105,7 @@ def test_a_certificate_is_checked(
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     authority.issue_cert(host).configure_cert(context)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    monkeypatch.setattr(webhook_sender, "_ssl_context", create_ssl_context)  # which reads it anew
     with receiving(tls=context) as receiver:
         url = f"https://localhost:{receiver.port}/"
         assert send_webhook(webhook(url), message_id="m").is_delivered == is_delivered
