@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import redis
+from rq import Queue
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
 
 from producer.contract import (
     ErrorCode,
@@ -44,6 +47,11 @@ class FakeWorker:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def enqueue_again(self, job_id: str) -> None:
+        """As RQ puts a job that has ended back onto its queue."""
+        queue = Queue(self.queue, connection=self.connection, serializer=JSONSerializer)
+        queue.enqueue_job(RqJob.fetch(job_id, self.connection, JSONSerializer))
 
     def claim(self, timeout: float = 60.0) -> HeldJob:
         """The next queued job. Jobs that were cancelled while they lay there are passed over, as a worker does."""

@@ -165,50 +165,6 @@ def test_a_cancelled_job_of_a_dead_worker_is_leased_to_the_sweeper(
     assert beat(redis_client, scripts, *orphans) == [b"" if held.job_id == deleted else b"canceled" for held in orphans]
 
 
-def test_an_attempt_whose_claim_redis_lost_is_not_counted_twice(
-    redis_client: redis.Redis, scripts: Scripts, queue: Queue
-) -> None:
-    """After a fail-over: else the next one's entries had the ids of what was shown already."""
-    [job_id] = enqueue_many(queue, 1)
-    before = everything(redis_client)
-    [lost] = claim(redis_client, scripts)
-    roll_back(redis_client, before)
-    assert beat(redis_client, scripts, lost) == [b"lost"]
-    [again] = claim(redis_client, scripts)
-    assert (again.job_id, lost.attempt, again.attempt) == (job_id, 1, 2)
-    assert beat(redis_client, scripts, lost, again) == [b"lost", b"started"]
-
-
-def test_an_attempt_whose_claim_redis_lost_with_the_hand_over_before_it_is_not_counted_twice(
-    redis_client: redis.Redis, scripts: Scripts, queue: Queue
-) -> None:
-    """The job is then held by the worker that has given it back."""
-    [job_id] = enqueue_many(queue, 1)
-    [gone] = claim(redis_client, scripts)
-    before = everything(redis_client)
-    assert give_back(redis_client, scripts, [gone]) == 1
-    [lost] = claim(redis_client, scripts, request_id="second")
-    roll_back(redis_client, before)
-    assert beat(redis_client, scripts, lost) == [b"lost"]
-    end_leases(redis_client)
-    assert sweep(redis_client, scripts)[0] == [job_id]
-    [again] = claim(redis_client, scripts, request_id="third")
-    assert (gone.attempt, lost.attempt, again.attempt) == (1, 2, 3)
-
-
-def test_an_attempt_whose_claim_redis_lost_is_counted_by_the_hand_over_that_its_fenced_append_leads_to(
-    redis_client: redis.Redis, scripts: Scripts, queue: Queue
-) -> None:
-    """Before the next beat, which does not know of it any more."""
-    [job_id] = enqueue_many(queue, 1)
-    before = everything(redis_client)
-    [lost] = claim(redis_client, scripts)
-    roll_back(redis_client, before)
-    assert give_back(redis_client, scripts, [lost]) == 0
-    [again] = claim(redis_client, scripts)
-    assert (again.job_id, lost.attempt, again.attempt) == (job_id, 1, 2)
-
-
 @pytest.mark.parametrize("counted", [None, "x", "1"])
 def test_a_record_that_blames_an_attempt_and_does_not_count_it_costs_no_beat(
     counted: str | None, redis_client: redis.Redis, scripts: Scripts, queue: Queue
@@ -288,15 +244,3 @@ def test_sweepers_wait_a_full_lease_after_redis_clock_was_put_forward(
         assert queue.count == 0
     sweeper.sweep(122.0)
     assert queue.get_job_ids() == ids
-
-
-def everything(redis_client: redis.Redis) -> dict[bytes, bytes | None]:
-    return {name: redis_client.dump(name) for name in redis_client.scan_iter()}
-
-
-def roll_back(redis_client: redis.Redis, before: dict[bytes, bytes | None]) -> None:
-    """As a fail-over to a replica that lacks the last writes."""
-    redis_client.flushall()
-    for name, value in before.items():
-        assert value is not None
-        redis_client.restore(name, 0, value)

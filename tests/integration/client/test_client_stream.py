@@ -4,7 +4,6 @@ import threading
 
 import pytest
 import redis
-from rq import Queue
 from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
 from rq.serializers import JSONSerializer
@@ -218,8 +217,7 @@ def test_a_requeued_job_is_waited_for_not_its_old_end(
     held = worker.claim().begin()
     held.write("old")
     held.end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="bad luck"))
-    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
-    queue.enqueue_job(RqJob.fetch(job.id, connection=redis_client, serializer=JSONSerializer))
+    worker.enqueue_again(job.id)
     seen: list[Chunk] = []
     reader = threading.Thread(target=lambda: seen.extend(job.stream(timeout=30)))
     claimed = worker.claim()  # the moment between a claim and its marker

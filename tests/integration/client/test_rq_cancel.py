@@ -29,8 +29,7 @@ def test_a_requeued_job_can_be_cancelled_and_its_old_text_is_void(
     held = worker.claim().begin()
     held.write("old")
     held.end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="bad luck"))
-    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
-    queue.enqueue_job(RqJob.fetch(job.id, redis_client, JSONSerializer))
+    worker.enqueue_again(job.id)
     assert job.cancel() is True
     assert [(chunk.text, chunk.finish_reason) for chunk in job.stream(timeout=10)] == [("", "cancelled")]
     assert job.result(timeout=10).text == ""
@@ -43,8 +42,7 @@ def test_a_requeued_job_that_rq_cancelled_has_an_outcome_of_its_own(
     job = client.submit("a")
     held = worker.claim().begin()
     held.end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="bad luck"))
-    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
-    queue.enqueue_job(RqJob.fetch(job.id, redis_client, JSONSerializer))
+    worker.enqueue_again(job.id)
     held.expire_stream()
     RqJob.fetch(job.id, redis_client, JSONSerializer).cancel()
     assert job.cancel() is True
@@ -56,8 +54,7 @@ def test_a_requeued_job_that_was_just_claimed_is_left_to_its_worker(
 ) -> None:
     job = client.submit("a")
     echo(worker.claim())
-    queue = Queue("promptmill", connection=redis_client, serializer=JSONSerializer)
-    queue.enqueue_job(RqJob.fetch(job.id, redis_client, JSONSerializer))
+    worker.enqueue_again(job.id)
     held = worker.claim()
     assert job.cancel() is True
     assert held.is_cancelled()
