@@ -61,11 +61,11 @@ class GraphedDraws:
         self._batch.position[:count].copy_(batch.position)
         if batch.temperature is self._placed:
             return
-        self._placed = batch.temperature
         for field in fields(batch):
             values = getattr(batch, field.name)
             if isinstance(values, Tensor) and values is not batch.position:
                 getattr(self._batch, field.name)[:count].copy_(values)
+        self._placed = batch.temperature
 
     def _captured(self, run: Callable[[], None]) -> Graph:
         """What cannot be captured is run as it is."""

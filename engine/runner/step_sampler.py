@@ -142,7 +142,6 @@ class StepSampler:
     def _sampling_batch(self, rows: SlotRows, positions: Tensor) -> SamplingBatch:
         """The rows' parameters on the device; they stay there for as long as the same rows decode."""
         if rows is not self._sampling_rows:
-            self._sampling_rows = rows
             self._sampling_tensors = self._to_device.send(
                 rows.temperature,
                 rows.top_p,
@@ -154,6 +153,7 @@ class StepSampler:
             )
             self._may_draw = bool((rows.temperature > 0).any())
             self._may_cut = bool(((rows.temperature > 0) & ((rows.top_p < 1) | (rows.top_k > 0))).any())
+            self._sampling_rows = rows  # last: without memory for its parameters a step is run again
         temperature, top_p, top_k, min_p, seed, choice, _ = self._sampling_tensors
         return SamplingBatch(
             temperature=temperature,
@@ -171,7 +171,6 @@ class StepSampler:
         """The edits on the device; what is constant of them stays there for as long as the same rows decode."""
         rows = edits.rows
         if rows is not self._edit_rows:
-            self._edit_rows = rows
             self._edit_tensors = self._to_device.send(
                 rows.bias_rows,
                 rows.bias_ids,
@@ -181,6 +180,7 @@ class StepSampler:
                 rows.frequency,
                 rows.presence,
             )
+            self._edit_rows = rows
         entries = self._to_device.send(edits.owners, edits.token_ids, edits.counts, edits.end_rows, edits.end_ids)
         return self._sampler.editor(*self._edit_tensors, *entries)
 

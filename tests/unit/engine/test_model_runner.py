@@ -151,6 +151,32 @@ def test_a_step_beyond_the_devices_memory_changes_no_token_and_ends_nothing(
     assert max(sizes) == 32
 
 
+@pytest.mark.parametrize(
+    ("num_sent", "fields"),  # before there is no room: for how rows are drawn, or for what is edited of them
+    [(0, {"seed": 5}), (1, {"logit_bias": ((7, 9.0),)})],
+)
+def test_a_step_run_again_for_want_of_memory_is_not_sampled_by_the_parameters_before(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, num_sent: int, fields: dict[str, Any]
+) -> None:
+    send, failing = runner._to_device.send, iter([False])
+
+    def run_out_of_memory(*arrays: Any) -> Any:
+        if len(arrays) == 7 and next(failing, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return send(*arrays)
+
+    monkeypatch.setattr(runner._to_device, "send", run_out_of_memory)
+    outputs = []
+    for fails in ([], [False] * num_sent + [True]):
+        core = EngineCore(tiny_config(tiny_llama), runner=runner)
+        run(core, [[30, 31]], temperature=0.9, seed=1, logit_bias=((9, 9.0),))
+        failing = iter(fails)
+        params = SamplingParams(max_tokens=4, temperature=0.9, ignore_eos=True, **fields)
+        core.add(AddSequence(sequence_id=0, prompt_token_ids=[20, 21, 22], params=params))
+        outputs.append(run_to_end(core, 1))
+    assert outputs[0] == outputs[1] and not list(failing)
+
+
 def test_a_row_that_makes_the_sampler_raise_fails_alone(
     runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
 ) -> None:
