@@ -57,7 +57,7 @@ class TritonAttention:
         """Put keys and values `[num_tokens, num_kv_heads, head_dim]` into their slots; negative ones are padding."""
         keys, values = kv_cache_layer.unbind(0)
         _check_pages(keys)
-        k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (k, v))
+        k, v = map(_laid_out, (k, v))
         size = keys.shape[2] * keys.shape[3]
         write_kernel[(len(k),)](
             k,
@@ -79,8 +79,7 @@ class TritonAttention:
         _check_pages(keys)
         if q.dtype != keys.dtype:
             q = q.to(keys.dtype)
-        if q.stride(2) != 1:
-            q = q.contiguous()
+        q = _laid_out(q)
         assert q.shape[1] % keys.shape[2] == 0 and q.shape[2] == keys.shape[3], "q fits the cache"
         sinks = None if rules.sinks is None else rules.sinks.detach().float().contiguous()
         rules = replace(rules, softcap=rules.softcap or None, sinks=sinks)
@@ -273,6 +272,12 @@ def _padded(head_dim: int) -> int:
 def _num_rows(group: int) -> int:
     """Rows of a tile that holds one query token's heads of one kv head."""
     return max(_MIN_ROWS, int(triton.next_power_of_2(group)))
+
+
+def _laid_out(rows: Tensor) -> Tensor:
+    """`[num_tokens, num_heads, head_dim]` with strides that a kernel knows: it is compiled for multiples of 16 and for
+    others, and where heads are none, a stride over all tokens is now this and now that."""
+    return rows if rows.stride(2) == 1 and rows.shape[2] % 16 == 0 else rows.contiguous()
 
 
 def _check_pages(pages: Tensor) -> None:

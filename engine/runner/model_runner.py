@@ -159,7 +159,10 @@ class ModelRunner:
         try:
             with device_errors():
                 self._sampler.prepare(torch.zeros(shape, **options))
-            for inputs in first_steps(config, num_blocks):
+            steps = first_steps(
+                config, num_blocks, max_model_len=self._model.max_model_len, has_graphs=self.graphs is not None
+            )
+            for inputs in steps:
                 self._run_to_end(inputs)
         except DeviceMemoryError as error:
             logger.warning("action=kernels_unprepared reason=%r", str(error).partition("\n")[0])

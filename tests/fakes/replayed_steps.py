@@ -26,4 +26,4 @@ def _replayed_steps(config: EngineConfig, model: Any) -> GraphedSteps | None:
         max_num_tokens=config.step_tokens("cpu"),
         make_capture=lambda: lambda run: SimpleNamespace(replay=run),
     )
-    return made if model.uses_triton else None
+    return made if model.uses_triton and config.cuda_graphs else None

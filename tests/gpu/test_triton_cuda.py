@@ -93,9 +93,10 @@ def test_graphs_are_measured_before_the_cache_takes_the_memory(tiny_qwen: Path) 
     assert graphs.measure(free_bytes, 0.5) > 0 and graphs.num_graphs == num_graphs
 
 
-def test_a_started_engine_compiles_no_kernel_of_its_own_in_its_first_steps(tiny_qwen: Path) -> None:
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_started_engine_compiles_no_kernel_of_its_own_in_its_first_steps(cuda_graphs: bool, tiny_qwen: Path) -> None:
     with compilations() as at_start:
-        config = config_of(tiny_qwen, device="cuda")
+        config = config_of(tiny_qwen, device="cuda", cuda_graphs=cuda_graphs)
         runner = ModelRunner(config)
     assert at_start.num_compiled + at_start.num_found
     with compilations() as later:

@@ -50,9 +50,13 @@ def random_job(rng: random.Random, job_id: int) -> AddSequence:
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-@pytest.mark.parametrize(("model", "max_num_seqs"), [("llama", 6), ("gemma2", 1)])
+@pytest.mark.parametrize(
+    ("model", "max_num_seqs", "cuda_graphs"),
+    # The third one's attention is not fused, and its heads are no multiples of 16.
+    [("llama", 6, True), ("gemma2", 1, True), ("gpt_neox", 6, True), ("llama", 6, False)],
+)
 def test_jobs_of_all_kinds_need_no_kernel_that_the_start_did_not_run(
-    model: str, max_num_seqs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, max_num_seqs: int, cuda_graphs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replay_steps(monkeypatch)
     monkeypatch.setattr(triton_backend, "_num_places", lambda num_seqs: 2 if num_seqs <= 2 else 8)
@@ -66,6 +70,7 @@ def test_jobs_of_all_kinds_need_no_kernel_that_the_start_did_not_run(
         max_num_tokens=12,
         num_kv_blocks=32,
         max_model_len=64,
+        cuda_graphs=cuda_graphs,
     )
     forms = KernelForms(monkeypatch)
     core, rng, num_jobs = EngineCore(config, tries_grammars_apart=False), random.Random(0), 0
