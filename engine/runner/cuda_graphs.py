@@ -55,6 +55,7 @@ class CudaCapture:
         """errors_of: whose calls spoil a capture; see `capture_error_mode` of `torch.cuda.graph`."""
         self._errors_of = errors_of
         self._pool = torch.cuda.graph_pool_handle()
+        self._keeper: torch.cuda.CUDAGraph | None = None  # of the pool: torch captures into none whose graphs are gone
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.num_captured = 0
         self.seconds = 0.0  # that captures took, and so the work that waited
@@ -84,20 +85,27 @@ class CudaCapture:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode=self._errors_of)
             try:
+                graph.capture_begin(pool=self._pool, capture_error_mode=self._errors_of)
                 run()
-            finally:
-                self._end(graph)
+            except BaseException:
+                with suppress(RuntimeError):  # of a capture that is spoilt, which tells less than what spoilt it
+                    self._end(graph)
+                raise
+            self._end(graph)
         return graph
 
     def _end(self, graph: torch.cuda.CUDAGraph) -> None:
-        """torch leaves the pool open where a capture cannot be ended, and empties no cache while one is."""
+        """torch may leave the pool open where a capture cannot be ended, and empties no cache while one is. Nor does it
+        capture into that pool again, since nobody can close what it keeps of it for pinned memory: another one is for
+        the next."""
+        self._keeper = self._keeper or graph
         try:
             graph.capture_end()
         except RuntimeError:
             with suppress(RuntimeError):  # it is closed already
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+                self._pool, self._keeper = torch.cuda.graph_pool_handle(), None
             raise
 
 
@@ -158,6 +166,7 @@ class GraphedSteps:
             self._give_up(self._largest[0], error)
             return 0
         graphs.clear()
+        del capture  # and with it their memory pool
         *_, with_largest, with_one_more = left
         room, one_more = int(spare_share * free_bytes()) // 2, max(with_largest - with_one_more, 1)
         self.max_graphs = min(_MAX_GRAPHS, max(_LEAST_GRAPHS, room // one_more))

@@ -5,15 +5,19 @@ one, without Triton's interpreter.
 """
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 import torch
+from triton.runtime.jit import JITFunction
 
 from benchmarks.gpu_first_run import compilations
 from engine.config import EngineConfig
 from engine.core import EngineCore
+from engine.kernels import triton as kernels
 from engine.messages import AddSequence
 from engine.model.loader import load_model
 from engine.model.paged_modules import PagedLayer
@@ -26,6 +30,15 @@ from tests.fakes.packed_forward import BLOCK_SIZE, LENGTHS, prompts, run, steps_
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture
+def no_kernels() -> None:
+    """As in a process that has launched none: each is compiled, or found on disk, once more."""
+    for module in iter_modules(kernels.__path__, f"{kernels.__name__}."):
+        for function in vars(import_module(module.name)).values():
+            if isinstance(function, JITFunction):
+                function.device_caches.clear()
 
 
 @pytest.fixture
@@ -75,6 +88,26 @@ def test_a_capture_that_waits_for_the_device_fails_and_leaves_it_usable() -> Non
         capture(lambda: float(x.sum()))
     assert torch.cuda.current_stream() == stream and float((x + y).sum()) == 9
     torch.cuda.empty_cache()  # torch refuses that while a capture's pool is open
+    capture(lambda: y.add_(x)).replay()
+    graph.replay()
+    assert y.tolist() == [4, 4, 4]
+
+
+def test_a_pool_takes_further_captures_when_one_lacked_memory_and_when_its_graphs_are_gone() -> None:
+    capture, weight = CudaCapture(), torch.randn(512, 512, device="cuda")
+    y, lacks = torch.zeros_like(weight), iter([True])
+
+    def multiply() -> None:
+        product = weight @ weight
+        if next(lacks, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        y.copy_(product)
+
+    for _ in range(2):
+        y.zero_()
+        capture(multiply).replay()
+        assert torch.equal(y, weight @ weight)
+        torch.cuda.empty_cache()
 
 
 def test_graphs_are_measured_before_the_cache_takes_the_memory(tiny_qwen: Path) -> None:
@@ -93,6 +126,7 @@ def test_graphs_are_measured_before_the_cache_takes_the_memory(tiny_qwen: Path) 
     assert graphs.measure(free_bytes, 0.5) > 0 and graphs.num_graphs == num_graphs
 
 
+@pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_a_started_engine_compiles_no_kernel_of_its_own_in_its_first_steps(cuda_graphs: bool, tiny_qwen: Path) -> None:
     with compilations() as at_start:

@@ -1,5 +1,6 @@
 """Steps that are padded and replayed: the host's half, with graphs that run what they captured once more."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ class ReplayedCall:
 
     def __init__(self, run: Callable[[], Any]) -> None:
         self.replay = run
+
+
+class MeasuredCapture:
+    """Captures such."""
+
+    def __call__(self, run: Callable[[], Any]) -> ReplayedCall:
+        return ReplayedCall(run)
 
 
 @pytest.fixture
@@ -103,21 +111,27 @@ def test_graphs_of_the_largest_steps_are_measured_and_one_more_says_how_many_are
 ) -> None:
     folder, made = graphed
     ModelRunner(config_of(folder))
-    num_captured = 0
+    captures: list[weakref.ref[MeasuredCapture]] = []
+    num_left: list[int] = []  # of them, whenever memory is asked for
 
-    def capture(run: Callable[[], Any]) -> ReplayedCall:
-        nonlocal num_captured
-        num_captured += 1
-        return ReplayedCall(run)
+    def make_capture() -> MeasuredCapture:
+        capture = MeasuredCapture()
+        captures.append(weakref.ref(capture))
+        return capture
 
-    made[-1]._make_capture = lambda: capture
+    def free_bytes() -> int:
+        num_left.append(sum(capture() is not None for capture in captures))
+        return next(free)
+
+    made[-1]._make_capture = make_capture
     free = iter([10_000, 9_000, 8_000, 7_900, 10_000])
-    assert made[-1].measure(lambda: next(free), 0.5) == 2_000 and num_captured == 3
+    assert made[-1].measure(free_bytes, 0.5) == 2_000
+    assert num_left == [0, 1, 1, 1, 0], "its pool is gone before the rest is shared out"
     assert made[-1].max_graphs == 25, "half of the share, of 100 bytes each"
     batch = made[-1]._model.context.batch
     assert batch is not None and batch.num_tokens == 16, "of twelve tokens, the most that a step has"
     free = iter([10_000, 9_000, 8_000, 8_000, 10_000])
-    assert made[-1].measure(lambda: next(free), 0.0) == 2_000 and made[-1].max_graphs == 16, "some in any case"
+    assert made[-1].measure(free_bytes, 0.0) == 2_000 and made[-1].max_graphs == 16, "some in any case"
 
     def wait_for_the_device(run: Callable[[], Any]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
