@@ -80,8 +80,9 @@ class RunningJob:
 
     @property
     def request_id(self) -> str:
-        """The engine's name for this attempt: a later attempt here must not meet this one's last outputs."""
-        return f"{self.claim.job_id}:{self.claim.attempt}"
+        """The engine's name for this attempt. By the fence, since a Redis that lost writes may count an attempt twice:
+        the engine refused the second while it still ends the first."""
+        return f"{self.claim.job_id}:{self.claim.fence}"
 
     @property
     def has_stored_output(self) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.embedding_reader import EmbeddingReader
-from engine.errors import EngineDiedError, EngineNotRunningError
+from engine.errors import EngineDiedError, EngineNotRunningError, InvalidRequestError
 from engine.messages import EngineInfo
 from engine.outputs import ErrorKind, RequestOutput, TokenLogprob
 from engine.pooling import Pooling
@@ -121,9 +121,9 @@ class FakeEngine:
         self.step_seconds = step_seconds
         self.after_outputs: Callable[[], None] = lambda: None
         self.output_interval_seconds = 0.0
-        self.submitted: list[str] = []
+        self.submitted: list[str] = []  # as JOB_ID:ATTEMPT
         self.requests: list[Any] = []  # everything that was ever submitted
-        self.num_resumed_tokens: dict[str, int] = {}  # by request
+        self.num_resumed_tokens: dict[str, int] = {}  # by JOB_ID:ATTEMPT
         self.last_step_at = time.monotonic()
         self.is_healthy = True
         self._requests: dict[str, Any] = {}
@@ -169,7 +169,7 @@ class FakeEngine:
         request = _Request(
             request_id, prompt_token_ids, params, on_output, priority, deadline, cache_key, stored, script=self.script
         )
-        self.num_resumed_tokens[request_id] = sum(map(len, stored))
+        self.num_resumed_tokens[_attempt(request_id)] = sum(map(len, stored))
         self._take_in(request)
 
     def _take_in(self, request: Any) -> None:
@@ -178,7 +178,9 @@ class FakeEngine:
         if self._is_stopped:
             raise EngineNotRunningError("the fake was stopped")
         with self._lock:
-            self.submitted.append(request.request_id)
+            if request.request_id in self._requests:
+                raise InvalidRequestError(f"request_id {request.request_id!r} is in use", param="request_id")
+            self.submitted.append(_attempt(request.request_id))
             self.requests.append(request)
             self._requests[request.request_id] = request
         self._work.set()
@@ -223,13 +225,15 @@ class FakeEngine:
 
     @property
     def running(self) -> list[str]:
+        """As JOB_ID:ATTEMPT."""
         with self._lock:
-            return list(self._requests)
+            return [_attempt(request_id) for request_id in self._requests]
 
     def _end(
         self, request: Any, *, finish_reason: Any, error: str | None = None, kind: ErrorKind | None = None
     ) -> None:
         del self._requests[request.request_id]
+        _replay(request)
         for index in request.open_choices:
             request.on_output(
                 RequestOutput(
@@ -262,12 +266,22 @@ class FakeEngine:
     def _step(self, request: Any) -> None:
         if POISON_TOKEN in request.prompt_token_ids:
             os.kill(os.getpid(), signal.SIGKILL)
-        for index, token_ids in enumerate(request.stored):
-            if token_ids:
-                request.take(index, token_ids[: len(request.answers[index])], is_replay=True)
-        request.stored = []
+        _replay(request)
         in_step = [index for index in request.open_choices if request.num_tokens[index] < self._most_tokens]
         for index in in_step[:1] if isinstance(request, EmbeddingRequest) else in_step:
             request.take(index, [request.answers[index][request.num_tokens[index]]])
         if not request.open_choices:
             self._requests.pop(request.request_id, None)
+
+
+def _replay(request: Any) -> None:
+    """Before anything else becomes of it, an abort included."""
+    for index, token_ids in enumerate(request.stored):
+        if token_ids:
+            request.take(index, token_ids[: len(request.answers[index])], is_replay=True)
+    request.stored = []
+
+
+def _attempt(request_id: str) -> str:
+    """JOB_ID:ATTEMPT, of a worker's JOB_ID:ATTEMPT:EXECUTION_ID."""
+    return request_id.rpartition(":")[0]

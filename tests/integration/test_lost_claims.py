@@ -4,7 +4,8 @@ import redis
 from rq import Queue
 
 from tests.fakes.script_calls import beat, claim, end_leases, sweep
-from tests.fakes.worker_runs import enqueue_many
+from tests.fakes.waiting import wait_until
+from tests.fakes.worker_runs import FUNCTION, WorkerThread, enqueue_many, wait_for_result
 from worker.recovery import give_back
 from worker.scripts import Scripts
 
@@ -53,13 +54,36 @@ def test_an_attempt_whose_claim_redis_lost_is_counted_by_the_hand_over_that_its_
     assert (again.job_id, lost.attempt, again.attempt) == (job_id, 1, 2)
 
 
+def test_a_worker_that_claims_its_own_job_once_more_runs_it_beside_what_its_engine_still_has_to_abort(
+    redis_url: str, redis_client: redis.Redis, queue: Queue
+) -> None:
+    """The two may have the same number, and neither is in the other's way."""
+    job = queue.enqueue(FUNCTION, prompt="Hello", max_tokens=9)
+    before = everything(redis_client)
+    aborted: list[str] = []
+    with WorkerThread(redis_url) as worker:
+        engine, abort = worker.engine, worker.engine.abort
+        engine.abort = lambda request_id: aborted.append(request_id)
+        engine.hold_after(5)
+        wait_until(lambda: engine.running == [f"{job.id}:1"])
+        roll_back(redis_client, before)
+        wait_until(lambda: len(engine.running) == 2)
+        for request_id in aborted:
+            abort(request_id)
+        engine.go_on()
+        result = wait_for_result(redis_client, job.id)
+        assert (result.status, len(result.choices[0].token_ids)) == ("finished", 9)
+
+
 def everything(redis_client: redis.Redis) -> dict[bytes, bytes | None]:
     return {name: redis_client.dump(name) for name in redis_client.scan_iter()}
 
 
 def roll_back(redis_client: redis.Redis, before: dict[bytes, bytes | None]) -> None:
     """As a fail-over to a replica that lacks the last writes."""
-    redis_client.flushall()
-    for name, value in before.items():
-        assert value is not None
-        redis_client.restore(name, 0, value)
+    with redis_client.pipeline() as pipe:
+        pipe.flushall()
+        for name, value in before.items():
+            assert value is not None
+            pipe.restore(name, 0, value)
+        pipe.execute()

@@ -4,6 +4,7 @@ import pytest
 import redis
 from rq import Queue
 
+from producer import Client
 from producer.contract import keys
 from tests.fakes.redis_reads import stream_rows
 from tests.fakes.resumed_streams import (
@@ -92,6 +93,20 @@ def test_jobs_that_come_back_together_do_not_wait_for_a_round_trip_each(
         for job in jobs:
             check_whole(redis_client, wait_for_result(redis_client, job.id))
     assert read == [] and set(heir.engine.num_resumed_tokens.values()) == {5}
+
+
+def test_a_job_that_is_cancelled_before_its_next_token_keeps_what_is_stored(
+    heir: WorkerThread, queue: Queue, redis_client: redis.Redis, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = queue.enqueue(FUNCTION, prompt=PROMPT, max_tokens=NUM_TOKENS)
+    write_stream(redis_client, job.id, chunk(job.id, answer(job.id)[:5]))
+    heir.engine.pause()
+    with heir:
+        wait_until(lambda: heir.engine.running)
+        assert client.cancel(job.id)
+        result = wait_for_result(redis_client, job.id)
+    assert (result.status, result.choices[0].token_ids) == ("cancelled", answer(job.id)[:5])
+    assert "output_failed" not in caplog.text
 
 
 def test_choices_that_had_ended_stay_ended_and_the_others_go_on(
