@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from types import ModuleType
 from typing import Protocol, TypeAlias
 
-from engine.errors import EngineError
+from engine.errors import DeviceLostError, DeviceMemoryError, EngineError
 from engine.messages import (
     AbortSequences,
     AddSequence,
@@ -107,6 +107,8 @@ def _load(
     try:
         module = prepare_core(start, lambda message: pipe.send(StartProgress(message)))
         core: Core = getattr(module, start.core_path.partition(":")[2])(start.config)
+    except (DeviceLostError, DeviceMemoryError):  # of which the next process may find another one, or more
+        raise
     except EngineError as error:
         pipe.send(StartFailed(str(error)))
         return None

@@ -9,10 +9,12 @@ is handed a way to run a step.
 import logging
 import time
 from collections.abc import Callable
+from math import inf
 
 import numpy as np
 
 from engine.config import EngineConfig
+from engine.errors import DeviceMemoryError
 from engine.model.loader import LoadedModel
 from engine.runner.batch_inputs import BatchInputs
 from engine.runner.slots import SlotRows
@@ -36,7 +38,10 @@ def measure_step_tokens(
     def step_seconds(num_tokens: int) -> float:
         inputs = prefill_step(config, num_tokens, model.max_model_len, num_blocks)
         begun = time.perf_counter()
-        run(inputs)
+        try:
+            run(inputs)
+        except DeviceMemoryError:  # as where more blocks were asked for than leave room: shorter ones may run
+            return inf
         return time.perf_counter() - begun
 
     chosen = choose_step_tokens(config.step_tokens(str(model.device)), config.max_num_seqs, step_seconds)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import EngineConfig
-from engine.errors import InvalidRequestError, ModelLoadError
+from engine.errors import DeviceMemoryError, InvalidRequestError, ModelLoadError
 from engine.finish_rule import FinishRule
 from engine.messages import AddSequence, Begun, EngineInfo, EngineStats, StepOutput
 from tests.fakes.fake_embeddings import HIDDEN_SIZE, hidden_state
@@ -37,6 +37,7 @@ class Script:
     """What goes wrong. A token id stands for: as soon as a step holds a sequence whose prompt begins with it."""
 
     refused_start: int | None = None  # this start (from 1) and later ones raise ModelLoadError
+    short_start: int | None = None  # this start alone raises DeviceMemoryError
     crashed_start: int | None = None  # this start and later ones end the process with code 3
     hung_start: int | None = None  # this start and later ones never come back
     fingerprint_by_start: bool = False
@@ -202,6 +203,8 @@ class FakeCore:
         script = self._script
         if script.refused_start is not None and start >= script.refused_start:
             raise ModelLoadError("the folder holds no weights: fetch the model again")
+        if start == script.short_start:
+            raise DeviceMemoryError("out of memory")
         if script.crashed_start is not None and start >= script.crashed_start:
             print("cannot open the device", file=sys.stderr, flush=True)
             os._exit(3)

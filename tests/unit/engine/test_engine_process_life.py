@@ -22,6 +22,7 @@ from tests.fakes.echo_engines import (
     SOUND,
     child_pid,
     process_engine,
+    wait_for_restarts,
 )
 from tests.fakes.fake_core import CORE_PATH, write_fake_model
 from tests.fakes.output_recorder import OutputRecorder
@@ -98,6 +99,16 @@ def test_an_engine_whose_process_cannot_be_started_again_gives_up(
 def test_a_start_that_hangs_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"start_timeout_seconds \(1 s\)"):
         process_engine(tmp_path, {"start_timeout_seconds": 1.0}, hung_start=1).start()
+
+
+def test_a_device_that_is_short_of_memory_at_a_restart_is_tried_again(tmp_path: Path) -> None:
+    recorder = OutputRecorder()
+    with process_engine(tmp_path, step_seconds=0.001, short_start=2) as engine:
+        engine.submit("job-1", [SOUND], ENDLESS, on_output=recorder)
+        recorder.wait_for_tokens(1)
+        os.kill(child_pid(engine), signal.SIGKILL)
+        wait_for_restarts(engine, 2)
+        recorder.wait_for_tokens(len(recorder.token_ids) + 1)
 
 
 @pytest.mark.parametrize(

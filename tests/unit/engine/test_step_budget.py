@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ import triton
 import engine.config
 from engine.config import EngineConfig
 from engine.core import EngineCore
+from engine.errors import DeviceMemoryError
 from engine.messages import AddSequence
+from engine.model.loader import LoadedModel
 from engine.runner import step_budget
+from engine.runner.batch_inputs import BatchInputs
 from engine.runner.model_runner import ModelRunner
-from engine.runner.step_budget import choose_step_tokens, few_prefill_tokens, prefill_step
+from engine.runner.step_budget import choose_step_tokens, few_prefill_tokens, measure_step_tokens, prefill_step
 from engine.sampling_params import SamplingParams
 from tests.fakes.fast_interpreter import speed_up_interpreter
 from tests.fakes.tiny_models import make_tiny_model
@@ -45,6 +50,19 @@ def test_a_step_is_as_short_as_speed_allows(fixed: float, each: float, chosen: i
 @pytest.mark.parametrize(("num_threads", "tokens"), [(1, 64), (2, 128), (64, 512)])
 def test_few_prompts_on_a_cpu_get_a_share_of_a_step_for_each_thread(num_threads: int, tokens: int) -> None:
     assert few_prefill_tokens(num_threads) == tokens
+
+
+def test_a_step_that_there_is_no_memory_for_is_not_chosen_and_ends_no_start() -> None:
+    model = cast(LoadedModel, SimpleNamespace(device="cuda:0", max_model_len=1024))
+    runs: list[int] = []
+
+    def run(inputs: BatchInputs) -> None:
+        runs.append(inputs.num_tokens)
+        if inputs.num_tokens > 2048:
+            raise DeviceMemoryError("CUDA out of memory")
+
+    config = EngineConfig(model_path="", max_num_seqs=64)
+    assert measure_step_tokens(config, model, 2000, run) <= 2048 + 64 and max(runs) == 8192
 
 
 def test_a_small_limit_is_kept() -> None:
