@@ -63,8 +63,9 @@ class HeldJobs:
         return len(self._waiting) + sum(job.num_sequences for job in self.generating())
 
     def take(self, claim: Claim) -> None:
-        """In place of an older claim of the same job, whose lease must have ended."""
+        """In place of an older claim of the same job, whose lease must have ended, or of another job of its id."""
         self._claims.pop(claim.job_id, None)
+        self._early_stops.pop(claim.job_id, None)
         self._claims[claim.job_id] = claim
         self._waiting.append(claim)
 

@@ -141,6 +141,19 @@ def test_a_job_that_comes_back_replaces_its_older_claim() -> None:
     assert held.is_current(new)
 
 
+def test_a_stop_of_an_older_claim_is_none_of_the_job_in_its_place() -> None:
+    """Deleted while it waited, and another submitted under its id."""
+    held = HeldJobs()
+    held.take(make_claim(attempt=1))
+    held.stop_early("job", "cancelled")
+    held.take(make_claim(attempt=2))
+    new = held.next_waiting()
+    assert new is not None
+    job = make_job(new)
+    held.admit(job)
+    assert job.stop_cause is None
+
+
 def test_a_good_call_gives_its_fields(reader: JobReader) -> None:
     enqueued_at = "2026-11-27T10:00:00.123456Z"
     job, problem = reader.restore(make_claim(data=data(), status="started", enqueued_at=enqueued_at))
