@@ -145,6 +145,15 @@ def test_a_journal_keeps_the_findings_of_two_devices_apart(tmp_path: Path) -> No
     assert StageJournal(path, "H100").outcomes == {"a": "done"}
 
 
+def test_the_tiles_that_are_tried_are_changes_of_what_the_backend_has() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.gpu_tiles import _DECODE_CHANGES, _PREFILL_CHANGES
+    from engine.attention import triton_backend
+
+    names = {name for changes in (*_DECODE_CHANGES, *_PREFILL_CHANGES) for name in changes}
+    assert names and names <= set(vars(triton_backend))
+
+
 def test_a_device_is_idle_between_spans_that_may_lie_in_each_other() -> None:
     spans = [(100.0, 140.0), (0.0, 40.0), (10.0, 20.0), (42.0, 80.0)]
     assert gap_shares(spans) == (22 / 140, 20 / 140)
