@@ -164,13 +164,13 @@ class Committer:
         """Commit several jobs at once, except those that other jobs depend on. RQ's own handler commits these, one by
         one, and enqueues the dependents; so a lost reply repeats one commit, not all."""
         with self._client.pipeline() as pipe:
-            held, awaited = self._watch(pipe, jobs)
+            held, awaited, started = self._watch(pipe, jobs)
             if not held:
                 return jobs
             pipe.multi()
             for job in held:
                 if job not in awaited:
-                    self._add(pipe, job)
+                    self._add(pipe, job, rq_says_started=job in started)
             if plain := [job for job in held if job.status == "finished" and job not in awaited]:
                 self._outcomes.add_success_counts(pipe, plain)
             pipe.execute()
@@ -178,9 +178,9 @@ class Committer:
             self._submit(_Try(self._threads, self._commit_by_handlers, [job]))
         return [job for job in jobs if job not in awaited]
 
-    def _watch(self, pipe: Pipeline, jobs: Sequence[RunningJob]) -> tuple[list[RunningJob], list[RunningJob]]:
-        """The jobs that are still ours, and those of them that other jobs depend on, in two round trips. The
-        transaction fails if either, or RQ's record of a job, changes before it takes effect."""
+    def _watch(self, pipe: Pipeline, jobs: Sequence[RunningJob]) -> tuple[list[RunningJob], ...]:
+        """The jobs that are still ours, and those of them that other jobs depend on, and that RQ calls started; in two
+        round trips. The transaction fails if any of this, or RQ's record of a job, changes before it takes effect."""
         fences = [keys.fence_key(job.job_id) for job in jobs]
         records = [job_key(job.job_id) for job in jobs]
         dependents = [dependents_key(job.job_id) for job in jobs if job.status == "finished"]
@@ -189,22 +189,25 @@ class Committer:
             if dependents:
                 look.exists(*dependents)
             found, rq_says, num_existing = read_standing(look, [job.job_id for job in jobs])
-        held = []
+        held, started = [], []
         for job, fence, fields in zip(jobs, found, rq_says, strict=True):
             if fence == job.claim.fence.encode() and not is_replaced(fields):
                 held.append(job)
+                if not isinstance(fields, Exception) and fields[0] == b"started":
+                    started.append(job)
             else:
                 _log.info("action=commit_fenced job_id=%s attempt=%d", job.job_id, job.claim.attempt)
         existing = which_exist(self._client, dependents) if any(num_existing) else set()
-        return held, [job for job in held if job.status == "finished" and dependents_key(job.job_id) in existing]
+        awaited = [job for job in held if job.status == "finished" and dependents_key(job.job_id) in existing]
+        return held, awaited, started
 
-    def _add(self, pipe: Pipeline, job: RunningJob) -> None:
+    def _add(self, pipe: Pipeline, job: RunningJob, *, rq_says_started: bool = False) -> None:
         assert job.result is not None
         wire = job.result.to_wire()
         if job.status == "finished":
             self._outcomes.add_success(pipe, job, wire)
         else:
-            self._outcomes.add_cancelled(pipe, job)
+            self._outcomes.add_cancelled(pipe, job, rq_says_started=rq_says_started)
         self._add_end(pipe, job, wire)
 
     def _commit_by_handlers(self, jobs: list[RunningJob]) -> list[RunningJob]:
@@ -235,7 +238,7 @@ class Committer:
         (job,) = jobs
         assert job.result is not None
         with self._client.pipeline() as pipe:
-            held, _ = self._watch(pipe, [job])
+            held, *_ = self._watch(pipe, [job])
             if not held:
                 return jobs
             pipe.multi()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from producer.contract import ErrorCode, ErrorInfo
+from producer.rq_names import job_key
 from worker.claim import is_replaced, read_standing
 from worker.commit import MAX_BATCH, Committer
 from worker.job_parts import JobParts
@@ -114,7 +115,7 @@ class Finisher:
         try:
             job.result = job.build_result()
             if (commit := self._committer.build(job)) is not None:
-                job.stream.seal(job.build_done(), commit)
+                job.stream.seal(job.build_done(), commit, record_key=job_key(job.job_id))
         except Exception:  # of any type: one step after the other, it is seen which one it is
             commit = None
         if commit is None:
@@ -175,7 +176,9 @@ class Finisher:
             self._outlet.open(job.stream, self._intake.build_marker(job), fence=job.claim.fence)
         may_be_contested = job.status == "finished" and not job.is_contested and job.translated is not None
         commit = self._committer.build(job) if may_be_contested else None
-        job.stream.seal(job.build_done(), commit)
+        # Whoever cancels the job before its done entry is told that it ends as cancelled.
+        record_key = None if job.status == "cancelled" else job_key(job.job_id)
+        job.stream.seal(job.build_done(), commit, record_key=record_key)
         job.stage = Stage.SEALED
         self._sealed.append(job)
 

@@ -64,6 +64,8 @@ class Append(NamedTuple):
     is_end: bool = False
     """Whether the last entry is the `done` entry, which starts the stream's expiry."""
     commit: EndCommit | None = None
+    record_key: str | None = None
+    """RQ's record of the job: once the job is cancelled there, nothing is written."""
 
 
 class Scripts:
@@ -180,9 +182,9 @@ class Scripts:
         """Append to jobs' streams and publish what was stored. One reply an append, in order.
 
         Nothing is written to a stream that does not end as its writer expects; the reply is the stored last id (or
-        empty). It is `fenced` where the fence is another's, `contested` where the commit must not be, and an exception
-        of redis-py's where Redis refused. Where all was written it is `OK`, and behind that what Redis had against
-        single commands of the commit.
+        empty). It is `fenced` where the fence is another's, `contested` where the job is cancelled or the commit must
+        not be, and an exception of redis-py's where Redis refused. Where all was written it is `OK`, and behind that
+        what Redis had against single commands of the commit.
 
         Raises NoScriptError until `load_append` was called for this server: a pipeline that knew scripts would ask for
         them before each of the worker's most frequent round trips.
@@ -190,11 +192,14 @@ class Scripts:
         arguments: list[str | int] = [keys.STREAM_TTL_SECONDS]
         for append in appends:
             flags = ("p" if append.publish else "") + ("e" if append.is_end else "") + ("c" if append.commit else "")
-            if len(append.entries) == 2:
-                arguments += (append.fence, append.expected_id, flags, *append.entries)
+            arguments += (append.fence, append.expected_id)
+            record = append.record_key if append.commit is None else None  # a commit looks at its own
+            if record is not None:
+                arguments += (flags + "rn", len(append.entries) // 2, record, *append.entries)
+            elif len(append.entries) == 2:
+                arguments += (flags, *append.entries)
             else:
-                num_entries = len(append.entries) // 2
-                arguments += (append.fence, append.expected_id, flags + "n", num_entries, *append.entries)
+                arguments += (flags + "n", len(append.entries) // 2, *append.entries)
             if append.commit is not None:
                 arguments += _commit_arguments(append.commit)
         names = [append.key for append in appends] + [append.fence_key for append in appends]

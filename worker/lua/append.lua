@@ -1,7 +1,7 @@
 -- Append to streams of jobs, and publish what was stored: see Scripts.append.
 -- KEYS: the streams, then their fences. ARGV: the TTL of streams that end, then of each: fence, expected id, flags (p:
--- publish, e: it ends, c: a commit follows, n: the number of entries follows, which else is 1), then id and JSON of each
--- entry, a marker if the id ends with -0. A commit: number of arguments, key of RQ's record, key of the dependents, then
+-- publish, e: it ends, c: a commit follows, n: the number of entries follows, which else is 1, r: the key of RQ's record
+-- follows), then id and JSON of each entry, a marker if the id ends with -0. A commit: number of arguments, key of RQ's record, key of the dependents, then
 -- commands, each behind the number of its arguments.
 local num_streams, ttl = #KEYS / 2, ARGV[1]
 
@@ -27,7 +27,11 @@ local function ends_with_first_attempt(key, id)
   return string.sub(id, 1, 2) == '1-' and redis.pcall('XLEN', key) == string.sub(id, 3) + 1
 end
 
-local function append(key, found_fence, first, flags, entries_begin, entries_end, commit_end)
+local function is_cancelled(record)
+  return redis.pcall('HGET', record, 'status') == 'canceled'
+end
+
+local function append(key, found_fence, first, flags, record, entries_begin, entries_end, commit_end)
   if (found_fence or '') ~= ARGV[first] then return 'fenced' end
   local expected = ARGV[first + 1]
   local last = expected
@@ -38,6 +42,7 @@ local function append(key, found_fence, first, flags, entries_begin, entries_end
     if expected ~= '' and last ~= expected then return last end
   end
   if commit_end and not may_commit(entries_end + 2) then return 'contested' end
+  if record and is_cancelled(record) then return 'contested' end
   local publish = flags == 'p' or string.find(flags, 'p', 1, true)
   for i = entries_begin, entries_end, 2 do
     local id, data = ARGV[i], ARGV[i + 1]
@@ -61,13 +66,16 @@ end
 local fences = redis.call('MGET', unpack(KEYS, num_streams + 1))
 local replies, first = {}, 2
 for i = 1, num_streams do
-  local flags, entries_begin, num_entries, commit_end = ARGV[first + 2], first + 3, 1, nil
+  local flags, entries_begin, num_entries, record, commit_end = ARGV[first + 2], first + 3, 1, nil, nil
   if flags ~= 'p' and string.find(flags, 'n', 1, true) then
     entries_begin, num_entries = first + 4, ARGV[first + 3]
   end
+  if #flags > 1 and string.find(flags, 'r', 1, true) then
+    entries_begin, record = entries_begin + 1, ARGV[entries_begin]
+  end
   local entries_end = entries_begin - 1 + 2 * num_entries
   if #flags > 1 and string.find(flags, 'c', 1, true) then commit_end = entries_end + 1 + ARGV[entries_end + 1] end
-  replies[i] = append(KEYS[i], fences[i], first, flags, entries_begin, entries_end, commit_end)
+  replies[i] = append(KEYS[i], fences[i], first, flags, record, entries_begin, entries_end, commit_end)
   first = (commit_end or entries_end) + 1
 end
 return replies

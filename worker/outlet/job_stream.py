@@ -44,6 +44,8 @@ class JobStream:
         """Why Redis will never accept its entries: its key holds something else, for example."""
         self.commit: EndCommit | None = None
         """The commit that takes effect together with the done entry."""
+        self.record_key: str | None = None
+        """RQ's record of the job: a cancel there contests the done entry."""
         self.is_committed = False
         self._choices = [ChoiceOutput() for _ in range(num_choices)]
         self._writer = writer
@@ -106,25 +108,25 @@ class JobStream:
                 choice.finish_reason = reason
                 self._has_pending = True
 
-    def seal(self, done: Done, commit: EndCommit | None = None) -> None:
+    def seal(self, done: Done, commit: EndCommit | None = None, *, record_key: str | None = None) -> None:
         """Put the rest and `done` at the stream's end: nothing can follow. Flush until `is_stored`, then commit.
 
         A `commit` takes effect together with `done`, then `is_committed`. If RQ or other jobs have something to say of
         the job, nothing of either does: then the stream is no longer sealed. If Redis did not answer, `done` is sent
-        again without it.
+        again without it. `record_key`: RQ's record of a job whose cancel contests `done`, with a commit or without.
         """
         assert not self._is_sealed, "a stream has one done entry"
         self.encode_pending()
         self._append(done.to_wire())
         self._is_sealed = True
-        self.commit = commit
+        self.commit, self.record_key = commit, record_key
 
     def unseal(self) -> None:
         """Take a done entry back that is not stored, with its commit."""
         assert self._is_sealed and not self.is_stored, "what is stored decides"
         self._entries.pop()
         self._is_sealed = False
-        self.commit = None
+        self.commit = self.record_key = None
 
     def encode_pending(self) -> None:
         """Turn what is buffered into entries, one a choice."""

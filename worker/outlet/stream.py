@@ -124,8 +124,10 @@ class StreamOutlet:
     def _next_append(self, stream: JobStream) -> Append:
         stream.encode_pending()
         expected, entries, is_end = stream.unsent()
-        commit = stream.commit if is_end else None
-        return Append(*self._names[stream.job_id], expected, entries, stream.publish, is_end, commit)
+        names, publish = self._names[stream.job_id], stream.publish
+        if not is_end:
+            return Append(*names, expected, entries, publish)
+        return Append(*names, expected, entries, publish, is_end, stream.commit, stream.record_key)
 
     def _send(self, runs: list[list[Append]]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipe:

@@ -83,8 +83,16 @@ class Outcomes:
         pipe.hincrby(self._bridge.key, "successful_job_count", len(jobs))
         pipe.hincrbyfloat(self._bridge.key, "total_working_time", seconds)
 
-    def add_cancelled(self, pipe: Pipeline, running: RunningJob) -> None:
-        """RQ has said already that it is cancelled (or deleted it); its hash is kept as long as a result."""
+    def add_cancelled(self, pipe: Pipeline, running: RunningJob, *, rq_says_started: bool) -> None:
+        """RQ has said already that it is cancelled (or deleted it); its hash is kept as long as a result.
+
+        `rq_says_started`: it was enqueued again before its end, and a claim found that it still ran; or Redis has lost
+        the cancel.
+        """
+        if rq_says_started:
+            pipe.hset(running.rq_job.key, "status", JobStatus.CANCELED.value)
+            cancelled = registry_key("cancelled", running.claim.queue)
+            pipe.zadd(cancelled, {running.job_id: int(_ended_at(running).timestamp())})
         self._add_execution_end(pipe, running.claim)
         _add_expiry(pipe, running.rq_job, RESULT_TTL_SECONDS)
 
