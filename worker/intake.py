@@ -61,21 +61,20 @@ class Intake:
         self._lease_seconds = lease_seconds
         self._tenant_limit = tenant_limit
         self._tenant_limits = dict(tenant_limits or {})
-        self._request: tuple[str, int] | None = None  # a claim whose reply has not come yet
+        self._request_id: str | None = None  # of a claim whose reply has not come yet
         self._read: dict[str, Any] = {}  # by fence, the rows of streams whose jobs are admitted next
         self.is_suspended = False  # by `rq suspend`, as of the last claim
 
     def claim(self, max_jobs: int, *, tenant_queues: Sequence[str] = ()) -> list[Claim]:
-        """Up to `max_jobs` jobs. Raises what Redis raises; the next call then asks for the same claim again.
+        """Up to `max_jobs` jobs. Raises what Redis raises; the next call then asks for the same claim again, and
+        is given what that took.
 
         `tenant_queues`: those that have jobs, perhaps, and do not take turns yet.
         """
-        if self._request is None:
-            self._request = (uuid4().hex, max_jobs)
-        request_id, max_jobs = self._request
+        self._request_id = self._request_id or uuid4().hex
         reply = self._scripts.claim(
             self._client,
-            request_id=request_id,
+            request_id=self._request_id,
             worker=self.worker,
             queues=self._queues,
             tenant_queues=tenant_queues,
@@ -84,7 +83,7 @@ class Intake:
             tenant_limit=self._tenant_limit,
             tenant_limits=self._tenant_limits,
         )
-        self._request = None
+        self._request_id = None
         self.is_suspended = reply is None
         if reply is None:
             return []
@@ -95,6 +94,10 @@ class Intake:
         claimed = [Claim.parse(claim, now) for claim in claims]
         self._read_ahead(claimed)
         return claimed
+
+    def recall(self) -> list[Claim]:
+        """What the last claim took if its reply was lost, and nothing else. Raises what Redis raises."""
+        return self.claim(0) if self._request_id is not None else []
 
     def _read_ahead(self, claims: Sequence[Claim]) -> None:
         """Hundreds of jobs that are handed over must not wait for a round trip each."""

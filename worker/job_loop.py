@@ -144,6 +144,8 @@ class JobLoop:
         self._flush(time.monotonic(), force=True)
         self._committer.close(COMMITS_END_SECONDS)
         self._events.run(0.0)
+        for claim in self._intake.recall():
+            self._take_claim(claim)
         num_given = give_back(self._client, self._scripts, self.held.claims())
         self._scripts.forget_claim(self._client, worker=self._intake.worker)
         return num_given
@@ -232,11 +234,8 @@ class JobLoop:
             _log.exception("action=output_failed job_id=%s", job.job_id)
             self._abort(job)
             job.error = ErrorInfo(code=ErrorCode.INTERNAL, message=f"its output cannot be taken: {error!r}")
-            self._end(job)
-
-    def _end(self, job: RunningJob) -> None:
-        job.end()
-        self._finisher.add(job)
+            job.end()
+            self._finisher.add(job)
 
     def _stop_job(self, job_id: str, cause: StopCause) -> None:
         job = self.held.get(job_id)

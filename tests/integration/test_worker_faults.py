@@ -1,8 +1,10 @@
 """A worker whose Redis loses replies, goes away and comes back: every job still ends once."""
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -17,6 +19,7 @@ from tests.fakes.worker_runs import (
     FUNCTION,
     WorkerThread,
     enqueue_many,
+    held_without_attempts,
     leftovers,
     rq_queue,
     stream_text,
@@ -59,6 +62,29 @@ def test_replies_that_are_lost_anywhere_lose_and_double_no_job(
         assert {wait_for_result(redis_client, job_id).attempts for job_id in failing} == {3}
         proxy.probability = 0.0
         assert proxy.num_cuts > 0
+
+
+def test_a_worker_that_stops_while_the_reply_to_its_claim_is_lost_gives_those_jobs_back_too(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = rq_queue(redis_client)
+    with WorkerThread(redis_url, max_num_seqs=1) as running:
+        service = running.service
+        claim, has_lost = service._scripts.claim, threading.Event()
+
+        def lose_the_reply(client: redis.Redis, **arguments: Any) -> Any:
+            reply = claim(client, **arguments)
+            if not reply or not reply[0] or has_lost.is_set():
+                return reply
+            has_lost.set()
+            service.request_stop()
+            raise redis.ConnectionError("Connection closed by server.")
+
+        monkeypatch.setattr(service._scripts, "claim", lose_the_reply)
+        ids = enqueue_many(queue, 9, max_tokens=5)
+        running.join()
+    assert has_lost.is_set() and queue.get_job_ids() == ids
+    assert held_without_attempts(redis_client) == [] and running.engine.submitted == []
 
 
 def test_a_worker_whose_first_beat_is_lost_serves_all_the_same(
