@@ -200,10 +200,13 @@ local lease = redis.call('ZSCORE', leases, id)
 local held = lease and tonumber(lease) + tonumber(abandoned) > now
 local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
 
--- A done entry decides, if it is this run's: a job that is on its queue again, or was claimed anew, came back after it.
+-- A done entry decides, if it is this run's: a job that is on its queue again, or was claimed anew, came back after it;
+-- but for one that was claimed to go on where a dead worker left it.
 local claimed = tonumber(redis.call('GET', attempt) or 0)
 local waits = status ~= 'started' and status ~= 'canceled'
-local decides = last and not waits and claimed <= tonumber(string.match(last[1], '^(%d+)-'))
+local execution = string.match(redis.call('GET', fence) or '', ':(.+)')
+local goes_on = execution and redis.call('HGET', execution_prefix .. execution, 'resumable') == '1'
+local decides = last and not waits and (goes_on or claimed <= tonumber(string.match(last[1], '^(%d+)-')))
 if decides and last[2][1] == 'd' then
   local entry = cjson.decode(last[2][2])
   if entry.done then return entry.status == 'cancelled' and 'cancelled' or 'ended' end

@@ -9,6 +9,8 @@ from rq import Queue
 from rq.job import Job, JobStatus
 
 from producer import Client
+from producer.contract import Done, Marker, Usage, keys
+from tests.fakes.script_calls import claim, end_leases, sweep
 from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
     FUNCTION,
@@ -18,7 +20,7 @@ from tests.fakes.worker_runs import (
     wait_for_no_leftovers,
     wait_for_result,
 )
-from worker.scripts import Scripts
+from worker.scripts import Append, Scripts
 
 
 def before(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, act: Callable[[], object]) -> None:
@@ -93,3 +95,22 @@ def test_a_job_that_is_enqueued_again_while_it_ends_as_cancelled_is_cancelled_fo
     queue.canceled_job_registry.requeue(job.id)
     worker_thread.engine.go_on()
     wait_until(lambda: job.get_status() is JobStatus.FINISHED, "the job's second run")
+
+
+def test_a_cancel_comes_too_late_for_a_job_that_a_dead_worker_had_ended_and_another_commits(
+    client: Client, redis_client: redis.Redis, scripts: Scripts, heir: WorkerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit("a")
+    [held] = claim(redis_client, scripts)
+    begun = Marker(job_id=job.id, attempt=1, worker="w", prompt_token_ids=[1], seed=1, fingerprint="fake")
+    ended = Done(job_id=job.id, done=True, status="finished", usage=Usage())
+    entries = ["1-0", begun.to_wire(), "1-1", ended.to_wire()]
+    names = keys.stream_key(job.id), keys.fence_key(job.id)
+    scripts.append(redis_client, [Append(*names, held.fence, "", entries, publish=False, is_end=True)])
+    end_leases(redis_client)
+    assert sweep(redis_client, scripts) == ([job.id], [])
+    verdicts: list[bool] = []
+    before(monkeypatch, heir.service._loop._finisher, "_decide", lambda: verdicts.append(job.cancel()))
+    with heir:
+        assert wait_for_result(redis_client, job.id).status == "finished"
+    assert verdicts == [False]
