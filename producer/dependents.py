@@ -47,7 +47,8 @@ def read_deferred(default_queue: str, limit: int | None = None) -> Protocol[list
 
 
 def cancel_dependents(job_id: str) -> Protocol[list[str]]:
-    """Cancel the jobs that wait for this one, and those that wait for them. Their ids, in this order."""
+    """Cancel the jobs that wait for this one, and those that wait for them; also for those that are cancelled already,
+    perhaps by a call that broke off. Their ids, in this order."""
     cancelled: list[str] = []
     left = [job_id]
     while left:
@@ -57,6 +58,8 @@ def cancel_dependents(job_id: str) -> Protocol[list[str]]:
         for name in dependents:
             if statuses[name] is JobStatus.WAITING and (yield from cancel(name)):
                 cancelled.append(name)
+                left.append(name)
+            elif statuses[name] is JobStatus.CANCELLED:
                 left.append(name)
     return cancelled
 

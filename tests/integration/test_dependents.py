@@ -56,3 +56,12 @@ def test_a_job_that_others_wait_for_is_cancelled_with_them(client: Client, redis
     second = client.submit("b", max_tokens=2, depends_on=[first])
     ended = promptmill("cancel", "--dependents", first.id)
     assert (ended.exit_code, ended.stdout) == (0, f"{second.id} cancelled\n{first.id} cancelled\n")
+
+
+def test_who_cancels_them_once_more_ends_what_was_left_when_the_first_time_broke_off(client: Client) -> None:
+    first = client.submit("a")
+    second = client.submit("b", depends_on=[first])
+    third = client.submit("c", depends_on=[second])
+    assert client.cancel(second)  # and no more: whoever did it died
+    assert client.cancel_dependents(first) == [third.id]
+    assert client.deferred() == []
