@@ -265,8 +265,9 @@ local delivery, receivers, due, dead = unpack(KEYS)
 local id, attempt, verdict, delay, problem, dead_ttl, receiver = unpack(ARGV)
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
-if verdict == 'delivered' then  -- that holds, even if another attempt is under way by now
+if verdict == 'delivered' then  -- that holds, even if another attempt is under way by now, or was the last
   redis.call('ZREM', due, id)
+  redis.call('ZREM', dead, id)
   redis.call('DEL', delivery)
 elseif redis.call('HGET', delivery, 'attempts') ~= attempt then
   return

@@ -14,6 +14,8 @@ from producer.deliveries import (
     BATCHES,
     DEAD_TTL_SECONDS,
     RETRY_DELAYS,
+    WebhookCounts,
+    count_deliveries,
     list_deliveries,
     retry_delay,
     revive_deliveries,
@@ -277,3 +279,13 @@ async def test_an_attempt_that_was_overtaken_settles_nothing_but_a_success(trans
     assert await transport.run(list_deliveries()) == []
     await transport.run(settle_delivery(second, "retry", error="late"))
     assert await transport.run(list_deliveries()) == []
+
+
+async def test_a_success_that_is_told_of_late_ends_a_delivery_that_was_given_up(transport: AsyncTransport) -> None:
+    await add(transport, "http://127.0.0.1:9/")
+    await tell(transport, "batch_1")
+    [first] = await transport.run(claim_deliveries(10, lease_seconds=0.0))
+    [last] = await transport.run(claim_deliveries(10))
+    await transport.run(settle_delivery(last, "dead", error="no answer"))
+    await transport.run(settle_delivery(first, "delivered"))
+    assert await transport.run(count_deliveries()) == WebhookCounts()
