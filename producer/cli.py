@@ -1,7 +1,7 @@
 """The command line `promptmill`: arguments in, client calls, lines out. Owns the exit codes.
 
 0  done
-1  a job failed, was cancelled, is not known, or did not end in time
+1  a job failed, was cancelled, does not exist, or did not end in time
 2  a flag, a setting, a file or a request is wrong; nothing was enqueued
 3  Redis cannot be reached, or refuses us; of servers also: it could not start, or lost what it needs
 130  interrupted
@@ -160,7 +160,7 @@ def main() -> None:
     \b
     Exit codes:
       0    done
-      1    a job failed, was cancelled, is not known, or did not end in time
+      1    a job failed, was cancelled, does not exist, or did not end in time
       2    a flag, a setting, a file or a request is wrong
       3    Redis cannot be reached, or refuses the login, for example; for worker,
            serve, demo and gateway also: it could not start, or lost what it needs

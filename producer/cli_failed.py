@@ -38,7 +38,7 @@ def _line(job: FailedJob) -> str:
 @click.option("--all", "is_all", is_flag=True, help="Every job that `promptmill failed` lists.")
 @settings_options(ProducerSettings)
 def retry(job_ids: tuple[str, ...], is_all: bool, **flags: Any) -> None:
-    """Put failed jobs back onto their queues; they start over. Exit code 1 if one had not failed, or is not known."""
+    """Put failed jobs back onto their queues; they start over. Exit code 1 if one had not failed, or does not exist."""
     if bool(job_ids) == is_all:
         raise click.UsageError("give JOB_IDs, or --all")
     with open_client(flags) as client:

@@ -187,7 +187,7 @@ def _print_result(result: Result, is_json: bool, *, has_streamed: bool = False) 
 )
 @settings_options(ProducerSettings)
 def result(job_id: str, is_json: bool, timeout: float | None, **flags: Any) -> None:
-    """Print the result of a job, once there is one. Exit code 1 if it failed, was cancelled, or is not known: results
+    """Print the result of a job, once there is one. Exit code 1 if it failed, was cancelled, or does not exist: results
     are kept for 24 hours."""
     with open_client(flags) as client:
         _print_result(_wait(client.job(job_id), timeout, is_json), is_json)
@@ -198,7 +198,7 @@ def result(job_id: str, is_json: bool, timeout: float | None, **flags: Any) -> N
 @click.option("--dependents", is_flag=True, help="Also the jobs that wait for them, even if they had ended before.")
 @settings_options(ProducerSettings)
 def cancel(job_ids: tuple[str, ...], dependents: bool, **flags: Any) -> None:
-    """Cancel jobs, queued or running. Exit code 1 if one had ended before, or is not known."""
+    """Cancel jobs, queued or running. Exit code 1 if one had ended before, or does not exist."""
     with open_client(flags) as client:
         if dependents:  # first: the end of a job that others wait for could let them begin
             for dependent in [name for job_id in job_ids for name in client.cancel_dependents(job_id)]:

@@ -228,7 +228,7 @@ def _settle(job: NewJob, reply: Sequence[bytes]) -> NewJob:
     if verdict == CONFLICT:
         raise conflict(job.request.idempotency_key, job.job_id)
     if verdict == NO_DEPENDENCY:
-        message = f"depends_on: job {word.decode()} is not known, no longer kept, or cancelled; leave it out"
+        message = f"depends_on: job {word.decode()} does not exist, is no longer kept, or was cancelled; leave it out"
         raise InvalidJobError(message, param="depends_on", code=ErrorCode.JOB_NOT_FOUND)
     return replace(job, queue=word.decode() or job.queue, is_new=verdict == NEW)
 

@@ -91,7 +91,7 @@ class JobNotFoundError(PromptmillError):
     @classmethod
     def unknown(cls, job_id: str, remedy: str = "") -> Self:
         """Of an id that anybody may have given; `remedy` ends the message."""
-        return cls(job_id, f"job {job_id:.100} is not known, or is no longer kept{remedy}")
+        return cls(job_id, f"there is no job {job_id:.100}, or it is no longer kept{remedy}")
 
 
 class JobFailedError(PromptmillError):

@@ -253,6 +253,4 @@ def read_failure_of_rq(job_id: str) -> Protocol[Result]:
 
 def _not_found(job_id: str) -> JobNotFoundError:
     hours = keys.RESULT_TTL_SECONDS // 3600
-    return JobNotFoundError(
-        job_id, f"job {job_id:.100} is not known here; results are kept for {hours} h after a job's end"
-    )
+    return JobNotFoundError(job_id, f"there is no job {job_id:.100}; results are kept for {hours} h after a job's end")

@@ -35,7 +35,7 @@ class ShardPlan:
             reason = (
                 "transformers has no plan for it"
                 if not plan
-                else f"its configuration knows no {missing[0]}"
+                else f"its configuration has no {missing[0]}"
                 if missing
                 else f"its plan asks for {', '.join(sorted(kinds - _KINDS))}"
             )

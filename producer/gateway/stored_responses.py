@@ -41,7 +41,7 @@ async def find_response(context: GatewayContext, caller: Caller, response_id: st
     if record is not None and request is not None:
         return record.frame(job_id, request)
     hours = keys.RESULT_TTL_SECONDS // 3600
-    message = f"response {response_id:.100} is not known here; responses are kept for {hours} h after their end"
+    message = f"there is no response {response_id:.100}; responses are kept for {hours} h after their end"
     raise ApiError(HTTPStatus.NOT_FOUND, "response_not_found", message)
 
 

@@ -141,7 +141,7 @@ def _logprobs(include: Any, top_logprobs: Any) -> dict[str, Any]:
     if not isinstance(include, list) or not all(isinstance(name, str) for name in include):
         raise InvalidJobError(f"include: must be a list of texts; got {include!r:.60}", param="include")
     if unknown := sorted(set(include) - _INCLUDABLE):
-        raise InvalidJobError(f"include: {unknown[0]!r:.60} is not known; leave it out", param="include")
+        raise InvalidJobError(f"include: {unknown[0]!r:.60} is not supported; leave it out", param="include")
     if WITH_LOGPROBS not in include and top_logprobs:
         rule = f"top_logprobs: needs include: ['{WITH_LOGPROBS}']; include them, or leave it out"
         raise InvalidJobError(rule, param="top_logprobs")

@@ -104,7 +104,8 @@ class UploadForm:
             return
         if name not in FIELDS:
             allowed = ", ".join(("file", *FIELDS))
-            raise invalid_form(f"{name[:60] or 'a part without a name'}: is not known here; known are {allowed}", name)
+            shown = name[:60] or "a part without a name"
+            raise invalid_form(f"{shown}: is not a field of an upload; the fields are {allowed}", name)
         if name in self.fields:
             raise invalid_form(f"{name}: is given twice", name)
         self._field = name

@@ -92,7 +92,7 @@ async def _find(context: GatewayContext, caller: Caller, batch_id: str) -> Batch
     """Raises ApiError (404), also for a batch of somebody else."""
     record = await context.batches.get(batch_id) if re.fullmatch(ID_PATTERN, batch_id) else None
     if record is None or not caller.may_see(record.key_id):
-        message = f"no batch {batch_id} is known here; batches are kept for 30 days after their end"
+        message = f"there is no batch {batch_id}; batches are kept for 30 days after their end"
         raise ApiError(HTTPStatus.NOT_FOUND, "batch_not_found", message, param="batch_id")
     return record
 
@@ -108,5 +108,5 @@ async def _check_input(context: GatewayContext, caller: Caller, file_id: str) ->
 
 
 def _no_file(file_id: str) -> ApiError:
-    message = f"input_file_id: no file {file_id[:64]} is known here; POST /v1/files with purpose=batch uploads one"
+    message = f"input_file_id: there is no file {file_id[:64]}; POST /v1/files with purpose=batch uploads one"
     return ApiError(HTTPStatus.NOT_FOUND, "file_not_found", message, param="input_file_id")

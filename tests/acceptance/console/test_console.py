@@ -178,7 +178,7 @@ def test_an_unknown_job_says_so(start_gateway: StartGateway, worker: FakeWorker,
     page = open_page(f"{start_gateway().url}/#/jobs")
     page.get_by_label("Job id").fill("chatcmpl-nobody")
     page.get_by_role("button", name="Open").click()
-    page.get_by_text("job nobody is not known, or is no longer kept").wait_for()
+    page.get_by_text("there is no job nobody, or it is no longer kept").wait_for()
 
 
 def test_redis_away_is_said_what_was_seen_stays_and_it_goes_on_afterwards(

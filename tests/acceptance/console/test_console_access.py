@@ -90,7 +90,7 @@ def test_a_plain_key_sees_its_own_jobs_and_is_told_what_it_may_not(
     page.get_by_text("our own").wait_for()
     assert page.get_by_text("somebody else's").count() == 0
     page.goto(f"{gateway.url}/#/jobs/{foreign.id}")
-    page.get_by_text(f"job {foreign.id} is not known").wait_for()
+    page.get_by_text(f"there is no job {foreign.id}").wait_for()
 
 
 def test_what_strangers_wrote_is_shown_as_text_and_never_run(

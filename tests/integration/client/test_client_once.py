@@ -165,7 +165,7 @@ def test_a_job_does_not_run_before_the_last_of_those_it_depends_on(
 def test_a_dependency_that_nobody_knows_or_that_was_cancelled_is_refused(
     client: Client, redis_client: redis.Redis
 ) -> None:
-    with pytest.raises(InvalidJobError, match="gone is not known") as caught:
+    with pytest.raises(InvalidJobError, match="gone does not exist") as caught:
         client.submit("Hello", depends_on="gone")
     assert caught.value.param == "depends_on" and not redis_client.keys("rq:job:*")
     cancelled = client.submit("Hello")

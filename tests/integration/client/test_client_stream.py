@@ -176,7 +176,7 @@ def test_a_long_stream_is_read_in_pages(client: Client, worker: FakeWorker) -> N
 def test_an_unknown_job_and_a_deleted_one_are_not_waited_for(
     client: Client, worker: FakeWorker, redis_client: redis.Redis
 ) -> None:
-    with pytest.raises(JobNotFoundError, match="job nobody is not known"):
+    with pytest.raises(JobNotFoundError, match="there is no job nobody"):
         next(client.job("nobody").stream())
     job = client.submit("a")
     held = worker.claim().begin()

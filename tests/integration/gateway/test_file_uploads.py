@@ -92,7 +92,7 @@ def open_upload(files_gateway: RunningGateway, redis_client: redis.Redis) -> Ite
         ([BATCH, ('file"; filename="' + "a" * 300, LINES)], "file", "its filename must have"),
         ([BATCH, FILE, FILE], "file", "is given twice"),
         ([BATCH, BATCH, FILE], "purpose", "is given twice"),
-        ([BATCH, ("model", b"x"), FILE], "model", "is not known here"),
+        ([BATCH, ("model", b"x"), FILE], "model", "is not a field of an upload"),
         ([BATCH, ("purpose\xff", b"x"), FILE], None, ""),
         ([BATCH, FILE, ("expires_after[seconds]", b"3600")], "expires_after[anchor]", "is needed beside"),
         ([BATCH, FILE, ("expires_after[anchor]", b"created_at")], "expires_after[seconds]", "is needed beside"),

@@ -171,7 +171,7 @@ def test_a_service_of_openais_whose_work_another_does_here_names_that(gateway: R
 @pytest.mark.parametrize(
     ("path", "fields", "told"),
     [
-        ("responses", {"previous_response_id": "resp_\ud800"}, r"response resp_\ud800 is not known here"),
+        ("responses", {"previous_response_id": "resp_\ud800"}, r"there is no response resp_\ud800"),
         ("responses", {"text": {"\ud800": 1}}, r"text.\ud800: unknown field"),
         (
             "chat/completions",

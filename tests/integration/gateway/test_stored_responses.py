@@ -134,7 +134,7 @@ def test_a_response_is_its_keys_own(redis_url: str, gateway: RunningGateway, wor
                 assert client.responses.retrieve(done.id) == done
                 continue
             for ask in (client.responses.retrieve, client.responses.cancel, client.responses.delete):
-                with pytest.raises(openai.NotFoundError, match="not known here"):
+                with pytest.raises(openai.NotFoundError, match="there is no response"):
                     ask(done.id)
             with pytest.raises(openai.NotFoundError):
                 client.responses.input_items.list(done.id)

@@ -20,7 +20,7 @@ from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
 
 REFUSED = {
     "gpt2": "transformers has no plan for it",
-    "gpt_neox": "its configuration knows no num_key_value_heads",
+    "gpt_neox": "its configuration has no num_key_value_heads",
     "gpt_oss": "transformers has no plan for it",
     "mixtral": "moe_tp_experts, packed_colwise",
     "olmo2": "colwise_gather_output, rowwise_split_input",

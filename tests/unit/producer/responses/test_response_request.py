@@ -137,7 +137,7 @@ def test_what_is_no_affair_of_the_job_is_kept_beside_it() -> None:
         ({"max_output_tokens": -1}, "max_output_tokens", "max_output_tokens: must be at least 0; got -1"),
         ({"temperature": 9}, "temperature", "must be at most 2"),
         ({"top_logprobs": 3}, "top_logprobs", "needs include"),
-        ({"include": ["x"]}, "include", "'x' is not known"),
+        ({"include": ["x"]}, "include", "'x' is not supported"),
         ({"include": "x"}, "include", "must be a list"),
         ({"reasoning": {"effort": "low"}}, "reasoning.effort", "chat_template_kwargs"),
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "leave it out"),
