@@ -128,6 +128,9 @@ class Carrier:
         if check.problems:
             await self._finish(BatchStatus.FAILED, check.problems)
             return False
+        if check.was_broken_off:  # for what is not wished any more: a fail-over may lose a cancel, or give a lease back
+            await self._lease.release()
+            return False
         assert check.model is not None
         queue = await self._find_queue(check.model)
         if queue is None:

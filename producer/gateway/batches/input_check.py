@@ -43,6 +43,8 @@ class InputCheck:
         self._problems: list[BatchProblem] = []
         self._model_line = 0
         self.model: str | None = None
+        self.was_broken_off = False
+        """It was not wanted any more: there may be more lines."""
 
     @property
     def problems(self) -> list[BatchProblem]:
@@ -59,7 +61,8 @@ class InputCheck:
             self._note(number, line.code, str(line), _PARAMS.get(line.code))
         else:
             self._see_line(number, line)
-        if len(self._problems) >= MAX_PROBLEMS or self._is_unwanted():
+        self.was_broken_off = self._is_unwanted()
+        if len(self._problems) >= MAX_PROBLEMS or self.was_broken_off:
             raise EndOfCheckError
 
     def _refuse(self, code: str, why: str) -> NoReturn:

@@ -95,3 +95,28 @@ async def test_a_claim_that_redis_has_lost_is_not_taken_for_the_next_one(
     assert lost is not None and held is not None
     await BatchLease.renew(bench.redis, [lost, held], LEASE_SECONDS)
     assert (lost.wish, held.wish) == (Wish.LOST, Wish.GO_ON)
+
+
+@pytest.mark.parametrize(("wish", "then"), [(Wish.LOST, Wish.LOST), (Wish.CANCEL, Wish.GO_ON)])
+async def test_an_input_whose_check_was_broken_off_for_a_wish_that_redis_has_lost_is_read_again(
+    wish: Wish, then: Wish, bench: BatchBench, low: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its first lines counted as all of it."""
+    created = await bench.create([line("a", "one"), line("b", "two")])
+    lease = await bench.claim()
+    assert lease is not None
+    carrier = bench.carrier(lease)
+    read_input = carrier._read_input
+
+    def read_some(*args: Any) -> None:
+        lease.wish = wish
+        read_input(*args)
+        lease.wish = then
+
+    monkeypatch.setattr(carrier, "_read_input", read_some)
+    with low.serving(echo):
+        await carrier.carry()
+        await bench.carry()
+    record = await bench.records.get(created.id)
+    assert record is not None
+    assert (record.status, record.num_lines, record.num_completed) == (BatchStatus.COMPLETED, 2, 2)
