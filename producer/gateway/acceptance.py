@@ -97,11 +97,12 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
     is_known = len(known) == len(ids)
     num_tokens = await _admit(context, caller, asked.model, jobs, num_bytes, is_known=is_known)
     asked_for = dict(zip(ids, _records(asked, caller, asked.model, ids), strict=True))
-    records = await context.records.write(asked_for, known=known)
+    records = await context.records.write(asked_for)
     if any((record.url, record.key_id) != (url, caller.key_id) for record in records):
         raise key_conflict()
     try:
         enqueued = await context.client.submit_many(jobs, job_ids=None if is_keyed else ids)
+        is_ours = not is_keyed or is_known or await context.records.are_current(ids, records)
     except InvalidJobError as error:
         if error.code is not ErrorCode.IDEMPOTENCY_CONFLICT:
             raise
@@ -115,6 +116,8 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
             should_retry=is_keyed,
             retry_after_seconds=2,
         ) from error
+    if not is_ours:  # but a request's that came in between: it has the answer
+        raise key_conflict()
     return AcceptedRequest(asked, caller, enqueued, records, is_keyed, is_detached, num_tokens)
 
 

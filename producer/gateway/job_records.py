@@ -5,15 +5,16 @@ longer than the result of any that is asked after, however long it waits. And th
 that a key can be shown its own.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 from producer.async_transport import AsyncTransport
 from producer.contract import JobRequest
-from producer.operations import Command, send
+from producer.operations import Script, send
 from producer.responses.body import ResponseFrame
 from producer.responses.request import AskedResponse
+from producer.rq_names import job_key
 
 RECORD_TTL_SECONDS = 7 * 24 * 3600
 RECORD_PREFIX = "promptmill:gateway:job:"
@@ -44,28 +45,26 @@ class JobRecords:
     def __init__(self, redis: AsyncTransport) -> None:
         self._redis = redis
 
-    async def write(self, records: dict[str, JobRecord], *, known: Collection[str] = ()) -> list[JobRecord]:
-        """Records by job id, of one request. Of jobs that are `known` those that are there stay, and are returned; what
-        is there of others is of a job that is no more."""
-        commands: list[Command] = []
+    async def write(self, records: dict[str, JobRecord]) -> list[JobRecord]:
+        """Records by job id, of one request. Those of jobs that are there stay, and are returned; what is there of
+        others is of a job that is no more, or of a request that comes at the same time: see `are_current`."""
+        key_id = next(iter(records.values())).key_id
+        names = [name for job_id in records for name in (RECORD_PREFIX + job_id, job_key(job_id))]
+        arguments: list[str | int] = [RECORD_TTL_SECONDS, MAX_KEY_JOBS]
         for job_id, record in records.items():
-            is_first = ("NX",) if job_id in known else ()
-            name, value = RECORD_PREFIX + job_id, record.model_dump_json()
-            commands.append(("SET", name, value, *is_first, "EX", RECORD_TTL_SECONDS))
-            commands.append(("GETEX", name, "EX", RECORD_TTL_SECONDS))
-        first = next(iter(records.values()))
-        if first.key_id is not None:
-            name = KEY_JOBS_PREFIX + first.key_id
-            commands += [
-                ("ZADD", name, *(("NX",) if job_id in known else ()), record.created, job_id)
-                for job_id, record in records.items()
-            ]
-            commands += [
-                ("ZREMRANGEBYRANK", name, 0, -MAX_KEY_JOBS - 1),
-                ("EXPIRE", name, RECORD_TTL_SECONDS),
-            ]
-        replies = await self._redis.run(send(*commands))
-        return [JobRecord.model_validate_json(value) for value in replies[1 : 2 * len(records) : 2]]
+            arguments += (job_id, record.created, record.model_dump_json())
+        listed = [KEY_JOBS_PREFIX + key_id] if key_id is not None else []
+        found = await self._redis.run(_WRITE.run([*names, *listed], arguments))
+        return [JobRecord.model_validate_json(value) for value in found]
+
+    async def are_current(self, job_ids: Sequence[str], records: Sequence[JobRecord]) -> bool:
+        """Whether jobs that are enqueued by now have these records: another request may have come in between with the
+        same idempotency key, and has them as its own."""
+        found = await self.read_many(job_ids)
+        return all(
+            now is None or (now.url, now.key_id) == (record.url, record.key_id)
+            for now, record in zip(found, records, strict=True)
+        )
 
     async def read(self, job_id: str) -> JobRecord | None:
         """Of a job that is asked after."""
@@ -89,3 +88,28 @@ class JobRecords:
         """The ids of the last `MAX_KEY_JOBS` jobs that the key asked for, the newest first."""
         [ids] = await self._redis.run(send(("ZREVRANGE", KEY_JOBS_PREFIX + key_id, 0, -1)))
         return [job_id.decode() for job_id in ids]
+
+
+_WRITE = Script("""
+-- KEYS: of each job its record and RQ's, then perhaps the list of the API key's jobs. ARGV: how long records are kept,
+-- how many jobs are listed, then of each job: id, when it was asked for, record → the records that count
+local ttl, max_listed, found = ARGV[1], tonumber(ARGV[2]), {}
+local listed = #KEYS % 2 == 1 and KEYS[#KEYS]
+for i = 1, (#ARGV - 2) / 3 do
+  local record, job = KEYS[2 * i - 1], KEYS[2 * i]
+  local id, created, value = unpack(ARGV, 3 * i, 3 * i + 2)
+  local is_known = redis.call('EXISTS', job) == 1
+  if is_known and redis.call('EXISTS', record) == 1 then
+    redis.call('EXPIRE', record, ttl)
+  else
+    redis.call('SET', record, value, 'EX', ttl)
+  end
+  found[i] = redis.call('GET', record)
+  if listed and not (is_known and redis.call('ZSCORE', listed, id)) then redis.call('ZADD', listed, created, id) end
+end
+if listed then
+  redis.call('ZREMRANGEBYRANK', listed, 0, -max_listed - 1)
+  redis.call('EXPIRE', listed, ttl)
+end
+return found
+""")

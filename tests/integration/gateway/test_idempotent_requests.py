@@ -1,5 +1,6 @@
 """Requests with a key, in the header or in the body: asked again, they find their jobs, however these have ended."""
 
+import asyncio
 from typing import Any
 
 import httpx2 as httpx
@@ -9,7 +10,7 @@ import redis
 
 from producer import RedisUnavailableError
 from producer.contract import ErrorCode, ErrorInfo, keys
-from producer.gateway.job_records import RECORD_PREFIX, JobRecord
+from producer.gateway.job_records import RECORD_PREFIX, JobRecord, JobRecords
 from producer.job import AsyncJob
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
@@ -159,6 +160,35 @@ def test_a_key_that_is_used_again_after_its_job_is_forgotten_is_of_the_new_job(
     assert second.created >= first.created
     assert (found["url"], found["created"]) == ("/v1/chat/completions", second.created)
     assert found["response"]["object"] == "chat.completion"
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["before its record", "behind its record"])
+def test_a_key_of_two_requests_at_once_is_of_one_of_them(
+    gateway: RunningGateway,
+    client: openai.OpenAI,
+    echoing: FakeWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    is_written: bool,
+) -> None:
+    """The other one comes in before the first has its job, and both ask for the same in another form."""
+    write = JobRecords.write
+    others: list[Any] = []
+
+    def ask_the_other() -> None:
+        others.append(client.responses.create(model="fake", input="x", max_output_tokens=5, **KEYED[0]))
+
+    async def meet(self: JobRecords, *args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(JobRecords, "write", write)
+        written = await write(self, *args, **kwargs) if is_written else None
+        await asyncio.to_thread(ask_the_other)
+        return written or await write(self, *args, **kwargs)
+
+    monkeypatch.setattr(JobRecords, "write", meet)
+    asked: Any = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
+    with pytest.raises(openai.APIStatusError) as error:
+        client.chat.completions.create(model="fake", **asked, **KEYED[0])
+    assert error.value.code == ErrorCode.IDEMPOTENCY_CONFLICT
+    assert client.responses.retrieve(others[0].id).output_text == others[0].output_text != ""
 
 
 def test_a_job_that_is_asked_after_keeps_its_record(
