@@ -3,12 +3,16 @@
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import redis
 from rq import Queue
+from rq.job import Job
+from rq.registry import ScheduledJobRegistry
 from rq.scheduler import RQScheduler
 
+from producer import Client, JobStatus
 from producer.contract import keys
 from tests.fakes.flaky_redis import FlakyRedis
 from tests.fakes.worker_runs import FUNCTION, SHORT_LEASE_SECONDS, WorkerThread, enqueue_many, wait_for_result
@@ -37,6 +41,28 @@ def test_a_lost_reply_costs_the_scheduler_one_turn(queue: Queue, flaky: FlakyRed
     assert queue.get_job_ids() == []
     scheduler.turn(1.0, [queue.name])
     assert sorted(queue.get_job_ids()) == sorted(ids) and not queue.scheduled_job_registry.get_job_ids()
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["once the jobs are known", "once they are read"])
+def test_a_job_that_is_cancelled_as_its_time_comes_stays_cancelled(
+    queue: Queue, flaky: FlakyRedis, client: Client, monkeypatch: pytest.MonkeyPatch, is_read: bool
+) -> None:
+    first, second = schedule_some(queue, 2)
+    owner, name = (Job, "fetch_many") if is_read else (ScheduledJobRegistry, "get_jobs_to_schedule")
+    read = getattr(owner, name)
+
+    def cancel_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(owner, name, read)
+        found = read(*args, **kwargs)
+        assert client.cancel(first)
+        return found
+
+    monkeypatch.setattr(owner, name, cancel_meanwhile)
+    scheduler = InlineScheduler([queue.name], flaky)
+    for now in (0.0, 1.0):
+        scheduler.turn(now, [queue.name])
+    assert queue.get_job_ids() == [second] and client.status(first) is JobStatus.CANCELLED
+    assert queue.scheduled_job_registry.get_job_ids() == []
 
 
 def test_the_queues_of_a_dead_scheduler_are_taken_over(

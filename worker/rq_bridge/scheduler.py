@@ -4,14 +4,19 @@ schedules. RQ would fork for it, ask queue by queue, and leave a dead scheduler'
 
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 import redis
+from redis.exceptions import WatchError
+from rq import Queue
+from rq.job import Job
+from rq.registry import ScheduledJobRegistry
 from rq.scheduler import RQScheduler
 from rq.scripts import ACQUIRE_OR_REFRESH_LOCK_SCRIPT, RELEASE_LOCK_SCRIPT
 from rq.serializers import JSONSerializer
 from rq.utils import current_timestamp
 
-from producer.rq_names import registry_key
+from producer.rq_names import job_key, registry_key
 
 TAKE_OVER_SECONDS = 5.0  # between looks for queues that nobody schedules
 LOCK_SECONDS = 15  # without a beat, of which there is one a turn, a queue is anybody's
@@ -71,6 +76,27 @@ class InlineScheduler(RQScheduler):  # type: ignore[misc]
             for name in names:
                 look.zcount(registry_key("scheduled", name), "-inf", now)
             due = [name for name, num_jobs in zip(names, look.execute(), strict=True) if num_jobs]
-        if due:
-            self.prepare_registries(due)
-            super().enqueue_scheduled_jobs()
+        for name in due:
+            self._enqueue_due(name, now)
+
+    def _enqueue_due(self, name: str, now: int) -> None:
+        """What RQ has read it enqueues, even if that was cancelled meanwhile, or enqueued by another scheduler."""
+        registry = ScheduledJobRegistry(name, connection=self.connection, serializer=self.serializer)
+        queue = Queue(name, connection=self.connection, serializer=self.serializer)
+        ids = registry.get_jobs_to_schedule(now)
+        if not ids:
+            return
+        jobs = Job.fetch_many(ids, connection=self.connection, serializer=self.serializer)
+        with self.connection.pipeline() as pipe:
+            pipe.watch(*map(job_key, ids))
+            scores = pipe.zmscore(registry.key, ids)
+            pipe.multi()
+            for job_id, job, score in zip(ids, jobs, scores, strict=True):
+                if score is None:
+                    continue
+                registry.remove(job_id, pipeline=pipe)
+                if job is not None:
+                    enqueue = queue._enqueue_rate_limited_job if job.has_rate_limit else queue._enqueue_job
+                    enqueue(job, pipeline=pipe, at_front=job.should_enqueue_at_front())
+            with suppress(WatchError):  # the next turn sees what has become of them
+                pipe.execute()

@@ -35,16 +35,17 @@ PRIVATE_PARTS = {
         "handle_job_success handle_job_failure pubsub_channel_name key"
     ),
     Job: (
-        "restore cleanup should_retry has_rate_limit get_result_ttl key_for dependents_key_for set_status "
-        "send_webhooks dependencies_key origin"
+        "restore cleanup should_retry has_rate_limit should_enqueue_at_front get_result_ttl key_for "
+        "dependents_key_for set_status send_webhooks dependencies_key origin"
     ),
     RQScheduler: (
         "acquire_locks acquired_locks release_locks heartbeat enqueue_scheduled_jobs register_birth stop "
-        "get_locking_key prepare_registries"
+        "get_locking_key"
     ),
     Queue: (
         "acquire_maintenance_lock release_maintenance_lock enqueue_dependents ready_job_registry "
-        "enqueue_ready_jobs_by_queue move_dependents_to_ready finished_job_registry started_job_registry"
+        "enqueue_ready_jobs_by_queue move_dependents_to_ready finished_job_registry started_job_registry "
+        "_enqueue_job _enqueue_rate_limited_job"
     ),
 }
 
