@@ -184,7 +184,7 @@ def _check_places(item: Mapping[str, Any] | JobRequest) -> None:
     """What `submit` takes beside a job's fields is not looked for among those."""
     for name in _BESIDE_REQUESTS if isinstance(item, Mapping) else ():
         if name in item:
-            raise InvalidJobError(f"{name}: not within a request: {_BESIDE_REQUESTS[name]}", param=name)
+            raise InvalidJobError(f"{name}: cannot be part of a request; {_BESIDE_REQUESTS[name]}", param=name)
 
 
 def _check_bodies(jobs: Sequence[NewJob]) -> Protocol[None]:

@@ -116,5 +116,5 @@ def cancelled_elsewhere(job_id: str) -> ErrorInfo:
 
 def stopping(paths: Iterable[str]) -> ApiError:
     """This process ends; the jobs do not. `paths`: where the rest of the answer is to be had."""
-    message = f"this gateway is stopping; the answer goes on: GET {', '.join(paths)} from any other"
+    message = f"this gateway is stopping; to read on, GET {', '.join(paths)} from any other gateway"
     return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "gateway_stopping", message, should_retry=False)

@@ -80,5 +80,5 @@ def _too_large(limit: BodyLimit) -> ApiError:
 
 
 def _too_slow() -> ApiError:
-    message = f"nothing came of the body for {SILENCE_SECONDS:g} s; nothing was done, send it again without a pause"
+    message = f"the body was silent for {SILENCE_SECONDS:g} s; nothing was done; send it again without a pause"
     return ApiError(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", message, headers={"connection": "close"})

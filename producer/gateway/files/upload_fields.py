@@ -44,7 +44,7 @@ def lifetime_seconds(fields: dict[str, str]) -> int:
         raise invalid_form("purpose: is needed, and must be 'batch'", PURPOSE)
     for name, other in ((ANCHOR, SECONDS), (SECONDS, ANCHOR)):
         if name in fields and other not in fields:
-            raise invalid_form(f"{other}: is needed beside {name}", other)
+            raise invalid_form(f"{other}: is missing; {name} needs it", other)
     return int(fields.get(SECONDS, MAX_LIFETIME_SECONDS))
 
 

@@ -128,7 +128,7 @@ async def _body(request: Request) -> AsyncGenerator[bytes, None]:
             async with asyncio.timeout(SILENCE_SECONDS):
                 data = await anext(chunks, None)
         except TimeoutError as error:
-            message = f"nothing came for {SILENCE_SECONDS:g} s; send the file again"
+            message = f"the upload was silent for {SILENCE_SECONDS:g} s; send the file again"
             raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "upload_stalled", message) from error
         if data is None:
             return

@@ -94,8 +94,8 @@ def open_upload(files_gateway: RunningGateway, redis_client: redis.Redis) -> Ite
         ([BATCH, BATCH, FILE], "purpose", "is given twice"),
         ([BATCH, ("model", b"x"), FILE], "model", "is not a field of an upload"),
         ([BATCH, ("purpose\xff", b"x"), FILE], None, ""),
-        ([BATCH, FILE, ("expires_after[seconds]", b"3600")], "expires_after[anchor]", "is needed beside"),
-        ([BATCH, FILE, ("expires_after[anchor]", b"created_at")], "expires_after[seconds]", "is needed beside"),
+        ([BATCH, FILE, ("expires_after[seconds]", b"3600")], "expires_after[anchor]", "is missing"),
+        ([BATCH, FILE, ("expires_after[anchor]", b"created_at")], "expires_after[seconds]", "is missing"),
         ([BATCH, FILE, ("expires_after[anchor]", b"now")], "expires_after[anchor]", "must be 'created_at'"),
         *(
             ([BATCH, FILE, ("expires_after[seconds]", seconds)], "expires_after[seconds]", "from 3600 to 2592000")

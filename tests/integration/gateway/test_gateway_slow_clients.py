@@ -67,7 +67,7 @@ def test_a_head_without_an_end_is_refused_at_its_limit(gateway: RunningGateway, 
 
 def test_half_a_body_is_waited_for_so_long_and_no_longer(gateway: RunningGateway) -> None:
     status, message = error_of(talk(gateway, HEAD + b'{"model": '))
-    assert status == 408 and "nothing came of the body for 0.3 s" in message
+    assert status == 408 and "the body was silent for 0.3 s" in message
 
 
 def test_half_an_upload_leaves_nothing_behind(gateway: RunningGateway) -> None:
