@@ -67,13 +67,15 @@ class ProducerSettings(BaseSettings):
             return value
         parts = urlsplit(value)
         if "#" in value or (parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path)):
-            raise ValueError("behind the host comes the database's number alone (/0); in a password # is %23, / is %2F")
+            raise ValueError(
+                "after the host only a database number may follow (/0); in a password write # as %23, / as %2F"
+            )
         if parts.scheme == "unix" and not parts.path:
             raise ValueError("must name the socket, as unix:///PATH")
         try:
             redis.ConnectionPool.from_url(value).make_connection()  # opens none
         except (TypeError, redis.RedisError) as error:
-            raise ValueError(f"has an option that a connection does not take ({error})") from None
+            raise ValueError(f"has an option that is not supported ({error})") from None
         return value
 
 
