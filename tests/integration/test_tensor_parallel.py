@@ -104,7 +104,7 @@ def choices(engine: InferenceEngine, prompts: list[list[int]]) -> list[list[list
 
 
 def test_a_killed_follower_costs_a_restart_of_all_ranks_and_no_token(engine: InferenceEngine) -> None:
-    params = SamplingParams(max_tokens=600, temperature=0.8, seed=3, ignore_eos=True)
+    params = SamplingParams(max_tokens=200, temperature=0.8, seed=3, ignore_eos=True)
     prompts = random_prompts((5, 40))
     expected = tokens(engine, prompts, params)
     leader = child_pid(engine)

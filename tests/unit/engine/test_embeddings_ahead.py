@@ -24,7 +24,7 @@ TEXTS = [[20, 21, 22], list(range(30, 44)), [99]]
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_vectors_and_tokens_are_those_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_tiny_model("llama", tmp_path)
+    folder = make_tiny_model("llama", tmp_path, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
     replay_steps(monkeypatch)
     (tokens, vectors), (tokens_ahead, vectors_ahead) = [run(folder, attention) for attention in ("torch", "triton")]
     assert tokens_ahead == tokens and len(vectors) == 2 * len(TEXTS)

@@ -37,7 +37,7 @@ KINDS: list[dict[str, Any]] = [
 def test_a_model_gives_the_same_tokens_ahead_and_launches_each_step_before_the_one_before_it_is_read(
     kinds: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = make_tiny_model("llama", tmp_path)
+    folder = make_tiny_model("llama", tmp_path, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
     replay_steps(monkeypatch)
     is_next_launched = _log_reads(monkeypatch)
     (tokens, logprobs), (tokens_ahead, logprobs_ahead) = [_run_model(folder, a, kinds) for a in ("torch", "triton")]
