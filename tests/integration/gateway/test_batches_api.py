@@ -211,7 +211,7 @@ def test_a_bad_request_names_its_field(gateway: RunningGateway, fields: dict[str
 
 def test_what_is_not_there_is_not_found(client: openai.OpenAI) -> None:
     for file_id in ("file-1", "file-" + "0" * 30, f"{upload(client, [1])}:parts"):
-        with pytest.raises(openai.NotFoundError, match="input_file_id: no file"):
+        with pytest.raises(openai.NotFoundError, match="input_file_id: there is no file"):
             start(client, file_id)
     for batch_id in ("batch_1", "batch_" + "0" * 30, "batch_" + "0" * 30 + ":answered"):
         with pytest.raises(openai.NotFoundError, match="no batch"):
