@@ -67,7 +67,7 @@ def test_a_key_sees_its_own_jobs_and_models_alone(redis_url: str, gateway: Runni
     assert error.value.code == "model_not_allowed"
 
     def status(path: str, key: str) -> int:
-        return httpx.get(f"{gateway.url}{path}", headers={"authorization": f"Bearer {key}"}).status_code
+        return httpx.get(f"{gateway.url}{path}", headers={"authorization": f"bearer {key}"}).status_code
 
     assert [status(f"/v1/jobs/{done.id}", key) for key in (mine, other, operator)] == [200, 404, 200]
     assert [status("/metrics", key) for key in (mine, operator)] == [403, 200]
@@ -90,6 +90,18 @@ def test_a_key_sees_its_own_files_alone_and_an_operator_everybodys(redis_url: st
     assert mine.files.delete(kept.id).deleted and list(operator.files.list()) == []
     for client in clients:
         client.close()
+
+
+def test_who_gives_no_key_is_an_operator_only_where_there_are_none(
+    redis_url: str, start_gateway: StartGateway, echoing: FakeWorker
+) -> None:
+    def statuses() -> list[int]:
+        url = start_gateway(allow_anonymous=True).url  # one that has not asked for keys yet
+        return [httpx.get(url + path).status_code for path in ("/v1/models", "/metrics")]
+
+    assert statuses() == [200, 200]
+    new_key(redis_url, "mine")
+    assert statuses() == [200, 403]
 
 
 def test_a_keys_tenant_is_its_jobs_tenant(redis_url: str, gateway: RunningGateway, worker: FakeWorker) -> None:
@@ -221,7 +233,8 @@ def test_a_website_reaches_nothing_by_its_visitors_browser_where_no_key_is_asked
             assert refused.json()["error"]["code"] == f"foreign_{next(iter(site))}"
         form = {"file": ("a.jsonl", b"{}")}
         assert httpx.post(f"{gateway.url}/v1/files", files=form, headers=site).status_code == 403
-        assert httpx.get(f"{open_to_all.url}/v1/models", headers=site).status_code == 200
+        for some_key in ({}, {"authorization": "Bearer none"}):
+            assert httpx.get(f"{open_to_all.url}/v1/models", headers=site | some_key).status_code == 200
     key = {"authorization": f"Bearer {new_key(redis_url, 'mine')}"}
     with_keys = start_gateway()
     assert [httpx.get(f"{with_keys.url}/v1/models", headers=site | key).status_code for site in sites] == [200] * 4
