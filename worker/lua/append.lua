@@ -1,8 +1,9 @@
 -- Append to streams of jobs, and publish what was stored: see Scripts.append.
 -- KEYS: the streams, then their fences. ARGV: the TTL of streams that end, then of each: fence, expected id, flags (p:
 -- publish, e: it ends, c: a commit follows, n: the number of entries follows, which else is 1, r: the key of RQ's record
--- follows), then id and JSON of each entry, a marker if the id ends with -0. A commit: number of arguments, key of RQ's record, key of the dependents, then
--- commands, each behind the number of its arguments.
+-- follows, and a cancel there refuses what is appended), then id and JSON of each entry, a marker if the id ends with -0.
+-- A commit: number of arguments, key of RQ's record, key of the dependents, then commands, each behind the number of its
+-- arguments.
 local num_streams, ttl = #KEYS / 2, ARGV[1]
 
 -- whether RQ knows this very job (Scripts' CLAIMED_FIELD), does not want it cancelled, and nobody waits for it
