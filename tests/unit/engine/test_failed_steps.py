@@ -46,6 +46,18 @@ def test_a_chunk_that_raises_fails_its_sequence_though_it_yields_no_token() -> N
     assert len(driver.outputs[other]) == 8
 
 
+def test_no_other_prompt_is_begun_with_what_a_failed_one_had_computed() -> None:
+    common = OTHERS[:16]
+    driver = CoreDriver(FakeRunner(vocab_size=VOCAB_SIZE, raising_token=RAISING), max_num_tokens=8)
+    failing = driver.add([*common, RAISING])
+    driver.run()
+    assert list(driver.errors) == [failing]
+    for num_cached in (0, 16):  # what one that did not fail had computed is found
+        driver.add([*common, 50])
+        driver.run()
+        assert driver.core.get_stats().num_cached_tokens == num_cached
+
+
 def test_beside_a_decode_that_fails_others_go_on_and_a_prompt_is_counted_as_it_is() -> None:
     runner = FakeRunner(vocab_size=VOCAB_SIZE, poison_token=SAID)
     driver = CoreDriver(runner, max_num_tokens=8)
