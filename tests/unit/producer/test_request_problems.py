@@ -138,6 +138,20 @@ def _nested(depth: int) -> dict[str, Any]:
         ({"prompt": "a", "logit_bias": [5]}, "logit_bias", "logit_bias: must be an object; got [5]"),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "logit_bias: keys are token ids; got 'x'"),
         ({"prompt": "a", "logit_bias": {"-1": 1}}, "logit_bias", "logit_bias: keys are token ids; got '-1'"),
+        ({"prompt": "a", "logit_bias": {"1" * 11: 1}}, "logit_bias", "logit_bias: keys are token ids; got '1111"),
+        (
+            {"prompt": "a", "chat_template_kwargs": {"a": 1}},
+            "chat_template_kwargs",
+            "give messages instead of a prompt",
+        ),
+        (
+            {
+                "prompt": "a",
+                "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "strict": "yes"}},
+            },
+            "response_format.json_schema.strict",
+            "response_format.json_schema.strict must be true or false; got 'yes'",
+        ),
         ({"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias", "logit_bias: must be at most 100; got 101"),
         ({"prompt": "a", "logit_bias": {"5": "1"}}, "logit_bias", "logit_bias: must be a number; got '1'"),
         (

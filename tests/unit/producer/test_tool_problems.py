@@ -85,3 +85,16 @@ def test_what_openais_clients_send_is_taken(choice: str | None) -> None:
     fields = {"tools": [tool(description=None, strict=True, parameters={})], "tool_choice": choice}
     request = build_request({**CHAT, **fields, "parallel_tool_calls": True})
     assert (request.callable_tools is None) is (choice == "none")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [tool()], "response_format": {"type": "text"}},
+        {"tools": [tool()], "tool_choice": "none", "regex": "a+"},
+        {"response_format": {"type": "text"}, "regex": "a+"},
+    ],
+)
+def test_what_describes_no_form_excludes_none(fields: dict[str, Any]) -> None:
+    request = build_request({**CHAT, **fields})
+    assert request.output_format_field == ("regex" if "regex" in fields else None)
