@@ -6,6 +6,7 @@ from rq import Queue
 from tests.fakes.script_calls import beat, claim, end_leases, sweep
 from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import FUNCTION, WorkerThread, enqueue_many, wait_for_result
+from worker.claim import Claim
 from worker.recovery import give_back
 from worker.scripts import Scripts
 
@@ -15,9 +16,7 @@ def test_an_attempt_whose_claim_redis_lost_is_not_counted_twice(
 ) -> None:
     """After a fail-over: else the next one's entries had the ids of what was shown already."""
     [job_id] = enqueue_many(queue, 1)
-    before = everything(redis_client)
-    [lost] = claim(redis_client, scripts)
-    roll_back(redis_client, before)
+    lost = lose_claim(redis_client, scripts)
     assert beat(redis_client, scripts, lost) == [b"lost"]
     [again] = claim(redis_client, scripts)
     assert (again.job_id, lost.attempt, again.attempt) == (job_id, 1, 2)
@@ -46,9 +45,7 @@ def test_an_attempt_whose_claim_redis_lost_is_counted_by_the_hand_over_that_its_
 ) -> None:
     """Before the next beat, which does not know of it any more."""
     [job_id] = enqueue_many(queue, 1)
-    before = everything(redis_client)
-    [lost] = claim(redis_client, scripts)
-    roll_back(redis_client, before)
+    lost = lose_claim(redis_client, scripts)
     assert give_back(redis_client, scripts, [lost]) == 0
     [again] = claim(redis_client, scripts)
     assert (again.job_id, lost.attempt, again.attempt) == (job_id, 1, 2)
@@ -73,6 +70,13 @@ def test_a_worker_that_claims_its_own_job_once_more_runs_it_beside_what_its_engi
         engine.go_on()
         result = wait_for_result(redis_client, job.id)
         assert (result.status, len(result.choices[0].token_ids)) == ("finished", 9)
+
+
+def lose_claim(redis_client: redis.Redis, scripts: Scripts) -> Claim:
+    before = everything(redis_client)
+    [lost] = claim(redis_client, scripts)
+    roll_back(redis_client, before)
+    return lost
 
 
 def everything(redis_client: redis.Redis) -> dict[bytes, bytes | None]:

@@ -95,20 +95,6 @@ def test_jobs_that_come_back_together_do_not_wait_for_a_round_trip_each(
     assert read == [] and set(heir.engine.num_resumed_tokens.values()) == {5}
 
 
-def test_a_job_that_is_cancelled_before_its_next_token_keeps_what_is_stored(
-    heir: WorkerThread, queue: Queue, redis_client: redis.Redis, client: Client, caplog: pytest.LogCaptureFixture
-) -> None:
-    job = queue.enqueue(FUNCTION, prompt=PROMPT, max_tokens=NUM_TOKENS)
-    write_stream(redis_client, job.id, chunk(job.id, answer(job.id)[:5]))
-    heir.engine.pause()
-    with heir:
-        wait_until(lambda: heir.engine.running)
-        assert client.cancel(job.id)
-        result = wait_for_result(redis_client, job.id)
-    assert (result.status, result.choices[0].token_ids) == ("cancelled", answer(job.id)[:5])
-    assert "output_failed" not in caplog.text
-
-
 def test_choices_that_had_ended_stay_ended_and_the_others_go_on(
     heir: WorkerThread, queue: Queue, redis_client: redis.Redis
 ) -> None:
@@ -193,15 +179,25 @@ def test_entries_of_the_attempt_before_are_written_again_if_redis_loses_them(
     assert result.attempts == 2
 
 
+@pytest.mark.parametrize("is_clients", [True, False], ids=["by a client", "by RQ"])
 def test_a_cancel_before_the_first_new_token_keeps_what_was_stored(
-    heir: WorkerThread, queue: Queue, redis_client: redis.Redis
+    heir: WorkerThread,
+    queue: Queue,
+    redis_client: redis.Redis,
+    client: Client,
+    caplog: pytest.LogCaptureFixture,
+    is_clients: bool,
 ) -> None:
     job = queue.enqueue(FUNCTION, prompt=PROMPT, max_tokens=NUM_TOKENS)
     write_stream(redis_client, job.id, chunk(job.id, answer(job.id)[:5]))
     heir.engine.pause()
     with heir:
         wait_until(lambda: heir.engine.running)
-        job.cancel()
+        if is_clients:
+            assert client.cancel(job.id)
+        else:
+            job.cancel()
         result = wait_for_result(redis_client, job.id)
     assert result.status == "cancelled" and result.choices[0].token_ids == answer(job.id)[:5]
     assert stream_text(redis_client, job.id) == result.text and result.usage.completion_tokens == 5
+    assert "output_failed" not in caplog.text

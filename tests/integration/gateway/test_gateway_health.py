@@ -1,15 +1,13 @@
 """What a gateway says of itself to who watches it: whether it serves, is to be sent requests, and answers at all."""
 
 from contextlib import closing
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 
-from producer.async_transport import AsyncTransport
 from producer.gateway import key_ring
-from producer.gateway.api_keys import add_key, make_key, revoke_key
+from producer.gateway.api_keys import add_key, make_key
 from producer.transport import Transport
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateways import RunningGateway, running_gateway
@@ -82,23 +80,6 @@ def test_where_there_are_no_keys_anybody_is_told_that_redis_is_away(monkeypatch:
         server.stop()
         away = metrics(gateway)
         assert (away.status_code, "promptmill_redis_up 0.0" in away.text) == (200, True)
-
-
-async def test_a_key_that_was_revoked_is_taken_for_five_seconds_at_most(
-    transport: AsyncTransport, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = SimpleNamespace(now=100.0)
-    clock.monotonic = lambda: clock.now
-    monkeypatch.setattr(key_ring, "time", clock)
-    ring = key_ring.KeyRing(transport)
-    key, text = make_key(name="mine")
-    await transport.run(add_key(key))
-    assert await ring.find(text) == key and not await ring.is_empty()
-    await transport.run(revoke_key(key.id))
-    clock.now += 4.9
-    assert await ring.find(text) == key and not await ring.is_empty()
-    clock.now += 0.1
-    assert await ring.find(text) is None and await ring.is_empty()
 
 
 def metrics(gateway: RunningGateway, key: str | None = None) -> httpx.Response:
