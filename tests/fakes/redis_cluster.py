@@ -19,9 +19,11 @@ PATIENCE = Retry(ConstantBackoff(0.02), 1000)
 @contextmanager
 def redis_cluster(folder: Path) -> Iterator[str]:
     """Its URL."""
-    port = free_port()  # and nodes speak with each other on one that is 10,000 above
+    port = free_port()
     address = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
-    command = [find_server(), *address, "--cluster-enabled", "yes", "--save", ""]
+    # Nodes speak with each other on a port that is 10,000 above, where others are given theirs, unless one is named.
+    cluster = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+    command = [find_server(), *address, *cluster, "--save", ""]
     with StartedProcess(command, stdout=subprocess.DEVNULL) as process:
         try:
             with redis.Redis(port=port, retry=PATIENCE) as client:
