@@ -13,7 +13,7 @@ class EngineConfig:
     model_path: str
     """A local folder, a hub id, a `.gguf` file or `smollm2-135m`."""
     device: str = "auto"
-    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:N`."""
+    """`auto` (`cuda` if there is a GPU), `cpu`, `cuda`, `cuda:N`."""
     tensor_parallel_size: int = 1
     """Processes that share the model, each with a part of every layer: one for each GPU from `device` on, if the model
     is too large for one. On a CPU all of them compute on it."""
@@ -24,8 +24,8 @@ class EngineConfig:
     quantize: str = "none"
     """`none`, or on a CPU `int8`: linear layers with 8-bit weights and activations, the output layer included."""
     kv_cache_dtype: str = "auto"
-    """`auto` (`dtype`; on a CPU float16 under `quantize` with float32), or on a CPU `int8`: keys and values in 8 bits,
-    with a scale for each of every KV head."""
+    """`auto` (`dtype`; on a CPU float16 under `quantize` with float32), or on a CPU `int8`: 8 bits, with a scale
+    for each key and each value of a KV head."""
     max_num_seqs: int = 256
     """Sequences in one step, at most."""
     max_num_tokens: int | None = None
@@ -44,13 +44,13 @@ class EngineConfig:
     prefix_caching: bool = True
     """Share the KV blocks of equal prefixes and keep unreferenced ones until their room is needed."""
     prompt_lookup: str = "auto"
-    """Guess tokens from what a sequence has read and said, and compute several at once: the same tokens, sooner. `on`,
-    `off`, or `auto`: on where a row's arithmetic does not depend on what is computed beside it."""
+    """Guess tokens from the sequence so far, and compute several at once: the same tokens, sooner. `on`, `off`, or
+    `auto`: on where a row's arithmetic does not depend on what is computed beside it."""
     attention: str = "auto"
     """`auto`, or a backend of `engine.attention.select`."""
     deterministic: bool = False
     """On a GPU: the same bits whatever the batch, by one tile and one order of additions for any number of rows, at a
-    cost in speed. On a CPU that is so by itself. An engine that cannot keep it does not start."""
+    cost in speed. On a CPU that is always so. An engine that cannot keep it does not start."""
     cuda_graphs: bool = True
     """On a GPU: steps of the same shape are launched at once, as a CUDA graph."""
     num_threads: int | None = None
@@ -58,8 +58,8 @@ class EngineConfig:
     step_timeout_seconds: float = 120.0
     """A step that takes longer is a hung device: the child is killed and started again."""
     start_timeout_seconds: float = 600.0
-    """Loading the model and allocating its cache may take this long; a download from the hub and a GGUF file's
-    conversion before may as long as they get on."""
+    """Loading the model and allocating its cache may take this long. A download from the hub and the conversion of a
+    GGUF file do not count, as long as they make progress."""
     cache_dir: str | None = None
     """Where converted and prepared models and compiled kernels are kept; None: `~/.cache/promptmill`."""
 

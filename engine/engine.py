@@ -81,8 +81,8 @@ class InferenceEngine(EngineLifecycle):
         in one output with `is_replay` before any new token; tokens after its end (a stop, `max_tokens`) are left out
         of it, so a caller who stored them can see that they were not this request's.
 
-        Requests share the KV blocks of equal prefixes only under equal `cache_key`s: one for each party that must not
-        learn from its waiting times what another has asked.
+        Requests share the KV blocks of equal prefixes only under equal `cache_key`s. Give each party its own if it must
+        not learn from response times what another has asked.
         """
         supervisor, reader = self._running()
         prompt, params = reader.check(prompt_token_ids), read_params(params)
@@ -119,7 +119,7 @@ class InferenceEngine(EngineLifecycle):
     ) -> None:
         """As `submit`, for an embedding of each prompt, token ids: one output each, in any order, `index` its place.
 
-        `dimensions`: leading numbers that are kept, for models trained so (Matryoshka); None: all of them.
+        `dimensions`: leading numbers that are kept, for models trained for it (Matryoshka); None: all of them.
         """
         supervisor, reader = self._running()
         pooling = self.embedding_reader.pooling(dimensions)
@@ -143,7 +143,7 @@ class InferenceEngine(EngineLifecycle):
         )
 
     def abort(self, request_id: str) -> None:
-        """Ends every choice with `cancelled`, delivered like any output. An unknown id is passed over."""
+        """Ends every choice with `cancelled`, delivered like any output. An unknown id is ignored."""
         self._running()[0].abort(request_id)
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> str:
@@ -163,7 +163,7 @@ class InferenceEngine(EngineLifecycle):
         return self._generate_all(token_ids, read_params_for_each(params, len(token_ids)))
 
     async def generate_async(self, prompt: Prompt, params: SamplingParams | None = None) -> str:
-        """`generate` for an event loop, beside which it tokenises; cancelling it aborts the request."""
+        """`generate` for an event loop; tokenises on another thread. Cancelling it aborts the request."""
         reader, params = self._running()[1], read_one_choice(params)
         request_id, collector = self._collect(await asyncio.to_thread(reader.read, prompt), params)
         try:
@@ -177,8 +177,8 @@ class InferenceEngine(EngineLifecycle):
     def generate_stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[str, None]:
         """The answer's text in pieces, as it comes; closing or cancelling the generator aborts the request.
 
-        Text is tokenised beside the event loop once the first piece is asked for, so what is wrong with it is raised
-        then; what is wrong with anything else is raised here.
+        Text is tokenised on another thread once the first piece is asked for, so an invalid text raises then; any other
+        invalid argument raises here.
         """
         reader, params = self._running()[1], read_one_choice(params)
         return self._stream(reader, prompt if is_text(prompt) else reader.check(prompt), params)
@@ -210,10 +210,10 @@ class InferenceEngine(EngineLifecycle):
 
     def embed(self, prompts: Sequence[Prompt], dimensions: int | None = None) -> NDArray[np.float32]:
         """The embedding of each prompt, `[num_prompts, dimensions]`, as the model's folder says: by default the last
-        token's hidden state, of length one. The same to the bit whatever else runs, wherever an output is.
+        token's hidden state, of length one. Bit-identical whatever else runs, wherever outputs are.
 
-        `dimensions`: leading numbers that are kept, for models trained so (Matryoshka); None: all of them. Raises as
-        `generate` does, and `InvalidRequestError` for a model whose kind of pooling is not served.
+        `dimensions`: leading numbers that are kept, for models trained for it (Matryoshka); None: all of them. Raises
+        as `generate` does, and `InvalidRequestError` for a model whose kind of pooling is not served.
         """
         request_id, collector = self._collect_embeddings(self.embedding_reader.read_all(prompts), dimensions)
         try:
@@ -223,7 +223,7 @@ class InferenceEngine(EngineLifecycle):
             raise
 
     async def embed_async(self, prompts: Sequence[Prompt], dimensions: int | None = None) -> NDArray[np.float32]:
-        """`embed` for an event loop, beside which it tokenises; cancelling it aborts the request."""
+        """`embed` for an event loop; tokenises on another thread. Cancelling it aborts the request."""
         token_ids = await asyncio.to_thread(self.embedding_reader.read_all, prompts)
         request_id, collector = self._collect_embeddings(token_ids, dimensions)
         try:

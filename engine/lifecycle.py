@@ -27,11 +27,10 @@ class EngineLifecycle:
         self._start_child = start_child
         self._lock = threading.Lock()  # of start and stop
         self.after_outputs: Callable[[], None] = lambda: None
-        """Called on the engine's thread behind each step's outputs, when all of them have been called back. It must not
-        raise."""
+        """Called on the engine's thread once all outputs of a step have been delivered. It must not raise."""
         self.output_interval_seconds = 0.0
-        """How long the new tokens of choices that go on may wait for those of later steps, to be called back together.
-        A choice's end waits for nothing."""
+        """For how long new tokens of unfinished choices may be held, to be delivered together with later ones. Ends are
+        delivered at once."""
         self._supervisor: Supervisor | None = None
         self._reader: PromptReader | None = None  # of the supervisor that runs
         self._embedding_reader: EmbeddingReader | None = None  # likewise
@@ -67,7 +66,8 @@ class EngineLifecycle:
             return self._supervisor
 
     def stop(self) -> None:
-        """Ends the child within a second or two and every request with an error. May be called at any time, twice."""
+        """Ends the child within a second or two and every request with an error. May be called at any time, more than
+        once."""
         self._stop(self._supervisor)
 
     def _stop(self, supervisor: Supervisor | None) -> None:
@@ -105,7 +105,7 @@ class EngineLifecycle:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether requests are served, if only after a restart of the child that is under way."""
+        """Whether requests are served, perhaps only after a restart of the child that is in progress."""
         supervisor = self._supervisor
         return supervisor is not None and supervisor.is_healthy
 
@@ -115,7 +115,7 @@ class EngineLifecycle:
         return self._running()[0].last_step_at
 
     def get_stats(self) -> dict[str, Any]:
-        """The fields of `EngineStats` (of the present child), `num_requests` and `num_restarts` (of the engine).
+        """The fields of `EngineStats` (of the current child), `num_requests` and `num_restarts` (of the engine).
 
         Waits for the child's answer, which comes between two steps, for at most a second; then gives the last known.
         """

@@ -63,7 +63,7 @@ OnOutput: TypeAlias = Callable[[RequestOutput], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOutput:
-    """One choice of one request, ended. Text is what precedes a stop string or stop token; `token_ids` hold both."""
+    """One finished choice of a request. `text` ends before a stop string or stop token; `token_ids` include it."""
 
     request_id: str
     index: int  # the choice, below `SamplingParams.n`

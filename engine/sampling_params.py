@@ -39,23 +39,23 @@ class SamplingParams:
     top_k: int | None = None
     min_p: float = 0.0
     presence_penalty: float = 0.0
-    """Taken from the logit of every token that stands in the output."""
+    """Subtracted from the logit of every token that occurs in the output."""
     frequency_penalty: float = 0.0
-    """Taken from a token's logit once for each time that it stands in the output."""
+    """Subtracted from a token's logit once for each occurrence in the output."""
     repetition_penalty: float = 1.0
     """The logit of every token of prompt and output is divided by this if positive, else multiplied; 1 is off."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, what is added to its logit)."""
     logprobs: int | None = None
-    """Report each token's log-probability, and so many of the likeliest tokens' beside it; None is off."""
+    """Report each token's log-probability, and those of this many likeliest tokens; None is off."""
     prompt_logprobs: int | None = None
-    """The same of the prompt's tokens, with choice 0. Such a prompt is computed whole, without the prefix cache."""
+    """The same for the prompt's tokens, with choice 0. Such a prompt is computed whole, without the prefix cache."""
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     visible_token_ids: tuple[int, ...] = ()
-    """Special tokens that stand in the text as they are spelt; the others add nothing to it."""
+    """Special tokens that appear in the text as they are spelt; the others add nothing to it."""
     grammar: GrammarSpec | None = None
 
     def __post_init__(self) -> None:

@@ -40,21 +40,21 @@ from producer.tables.select import is_table
 )
 @click.option("--retry-failed", is_flag=True, help="Ask again what OUT has an error for, and replace the errors.")
 @click.option(
-    "--cancel", "is_cancelled", is_flag=True, help="Cancel the jobs that an earlier run has left; ask nothing."
+    "--cancel", "is_cancelled", is_flag=True, help="Cancel the jobs that an interrupted run left; ask nothing."
 )
 @settings_options(ProducerSettings)
 def run(source: Path, target: Path, retry_failed: bool, is_cancelled: bool, **flags: Any) -> None:
-    """Answer every line, or row, of IN once, in OUT.
+    """Answer every line or row of IN exactly once, in OUT.
 
-    Two .jsonl files: requests of OpenAI's Batch API, each answered with a line, in the order they end. With --prompt,
-    IN is a .csv, .tsv or .parquet file, and OUT (or a .jsonl file) has its rows in their order, with the new columns
-    response, finish_reason, error, prompt_tokens and completion_tokens, or with --embed embedding, error and
-    prompt_tokens; {{ and }} are braces.
+    Without --prompt, IN and OUT are .jsonl files in the format of OpenAI's Batch API; answers come in the order in
+    which they end. With --prompt, IN is a .csv, .tsv or .parquet table, and OUT (a table or a .jsonl file) has its rows
+    in their order, with the new columns response, finish_reason, error, prompt_tokens and completion_tokens, or with
+    --embed embedding, error and prompt_tokens. {{ and }} in --prompt are literal braces.
 
-    What is answered already is skipped, errors as well, unless --retry-failed is given. Ctrl-C leaves the jobs in
-    flight on the queues: the same command collects their results within 24 hours, and continues; with --cancel it
-    cancels them. A table's answers are in OUT.journal until all are there; if some are errors it stays, for
-    --retry-failed. Exit code 1 if any failed.
+    The same command continues an interrupted run. It skips what OUT has an answer or an error for; with --retry-failed
+    only the answers. Ctrl-C leaves the jobs in flight on the queues: the same command collects their results within 24
+    hours; with --cancel it cancels them. A table's answers are in OUT.journal until all are there; if some are errors
+    it stays, for --retry-failed. Exit code 1 if any failed.
     """
     if str(target) == "-":
         raise click.UsageError("OUT must be a file, so that a run can continue; - is not one")

@@ -65,5 +65,5 @@ def deferred(is_json: bool, limit: int | None, **flags: Any) -> None:
 
 
 def _deferred_line(job: DeferredJob) -> str:
-    waits_for = ", ".join(f"{name} ({status or 'not known'})" for name, status in job.waits_for.items())
+    waits_for = ", ".join(f"{name} ({status or 'no longer kept'})" for name, status in job.waits_for.items())
     return f"{job.job_id}  {job.queue}  waits for {waits_for or 'nothing any more'}"

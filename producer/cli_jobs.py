@@ -48,7 +48,7 @@ def open_client(flags: dict[str, Any]) -> Client:
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON; with --stream, each chunk before it.")
 @click.option("--detach", is_flag=True, help="Print the job's id and do not wait.")
 @click.option("--model", metavar="NAME", help="Only a worker that serves this model takes the job.")
-@embed_options("Print the embedding of PROMPT as a JSON array of numbers, and no answer.")
+@embed_options("Print the embedding of PROMPT, as a JSON array of numbers, instead of an answer.")
 @prompt_options
 @click.option(
     "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and the N likeliest tokens."
@@ -195,7 +195,7 @@ def result(job_id: str, is_json: bool, timeout: float | None, **flags: Any) -> N
 
 @click.command()
 @click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
-@click.option("--dependents", is_flag=True, help="Also the jobs that wait for them, even if they had ended before.")
+@click.option("--dependents", is_flag=True, help="Also cancel the jobs that wait for these, even if these have ended.")
 @settings_options(ProducerSettings)
 def cancel(job_ids: tuple[str, ...], dependents: bool, **flags: Any) -> None:
     """Cancel jobs, queued or running. Exit code 1 if one had ended before, or does not exist."""

@@ -41,7 +41,7 @@ class WorkerSettings(ServerSettings):
     )
     webhooks: str = Field(
         default="",
-        description="URLs that RQ webhooks of jobs may go to, or below which, comma separated; others are refused.",
+        description="URLs that jobs' RQ webhooks may call, and all below them, comma separated; others are refused.",
     )
 
     chat_template: str | None = Field(
@@ -59,7 +59,9 @@ class WorkerSettings(ServerSettings):
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Device: auto, cpu, cuda or cuda:N."
     )
     tensor_parallel_size: int = Field(
-        default=1, ge=1, description="Number of GPUs to split the model over, from --device on; on a CPU, of processes."
+        default=1,
+        ge=1,
+        description="Number of GPUs to split the model over, beginning with --device; on a CPU, of processes.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number format of weights, keys and values: auto, float32, bfloat16 or float16."
@@ -125,7 +127,7 @@ class WorkerSettings(ServerSettings):
     max_num_jobs: int | None = Field(
         default=None,
         ge=1,
-        description="Maximum number of jobs held, waiting ones included; default: from --max-num-seqs.",
+        description="Maximum number of jobs held, waiting ones included; default: twice --max-num-seqs.",
     )
     max_running_per_tenant: int | None = Field(
         default=None,

@@ -1,7 +1,7 @@
 """What replaces a decoder's modules: merged products, and one pass where transformers has many.
 
 Owns the forward of each, by the names that transformers' decoders share; what is not merged keeps its name. Whether one
-computes what its original does is not known here: `engine.model.fusion` tries it.
+computes what its original does is not decided here: `engine.model.fusion` tries it.
 """
 
 from collections.abc import Iterable

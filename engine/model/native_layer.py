@@ -2,7 +2,7 @@
 
 A step of few rows would else spend as long between the products as within them, on the way through Python; for the same
 reason the calls are put together once, over tensors that stay where they are. Where attention
-is no native call it stands between two chains. Whether a layer computes what its original does is not known here:
+is no native call it stands between two chains. Whether a layer computes what its original does is not decided here:
 `engine.model.fusion` tries it.
 """
 

@@ -1,4 +1,4 @@
-"""How the RMS norms of models differ. What computes them is not known here."""
+"""How the RMS norms of models differ. Knows nothing of what computes them."""
 
 from dataclasses import dataclass
 

@@ -2,7 +2,7 @@
 
 A layer is then nine kernels, ten where a decode's keys are split: q k v, rotation and writing, attention, output,
 addition with norm, gate and up, activation, down, addition with the norm of the layer behind it. Only the first has a
-norm before, and the last an addition alone. Whether a module computes what its original does is not known here:
+norm before, and the last an addition alone. Whether a module computes what its original does is not decided here:
 `engine.model.fusion` tries it.
 """
 

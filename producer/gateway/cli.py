@@ -38,9 +38,11 @@ def keys() -> None:
 @keys.command("add")
 @click.argument("name")
 @click.option("--tenant", metavar="TENANT", help="Tenant that the key's jobs belong to.")
-@click.option("--requests-per-minute", type=int, metavar="N", help="Default: no limit.")
-@click.option("--tokens-per-minute", type=int, metavar="N", help="Of prompts and answers; default: no limit.")
-@click.option("--models", metavar="NAMES", help="The only models it may use, comma separated.")
+@click.option("--requests-per-minute", type=int, metavar="N", help="Requests a minute; default: no limit.")
+@click.option(
+    "--tokens-per-minute", type=int, metavar="N", help="Tokens a minute, of prompts and answers; default: no limit."
+)
+@click.option("--models", metavar="NAMES", help="The only models that it may use, comma separated; default: all.")
 @click.option("--operator", "is_operator", is_flag=True, help="The key may see /stats, /metrics and everybody's jobs.")
 @settings_options(ProducerSettings)
 def add(name: str, models: str | None, **options: Any) -> None:

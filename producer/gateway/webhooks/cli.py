@@ -33,16 +33,16 @@ from producer.transport import run_once
 def webhooks() -> None:
     """Endpoints that are told when a batch ends, and failed deliveries.
 
-    Makes, lists, rotates and removes endpoints. Of batches' webhooks and of those of RQ jobs, what could not be
-    delivered can be seen, and tried again.
+    `deliveries` and `retry` cover the webhooks of RQ jobs as well.
 
-    Requests to endpoints follow the Standard Webhooks rules; OpenAI's clients check them with `client.webhooks.unwrap`.
+    Requests to endpoints are signed as Standard Webhooks specifies; OpenAI's clients verify them with
+    `client.webhooks.unwrap`.
     """
 
 
 @webhooks.command("add")
 @click.argument("url")
-@click.option("--name", default="webhook", metavar="NAME", show_default=True, help="A name for people.")
+@click.option("--name", default="webhook", metavar="NAME", show_default=True, help="Name that lists show.")
 @click.option(
     "--events",
     default=",".join(EVENT_TYPES),
@@ -106,7 +106,7 @@ def remove(endpoint_id: str, **flags: Any) -> None:
 @click.argument("endpoint_id")
 @settings_options(ProducerSettings)
 def enable(endpoint_id: str, **flags: Any) -> None:
-    """Enable an endpoint that was disabled by its answer 410."""
+    """Enable an endpoint that was disabled because it answered 410."""
     settings = load_settings(ProducerSettings, flags)
     _find(settings, endpoint_id)
     was_disabled = run_once(settings, enable_endpoint(endpoint_id))
@@ -115,7 +115,7 @@ def enable(endpoint_id: str, **flags: Any) -> None:
 
 @webhooks.command("rotate")
 @click.argument("endpoint_id")
-@click.option("--keep-old", is_flag=True, help="The old secret signs beside the new one for 24 hours.")
+@click.option("--keep-old", is_flag=True, help="For 24 hours the old secret signs as well as the new one.")
 @settings_options(ProducerSettings)
 def rotate(endpoint_id: str, keep_old: bool, **flags: Any) -> None:
     """Give an endpoint a new secret, and print it."""
@@ -130,11 +130,15 @@ def rotate(endpoint_id: str, keep_old: bool, **flags: Any) -> None:
 @webhooks.command("test")
 @click.argument("endpoint_id")
 @click.option(
-    "--event", type=click.Choice(EVENT_TYPES, case_sensitive=False), default=EVENT_TYPES[0], show_default=True
+    "--event",
+    type=click.Choice(EVENT_TYPES, case_sensitive=False),
+    default=EVENT_TYPES[0],
+    show_default=True,
+    help="Event to send.",
 )
 @settings_options(WebhookSettings)
 def test(endpoint_id: str, event: Any, **flags: Any) -> None:
-    """Send a sample from here, once. Prints the status of the answer."""
+    """Send a sample event from this machine, once, and print the status of the answer."""
     from producer.gateway.webhooks.sender import WebhookSender
     from producer.gateway.webhooks.targets import TargetRules
 
