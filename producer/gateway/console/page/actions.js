@@ -6,7 +6,7 @@ import { announce } from "./notices.js";
 
 const ACTIONS = {
   "cancel-job": async (id) => {
-    if (!(await confirmed("Cancel this job?", `Job ${id} ends with what it has.`, "Cancel the job"))) return false;
+    if (!(await confirmed("Cancel this job?", `Job ${id} keeps its output so far.`, "Cancel the job"))) return false;
     return report(await post("/console/jobs/cancel", { job_ids: [id] }), "cancelled");
   },
   "retry-job": async (id) => report(await post("/console/jobs/retry", { job_ids: [id] }), "queued again"),
@@ -16,7 +16,7 @@ const ACTIONS = {
     return report(await post("/console/jobs/retry", { job_ids: all }), "queued again");
   },
   "cancel-batch": async (id) => {
-    const text = `Requests of ${id} that are not answered yet end as cancelled; answers stay.`;
+    const text = `Unanswered requests of ${id} end as cancelled; answers are kept.`;
     if (!(await confirmed("Cancel this batch?", text, "Cancel the batch"))) return false;
     await post(`/v1/batches/${encodeURIComponent(id)}/cancel`);
     announce("The batch is being cancelled.");

@@ -71,7 +71,7 @@ export function batchList(batches) {
     return h(
       "p",
       { class: "empty", "data-key": "no-batches" },
-      "There is no batch. POST /v1/batches makes one of a file of requests; promptmill run works without HTTP.",
+      "There is no batch. POST /v1/batches creates one from a file; promptmill run answers a file without HTTP.",
     );
   }
   return h(

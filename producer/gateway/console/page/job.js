@@ -10,7 +10,7 @@ const ENDED = new Set(["finished", "failed", "cancelled", "stopped"]);
 const STREAM_STATES = {
   connecting: "connecting…",
   live: "live",
-  waiting: "the stream broke off; going on at its cursor…",
+  waiting: "the stream broke off; resuming at its cursor…",
   ended: "",
 };
 

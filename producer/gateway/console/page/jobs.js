@@ -95,6 +95,6 @@ function open(event) {
 
 function explain(session) {
   return session.scope === "own"
-    ? "These are the jobs that this key asked for. An operator's key shows everybody's."
-    : "Without a key no jobs are listed, since a job without one is nobody's; open one by its id.";
+    ? "These are the jobs that this key submitted. An operator's key shows everybody's."
+    : "Without a key no jobs are listed; a job can be opened by its id.";
 }

@@ -32,7 +32,7 @@ export function listenForKeys(onChange) {
     event.preventDefault();
     const key = input.value.trim();
     if (!/^[\x21-\x7e]+$/.test(key)) {
-      error.textContent = "A key has letters, digits, - and _ alone: promptmill keys add NAME prints one.";
+      error.textContent = "A key has letters, digits, - and _ only; promptmill keys add NAME prints one.";
       return;
     }
     saveKey(key, keep.checked);

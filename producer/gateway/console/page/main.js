@@ -114,7 +114,7 @@ function meet(error) {
 }
 
 function stale() {
-  return lastSuccess ? "What is shown is from before; it is tried again." : "It is tried again.";
+  return lastSuccess ? "The figures shown are older; trying again." : "Trying again.";
 }
 
 let state = "live";

@@ -123,7 +123,7 @@ export class Overview {
 function limits(session) {
   const text =
     session.scope === "own"
-      ? `The key “${session.key_name}” sees the jobs and batches that it asked for. Queues, workers and the figures of the whole system are shown to an operator's key: promptmill keys add NAME --operator.`
+      ? `The key “${session.key_name}” sees the jobs and batches that it submitted. Queues, workers and the figures of the whole system are shown to an operator's key: promptmill keys add NAME --operator.`
       : "Without a key no jobs are listed; a job can be followed by its id. An operator's key shows everything.";
   return h("p", { class: "notice info", "data-key": "limits" }, text);
 }
@@ -190,7 +190,7 @@ function queuesPanel(queues) {
       columns,
       rows: busy,
       keyOf: (queue) => queue.name,
-      empty: "There is no queue yet: the first job makes one.",
+      empty: "There is no queue yet: the first job creates one.",
     }),
   );
 }
@@ -219,7 +219,7 @@ function workersPanel(workers) {
       columns,
       rows: workers,
       keyOf: (worker) => worker.name,
-      empty: "No worker is alive, so nothing is being done. To start one: promptmill worker",
+      empty: "No worker is alive, so no job is being answered. To start one: promptmill worker",
     }),
   );
 }
