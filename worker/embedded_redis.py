@@ -73,9 +73,19 @@ class EmbeddedRedis:
 
     def start(self) -> Self:
         """Start the server. Raises EmbeddedRedisError with the server's own words if it does not answer."""
+        port = self._given_port or self.port
+        try:
+            self._start_on(port or free_port())
+        except EmbeddedRedisError as error:
+            if port or "in use" not in str(error):
+                raise
+            self._start_on(free_port())  # somebody has taken the other one since we looked
+        return self
+
+    def _start_on(self, port: int) -> None:
         binary = find_server()
         data_dir = self._data_dir = self._make_data_dir()
-        self.port = self._given_port or self.port or free_port()
+        self.port = port
         command = [binary, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(data_dir), "--save", ""]
         command += [
             "--appendonly",
@@ -99,7 +109,6 @@ class EmbeddedRedis:
         except BaseException:
             self.stop()
             raise
-        return self
 
     def check_alive(self) -> None:
         """Raises EmbeddedRedisError, with the server's last words, if it has ended by itself."""

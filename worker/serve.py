@@ -142,7 +142,7 @@ def _embedded_redis(settings: ServeSettings) -> Iterator[EmbeddedRedis]:
             if settings.redis_port is not None or _is_free(port):
                 raise
             # Somebody has taken the port since we looked, another `serve` maybe.
-            server = stack.enter_context(EmbeddedRedis(data_dir=settings.data_dir, port=free_port(), pass_fds=locks))
+            server = stack.enter_context(EmbeddedRedis(data_dir=settings.data_dir, pass_fds=locks))
         yield server
 
 

@@ -31,8 +31,9 @@ class SentinelTrio:
         self._fronts = ExitStack()
         self._ports: dict[int, int] = {}  # by the server's, its front's
         self.ca_file = folder / "ca.pem"
-        self.master = EmbeddedRedis(data_dir=folder / "master")
-        self.replica = EmbeddedRedis(data_dir=folder / "replica")
+        self.master, self.replica = (
+            EmbeddedRedis(data_dir=folder / name, port=free_port()) for name in ("master", "replica")
+        )
         self._port = free_port()
         self._process: StartedProcess | None = None
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.fakes.ports import free_port
+from worker import embedded_redis
 from worker.embedded_redis import EmbeddedRedis
 from worker.errors import EmbeddedRedisError
 
@@ -18,6 +20,14 @@ def test_a_port_that_a_silent_stranger_holds_is_named(tmp_path: Path) -> None:
             EmbeddedRedisError, match=f"on port {server._given_port} did not start: .*[Aa]ddress.* in use"
         ):
             server.start()
+
+
+def test_a_port_that_is_lost_to_another_before_the_server_has_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        ports = [stranger.getsockname()[1], free_port()]
+        monkeypatch.setattr(embedded_redis, "free_port", iter(ports).__next__)
+        with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
+            assert client.ping() and server.port == ports[1]
 
 
 def test_it_has_started_when_it_has_read_what_it_kept() -> None:

@@ -34,6 +34,7 @@ from tests.acceptance.chaos.stream_reader import StreamReader
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.file_stores import BucketOfFiles, FolderOfFiles, PlaceOfFiles
 from tests.fakes.flaky_s3 import FlakyS3
+from tests.fakes.ports import free_port
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import WorkerThread
 from worker.embedded_redis import EmbeddedRedis
@@ -54,7 +55,7 @@ class GatewayScene:
 
     def __init__(self, stack: ExitStack, folder: Path, seed: int) -> None:
         self._rng = rng = random.Random(f"gateways of {seed}")
-        self.server = stack.enter_context(EmbeddedRedis(data_dir=folder / "redis", fsync="always"))
+        self.server = stack.enter_context(EmbeddedRedis(data_dir=folder / "redis", port=free_port(), fsync="always"))
         self.url = self.server.url
         anywhere, self._loss = rng.random() < 0.5, rng.choice((0.0, 0.0, 0.01, 0.03))
         self._proxies = [

@@ -31,6 +31,7 @@ from tests.acceptance.chaos.verdict import history
 from tests.acceptance.chaos.watchers import Watchers
 from tests.acceptance.chaos.workload import ChaosJob
 from tests.fakes.flaky_s3 import BUCKET, FlakyS3
+from tests.fakes.ports import free_port
 from tests.fakes.redis_proxy import CuttingProxy
 from tests.fakes.worker_runs import WorkerProcess
 from worker.embedded_redis import EmbeddedRedis
@@ -68,7 +69,7 @@ class Scene:
     def __init__(self, stack: ExitStack, folder: Path, rng: random.Random, seed: int) -> None:
         self._rng = rng
         self._folder = folder
-        self.server = stack.enter_context(EmbeddedRedis(data_dir=folder / "redis", fsync="always"))
+        self.server = stack.enter_context(EmbeddedRedis(data_dir=folder / "redis", port=free_port(), fsync="always"))
         anywhere, num_threads = rng.random() < 0.5, rng.randint(1, 3)
         self.proxies = [
             stack.enter_context(CuttingProxy(self.server.port, seed=rng.randrange(1000), anywhere=anywhere))

@@ -9,6 +9,7 @@ from pathlib import Path
 import redis
 
 from tests.acceptance.chaos.scene_workers import start_worker
+from tests.fakes.ports import free_port
 from worker.embedded_redis import EmbeddedRedis
 from worker.redis_client import connect
 
@@ -25,7 +26,7 @@ class RollbackScene:
     def __init__(self, stack: ExitStack, folder: Path, rng: random.Random) -> None:
         self._rng = rng
         self._data, self._copy = folder / "redis", folder / "copy"
-        self._server = stack.enter_context(EmbeddedRedis(data_dir=self._data, fsync="always"))
+        self._server = stack.enter_context(EmbeddedRedis(data_dir=self._data, port=free_port(), fsync="always"))
         self.url = self.lossy_url = self._server.url
         for _ in range(rng.randint(1, 3)):
             start_worker(stack, self.url, rng, (0.005, 0.02, 0.05), lease_seconds=LEASE_SECONDS)

@@ -26,6 +26,7 @@ from tests.acceptance.chaos.schedule import Event, Fault, make_schedule
 from tests.acceptance.chaos.verdict import find_problems, history, read_stream
 from tests.acceptance.chaos.watchers import Watchers
 from tests.acceptance.chaos.workload import ChaosJob, make_jobs
+from tests.fakes.ports import free_port
 from tests.fakes.redis_reads import stream_rows
 from worker.embedded_redis import EmbeddedRedis
 
@@ -84,7 +85,7 @@ def run_chaos(command: Sequence[str], config: ChaosConfig, log_dir: Path) -> Cha
     reference = run_without_faults(command, jobs, quiet_dir)
     report = ChaosReport()
     with ExitStack() as stack:
-        server = stack.enter_context(EmbeddedRedis(data_dir=log_dir / "redis", fsync="always"))
+        server = stack.enter_context(EmbeddedRedis(data_dir=log_dir / "redis", port=free_port(), fsync="always"))
         fleet = stack.enter_context(Fleet(server, command, chaos_dir, num_workers=NUM_WORKERS))
         connection = stack.enter_context(redis.Redis.from_url(server.url))
         fleet.wait_until_all_serve(server.url)
