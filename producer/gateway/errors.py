@@ -34,6 +34,8 @@ from producer.responses.request import RESPONSES_URL
 
 CLIENT_CLOSED_REQUEST = 499  # what is logged where the client went away before an answer
 
+_REPEATED = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT)  # below 500, of those that a job can end with
+
 MAX_MESSAGE_CHARS, MAX_PARAM_CHARS = 4000, 200  # they may quote what was sent
 
 # OpenAI's services that are not here, and whose work others do.
@@ -87,7 +89,7 @@ def from_info(error: ErrorInfo, *, finds_same_job: bool = False) -> ApiError:
     `finds_same_job`: the request, repeated, would meet this very end again.
     """
     status = error.code.http_status
-    may_repeat = None if status < 500 and status != HTTPStatus.CONFLICT else error.retryable
+    may_repeat = None if status < 500 and status not in _REPEATED else error.retryable
     if finds_same_job:
         may_repeat = False
     return ApiError(status, str(error.code), error.message, param=error.param, should_retry=may_repeat)
