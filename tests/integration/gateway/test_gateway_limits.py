@@ -82,11 +82,13 @@ def test_a_request_that_failed_costs_what_it_has_used(
 def test_a_request_that_ended_with_one_of_its_jobs_costs_its_estimate(
     redis_url: str, redis_client: redis.Redis, gateway: RunningGateway, worker: FakeWorker, is_streamed: bool
 ) -> None:
-    """What the other one had used by then nobody has seen."""
+    """What the other one, which is cancelled, had used by then nobody has seen."""
     key = new_key(redis_url, "small", "--tokens-per-minute", "600")
 
+    jobs: list[HeldJob] = []
+
     def fail_the_bad_one(held: HeldJob) -> None:
-        held.begin()
+        jobs.append(held.begin())
         if held.arguments["prompt"] == "bad":
             held.end("failed", error=ErrorInfo(code=ErrorCode.ENGINE_ERROR, message="told to fail"))
 
@@ -99,6 +101,7 @@ def test_a_request_that_ended_with_one_of_its_jobs_costs_its_estimate(
         list(client.completions.create(model="fake", **asked))
     left = float(redis_client.hget(f"promptmill:gateway:rate:{key.split('-')[1]}", "tokens") or 0)
     assert left <= 600 - 2 * 200
+    assert [job.is_cancelled() for job in jobs] == [job.arguments["prompt"] == "good" for job in jobs]
 
 
 def test_a_request_that_nobody_waits_for_costs_a_minutes_tokens_at_most(

@@ -110,6 +110,29 @@ def test_an_answer_is_found_again_while_the_queue_takes_no_more(
             client.completions.create(**asked)
         worker.connection.rpush("rq:queue:promptmill", "a", "b")
         assert client.completions.create(**asked).choices[0].text == "x "
+        with pytest.raises(openai.RateLimitError, match="nothing was enqueued"):
+            client.completions.create(**{**asked, "prompt": ["x", "one more"]})
+    assert worker.connection.llen("rq:queue:promptmill") == 2
+
+
+def test_a_key_that_is_empty_or_too_long_is_refused_by_name(
+    redis_url: str, start_gateway: StartGateway, echoing: FakeWorker
+) -> None:
+    key, gateway = new_key(redis_url, "mine"), start_gateway(allow_anonymous=True)
+
+    def refused_field(header: str | None, in_body: str | None, **more: str) -> str | None:
+        body = {"model": "fake", "prompt": "x", "idempotency_key": in_body}
+        headers = more if header is None else {"idempotency-key": header, **more}
+        answer = httpx.post(f"{gateway.url}/v1/completions", json=body, headers=headers)
+        assert answer.status_code == (400 if "error" in answer.json() else 200)
+        return answer.json().get("error", {}).get("param")
+
+    assert [refused_field("k" * length, None) for length in (0, 1, 200, 201)] == [
+        *("idempotency-key", None, None, "idempotency-key")
+    ]
+    assert [refused_field(None, "k" * length) for length in (256, 257)] == [None, "idempotency_key"]
+    whose = {"authorization": f"Bearer {key}"}
+    assert [refused_field(None, "k" * length, **whose) for length in (200, 256)] == [None, "idempotency_key"]
 
 
 @pytest.mark.parametrize("is_another_alive", [True, False])

@@ -63,6 +63,10 @@ def test_a_gap_and_a_message_of_a_stranger_ask_for_the_stream() -> None:
     assert reader.take_published(b"hello") is None
     assert reader.take_published(b"1-1 {}") is None
     assert reader.last_id == EntryId(0, 0)
+    reader.take_range([marker(1)])
+    for entry_id in (EntryId(1, 2), EntryId(2, 1)):
+        assert reader.take_published(published(data(entry_id, chunk("b")))) is None
+    assert reader.last_id == EntryId(1, 0)
 
 
 def test_entries_behind_the_end_count_only_after_a_reset() -> None:

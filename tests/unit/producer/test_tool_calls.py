@@ -1,9 +1,13 @@
 """Calls of tools on the wire: pieces merge into calls, and what a late reader lacks is computed from both."""
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from producer.contract import Choice, Chunk, ToolCall, ToolCallDelta, join_deltas, merge_deltas, rest_of_calls
+from producer.contract.message import CalledFunctionMessage
 
 
 def begin(index: int, arguments: str = "") -> ToolCallDelta:
@@ -56,6 +60,13 @@ def test_the_chunks_of_a_choice_join_to_its_result() -> None:
     assert Choice.join(2, chunks, cut_off="cancelled") == Choice(
         index=2, text="", token_ids=[], finish_reason="cancelled"
     )
+
+
+@pytest.mark.parametrize(("arguments", "parsed"), [("", {}), ("{}", {}), ('{"a": [1]}', {"a": [1]}), ({"a": 2}, {"a": 2})])
+def test_an_earlier_calls_arguments_are_an_object_where_the_model_wrote_nothing_too(
+    arguments: str | dict[str, Any], parsed: dict[str, Any]
+) -> None:
+    assert CalledFunctionMessage(name="f", arguments=arguments).parsed_arguments == parsed
 
 
 def test_a_delta_stays_as_it_is_on_the_wire() -> None:
