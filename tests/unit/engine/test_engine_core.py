@@ -8,6 +8,7 @@ import pytest
 from engine.errors import ContextLengthError, DeviceLostError, DeviceMemoryError, InvalidRequestError
 from engine.messages import FinishCode
 from engine.runner.batch_inputs import BatchInputs
+from engine.token_budget import STEPS_TO_RECOVER
 from tests.fakes.core_driver import CoreDriver
 from tests.fakes.fake_runner import FakeRunner, undisturbed_output
 
@@ -206,6 +207,23 @@ def test_a_budget_goes_down_as_far_as_the_memory_asks_however_many_sequences_may
     driver.run()
     expect_others_undisturbed(driver, runner, prompts)
     assert num_failed <= 12, "64, 32 and 16 tokens do not fit, in parts and once more as the budget is tried again"
+
+
+def test_steps_are_as_large_as_before_when_the_memory_has_sufficed_for_a_while() -> None:
+    seen: list[int] = []
+
+    def run_short_once(inputs: BatchInputs) -> None:
+        seen.append(inputs.num_tokens)
+        if len(seen) == 1:
+            raise DeviceMemoryError("no room this time")
+
+    driver = CoreDriver(FakeRunner(num_blocks=256, on_execute=run_short_once), max_num_tokens=32, prompt_lookup="off")
+    driver.add([1] * 32, max_tokens=90)
+    for _ in range(STEPS_TO_RECOVER + 1):
+        driver.step()
+    driver.add([2] * 31, max_tokens=1)
+    driver.run()
+    assert max(seen[1:]) == 32, "a decode beside the prompt"
 
 
 def test_a_sequence_that_not_even_alone_fits_the_memory_fails_alone() -> None:

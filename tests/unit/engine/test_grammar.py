@@ -93,6 +93,22 @@ def test_forced_tokens_cost_no_forward(tokenizer_dir: Path) -> None:
     assert driver.finished == {whole: FinishCode.STOP, choice: FinishCode.STOP}
 
 
+def test_a_choice_is_written_as_it_was_given_whatever_it_means_elsewhere(tokenizer_dir: Path) -> None:
+    for text in (
+        'say "yes"',
+        "back\\slash",
+        "\\u0041",
+        "two\nlines\t",
+        "\x00\x7f\u2028",
+        "né 漢 😀",
+        "/x/i",
+        "a | b",
+        "%json",
+    ):
+        spec = GrammarSpec("choice", json.dumps([text]))
+        assert text_of(output_of(tokenizer_dir, spec)) == text
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_an_output_cut_short_is_a_prefix_of_the_whole(tokenizer_dir: Path, spec: GrammarSpec) -> None:
     whole = output_of(tokenizer_dir, spec)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,6 +152,19 @@ def test_the_choices_of_a_grammar_that_cannot_be_tried_share_one_trial_and_hold_
     assert asked.count(GOOD) == 1
 
 
+def test_all_that_follow_a_grammar_pay_into_one_account(tokenizer_dir: Path) -> None:
+    compiler = make_compiler(tokenizer_dir, lambda spec: 0)
+    pending = PendingGrammars(compiler)
+    for sequence_id in range(2):
+        pending.add(sequence_of(sequence_id, GOOD))
+    first, second = (done.sequence.grammar for done in take(pending, 2))
+    assert first is not None and second is not None
+    compiler.prepare(GOOD).result().budget.charge(1.0, 0, at=time.perf_counter())
+    for matcher in (first, second):
+        matcher.accept(ord("{"))
+        assert matcher.is_too_costly
+
+
 def sequence_of(sequence_id: int, spec: GrammarSpec) -> Sequence:
     limits = SequenceLimits(vocab_size=VOCAB_SIZE, max_len=100, eos_token_ids=(EOS_TOKEN_ID,), described="")
     message = AddSequence(sequence_id=sequence_id, prompt_token_ids=[1], params=SamplingParams(grammar=spec))
@@ -177,6 +191,22 @@ def test_large_grammars_are_not_kept_in_any_number(tokenizer_dir: Path) -> None:
         compiler.compile(GrammarSpec("choice", '["small"]'))
     assert [source for source in asked if len(source) == 1] == ["a", "b", "c", "a"]
     assert asked.count('["small"]') == 1
+
+
+def test_of_many_small_grammars_those_that_were_used_last_are_kept(
+    tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.grammar.compiler._MAX_CACHED", 2)
+    asked: list[str] = []
+
+    def note(spec: GrammarSpec) -> int:
+        asked.append(spec.source)
+        return 0
+
+    compiler = make_compiler(tokenizer_dir, note)
+    for source in ("a", "b", "a", "c", "a", "b"):
+        compiler.compile(GrammarSpec("regex", source))
+    assert asked == ["a", "b", "c", "b"]
 
 
 def make_compiler(tokenizer_dir: Path, try_apart: object) -> GrammarCompiler:

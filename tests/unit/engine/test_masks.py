@@ -67,6 +67,14 @@ def test_a_token_is_admitted_if_and_only_if_the_mask_holds_it(
     assert num_states or takes_forced  # a grammar of one sentence has no state that asks for a choice
 
 
+@pytest.mark.parametrize("vocab_size", [VOCAB_SIZE - 1, VOCAB_SIZE, VOCAB_SIZE + 1])
+def test_the_last_token_of_any_vocabulary_has_a_bit(tokenizer_dir: Path, vocab_size: int) -> None:
+    compiler = GrammarCompiler(str(tokenizer_dir), vocab_size=vocab_size, eos_token_ids=(EOS_TOKEN_ID,))
+    matcher = begin(compiler, GrammarSpec("lark", f'start: "a" | <[{vocab_size - 1}]>'))
+    bits = MaskFiller(vocab_size).fill([matcher]).view(np.uint8)
+    assert np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist() == [ord("a"), vocab_size - 1]
+
+
 def test_rows_without_filters_get_masks_only_where_their_tokens_are_refused(compiler: GrammarCompiler) -> None:
     matchers = [begin(compiler, GrammarSpec("regex", f"[{letters}]x*")) for letters in ("ab", "ab", "cd", "cd")]
     has_filter = np.array([False, False, True, False])

@@ -72,6 +72,16 @@ def test_a_preempted_sequence_finds_its_own_blocks_again() -> None:
     assert driver.cached_tokens == {}, "what it had computed itself was no hit of its prompt's"
 
 
+def test_of_a_resumed_answer_what_is_found_behind_its_prompt_is_no_hit_of_the_prompts() -> None:
+    driver = CoreDriver(FakeRunner(block_size=4))
+    first = driver.add([1, 2, 3, 4, 5, 6], max_tokens=12)
+    driver.run()
+    resumed = driver.add([1, 2, 3, 4, 5, 6], max_tokens=12, output=driver.outputs[first][:9])
+    driver.run()
+    assert driver.cached_tokens == {resumed: 6} and driver.outputs[resumed] == driver.outputs[first]
+    assert driver.core.get_stats().num_prompt_tokens == 6 + 3, "12 of 15 tokens were found"
+
+
 def test_what_an_aborted_sequence_computed_serves_the_next_one() -> None:
     driver = CoreDriver(FakeRunner(block_size=4))
     prompt = list(range(13))

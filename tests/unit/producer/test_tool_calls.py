@@ -62,7 +62,9 @@ def test_the_chunks_of_a_choice_join_to_its_result() -> None:
     )
 
 
-@pytest.mark.parametrize(("arguments", "parsed"), [("", {}), ("{}", {}), ('{"a": [1]}', {"a": [1]}), ({"a": 2}, {"a": 2})])
+@pytest.mark.parametrize(
+    ("arguments", "parsed"), [("", {}), ("{}", {}), ('{"a": [1]}', {"a": [1]}), ({"a": 2}, {"a": 2})]
+)
 def test_an_earlier_calls_arguments_are_an_object_where_the_model_wrote_nothing_too(
     arguments: str | dict[str, Any], parsed: dict[str, Any]
 ) -> None:
