@@ -45,7 +45,6 @@ class StopMatcher:
     def flush(self) -> str:
         """The text held back, once no more will follow: it did not become a stop string."""
         held, self._held = self._held, ""
-        self._state = 0
         return held
 
 

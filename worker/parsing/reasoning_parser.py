@@ -45,9 +45,8 @@ class ReasoningParser:
 
     def finish(self) -> Split:
         """What is left, once no more text will follow: a thought without an end is a thought."""
-        if self._at is _At.THOUGHT and self._unread.strip():
+        if self._at is _At.THOUGHT:
             self._reasoning.append(self._unread.rstrip())
-            self._unread = ""
         self.has_thought = bool(self.has_thought)
         return self._take(has_answer=self._at is _At.BEGINNING)
 

@@ -125,7 +125,8 @@ def test_a_key_that_is_empty_or_too_long_is_refused_by_name(
         headers = more if header is None else {"idempotency-key": header, **more}
         answer = httpx.post(f"{gateway.url}/v1/completions", json=body, headers=headers)
         assert answer.status_code == (400 if "error" in answer.json() else 200)
-        return answer.json().get("error", {}).get("param")
+        param: str | None = answer.json().get("error", {}).get("param")
+        return param
 
     assert [refused_field("k" * length, None) for length in (0, 1, 200, 201)] == [
         *("idempotency-key", None, None, "idempotency-key")

@@ -38,6 +38,13 @@ def described(slots: SequenceSlots) -> dict[str, Any]:
     return known | {"scores": (slots.is_scoring, *starts_and_ends), "uncomputed": slots.num_uncomputed([0])}
 
 
+def test_a_top_k_beyond_any_vocabulary_takes_all_its_tokens() -> None:
+    for top_k, kept in ((2**70, 2**31 - 1), (2**31, 2**31 - 1), (7, 7), (None, 0)):
+        slots = make_slots()
+        slots.acquire(sequence_of(SamplingParams(top_k=top_k)))
+        assert slots.rows(np.array([0])).top_k.tolist() == [kept]
+
+
 def test_a_slot_that_is_taken_again_is_as_a_new_one() -> None:
     fresh = make_slots()
     fresh.acquire(sequence_of(PLAIN))
