@@ -50,6 +50,7 @@ async def test_a_file_whose_part_is_no_longer_reserved_is_not_recorded(
     await files.reserve("slow")
     redis_client.zadd(file_keys.UNRECORDED_KEY, {"slow": 1})
     assert await files.due_parts() == ["slow"]
+    assert redis_client.zscore(file_keys.UNRECORDED_KEY, "slow") == 0, "for good, whatever becomes of the clock"
     await files.renew("slow")  # too late
     await files.reserve("slow")
     assert not await files.create(record, [Part("slow", 1)])
@@ -64,14 +65,26 @@ async def test_a_renewal_that_comes_late_does_not_doom_a_recorded_part(
     assert redis_client.zcard(file_keys.UNRECORDED_KEY) == 0
 
 
-async def test_recording_and_deleting_twice_is_as_once(files: FileRecords) -> None:
-    record = await add(files)
+async def test_recording_and_deleting_twice_is_as_once(files: FileRecords, redis_client: redis.Redis) -> None:
+    record = await add(files, key_id="me", expires_at=4_000_000_000)
     assert await files.create(record, [Part(f"part-{record.id}", 7)])
     assert await files.get(record.id) == record
     assert await files.delete(record.id) == "deleted" and await files.delete(record.id) == "absent"
     assert await files.due_parts() == [f"part-{record.id}"]
     await files.forget(f"part-{record.id}")
     assert await files.due_parts() == []
+    assert redis_client.keys("promptmill:file*") == [file_keys.STORE_KEY.encode()], "nothing of it is left"
+
+
+async def test_a_file_of_several_parts_that_is_recorded_twice_is_there_once(files: FileRecords) -> None:
+    record = FileRecord(id=await files.new_id(), filename="a", purpose="batch", key_id=None)
+    parts = [Part("one", 3), Part("two", 4)]
+    for part in parts:
+        await files.reserve(part.name)
+    assert await files.create(record, parts) and await files.create(record, parts)
+    assert await files.parts(record.id) == parts and (await files.get(record.id)) == record.model_copy(
+        update={"num_bytes": 7}
+    )
 
 
 async def test_lists_go_by_owner_and_purpose_newest_first(files: FileRecords) -> None:
@@ -102,7 +115,8 @@ async def test_an_expired_file_is_gone_at_once_and_its_part_with_the_next_round(
     redis_client.hset(file_keys.file_key(record.id), "expires_at", 1)
     redis_client.zadd(file_keys.EXPIRIES_KEY, {record.id: 1})
     assert await files.get(record.id) is None and (await files.page(whose=NOBODYS)).records == [other]
-    assert await files.expire() == [record.id] and await files.expire() == []
+    redis_client.zadd(file_keys.EXPIRIES_KEY, {"file-lost": 2})  # what it names is not there
+    assert await files.expire() == [record.id, "file-lost"] and await files.expire() == []
     assert await files.due_parts() == [f"part-{record.id}"]
     assert not redis_client.exists(file_keys.file_key(record.id), file_keys.parts_key(record.id))
 
@@ -119,6 +133,7 @@ async def test_a_held_file_is_neither_deleted_nor_expired(files: FileRecords, re
     redis_client.zadd(file_keys.EXPIRIES_KEY, {record.id: 1})
     assert not hold(record.id, "batch_3"), "it has expired"
     assert await files.expire() == [] and len(await files.parts(record.id)) == 1
+    assert redis_client.zscore(file_keys.EXPIRIES_KEY, record.id) > redis_client.time()[0], "others are looked at first"
     redis_client.srem(file_keys.holds_key(record.id), "batch_1", "batch_2")
     redis_client.zadd(file_keys.EXPIRIES_KEY, {record.id: 1})
     assert await files.expire() == [record.id]
@@ -137,6 +152,8 @@ async def test_a_file_grows_part_by_part_within_somebody_elses_script(
         for _ in range(2):  # the second time is a repetition
             assert await transport.run(append.run([], [file_id, part, num_bytes])) == 1
     assert await transport.run(append.run([], [file_id, "unreserved", 1])) == 0
+    await files.reserve("spare")
+    assert await transport.run(append.run([], [await files.new_id(), "spare", 1])) == 0, "there is no such file"
     grown = await files.get(file_id)
     assert grown is not None and (grown.num_bytes, grown.status) == (7, "uploaded")
     finish = Script(file_keys.FILE_FUNCTIONS + "file_finish(ARGV[1])")
@@ -156,5 +173,7 @@ async def test_gateways_with_different_stores_cannot_share_a_redis(
         with pytest.raises(FileStoreError, match="give all gateways the same one"):
             await refused
     await files.delete(record.id)
+    with pytest.raises(FileStoreError, match="give all gateways the same one"):
+        await other.claim_store()  # the file's bytes are there yet
     await files.forget(f"part-{record.id}")
     await other.claim_store()
