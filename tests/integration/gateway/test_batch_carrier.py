@@ -9,6 +9,7 @@ import redis as redis_py
 from producer.contract import keys
 from producer.gateway.api_keys import add_key, make_key
 from producer.gateway.batches import batch_records
+from producer.gateway.batches.batch_keys import answered_key
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
 from producer.gateway.files.file_keys import EVERYBODYS
 from tests.fakes.batches import BatchBench, batch_bench, events_owed, line
@@ -50,7 +51,9 @@ async def test_a_batch_is_completed_with_its_answers_its_errors_its_counts_and_i
     files = [await bench.files.get(str(file_id)) for file_id in (record.output_file_id, record.error_file_id)]
     assert [file.status for file in files if file is not None] == ["processed", "processed"]
     assert await bench.records.count_by_status() == {**dict.fromkeys(BatchStatus, 0), BatchStatus.COMPLETED: 1}
-    assert await bench.files.delete(record.input_file_id) == "deleted"
+    assert not redis_client.exists(answered_key(created.id))
+    for file_id in (record.input_file_id, str(record.output_file_id), str(record.error_file_id)):
+        assert await bench.files.delete(file_id) == "deleted", "nobody needs it any more"
 
 
 async def test_a_line_that_is_larger_than_any_worker_takes_is_refused_before_it_is_enqueued(

@@ -241,13 +241,19 @@ def test_no_order_of_events_makes_redis_say_what_is_not_so(redis_url: str, tmp_p
     run_state_machine_as_test(machine, settings=options)
 
 
-async def test_a_batch_whose_input_was_not_read_in_time_expires(
+async def test_a_batch_whose_input_was_not_read_in_time_expires_unless_it_is_cancelled(
     redis_url: str, redis_client: redis_py.Redis, tmp_path: Path
 ) -> None:
     async with batch_bench(redis_url, tmp_path) as bench:
         created = await bench.create([line("a")])
         lease = await bench.claim()
         assert lease is not None and lease.record.status is BatchStatus.VALIDATING
+
+        async def wish() -> Wish:
+            await BatchLease.renew(bench.redis, [lease], 15.0)
+            return lease.wish
+
         redis_client.hset(f"promptmill:batch:{created.id}", "expires_at", 1)
-        await BatchLease.renew(bench.redis, [lease], 15.0)
-        assert lease.wish is Wish.EXPIRE
+        assert await wish() is Wish.EXPIRE
+        await bench.records.cancel(created.id)
+        assert await wish() is Wish.CANCEL, "as whoever cancelled it was told"
