@@ -79,21 +79,20 @@ class Scheduler:
         """Plan one step; None if there is nothing to do. Mutates: admits, preempts, and allocates the step's blocks."""
         self._budget.recover()
         self._admit_urgent()
-        ran_short = self._reserve_blocks()
+        self._reserve_blocks()
         decodes = self._slots.decoding_slots()
         foreseen, self._foreseen = self._foreseen, NOTHING_FORESEEN
         draft = StepDraft(budget=self._prefill_tokens(max(len(decodes), foreseen.num_decodes)))
         for sequence in self._by_urgency(first=foreseen.prefilling):
             self._plan_chunk(draft, sequence)
-        if not ran_short:
-            self._admit_waiting(draft)
+        self._admit_waiting(draft)
         if not draft.slots and not len(decodes):
             assert not len(self._waiting), "sequences wait and none can run"
             return None
         plan = draft.mixed_plan(self._slots) if draft.slots else self._decode_plan()
         if self._forecaster is not None:
             budget = self._prefill_tokens(len(plan.sampled))
-            if not ran_short and draft.budget <= 0:
+            if draft.budget <= 0:
                 self._admit_ahead(plan, budget)
             self._foreseen = self._forecaster.foresee(plan, self._by_urgency(), budget=budget)
         return plan
@@ -182,12 +181,11 @@ class Scheduler:
                 self._cached_tokens[sequence.sequence_id] = cached
         return slot
 
-    def _reserve_blocks(self) -> bool:
+    def _reserve_blocks(self) -> None:
         """Allocate a block for every decode whose next token starts a block, and for prefills that have more tokens
-        than when they were admitted. True if a sequence was preempted for it.
+        than when they were admitted, preempting others for it if necessary.
         """
         slots, kv = self._slots, self._kv
-        ran_short = False
         while True:
             decoding = slots.decoding_slots()
             full = decoding[slots.num_computed[decoding] >= slots.capacity[decoding]]
@@ -197,12 +195,10 @@ class Scheduler:
             if num_wanted <= kv.num_available:
                 break
             self.preempt(self._slot_of(self._slots.least_urgent()))
-            ran_short = True
         if num_wanted:
             kv.grow(full)
             for slot in self._prefilling:
                 kv.extend(slot)
-        return ran_short
 
     def preempt(self, slot: int) -> None:
         """Move the slot's sequence back to its old place in the waiting queue: it keeps its tokens, but no blocks."""
