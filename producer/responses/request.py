@@ -38,9 +38,10 @@ _INCLUDABLE = {
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 }
-# Fields with these values ask for nothing that is not so in any case. `max_tool_calls` limits OpenAI's own tools alone.
+# Fields with these values ask for nothing that is not so in any case. `max_tool_calls` limits OpenAI's own tools alone;
+# `client_metadata` is how Codex tells OpenAI about itself.
 _NEUTRAL_VALUES: dict[str, Any] = {"truncation": "disabled", "n": 1}
-_IGNORED = frozenset({"max_tool_calls", "prompt_cache_options"})
+_IGNORED = frozenset({"client_metadata", "max_tool_calls", "prompt_cache_options"})
 _NOT_SERVED = {
     "access_programs": "leave it out",
     "background_options": "leave it out; priority and deadline say which of several comes first",
@@ -160,12 +161,13 @@ def _text_fields(text: Any) -> dict[str, Any]:
 
 
 def _reasoning_fields(reasoning: Any) -> dict[str, Any]:
+    """A summary that is `auto` is the one that there is: the thoughts themselves."""
     given = _inner(reasoning, "reasoning", ("effort", "summary", "generate_summary", "context", "mode"))
-    others = [name for name in given if name != "effort"]
+    others = [name for name, value in given.items() if name != "effort" and value != "auto"]
     if others:
         rule = f"reasoning.{others[0]}: is OpenAI's, and not served here; leave it out: thoughts come as they are"
         raise InvalidJobError(rule, param=f"reasoning.{others[0]}")
-    return {"reasoning_effort": given["effort"]} if given else {}
+    return {"reasoning_effort": given["effort"]} if "effort" in given else {}
 
 
 def _inner(value: Any, param: str, known: tuple[str, ...] | None) -> dict[str, Any]:
