@@ -160,8 +160,10 @@ class JobRequest(ContractModel):
 
     @property
     def output_format_field(self) -> str | None:
-        """The field that describes the form of the whole output, if one does."""
+        """The field that describes the form of the answer, if one does. Where a call is forced there is no answer."""
         free = (None, {"type": "text"})
+        if self.forces_call:
+            return None
         return next((name for name in OUTPUT_FORMAT_FIELDS if getattr(self, name) not in free), None)
 
     @model_validator(mode="before")
@@ -221,8 +223,11 @@ class JobRequest(ContractModel):
                 raise breaks_rule("chat_template_kwargs", f"chat_template_kwargs must not set {name}; leave it out")
         if self.tools is None and self.tool_choice not in (None, "none"):
             raise breaks_rule("tool_choice", "tool_choice needs tools to choose from; give tools, or leave it out")
-        if self.callable_tools is not None and self.output_format_field is not None:
-            raise breaks_rule("tools", "tools and a form of the whole output exclude each other; give one of them")
+        if self.callable_tools is not None:
+            for name in OUTPUT_FORMAT_FIELDS:
+                if name != "response_format" and getattr(self, name) is not None:
+                    rule = f"tools and {name} exclude each other; give one of them, or a schema as response_format"
+                    raise breaks_rule("tools", rule)
         if isinstance(self.tool_choice, NamedToolChoice):
             name, names = self.tool_choice.function.name, tool_names(self.tools or [])
             if name not in names:

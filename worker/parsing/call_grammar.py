@@ -1,8 +1,9 @@
 """Calls as a grammar for the engine: in the model's own format, with the tools' schemas. What is written is what the
 parser reads.
 
-Two kinds: a call that `tool_choice` forces, and the calls that a model makes of its own accord where a tool is
-`strict`, for which there is one rule: wherever a call is opened, a valid one follows. The engine compiles it.
+Three kinds: a call that `tool_choice` forces; calls that may come in place of an answer that has a form; and the calls
+that a model makes of its own accord where a tool is `strict`, for which there is one rule: wherever a call is opened, a
+valid one follows. The engine compiles it.
 """
 
 import json
@@ -24,7 +25,7 @@ _COMBINATORS = frozenset({"$ref", "allOf", "anyOf", "oneOf", "patternProperties"
 
 
 def call_grammar(request: JobRequest, plan: OutputPlan, model_format: ModelFormat) -> GrammarSpec | None:
-    """None: no call is forced, and none is strict.
+    """None: no call is forced, none is strict, and the answer has no form.
 
     A named function is called once, `required` ones at least once. Arguments of a tool that is not strict are any
     object, where a call is not forced.
@@ -34,9 +35,10 @@ def call_grammar(request: JobRequest, plan: OutputPlan, model_format: ModelForma
     tools = request.callable_tools or []
     if isinstance(request.tool_choice, NamedToolChoice):
         tools = [tool for tool in tools if tool["function"]["name"] == request.tool_choice.function.name]
-    if not (request.forces_call or request.has_strict_tools):
+    has_form = request.output_format_field is not None
+    if not (request.forces_call or request.has_strict_tools or has_form):
         return None
-    write = _forced if request.forces_call else _free
+    write = _forced if request.forces_call else _formed if has_form else _free
     rules = write(request, plan, form, model_format)
     rules.append("call: " + " | ".join(f"call_{at}" for at in range(len(tools))))
     for at, tool in enumerate(tools):
@@ -49,11 +51,24 @@ def _forced(request: JobRequest, plan: OutputPlan, form: ToolCallFormat, model_f
     """A thought, maybe, and then calls."""
     thought = "" if not plan.has_reasoning else "thought " if plan.begins_in_reasoning else "thought? "
     rules = _thought(plan, model_format) if plan.has_reasoning else []
+    return [f"start: {thought}{_calls(request, form, model_format)}", *rules]
+
+
+def _formed(request: JobRequest, plan: OutputPlan, form: ToolCallFormat, model_format: ModelFormat) -> list[str]:
+    """The answer in its form, or calls: in tags, which no JSON begins with."""
+    wanted = request.response_format or {}
+    schema = wanted["json_schema"]["schema"] if wanted["type"] == "json_schema" else {"type": "object"}
+    answer = f"answer: %json {json.dumps({'x-guidance': JSON_STYLE, **schema})}"
+    return [f"start: answer | {_calls(request, form, model_format)}", answer]
+
+
+def _calls(request: JobRequest, form: ToolCallFormat, model_format: ModelFormat) -> str:
+    """Calls, and nothing else."""
     if form.closes is None:
-        return [f"start: {thought}call", *rules]  # such models were trained to make one call at a time
+        return "call"  # such models were trained to make one call at a time
     call = f"{_marker(form.opens, model_format)} {_in_tags(form.closes, model_format)}"
-    repeats = request.tool_choice == "required" and request.parallel_tool_calls
-    return [f"start: {thought}{call}" + (f" ({_LINE_BREAK} {call})*" if repeats else ""), *rules]
+    repeats = request.parallel_tool_calls and not isinstance(request.tool_choice, NamedToolChoice)
+    return call + (f" ({_LINE_BREAK} {call})*" if repeats else "")
 
 
 def _free(request: JobRequest, plan: OutputPlan, form: ToolCallFormat, model_format: ModelFormat) -> list[str]:

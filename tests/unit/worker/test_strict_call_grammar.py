@@ -13,11 +13,14 @@ from tests.fakes.chat_templates import HERMES, LLAMA, QWEN3
 from worker.errors import JobRefusedError
 from worker.parsing.model_format import ModelFormat
 from worker.parsing.output_plan import OutputPlan
+from worker.parsing.tool_call_parser import LLAMA as LLAMA_CALLS
+from worker.parsing.tool_call_parser import ToolCallFormat
 
 STRICT: list[dict[str, Any]] = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
 WEATHER = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome", "days": 2}}\n</tool_call>'
 NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 LLAMA_NOW = '{"name": "now", "parameters": {}}'
+OBJECT: dict[str, Any] = {"response_format": {"type": "json_object"}}
 ALL_MARKERS = ["special", "plain", "spelt"]
 BAD = '{"name": "now", "arguments": {"a": 1}}'
 PIECES: list[tuple[str, ...]] = [  # of more than one part: a marker that is spelt out
@@ -111,8 +114,18 @@ def test_the_parser_would_read_invalid_calls_without_the_grammar(tmp_path: Path)
         judge.read(WEATHER.replace("2", "10"))
 
 
-def test_strict_tools_are_refused_where_calls_are_not_read() -> None:
-    request = JobRequest.model_validate({"messages": [{"role": "user", "content": "x"}], "tools": STRICT})
-    with pytest.raises(JobRefusedError, match="strict cannot be held") as refusal:
-        OutputPlan.of_chat(request, "", ModelFormat(None, "none", has_reasoning=False))
-    assert (refusal.value.info.code, refusal.value.info.param) == (ErrorCode.UNSUPPORTED, "tools")
+@pytest.mark.parametrize(
+    ("calls", "fields", "param", "says"),
+    [
+        (None, {"tools": STRICT}, "tools", "strict cannot be held"),
+        (None, {"tools": TOOLS, **OBJECT}, "response_format", "cannot be held beside tools"),
+        (LLAMA_CALLS, {"tools": TOOLS, **OBJECT}, "response_format", "cannot be held beside tools"),
+    ],
+)
+def test_what_cannot_be_held_is_refused(
+    calls: ToolCallFormat | None, fields: dict[str, Any], param: str, says: str
+) -> None:
+    request = JobRequest.model_validate({"messages": [{"role": "user", "content": "x"}], **fields})
+    with pytest.raises(JobRefusedError, match=says) as refusal:
+        OutputPlan.of_chat(request, "", ModelFormat(calls, "none", has_reasoning=False))
+    assert (refusal.value.info.code, refusal.value.info.param) == (ErrorCode.UNSUPPORTED, param)
