@@ -36,7 +36,8 @@ def report(settings: Settings, journal: StageJournal) -> None:
         notes.append(f"Limits: {bytes_a_second:.3g} TB/s copied, {flops:.3g} TFLOP/s.")
     notes.append(
         "Every workload was run three times by every contender, the third time is told: in the first one kernels are "
-        "compiled, in the second one most graphs captured. The last column has the first run's tokens/s."
+        "compiled, in the second one most graphs captured. A run of more than a minute was the last of its workload. "
+        "The last column has the first run's tokens/s."
     )
     notes += [f"{stage}: {journal.outcomes.get(stage, 'not run')}" for stage in missing(settings, journal)]
     failed = [check["name"] for check in checks if check["result"] != "ok"]

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import gpu_stages
 from benchmarks.gpu_models import DeviceLimits, ModelSize, least_seconds
-from benchmarks.gpu_race import gap_shares
+from benchmarks.gpu_race import gap_shares, measure
 from benchmarks.gpu_stages import StageJournal, end_with_all, run_apart, run_here
 from benchmarks.workload import Workload
 
@@ -152,6 +152,21 @@ def test_the_tiles_that_are_tried_are_changes_of_what_the_backend_has() -> None:
 
     names = {name for changes in (*_DECODE_CHANGES, *_PREFILL_CHANGES) for name in changes}
     assert names and names <= set(vars(triton_backend))
+
+
+def test_a_contenders_third_run_is_told_and_a_long_one_is_not_repeated() -> None:
+    """A slow peer's three runs would take more than a stage has, and nothing of them would be known."""
+
+    class Slow:
+        def __init__(self, *seconds: float) -> None:
+            self.left = list(seconds)
+
+        def run(self, workload: Workload) -> dict[str, object]:
+            return {"seconds": self.left.pop(0), "counts": workload.max_tokens}
+
+    load = Workload([[1], [2]], [3, 4])
+    told = [next(measure(Slow(1.0, *seconds), [load], 200)) for seconds in ((9.0, 8.0, 7.0), (70.0,), (9.0, 61.0))]
+    assert [(run["seconds"], first) for run, first in told] == [(7.0, 9.0), (70.0, 70.0), (61.0, 9.0)]
 
 
 def test_a_device_is_idle_between_spans_that_may_lie_in_each_other() -> None:
