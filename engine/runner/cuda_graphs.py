@@ -214,13 +214,24 @@ class GraphedSteps:
         tensors = self._buffers.tensors(shape)
         if token_ids is not None:
             tensors.input_ids[: len(token_ids)].copy_(token_ids)
-        graph = self._graph(shape)
-        if graph is None:
-            self._forward(shape)
-        else:
-            graph.replay()
+        self._compute(shape)
         num_sampled = len(inputs.logits_indices)
         return self.logits[:num_sampled], tensors.sampled_positions[:num_sampled], shape.num_logits
+
+    def _compute(self, shape: StepShape) -> None:
+        """What lies in the buffers, by the shape's graph if it has one. Some of a graph's memory is taken only when it
+        is replayed: a shape that lacks it then is one that cannot be captured."""
+        graph = self._graph(shape)
+        try:
+            if graph is not None:
+                graph.replay()
+                return
+        except RuntimeError as error:
+            if isinstance(graph, Uncaptured) or not is_of_memory(error):
+                raise
+            self._give_up(shape, error)
+        del graph  # what memory it has is for the step
+        self._forward(shape)
 
     def _graph(self, shape: StepShape) -> Graph | None:
         self._num_runs += 1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.runner.cuda_graphs import Capture, Graph, Uncaptured
+from engine.runner.device_errors import is_of_memory
 from engine.sampler import Sampler, SamplingBatch
 
 logger = logging.getLogger(__name__)
@@ -42,18 +43,24 @@ class GraphedDraws:
         """
         if batch.may_draw:
             self._place(batch)
-        kind = num_rows, batch.may_draw, batch.may_cut
-        graph = self._graphs.get(kind)
-        if graph is not None:
-            graph.replay()
-        elif kind in self._graphs:
-            graph = self._graphs[kind] = self._captured(lambda: self._run(kind))
-            graph.replay()
-        else:
-            self._graphs[kind] = None
-            self._run(kind)
+        self._compute((num_rows, batch.may_draw, batch.may_cut))
         tokens: Tensor = self._tokens[: len(batch.position)]
         return tokens
+
+    def _compute(self, kind: _Kind) -> None:
+        """By the kind's graph, from the second time on; see `GraphedSteps._compute`."""
+        if kind not in self._graphs:
+            self._graphs[kind] = None
+            self._run(kind)
+            return
+        graph = self._graphs[kind] = self._graphs[kind] or self._captured(lambda: self._run(kind))
+        try:
+            graph.replay()
+        except RuntimeError as error:
+            if isinstance(graph, Uncaptured) or not is_of_memory(error):
+                raise
+            graph = self._graphs[kind] = self._given_up(lambda: self._run(kind), error)
+            graph.replay()
 
     def _place(self, batch: SamplingBatch) -> None:
         """What does not change while the same rows are drawn for is copied once."""
@@ -72,8 +79,11 @@ class GraphedDraws:
         try:
             return self._capture(run)
         except RuntimeError as error:
-            logger.warning("action=draw_capture_failed reason=%r", str(error).partition("\n")[0])
-            return Uncaptured(run)
+            return self._given_up(run, error)
+
+    def _given_up(self, run: Callable[[], None], error: RuntimeError) -> Graph:
+        logger.warning("action=draw_capture_failed reason=%r", str(error).partition("\n")[0])
+        return Uncaptured(run)
 
     def _run(self, kind: _Kind) -> None:
         num_rows, may_draw, may_cut = kind

@@ -226,6 +226,45 @@ def test_what_cannot_be_captured_runs_as_it_is_and_only_memory_may_be_there_late
 
 
 @pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
+def test_a_graph_that_lacks_memory_when_it_is_replayed_is_given_up_for_good_and_its_step_is_computed(
+    graphed: tuple[Path, list[GraphedSteps]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, made = graphed
+    expected = generate(folder, attention="torch", cuda_graphs=False)
+    failed: list[Callable[[], Any]] = []
+
+    class Unreplayed:
+        def __init__(self, run: Callable[[], Any]) -> None:
+            self.run = run
+
+        def replay(self) -> None:
+            failed.append(self.run)
+            raise torch.AcceleratorError("CUDA error: out of memory")
+
+    runner = ModelRunner(config_of(folder))
+    made[-1].capture = Unreplayed
+    made[-1]._graphs.clear()
+    outcomes: list[bool] = []
+    execute = ModelRunner.execute
+
+    def note(self: ModelRunner, *args: Any) -> Any:
+        outcomes.append(False)
+        result = execute(self, *args)
+        outcomes[-1] = True
+        return result
+
+    monkeypatch.setattr(ModelRunner, "execute", note)
+    for _ in range(2):
+        assert generate(folder, runner=runner) == expected
+    assert all(outcomes), "no step was halved"
+    assert 0 < len(failed) == made[-1].num_graphs, "none is tried twice"
+    made[-1].has_ranks = True
+    made[-1]._graphs.clear()
+    with pytest.raises(torch.AcceleratorError):  # the others replay theirs, and would wait
+        made[-1]._compute(made[-1]._largest[0])
+
+
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs Triton's interpreter")
 def test_a_rank_keeps_as_many_graphs_as_are_agreed_upon_and_ends_where_it_alone_cannot_capture_one(
     graphed: tuple[Path, list[GraphedSteps]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,9 +65,15 @@ def test_a_row_whose_logits_are_no_numbers_is_settled() -> None:
         assert [token == BAD_LOGITS for token in draws.draw(batch, 4).tolist()] == [False, False, True, False]
 
 
-def test_what_cannot_be_captured_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(run: Callable[[], Any]) -> Graph:
+@pytest.mark.parametrize("when", ["captured", "replayed"])
+def test_what_there_is_no_memory_to_capture_or_to_replay_runs_as_it_is(
+    when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def refuse(run: Callable[[], Any]) -> Graph:
+        return SimpleNamespace(replay=fail) if when == "replayed" else fail()  # type: ignore[return-value]
 
     logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(1))
     draws = GraphedDraws(Sampler(), logits, refuse)
