@@ -191,4 +191,4 @@ def test_an_answer_that_finds_no_room_is_not_called_cancelled(worker: FakeWorker
     assert done.returncode == 1 and reason.startswith("Error: standard output cannot be written")
     assert " ".join(words[2:]) == f"had ended; to see its result: promptmill result {words[1]}"
     with Client(redis_url) as client:
-        assert client.job(words[1]).result(timeout=5).status == "finished"
+        assert client.job(words[1]).result(timeout=20).status == "finished"

@@ -32,7 +32,7 @@ def test_a_result_is_waited_for_and_can_be_asked_for_again(client: Client, worke
     assert result.text == "one two three "
     assert [choice.finish_reason for choice in result.choices] == ["length", "length"]
     assert result.metadata == {"row": 7}
-    assert client.job(job.id).result(timeout=5) == result
+    assert client.job(job.id).result(timeout=20) == result
     assert job.status() is JobStatus.FINISHED
 
 
@@ -88,7 +88,7 @@ def test_a_result_outlives_rqs_record_of_the_job(client: Client, worker: FakeWor
     with worker.serving(echo):
         job.result(timeout=30)
     redis_client.delete(f"rq:job:{job.id}")
-    assert client.job(job.id).result(timeout=5).text == "a "
+    assert client.job(job.id).result(timeout=20).text == "a "
     assert client.status(job.id) is JobStatus.FINISHED
 
 

