@@ -237,6 +237,7 @@ end
 for _, execution in ipairs(redis.call('ZRANGE', executions, 0, -1)) do
   redis.call('DEL', execution_prefix .. execution)
 end
+if execution then redis.call('DEL', execution_prefix .. execution) end
 redis.call('DEL', fence, attempt, executions)
 redis.call('ZREM', leases, id)
 for i = 12, #ARGV, 3 do

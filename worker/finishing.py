@@ -172,7 +172,7 @@ class Finisher:
 
     def _seal(self, job: RunningJob) -> None:
         """The done entry goes out with the next flush; with it the commit, where that can still be contested."""
-        if job.translated is None:  # it never ran: its stream begins here
+        if job.translated is None and not job.is_contested:  # it never ran: its stream begins here
             self._outlet.open(job.stream, self._intake.build_marker(job), fence=job.claim.fence)
         may_be_contested = job.status == "finished" and not job.is_contested and job.translated is not None
         commit = self._committer.build(job) if may_be_contested else None

@@ -10,6 +10,7 @@ from rq.job import Job, JobStatus
 
 from producer import Client
 from producer.contract import Done, Marker, Usage, keys
+from producer.job import Job as ClientJob
 from tests.fakes.script_calls import claim, end_leases, sweep
 from tests.fakes.waiting import wait_until
 from tests.fakes.worker_runs import (
@@ -71,6 +72,23 @@ def test_a_job_that_is_cancelled_as_its_end_is_decided_ends_as_the_cancel_was_to
     assert job.get_status() is JobStatus.CANCELED and queue.deferred_job_registry.count == 1
 
 
+def test_a_refused_job_that_is_cancelled_as_its_end_is_decided_ends_as_the_cancel_was_told(
+    client: Client,
+    worker_thread: WorkerThread,
+    queue: Queue,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its stream begins with its end."""
+    verdicts: list[bool] = []
+    finisher = worker_thread.service._loop._finisher
+    before(monkeypatch, finisher, "_seal", lambda: verdicts.append(client.cancel("refused")))
+    queue.enqueue(FUNCTION, prompt="Hello", max_tokens=0, job_id="refused")
+    result = wait_for_result(redis_client, "refused")
+    assert verdicts == [True] and result.status == "cancelled" and result.error is None
+    wait_for_no_leftovers(redis_client)
+
+
 def test_a_job_that_is_enqueued_again_while_it_ends_as_cancelled_is_cancelled_for_rq_too(
     worker_thread: WorkerThread,
     queue: Queue,
@@ -97,9 +115,9 @@ def test_a_job_that_is_enqueued_again_while_it_ends_as_cancelled_is_cancelled_fo
     wait_until(lambda: job.get_status() is JobStatus.FINISHED, "the job's second run")
 
 
-def test_a_cancel_comes_too_late_for_a_job_that_a_dead_worker_had_ended_and_another_commits(
-    client: Client, redis_client: redis.Redis, scripts: Scripts, heir: WorkerThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def ended_by_dead(client: Client, redis_client: redis.Redis, scripts: Scripts) -> ClientJob:
+    """A job whose worker died between its done entry, which says that it finished, and its commit."""
     job = client.submit("a")
     [held] = claim(redis_client, scripts)
     begun = Marker(job_id=job.id, attempt=1, worker="w", prompt_token_ids=[1], seed=1, fingerprint="fake")
@@ -108,9 +126,30 @@ def test_a_cancel_comes_too_late_for_a_job_that_a_dead_worker_had_ended_and_anot
     names = keys.stream_key(job.id), keys.fence_key(job.id)
     scripts.append(redis_client, [Append(*names, held.fence, "", entries, publish=False, is_end=True)])
     end_leases(redis_client)
-    assert sweep(redis_client, scripts) == ([job.id], [])
+    return job
+
+
+def test_a_cancel_comes_too_late_for_a_job_that_a_dead_worker_had_ended_and_another_commits(
+    ended_by_dead: ClientJob,
+    redis_client: redis.Redis,
+    scripts: Scripts,
+    heir: WorkerThread,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert sweep(redis_client, scripts) == ([ended_by_dead.id], [])
     verdicts: list[bool] = []
-    before(monkeypatch, heir.service._loop._finisher, "_decide", lambda: verdicts.append(job.cancel()))
+    before(monkeypatch, heir.service._loop._finisher, "_decide", lambda: verdicts.append(ended_by_dead.cancel()))
     with heir:
-        assert wait_for_result(redis_client, job.id).status == "finished"
+        assert wait_for_result(redis_client, ended_by_dead.id).status == "finished"
     assert verdicts == [False]
+
+
+def test_a_cancel_comes_too_late_for_one_that_rq_cancelled_before_another_commits_it(
+    ended_by_dead: ClientJob, queue: Queue, redis_client: redis.Redis, scripts: Scripts
+) -> None:
+    job = queue.fetch_job(ended_by_dead.id)
+    assert job is not None
+    job.cancel()
+    [held] = sweep(redis_client, scripts)[1]
+    assert held.is_orphan and held.is_resumable  # which commits what the done entry says
+    assert not ended_by_dead.cancel()

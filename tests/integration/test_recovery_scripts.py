@@ -66,7 +66,7 @@ def test_an_attempt_that_had_to_start_over_and_wrote_nothing_leaves_that_to_the_
     [job_id] = enqueue_many(queue, 1)
     redis_client.xadd(keys.stream_key(job_id), {"d": '{"done":true}'}, id="1-1")
     [held] = claim(redis_client, scripts)
-    for request, writes_marker in (("second", False), ("third", True)):
+    for request, writes_marker in (("second", False), ("third", False), ("fourth", True)):
         if writes_marker:
             redis_client.xadd(keys.stream_key(job_id), {"m": "{}"}, id=f"{held.attempt}-0")
         if how == "hand-over":
@@ -160,7 +160,8 @@ def test_a_cancelled_job_of_a_dead_worker_is_leased_to_the_sweeper(
     returned, orphans = sweep(redis_client, scripts)
     assert returned == [] and {held.job_id for held in orphans} == {cancelled, deleted}
     assert all(held.is_orphan and held.attempt == 2 for held in orphans)
-    assert not [key for key in leftovers(redis_client) if "execution" in key or "wip" in key], "of the dead worker"
+    executions = {key for key in leftovers(redis_client) if "execution" in key or "wip" in key}
+    assert executions == {f"rq:execution:{held.job_id}:{held.execution_id}" for held in orphans}
     assert sweep(redis_client, scripts) == ([], [])
     assert beat(redis_client, scripts, *orphans) == [b"" if held.job_id == deleted else b"canceled" for held in orphans]
 

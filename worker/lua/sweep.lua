@@ -36,6 +36,8 @@ local function put_back(id, queue)
     forget(id, queue)
     local execution = execution_prefix .. (#orphans + 1)
     local attempt = lease(id, queue, execution, lease_seconds, record_ttl)
+    redis.call('HSET', execution_key(id, execution), 'resumable', resumable and 1 or 0)
+    redis.call('EXPIRE', execution_key(id, execution), record_ttl)
     orphans[#orphans + 1] = {id, queue, attempt, execution, resumable and 1 or 0, job_hash(id)}
   elseif status == 'queued' then
     if put_back_queued(id, queue) then given[#given + 1] = id end

@@ -15,7 +15,7 @@ from producer import Client, Job, JobNotFoundError, JobStatus, cancel
 from producer.contract import Result, Usage, keys
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.redis_reads import stream_rows
-from tests.fakes.script_calls import claim, end_leases
+from tests.fakes.script_calls import claim, end_leases, sweep
 from tests.fakes.worker_runs import leftovers
 from worker.scripts import Scripts
 
@@ -179,12 +179,17 @@ def test_a_job_that_waits_for_its_time_never_comes_back_once_it_is_cancelled(
     assert set(queue.canceled_job_registry.get_job_ids()) == {job.id, second.id}
 
 
+@pytest.mark.parametrize("was_adopted", [False, True])
 def test_nothing_is_left_of_a_run_whose_worker_is_long_gone(
-    client: Client, redis_client: redis.Redis, scripts: Scripts
+    client: Client, redis_client: redis.Redis, scripts: Scripts, was_adopted: bool
 ) -> None:
     job = client.submit("a")
     assert len(claim(redis_client, scripts)) == 1
     end_leases(redis_client)
+    if was_adopted:  # by one that is gone, too
+        RqJob.fetch(job.id, redis_client, JSONSerializer).cancel()
+        assert len(sweep(redis_client, scripts)[1]) == 1
+        end_leases(redis_client)
     assert job.cancel() is True
     assert leftovers(redis_client) == [] and redis_client.ttl(keys.results_channel("promptmill")) > 0
 
