@@ -50,10 +50,11 @@ def cancel_dependents(job_id: str) -> Protocol[list[str]]:
     """Cancel the jobs that wait for this one, and those that wait for them; also for those that are cancelled already,
     perhaps by a call that broke off. Their ids, in this order."""
     cancelled: list[str] = []
-    left = [job_id]
+    left, seen = [job_id], {job_id}
     while left:
         [names] = yield from send(("SMEMBERS", dependents_key(left.pop(0))))
-        dependents = sorted(name.decode() for name in names)
+        dependents = sorted(name for name in map(bytes.decode, names) if name not in seen)
+        seen.update(dependents)
         statuses = yield from _read_statuses(dependents)
         for name in dependents:
             if statuses[name] is JobStatus.WAITING and (yield from cancel(name)):

@@ -65,3 +65,15 @@ def test_who_cancels_them_once_more_ends_what_was_left_when_the_first_time_broke
     assert client.cancel(second)  # and no more: whoever did it died
     assert client.cancel_dependents(first) == [third.id]
     assert client.deferred() == []
+
+
+def test_jobs_that_many_wait_for_are_looked_at_once(client: Client, redis_client: redis.Redis) -> None:
+    """Else each layer of such jobs would take as long as all before it, times its jobs."""
+    first = client.submit("a")
+    ids, layer = [], [first]
+    for _ in range(3):
+        layer = [client.submit("b", depends_on=layer) for _ in range(3)]
+        ids += sorted(job.id for job in layer)
+    redis_client.config_resetstat()
+    assert sorted(client.cancel_dependents(first)) == sorted(ids)
+    assert redis_client.info("commandstats")["cmdstat_smembers"]["calls"] == 1 + len(ids)
