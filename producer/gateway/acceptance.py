@@ -102,7 +102,7 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
         raise key_conflict()
     try:
         enqueued = await context.client.submit_many(jobs, job_ids=None if is_keyed else ids)
-        is_ours = not is_keyed or is_known or await context.records.are_current(ids, records)
+        is_ours = not is_keyed or is_known or await context.records.confirm(asked_for)
     except InvalidJobError as error:
         if error.code is not ErrorCode.IDEMPOTENCY_CONFLICT:
             raise

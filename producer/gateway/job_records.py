@@ -47,7 +47,7 @@ class JobRecords:
 
     async def write(self, records: dict[str, JobRecord]) -> list[JobRecord]:
         """Records by job id, of one request. Those of jobs that are there stay, and are returned; what is there of
-        others is of a job that is no more, or of a request that comes at the same time: see `are_current`."""
+        others is of a job that is no more, or of a request that comes at the same time: see `confirm`."""
         key_id = next(iter(records.values())).key_id
         names = [name for job_id in records for name in (RECORD_PREFIX + job_id, job_key(job_id))]
         arguments: list[str | int] = [RECORD_TTL_SECONDS, MAX_KEY_JOBS]
@@ -57,14 +57,18 @@ class JobRecords:
         found = await self._redis.run(_WRITE.run([*names, *listed], arguments))
         return [JobRecord.model_validate_json(value) for value in found]
 
-    async def are_current(self, job_ids: Sequence[str], records: Sequence[JobRecord]) -> bool:
-        """Whether jobs that are enqueued by now have these records: another request may have come in between with the
-        same idempotency key, and has them as its own."""
-        found = await self.read_many(job_ids)
-        return all(
-            now is None or (now.url, now.key_id) == (record.url, record.key_id)
-            for now, record in zip(found, records, strict=True)
-        )
+    async def confirm(self, records: dict[str, JobRecord]) -> bool:
+        """Whether jobs that are enqueued by now, as these records' request asked for them, are its own. Another request
+        may have come in between with the same idempotency key. If it asked in another form, it has them; else it was
+        refused for its body, or asked for the same, and its records give way."""
+        found = await self.read_many(list(records))
+        others = [now for now in found if now is not None]
+        if any((now.url, now.key_id) != (mine.url, mine.key_id) for now in others for mine in records.values()):
+            return False
+        if found != list(records.values()):
+            values = ((RECORD_PREFIX + job_id, record.model_dump_json()) for job_id, record in records.items())
+            await self._redis.run(send(*(("SET", name, value, "EX", RECORD_TTL_SECONDS) for name, value in values)))
+        return True
 
     async def read(self, job_id: str) -> JobRecord | None:
         """Of a job that is asked after."""

@@ -215,6 +215,22 @@ def test_a_key_of_two_requests_at_once_is_of_one_of_them(
     assert client.responses.retrieve(others[0].id).output_text == others[0].output_text != ""
 
 
+def test_of_two_requests_at_once_with_a_key_the_one_that_has_the_job_has_its_record(
+    gateway: RunningGateway, client: openai.OpenAI, echoing: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both in one form: the other one is refused for its body, once it has written its record."""
+    write = JobRecords.write
+
+    async def write_both(self: JobRecords, records: dict[str, JobRecord]) -> list[JobRecord]:
+        written = await write(self, records)
+        await write(self, {name: record.model_copy(update={"model": "other"}) for name, record in records.items()})
+        return written
+
+    monkeypatch.setattr(JobRecords, "write", write_both)
+    created = client.responses.create(model="fake", input="x", max_output_tokens=5, **KEYED[0])
+    assert created.model == client.responses.retrieve(created.id).model == "fake"
+
+
 def test_a_job_that_is_asked_after_keeps_its_record(
     gateway: RunningGateway, client: openai.OpenAI, echoing: FakeWorker, redis_client: redis.Redis
 ) -> None:

@@ -45,6 +45,8 @@ async def test_of_a_keys_jobs_the_last_ones_are_listed_for_as_long_as_records_ar
 async def test_records_are_anothers_where_the_key_or_the_path_is_another(transport: AsyncTransport) -> None:
     records = JobRecords(transport)
     await records.write({"job": MINE})
-    assert await records.are_current(["job", "gone"], [asked_at(5), MINE])
     for changed in ({"url": "/v1/responses"}, {"key_id": "other"}, {"key_id": None}):
-        assert not await records.are_current(["gone", "job"], [MINE, MINE.model_copy(update=changed)])
+        assert not await records.confirm(dict.fromkeys(("gone", "job"), MINE.model_copy(update=changed)))
+    assert await records.read_many(["gone", "job"]) == [None, MINE]
+    assert await records.confirm({"job": asked_at(5)})
+    assert await records.read("job") == asked_at(5)
