@@ -97,7 +97,7 @@ class Committer:
         pipe = self._client.pipeline()
         self._add(pipe, job)
         self._outcomes.add_success_counts(pipe, [job])
-        return EndCommit(job_key(job.job_id), dependents_key(job.job_id), [parts for parts, _ in pipe.command_stack])
+        return EndCommit(dependents_key(job.job_id), [parts for parts, _ in pipe.command_stack])
 
     def close(self, timeout_seconds: float) -> None:
         """Give up the commits that Redis has not accepted; those in progress may end within the timeout."""

@@ -41,8 +41,6 @@ RECORD_TTL_SECONDS = keys.WAITING_STREAM_TTL_SECONDS
 class EndCommit(NamedTuple):
     """A job's outcome in RQ and for its clients, which is to take effect together with its `done` entry."""
 
-    job_key: str
-    """RQ's record of the job: while it is cancelled or gone, nothing is written."""
     dependents_key: str
     """While other jobs wait for this one, nothing is written."""
     commands: Sequence[Sequence[Any]]
@@ -65,7 +63,7 @@ class Append(NamedTuple):
     """Whether the last entry is the `done` entry, which starts the stream's expiry."""
     commit: EndCommit | None = None
     record_key: str | None = None
-    """RQ's record of the job: once the job is cancelled there, nothing is written."""
+    """RQ's record of the job: while it is cancelled, gone or another job's, nothing is written."""
 
 
 class Scripts:
@@ -182,9 +180,9 @@ class Scripts:
         """Append to jobs' streams and publish what was stored. One reply an append, in order.
 
         Nothing is written to a stream that does not end as its writer expects; the reply is the stored last id (or
-        empty). It is `fenced` where the fence is another's, `contested` where the job is cancelled or the commit must
-        not be, and an exception of redis-py's where Redis refused. Where all was written it is `OK`, and behind that
-        what Redis had against single commands of the commit.
+        empty). It is `fenced` where the fence is another's, `contested` where RQ's record or the dependents say no, and
+        an exception of redis-py's where Redis refused. Where all was written it is `OK`, and behind that what Redis had
+        against single commands of the commit.
 
         Raises NoScriptError until `load_append` was called for this server: a pipeline that knew scripts would ask for
         them before each of the worker's most frequent round trips.
@@ -193,9 +191,8 @@ class Scripts:
         for append in appends:
             flags = ("p" if append.publish else "") + ("e" if append.is_end else "") + ("c" if append.commit else "")
             arguments += (append.fence, append.expected_id)
-            record = append.record_key if append.commit is None else None  # a commit looks at its own
-            if record is not None:
-                arguments += (flags + "rn", len(append.entries) // 2, record, *append.entries)
+            if append.record_key is not None:
+                arguments += (flags + "rn", len(append.entries) // 2, append.record_key, *append.entries)
             elif len(append.entries) == 2:
                 arguments += (flags, *append.entries)
             else:
@@ -211,7 +208,7 @@ class Scripts:
 
 def _commit_arguments(commit: EndCommit) -> list[Any]:
     commands = [part for command in commit.commands for part in (len(command), *command)]
-    return [2 + len(commands), commit.job_key, commit.dependents_key, *commands]
+    return [1 + len(commands), commit.dependents_key, *commands]
 
 
 def claim_key(worker: str) -> str:

@@ -1,15 +1,14 @@
 -- Append to streams of jobs, and publish what was stored: see Scripts.append.
 -- KEYS: the streams, then their fences. ARGV: the TTL of streams that end, then of each: fence, expected id, flags (p:
 -- publish, e: it ends, c: a commit follows, n: the number of entries follows, which else is 1, r: the key of RQ's record
--- follows, and a cancel there refuses what is appended), then id and JSON of each entry, a marker if the id ends with -0.
--- A commit: number of arguments, key of RQ's record, key of the dependents, then commands, each behind the number of its
--- arguments.
+-- follows, which must want the job), then id and JSON of each entry, a marker if the id ends with -0. A commit: number of
+-- arguments, key of the dependents, then commands, each behind the number of its arguments.
 local num_streams, ttl = #KEYS / 2, ARGV[1]
 
--- whether RQ knows this very job (Scripts' CLAIMED_FIELD), does not want it cancelled, and nobody waits for it
-local function may_commit(first)
-  local fields = redis.pcall('HMGET', ARGV[first], 'status', 'promptmill_claimed')
-  return fields[1] and fields[1] ~= 'canceled' and fields[2] and redis.call('EXISTS', ARGV[first + 1]) == 0
+-- whether RQ knows this very job (Scripts' CLAIMED_FIELD), and does not want it cancelled
+local function is_wanted(record)
+  local fields = redis.pcall('HMGET', record, 'status', 'promptmill_claimed')
+  return fields[1] and fields[1] ~= 'canceled' and fields[2]
 end
 
 -- as in a transaction, a command that fails keeps none of the others from taking effect
@@ -28,10 +27,6 @@ local function ends_with_first_attempt(key, id)
   return string.sub(id, 1, 2) == '1-' and redis.pcall('XLEN', key) == string.sub(id, 3) + 1
 end
 
-local function is_cancelled(record)
-  return redis.pcall('HGET', record, 'status') == 'canceled'
-end
-
 local function append(key, found_fence, first, flags, record, entries_begin, entries_end, commit_end)
   if (found_fence or '') ~= ARGV[first] then return 'fenced' end
   local expected = ARGV[first + 1]
@@ -42,8 +37,8 @@ local function append(key, found_fence, first, flags, record, entries_begin, ent
     last = found[1] and found[1][1] or ''
     if expected ~= '' and last ~= expected then return last end
   end
-  if commit_end and not may_commit(entries_end + 2) then return 'contested' end
-  if record and is_cancelled(record) then return 'contested' end
+  if record and not is_wanted(record) then return 'contested' end
+  if commit_end and redis.call('EXISTS', ARGV[entries_end + 2]) == 1 then return 'contested' end
   local publish = flags == 'p' or string.find(flags, 'p', 1, true)
   for i = entries_begin, entries_end, 2 do
     local id, data = ARGV[i], ARGV[i + 1]
@@ -61,7 +56,7 @@ local function append(key, found_fence, first, flags, record, entries_begin, ent
   elseif string.sub(ARGV[entries_begin], -2) == '-0' then
     redis.call('PERSIST', key)
   end
-  return commit_end and commit(entries_end + 4, commit_end) or 'OK'
+  return commit_end and commit(entries_end + 3, commit_end) or 'OK'
 end
 
 local fences = redis.call('MGET', unpack(KEYS, num_streams + 1))

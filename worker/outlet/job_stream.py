@@ -113,7 +113,7 @@ class JobStream:
 
         A `commit` takes effect together with `done`, then `is_committed`. If RQ or other jobs have something to say of
         the job, nothing of either does: then the stream is no longer sealed. If Redis did not answer, `done` is sent
-        again without it. `record_key`: RQ's record of a job whose cancel contests `done`, with a commit or without.
+        again without it. `record_key`: RQ's record of the job, where a cancel there contests `done`.
         """
         assert not self._is_sealed, "a stream has one done entry"
         self.encode_pending()

@@ -94,7 +94,7 @@ def test_the_done_entry_is_the_last_and_is_not_sent_before_all_others() -> None:
 
 
 def test_a_commit_goes_with_the_done_entry_or_not_at_all() -> None:
-    commit = EndCommit("job", "dependents", [])
+    commit = EndCommit("dependents", [])
     taken, contested = stream(), stream()
     for one in (taken, contested):
         one.seal(done(one), commit)
