@@ -21,6 +21,7 @@ from tests.fakes.worker_runs import (
     wait_for_no_leftovers,
     wait_for_result,
 )
+from worker.running_job import RunningJob
 from worker.scripts import Scripts
 
 NAME = "x"
@@ -95,6 +96,24 @@ def test_an_old_one_that_ends_before_it_is_claimed_writes_nothing(
 def enqueue_next(job: Job, connection: redis.Redis, *outcome: Any) -> None:
     job.delete()
     enqueue_new(rq_queue(connection))
+
+
+def test_an_old_one_that_is_replaced_as_its_end_is_decided_does_not_end_the_stream(
+    redis_url: str, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WorkerThread(redis_url, max_num_jobs=1) as full:
+        full.service._leases.beat = lambda: None
+        finisher = full.service._loop._finisher
+        seal, is_first = finisher._seal, iter([True])
+
+        def replace_first(job: RunningJob) -> None:
+            if next(is_first, False):
+                enqueue_next(Job.fetch(NAME, redis_client, JSONSerializer), redis_client)
+            seal(job)
+
+        monkeypatch.setattr(finisher, "_seal", replace_first)
+        queue.enqueue(FUNCTION, job_id=NAME, prompt=REFUSED)
+        check_is_new(redis_client, wait_for_result(redis_client, NAME))
 
 
 @pytest.mark.parametrize("prompt", ["Old", REFUSED], ids=["success", "failure"])
