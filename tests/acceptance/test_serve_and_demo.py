@@ -161,22 +161,26 @@ def test_a_killed_serve_leaves_nothing_running_and_the_next_goes_on_with_its_dat
     assert again.has_left_nothing()
 
 
-def test_a_worker_that_is_killed_is_started_again_and_goes_on(start: type[Command], tmp_path: Path) -> None:
+def test_serve_starts_what_was_killed_again_and_ends_with_its_redis(start: type[Command], tmp_path: Path) -> None:
     model = str(make_tiny_model("llama", tmp_path, max_position_embeddings=4 * NUM_TOKENS))
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
-    command = start(
-        "serve",
-        *ONE_THREAD,
-        "--redis-port",
-        str(port),
-        "--model",
-        model,
-        "--lease-seconds",
-        "2",
-        stderr=subprocess.PIPE,
-    )
-    assert command.process.stdout is not None and url in command.process.stdout.readline()
+    options = ("--redis-port", str(port), "--model", model, "--lease-seconds", "2", *ONE_THREAD)
+    command = start("serve", *options, stderr=subprocess.PIPE)
+    assert command.process.stdout is not None and command.process.stderr is not None
+    greeting = [command.process.stdout.readline() for _ in range(5)]
+    assert url in greeting[0]
+
+    def ask() -> object:
+        with openai.OpenAI(base_url=greeting[3].split()[1], api_key="none", max_retries=0) as client:
+            return client.models.list()
+
+    assert ask()
+    [gateway] = command.living_processes(gateway_process.COMMAND)
+    os.kill(gateway, signal.SIGKILL)
+    wait_until(lambda: gateway not in command.living_processes())
+    assert ask(), "who asks while it is started again waits for it"
+
     wait_for_worker(url, command)
     with Client(url) as client:
         job = client.submit([5, 6, 7], max_tokens=4 * NUM_TOKENS - 3, temperature=0, ignore_eos=True)
@@ -187,45 +191,13 @@ def test_a_worker_that_is_killed_is_started_again_and_goes_on(start: type[Comman
         assert not any(chunk.reset for chunk in chunks)
         assert job.result(timeout=START_SECONDS).attempts == 2
         assert any(worker.pid != first.pid for worker in client.workers())
-    assert command.end(signal.SIGTERM) == 0
-    assert command.process.stderr is not None
-    assert "the worker was killed (signal 9); it is started again" in command.process.stderr.read()
-    assert command.has_left_nothing()
 
-
-def test_a_client_that_asks_while_a_killed_gateway_is_started_again_waits_for_it(
-    start: type[Command], tmp_path: Path
-) -> None:
-    model = str(make_tiny_model("llama", tmp_path))
-    command = start("serve", *ONE_THREAD, "--redis-port", str(free_port()), "--model", model, stderr=subprocess.DEVNULL)
-    assert command.process.stdout is not None
-    base_url = [command.process.stdout.readline() for _ in range(5)][3].split()[1]
-
-    def ask() -> object:
-        with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
-            return client.models.list()
-
-    assert ask()
-    [gateway] = command.living_processes(gateway_process.COMMAND)
-    os.kill(gateway, signal.SIGKILL)
-    wait_until(lambda: gateway not in command.living_processes())
-    assert ask()
-    assert command.end(signal.SIGTERM) == 0
-    assert command.has_left_nothing()
-
-
-def test_serve_ends_with_its_redis_and_says_why(start: type[Command], tmp_path: Path) -> None:
-    port = free_port()
-    command = start(
-        "serve", *ONE_THREAD, "--redis-port", str(port), "--data-dir", str(tmp_path), stderr=subprocess.STDOUT
-    )
-    assert command.process.stdout is not None
-    assert str(port) in command.process.stdout.readline()
     with redis.Redis(port=port) as connection:
         os.kill(int(connection.info("server")["process_id"]), signal.SIGKILL)
-    out, _ = command.process.communicate(timeout=60)
+    _, err = command.process.communicate(timeout=60)
     assert command.process.returncode == 3
-    assert f"Error: redis-server on port {port} ended with code -9: " in out
+    assert "the worker was killed (signal 9); it is started again" in err
+    assert f"Error: redis-server on port {port} ended with code -9: " in err
     assert command.has_left_nothing()
 
 
