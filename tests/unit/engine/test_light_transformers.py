@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import EngineConfig, InferenceEngine, SamplingParams
+from engine import EngineConfig
+from engine.model.import_structure import Structure, _kept
 from engine.model.light_transformers import import_transformers
 from engine.model.registry import ARCHITECTURES
-from engine.process import ChildProcess
-from tests.fakes.child_thread import ChildThread
 from tests.fakes.packed_forward import BLOCK_SIZE, prompts, run, steps_of
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_model
 
@@ -82,16 +81,6 @@ def test_models_of_all_architectures_compute_to_the_bit_what_they_do_after_a_pla
     assert (tmp_path / "light").read_bytes() == logits(folders)
 
 
-def test_an_engines_child_computes_what_a_thread_with_all_of_transformers_does(tmp_path: Path) -> None:
-    folder, outputs = make_tiny_model("llama", tmp_path), []
-    for is_whole in (False, True):
-        with InferenceEngine(
-            str(folder), dtype="float32", _start_child=ChildThread if is_whole else ChildProcess
-        ) as engine:
-            outputs += engine.generate_batch([[5, 6, 7]], SamplingParams(max_tokens=9, temperature=0.0))
-    assert outputs[0].token_ids == outputs[1].token_ids
-
-
 def test_an_import_that_fails_lightly_is_done_wholly(light: str) -> None:
     output = output_of(
         "import engine.model.light_transformers as light, sys; light._STAND_INS[light._BATCHING].clear(); "
@@ -126,26 +115,56 @@ def test_a_process_that_has_transformers_keeps_it_as_it_is(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-def test_the_import_structure_is_read_from_its_file_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
-    num_names = output_of(KEPT, str(tmp_path))
-    (file,) = tmp_path.iterdir()
-    whole = file.read_text()
-    entries = json.loads(whole)
+def test_the_import_structure_is_taken_from_its_file(cache_dir: Path, tmp_path: Path) -> None:
+    folder = cache_dir / "transformers"
+    num_names = output_of(KEPT, str(folder))
+    (file,) = folder.iterdir()
+    entries = json.loads(file.read_text())
     del entries[0][1][next(iter(entries[0][1]))]
-    file.write_text(json.dumps(entries))
-    assert output_of(KEPT, str(tmp_path)) != num_names  # what the file says is taken
-    file.write_text(whole[:1000])
-    assert output_of(KEPT, str(tmp_path)) == num_names
-    assert file.read_text() == whole
+    (tmp_path / file.name).write_text(json.dumps(entries))
+    assert output_of(KEPT, str(tmp_path)) != num_names
 
 
-def test_a_cache_that_cannot_be_written_hinders_no_import(tmp_path: Path) -> None:
-    path = tmp_path / "transformers"
-    path.write_text("a file in the folder's place")
-    log = "import logging, sys; logging.basicConfig(stream=sys.stdout); "
-    output = output_of(log + KEPT.replace("import transformers;", "import transformers.models.llama;"), str(path))
-    *warnings, num_names = output.splitlines()
-    assert int(num_names) > 1000
-    assert len(warnings) == 1 and "import_structure_not_kept" in warnings[0] and "set HOME" in warnings[0], (
-        "it is made once all the same"
-    )
+MODELS = Path("transformers/models")
+STRUCTURE: Structure = {
+    frozenset({"torch"}): {"llama": {"Llama", "LlamaLayer"}, "gpt2": {"GPT2"}},
+    frozenset(): {"gguf": {"read"}},
+}
+
+
+class Definition:
+    """In place of transformers' own, which reads a thousand files."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def __call__(self, path: Path, prefix: str | None = None) -> Structure:
+        self.num_calls += 1
+        return STRUCTURE if path == MODELS else {frozenset(): {f"{prefix} in {path}": set()}}
+
+
+def test_a_damaged_import_structure_is_made_anew_and_kept(tmp_path: Path) -> None:
+    file, define = tmp_path / "kept.json", Definition()
+    for num_calls in (1, 1):  # made, and read
+        assert _kept(define, MODELS, file)(MODELS) == STRUCTURE
+        assert define.num_calls == num_calls
+    whole = file.read_text()
+    file.write_text(whole[:20])
+    assert _kept(define, MODELS, file)(MODELS) == STRUCTURE
+    assert file.read_text() == whole and define.num_calls == 2
+    kept = _kept(define, MODELS, file)
+    assert kept(MODELS / "__init__.py", prefix="models") == {
+        frozenset({"torch"}): {"models.llama": {"Llama", "LlamaLayer"}, "models.gpt2": {"GPT2"}},
+        frozenset(): {"models.gguf": {"read"}},
+    }
+    assert kept(MODELS / "llama", prefix="x") == {frozenset(): {"x in transformers/models/llama": set()}}
+
+
+def test_a_cache_that_cannot_be_written_hinders_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "transformers").write_text("a file in the folder's place")
+    define = Definition()
+    kept = _kept(define, MODELS, tmp_path / "transformers" / "kept.json")
+    assert kept(MODELS) == kept(MODELS) == STRUCTURE
+    assert define.num_calls == 1, "it is made once all the same"
+    assert len(caplog.messages) == 1
+    assert "import_structure_not_kept" in caplog.text and "set HOME" in caplog.text
