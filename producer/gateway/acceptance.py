@@ -17,7 +17,7 @@ from producer.enqueue import check_size, encode_call
 from producer.errors import InvalidJobError, PromptmillError, RedisUnavailableError
 from producer.gateway.auth import Caller
 from producer.gateway.context import GatewayContext
-from producer.gateway.errors import ApiError
+from producer.gateway.errors import ApiError, invalid_request
 from producer.gateway.item_references import give_items
 from producer.gateway.job_records import JobRecord
 from producer.gateway.rate_limits import estimate_tokens
@@ -90,7 +90,7 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
     is_detached = _detach_flag(request, default=is_keyed or asked.is_in_background)
     if asked.model is None:
         message = "model: is required; GET /v1/models lists what is served"
-        raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="model")
+        raise invalid_request(message, "model")
     jobs = [_owned(job, caller, key, at) for at, job in enumerate(asked.jobs)]
     ids = [_job_id(job) for job in jobs]
     known = await _find_known(context, ids) if is_keyed else set()
@@ -200,7 +200,7 @@ def _owned(job: JobRequest, caller: Caller, key: str | None, at: int) -> JobRequ
         named = ":".join([*([caller.key.id] if caller.key is not None else []), *([str(at)] if at else []), named])
         if len(named) > 256:
             message = "idempotency_key: is too long; give at most 200 characters"
-            raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="idempotency_key")
+            raise invalid_request(message, "idempotency_key")
     return job.model_copy(update={"tenant": tenant, "idempotency_key": named})
 
 
@@ -232,7 +232,7 @@ def _detach_flag(request: Request, *, default: bool) -> bool:
     value = request.headers.get(DETACH_HEADER, str(default)).strip().lower()
     if value not in ("true", "false"):
         message = f"{DETACH_HEADER}: must be true or false; got {value[:60]!r}"
-        raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param=DETACH_HEADER)
+        raise invalid_request(message, DETACH_HEADER)
     return value == "true"
 
 
@@ -247,5 +247,5 @@ def idempotency_key(request: Request) -> str | None:
     value = request.headers.get(IDEMPOTENCY_HEADER)
     if value is not None and not 0 < len(value) <= MAX_IDEMPOTENCY_KEY_CHARS:
         message = f"{IDEMPOTENCY_HEADER}: must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters; got {len(value)}"
-        raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param=IDEMPOTENCY_HEADER)
+        raise invalid_request(message, IDEMPOTENCY_HEADER)
     return value

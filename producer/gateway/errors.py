@@ -83,6 +83,11 @@ class ApiError(Exception):
         return self
 
 
+def invalid_request(message: str, param: str | None = None) -> ApiError:
+    """A request that breaks a rule; `message` begins with the field's name, which `param` repeats."""
+    return ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param=param)
+
+
 def from_info(error: ErrorInfo, *, finds_same_job: bool = False) -> ApiError:
     """The reason a job ended without an answer. Its job is over, so that trying again makes no second one.
 
@@ -147,7 +152,7 @@ def install_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"][1:]) or None
         message = f"{param}: {first['msg']}" if param else str(first["msg"])
-        return to_response(ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param=param))
+        return to_response(invalid_request(message, param))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:

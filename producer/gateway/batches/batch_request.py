@@ -1,12 +1,10 @@
 """The body of `POST /v1/batches`, checked field by field."""
 
-from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
-from producer.contract import ErrorCode
-from producer.gateway.errors import ApiError
+from producer.gateway.errors import invalid_request
 from producer.openai_request import URLS
 
 MAX_METADATA_PAIRS = 16
@@ -50,7 +48,7 @@ class BatchRequest(BaseModel):
             message = f"{param}: {_RULES.get(param, first['msg'])}; got {first['input']!r:.80}"
             if first["type"] == "missing":
                 message = f"{param}: is required"
-            raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param=param) from error
+            raise invalid_request(message, param) from error
 
 
 def batch_request_body() -> dict[str, Any]:

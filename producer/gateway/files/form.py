@@ -10,8 +10,8 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 
-from producer.gateway.errors import ApiError
-from producer.gateway.files.upload_fields import FIELDS, check_field, invalid_form
+from producer.gateway.errors import ApiError, invalid_request
+from producer.gateway.files.upload_fields import FIELDS, check_field
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -41,30 +41,30 @@ class UploadForm:
         try:
             self._parser = MultipartParser(options[b"boundary"], self._callbacks())
         except ValueError as error:
-            raise invalid_form(f"content-type: {error}") from error
+            raise invalid_request(f"content-type: {error}") from error
 
     def feed(self, data: bytes) -> bytes:
         """The bytes of the file among these."""
         try:
             self._parser.write(data)
         except MultipartParseError as error:
-            raise invalid_form(f"the body is not a multipart form: {error}") from error
+            raise invalid_request(f"the body is not a multipart form: {error}") from error
         chunk = b"".join(self._chunks)
         self._chunks.clear()
         self._num_bytes += len(data)
         self.num_file_bytes += len(chunk)
         if self._num_bytes - self.num_file_bytes > MAX_FORM_BYTES:
-            raise invalid_form(f"the form is larger than {MAX_FORM_BYTES} bytes without its file")
+            raise invalid_request(f"the form is larger than {MAX_FORM_BYTES} bytes without its file")
         return chunk
 
     def end(self) -> None:
         """After the last byte."""
         if not self._is_ended:
-            raise invalid_form("the body ends in the middle of its form")
+            raise invalid_request("the body ends in the middle of its form")
         if self.filename is None:
-            raise invalid_form("file: is needed, as a part with a filename", "file")
+            raise invalid_request("file: is needed, as a part with a filename", "file")
         if self.num_file_bytes == 0:
-            raise invalid_form("file: is empty", "file")
+            raise invalid_request("file: is empty", "file")
 
     def _callbacks(self) -> "MultipartCallbacks":
         return {
@@ -97,17 +97,17 @@ class UploadForm:
         name, filename = _text(options.get(b"name", b""), "name"), options.get(b"filename")
         if name == "file":
             if filename is None:
-                raise invalid_form("file: must be a part with a filename", "file")
+                raise invalid_request("file: must be a part with a filename", "file")
             if self.filename is not None:
-                raise invalid_form("file: is given twice", "file")
+                raise invalid_request("file: is given twice", "file")
             self.filename, self._field = _clean_filename(_text(filename, "file")), None
             return
         if name not in FIELDS:
             allowed = ", ".join(("file", *FIELDS))
             shown = name[:60] or "a part without a name"
-            raise invalid_form(f"{shown}: is not a field of an upload; the fields are {allowed}", name)
+            raise invalid_request(f"{shown}: is not a field of an upload; the fields are {allowed}", name)
         if name in self.fields:
-            raise invalid_form(f"{name}: is given twice", name)
+            raise invalid_request(f"{name}: is given twice", name)
         self._field = name
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
@@ -130,12 +130,12 @@ def _text(value: bytes, name: str) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise invalid_form(f"{name}: is not UTF-8 text", name) from error
+        raise invalid_request(f"{name}: is not UTF-8 text", name) from error
 
 
 def _clean_filename(given: str) -> str:
     """What is shown, never a path of ours: without folders, and without what would break a header."""
     name = given.replace("\\", "/").rpartition("/")[2].strip()
     if not name or len(name) > MAX_FILENAME_CHARS or not name.isprintable():
-        raise invalid_form(f"file: its filename must have 1 to {MAX_FILENAME_CHARS} printable characters", "file")
+        raise invalid_request(f"file: its filename must have 1 to {MAX_FILENAME_CHARS} printable characters", "file")
     return name

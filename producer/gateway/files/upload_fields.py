@@ -1,9 +1,6 @@
 """The fields beside an upload's file: which there are, what they may say, and how long the file is to live."""
 
-from http import HTTPStatus
-
-from producer.contract import ErrorCode
-from producer.gateway.errors import ApiError
+from producer.gateway.errors import invalid_request
 
 PURPOSE = "purpose"
 ANCHOR = "expires_after[anchor]"
@@ -28,25 +25,21 @@ def check_field(name: str, value: str) -> None:
     """One field, as soon as it has come. Raises ApiError (400)."""
     if name == PURPOSE and value != "batch":
         why = "batches write those themselves" if value == "batch_output" else f"got {value[:60]!r}"
-        raise invalid_form(f"purpose: must be 'batch'; {why}", name)
+        raise invalid_request(f"purpose: must be 'batch'; {why}", name)
     if name == ANCHOR and value != "created_at":
-        raise invalid_form(f"{name}: must be 'created_at'; got {value[:60]!r}", name)
+        raise invalid_request(f"{name}: must be 'created_at'; got {value[:60]!r}", name)
     if name == SECONDS:
         is_number = value.isascii() and value.isdigit() and len(value) < 10
         if not is_number or not MIN_LIFETIME_SECONDS <= int(value) <= MAX_LIFETIME_SECONDS:
             limits = f"from {MIN_LIFETIME_SECONDS} to {MAX_LIFETIME_SECONDS}"
-            raise invalid_form(f"{name}: must be a whole number {limits}; got {value[:60]!r}", name)
+            raise invalid_request(f"{name}: must be a whole number {limits}; got {value[:60]!r}", name)
 
 
 def lifetime_seconds(fields: dict[str, str]) -> int:
     """Of a file with these fields. Raises ApiError (400) for what is missing."""
     if PURPOSE not in fields:
-        raise invalid_form("purpose: is needed, and must be 'batch'", PURPOSE)
+        raise invalid_request("purpose: is needed, and must be 'batch'", PURPOSE)
     for name, other in ((ANCHOR, SECONDS), (SECONDS, ANCHOR)):
         if name in fields and other not in fields:
-            raise invalid_form(f"{other}: is missing; {name} needs it", other)
+            raise invalid_request(f"{other}: is missing; {name} needs it", other)
     return int(fields.get(SECONDS, MAX_LIFETIME_SECONDS))
-
-
-def invalid_form(message: str, param: str | None = None) -> ApiError:
-    return ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param=param)

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
-from producer.contract import ErrorCode
 from producer.errors import RedisUnavailableError
 from producer.gateway.acceptance import idempotency_key, key_conflict
 from producer.gateway.auth import Authenticated, Caller
@@ -15,7 +14,7 @@ from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
 from producer.gateway.batches.batch_records import KeyConflictError
 from producer.gateway.batches.batch_request import BatchRequest, batch_request_body
 from producer.gateway.context import Context, GatewayContext
-from producer.gateway.errors import ApiError
+from producer.gateway.errors import ApiError, invalid_request
 from producer.gateway.files.file_keys import EVERYBODYS, NOBODYS
 from producer.gateway.files.file_keys import ID_PATTERN as FILE_ID_PATTERN
 from producer.gateway.routes.list_body import list_body
@@ -104,7 +103,7 @@ async def _check_input(context: GatewayContext, caller: Caller, file_id: str) ->
         raise _no_file(file_id)
     if record.purpose != "batch":
         message = f"input_file_id: the file's purpose must be 'batch'; it is {record.purpose!r}"
-        raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="input_file_id")
+        raise invalid_request(message, "input_file_id")
 
 
 def _no_file(file_id: str) -> ApiError:

@@ -6,12 +6,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from producer.contract import ErrorCode
 from producer.gateway.acceptance import accept
 from producer.gateway.answer import answer
 from producer.gateway.auth import Authenticated
 from producer.gateway.context import Context
-from producer.gateway.errors import ApiError
+from producer.gateway.errors import ApiError, invalid_request
 from producer.gateway.event_stream import EventStream
 from producer.gateway.job_stream import JobStream
 from producer.gateway.live_answer import respond
@@ -58,7 +57,7 @@ async def get_response(
     cancel it."""
     if starting_after is not None and not stream:
         message = "starting_after: only with stream=true; leave it out"
-        raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="starting_after")
+        raise invalid_request(message, "starting_after")
     frame = await find_response(context, caller, response_id)
     if not stream:
         return await show_response(context, frame)
@@ -109,6 +108,6 @@ async def list_input_items(
     ids = [item["id"] for item in items]
     if after is not None and after not in ids:
         message = f"after: no item {after[:100]} is among the response's; give the last id of a page"
-        raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="after")
+        raise invalid_request(message, "after")
     begin = ids.index(after) + 1 if after is not None else 0
     return list_body(items[begin : begin + limit], has_more=begin + limit < len(items))

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from producer.contract import ErrorCode
 from producer.gateway.auth import Authenticated, Caller
 from producer.gateway.context import Context, GatewayContext
-from producer.gateway.errors import ApiError
+from producer.gateway.errors import ApiError, invalid_request
 from producer.gateway.routes.list_body import list_body
 from producer.gateway.webhooks.endpoints import (
     MAX_ENDPOINTS_A_KEY,
@@ -98,7 +97,7 @@ async def get_endpoints(
         places = [place for place, endpoint in enumerate(found) if endpoint.id == after]
         if not places:
             message = f"after: there is no webhook endpoint {after[:80]!r}"
-            raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, message, param="after")
+            raise invalid_request(message, "after")
         found = found[places[0] + 1 :]
     return list_body([_shown(endpoint) for endpoint in found[:limit]], has_more=len(found) > limit)
 
@@ -175,7 +174,7 @@ async def _check_url(context: GatewayContext, url: str) -> None:
     try:
         await context.webhook_targets.check(url)
     except TargetError as error:
-        raise ApiError(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, str(error), param="url") from error
+        raise invalid_request(str(error), "url") from error
 
 
 def _shown(endpoint: WebhookEndpoint, *, with_secret: bool = False) -> dict[str, Any]:
