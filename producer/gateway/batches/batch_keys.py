@@ -7,15 +7,12 @@
     promptmill:batches:asked:HASH    "ID ASKED": what was made under an idempotency key, and the hash of its request
     promptmill:batches:ended         HASH: how many have ended, by status
 
-Ids are made as files' are: they sort by age, so that a cursor outlives its batch.
+Ids are made as files' are (`file_keys.make_id`): they sort by age, so that a cursor outlives its batch.
 """
 
 import hashlib
 import json
-from secrets import token_hex
 from typing import Any
-
-from producer.gateway.files.file_keys import created_at as file_created_at
 
 BATCH_PREFIX = "promptmill:batch:"
 INDEX_PREFIX = "promptmill:batches:index:"
@@ -23,11 +20,11 @@ ASKED_PREFIX = "promptmill:batches:asked:"
 OPEN_KEY = "promptmill:batches:open"
 ENDED_KEY = "promptmill:batches:ended"
 
-ID_PATTERN = r"batch_[0-9a-f]{14}[0-9a-f]{16}"
+ID_PREFIX = "batch_"
+ID_PATTERN = rf"{ID_PREFIX}[0-9a-f]{{30}}"
 RECORD_TTL_SECONDS = 30 * 24 * 3600  # from a batch's end; its files have a life of their own
 WINDOW_SECONDS = 24 * 3600  # completion_window
 KEY_TTL_SECONDS = 24 * 3600  # that an idempotency key finds its batch, as a job is found
-_MICROSECONDS = 1_000_000
 
 
 def batch_key(batch_id: str) -> str:
@@ -44,22 +41,8 @@ def index_key(whose: str) -> str:
 
 
 def asked_key(whose: str, idempotency_key: str) -> str:
-    return ASKED_PREFIX + _hash([whose, idempotency_key])
+    return ASKED_PREFIX + hash_json([whose, idempotency_key])
 
 
-def hash_of_request(fields: dict[str, Any]) -> str:
-    return _hash(fields)
-
-
-def _hash(value: Any) -> str:
+def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:40]
-
-
-def make_batch_id(seconds: int, microseconds: int) -> str:
-    """`seconds` and `microseconds` are what TIME says; the rest is random."""
-    return f"batch_{seconds * _MICROSECONDS + microseconds:014x}{token_hex(8)}"
-
-
-def created_at(batch_id: str) -> int:
-    """Epoch seconds."""
-    return file_created_at(batch_id.replace("batch_", "file-"))

@@ -7,19 +7,18 @@ from typing import Any
 from producer.async_transport import AsyncTransport
 from producer.gateway.batches.batch_keys import (
     ENDED_KEY,
+    ID_PREFIX,
     OPEN_KEY,
     RECORD_TTL_SECONDS,
     WINDOW_SECONDS,
     asked_key,
     batch_key,
-    created_at,
-    hash_of_request,
+    hash_json,
     index_key,
-    make_batch_id,
 )
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
 from producer.gateway.batches.batch_scripts import CANCEL, CREATE
-from producer.gateway.files.file_keys import EVERYBODYS, NOBODYS
+from producer.gateway.files.file_keys import EVERYBODYS, NOBODYS, created_at, make_id
 from producer.operations import send
 
 PAGE_AT_ONCE = 200  # records read in one round trip
@@ -50,7 +49,7 @@ class BatchRecords:
         With an idempotency key, what its API key asked for under it before, as it is now. Raises KeyConflictError.
         """
         [(seconds, microseconds)] = await self._redis.run(send(("TIME",)))
-        batch_id = make_batch_id(int(seconds), int(microseconds))
+        batch_id = make_id(ID_PREFIX, int(seconds), int(microseconds))
         now = created_at(batch_id)
         record = BatchRecord(
             id=batch_id,
@@ -60,10 +59,10 @@ class BatchRecords:
             status=BatchStatus.VALIDATING,
             **fields,
         )
-        oldest = make_batch_id(int(seconds) - 2 * RECORD_TTL_SECONDS, 0)  # long ended, and forgotten
+        oldest = make_id(ID_PREFIX, int(seconds) - 2 * RECORD_TTL_SECONDS, 0)  # long ended, and forgotten
         whose = key_id or NOBODYS
         name = asked_key(whose, idempotency_key) if idempotency_key is not None else ""
-        arguments = [record.id, record.input_file_id, whose, EVERYBODYS, oldest, name, hash_of_request(fields)]
+        arguments = [record.id, record.input_file_id, whose, EVERYBODYS, oldest, name, hash_json(fields)]
         made = await self._redis.run(CREATE.run([], [*arguments, *record.new_fields]))
         if made == b"conflict":
             raise KeyConflictError

@@ -25,7 +25,8 @@ STORE_KEY = "promptmill:files:store"
 EVERYBODYS = "*"  # in place of a key's id: whose files an operator sees
 NOBODYS = "-"  # of those who came without a key
 
-ID_PATTERN = r"file-[0-9a-f]{14}[0-9a-f]{16}"
+ID_PREFIX = "file-"
+ID_PATTERN = rf"{ID_PREFIX}[0-9a-f]{{30}}"
 _MICROSECONDS = 1_000_000
 
 
@@ -45,14 +46,14 @@ def index_key(whose: str, purpose: str | None) -> str:
     return f"{INDEX_PREFIX}{whose}:{purpose}" if purpose is not None else INDEX_PREFIX + whose
 
 
-def make_file_id(seconds: int, microseconds: int) -> str:
-    """`seconds` and `microseconds` are what TIME says; the rest is random."""
-    return f"file-{seconds * _MICROSECONDS + microseconds:014x}{token_hex(8)}"
+def make_id(prefix: str, seconds: int, microseconds: int) -> str:
+    """`seconds` and `microseconds` are what TIME says; the last 16 digits are random."""
+    return f"{prefix}{seconds * _MICROSECONDS + microseconds:014x}{token_hex(8)}"
 
 
-def created_at(file_id: str) -> int:
-    """Epoch seconds."""
-    return int(file_id.removeprefix("file-")[:14], 16) // _MICROSECONDS
+def created_at(made_id: str) -> int:
+    """Epoch seconds, of an id with any prefix."""
+    return int(made_id[-30:-16], 16) // _MICROSECONDS
 
 
 FILE_FUNCTIONS = """

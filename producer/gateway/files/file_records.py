@@ -80,7 +80,7 @@ class FileRecords:
 
     async def new_id(self) -> str:
         [(seconds, microseconds)] = await self._redis.run(send(("TIME",)))
-        return file_keys.make_file_id(int(seconds), int(microseconds))
+        return file_keys.make_id(file_keys.ID_PREFIX, int(seconds), int(microseconds))
 
     async def claim_store(self) -> None:
         """All that share this Redis share one store. Raises FileStoreError naming the other one."""

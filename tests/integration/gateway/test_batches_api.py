@@ -10,8 +10,8 @@ import redis as redis_py
 
 from producer.contract import keys
 from producer.gateway.api_keys import add_key, make_key
-from producer.gateway.batches.batch_keys import index_key, make_batch_id
-from producer.gateway.files.file_keys import EVERYBODYS
+from producer.gateway.batches.batch_keys import ID_PREFIX, index_key
+from producer.gateway.files.file_keys import EVERYBODYS, make_id
 from producer.transport import Transport
 from tests.fakes.batches import URL, counts_of, jsonl, line
 from tests.fakes.command_line import new_key
@@ -168,7 +168,7 @@ def test_lists_forget_batches_that_are_long_gone(
     client: openai.OpenAI, low: FakeWorker, redis_client: redis_py.Redis
 ) -> None:
     index = index_key(EVERYBODYS)
-    redis_client.zadd(index, {make_batch_id(1_700_000_000, 0): 0})
+    redis_client.zadd(index, {make_id(ID_PREFIX, 1_700_000_000, 0): 0})
     batch = start(client, upload(client, [line("a")]))
     assert redis_client.zrange(index, 0, -1) == [batch.id.encode()]
 
