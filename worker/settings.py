@@ -1,6 +1,7 @@
 """The worker's settings. Read once at the edge; nothing below reads the environment."""
 
 import re
+from dataclasses import fields
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -222,25 +223,6 @@ class WorkerSettings(ServerSettings):
 
     @property
     def engine_config(self) -> EngineConfig:
-        return EngineConfig(
-            model_path=self.model,
-            device=self.device,
-            tensor_parallel_size=self.tensor_parallel_size,
-            dtype=self.dtype,
-            quantize=self.quantize,
-            kv_cache_dtype=self.kv_cache_dtype,
-            max_num_seqs=self.max_num_seqs,
-            max_num_tokens=self.max_num_tokens,
-            max_model_len=self.max_model_len,
-            block_size=self.block_size,
-            num_kv_blocks=self.num_kv_blocks,
-            kv_memory_fraction=self.kv_memory_fraction,
-            max_cpu_kv_bytes=self.max_cpu_kv_bytes,
-            prefix_caching=self.prefix_caching,
-            prompt_lookup=self.prompt_lookup,
-            attention=self.attention,
-            deterministic=self.deterministic,
-            cuda_graphs=self.cuda_graphs,
-            num_threads=self.num_threads,
-            step_timeout_seconds=self.step_timeout_seconds,
-        )
+        """Its fields are the settings of the same names; what is no setting has its default."""
+        names = {field.name for field in fields(EngineConfig)}
+        return EngineConfig(model_path=self.model, **self.model_dump(include=names))
