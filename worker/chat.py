@@ -58,21 +58,21 @@ class ChatRenderer:
         param `tools` if it has no place for tools.
         """
         if self._refusal is not None:
-            raise JobRefusedError(ErrorCode.INVALID_REQUEST, self._refusal, param="messages")
+            raise JobRefusedError(self._refusal, param="messages")
         template = self._tool_chats if tools else self._plain_chats
         if tools and not template.knows_tools:
             raise JobRefusedError(
-                ErrorCode.UNSUPPORTED,
                 f"model {self._model!r} takes no tools, its chat template has no place for them: leave tools out, "
                 "serve a model that was trained to call them, or give its worker one that has it (--chat-template)",
                 param="tools",
+                code=ErrorCode.UNSUPPORTED,
             )
         if not template.knows_calls and any(message.content is None for message in messages):
             raise JobRefusedError(
-                ErrorCode.UNSUPPORTED,
                 f"the chat template of model {self._model!r} has no place for tool calls: leave messages with "
                 "tool_calls out, or give them content",
                 param="messages",
+                code=ErrorCode.UNSUPPORTED,
             )
         given = {
             **self._special_tokens,
@@ -86,7 +86,6 @@ class ChatRenderer:
             return template.render(given)
         except Exception as error:  # a template is foreign code: whatever it raises is about these messages
             raise JobRefusedError(
-                ErrorCode.INVALID_REQUEST,
                 f"the chat template of model {self._model!r} refuses the messages: {error}",
                 param="messages",
             ) from error

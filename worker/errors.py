@@ -36,7 +36,7 @@ class HandOverError(WorkerError):
 class JobRefusedError(WorkerError):
     """The job can never run here; it fails with this reason and harms nobody."""
 
-    def __init__(self, code: ErrorCode, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: ErrorCode = ErrorCode.INVALID_REQUEST) -> None:
         super().__init__(message)
         self.info = ErrorInfo(code=code, message=message, param=param)
 

@@ -80,7 +80,7 @@ class Translator:
         if request.task == "embed":
             return self._translate_embedding(request)
         if not self._info.can_generate:
-            raise JobRefusedError(ErrorCode.UNSUPPORTED, NO_OUTPUT_LAYER, param="task")
+            raise JobRefusedError(NO_OUTPUT_LAYER, param="task", code=ErrorCode.UNSUPPORTED)
         prompt_token_ids = (begun and begun.prompt_token_ids) or self._tokenize(request)
         output_plan = self._plan_output(request, prompt_token_ids)
         self._check_token_ids(request.stop_token_ids, "stop_token_ids")
@@ -93,7 +93,7 @@ class Translator:
             grammar = self._grammar(request, output_plan)
             params = _sampling_params(request, output_plan, grammar, max_tokens=max_tokens, seed=seed)
         except InvalidRequestError as error:
-            raise JobRefusedError(ErrorCode.INVALID_REQUEST, str(error), param=error.param) from error
+            raise JobRefusedError(str(error), param=error.param) from error
         return TranslatedJob(
             request=request,
             prompt_token_ids=prompt_token_ids,
@@ -110,11 +110,11 @@ class Translator:
             self._embedding_reader.pooling(request.dimensions)
         except InvalidRequestError as error:
             code = ErrorCode.UNSUPPORTED if error.param == "task" else ErrorCode.INVALID_REQUEST
-            raise JobRefusedError(code, str(error), param=error.param) from error
+            raise JobRefusedError(str(error), param=error.param, code=code) from error
         try:
             encoded = iter(self._embedding_reader.encode([text for text in inputs if isinstance(text, str)]))
         except InvalidRequestError as error:
-            raise JobRefusedError(ErrorCode.INVALID_REQUEST, str(error), param=names[0]) from error
+            raise JobRefusedError(str(error), param=names[0]) from error
         to_embed = [next(encoded) if isinstance(text, str) else text for text in inputs]
         for name, token_ids in zip(names, to_embed, strict=True):
             self._check_input(token_ids, name)
@@ -123,10 +123,10 @@ class Translator:
     def _check_input(self, token_ids: list[int], name: str) -> None:
         self._check_token_ids(token_ids, name)
         if not token_ids:
-            raise JobRefusedError(ErrorCode.INVALID_REQUEST, f"{name} comes to no tokens; give more text", param=name)
+            raise JobRefusedError(f"{name} comes to no tokens; give more text", param=name)
         if len(token_ids) > self._info.max_model_len:
             message = f"{name} has {len(token_ids)} tokens; {self._limit()}: shorten it"
-            raise JobRefusedError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, param=name)
+            raise JobRefusedError(message, param=name, code=ErrorCode.CONTEXT_LENGTH_EXCEEDED)
 
     def _validate(self, kwargs: dict[str, Any]) -> JobRequest:
         try:
@@ -137,10 +137,10 @@ class Translator:
     def _check_model(self, request: JobRequest) -> None:
         if request.model is not None and request.model not in self._model_names:
             raise JobRefusedError(
-                ErrorCode.MODEL_NOT_FOUND,
                 f"model {request.model!r} is not served here; this worker serves {', '.join(self._model_names)}: "
                 "name one of them, or send the job to the queue of a worker that serves the model",
                 param="model",
+                code=ErrorCode.MODEL_NOT_FOUND,
             )
 
     def _tokenize(self, request: JobRequest) -> list[int]:
@@ -157,9 +157,9 @@ class Translator:
             else:
                 token_ids = self._tokenizer.encode(request.prompt or "")
         except InvalidRequestError as error:
-            raise JobRefusedError(ErrorCode.INVALID_REQUEST, str(error), param=param) from error
+            raise JobRefusedError(str(error), param=param) from error
         if not token_ids:
-            raise JobRefusedError(ErrorCode.INVALID_REQUEST, f"{param} comes to no tokens; give more text", param=param)
+            raise JobRefusedError(f"{param} comes to no tokens; give more text", param=param)
         return token_ids
 
     def _plan_output(self, request: JobRequest, prompt_token_ids: list[int]) -> OutputPlan | None:
@@ -177,7 +177,6 @@ class Translator:
     def _check_token_ids(self, token_ids: list[int], param: str) -> None:
         if token_ids and max(token_ids) >= self._info.vocab_size:
             raise JobRefusedError(
-                ErrorCode.INVALID_REQUEST,
                 f"{param} holds token id {max(token_ids)}; the model's ids end at {self._info.vocab_size - 1}",
                 param=param,
             )
@@ -188,25 +187,25 @@ class Translator:
         room = self._info.max_model_len - num_prompt_tokens
         if request.min_tokens > room >= 1:
             raise JobRefusedError(
-                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
                 f"{param} has {num_prompt_tokens} tokens and min_tokens is {request.min_tokens}; {self._limit()}: "
                 f"shorten {param}, or ask for at most {room} tokens",
                 param="min_tokens",
+                code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
             )
         if room < 1:
             raise JobRefusedError(
-                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
                 f"{param} has {num_prompt_tokens} tokens; {self._limit()} and needs at least one for the output: "
                 "shorten it",
                 param=param,
+                code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
             )
         if request.max_tokens is not None and request.max_tokens > room:
             raise JobRefusedError(
-                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
                 f"{param} has {num_prompt_tokens} tokens and max_tokens is {request.max_tokens}, together "
                 f"{num_prompt_tokens + request.max_tokens}; {self._limit()}: shorten {param}, or ask for at most "
                 f"{room} tokens",
                 param="max_tokens",
+                code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
             )
         return request.max_tokens if request.max_tokens is not None else room
 
@@ -248,4 +247,4 @@ def _sampling_params(
 
 def _refusal(error: ValidationError) -> JobRefusedError:
     problem = summarize(error)
-    return JobRefusedError(ErrorCode.INVALID_REQUEST, problem.message, param=problem.param)
+    return JobRefusedError(problem.message, param=problem.param)

@@ -72,31 +72,31 @@ def _check_format(request: JobRequest, model_format: ModelFormat) -> None:
     calls = model_format.tool_calls
     if calls is None and model_format.tool_parser != "none":
         raise JobRefusedError(
-            ErrorCode.UNSUPPORTED,
             "this worker cannot tell how its model writes calls: leave tools out, or have the worker started with "
             "--tool-parser hermes or llama if the model writes them so, or with none to get calls as text",
             param="tools",
+            code=ErrorCode.UNSUPPORTED,
         )
     if request.output_format_field is not None and (calls is None or calls.may_be_bare):
         raise JobRefusedError(
-            ErrorCode.UNSUPPORTED,
             "response_format cannot be held beside tools where a call begins as an answer may (--tool-parser llama or "
             "none): leave out either",
             param="response_format",
+            code=ErrorCode.UNSUPPORTED,
         )
     if calls is not None:
         return
     if request.forces_call:
         raise JobRefusedError(
-            ErrorCode.UNSUPPORTED,
             "tool_choice cannot force a call where the worker was started with --tool-parser none: use 'auto'",
             param="tool_choice",
+            code=ErrorCode.UNSUPPORTED,
         )
     if request.has_strict_tools:
         raise JobRefusedError(
-            ErrorCode.UNSUPPORTED,
             "strict cannot be held where the worker was started with --tool-parser none: leave it out of the tools",
             param="tools",
+            code=ErrorCode.UNSUPPORTED,
         )
 
 

@@ -85,7 +85,7 @@ class JobReader:
         try:
             job.restore(fields)
         except Exception as error:  # of any type: RQ parses what anybody may have written
-            job, problem = self._new_job(claim), _refusal(_what_is_malformed(claim, error))
+            job, problem = self._new_job(claim), JobRefusedError(_what_is_malformed(claim, error))
             job.data = fields.get(b"data", b"")
         problem = self._drop_absurd(job) or problem
         job.origin = claim.queue
@@ -108,7 +108,7 @@ class JobReader:
         if not absurd:
             return None
         names = ", ".join(name.lstrip("_") for name in absurd)
-        return _refusal(f"the job's RQ record is malformed ({names}: must be whole numbers up to {_MAX_NUMBER})")
+        return JobRefusedError(f"the job's RQ record is malformed ({names}: must be whole numbers up to {_MAX_NUMBER})")
 
     def _strip(self, job: Job) -> JobRefusedError | None:
         """Whatever is not on the allow-lists is neither imported nor called, also when the job fails for it."""
@@ -121,7 +121,7 @@ class JobReader:
         allowed = [hook for hook in job.webhooks if self.find_allowed(hook.url) is not None]
         refused += [f"webhook {hook.url!r} (see --webhooks)" for hook in job.webhooks if hook not in allowed]
         job.webhooks = allowed
-        return _refusal(f"the worker does not allow {', '.join(refused)}") if refused else None
+        return JobRefusedError(f"the worker does not allow {', '.join(refused)}") if refused else None
 
     def find_allowed(self, url: str) -> str | None:
         """The entry of the webhooks' allow-list that the URL is at or below."""
@@ -132,16 +132,18 @@ class JobReader:
         try:
             call = json.loads(job.data)
         except Exception as error:  # not JSON, not UTF-8, too deep
-            raise _refusal("the job's data is not JSON (pickled?): enqueue it with RQ's JSONSerializer") from error
+            raise JobRefusedError(
+                "the job's data is not JSON (pickled?): enqueue it with RQ's JSONSerializer"
+            ) from error
         if not isinstance(call, list) or len(call) != 4 or call[1] is not None:
-            raise _refusal(f'the job\'s data must be the JSON list ["{JOB_FUNCTION}", null, [], {{fields}}]')
+            raise JobRefusedError(f'the job\'s data must be the JSON list ["{JOB_FUNCTION}", null, [], {{fields}}]')
         function, _, args, kwargs = call
         if function != JOB_FUNCTION:
-            raise _refusal(f"function {str(function)[:100]!r} is not served here; enqueue {JOB_FUNCTION!r}")
+            raise JobRefusedError(f"function {str(function)[:100]!r} is not served here; enqueue {JOB_FUNCTION!r}")
         if args:
-            raise _refusal("positional arguments are not taken; pass the request's fields by keyword")
+            raise JobRefusedError("positional arguments are not taken; pass the request's fields by keyword")
         if not isinstance(kwargs, dict):
-            raise _refusal("the request's fields must be a JSON object")
+            raise JobRefusedError("the request's fields must be a JSON object")
         return kwargs
 
     def _exceeds_limit(self, field: bytes) -> bool:
@@ -154,7 +156,7 @@ class JobReader:
 
     def _is_too_large(self) -> JobRefusedError:
         message = f"the request has more than {self._max_call_bytes} bytes, which no context here holds: shorten it"
-        return JobRefusedError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
+        return JobRefusedError(message, code=ErrorCode.CONTEXT_LENGTH_EXCEEDED)
 
 
 def _are_seconds(intervals: object) -> bool:
@@ -203,7 +205,3 @@ def _what_is_malformed(claim: Claim, error: Exception) -> str:
     if b"data" not in claim.fields:
         what = "it has no field data, which holds the request"
     return f"the job's RQ record is malformed ({what})"
-
-
-def _refusal(message: str) -> JobRefusedError:
-    return JobRefusedError(ErrorCode.INVALID_REQUEST, message)
