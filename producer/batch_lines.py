@@ -76,7 +76,7 @@ def answer_line(line: BatchLine, result: Result, *, created: int) -> dict[str, A
     if line.url == RESPONSES_URL:
         body = _frame(line, result, created).body_of(result)
     else:
-        body = response_body(line.url, result, created=created, encoding=line.encoding)
+        body = response_body(line.url, [result], created=created, encoding=line.encoding)
     return _output(result.job_id, line.custom_id, {"status_code": 200, "request_id": result.job_id, "body": body}, None)
 
 

@@ -7,7 +7,7 @@ those that it allows itself: anybody may have written it.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
@@ -34,18 +34,13 @@ class JobWebhook(BaseModel):
     allowed: str
     written_at: float  # epoch seconds
 
-    def to_fields(self) -> dict[Any, Any]:
-        """Of its delivery's hash."""
-        seconds = min(self.timeout_seconds, MAX_ATTEMPT_SECONDS) + LEASE_MARGIN_SECONDS
-        fields = {"event": self.model_dump_json(), "endpoint": self.allowed, "attempts": 0}
-        return {**fields, "lease_seconds": seconds}
-
     def write_commands(self, delivery_id: str) -> list[Command]:
         """Owes it. For a transaction: all of them, or none."""
-        fields = [part for field in self.to_fields().items() for part in field]
+        lease_seconds = min(self.timeout_seconds, MAX_ATTEMPT_SECONDS) + LEASE_MARGIN_SECONDS
+        fields = ("event", self.model_dump_json(), "endpoint", self.allowed, "attempts", 0)
         due_at = self.written_at - CLOCK_MARGIN_SECONDS
         return [
-            ("HSET", JOBS.prefix + delivery_id, *fields),
+            ("HSET", JOBS.prefix + delivery_id, *fields, "lease_seconds", lease_seconds),
             ("ZADD", JOBS.due + self.allowed, due_at, delivery_id),
             ("ZADD", JOBS.receivers, "LT", due_at, self.allowed),
         ]

@@ -26,15 +26,11 @@ def response_id(url: str, job_id: str) -> str:
     return f"{_ID_PREFIXES[url]}{job_id}"
 
 
-def response_body(url: str, result: Result, *, created: int, encoding: str = "float") -> dict[str, Any]:
-    """The body of a successful response. `created`: epoch seconds; `encoding`: of embeddings."""
-    return joint_response_body(url, [result], created=created, encoding=encoding)
+def response_body(url: str, results: Sequence[Result], *, created: int, encoding: str = "float") -> dict[str, Any]:
+    """The body of a successful response: the choices of the first job, then of the second, and so on.
 
-
-def joint_response_body(
-    url: str, results: Sequence[Result], *, created: int, encoding: str = "float"
-) -> dict[str, Any]:
-    """As `response_body`, of a request with several prompts: the choices of the first, then of the second, …"""
+    `created`: epoch seconds; `encoding`: of embeddings.
+    """
     if url == EMBEDDINGS_URL:
         return embeddings_body(results, add_usage([result.usage for result in results]), encoding=encoding)
     render = _chat_choice if url == CHAT_URL else _completion_choice

@@ -135,7 +135,7 @@ def _embedded_redis(settings: ServeSettings) -> Iterator[EmbeddedRedis]:
     with ExitStack() as stack:
         # The server holds the lock as well: when we are killed it is there for as long as somebody still writes to it.
         locks = [stack.enter_context(_locked(settings.data_dir))] if settings.data_dir is not None else []
-        port = _choose_port(settings.redis_port, DEFAULT_PORT, "--redis-port")
+        port = _choose_port(settings.redis_port)
         try:
             server = stack.enter_context(EmbeddedRedis(data_dir=settings.data_dir, port=port, pass_fds=locks))
         except EmbeddedRedisError:
@@ -163,11 +163,11 @@ def _address(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _choose_port(given: int | None, default: int, flag: str) -> int:
+def _choose_port(given: int | None) -> int:
     if given is None:
-        return default if _is_free(default) else free_port()
+        return DEFAULT_PORT if _is_free(DEFAULT_PORT) else free_port()
     if not _is_free(given):
-        raise StartRefusedError(f"port {given} is taken: stop what listens there, or pass another {flag}")
+        raise StartRefusedError(f"port {given} is taken: stop what listens there, or pass another --redis-port")
     return given
 
 

@@ -1,4 +1,5 @@
-"""Whole answers: waits for a request's jobs while its client is there, the time lasts and the process serves."""
+"""Answers that are not streamed: waits for a request's jobs until they end, the client leaves, the time is over or the
+process stops."""
 
 import asyncio
 import logging
@@ -18,7 +19,7 @@ from producer.gateway.context import GatewayContext
 from producer.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, from_client_error, from_info
 from producer.job import AsyncJob
 from producer.openai_embeddings import EMBEDDINGS_URL
-from producer.openai_response import add_usage, joint_response_body
+from producer.openai_response import add_usage, response_body
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ async def answer(context: GatewayContext, accepted: AcceptedRequest, request: Re
     try:
         results = await _wait(context, accepted, request.receive)
     except PromptmillError as error:
-        if isinstance(error, JobFailedError) and len(accepted.jobs) == 1:  # else nobody sees what the others use
+        if isinstance(error, JobFailedError) and len(accepted.jobs) == 1:  # the usage of several jobs is not known here
             await accepted.settle(context, error.result.usage if error.result is not None else Usage())
         raise _in_callers_words(error, accepted).with_headers(**accepted.headers) from error
     except ApiError as error:
@@ -48,7 +49,7 @@ def _render(accepted: AcceptedRequest, results: list[Result]) -> Response:
     asked = accepted.asked
     if asked.response is not None:
         return JSONResponse(accepted.frame.body_of(results[0]), headers=accepted.headers)
-    body = joint_response_body(asked.url, results, created=accepted.created, encoding=asked.encoding)
+    body = response_body(asked.url, results, created=accepted.created, encoding=asked.encoding)
     return JSONResponse({**body, "model": accepted.model}, headers=accepted.headers)
 
 
@@ -102,7 +103,7 @@ async def wait_until_gone(receive: Receive) -> None:
 
 
 async def cancel_jobs(jobs: Sequence[AsyncJob]) -> None:
-    """Jobs that nobody waits for any more. Those that have ended stay as they are."""
+    """Cancel jobs that nobody waits for any more. Those that have ended stay as they are."""
     for job in jobs:
         try:
             await job.cancel()
@@ -115,6 +116,6 @@ def cancelled_elsewhere(job_id: str) -> ErrorInfo:
 
 
 def stopping(paths: Iterable[str]) -> ApiError:
-    """This process ends; the jobs do not. `paths`: where the rest of the answer is to be had."""
+    """The error of a process that stops while the jobs continue. `paths`: where to read the rest of the answer."""
     message = f"this gateway is stopping; to read on, GET {', '.join(paths)} from any other gateway"
     return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "gateway_stopping", message, should_retry=False)

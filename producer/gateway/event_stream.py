@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class EventStream(Response):
-    """`cancels`: the jobs that end with the stream when it ends early; none, where the client wants them to go on."""
+    """`cancels`: the jobs to cancel if the stream ends early; none if they are to go on."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class EventStream(Response):
         await self._finish()
 
     async def _tell_usage(self) -> Usage:
-        """What is told is the whole: nothing, where the end of one of the jobs was not seen."""
+        """Report the usage of all jobs together; nothing if the end of one was not seen."""
         usages = [usage for stream in self._streams if (usage := stream.usage) is not None]
         usage = add_usage(usages)
         if self._on_usage is not None and len(usages) == len(self._streams):
@@ -106,7 +106,8 @@ class EventStream(Response):
         return usage
 
     async def _keep_alive(self) -> None:
-        """A comment whenever nothing was sent for so long. Beside the rest: a client that does not read holds us up."""
+        """Send a comment whenever nothing was sent for an interval. A task of its own: sending blocks while a client
+        does not read."""
         interval = START_SECONDS
         while True:
             await asyncio.sleep(max(0.0, self._sent_at + interval - time.monotonic()))
@@ -115,7 +116,7 @@ class EventStream(Response):
             interval = self._keep_alive_seconds
 
     async def _end_early(self, *, has_drained: bool) -> ApiError:
-        paths = [stream.renderer.rest_path(stream.told) for stream in self._streams]
+        paths = [stream.renderer.rest_path(stream.progress) for stream in self._streams]
         if has_drained:
             return stopping(paths)
         await cancel_jobs(self._cancels)
@@ -124,15 +125,15 @@ class EventStream(Response):
         return ApiError(HTTPStatus.REQUEST_TIMEOUT, ErrorCode.TIMEOUT, message, should_retry=False)
 
     async def _fail(self, error: ApiError) -> None:
-        """As a response of its own while nothing has been sent, else as the stream's last event."""
+        """Send the error: as a response of its own if nothing has been sent, else as the stream's last event."""
         if not self._has_started:
             ours = {name: value for name, value in self.headers.items() if name.startswith("x-promptmill")}
             await to_response(error.with_headers(**ours))(self._scope, self._receive, self._send)
             return
-        told = [stream.told for stream in self._streams]
+        progress = [stream.progress for stream in self._streams]
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_EVENT_SECONDS):
-                await self._send_event(self._streams[0].renderer.render_error(error, told))
+                await self._send_event(self._streams[0].renderer.render_error(error, progress))
                 await self._finish()
 
     async def _send_event(self, event: bytes) -> None:

@@ -9,7 +9,7 @@ from producer.contract import Chunk, Usage
 from producer.errors import JobFailedError
 from producer.gateway.answer import cancelled_elsewhere
 from producer.gateway.errors import ApiError, from_client_error, from_info
-from producer.gateway.renderer import Renderer, Told
+from producer.gateway.renderer import Renderer, StreamProgress
 from producer.gateway.token_timer import TokenTimer
 from producer.job import AsyncJob
 from producer.subscription import StreamEnd
@@ -19,8 +19,8 @@ BEGINNING = "0-0"
 
 
 class JobStream:
-    """`timer`: None, where nobody's wait is measured. `shows_resets`: whoever reads knows what a reset means.
-    `finds_same_job`: as `from_info` has it."""
+    """`timer`: None if waits for tokens are not measured. `shows_resets`: the reader knows what a reset means.
+    `finds_same_job`: see `from_info`."""
 
     def __init__(
         self,
@@ -44,16 +44,16 @@ class JobStream:
         self.renderer = renderer
 
     @property
-    def told(self) -> Told:
-        return Told(self._job.id, self._cursor, self._end)
+    def progress(self) -> StreamProgress:
+        return StreamProgress(self._job.id, self._cursor, self._end)
 
     @property
     def usage(self) -> Usage | None:
-        """As the stream's end says; None, where that was not seen."""
+        """From the stream's end; None if that was not seen."""
         return self._end.usage if self._end is not None else None
 
     async def copy_to(self, send: SendEvent) -> None:
-        """To the stream's end. Raises ApiError or a PromptmillError where that is no answer's."""
+        """Send the stream to its end. Raises ApiError or a PromptmillError if the job ends without an answer."""
         try:
             await self._copy_to(send)
         except JobFailedError as error:

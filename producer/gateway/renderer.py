@@ -1,4 +1,4 @@
-"""What a job's chunks look like to whoever reads them as server-sent events: what every form of them has. Pure.
+"""Renders a job's chunks as server-sent events: what all forms have in common. Pure.
 
 An event is `data: {json}` and an empty line. It never has an `id:` line, behind which OpenAI's client takes no comment.
 """
@@ -16,8 +16,8 @@ KEEP_ALIVE = b": keep-alive\n"  # one newline: two would be an event to some rea
 DONE = b"data: [DONE]\n\n"
 
 
-class Told(NamedTuple):
-    """How far one job's stream has been told. `end`: what the job's own end is, where it has one."""
+class StreamProgress(NamedTuple):
+    """How much of one job's stream was sent. `end`: the job's own end, if it has come."""
 
     job_id: str
     cursor: str
@@ -29,16 +29,16 @@ class Renderer(ABC):
 
     @property
     def reset_remedy(self) -> str:
-        """For readers that know of no reset: what they do where the answer has begun anew."""
+        """What readers that know no resets can do when the answer has started over."""
         return "ask again"
 
     def render_start(self) -> bytes:
-        """What is sent before the job has begun. Nothing: a job that fails at once is told of by the status."""
+        """What is sent before the job has begun. Nothing by default, so that an early failure has an HTTP status."""
         return b""
 
     def goes_on(self, generation: int) -> bool:
-        """Whether what follows, of that `Subscription.generation`, goes on from what whoever reads has seen: asked of
-        each chunk, and of the end. Those who have seen the beginning on another connection may have seen another."""
+        """Whether what follows, of this `Subscription.generation`, continues what the reader has seen: asked for each
+        chunk, and for the end. On an earlier connection the reader may have seen another generation."""
         return True
 
     @abstractmethod
@@ -46,22 +46,22 @@ class Renderer(ABC):
         """The events of a chunk; none, if it shows nothing yet."""
 
     def render_reset(self, cursor: str) -> bytes:
-        """What was shown before is void: for readers that know of it."""
+        """Say that what was shown before is void, for readers that know resets."""
         raise NotImplementedError
 
     @abstractmethod
     def render_end(self, usage: Usage) -> bytes:
         """What follows the last chunk of all of a request's jobs."""
 
-    def render_error(self, error: ApiError, told: Sequence[Told]) -> bytes:
+    def render_error(self, error: ApiError, progress: Sequence[StreamProgress]) -> bytes:
         """The last event of a stream without a whole answer, which OpenAI's clients raise: without it a stream that is
         cut short would look complete to them."""
-        cursors = [{"job_id": job.job_id, "cursor": job.cursor} for job in told]
+        cursors = [{"job_id": job.job_id, "cursor": job.cursor} for job in progress]
         return encode_event({**error.body, "promptmill": cursors[0] if len(cursors) == 1 else cursors})
 
-    def rest_path(self, told: Told) -> str:
-        """Where what has not been told is to be had, of any gateway."""
-        return f"/v1/jobs/{told.job_id}/stream?after={told.cursor}"
+    def rest_path(self, progress: StreamProgress) -> str:
+        """Where any gateway serves what was not sent."""
+        return f"/v1/jobs/{progress.job_id}/stream?after={progress.cursor}"
 
 
 def encode_event(body: dict[str, Any]) -> bytes:

@@ -1,8 +1,8 @@
 """One job's chunks as the events of OpenAI's Responses API, numbered without a gap. Pure: no connection, no clock.
 
-The events follow from the job's stored entries alone, so that any gateway counts them alike: whoever has seen those up
-to a number is given the others. Where a job began anew, its numbers do, at another million: one that was seen before
-names nothing of what counts now.
+The events follow from the job's stored entries alone, so that every gateway numbers them alike, and a client can go on
+behind the last number that it has seen. If a job starts over, its numbers start at another million: an old number names
+no new event.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ from itertools import chain
 
 from producer.contract import Chunk, Usage
 from producer.gateway.errors import ApiError
-from producer.gateway.renderer import KEEP_ALIVE, Renderer, Told, to_json
+from producer.gateway.renderer import KEEP_ALIVE, Renderer, StreamProgress, to_json
 from producer.responses.body import ResponseFrame, error_of, status_of
 from producer.responses.output import Event, ResponseOutput
 from producer.responses.request import RESPONSES_URL
@@ -21,8 +21,8 @@ _LAST_EVENTS = {"completed": "response.completed", "failed": "response.failed"} 
 
 
 class ResponseRenderer(Renderer):
-    """`starting_after`: the last event that was seen. `starts_at_once`: whoever reads is to know the response before
-    its job has begun, and so is not told of an early failure by the status."""
+    """`starting_after`: the number of the last event that the client has seen. `starts_at_once`: events are sent before
+    the job has begun, so that an early failure has no HTTP status of its own."""
 
     def __init__(
         self, frame: ResponseFrame, *, starting_after: int | None = None, starts_at_once: bool = False
@@ -60,9 +60,9 @@ class ResponseRenderer(Renderer):
         closing = self._encode(chain(self._begin(), self._output.end()))
         return closing + self._last_event(status_of("finished", self._output), usage)
 
-    def render_error(self, error: ApiError, told: Sequence[Told]) -> bytes:
+    def render_error(self, error: ApiError, progress: Sequence[StreamProgress]) -> bytes:
         """The job's own end is the response's; any other leaves it as it is, and takes no number of its own."""
-        end = told[0].end
+        end = progress[0].end
         if end is None:
             begun = self._encode(self._announce())  # and no more: the error may say behind which event to read on
             number = max(0, self._next_number - 1)
@@ -73,9 +73,9 @@ class ResponseRenderer(Renderer):
         failure = error_of(error.status, str(error), error.param) if status == "failed" else None
         return closing + self._last_event(status, end.usage, failure)
 
-    def rest_path(self, told: Told) -> str:
+    def rest_path(self, progress: StreamProgress) -> str:
         if not self._frame.asked.store:
-            return f"/v1/jobs/{told.job_id}"
+            return f"/v1/jobs/{progress.job_id}"
         last = f"&starting_after={self._next_number - 1}" if self._next_number else ""
         return f"{RESPONSES_URL}/{self._frame.response_id}?stream=true{last}"
 

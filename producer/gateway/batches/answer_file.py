@@ -1,7 +1,8 @@
 """A batch's answers on their way into its output and error file: gathered, written as parts, recorded.
 
 A part is written first and recorded after, together with what it answers, so that nothing is ever answered twice and
-what a dying process had written is never seen. Parts grow rarer as a batch grows older: a day's has a few thousand.
+what a dying process had written is never seen. The longer a batch runs, the more time passes between two parts: a day's
+batch has a few thousand.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from uuid import uuid4
 from producer.batch_lines import encode_line
 from producer.batch_protocol import Answer
 from producer.errors import FileStoreError
-from producer.gateway.batches.batch_lease import BatchLease, LeaseLostError, NewPart, Wish
+from producer.gateway.batches.batch_lease import BatchLease, LeaseLostError, NewPart, Order
 from producer.gateway.batches.batch_record import BatchUsage
 from producer.gateway.files.base import FileStore
 from producer.gateway.files.file_records import FileRecord, FileRecords, Part
@@ -44,7 +45,7 @@ class _Gathered:
 
 
 class AnswerFile:
-    """Raises LeaseLostError from whatever writes; RedisUnavailableError, too."""
+    """Methods that write raise LeaseLostError and RedisUnavailableError."""
 
     def __init__(self, lease: BatchLease, files: FileRecords, store: FileStore, index: LineIndex) -> None:
         self._lease = lease
@@ -63,8 +64,8 @@ class AnswerFile:
         return list(self._gathered.positions)
 
     async def add(self, answers: Sequence[Answer]) -> None:
-        """Gather them, and write a part if it is time to. Waits for a store that is away, but not where the batch is to
-        end early: its jobs are to be ended first."""
+        """Gather answers, and write a part when it is due. Waits for an unavailable store, unless the batch is to end
+        early: its jobs must end first."""
         gathered = self._gathered
         for answer in answers:
             name = "error_file_id" if answer.is_failed else "output_file_id"
@@ -83,18 +84,18 @@ class AnswerFile:
             await self._write_out(waits_for_store=False)
 
     async def flush(self) -> None:
-        """What was gathered is recorded when this returns. Waits for a store that is away, as long as the lease is
-        ours and the process goes on."""
+        """Record all that was gathered. Waits for an unavailable store as long as the lease is ours and the process
+        does not stop."""
         await self._write_out(waits_for_store=True)
 
     async def _write_out(self, *, waits_for_store: bool) -> None:
-        """`waits_for_store`: also where the batch is to end early."""
+        """`waits_for_store`: even if the batch is to end early."""
         if not self._gathered.positions:
             return
         while not await self._try_to_write():
-            if self._lease.wish in (Wish.LOST, Wish.STOP):
+            if self._lease.order in (Order.LOST, Order.STOP):
                 raise LeaseLostError(self._lease.record.id)
-            if not waits_for_store and self._lease.wish is not Wish.GO_ON:
+            if not waits_for_store and self._lease.order is not Order.GO_ON:
                 self._last_part_at = time.monotonic()
                 return
             await asyncio.sleep(STORE_AWAY_SECONDS)

@@ -1,6 +1,5 @@
-"""A batch as its carrier holds it: under a lease that others renew for it, and a fence that every write passes."""
+"""A batch as its carrier holds it: a lease, which its pool renews, and a fence, which every write checks."""
 
-import asyncio
 import json
 import time
 from collections.abc import Sequence
@@ -18,14 +17,14 @@ from producer.gateway.webhooks.outbox import OUTBOX_KEY, Event
 from producer.operations import Script, send
 
 
-class Wish(StrEnum):
-    """What a carrier is to do with its batch, as of the last renewal."""
+class Order(StrEnum):
+    """What a carrier is to do with its batch, as of the last renewal of its lease."""
 
     GO_ON = "go_on"
     CANCEL = "cancel"
     EXPIRE = "expire"
-    LOST = "lost"  # another one has it
-    STOP = "stop"  # this process ends; another is to have it at once
+    LOST = "lost"  # another carrier has the batch
+    STOP = "stop"  # this process is ending: release the batch to another carrier
 
 
 class LeaseLostError(Exception):
@@ -33,12 +32,13 @@ class LeaseLostError(Exception):
 
 
 class AnswersLostError(Exception):
-    """Redis has lost answers that it had acknowledged, as by a fail-over: what is recorded tells where to go on."""
+    """Redis has lost answers that it had acknowledged, as in a fail-over. What is still recorded says where to
+    continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewPart:
-    """Bytes for one of a batch's files, written and reserved; `file` is made if the batch has none there yet."""
+    """Bytes for one of a batch's files, written and reserved. `file` is created if the batch has no such file yet."""
 
     field: str  # output_file_id or error_file_id
     file: FileRecord
@@ -52,12 +52,11 @@ class BatchLease:
         self._redis = redis
         self._fence = fence
         self.record = record
-        self.wish = Wish.GO_ON
-        self.is_wished = asyncio.Event()  # set once the wish is another than to go on
+        self.order = Order.GO_ON
 
     @classmethod
     async def claim(cls, redis: AsyncTransport, lease_seconds: float) -> "BatchLease | None":
-        """A batch that nobody carries, and what is wished of it."""
+        """Claim a batch that has no carrier, and read the order for it. None: there is no such batch."""
         fence = uuid4().hex
         claimed = await redis.run(CLAIM.run([], [lease_seconds, fence]))
         if not claimed:
@@ -70,40 +69,38 @@ class BatchLease:
 
     @staticmethod
     async def renew(redis: AsyncTransport, leases: Sequence["BatchLease"], lease_seconds: float) -> None:
-        """All of them in one call; each learns what is wished of it."""
+        """Renew all leases in one call; each is given its order."""
         pairs = [part for lease in leases for part in (lease.record.id, lease._fence)]
-        wishes = await redis.run(RENEW.run([], [lease_seconds, *pairs]))
-        for lease, wish in zip(leases, wishes, strict=True):
-            lease.wish_for(Wish(wish.decode()))
+        orders = await redis.run(RENEW.run([], [lease_seconds, *pairs]))
+        for lease, order in zip(leases, orders, strict=True):
+            lease.give(Order(order.decode()))
 
-    def wish_for(self, wish: Wish) -> None:
-        """To stop, once wished, stays; so does what was lost."""
-        if self.wish not in (Wish.STOP, Wish.LOST):
-            self.wish = wish
-        if self.wish is not Wish.GO_ON:
-            self.is_wished.set()
+    def give(self, order: Order) -> None:
+        """STOP and LOST are final."""
+        if self.order not in (Order.STOP, Order.LOST):
+            self.order = order
 
     async def release(self, after_seconds: float = 0.0) -> None:
-        """Another carrier may have it by then."""
+        """Another carrier may claim the batch after this time."""
         await self._redis.run(RELEASE.run([], [self.record.id, self._fence, after_seconds]))
 
     async def begin(self, *, model: str, queue: str, num_lines: int) -> BatchStatus:
-        """The input is valid."""
+        """Note that the input is valid."""
         status = BatchStatus(await self._call(BEGIN, model, queue, num_lines))
         fields = {"model": model, "queue": queue, "num_lines": num_lines, "status": status}
         self.record = self.record.model_copy(update=fields)
         return status
 
     async def note_unreadable(self) -> int:
-        """The input cannot be read. Returns for how many seconds that is so."""
+        """Note that the input cannot be read. Returns for how many seconds this has been so."""
         return int(await self._call(WAIT, "unreadable_since"))
 
     async def note_unwritable(self) -> None:
-        """Answers cannot be written. Until some are, the batch says so."""
+        """Note that answers cannot be written. The batch shows this until some are."""
         await self._call(WAIT, "unwritable_since")
 
     async def note_unserved(self, model: str) -> int:
-        """No live worker serves the input's model. Returns for how many seconds that is so."""
+        """Note that no live worker serves the input's model. Returns for how many seconds this has been so."""
         return int(await self._call(WAIT, "unserved_since", "awaited_model", model))
 
     async def read_answered(self) -> "AnsweredLines":
@@ -113,8 +110,8 @@ class BatchLease:
     async def add_answers(
         self, parts: Sequence[NewPart], positions: Sequence[int], *, num_failed: int, usage: BatchUsage
     ) -> bool:
-        """The parts become the files', and their lines are answered: in one step. False: a part came too late, and is
-        being deleted; write it again under another name. Raises AnswersLostError."""
+        """Append the parts to the files and mark their lines as answered, in one step. False: a part came too late and
+        is being deleted; write it again under another name. Raises AnswersLostError."""
         tokens = [usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens]
         arguments: list[Any] = [len(positions) - num_failed, num_failed, *tokens, len(parts)]
         for new in parts:
@@ -123,14 +120,14 @@ class BatchLease:
         return await self._call(RECORD, *arguments, *positions) == "recorded"
 
     async def finalize(self, num_lines: int) -> BatchStatus:
-        """Every line is answered. Returns `cancelling` where a cancel came first. Raises AnswersLostError."""
+        """Note that every line is answered. Returns `cancelling` if a cancel came first. Raises AnswersLostError."""
         return BatchStatus(await self._call(FINALIZE, num_lines))
 
     async def finish(
         self, status: BatchStatus, problems: Sequence[BatchProblem] = (), *, num_lines: int | None = None
     ) -> None:
-        """The batch's end, its files' too; who asked to be told will be. `num_lines`: each of so many has an answer;
-        raises AnswersLostError where it has not."""
+        """End the batch and its files, and queue its webhook event. `num_lines`: how many lines must have an answer;
+        raises AnswersLostError if one has none."""
         event = Event.of(
             f"batch.{status.value}",  # type: ignore[arg-type]
             self.record.id,
@@ -145,7 +142,7 @@ class BatchLease:
         reply = await self._redis.run(script.run([], [self.record.id, self._fence, *arguments]))
         word = str(reply.decode())
         if word == "lost":
-            self.wish_for(Wish.LOST)
+            self.give(Order.LOST)
             raise LeaseLostError(self.record.id)
         if word == "unanswered":
             raise AnswersLostError(self.record.id)
@@ -153,7 +150,7 @@ class BatchLease:
 
 
 class AnsweredLines:
-    """Which lines are answered, by position: a bit each, as Redis has them."""
+    """Which lines are answered: one bit per position, as in Redis."""
 
     def __init__(self, bits: bytearray) -> None:
         self._bits = bits

@@ -96,19 +96,19 @@ RENEW = Script(
     _FUNCTIONS
     + """
 -- ARGV: lease seconds, then id, fence of each → for each: go_on, cancel, expire or lost
-local now, wishes = file_time(), {}
+local now, orders = file_time(), {}
 for i = 2, #ARGV, 2 do
-  local id, wish = ARGV[i], 'lost'
+  local id, order = ARGV[i], 'lost'
   if is_carrier(id, ARGV[i + 1]) then
     redis.call('ZADD', open, now + tonumber(ARGV[1]), id)
     local status, expires_at = unpack(redis.call('HMGET', batch_key(id), 'status', 'expires_at'))
-    wish = status == 'cancelling' and 'cancel' or 'go_on'
+    order = status == 'cancelling' and 'cancel' or 'go_on'
     local may_expire = status == 'validating' or status == 'in_progress'
-    if may_expire and tonumber(expires_at) <= now then wish = 'expire' end
+    if may_expire and tonumber(expires_at) <= now then order = 'expire' end
   end
-  wishes[#wishes + 1] = wish
+  orders[#orders + 1] = order
 end
-return wishes
+return orders
 """
 )
 

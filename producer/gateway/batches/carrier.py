@@ -1,6 +1,6 @@
-"""Carries one batch from wherever it stands to its end. It may die at any point: another goes on from what is recorded.
+"""Runs one batch from where it stands to its end. If it dies, another carrier continues from what is recorded.
 
-What it has of the batch in memory is an index of the input's lines, and those of its jobs that are on the queue.
+It holds in memory an index of the input's lines, and the batch's jobs that are on the queue.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from producer.contract import JobRequest, keys
 from producer.errors import FileStoreError, InvalidJobError
 from producer.gateway.api_keys import read_key
 from producer.gateway.batches.answer_file import AnswerFile
-from producer.gateway.batches.batch_lease import AnsweredLines, BatchLease, LeaseLostError, Wish
+from producer.gateway.batches.batch_lease import AnsweredLines, BatchLease, LeaseLostError, Order
 from producer.gateway.batches.batch_record import BatchProblem, BatchRecord, BatchStatus
 from producer.gateway.batches.input_check import (
     EndOfCheckError,
@@ -47,8 +47,8 @@ class CarrierOptions:
 
 
 class Carrier:
-    """Raises LeaseLostError, AnswersLostError, RedisUnavailableError, FileStoreError; then the batch is another's, or
-    waits for one."""
+    """Raises LeaseLostError, AnswersLostError, RedisUnavailableError, FileStoreError; then another carrier has the
+    batch, or will."""
 
     def __init__(
         self,
@@ -66,12 +66,12 @@ class Carrier:
         self._options = options
 
     async def carry(self) -> None:
-        """Until the batch has ended, or another is to have it."""
+        """Run the batch until it has ended or is released to another carrier."""
         record = self._lease.record
         _log.info("action=batch_carried batch=%s status=%s", record.id, record.status)
         if record.status is BatchStatus.FINALIZING:
             await self._finish(BatchStatus.COMPLETED, num_lines=record.num_lines)
-        elif self._lease.wish in (Wish.CANCEL, Wish.EXPIRE) and not self._has_begun:
+        elif self._lease.order in (Order.CANCEL, Order.EXPIRE) and not self._has_begun:
             await self._finish_early()
         else:
             await self._carry_lines()
@@ -79,17 +79,17 @@ class Carrier:
     async def _carry_lines(self) -> None:
         record = self._lease.record
         awaited = None if self._has_begun else record.awaited_model
-        if awaited is not None and await self._find_queue(awaited) is None:  # else the whole input is read again first
+        if awaited is not None and await self._find_queue(awaited) is None:  # else the whole input would be read first
             return
         with tempfile.TemporaryFile(prefix="promptmill-batch-") as file:
             index = LineIndex(file, self._options.max_line_bytes)
-            check = InputCheck(record, lambda: self._lease.wish is not Wish.GO_ON and not self._has_begun)
+            check = InputCheck(record, lambda: self._lease.order is not Order.GO_ON and not self._has_begun)
             try:
                 await asyncio.to_thread(self._read_input, await self._parts(), file, index, check)
             except FileStoreError as error:
                 await self._give_up_later(error)
                 return
-            if self._lease.wish is Wish.STOP:
+            if self._lease.order is Order.STOP:
                 await self._lease.release()
             elif await self._begin(check, len(index)):
                 await self._answer(index)
@@ -103,7 +103,7 @@ class Carrier:
         return [part.name for part in await self._files.parts(self._lease.record.input_file_id)]
 
     def _read_input(self, parts: list[str], file: BinaryIO, index: LineIndex, check: InputCheck) -> None:
-        """A copy of our own: lines are read in any order, and a store may be slow at that."""
+        """Copy the input to a file here: its lines are read in any order, which can be slow in a store."""
         if not parts:
             raise FileStoreError("nothing is left of the input file")
         for part in parts:
@@ -116,19 +116,19 @@ class Carrier:
             return
 
     async def _begin(self, check: InputCheck, num_lines: int) -> bool:
-        """Whether the batch has lines to be answered: False where it has ended."""
+        """Whether the batch's lines are to be answered now. False: it has ended, or waits."""
         record = self._lease.record
         if self._has_begun:
             if record.unreadable_since is not None:  # that is over: the next outage counts from its own beginning
                 await self._lease.begin(model=record.model or "", queue=record.queue or "", num_lines=num_lines)
             return True
-        if self._lease.wish in (Wish.CANCEL, Wish.EXPIRE):
+        if self._lease.order in (Order.CANCEL, Order.EXPIRE):
             await self._finish_early()
             return False
         if check.problems:
             await self._finish(BatchStatus.FAILED, check.problems)
             return False
-        if check.was_broken_off:  # for what is not wished any more: a fail-over may lose a cancel, or give a lease back
+        if check.was_broken_off:  # for an order that is void: a fail-over may lose a cancel, or give a lease back
             await self._lease.release()
             return False
         assert check.model is not None
@@ -167,21 +167,21 @@ class Carrier:
         return BatchProblem(code="model_not_allowed", message=rule, param="body.model")
 
     async def _answer(self, index: LineIndex) -> None:
-        """Every line, or as many as there is time for."""
+        """Answer every line, or as many as there is time for."""
         answers = AnswerFile(self._lease, self._files, self._store, index)
-        if self._lease.wish is Wish.GO_ON:
+        if self._lease.order is Order.GO_ON:
             await self._run_lines(index, await self._lease.read_answered(), answers)
-            if self._lease.wish not in (Wish.CANCEL, Wish.EXPIRE):  # their jobs end first, wherever the store is
+            if self._lease.order not in (Order.CANCEL, Order.EXPIRE):  # their jobs end first, with a store or without
                 await answers.flush()
-        wish = self._lease.wish  # as of now: while the rest is settled this process may be told to stop
-        if wish is Wish.LOST:  # the jobs are another carrier's
+        order = self._lease.order  # read once: while the rest is settled it may change to STOP
+        if order is Order.LOST:  # the jobs are another carrier's
             raise LeaseLostError(self._lease.record.id)
-        if wish is Wish.STOP:
+        if order is Order.STOP:
             await self._lease.release()
-        elif wish is Wish.GO_ON and await self._lease.finalize(len(index)) is BatchStatus.FINALIZING:
+        elif order is Order.GO_ON and await self._lease.finalize(len(index)) is BatchStatus.FINALIZING:
             await self._finish(BatchStatus.COMPLETED, num_lines=len(index))
         else:
-            status = _early_end(wish)
+            status = _early_end(order)
             await self._settle_the_rest(index, answers, status)
             await self._finish(status, num_lines=len(index))
 
@@ -201,11 +201,11 @@ class Carrier:
         async with aclosing(self._redis.iterate(protocol.run())) as rounds:
             async for some in rounds:
                 await answers.add(some)
-                if self._lease.wish is not Wish.GO_ON:
+                if self._lease.order is not Order.GO_ON:
                     return
 
     def _queue_for(self, request: JobRequest) -> Protocol[str]:
-        """The batch's own, whichever workers are alive at the moment. Raises InvalidJobError."""
+        """The batch's own queue, whichever workers are alive. Raises InvalidJobError."""
         queue = self._lease.record.queue or ""
         if request.tenant not in (None, keys.split_tenant(queue)[1]):
             raise InvalidJobError(f"tenant: the batch is not {request.tenant!r}'s; leave it out", param="tenant")
@@ -227,19 +227,19 @@ class Carrier:
         await answers.flush()
 
     async def _finish_early(self) -> None:
-        await self._finish(_early_end(self._lease.wish))
+        await self._finish(_early_end(self._lease.order))
 
     async def _give_up_later(self, error: FileStoreError) -> None:
-        """The store may only be away for a while: until then the batch waits."""
+        """The store may come back: the batch is released for a later try, and ended only after a time limit."""
         record = self._lease.record
         _log.warning("action=batch_input_unreadable batch=%s error=%s", record.id, error)
         problems = [_unreadable(record)]
-        ends_early = self._lease.wish in (Wish.CANCEL, Wish.EXPIRE)
-        needs_lines = self._has_begun or not ends_early  # they alone tell which jobs there are to be ended
+        ends_early = self._lease.order in (Order.CANCEL, Order.EXPIRE)
+        needs_lines = self._has_begun or not ends_early  # only the lines say which jobs must be ended
         if needs_lines and await self._lease.note_unreadable() < self._options.unreadable_seconds:
             await self._lease.release(self._options.retry_seconds)
         else:
-            await self._finish(_early_end(self._lease.wish) if ends_early else BatchStatus.FAILED, problems)
+            await self._finish(_early_end(self._lease.order) if ends_early else BatchStatus.FAILED, problems)
 
     async def _finish(
         self, status: BatchStatus, problems: list[BatchProblem] | None = None, *, num_lines: int | None = None
@@ -248,12 +248,12 @@ class Carrier:
         _log.info("action=batch_ended batch=%s status=%s", self._lease.record.id, status)
 
 
-def _early_end(wish: Wish) -> BatchStatus:
-    return BatchStatus.EXPIRED if wish is Wish.EXPIRE else BatchStatus.CANCELLED
+def _early_end(order: Order) -> BatchStatus:
+    return BatchStatus.EXPIRED if order is Order.EXPIRE else BatchStatus.CANCELLED
 
 
 def _unreadable(record: BatchRecord) -> BatchProblem:
-    """What the batch's maker can do about it; where the file lay is the operator's affair, and in the log."""
+    """Says what the batch's owner can do. Where the file was stored is in the log, for operators."""
     num_answered = record.num_completed + record.num_failed
     message = (
         f"the input file cannot be read any more: upload it again, and make a batch of it ({record.input_file_id})"

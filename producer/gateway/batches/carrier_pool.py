@@ -1,4 +1,4 @@
-"""Carries batches that nobody carries, many side by side, and keeps their leases. One event loop's, one process's."""
+"""Claims batches without a carrier, runs many side by side, and renews their leases. One per process."""
 
 import asyncio
 import logging
@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from producer.async_transport import AsyncTransport
 from producer.errors import PromptmillError, RedisUnavailableError
-from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, LeaseLostError, Wish
+from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, LeaseLostError, Order
 from producer.gateway.batches.carrier import Carrier
 
 MAX_CARRIED = 32  # by one process; other batches wait for another replica, or for one of these to end
 HEARTBEAT_SECONDS = 1.0  # how soon a cancel is noticed, and how often leases are renewed
 RETRY_SECONDS = 15.0  # before a batch that could not be carried on is tried again
-REDIS_BACK_SECONDS = 1.0  # the same where it was Redis that was away: it takes the batch back once it is there again
+REDIS_BACK_SECONDS = 1.0  # the same after an outage of Redis, which takes the batch back once it answers again
 
 MakeCarrier = Callable[[BatchLease], Carrier]
 
@@ -33,14 +33,14 @@ class CarrierPool:
         self._is_awake.set()
 
     def stop(self) -> None:
-        """Write down what there is, and leave the batches to others."""
+        """Record what is answered, and release the batches to others."""
         self._is_stopping = True
         for lease in self._carried.values():
-            lease.wish_for(Wish.STOP)
+            lease.give(Order.STOP)
         self.wake()
 
     async def run(self, idle_seconds: float) -> None:
-        """Until it is told to stop, or had nothing to carry for so long."""
+        """Run until `stop` is called, or there was no batch for `idle_seconds`."""
         loop = asyncio.get_running_loop()
         busy_at = loop.time()
         while self._carried or not (self._is_stopping or loop.time() - busy_at > idle_seconds):
@@ -60,7 +60,7 @@ class CarrierPool:
             if lease is None:
                 return
             if self._is_stopping:  # told so while the claim was under way
-                lease.wish_for(Wish.STOP)
+                lease.give(Order.STOP)
             task = asyncio.create_task(self._carry(lease))
             self._carried[task] = lease
             task.add_done_callback(self._forget)

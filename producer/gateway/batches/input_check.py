@@ -1,7 +1,7 @@
 """Whether a batch's input can be run at all, and on which queue: what is wrong is named with its line's number.
 
-Only what makes a line a line of this batch is looked at here. What a request asks for is checked when its turn comes,
-and answered alone: a bad value among 50,000 good ones is one line of the error file.
+Only what makes a line part of this batch is checked here. What a request asks for is checked when its turn comes: a bad
+value among 50,000 good ones is one line of the error file.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class InputCheck:
         self._model_line = 0
         self.model: str | None = None
         self.was_broken_off = False
-        """It was not wanted any more: there may be more lines."""
+        """The check was interrupted: there may be more lines."""
 
     @property
     def problems(self) -> list[BatchProblem]:
@@ -94,7 +94,7 @@ class InputCheck:
 
 
 def choose_batch_queue(workers: list[WorkerInfo], model: str, default_queue: str, tenant: str | None) -> str | None:
-    """Behind everybody who waits for an answer: the low class of the model's queue, if a worker serves that class.
+    """The low class of the model's queue, if a worker serves that class: behind everybody who waits for an answer.
 
     None: workers are alive, and none serves the model. While none is alive at all, the default queue is taken.
     """

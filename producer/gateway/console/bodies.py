@@ -30,7 +30,7 @@ class Session(_Body):
 
 
 class JobRow(_Body):
-    """A job in a line. Times are epoch seconds; what is not known of it is null."""
+    """A job as a row of a table. Times are epoch seconds; what is not known is null."""
 
     id: str
     queue: str | None = None
@@ -79,7 +79,8 @@ class Point(_Body):
 
 
 class Series(_Body):
-    """`points[i]` is of the `step_seconds` from epoch second `begin + i * step_seconds` on; `window` is all of them."""
+    """`points[i]` covers the `step_seconds` from epoch second `begin + i * step_seconds` on; `window` covers all of
+    them."""
 
     begin: int
     step_seconds: int
@@ -93,13 +94,13 @@ class JobIds(_Body):
     job_ids: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(min_length=1, max_length=MAX_IDS)
 
 
-class Deed(_Body):
-    """What became of one job of a request: `is_done`, or the reason why not."""
+class ActionResult(_Body):
+    """What an action did to one job: `is_done`, or the reason why not."""
 
     job_id: str
     is_done: bool
     reason: str | None = None
 
 
-class Deeds(_Body):
-    jobs: list[Deed]
+class ActionResults(_Body):
+    jobs: list[ActionResult]

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from producer.errors import JobNotFoundError
 from producer.gateway.auth import Authenticated, Caller, Operator
 from producer.gateway.console.bodies import (
-    Deed,
-    Deeds,
+    ActionResult,
+    ActionResults,
     JobDetail,
     JobIds,
     JobList,
@@ -89,7 +89,7 @@ async def list_jobs(
 @router.get("/jobs/{job_id}")
 async def get_job(context: Context, caller: Authenticated, lists: Lists, job_id: str) -> JobDetail:
     """A job, with what it asked for."""
-    await _check_sight(context, caller, job_id)
+    await _check_visible(context, caller, job_id)
     detail = await lists.rows.read_detail(job_id)
     if detail is None:
         raise JobNotFoundError.unknown(job_id)
@@ -104,7 +104,7 @@ async def stream_job(
     after: Annotated[str | None, Query(pattern=f"^{CURSOR_PATTERN}$")] = None,
 ) -> Response:
     """The job's output as events: from its beginning, or behind the cursor that an event carried."""
-    await _check_sight(context, caller, job_id)
+    await _check_visible(context, caller, job_id)
     await context.client.status(job_id)  # a job of which nothing is left is not found, before a stream begins
     job = context.client.job(job_id)
     stream = JobStream(job, ChunkEvents(), None, after=after, shows_resets=True)
@@ -112,29 +112,29 @@ async def stream_job(
 
 
 @router.post("/jobs/retry", openapi_extra=_IDS_BODY)
-async def retry_jobs(context: Context, caller: Authenticated, request: Request) -> Deeds:
+async def retry_jobs(context: Context, caller: Authenticated, request: Request) -> ActionResults:
     """Put failed jobs back onto their queues, to start over."""
     return await _do_each(context, caller, request, context.client.retry, "it has not failed")
 
 
 @router.post("/jobs/cancel", openapi_extra=_IDS_BODY)
-async def cancel_jobs(context: Context, caller: Authenticated, request: Request) -> Deeds:
+async def cancel_jobs(context: Context, caller: Authenticated, request: Request) -> ActionResults:
     """Cancel jobs, queued or running."""
     return await _do_each(context, caller, request, context.client.cancel, "it had ended before")
 
 
 async def _do_each(
     context: GatewayContext, caller: Caller, request: Request, do: Callable[[str], Awaitable[bool]], why_not: str
-) -> Deeds:
-    deeds = []
+) -> ActionResults:
+    results = []
     for job_id in (await _read_ids(context, request)).job_ids:
         try:
-            await _check_sight(context, caller, job_id)
+            await _check_visible(context, caller, job_id)
             is_done = await do(job_id)
-            deeds.append(Deed(job_id=job_id, is_done=is_done, reason=None if is_done else why_not))
+            results.append(ActionResult(job_id=job_id, is_done=is_done, reason=None if is_done else why_not))
         except JobNotFoundError as error:
-            deeds.append(Deed(job_id=job_id, is_done=False, reason=str(error)))
-    return Deeds(jobs=deeds)
+            results.append(ActionResult(job_id=job_id, is_done=False, reason=str(error)))
+    return ActionResults(jobs=results)
 
 
 async def _read_ids(context: GatewayContext, request: Request) -> JobIds:
@@ -146,7 +146,7 @@ async def _read_ids(context: GatewayContext, request: Request) -> JobIds:
         raise RequestValidationError([{**wrong, "loc": ("body", *wrong["loc"])} for wrong in error.errors()]) from error
 
 
-async def _check_sight(context: GatewayContext, caller: Caller, job_id: str) -> None:
+async def _check_visible(context: GatewayContext, caller: Caller, job_id: str) -> None:
     """Raises JobNotFoundError, also for a job of somebody else."""
     if not caller.is_operator:
         record = await context.records.read(job_id)

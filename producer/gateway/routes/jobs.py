@@ -36,7 +36,7 @@ async def get_job(context: Context, caller: Authenticated, job_id: str) -> dict[
         if record.response is not None and (request := await read_request(context, job_id)) is not None:
             body["response"] = record.frame(job_id, request).body_of(result)
         elif result.choices or result.embeddings:
-            response = response_body(record.url, result, created=record.created)
+            response = response_body(record.url, [result], created=record.created)
             body["response"] = {**response, "id": record.response_id, "model": record.model}
         if result.error is not None:
             error = in_callers_words(result.error, record.callers_names, first_index=record.first_index)

@@ -13,7 +13,7 @@ from producer.async_transport import AsyncTransport
 from producer.contract import keys
 from producer.gateway.batches import answer_file
 from producer.gateway.batches.batch_keys import OPEN_KEY
-from producer.gateway.batches.batch_lease import BatchLease, LeaseLostError, Wish
+from producer.gateway.batches.batch_lease import BatchLease, LeaseLostError, Order
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
 from producer.gateway.batches.carrier import Carrier
 from producer.gateway.files.file_records import FileRecords
@@ -57,13 +57,13 @@ class CrashingTransport(AsyncTransport):
         self._redis.pipeline = crashing_pipeline
 
 
-async def carry_and_crash(bench: BatchBench, url: str, num_sends: int, wish: Wish = Wish.GO_ON) -> bool:
+async def carry_and_crash(bench: BatchBench, url: str, num_sends: int, order: Order = Order.GO_ON) -> bool:
     """Whether it crashed; else the batch has ended."""
     lease = await bench.claim()
     assert lease is not None
     dying = CrashingTransport(url, num_sends)
     lease = BatchLease(dying, lease.record, lease._fence)
-    lease.wish_for(wish)
+    lease.give(order)
     carrier = Carrier(
         lease, redis=dying, files=FileRecords(dying, bench.store), store=bench.store, options=bench.options
     )
@@ -126,10 +126,10 @@ async def test_whatever_write_a_carrier_dies_behind_while_it_cancels_every_line_
             created = await bench.create(LINES)
             lease, carrying = await bench.start_carrying()
             echo(await asyncio.to_thread(low.claim))  # the end of `a`, which the carrier may hear of or not
-            lease.wish_for(Wish.STOP)
+            lease.give(Order.STOP)
             await carrying
             assert await bench.records.cancel(created.id) is BatchStatus.CANCELLING
-            has_crashed = await carry_and_crash(bench, redis_url, num_sends, Wish.CANCEL)
+            has_crashed = await carry_and_crash(bench, redis_url, num_sends, Order.CANCEL)
             if has_crashed:
                 await bench_take_over(bench, redis_client, created)
             await check_end(bench, created, BatchStatus.CANCELLED)
@@ -163,7 +163,7 @@ async def test_a_carrier_that_was_taken_for_dead_changes_nothing_any_more(
             echo(job)
         await bench.carrier(fresh).carry()
         await BatchLease.renew(bench.redis, [stale], 15.0)
-        assert stale.wish is Wish.LOST
+        assert stale.order is Order.LOST
         with suppress(Exception):
             await sleeping
         await check_end(bench, created, BatchStatus.COMPLETED)

@@ -6,7 +6,7 @@ import pytest
 import redis as redis_py
 
 from producer.contract import keys
-from producer.gateway.batches.batch_lease import Wish
+from producer.gateway.batches.batch_lease import Order
 from producer.gateway.batches.batch_record import BatchStatus
 from tests.fakes.batches import BatchBench, events_owed, line
 from tests.fakes.fake_worker import FakeWorker, echo
@@ -25,7 +25,7 @@ async def test_a_cancelled_batch_keeps_its_answers_and_says_of_the_rest_that_it_
     running = await asyncio.to_thread(low.claim)
     await eventually(lambda: bench.when_completed(created, 3))
     assert await bench.records.cancel(created.id) is BatchStatus.CANCELLING
-    lease.wish_for(Wish.CANCEL)
+    lease.give(Order.CANCEL)
     await carrying
     record = await bench.get(created.id)
     assert record.status is BatchStatus.CANCELLED and record.cancelling_at and record.cancelled_at
@@ -47,7 +47,7 @@ async def test_an_expired_batch_keeps_its_answers_and_says_of_the_rest_that_it_e
     await eventually(lambda: bench.when_completed(created, 1))
     redis_client.hset(f"promptmill:batch:{created.id}", "expires_at", 1)
     await type(lease).renew(bench.redis, [lease], 15.0)
-    assert lease.wish is Wish.EXPIRE
+    assert lease.order is Order.EXPIRE
     await carrying
     record = await bench.get(created.id)
     assert record.status is BatchStatus.EXPIRED and record.expired_at and record.cancelled_at is None
@@ -67,11 +67,11 @@ async def test_a_batch_that_expires_while_its_process_is_told_to_stop_ends_as_ex
 
     async def stop_and_reserve(part: str) -> None:
         """For the line's error: there is no other part."""
-        lease.wish_for(Wish.STOP)
+        lease.give(Order.STOP)
         await reserve(part)
 
     monkeypatch.setattr(bench.files, "reserve", stop_and_reserve)
-    lease.wish_for(Wish.EXPIRE)
+    lease.give(Order.EXPIRE)
     await carrying
     record = await bench.get(created.id)
     assert record.status is BatchStatus.EXPIRED and record.cancelled_at is None

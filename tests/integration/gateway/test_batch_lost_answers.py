@@ -9,7 +9,7 @@ import pytest
 import redis as redis_py
 
 from producer.gateway.batches.batch_keys import OPEN_KEY, batch_key
-from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, NewPart, Wish
+from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, NewPart, Order
 from producer.gateway.batches.batch_record import BatchStatus, BatchUsage
 from producer.gateway.files.file_records import FileRecord, Part
 from tests.fakes.batches import LEASE_SECONDS, BatchBench, line
@@ -94,12 +94,12 @@ async def test_a_claim_that_redis_has_lost_is_not_taken_for_the_next_one(
     held = await bench.claim()
     assert lost is not None and held is not None
     await BatchLease.renew(bench.redis, [lost, held], LEASE_SECONDS)
-    assert (lost.wish, held.wish) == (Wish.LOST, Wish.GO_ON)
+    assert (lost.order, held.order) == (Order.LOST, Order.GO_ON)
 
 
-@pytest.mark.parametrize(("wish", "then"), [(Wish.LOST, Wish.LOST), (Wish.CANCEL, Wish.GO_ON)])
-async def test_an_input_whose_check_was_broken_off_for_a_wish_that_redis_has_lost_is_read_again(
-    wish: Wish, then: Wish, bench: BatchBench, low: FakeWorker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("order", "then"), [(Order.LOST, Order.LOST), (Order.CANCEL, Order.GO_ON)])
+async def test_an_input_whose_check_was_broken_off_for_an_order_that_redis_has_lost_is_read_again(
+    order: Order, then: Order, bench: BatchBench, low: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else its first lines counted as all of it."""
     created = await bench.create([line("a", "one"), line("b", "two")])
@@ -109,9 +109,9 @@ async def test_an_input_whose_check_was_broken_off_for_a_wish_that_redis_has_los
     read_input = carrier._read_input
 
     def read_some(*args: Any) -> None:
-        lease.wish = wish
+        lease.order = order
         read_input(*args)
-        lease.wish = then
+        lease.order = then
 
     monkeypatch.setattr(carrier, "_read_input", read_some)
     with low.serving(echo):

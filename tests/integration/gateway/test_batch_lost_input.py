@@ -9,7 +9,7 @@ import pytest
 import redis as redis_py
 
 from producer.batch_protocol import batch_job_id
-from producer.gateway.batches.batch_lease import Wish
+from producer.gateway.batches.batch_lease import Order
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
 from tests.fakes.batches import BatchBench, batch_bench, line
 from tests.fakes.fake_worker import FakeWorker, echo
@@ -149,7 +149,7 @@ async def test_a_batch_that_is_cancelled_before_its_input_could_be_read_ends_at_
     created = await bench.create([line("a")])
     await lose_input(bench, created)
     lease, carrying = await bench.start_carrying()
-    lease.wish_for(Wish.CANCEL)
+    lease.give(Order.CANCEL)
     await carrying
     assert (await bench.get(created.id)).status is BatchStatus.CANCELLED
 

@@ -11,7 +11,7 @@ import redis as redis_py
 from producer.batch_protocol import batch_job_id
 from producer.errors import FileStoreError
 from producer.gateway.batches import answer_file
-from producer.gateway.batches.batch_lease import Wish
+from producer.gateway.batches.batch_lease import Order
 from producer.gateway.batches.batch_record import BatchStatus
 from tests.fakes.batches import BatchBench, batch_bench, line
 from tests.fakes.fake_worker import FakeWorker, echo
@@ -28,9 +28,11 @@ async def bench(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         yield bench
 
 
-@pytest.mark.parametrize(("wish", "status"), [(Wish.CANCEL, BatchStatus.CANCELLED), (Wish.EXPIRE, BatchStatus.EXPIRED)])
+@pytest.mark.parametrize(
+    ("order", "status"), [(Order.CANCEL, BatchStatus.CANCELLED), (Order.EXPIRE, BatchStatus.EXPIRED)]
+)
 async def test_jobs_of_a_batch_that_ends_early_do_not_run_on_because_its_answers_cannot_be_written(
-    wish: Wish,
+    order: Order,
     status: BatchStatus,
     bench: BatchBench,
     low: FakeWorker,
@@ -56,7 +58,7 @@ async def test_jobs_of_a_batch_that_ends_early_do_not_run_on_because_its_answers
         away.setattr(bench.store, "writer", refuse)
         echo(first)
         assert await eventually(problems) == ["file_store_error"]
-        lease.wish_for(wish)
+        lease.give(order)
         await eventually(are_cancelled)
         assert await problems() == ["file_store_error"] and not carrying.done()
     await carrying

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from producer.gateway.batches.batch_keys import OPEN_KEY, answered_key
-from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, LeaseLostError, NewPart, Wish
+from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, LeaseLostError, NewPart, Order
 from producer.gateway.batches.batch_record import BatchProblem, BatchStatus, BatchUsage
 from producer.gateway.files.file_records import FileRecord, Part
 from producer.gateway.webhooks.outbox import OUTBOX_KEY
@@ -159,7 +159,7 @@ class BatchStates(RuleBasedStateMachine):
         if status is BatchStatus.EXPIRED:
             self.connection.hset(f"promptmill:batch:{self.record.id}", "expires_at", 1)
             self.run(BatchLease.renew(self.bench.redis, [self.fresh], 15.0))  # type: ignore[list-item]
-            assert self.fresh is not None and self.fresh.wish is Wish.EXPIRE
+            assert self.fresh is not None and self.fresh.order is Order.EXPIRE
         self.end(status, repeat)
 
     def end(self, status: BatchStatus, repeat: int) -> None:
@@ -187,7 +187,7 @@ class BatchStates(RuleBasedStateMachine):
             self.run(data.draw(st.sampled_from(attempts))())
         self.run(lease.release())
         self.run(BatchLease.renew(self.bench.redis, [lease], 15.0))
-        assert lease.wish is Wish.LOST
+        assert lease.order is Order.LOST
 
     @precondition(lambda self: self.status.has_ended)
     @rule(data=st.data())
@@ -249,11 +249,11 @@ async def test_a_batch_whose_input_was_not_read_in_time_expires_unless_it_is_can
         lease = await bench.claim()
         assert lease is not None and lease.record.status is BatchStatus.VALIDATING
 
-        async def wish() -> Wish:
+        async def order() -> Order:
             await BatchLease.renew(bench.redis, [lease], 15.0)
-            return lease.wish
+            return lease.order
 
         redis_client.hset(f"promptmill:batch:{created.id}", "expires_at", 1)
-        assert await wish() is Wish.EXPIRE
+        assert await order() is Order.EXPIRE
         await bench.records.cancel(created.id)
-        assert await wish() is Wish.CANCEL, "as whoever cancelled it was told"
+        assert await order() is Order.CANCEL, "as whoever cancelled it was told"

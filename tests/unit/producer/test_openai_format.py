@@ -176,7 +176,7 @@ def test_a_result_becomes_a_response() -> None:
         choices=[Choice(index=0, text="Hi", token_ids=[1], finish_reason="deadline")],
         usage=Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2, cached_tokens=1, reasoning_tokens=1),
     )
-    chat = response_body(CHAT_URL, result, created=5)
+    chat = response_body(CHAT_URL, [result], created=5)
     assert chat == {
         "id": "chatcmpl-j",
         "object": "chat.completion",
@@ -198,7 +198,7 @@ def test_a_result_becomes_a_response() -> None:
             "completion_tokens_details": {"reasoning_tokens": 1},
         },
     }
-    assert response_body(COMPLETIONS_URL, result, created=5)["choices"][0] == {
+    assert response_body(COMPLETIONS_URL, [result], created=5)["choices"][0] == {
         "index": 0,
         "text": "Hi",
         "logprobs": None,
@@ -250,12 +250,12 @@ def test_logprobs_become_openais_in_a_chat_and_behind_an_echoed_prompt() -> None
             Choice(index=0, text=" six", token_ids=[3], finish_reason="length", logprobs=[logprob(3, " six")])
         ],
     )  # fmt: skip
-    chat = response_body(CHAT_URL, result, created=5)["choices"][0]["logprobs"]
+    chat = response_body(CHAT_URL, [result], created=5)["choices"][0]["logprobs"]
     assert [(entry["token"], entry["bytes"], entry["logprob"]) for entry in chat["content"]] == [
         (" six", list(b" six"), -1.5)
     ]
     assert chat["content"][0]["top_logprobs"] == [{"token": "x", "bytes": [120], "logprob": -0.5}]
-    completion = response_body(COMPLETIONS_URL, result, created=5)["choices"][0]
+    completion = response_body(COMPLETIONS_URL, [result], created=5)["choices"][0]
     assert completion["text"] == "one two six"
     assert completion["logprobs"] == {
         "tokens": ["one", " two", " six"],

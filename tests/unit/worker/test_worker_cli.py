@@ -61,7 +61,7 @@ def test_a_given_redis_that_is_away_is_told_before_anything_is_started() -> None
 
 def test_a_free_port_is_taken_as_given() -> None:
     port = free_port()
-    assert _choose_port(port, 6379, "--redis-port") == port
+    assert _choose_port(port) == port
 
 
 def test_two_that_start_at_once_listen_on_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from producer.gateway.errors import ApiError
 from producer.gateway.event_stream import EventStream
 from producer.gateway.job_stream import SendEvent
 from producer.gateway.metrics import GatewayMetrics
-from producer.gateway.renderer import Told
+from producer.gateway.renderer import StreamProgress
 
 WAIT_SECONDS = 30.0
 NOTHING_USED = Usage()
@@ -27,7 +27,7 @@ class PlayedStream:
     def __init__(self, play: Callable[[SendEvent], Awaitable[None]], usage: Usage | None = NOTHING_USED) -> None:
         self.copy_to = play
         self.usage = usage
-        self.told = Told("job", "1-1", None)
+        self.progress = StreamProgress("job", "1-1", None)
         self.renderer = ChunkEvents()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from producer.contract import Choice, Chunk, ErrorCode, ErrorInfo, FinishReason, JobOutcome, Result, TokenLogprob, Usage
 from producer.gateway.errors import from_info
-from producer.gateway.renderer import KEEP_ALIVE, Told
+from producer.gateway.renderer import KEEP_ALIVE, StreamProgress
 from producer.gateway.response_events import ResponseRenderer
 from producer.openai_request import parse_body
 from producer.responses.body import ResponseFrame
@@ -145,8 +145,8 @@ def test_a_job_that_fails_or_is_cancelled_ends_its_response() -> None:
     for outcome, status, kind in ends:
         renderer = ResponseRenderer(frame())
         shown = b"".join(renderer.render(chunk("a"), "1-1"))
-        told = Told("j", "1-1", StreamEnd(outcome, USAGE))
-        events = bodies(shown + renderer.render_error(from_info(FAILURE), [told]))
+        progress = StreamProgress("j", "1-1", StreamEnd(outcome, USAGE))
+        events = bodies(shown + renderer.render_error(from_info(FAILURE), [progress]))
         last = judge_events(events)
         assert (last.status, events[-1]["type"]) == (status, f"response.{kind}")
         assert last.output_text == "a" and last.output[0].status == "incomplete"  # type: ignore[union-attr]
@@ -175,19 +175,19 @@ def test_a_failure_is_the_prompts_only_where_the_request_was_wrong(code: ErrorCo
 def test_a_stream_that_a_gateway_ends_says_so_and_takes_no_number_that_another_would_miss() -> None:
     renderer = ResponseRenderer(frame(), starts_at_once=False)
     shown = bodies(b"".join(renderer.render(chunk("a"), "1-1")))
-    told = Told("j", "1-1", None)
-    assert renderer.rest_path(told) == f"/v1/responses/resp_j?stream=true&starting_after={len(shown) - 1}"
-    [event] = bodies(renderer.render_error(from_info(FAILURE), [told]))
+    progress = StreamProgress("j", "1-1", None)
+    assert renderer.rest_path(progress) == f"/v1/responses/resp_j?stream=true&starting_after={len(shown) - 1}"
+    [event] = bodies(renderer.render_error(from_info(FAILURE), [progress]))
     assert (event["type"], event["code"], event["message"]) == ("error", "poison", FAILURE.message)
     assert event["error"]["message"] == FAILURE.message  # which OpenAI's client raises
     assert event["sequence_number"] == len(shown) - 1
     waiting = ResponseRenderer(frame(background=True), starts_at_once=True)
     number = bodies(waiting.render_start())[-1]["sequence_number"]
-    assert waiting.rest_path(told).endswith(f"&starting_after={number}")
-    assert [event["type"] for event in bodies(waiting.render_error(from_info(FAILURE), [told]))] == ["error"]
+    assert waiting.rest_path(progress).endswith(f"&starting_after={number}")
+    assert [event["type"] for event in bodies(waiting.render_error(from_info(FAILURE), [progress]))] == ["error"]
     unseen = ResponseRenderer(frame(store=False))
-    assert unseen.rest_path(told) == "/v1/jobs/j"
-    assert bodies(unseen.render_error(from_info(FAILURE), [told]))[0]["type"] == "response.created"
+    assert unseen.rest_path(progress) == "/v1/jobs/j"
+    assert bodies(unseen.render_error(from_info(FAILURE), [progress]))[0]["type"] == "response.created"
 
 
 def test_a_response_says_what_was_asked() -> None:
