@@ -38,14 +38,14 @@ JOB_ID_HEADER = "x-promptmill-job-id"
 IDEMPOTENCY_HEADER = "idempotency-key"
 MAX_IDEMPOTENCY_KEY_CHARS = 200
 DEPTH_RETRY_AFTER_SECONDS = 5.0
-MAX_GROWTH = 3  # of a body's bytes as it becomes a job's: é, two bytes, is \u00e9 there
+MAX_GROWTH = 3  # times as many bytes in a job as in a body: é has two there, and six as \u00e9
 MAX_OWN_BYTES = 2048  # what we add: names of the tenant and the key
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedRequest:
-    """A request whose jobs are enqueued. `is_keyed`: repeated, it finds these very jobs. `is_detached`: they go on when
-    the client goes away, or one of them fails."""
+    """A request whose jobs are enqueued. `is_keyed`: the same request again finds the same jobs. `is_detached`: the
+    jobs continue when the client disconnects or one of them fails."""
 
     asked: OpenAIRequest
     caller: Caller
@@ -53,7 +53,7 @@ class AcceptedRequest:
     records: list[JobRecord]
     is_keyed: bool
     is_detached: bool
-    num_tokens_taken: int | None  # of the key's limit, as an estimate; None: it was paid for when it came first
+    num_tokens_taken: int | None  # of the key's limit, estimated; None: the first such request took them
 
     @property
     def model(self) -> str:
@@ -73,7 +73,8 @@ class AcceptedRequest:
         return {JOB_ID_HEADER: ",".join(job.id for job in self.jobs)}
 
     async def settle(self, context: GatewayContext, usage: Usage) -> None:
-        """What the request has really used, against its key's limit. Never fails the answer."""
+        """Correct the key's limit by what the request really used. Raises nothing: while Redis is away, the estimate
+        stands."""
         if self.caller.key is not None and self.num_tokens_taken is not None:
             try:
                 await context.limits.settle(self.caller.key, num_taken=self.num_tokens_taken, usage=usage)
@@ -82,11 +83,12 @@ class AcceptedRequest:
 
 
 async def accept(context: GatewayContext, caller: Caller, request: Request, url: str) -> AcceptedRequest:
-    """Raises ApiError or a PromptmillError; then nothing was enqueued, unless the error says that it is not known."""
+    """Check a request and enqueue its jobs. Raises ApiError or a PromptmillError; then nothing was enqueued, unless the
+    error says that this is unknown."""
     key = idempotency_key(request)
     asked, num_bytes = await _read(context, caller, request, url, key)
     is_keyed = key is not None or asked.jobs[0].idempotency_key is not None
-    # Whoever names a request means to ask for it again: it must not die with the connection.
+    # A request with a key is meant to be repeated: it must not be cancelled with its connection.
     is_detached = _detach_flag(request, default=is_keyed or asked.is_in_background)
     if asked.model is None:
         message = "model: is required; GET /v1/models lists what is served"
@@ -116,7 +118,7 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
             should_retry=is_keyed,
             retry_after_seconds=2,
         ) from error
-    if not is_ours:  # but a request's that came in between: it has the answer
+    if not is_ours:  # another request with this key came in between, and has the jobs
         raise key_conflict()
     return AcceptedRequest(asked, caller, enqueued, records, is_keyed, is_detached, num_tokens)
 
@@ -124,7 +126,7 @@ async def accept(context: GatewayContext, caller: Caller, request: Request, url:
 async def _read(
     context: GatewayContext, caller: Caller, request: Request, url: str, key: str | None
 ) -> tuple[OpenAIRequest, int]:
-    """What is asked for, and the bytes that it takes, with those of what it goes on from."""
+    """The parsed request and its size in bytes, with the earlier response that it continues."""
     if url != RESPONSES_URL:
         return await context.bodies.read(request, partial(parse_body, url)), len(await request.body())
     body, named = await context.bodies.read(request, lambda body: (body, read_references(body.get("input"))))
@@ -142,7 +144,7 @@ async def _read(
 
 
 async def _find_known(context: GatewayContext, ids: list[str]) -> set[str]:
-    """Those that are jobs already, as they were asked for before."""
+    """The ids of jobs that exist already."""
     found = await context.redis.run(send(*(("EXISTS", job_key(job_id)) for job_id in ids)))
     return {job_id for job_id, exists in zip(ids, found, strict=True) if exists}
 
@@ -150,12 +152,12 @@ async def _find_known(context: GatewayContext, ids: list[str]) -> set[str]:
 async def _admit(
     context: GatewayContext, caller: Caller, model: str, jobs: list[JobRequest], num_bytes: int, *, is_known: bool
 ) -> int | None:
-    """The tokens that were taken of the key's limit: None, where all jobs are known. Raises ApiError: 400, 403, 404,
-    503, 429. `num_bytes`: of the request's body."""
+    """Returns the tokens taken from the key's limit; None if all jobs exist already. `num_bytes`: of the request's
+    body. Raises ApiError: 400, 403, 404, 503, 429."""
     if not caller.may_use(model):
         message = f"model: the API key may not use {model!r}"
         raise ApiError(HTTPStatus.FORBIDDEN, "model_not_allowed", message, param="model")
-    if not is_known:  # else there may be an answer, whoever lives, and nothing is enqueued
+    if not is_known:  # known jobs may have answers even while no worker is alive
         await _check_queue(context, tenant_queue(await context.catalog.find_queue(model), jobs[0].tenant))
         await _check_size(context, model, jobs, num_bytes)
     if caller.key is not None:
@@ -177,18 +179,18 @@ async def _check_queue(context: GatewayContext, queue: str) -> None:
 
 
 async def _check_size(context: GatewayContext, model: str, jobs: list[JobRequest], num_bytes: int) -> None:
-    """What every worker that serves the model would refuse for its size is not enqueued. `num_bytes`: of the body."""
+    """Refuse what every worker of the model would refuse for its size. `num_bytes`: of the body."""
     max_bytes = max_request_bytes(await context.catalog.workers(), model)
     if max_bytes is None or MAX_GROWTH * num_bytes + MAX_OWN_BYTES <= max_bytes:
         return
-    if jobs[0].task == "embed":  # each input may fill the context; how many there may be is another rule
+    if jobs[0].task == "embed":  # each input may fill the context; another rule limits their number
         return
     for job in jobs:
         check_size(job, len(await context.bodies.run(num_bytes, encode_call, job)), max_bytes)
 
 
 def _owned(job: JobRequest, caller: Caller, key: str | None, at: int) -> JobRequest:
-    """The job under its caller's tenant and, of several prompts, under a key of its own. Raises ApiError."""
+    """The job with its caller's tenant and, if there are several prompts, a key of its own. Raises ApiError."""
     tenant = job.tenant
     if caller.key is not None:
         if tenant not in (None, caller.key.tenant):
@@ -243,7 +245,7 @@ def key_conflict() -> ApiError:
 
 
 def idempotency_key(request: Request) -> str | None:
-    """The header's. Raises ApiError."""
+    """The header's value. Raises ApiError."""
     value = request.headers.get(IDEMPOTENCY_HEADER)
     if value is not None and not 0 < len(value) <= MAX_IDEMPOTENCY_KEY_CHARS:
         message = f"{IDEMPOTENCY_HEADER}: must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters; got {len(value)}"

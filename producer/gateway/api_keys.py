@@ -21,7 +21,8 @@ _KEY_PATTERN = re.compile(r"pm-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
 
 
 class ApiKey(BaseModel):
-    """None of a limit: no limit; no models: all of them. An operator sees /stats, /metrics and everybody's jobs."""
+    """A limit of None is no limit; an empty `models` allows all. An operator sees /stats, /metrics and everybody's
+    jobs."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -40,7 +41,7 @@ class ApiKey(BaseModel):
 
 
 def make_key(**fields: object) -> tuple[ApiKey, str]:
-    """A new key, and its text for the one who will use it. Raises pydantic.ValidationError."""
+    """A new key, and its text, which nobody else keeps. Raises pydantic.ValidationError."""
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     values = {**fields, "id": key_id, "secret_sha256": _hash(secret), "created_at": time.time()}
     return ApiKey.model_validate(values), f"pm-{key_id}-{secret}"
@@ -57,7 +58,7 @@ def list_keys() -> Protocol[list[ApiKey]]:
 
 
 def revoke_key(key_id: str) -> Protocol[bool]:
-    """Whether there was one."""
+    """Returns whether there was such a key."""
     [num_removed] = yield from send(("HDEL", API_KEYS_KEY, key_id))
     return bool(num_removed)
 
@@ -73,7 +74,7 @@ def read_key(key_id: str) -> Protocol[ApiKey | None]:
 
 
 def split_key(text: str) -> tuple[str, str] | None:
-    """Id and secret; None: it is no key of ours."""
+    """Id and secret; None if the text does not have the form of a key."""
     found = _KEY_PATTERN.fullmatch(text)
     return (found[1], found[2]) if found is not None else None
 

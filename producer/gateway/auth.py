@@ -18,7 +18,7 @@ LOCAL_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`key` is None for an anonymous one; `is_operator`: may see everybody's jobs and figures."""
+    """`key` is None for an anonymous caller. `is_operator`: may see everybody's jobs, and the metrics."""
 
     key: ApiKey | None
     is_operator: bool
@@ -28,7 +28,7 @@ class Caller:
         return self.key.id if self.key is not None else None
 
     def may_see(self, key_id: str | None) -> bool:
-        """Whether a job of that key is this caller's business."""
+        """Whether the caller may see what belongs to that key."""
         return self.is_operator or key_id == self.key_id
 
     def may_use(self, model: str) -> bool:
@@ -45,7 +45,7 @@ async def _authenticate(request: Request, context: Context) -> Caller:
     settings = context.settings
     if settings.allow_anonymous and not text:
         return Caller(None, is_operator=await context.keys.is_empty())
-    # Clients send some key in any case: where none was ever made, any will do.
+    # OpenAI's clients always send a key. While no key exists, any is accepted.
     if (settings.allow_anonymous or settings.is_loopback) and await context.keys.is_empty():
         if not settings.allow_anonymous:
             _refuse_websites(request, settings)
@@ -56,8 +56,8 @@ async def _authenticate(request: Request, context: Context) -> Caller:
 
 
 def _refuse_websites(request: Request, settings: GatewaySettings) -> None:
-    """No key is asked for where nobody else can reach us. But a website reaches us by its visitor's browser, under a
-    name that it makes resolve to this machine, or by a form that it posts. Raises ApiError (403)."""
+    """On loopback no key is needed. But a website can reach us through its visitor's browser, with a name that it makes
+    resolve to this machine or with a form that it posts. Raises ApiError (403)."""
     if not _is_local(f"//{request.headers.get('host', 'localhost')}"):
         message = "without a key this gateway is for localhost; make a key (promptmill keys add), or --allow-anonymous"
         raise ApiError(HTTPStatus.FORBIDDEN, "foreign_host", message)
@@ -68,7 +68,8 @@ def _refuse_websites(request: Request, settings: GatewaySettings) -> None:
 
 
 def _is_local(url: str) -> bool:
-    """Whether no website can have its host: an address, a name without a dot, or one kept for local networks."""
+    """Whether no website can have this host: an address, a name without a dot, or a name reserved for local
+    networks."""
     try:
         host = urlsplit(url).hostname or ""
     except ValueError:

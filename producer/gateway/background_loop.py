@@ -1,4 +1,4 @@
-"""What a gateway process does beside its requests, turn by turn, whatever goes wrong in one. Knows not what that is."""
+"""A task that a gateway process repeats beside its requests: an error ends one turn, not the loop."""
 
 import asyncio
 import logging
@@ -12,10 +12,10 @@ _log = logging.getLogger(__name__)
 
 
 class BackgroundLoop(ABC):
-    """Takes turns from `start()` to `aclose()`, the first one at once."""
+    """Calls `_turn` from `start()` to `aclose()`, the first time at once."""
 
     def __init__(self, name: str, *, retry_seconds: float) -> None:
-        """`retry_seconds`: after a turn that raised."""
+        """`retry_seconds`: the pause after a turn that raised."""
         self._name = name
         self._retry_seconds = retry_seconds
         self._is_awake = asyncio.Event()
@@ -25,7 +25,7 @@ class BackgroundLoop(ABC):
         self._task = asyncio.create_task(self._run(), name=self._name)
 
     def wake(self) -> None:
-        """The next turn comes at once."""
+        """Begin the next turn at once."""
         self._is_awake.set()
 
     async def aclose(self) -> None:
@@ -40,7 +40,7 @@ class BackgroundLoop(ABC):
                 pause_seconds = await self._turn()
             except PromptmillError as error:
                 _log.warning("action=%s_delayed error=%s", self._name, error)
-            except Exception:  # of any type: whatever goes on here must go on
+            except Exception:  # of any type: the loop must not end
                 _log.exception("action=%s_delayed", self._name)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_seconds):

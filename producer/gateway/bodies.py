@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 
 class Bodies:
-    """Large ones are read on a thread, a single one, so that the loop keeps half of the process's time: a second of
-    work may hide in 4 MiB."""
+    """Large bodies are parsed on a single thread, so that the loop keeps half of the process's time: 4 MiB can take a
+    second."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bodies")
 
     async def read(self, request: Request, parse: Callable[[dict[str, Any]], T]) -> T:
-        """What `parse` makes of the body's object. Raises what that does, and ApiError. Only `application/json` is
-        taken: browsers ask before they send it to another origin."""
+        """Parse the body's object. Raises what `parse` raises, and ApiError. Only `application/json` is accepted:
+        browsers ask before they send it to another origin."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             given = media_type or "none"
@@ -43,7 +43,7 @@ class Bodies:
         return await self.run(len(body), lambda: parse(_parse_object(body)))
 
     async def run(self, num_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function`, whose work grows with so many bytes."""
+        """Run `function`, whose work grows with `num_bytes`."""
         if num_bytes <= MAX_BYTES_AT_ONCE:
             return function(*args, **kwargs)
         work = partial(function, *args, **kwargs)
@@ -65,8 +65,8 @@ def _parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _parse(body: bytes) -> Any:
-    """One call, in which nobody else gets a turn: a million lists take 0.1 s, and were the garbage collector to look
-    through them again and again, half a second."""
+    """Without the garbage collector: a million lists take 0.1 s, and half a second if it walks through them again and
+    again."""
     is_collecting = gc.isenabled()
     gc.disable()
     try:

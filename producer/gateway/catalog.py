@@ -1,7 +1,7 @@
 """Which models are served, by whom, and on which queue: what the live workers say, read at most once a second.
 
-A model that nobody has served here of late is not found (404). One that was, or that a worker loads, or any while no
-worker is alive, is unavailable (503): trying again later makes sense.
+A model that no worker has served of late is not found (404). One that was served, or is being loaded, or any model
+while no worker is alive, is unavailable (503): trying again later makes sense.
 """
 
 import time
@@ -55,6 +55,6 @@ class ModelCatalog:
 
 
 def not_found(model: str, served: list[str]) -> ApiError:
-    """OpenAI's words for a model that is not there; `served` are those that the caller may use."""
+    """The error for an unknown model. `served`: the models that the caller may use."""
     message = f"model: {model!r:.200} is not served here; served are: {', '.join(served) or 'none'}"
     return ApiError(HTTPStatus.NOT_FOUND, ErrorCode.MODEL_NOT_FOUND, message, param="model")

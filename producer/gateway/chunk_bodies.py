@@ -1,7 +1,7 @@
 """One job's chunks as OpenAI's stream events, ready to send. Pure: no connection, no clock.
 
 The cursor stands inside the JSON, `"promptmill": {"job_id": …, "cursor": …}`, in the last event that an entry makes, so
-that whoever resumes there has seen all before.
+that a client that resumes there has seen everything before.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _NO_ANSWERS_END = ("cancelled", "error")  # followed by an error event, not by a
 
 
 class ChunkRenderer(Renderer):
-    """`is_resumed`: somebody has seen the beginning."""
+    """`is_resumed`: the client has seen the beginning."""
 
     def __init__(self, job_id: str, record: JobRecord, *, includes_usage: bool, is_resumed: bool = False) -> None:
         self._job_id = job_id
@@ -87,7 +87,7 @@ class ChunkRenderer(Renderer):
 
     def _completion_choices(self, chunk: Chunk) -> list[dict[str, Any]]:
         choices = []
-        if chunk.prompt is not None:  # in front of every choice; it comes before anything of them
+        if chunk.prompt is not None:  # shown before every choice
             prompt, first_text = chunk.prompt, first_token_text(chunk.prompt)
             choices = [
                 self._text_choice(index, prompt.text, prompt.logprobs, None, first_text)

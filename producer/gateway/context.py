@@ -90,7 +90,7 @@ class GatewayContext:
         )
 
     def start(self) -> None:
-        """What goes on beside the requests."""
+        """Start what runs beside the requests."""
         self.webhooks.start()
         self.carriers.start()
         self.file_housekeeping.start()

@@ -1,4 +1,4 @@
-"""The end of a process's service: responses may go on for a while, then those that are left end resumably."""
+"""The end of a gateway process: responses may go on for a while, then the rest end so that clients can resume them."""
 
 import asyncio
 

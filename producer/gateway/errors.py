@@ -38,7 +38,7 @@ _REPEATED = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT)  # below 500, of t
 
 MAX_MESSAGE_CHARS, MAX_PARAM_CHARS = 4000, 200  # they may quote what was sent
 
-# OpenAI's services that are not here, and whose work others do.
+# OpenAI's services that do not exist here, and what to use instead.
 _INSTEAD = {
     ("/assistants", "/threads", "/conversations"): f"ask {RESPONSES_URL} instead, responses.create()",
     ("/uploads",): "send the file whole, to /v1/files, files.create()",
@@ -89,9 +89,9 @@ def invalid_request(message: str, param: str | None = None) -> ApiError:
 
 
 def from_info(error: ErrorInfo, *, finds_same_job: bool = False) -> ApiError:
-    """The reason a job ended without an answer. Its job is over, so that trying again makes no second one.
+    """The error of a job that ended without an answer. The job is over, so trying again makes no second one.
 
-    `finds_same_job`: the request, repeated, would meet this very end again.
+    `finds_same_job`: the same request again would find this very job.
     """
     status = error.code.http_status
     may_repeat = None if status < 500 and status not in _REPEATED else error.retryable
@@ -107,7 +107,7 @@ def from_client_error(
     first_index: int = 0,
     finds_same_job: bool = False,
 ) -> ApiError:
-    """What the client below us raised, about the fields as the caller wrote them: see `in_callers_words`; and
+    """The client's error, about the fields as the caller wrote them (`in_callers_words`). `finds_same_job`: see
     `from_info`."""
     match error:
         case InvalidJobError():
@@ -135,7 +135,7 @@ def to_response(error: ApiError) -> JSONResponse:
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Every error leaves in OpenAI's shape: ours, the framework's, and what nobody expected."""
+    """Every error gets OpenAI's shape: ours, the framework's, and unexpected ones."""
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
@@ -181,7 +181,7 @@ def _instead(request: Request) -> str | None:
 
 
 def _what_is_served(request: Request) -> str:
-    """The remedy for a path that is none: a client's base URL, mostly."""
+    """The remedy for an unknown path, which mostly comes of a client's base URL."""
     served = sorted({path for path in request.app.openapi()["paths"] if path.startswith("/v1/") and "{" not in path})
     path = request.url.path
     meant = next((known for known in served if path in (known.removeprefix("/v1"), f"/v1{known}")), None)
@@ -191,13 +191,13 @@ def _what_is_served(request: Request) -> str:
 
 
 def unexpected_error() -> ApiError:
-    """A fault of ours: said without its details, which stand in the log beside the request's id."""
+    """A fault of ours, without details: these are in the log, with the request's id."""
     message = "the gateway failed; its log says why, under this response's x-request-id"
     return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, ErrorCode.INTERNAL, message, should_retry=False)
 
 
 def _writable(text: str) -> str:
-    """Half a surrogate pair, which a body can quote, has no UTF-8."""
+    """With lone surrogates escaped: a body can contain them, and they have no UTF-8 form."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,6 +1,6 @@
-"""HTTP as uvicorn speaks it, with limits on what comes before a request is one: its head's size, and its time.
+"""uvicorn's HTTP protocol, with limits on the head of a request: its size, and the time it takes.
 
-uvicorn takes a head of any length, for as long as it takes, before anybody knows whose it is. Knows nothing of bodies
+uvicorn reads a head of any length, for any time, before it is known who sends it. Knows nothing of bodies
 (`producer.gateway.request_body`).
 """
 
@@ -19,7 +19,7 @@ HEAD_SECONDS = 30.0
 class LimitedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    _head_timer: asyncio.TimerHandle | None = None  # while a head, or the first byte of one, is to come
+    _head_timer: asyncio.TimerHandle | None = None  # runs while a head, or its first byte, is awaited
     _num_head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -31,7 +31,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._head_timer is not None:  # else it holds the end of a body
+        if self._head_timer is not None:  # else the data may be the end of a body
             self._num_head_bytes += len(data)
         super().data_received(data)
         if self._head_timer is not None and self._num_head_bytes > MAX_HEAD_BYTES:

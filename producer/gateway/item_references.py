@@ -23,7 +23,7 @@ from producer.responses.output import ResponseOutput
 MAX_READS = 16  # of responses, at once
 
 _ITEM_ID = re.compile(r"(?P<kind>msg|rs|fc)_(?P<job_id>[0-9a-z-]+)(?:_[0-9]+)?")
-_NOTHING = {"type": "reasoning", "summary": []}  # for what stands elsewhere already: the other items keep their places
+_NOTHING = {"type": "reasoning", "summary": []}  # for an item that is included already: the others keep their places
 
 Item = dict[str, Any]
 
@@ -54,9 +54,9 @@ class _Reference:
 async def give_items(
     context: GatewayContext, caller: Caller, body: dict[str, Any], named: Mapping[int, str], num_bytes: int
 ) -> tuple[dict[str, Any], int]:
-    """The body, of so many bytes, with the items that its input names in their places, and the bytes that it has then.
-    No item is there twice: not one that is named again, nor one of a response that the body continues. Raises ApiError.
-    """
+    """The body, whose size is `num_bytes`, with the items that its input names in their places, and its new size. No
+    item is included twice: neither one that is named again nor one of a response that the body continues. Raises
+    ApiError."""
     continued = await _continued(context, caller, body.get("previous_response_id"))
     references: dict[str, list[_Reference]] = {}
     for reference in (_Reference.read(at, item_id) for at, item_id in named.items()):
@@ -80,7 +80,7 @@ async def give_items(
 
 
 async def _continued(context: GatewayContext, caller: Caller, response_id: Any) -> set[str]:
-    """The ids of the responses whose items come with the one that is continued; that it is not there is told later."""
+    """The ids of all responses that the body continues. A missing one is reported later."""
     record = None
     if isinstance(response_id, str):
         record = await find_record(context, caller, response_id.removeprefix(RESPONSE_PREFIX))

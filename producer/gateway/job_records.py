@@ -1,8 +1,7 @@
-"""What the gateway must know of a job later, on any replica: whose it is, and how its stream is to look.
+"""What the gateway must know of a job later, on any replica: its owner, and the form of its stream.
 
-One small key a job in Redis, written before the job is enqueued, and kept for a week after the job was last asked for:
-longer than the result of any that is asked after, however long it waits. And the last jobs of each API key by name, so
-that a key can be shown its own.
+One small key per job in Redis, written before the job is enqueued and kept for a week after it was last read: longer
+than a result, however long the job waits. Also the last jobs of each API key, so that a key can list its own.
 """
 
 from collections.abc import Sequence
@@ -46,8 +45,9 @@ class JobRecords:
         self._redis = redis
 
     async def write(self, records: dict[str, JobRecord]) -> list[JobRecord]:
-        """Records by job id, of one request. Those of jobs that are there stay, and are returned; what is there of
-        others is of a job that is no more, or of a request that comes at the same time: see `confirm`."""
+        """Write the records of one request, by job id, and return those that count. The record of a job that exists
+        is kept. Any other record is replaced: its job is gone, or its request comes at the same time (see
+        `confirm`)."""
         key_id = next(iter(records.values())).key_id
         names = [name for job_id in records for name in (RECORD_PREFIX + job_id, job_key(job_id))]
         arguments: list[str | int] = [RECORD_TTL_SECONDS, MAX_KEY_JOBS]
@@ -58,9 +58,9 @@ class JobRecords:
         return [JobRecord.model_validate_json(value) for value in found]
 
     async def confirm(self, records: dict[str, JobRecord]) -> bool:
-        """Whether jobs that are enqueued by now, as these records' request asked for them, are its own. Another request
-        may have come in between with the same idempotency key. If it asked in another form, it has them; else it was
-        refused for its body, or asked for the same, and its records give way."""
+        """Whether the enqueued jobs belong to these records' request. Another request with the same idempotency key may
+        have come in between. If it asked in another form, the jobs are its own; else it was refused for its body, or
+        asked for the same, and its records are replaced."""
         found = await self.read_many(list(records))
         others = [now for now in found if now is not None]
         if any((now.url, now.key_id) != (mine.url, mine.key_id) for now in others for mine in records.values()):
@@ -71,7 +71,7 @@ class JobRecords:
         return True
 
     async def read(self, job_id: str) -> JobRecord | None:
-        """Of a job that is asked after."""
+        """Read the record of a job, and keep it for another week."""
         [value] = await self._redis.run(send(("GETEX", RECORD_PREFIX + job_id, "EX", RECORD_TTL_SECONDS)))
         return JobRecord.model_validate_json(value) if value is not None else None
 
@@ -83,7 +83,7 @@ class JobRecords:
         return [JobRecord.model_validate_json(value) if value is not None else None for value in values]
 
     async def forget(self, job_id: str) -> None:
-        """None but operators are shown the job any more."""
+        """From now on only operators are shown the job."""
         [value] = await self._redis.run(send(("GETDEL", RECORD_PREFIX + job_id)))
         if value is not None and (key_id := JobRecord.model_validate_json(value).key_id) is not None:
             await self._redis.run(send(("ZREM", KEY_JOBS_PREFIX + key_id, job_id)))

@@ -1,7 +1,6 @@
 """The API keys of Redis, as this process last saw them: each is looked up at most every five seconds.
 
-While Redis is away a key that was seen counts on. All that it opens then are this process's own figures, which say that
-Redis is away.
+While Redis is away, a key that was seen stays valid. It gives access only to this process's metrics then.
 """
 
 import time
@@ -21,7 +20,7 @@ class KeyRing:
         self._any: tuple[float, bool] | None = None
 
     async def find(self, text: str) -> ApiKey | None:
-        """The key that this text is. Raises RedisUnavailableError."""
+        """The key with this text, if there is one. Raises RedisUnavailableError."""
         parts = split_key(text)
         if parts is None:
             return None

@@ -18,7 +18,7 @@ JOB_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600,
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 OF_ALL = "Each gateway counts those of all: take the max() over gateways, not the sum()."
 
-# What of a worker is no figure: it tells one from another.
+# Numbers of a worker that are not metrics: they identify it.
 _NO_FIGURES = frozenset({"v", "pid", "started_at", "beat_at"})
 
 
@@ -108,7 +108,7 @@ class _EndedJobs:
         )
 
     def begin(self, queues: Iterable[str]) -> None:
-        """At nought: what begins with its first job hides that job from `increase`."""
+        """Create the series at zero: one that begins with its first job hides that job from `increase`."""
         for queue in {keys.split_tenant(name)[0] for name in queues}:
             for outcome in get_args(JobOutcome):
                 self._ended.labels(queue, outcome)

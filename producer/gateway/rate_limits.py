@@ -2,8 +2,8 @@
 
 Two buckets a key, filled evenly over the minute. A request takes one request and as many tokens as it may come to, but
 never more than a minute's; when it has ended, well or not, what it did not use is put back, or what it used beyond is
-taken as well. Where nobody sees its end, the estimate stays taken, and where Redis' reply was lost and the call sent
-again, it counts twice, either way: the next minute makes both good.
+taken as well. If its end is not seen, the estimate stays taken; if Redis' reply is lost and the call is sent again, it
+counts twice. The next minute corrects both.
 """
 
 from http import HTTPStatus
@@ -49,7 +49,7 @@ class RateLimits:
 
 
 def estimate_tokens(job: JobRequest) -> int:
-    """What a job may come to: its prompt, and every choice's most."""
+    """An estimate of a job's tokens: its prompt, and the limit of every choice."""
     if job.to_embed:
         return sum(map(_count_tokens, job.to_embed))
     text = job.prompt if job.prompt is not None else "".join(message.text for message in job.messages or ())

@@ -1,6 +1,6 @@
-"""Responses that were asked for before: a job's record, its stored request and its result, and nothing beside them.
+"""Earlier responses: each is made of a job's record, its stored request and its result; nothing else is kept.
 
-So a response is kept for as long as its job's result is. What is not the caller's own is not there.
+So a response is kept for as long as its job's result. For a caller, the responses of others do not exist.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ async def find_response(context: GatewayContext, caller: Caller, response_id: st
 
 
 async def find_record(context: GatewayContext, caller: Caller, job_id: str) -> JobRecord | None:
-    """Of a response that the caller may see, and that was to be stored. Of its job nothing may be left."""
+    """The record of a stored response that the caller may see. Nothing else of its job may be left."""
     record = await context.records.read(job_id) if job_id.isascii() else None  # others Redis may not even take
     if record is None or not caller.may_see(record.key_id) or record.response is None or not record.response.store:
         return None
@@ -73,8 +73,8 @@ async def show_response(context: GatewayContext, frame: ResponseFrame) -> dict[s
 
 
 async def outcome(context: GatewayContext, job_id: str, timeout: float | None = None) -> Result:
-    """Of a job that has ended, failed ones too. One that cannot be read is no failed one: raises JobFailedError where
-    that will not pass by itself, ResultStoreError where the store is away; ResultTimeoutError, JobNotFoundError."""
+    """The result of a job that has ended, also of one that failed. Raises JobFailedError if the result can never be
+    read, ResultStoreError if its store is away, ResultTimeoutError, JobNotFoundError."""
     try:
         return await context.client.result(job_id, timeout=timeout or context.settings.request_timeout_seconds)
     except JobFailedError as error:
@@ -84,9 +84,9 @@ async def outcome(context: GatewayContext, job_id: str, timeout: float | None = 
 
 
 async def delete_response(context: GatewayContext, job_id: str) -> None:
-    """Ends its job, and forgets the response, with the result's object in a store; of a job that does not end in time
-    what is kept expires, but for that object. Raises ResultStoreError where the object cannot be deleted: the response
-    is still there then."""
+    """Cancel the response's job and delete all that is kept of it, the result's object in a store included. If the job
+    does not end in time, its keys expire by themselves, but that object stays. Raises ResultStoreError if the object
+    cannot be deleted; then the response still exists."""
     with suppress(JobNotFoundError):
         await context.client.cancel(job_id)
     try:
@@ -118,7 +118,8 @@ async def check_has_events(context: GatewayContext, job_id: str) -> None:
 async def continue_response(
     context: GatewayContext, caller: Caller, asked: OpenAIRequest, response_id: str
 ) -> tuple[OpenAIRequest, int]:
-    """The request behind the earlier response's messages and answer, and the bytes that these take. Raises ApiError."""
+    """The request with the earlier response's messages and answer before it, and the bytes that these add. Raises
+    ApiError."""
     try:
         frame = await find_response(context, caller, response_id)
     except ApiError as error:
@@ -142,8 +143,8 @@ async def continue_response(
 
 
 async def continue_again(context: GatewayContext, asked: OpenAIRequest, job_id: str) -> OpenAIRequest | None:
-    """The request behind the messages that it had when it was asked for first, as this job, whatever has become of the
-    earlier response meanwhile. None, where there is no such job, or its request was another."""
+    """The request with the same earlier messages as the existing job, even if the earlier response is gone by now. None
+    if there is no such job, or its request was another."""
     assert asked.response is not None
     record, known = await context.records.read(job_id), await read_request(context, job_id)
     if record is None or record.response is None or known is None:
@@ -160,7 +161,7 @@ async def continue_again(context: GatewayContext, asked: OpenAIRequest, job_id: 
 
 
 def input_messages(frame: ResponseFrame) -> list[Message]:
-    """All that the response's answer follows on but its instructions, earlier responses included."""
+    """The messages that the response answers: earlier responses included, its instructions not."""
     return (frame.request.messages or [])[int(frame.asked.has_instructions) :]
 
 

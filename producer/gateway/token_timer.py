@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 
 class TokenTimer:
-    """Of one response. `on_first` and `on_next` are told seconds; an entry of several tokens counts each alike."""
+    """For one response. `on_first` and `on_next` are called with seconds; an entry of several tokens counts once, with
+    the seconds per token."""
 
     def __init__(self, on_first: Callable[[float], None], on_next: Callable[[float], None]) -> None:
         self._on_first = on_first

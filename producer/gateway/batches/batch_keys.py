@@ -1,4 +1,4 @@
-"""What Redis keeps of batches: names, and how long.
+"""The keys of batches in Redis, and how long they are kept.
 
     promptmill:batch:ID              HASH: what `BatchRecord` has, and `fence`: who carried it last
     promptmill:batch:ID:answered     bitmap: lines that are answered in the output or error file, by position from 0
@@ -22,9 +22,9 @@ ENDED_KEY = "promptmill:batches:ended"
 
 ID_PREFIX = "batch_"
 ID_PATTERN = rf"{ID_PREFIX}[0-9a-f]{{30}}"
-RECORD_TTL_SECONDS = 30 * 24 * 3600  # from a batch's end; its files have a life of their own
+RECORD_TTL_SECONDS = 30 * 24 * 3600  # from a batch's end; its files expire by themselves
 WINDOW_SECONDS = 24 * 3600  # completion_window
-KEY_TTL_SECONDS = 24 * 3600  # that an idempotency key finds its batch, as a job is found
+KEY_TTL_SECONDS = 24 * 3600  # as long as an idempotency key finds a job
 
 
 def batch_key(batch_id: str) -> str:

@@ -31,7 +31,7 @@ class BatchStatus(StrEnum):
 
 
 class BatchProblem(BaseModel):
-    """Why a batch failed; `line` is the input line's number, where it is one line's fault."""
+    """Why a batch failed. `line`: the number of the input line at fault, if it is one line."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -88,8 +88,8 @@ class BatchRecord(BaseModel):
     unserved_since: int | None = None
     unreadable_since: int | None = None
     unwritable_since: int | None = None
-    uncarried_since: int | None = None  # told by who reads the record: the end of the last lease
-    awaited_model: str | None = None  # of an input that was read, and cannot be run before a worker serves it
+    uncarried_since: int | None = None  # set when the record is read: the end of the last lease
+    awaited_model: str | None = None  # that the input names, while no worker serves it
     in_progress_at: int | None = None
     finalizing_at: int | None = None
     completed_at: int | None = None
@@ -110,7 +110,7 @@ class BatchRecord(BaseModel):
 
     @property
     def new_fields(self) -> list[str | int]:
-        """Of a batch that was just made, as HSET takes them."""
+        """The fields of a new batch, as HSET takes them."""
         fields = {
             "key_id": self.key_id or "",
             "tenant": self.tenant or "",
@@ -157,7 +157,7 @@ class BatchRecord(BaseModel):
         }
 
     def _obstacles(self) -> list[BatchProblem]:
-        """What it waits for, as its maker sees that; more is in the log."""
+        """What the batch waits for, in words for its owner; the log says more."""
         if self.status.has_ended:
             return []
         found: list[BatchProblem] = []

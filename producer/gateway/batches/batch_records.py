@@ -1,4 +1,4 @@
-"""Batches as routes see them: made, read, listed, cancelled. What becomes of them is their carriers' affair."""
+"""Creates, reads, lists and cancels batches, for the routes. Carriers run them."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from producer.gateway.files.file_keys import EVERYBODYS, NOBODYS, created_at, ma
 from producer.operations import send
 
 PAGE_AT_ONCE = 200  # records read in one round trip
-UNCARRIED_SECONDS = 10  # from when on it is said that nobody carries a batch: carriers look every second
+UNCARRIED_SECONDS = 10  # before a batch is shown as one without a carrier: carriers look every second
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,10 @@ class BatchRecords:
     async def create(
         self, *, key_id: str | None, idempotency_key: str | None = None, **fields: Any
     ) -> BatchRecord | None:
-        """`fields`: those of a `BatchRecord` that its maker knows. None: its input file is not there (any more).
+        """`fields`: those of a `BatchRecord` that the request gives. None: the input file does not exist (any more).
 
-        With an idempotency key, what its API key asked for under it before, as it is now. Raises KeyConflictError.
+        With an idempotency key: the batch that this API key has already created with it, as it is now. Raises
+        KeyConflictError.
         """
         [(seconds, microseconds)] = await self._redis.run(send(("TIME",)))
         batch_id = make_id(ID_PREFIX, int(seconds), int(microseconds))
@@ -75,7 +76,7 @@ class BatchRecords:
         return record
 
     async def cancel(self, batch_id: str) -> BatchStatus:
-        """Ask its carrier to end it; one that has ended, or is about to, stays as it is. Returns what it is now."""
+        """Ask its carrier to end it; one that has ended, or is about to, stays as it is. Returns its status now."""
         status = await self._redis.run(CANCEL.run([], [batch_id]))
         return BatchStatus(status.decode())
 
@@ -126,7 +127,7 @@ class BatchRecords:
 
 
 def _note_uncarried(record: BatchRecord, free_from: bytes | None, now: int) -> BatchRecord:
-    """`free_from`: when its last lease ends; 0 where there was none, None where the batch has ended. As of Redis'
+    """`free_from`: when its last lease ends; 0 where there was none, None where the batch has ended. By Redis'
     clock."""
     if free_from is None:
         return record

@@ -13,7 +13,7 @@ MIN_EXPIRY_SECONDS, MAX_EXPIRY_SECONDS = 3600, 30 * 24 * 3600
 MetadataKey = Annotated[StrictStr, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[StrictStr, Field(max_length=512)]
 
-# What the client's own words for a rule leave open.
+# Where pydantic's words for a rule say too little.
 _RULES = {
     "endpoint": f"must be one of {', '.join(URLS)}",
     "completion_window": "must be '24h'",

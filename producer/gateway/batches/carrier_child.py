@@ -19,13 +19,13 @@ COMMAND = (sys.executable, "-P", "-m", "producer.gateway.batches.carrier_process
 LOOK_SECONDS = 1.0
 MAX_RESTART_SECONDS = 30.0
 STOP_SECONDS = 10.0  # for what is under way to be written down
-HUNG_SECONDS = 60.0  # without a sign of life, of which there is one a second; a busy machine's start takes some of it
+HUNG_SECONDS = 60.0  # without a sign of life; there is one a second, but a start on a busy machine takes a while
 
 _log = logging.getLogger(__name__)
 
 
 class CarrierChild(BackgroundLoop):
-    """To be woken where there is a new batch."""
+    """Wake it when there is a new batch."""
 
     def __init__(self, settings: GatewaySettings, records: BatchRecords, *, hung_seconds: float = HUNG_SECONDS) -> None:
         super().__init__("batches", retry_seconds=LOOK_SECONDS)
@@ -46,7 +46,7 @@ class CarrierChild(BackgroundLoop):
         return self._pause_seconds
 
     async def _look(self) -> None:
-        is_alive = self._process is not None and self._process.poll() is None  # one that has ended is let go by this
+        is_alive = self._process is not None and self._process.poll() is None  # poll() also reaps one that has ended
         if not await self._records.num_without_carrier():
             return
         if self._process is not None and is_alive:
@@ -74,7 +74,7 @@ class CarrierChild(BackgroundLoop):
             self._process.stdin.write(line.encode() + b"\n")
 
     def _note_end(self, process: "subprocess.Popen[bytes]") -> None:
-        """One that died is started again, later each time."""
+        """After a crash, each restart waits longer."""
         _close(process)
         if process.returncode == 0:
             self._pause_seconds = LOOK_SECONDS
@@ -87,7 +87,7 @@ def _start() -> "subprocess.Popen[bytes]":
     process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
-        os.set_blocking(pipe.fileno(), False)  # one that hangs does not hang us
+        os.set_blocking(pipe.fileno(), False)  # so that a child that hangs does not block us
     return process
 
 

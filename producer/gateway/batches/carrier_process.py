@@ -1,8 +1,9 @@
 """The process that carries a gateway's batches: `python -m producer.gateway.batches.carrier_process`.
 
-Apart from the gateway's own, so that reading and enqueueing thousands of lines holds up no request. Its first line of
-input is its settings; each further one wakes it; at the end of its input, which is also the gateway's death, it stops.
-What it writes is a sign of life a second, so that the gateway notices when it hangs.
+It is separate from the gateway's process, so that reading and enqueueing thousands of lines delays no request. The
+first line of its input holds its settings, and each further line wakes it. At the end of its input, which comes at the
+latest when the gateway dies, it stops. It writes a sign of life every second, so that the gateway notices when it
+hangs.
 """
 
 import asyncio
@@ -59,7 +60,7 @@ async def _carry(settings: GatewaySettings) -> None:
 
 
 async def _give_signs() -> None:
-    """That the loop goes round; a gateway that looks seldom lets them pile up."""
+    """Show that the loop runs. The pipe may be full, because the gateway looks seldom."""
     while True:
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(sys.stdout.fileno(), b".")

@@ -1,7 +1,8 @@
-"""What becomes of a batch's lines that have no answer when it is cancelled, or its time is up.
+"""Settles the lines that have no answer when their batch is cancelled, or its time is over.
 
-Nobody knows which of them are on a queue: whoever put them there may be dead. But the ids of a line's jobs follow from
-the line, so each is looked for. One that has ended by itself answers its line as ever; the others are cancelled.
+It is not known which of them are on a queue: the process that enqueued them may be dead. But the ids of a line's jobs
+follow from the line, so each id is looked up. A job that has ended by itself answers its line; the others are
+cancelled.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ class Leftovers:
             yield Emit(answers)
 
     def _results(self, lines: Sequence[BatchLine]) -> Protocol[list[Result | None]]:
-        """For each line, that of a job which ended by itself; its other jobs are cancelled, wherever they are."""
+        """For each line, the result of a job that ended by itself; the line's other jobs are cancelled."""
         if not lines:
             return []
         jobs = [list(batch_job_ids(self.batch_id, line.custom_id)) for line in lines]

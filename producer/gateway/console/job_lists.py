@@ -1,7 +1,7 @@
 """Which jobs a caller is shown: those that run, wait, have ended or failed.
 
-An operator sees everybody's: what leases, queues, results streams and RQ's failed registries name. A key sees those
-that it asked for, its last five hundred. Whoever has no key and is no operator is shown none: such jobs are nobody's.
+An operator sees all jobs that leases, queues, results streams and RQ's failed registries name. A key sees the last five
+hundred that it asked for. A caller without a key who is not an operator sees none.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class JobLists:
         self.rows = JobRows(redis, records, ended)
 
     async def read(self, caller: Caller, state: JobState, limit: int) -> list[JobRow]:
-        """The last that came first; of those that wait, the next. Raises RedisUnavailableError."""
+        """The newest first; of those that wait, the next to run. Raises RedisUnavailableError."""
         match scope_of(caller):
             case "all":
                 return await self._read_all(state, limit)

@@ -32,7 +32,7 @@ class _Record:
 
     @property
     def has_ended(self) -> bool:
-        """A job that came back has not, and its last end is void."""
+        """False for a job that was enqueued again: its earlier end does not count."""
         return self.status not in ("waiting", "queued", "running")
 
 
@@ -43,7 +43,7 @@ class JobRows:
         self._ended = ended
 
     async def read(self, job_ids: Sequence[str]) -> list[JobRow]:
-        """In the order of the ids; one of which nothing is left is left out."""
+        """In the order of the ids, without jobs of which nothing is left."""
         if not job_ids:
             return []
         commands: list[Command] = [("HMGET", job_key(job_id), *_FIELDS) for job_id in job_ids]

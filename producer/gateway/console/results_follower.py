@@ -1,7 +1,7 @@
 """Follows the results streams of all queues: every job that ended in the last hour, then each as it ends.
 
-A gateway replica keeps what it read in memory, and another one reads the same: nobody has to be asked. While Redis is
-away, what was read stays; what ends meanwhile is read afterwards.
+Each replica reads the same streams into its own memory, so that none has to ask another. While Redis is away, what was
+read stays; what ends meanwhile is read afterwards.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class ResultsFollower(BackgroundLoop):
-    """`series` and `ended` are what it has read. `on_end` is told of each job that has ended since we were made: a
+    """`series` and `ended` hold what was read. `on_end` is called for each job that ended after this object was made: a
     gateway serves before its first read is done."""
 
     def __init__(self, redis: AsyncTransport, default_queue: str, *, on_end: Callable[[EndedJob], None]) -> None:
@@ -57,8 +57,8 @@ class ResultsFollower(BackgroundLoop):
         return READ_SECONDS
 
     async def look_for_queues(self) -> None:
-        """A queue that is new to us is read from an hour ago on. One that has no worker just now, and is not listed,
-        is read on for as long as its lines of the hour would be counted twice when it is back."""
+        """A new queue is read from an hour ago on. A queue that is no longer listed, because it has no worker, is still
+        read for an hour: else its lines would be counted twice when it is back."""
         names = await self._redis.run(read_queue_names(self._default_queue))
         [[seconds, _]] = await self._redis.run(send(("TIME",)))
         begin_ms = (int(seconds) - WINDOW_SECONDS) * 1000

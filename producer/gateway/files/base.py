@@ -1,7 +1,7 @@
-"""What a store of files' bytes does. Knows no records, no owners and no Redis: only parts, by names that are ours.
+"""What a store of files' bytes does. Knows no records, owners or Redis: only parts, by names that we choose.
 
-A part is written once and never changed. It is there whole or not at all; whose it is says its record
-(`file_records`), which lists a file's parts in order. Every method blocks: callers in an event loop use threads.
+A part is written once and never changed; it exists whole or not at all. Records (`file_records`) list each file's parts
+in order. Every method blocks: callers in an event loop use threads.
 """
 
 import re
@@ -32,7 +32,7 @@ class PartWriter(Protocol):
 class FileStore(Protocol):
     """May be used from several threads at once, and from several processes on several machines."""
 
-    where: str  # for people: the folder, or s3://BUCKET/PREFIX
+    where: str  # shown to people: the folder, or s3://BUCKET/PREFIX
 
     @property
     def identity(self) -> str:
@@ -42,14 +42,14 @@ class FileStore(Protocol):
         """For whoever starts a gateway: whether parts can be written. Raises SettingsError with the remedy."""
 
     def writer(self, part: str) -> PartWriter:
-        """Of a new part; a name is never used twice. Raises FileStoreError."""
+        """For a new part; a name is never used twice. Raises FileStoreError."""
 
     def read(self, part: str, offset: int = 0) -> Iterator[bytes]:
         """The part's bytes from `offset` on, in chunks. Raises FileStoreError: for a missing part before any."""
 
     def delete(self, part: str) -> None:
-        """Whatever there is of it: committed, begun by a writer that died, or nothing. Such a writer, should it live,
-        cannot commit it any more. Raises FileStoreError."""
+        """Delete whatever exists of the part: committed, half written, or nothing. A writer that still lives cannot
+        commit it any more. Raises FileStoreError."""
 
 
 def check_part_name(part: str) -> None:

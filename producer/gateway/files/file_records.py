@@ -1,7 +1,7 @@
 """Files as Redis knows them: whose they are, what they are called, and which parts they consist of, in which order.
 
-Owns every change of `file_keys`' keys that is not part of somebody else's script. Touches no bytes: what is to be
-deleted from the store it names (`due_parts`), for whoever deletes it.
+Owns every change of `file_keys`' keys that is not part of another module's script. Touches no bytes: it names the parts
+to delete from the store (`due_parts`).
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from producer.operations import Script, send
 
 Purpose = Literal["batch", "batch_output"]
 
-RESERVED_SECONDS = 120.0  # how long a writer may be silent until its part is taken for a dead one's
+RESERVED_SECONDS = 120.0  # until a writer that is silent counts as dead, and its part is deleted
 DUE_AT_ONCE = 500  # parts, or files, of one round of cleaning up
 PAGE_AT_ONCE = 500  # records read in one round trip
 
@@ -83,32 +83,33 @@ class FileRecords:
         return file_keys.make_id(file_keys.ID_PREFIX, int(seconds), int(microseconds))
 
     async def claim_store(self) -> None:
-        """All that share this Redis share one store. Raises FileStoreError naming the other one."""
+        """All gateways on this Redis must share one store. Raises FileStoreError naming the other one."""
         keys = [file_keys.STORE_KEY, file_keys.UNRECORDED_KEY]  # of two slots: a cluster refuses them before it writes
         other = await self._redis.run(_CLAIM_STORE.run(keys, self._store))
         self._refuse_other(other)
 
     async def reserve(self, part: str) -> None:
-        """Before a part is written: should its writer die, what there is of it is deleted after RESERVED_SECONDS.
-        Raises FileStoreError as `claim_store` does."""
+        """Called before a part is written: if the writer dies, the part is deleted after RESERVED_SECONDS. Raises
+        FileStoreError as `claim_store` does."""
         arguments = [*self._store, part, RESERVED_SECONDS]
         other = await self._redis.run(_RESERVE.run([], arguments))
         self._refuse_other(other)
 
     async def renew(self, part: str) -> None:
-        """For another RESERVED_SECONDS. A part that is recorded, forgotten or due stays so."""
+        """Reserve the part for another RESERVED_SECONDS. Does nothing to one that is recorded, forgotten or due."""
         await self._redis.run(_RENEW.run([], [part, RESERVED_SECONDS]))
 
     async def discard(self, part: str) -> None:
-        """A part that was written and that a record has refused: it is due at once."""
+        """Make a part due at once that was written, but could not be recorded."""
         await self._redis.run(send(("ZADD", file_keys.UNRECORDED_KEY, 0, part)))
 
     async def forget(self, part: str) -> None:
-        """A part of which nothing is left in the store."""
+        """Forget a part of which nothing is left in the store."""
         await self._redis.run(send(("ZREM", file_keys.UNRECORDED_KEY, part)))
 
     async def create(self, record: FileRecord, parts: list[Part]) -> bool:
-        """All at once, or nothing. False: a part was not reserved any more, so that it may be gone; `discard` it."""
+        """Record the file with all its parts, or nothing. False: a part's reservation was over, so that it may be gone;
+        `discard` it."""
         arguments = [record.id, len(record.fields), *record.fields]
         for part in parts:
             arguments += [part.name, part.num_bytes]
@@ -146,7 +147,7 @@ class FileRecords:
         return FilePage(found[:limit], len(found) > limit)
 
     async def delete(self, file_id: str) -> Literal["deleted", "absent", "held"]:
-        """The record, at once; its parts are due from now on."""
+        """Delete the record at once; its parts are due from now on."""
         outcome = await self._redis.run(_DELETE.run([], [file_id]))
         what_became: Literal["deleted", "absent", "held"] = outcome.decode()
         return what_became

@@ -1,6 +1,6 @@
-"""The multipart form of an upload, as it comes in: its fields, and the bytes of its one file, which it does not keep.
+"""Parses an upload's multipart form as it comes in: its fields, and the bytes of its one file, which it passes on.
 
-Knows no store and no HTTP but the form's own: python-multipart finds the boundaries.
+Knows no store; python-multipart finds the boundaries.
 """
 
 from http import HTTPStatus
@@ -35,7 +35,7 @@ class UploadForm:
         self._is_ended = False
         self._header_name = self._header_value = b""
         self._disposition = b""
-        self._field: str | None = None  # whose value comes; None: the file's bytes come
+        self._field: str | None = None  # that is being read; None: the file is
         self._value = b""
         self._chunks: list[bytes] = []
         try:
@@ -134,7 +134,7 @@ def _text(value: bytes, name: str) -> str:
 
 
 def _clean_filename(given: str) -> str:
-    """What is shown, never a path of ours: without folders, and without what would break a header."""
+    """The name without folders, and without what would break a header. It is shown, and never used as a path."""
     name = given.replace("\\", "/").rpartition("/")[2].strip()
     if not name or len(name) > MAX_FILENAME_CHARS or not name.isprintable():
         raise invalid_request(f"file: its filename must have 1 to {MAX_FILENAME_CHARS} printable characters", "file")

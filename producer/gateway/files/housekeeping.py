@@ -1,6 +1,6 @@
-"""What becomes of files without anybody's doing: the expired are deleted, and bytes that belong to no file.
+"""Deletes files that have expired, and bytes that belong to no file.
 
-Any replica does it and several may at once: what is due stays due until it is gone, and is deleted by name.
+Every replica does it, several may at once: what is due stays due until it is gone, and is deleted by name.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class FileHousekeeping(BackgroundLoop):
         return INTERVAL_SECONDS
 
     async def clean_up(self) -> None:
-        """All that is due now. Raises a PromptmillError where the rest must wait."""
+        """Delete all that is due now. Raises a PromptmillError if the rest must wait."""
         while ids := await self._files.expire():
             _log.info("action=files_expired num=%d", len(ids))
         while parts := await self._files.due_parts():

@@ -12,7 +12,7 @@ from uuid import uuid4
 from producer.errors import FileStoreError, SettingsError
 from producer.gateway.files.base import READ_CHUNK_BYTES, check_part_name
 
-IDENTITY_NAME = ".promptmill-files"  # holds a random id: what tells one folder from another, wherever it is mounted
+IDENTITY_NAME = ".promptmill-files"  # holds a random id, which identifies the folder wherever it is mounted
 UNFINISHED_SUFFIX = ".unfinished"
 
 
@@ -25,14 +25,14 @@ class LocalFileStore:
 
     @cached_property
     def identity(self) -> str:
-        """Made by whoever comes first: linking is what only one of several can do."""
+        """Made by the gateway that comes first: of several, only one can create the link."""
         path = self._folder / IDENTITY_NAME
         if not path.exists():
             own = self._folder / f"{IDENTITY_NAME}-{uuid4().hex}"
             own.write_text(uuid4().hex)
             try:
                 os.link(own, path)
-            except (FileExistsError, FileNotFoundError):  # somebody has made it, and may have tidied up behind that
+            except (FileExistsError, FileNotFoundError):  # another gateway has made it, and may have removed our file
                 pass
             finally:
                 own.unlink(missing_ok=True)
@@ -42,7 +42,7 @@ class LocalFileStore:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             _ = self.identity  # made, unless somebody has
-            # Left by who was killed over it; or by who is about to find that he is late.
+            # Left by a process that was killed; or by one that is about to find that it is late.
             for left in self._folder.glob(f"{IDENTITY_NAME}-*"):
                 left.unlink(missing_ok=True)
             tempfile.TemporaryFile(dir=self._folder).close()  # without a name, where the system has such files
@@ -68,7 +68,7 @@ class LocalFileStore:
     def delete(self, part: str) -> None:
         path = self._path(part)
         try:
-            # The unfinished one first: a writer that still lives can then rename nothing behind our back.
+            # The unfinished file first: a writer that still lives has nothing to rename then.
             _unfinished(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -131,7 +131,7 @@ def _unfinished(path: Path) -> Path:
 
 
 def _flush_folder(folder: Path) -> None:
-    """A rename is on the disk once its folder is."""
+    """A rename is on the disk once its folder is flushed."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -41,7 +41,7 @@ class S3FileStore:
             raise SettingsError(f"--files (PROMPTMILL_FILES): no client for {self._bucket_words}: {error}") from error
 
     def check(self) -> None:
-        """Does once everything that is done later, so that a missing right is known before the first file."""
+        """Tries everything that is done later, so that a missing right is known before the first file."""
         probe = f"{self._prefix}{PROBE_NAME}"
         try:
             upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=probe)
@@ -76,7 +76,7 @@ class S3FileStore:
                     yield chunk
                 return
             except S3_ERRORS as error:
-                # boto3 has tried the request several times itself; what it does not do is to go on in mid-stream.
+                # boto3 has tried the request several times itself; it does not resume a stream that broke off.
                 wait = next(waits, None)
                 if wait is None or isinstance(error, ClientError):
                     raise FileStoreError(f"part {part} cannot be read from {self.where}: {error}") from error
@@ -187,7 +187,7 @@ class S3PartWriter:
         )
 
     def _is_complete(self) -> bool:
-        """Whether what failed has been done nevertheless, as when only its reply was lost."""
+        """Whether the call that failed was carried out all the same, as when only its reply was lost."""
         try:
             head = self._client.head_object(Bucket=self._bucket, Key=self._key)
         except S3_ERRORS:
@@ -195,7 +195,7 @@ class S3PartWriter:
         return head["ContentLength"] == self.num_bytes
 
     def _abort(self) -> None:
-        """What cannot be removed now, is so when the part is due."""
+        """What cannot be removed now is removed when the part is due."""
         try:
             if self._upload_id is not None:
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=self._key, UploadId=self._upload_id)

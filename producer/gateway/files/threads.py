@@ -1,4 +1,4 @@
-"""Threads for the stores, which block: so many at a time, and none is left behind by a caller that is cancelled."""
+"""Threads for the stores, which block: a limited number, and a caller that is cancelled waits for its own."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator

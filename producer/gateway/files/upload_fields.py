@@ -1,4 +1,4 @@
-"""The fields beside an upload's file: which there are, what they may say, and how long the file is to live."""
+"""The fields beside an upload's file: their names, their rules, and the lifetime that they give the file."""
 
 from producer.gateway.errors import invalid_request
 
@@ -22,7 +22,7 @@ UPLOAD_SCHEMA = {
 
 
 def check_field(name: str, value: str) -> None:
-    """One field, as soon as it has come. Raises ApiError (400)."""
+    """Check one field as soon as it is read. Raises ApiError (400)."""
     if name == PURPOSE and value != "batch":
         why = "batches write those themselves" if value == "batch_output" else f"got {value[:60]!r}"
         raise invalid_request(f"purpose: must be 'batch'; {why}", name)
@@ -36,7 +36,7 @@ def check_field(name: str, value: str) -> None:
 
 
 def lifetime_seconds(fields: dict[str, str]) -> int:
-    """Of a file with these fields. Raises ApiError (400) for what is missing."""
+    """The lifetime of a file with these fields. Raises ApiError (400) for what is missing."""
     if PURPOSE not in fields:
         raise invalid_request("purpose: is needed, and must be 'batch'", PURPOSE)
     for name, other in ((ANCHOR, SECONDS), (SECONDS, ANCHOR)):

@@ -1,7 +1,7 @@
 """Uploads, from a request's first byte to the file's record: straight into the store, never whole in memory.
 
-A part is reserved before its first byte, renewed while bytes come in, and belongs to a file once the record is made.
-Whatever ends an upload before removes what was written; what a dead process leaves is removed by `housekeeping`.
+A part is reserved before its first byte, renewed while bytes come in, and belongs to a file once the record is made. An
+upload that ends before that removes what it wrote; what a dead process leaves is removed by `housekeeping`.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from producer.gateway.files.upload_fields import lifetime_seconds
 
 MAX_OPEN_UPLOADS = 32  # of one process: each holds a piece of its file, 16 MiB at the most with S3
 WRITE_BYTES = 1 << 20  # collected before a thread is asked to write them
-SILENCE_SECONDS = 60.0  # an upload from which nothing comes for so long is over
+SILENCE_SECONDS = 60.0  # an upload that sends nothing for so long is ended
 
 
 class Uploads:

@@ -24,8 +24,8 @@ async def health(context: Context) -> JSONResponse:
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready")
 async def ready(context: Context) -> JSONResponse:
-    """The same, but 200 also while no worker is alive: jobs, files and batches are read and taken without one. For what
-    spreads requests over gateways, of which none has a worker that the others lack."""
+    """The same, but 200 also while no worker is alive: jobs, files and batches are read and taken without one. For load
+    balancers: all gateways share the same workers."""
     num_workers = await _count_workers(context)
     return _answer(context, num_workers, is_healthy=num_workers is not None)
 

@@ -1,5 +1,5 @@
-"""What batches' ends owe to whom: one delivery for each event and endpoint. Owns the script that makes and claims them;
-what becomes of a delivery is in `producer.deliveries`.
+"""Deliveries of batch events, one for each event and endpoint. Owns the script that makes and claims them;
+`producer.deliveries` has their later states.
 """
 
 import json
@@ -13,7 +13,7 @@ from producer.operations import Protocol, Script
 
 LEASE_SECONDS = 45.0  # longer than an attempt can take
 MAX_TO_ENDPOINT = 8  # at a time from one process: one that does not answer leaves room for the others
-MAX_LOOKED_AT = 1000  # endpoints that something is due for; a process has far fewer that are without room
+MAX_LOOKED_AT = 1000  # due endpoints of one call; a process has far fewer without room
 
 
 @dataclass(frozen=True, slots=True)

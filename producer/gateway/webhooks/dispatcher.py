@@ -1,6 +1,6 @@
 """Delivers webhooks from one gateway process; every replica runs one, and Redis shares the work out between them.
 
-At least once: a delivery is settled when its receiver has answered. Of a process that dies in between, another delivers
+At least once: a delivery is settled when its receiver has answered. If a process dies in between, another one delivers
 it again, under the same webhook-id.
 """
 

@@ -1,4 +1,4 @@
-"""Who wants to be told: webhook endpoints as Redis keeps them. Protocols without I/O, for gateway and command line.
+"""Webhook endpoints as Redis keeps them. Protocols without I/O, for gateway and command line.
 
 Receivers and we share the secrets, so unlike API keys they are kept as they are. An endpoint that answered 410 (gone)
 is listed in `DISABLED_KEY` and gets nothing more.

@@ -1,4 +1,4 @@
-"""What happened, for whoever asked to be told. Knows nothing of endpoints, HTTP or signatures.
+"""Events for webhooks. Knows nothing of endpoints, HTTP or signatures.
 
 An event goes into the outbox in the very script or transaction that makes it true, so that neither is without the
 other; the dispatcher of any gateway takes it from there.
@@ -31,7 +31,7 @@ class Event(BaseModel):
 
     @classmethod
     def of(cls, event_type: EventType, object_id: str, *, key_id: str | None, created_at: int) -> "Event":
-        """The same id for the same thing, whoever says so and how often."""
+        """The id follows from type and object: the same event, made again, has the same id."""
         digest = hashlib.sha256(f"{event_type}:{object_id}".encode()).hexdigest()
         return cls(id=f"evt_{digest[:32]}", type=event_type, created_at=created_at, object_id=object_id, key_id=key_id)
 
