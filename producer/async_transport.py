@@ -1,4 +1,4 @@
-"""Carries out the operations of `producer.operations` over redis-py, in asyncio. Knows nothing of jobs."""
+"""Carries out the operations of `producer.operations` with redis-py's asyncio client. Knows nothing about jobs."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -15,7 +15,7 @@ from producer.stored_results import read_objects
 
 
 class AsyncTransport:
-    """The asyncio half: the same operations, awaited. Belongs to the event loop it is first used in."""
+    """The asyncio transport. Belongs to the event loop in which it is first used."""
 
     def __init__(self, url: str, s3_endpoint_url: str | None = None) -> None:
         self.url = url
@@ -26,7 +26,7 @@ class AsyncTransport:
         self._hub = ChannelHub(pool, reply_timeout_seconds=REPLY_TIMEOUT_SECONDS)
 
     async def aclose(self) -> None:
-        """Whatever runs on it, then or later, ends with ClientClosedError."""
+        """Close the connections. Running and later protocols end with ClientClosedError."""
         self._is_closed = True
         await self._hub.aclose()
         await self._redis.aclose()
@@ -35,14 +35,14 @@ class AsyncTransport:
             await sentinel.aclose()
 
     async def run(self, protocol: Protocol[T]) -> T:
-        """The protocol's return value; what it emits on the way is dropped."""
+        """Run the protocol and return its value; what it emits is dropped."""
         ended: list[T] = []
         async for _ in self._drive(protocol, ended):
             pass
         return ended[0]
 
     def iterate(self, protocol: Protocol[None]) -> AsyncGenerator[Any, None]:
-        """What the protocol emits. Closing the iterator ends the protocol and its subscription."""
+        """Iterate over what the protocol emits. Closing the iterator ends the protocol and its subscription."""
         return self._drive(protocol, [])
 
     async def _drive(self, protocol: Protocol[T], ended: list[T]) -> AsyncGenerator[Any, None]:
@@ -60,10 +60,10 @@ class AsyncTransport:
                 if isinstance(operation, Emit):
                     yield operation.value
                     continue
-                if self._is_closed:  # redis-py would connect anew
+                if self._is_closed:  # redis-py would connect again
                     raise ClientClosedError
                 try:
-                    if isinstance(operation, Receive):  # mostly it brings a token
+                    if isinstance(operation, Receive):  # the most frequent operation: one for each token
                         reply = await session.receive(operation.timeout)
                     else:
                         reply = await session.perform(operation)
@@ -85,12 +85,13 @@ class _AsyncSession:
         self._mailbox: Mailbox | None = None
 
     async def perform(self, operation: Operation) -> Any:
-        """Raises ConnectionLost where trying again may help, another PromptmillError where it will not."""
+        """Carry out one operation and return its reply. Raises ConnectionLost if trying again may help, else another
+        PromptmillError."""
         cancels = num_cancels()
         try:
             return await self._carry_out(operation)
         finally:
-            if num_cancels() > cancels:  # swallowed on the way; one from before is the caller's, who cleans up
+            if num_cancels() > cancels:  # swallowed by redis-py; an earlier one is the caller's own, who cleans up
                 raise asyncio.CancelledError
 
     async def receive(self, timeout: float) -> bytes | None:

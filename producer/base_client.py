@@ -1,4 +1,4 @@
-"""What the blocking and the asyncio client have in common: settings, and the protocols of a submission."""
+"""The common part of the blocking and the asyncio client: settings, and the protocols of a submission."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,13 +18,13 @@ Requests = Iterable[Mapping[str, Any] | JobRequest]
 
 
 class BaseClient:
-    """Settings, checks and protocols; the subclasses run them."""
+    """Settings, checks and protocols; the subclasses run the protocols."""
 
     def __init__(
         self, redis_url: str | None = None, *, queue: str | None = None, s3_endpoint_url: str | None = None
     ) -> None:
-        """What is not given is taken from PROMPTMILL_REDIS_URL, PROMPTMILL_QUEUE and PROMPTMILL_S3_ENDPOINT_URL, else
-        from the defaults of `ProducerSettings`. Raises SettingsError."""
+        """Arguments that are not given are taken from PROMPTMILL_REDIS_URL, PROMPTMILL_QUEUE and
+        PROMPTMILL_S3_ENDPOINT_URL, else from the defaults of `ProducerSettings`. Raises SettingsError."""
         flags = {"redis_url": redis_url, "queue": queue, "s3_endpoint_url": s3_endpoint_url}
         self.settings = load_settings(ProducerSettings, flags)
         self._directory = ModelDirectory()
@@ -60,7 +60,7 @@ class BaseClient:
 
 
 def gather_fields(prompt: Prompt, messages: Messages, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `JobRequest`. Raises InvalidJobError for a prompt that is given twice."""
+    """The fields of a `JobRequest`. Raises InvalidJobError if the prompt is given twice."""
     gathered = dict(fields)
     if prompt is not None and gathered.get("prompt") is not None:
         raise InvalidJobError("prompt: was given twice, by position and by name; give it once", param="prompt")
@@ -72,7 +72,7 @@ def gather_fields(prompt: Prompt, messages: Messages, fields: Mapping[str, Any])
 
 
 def ids_of(jobs: Job | AsyncJob | str | Iterable[Job | AsyncJob | str]) -> list[str]:
-    """One job or several."""
+    """The ids of one job or of several."""
     several = [jobs] if isinstance(jobs, Job | AsyncJob | str) else jobs
     return [id_and_queue(job)[0] for job in several]
 

@@ -1,4 +1,4 @@
-"""`BatchRun` answers a file of OpenAI Batch lines, each line once, however often it is broken off and run again."""
+"""`BatchRun` answers a file of OpenAI Batch lines, each line once, however often it is interrupted and run again."""
 
 import itertools
 import json
@@ -22,7 +22,8 @@ from producer.workers import ModelDirectory
 
 @dataclass(slots=True)
 class BatchProgress:
-    """Where a run stands. Lines that an earlier run answered count as done, and as failed; its tokens do not."""
+    """The progress of a run. Lines that an earlier run answered count as done (and as failed); its tokens do not
+    count."""
 
     num_lines: int
     num_done: int
@@ -45,17 +46,17 @@ class BatchProgress:
 
     @property
     def speed(self) -> str:
-        """Output tokens a second; prompt tokens, where nothing but embeddings was asked for."""
+        """Output tokens per second; prompt tokens if only embeddings were asked for."""
         is_generated = bool(self.num_output_tokens) or not self.num_prompt_tokens
         num_tokens, kind = (self.num_output_tokens, "") if is_generated else (self.num_prompt_tokens, "prompt ")
         return f"{num_tokens / max(time.monotonic() - self.started_at, 1e-9):.0f} {kind}tokens/s"
 
 
 class BatchRun:
-    """One input, one output. Raises BatchFileError for a file that cannot be used.
+    """A run of one input file into one output file. Raises BatchFileError for a file that cannot be used.
 
-    `num_refused`: lines that nobody could be asked with, and that the input does not have; `num_null` of them for a
-    null cell. `earlier_digest`: of an input whose answers count as well: this one has more lines, and all of its.
+    `num_refused`: rows of a table that gave no line of the input, `num_null` of them because of a null cell.
+    `earlier_digest`: of an input that has a part of this one's lines, and whose answers count as well.
     """
 
     def __init__(
@@ -90,13 +91,13 @@ class BatchRun:
         *,
         retries_failed: bool = False,
     ) -> "BatchRun":
-        """Of a file of batch lines, into a file of their answers.
+        """A run of a file of batch lines into a file of their answers.
 
-        `retries_failed`: lines that an earlier run answered with an error are asked again.
+        `retries_failed`: lines that an earlier run answered with an error are retried.
         """
         if target.exists() and target.samefile(source):
             raise BatchFileError(f"output {target} is the input as well; name another file")
-        if target.exists() and not target.is_file():  # a pipe or a device has no answers of an earlier run, or no end
+        if target.exists() and not target.is_file():  # a pipe or a device cannot be resumed, and may have no end
             raise BatchFileError(
                 f"output {target} is not a regular file, so a run could not continue from it; name a file"
             )
@@ -106,8 +107,8 @@ class BatchRun:
     def run(self, at_end: Callable[[BatchProgress], None] = lambda progress: None) -> BatchProgress:
         """Answer every line that has no answer yet; one answer is on disk before the next is asked for.
 
-        A KeyboardInterrupt, or an error, leaves the output whole and the enqueued jobs running. `at_end` is called once
-        every line is answered, while nobody else may write the output.
+        A KeyboardInterrupt or an error leaves the output intact and the enqueued jobs running. `at_end` is called once
+        every line is answered, while the output is still locked.
         """
         with self._output.locked(), closing(self._input):
             self._input.scan()
@@ -133,15 +134,15 @@ class BatchRun:
         return progress
 
     def cancel(self) -> int:
-        """End the jobs that an earlier run has left on the queues, and say how many; no line is asked."""
+        """Cancel the jobs that an earlier run left on the queues, and return how many. Enqueues nothing."""
         with self._output.locked(), closing(self._input):
             self._input.scan()
             lines = self._input.lines_without(self._output.mend(self._batch_ids))
             return run_once(self._settings, cancel_jobs(lines, self._batch_ids[0]))
 
     def _queue_finder(self, directory: ModelDirectory) -> FindQueue:
-        """Where no class is named, the low one, if a live worker drains it: nobody waits for the lines of a file, as
-        others do for their answers."""
+        """Without a given priority class, use the low one if a live worker drains it: nobody waits for a single line of
+        a file."""
         priority_class = self._options.priority_class
         destination = Destination.choose(self._settings.queue, None, priority_class)
 
@@ -154,8 +155,8 @@ class BatchRun:
         return find
 
     def _find_idle_queue(self, find_queue: FindQueue, directory: ModelDirectory) -> Protocol[str | None]:
-        """Raises InvalidJobError for a model, named for every line, that no live worker serves, or no tenant's name: no
-        line is asked."""
+        """Raises InvalidJobError for an invalid tenant, or for a model, given for every line, that no live worker
+        serves."""
         options = self._options
         queue = yield from find_queue(
             build_request({"prompt": "any", "model": options.model, "tenant": options.tenant})
@@ -164,7 +165,7 @@ class BatchRun:
 
     @property
     def _batch_ids(self) -> list[str]:
-        """Of what is asked: another model's answers are others. The first is this run's own."""
+        """The batch ids of what is asked, which include the model. The first is this run's own."""
         options = self._options
         replaced = json.dumps([options.model, options.tenant]) if options.model or options.tenant else ""
         digests = [self._input.digest, *([self._earlier_digest] if self._earlier_digest is not None else [])]

@@ -1,6 +1,6 @@
-"""The files of a batch: lines in, answers out. Owns resuming: what is answered already, and a torn last line.
+"""The files of a batch: lines in, answers out. Handles resuming: which lines are answered, and a torn last line.
 
-A line of output is an answer to its `custom_id`, unless its error names an input line: then it is an answer to that.
+A line of output answers its `custom_id`, unless its error names an input line: then it answers that line.
 """
 
 import json
@@ -20,7 +20,7 @@ from producer.whole_file import partial_path, whole_file
 
 @dataclass(slots=True)
 class Answered:
-    """What an output file holds already."""
+    """The answers that an output file already has."""
 
     custom_ids: set[str] = field(default_factory=set)
     bad_lines: set[int] = field(default_factory=set)
@@ -37,10 +37,10 @@ class Answered:
 
 
 class BatchInput:
-    """A JSONL file of requests. `scan()` comes first; empty lines count for nothing."""
+    """A JSONL file of requests. Call `scan()` first; empty lines are ignored."""
 
     def __init__(self, path: Path, file: BinaryIO | None = None) -> None:
-        """`file`: the lines, already open, where `path` is what they were made of."""
+        """`file`: the open file of the lines, if `path` is the table that they were made from."""
         self._path = path
         self._file = file
         self._index: LineIndex | None = None
@@ -68,7 +68,7 @@ class BatchInput:
             self._file.close()
 
     def lines_without(self, answered: Answered) -> IndexedLines:
-        """The lines without an answer, those that begin alike together; broken ones as the error they are."""
+        """The lines without an answer, those with a common prefix together; a malformed line is its error."""
         index = self._scanned
         entries = index.entries(index.numbers())
         return IndexedLines(index, (entry for entry in entries if not answered.has(*entry)))
@@ -81,7 +81,7 @@ class BatchInput:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What goes into an output, or beside it on its way there. Raises BatchFileError, of a disk that is full, say."""
+    """Around writes to an output, or to a file beside it. Raises BatchFileError, for example when the disk is full."""
     try:
         yield
     except OSError as error:
@@ -89,10 +89,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class BatchOutput:
-    """A JSONL file of answers, appended to. `journal_of`: the table that is made of them at the end; the first line of
-    such a journal says whose answers they are.
+    """A JSONL file to which answers are appended. `journal_of`: the table that is made from them at the end; the first
+    line of such a journal identifies the requests.
 
-    `drops_failed`: an earlier run's answers that are errors count for nothing; their lines are asked again.
+    `drops_failed`: answers of an earlier run that are errors are dropped, so that their lines are retried.
     """
 
     def __init__(self, path: Path, *, journal_of: Path | None = None, drops_failed: bool = False) -> None:
@@ -101,20 +101,20 @@ class BatchOutput:
         self._written_whole = [path] if journal_of is None else [path, journal_of]
         self._drops_failed = drops_failed
         self._lock: FileLock | None = None
-        self._has_answers = False  # of this run
+        self._has_answers = False  # written by this run
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes it meanwhile. Raises BatchFileError if somebody does. A run that ends with an error before
+        """Hold the output's lock. Raises BatchFileError if another run holds it. A run that ends with an error before
         its first answer leaves no file where there was none."""
         path, is_new = self._path.resolve(), not self._path.exists()
         with self._refused_where_locked(), writing(self._path):
             self._lock = FileLock(self._path)
         with closing(self._lock):
             with writing(self._path):
-                is_new = is_new and not path.stat().st_size  # nobody was here before we had the lock
+                is_new = is_new and not path.stat().st_size  # nobody has written it before we had the lock
                 for whole in self._written_whole:
-                    partial_path(whole).unlink(missing_ok=True)  # of a run that was killed
+                    partial_path(whole).unlink(missing_ok=True)  # left by a run that was killed
             try:
                 yield
             except BaseException:
@@ -124,10 +124,10 @@ class BatchOutput:
                 raise
 
     def mend(self, digests: Sequence[str]) -> Answered:
-        """What was answered before. A last line that was torn off is removed: its request is answered again.
+        """Return what is answered already. Removes a torn last line: its request is answered again.
 
-        `digests`: of what is asked, and of what was asked before and counts; a journal of anything else is refused, and
-        so is an answer to anything else: passed over as answered, its line would never be asked.
+        `digests`: of this run's requests, and of earlier ones whose answers count. A journal of other requests is
+        refused, and so is an answer to another request: its line would count as answered and never be asked.
         """
         answered = Answered()
         with writing(self._path), self._path.open("r+b") as file:
@@ -168,7 +168,7 @@ class BatchOutput:
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """A function that appends one line, and has it with the system before it returns. Raises BatchFileError."""
+        """A function that appends one line and flushes it to the operating system. Raises BatchFileError."""
         with writing(self._path):
             file = self._path.open("ab")
 
@@ -181,11 +181,12 @@ class BatchOutput:
         try:
             yield write
         finally:
-            with writing(self._path):  # once more what could not be written
+            with writing(self._path):  # closing flushes again what could not be written
                 file.close()
 
     def _check_owner(self, file: BinaryIO, digests: Sequence[str]) -> None:
-        """Read the first line, or write it. Raises BatchFileError for the journal of another run that has an answer."""
+        """Read the journal's first line, or write it. Raises BatchFileError for a journal of other requests that has an
+        answer."""
         owners = [encode_line({"custom_id": None, "digest": digest}) for digest in digests]
         first = file.readline()
         if first in owners:
@@ -195,7 +196,7 @@ class BatchOutput:
                 f"{self._path} holds the answers to another input, or to other options; go on with those, or remove it "
                 "to begin anew"
             )
-        # No answer: nothing, what a process that died had of it, or a refused run.
+        # There is no answer: the file is empty, has a torn first line, or is from a run that was refused.
         file.seek(0)
         file.truncate()
         file.write(owners[0])

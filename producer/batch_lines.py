@@ -18,7 +18,7 @@ ANSWER_ID = "batch_req_"  # + the job's id, or the line's number where there was
 
 
 class BadLineError(Exception):
-    """A line that is no request at all. `custom_id` is None where it has none that could be read."""
+    """A line that is not a request. `custom_id` is None if none could be read."""
 
     def __init__(self, code: str, message: str, custom_id: str | None = None) -> None:
         super().__init__(message)
@@ -28,24 +28,24 @@ class BadLineError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BatchLine:
-    """One line of a batch's input: well formed, its body not looked at yet."""
+    """One well-formed line of a batch's input; its body is not checked yet."""
 
     custom_id: str
     url: str
     body: Mapping[str, Any]
-    callers_names: Mapping[str, str] = field(default_factory=dict)  # of the fields, as `openai_request` has them
+    callers_names: Mapping[str, str] = field(default_factory=dict)  # see `openai_request.callers_names`
     encoding: str = "float"  # of embeddings
 
     def without_body(self) -> "BatchLine":
-        """What its answer needs: a response's says what was asked."""
+        """The line with only what its answer needs: the answer of /v1/responses repeats the request's options."""
         told = {**self.body, "input": [_NO_INPUT]} if self.url == RESPONSES_URL else {}
         return replace(self, body=told)
 
 
 def parse_line(text: bytes) -> BatchLine:
-    """Raises BadLineError for a line without a usable envelope."""
+    """Parse one line. Raises BadLineError for a line without a usable envelope."""
     try:
-        line = json.loads(text.decode("utf-8-sig"))  # json's own guess may be UTF-16
+        line = json.loads(text.decode("utf-8-sig"))  # json would guess UTF-16
     except (ValueError, RecursionError) as error:
         raise BadLineError("invalid_json_line", f"the line is not JSON: {error}") from error
     if not isinstance(line, dict):
@@ -81,7 +81,7 @@ def answer_line(line: BatchLine, result: Result, *, created: int) -> dict[str, A
 
 
 def _frame(line: BatchLine, result: Result, created: int) -> ResponseFrame:
-    """Of a line that was checked before it became a job. Nobody can ask for its response later."""
+    """The frame of a line that was checked before it became a job. Its response cannot be retrieved later."""
     asked = AskedResponse(store=False, has_instructions=bool(line.body.get("instructions")))
     request = request_from_body(line.url, line.without_body().body)
     response = response_id(line.url, result.job_id)
@@ -89,37 +89,37 @@ def _frame(line: BatchLine, result: Result, created: int) -> ResponseFrame:
 
 
 def refusal_line(custom_id: str, error: ErrorInfo, request_id: str) -> dict[str, Any]:
-    """The output line of a request that was refused, or failed: the response a server would have given."""
+    """The output line of a request that was refused or failed, with the response that the API would have given."""
     response = {"status_code": int(error.code.http_status), "request_id": request_id, "body": error_body(error)}
     return _output(request_id, custom_id, response, None)
 
 
 def bad_line(error: BadLineError, *, number: int) -> dict[str, Any]:
-    """The output line of input line `number`, which is no request."""
+    """The output line for input line `number`, which is not a request."""
     info = {"code": error.code, "message": str(error), "line": number}
     return _output(f"line_{number}", error.custom_id, None, info)
 
 
 def is_failed(answer: Mapping[str, Any]) -> bool:
-    """Whether an output line has no answer."""
+    """Whether an output line is an error."""
     return answer["error"] is not None or answer["response"]["status_code"] >= 400
 
 
 def is_refused(answer: Mapping[str, Any]) -> bool:
-    """Whether it is its input line's own fault: asked again, it would fail again."""
+    """Whether the input line itself is at fault, so that it would fail again."""
     if answer["error"] is not None:
         return "line" in answer["error"]
     return bool(answer["response"]["status_code"] == HTTPStatus.BAD_REQUEST)
 
 
 def encode_line(line: Mapping[str, Any]) -> bytes:
-    """A line of output as it stands in the file."""
-    # Half a surrogate pair (in a custom_id) has no UTF-8; with a backslash it is JSON's own escape.
+    """An output line as bytes for the file."""
+    # Half a surrogate pair (in a custom_id) cannot be UTF-8; `backslashreplace` makes it JSON's own escape.
     return json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def unanswered_line(custom_id: str, *, code: str, message: str, request_id: str) -> dict[str, Any]:
-    """The output line of a request that got no response: its batch ended before."""
+    """The output line of a request without a response, because its batch ended first."""
     return _output(request_id, custom_id, None, {"code": code, "message": message})
 
 

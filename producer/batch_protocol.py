@@ -1,7 +1,7 @@
-"""Runs batch lines through the queues, with a bounded number of jobs in flight. Knows nothing of files.
+"""Runs batch lines through the queues, with a bounded number of jobs in flight. Knows nothing about files.
 
-Job ids follow from the batch's id and each line's `custom_id`. A run that is broken off leaves the jobs it had enqueued
-where they are; the next run of the same batch finds their results, or waits for them, and runs none twice.
+A job's id is derived from the batch's id and the line's `custom_id`. An interrupted run leaves its jobs on the queues;
+the next run of the same batch finds their results, or waits for them, and runs none twice.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from producer.outcome import Outcome, look_at
 from producer.results import ResultCollector
 from producer.rq_names import job_key, queue_key
 
-MAX_IN_FLIGHT = 2000  # by default: enough to keep several workers busy, little enough to be cancelled
-MAX_RUNS_A_LINE = 10  # times a line is run anew of whose earlier job nothing is left but its id
-ROUND_SECONDS = 1.0  # at most, between two lists of answers
+MAX_IN_FLIGHT = 2000  # by default: enough to keep several workers busy, few enough to cancel quickly
+MAX_RUNS_A_LINE = 10  # at most, of a line whose earlier job is lost but for its id
+ROUND_SECONDS = 1.0  # at most, between two emitted lists of answers
 
 _JOB_ID = "batch-"  # + a hash of the batch, the line and the run
 
@@ -37,20 +37,20 @@ FindQueue = Callable[[JobRequest], Protocol[str]]
 
 
 class LineSource(typing.Protocol):
-    """The lines that have no answer yet, each once. Bodies are not kept: one that is needed again is read again."""
+    """The lines without an answer, each once. Bodies are not kept; a line that is needed again is read again."""
 
     def __iter__(self) -> Iterator[Entry]:
-        """A line's number in the input, from 1, and what it is."""
+        """Yield each line's number in the input, from 1, and the line or its error."""
         ...
 
     def reload(self, number: int) -> BatchLine:
-        """A well-formed line that was given before."""
+        """Read a well-formed line again."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimit:
-    """No job is added to the queue while so many lie on it."""
+    """No job is added to the queue while it has this many."""
 
     queue: str
     max_depth: int
@@ -58,11 +58,11 @@ class QueueLimit:
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """`run_id` keeps runs of one file apart: under another one every line is run anew. `model` and `tenant` replace the
-    lines'. `completion_max_tokens`: of completions that name none.
+    """`run_id` separates runs of one file: under another one every line is run again. `model` and `tenant` replace the
+    lines' own. `completion_max_tokens`: the default for completions.
 
-    `runs_failed_anew`: a job that an earlier run enqueued, and that came to nothing since, is no answer.
-    `max_request_bytes`: what is larger than any worker takes is refused before it is enqueued.
+    `runs_failed_anew`: a failed job of an earlier run is not an answer; its line is run again. `max_request_bytes`:
+    larger requests are refused before they are enqueued.
     """
 
     max_in_flight: int = MAX_IN_FLIGHT
@@ -87,7 +87,7 @@ class Answer:
 
     @property
     def problem(self) -> str | None:
-        """Of one that failed: which, and why."""
+        """For a failed line, its custom_id and the reason."""
         if not self.is_failed:
             return None
         error = self.line["error"] or self.line["response"]["body"]["error"]
@@ -97,13 +97,13 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class _Item:
     number: int
-    line: BatchLine  # without its body once it is enqueued
+    line: BatchLine  # without its body once its job is enqueued
     run: int  # how often the line was given a job before
     is_new: bool = False  # whether this run enqueued it
 
 
 class BatchProtocol:
-    """Lines in, answers out, at most `max_in_flight` jobs on the queues at a time."""
+    """Turns lines into answers, with at most `max_in_flight` jobs on the queues at a time."""
 
     def __init__(self, lines: LineSource, find_queue: FindQueue, *, batch_id: str, options: BatchOptions) -> None:
         self._lines = lines
@@ -116,7 +116,7 @@ class BatchProtocol:
         self._is_exhausted = False
 
     def run(self) -> Protocol[None]:
-        """Emit lists of `Answer`s, in the order in which jobs end; an empty one where none ended for a while."""
+        """Emit lists of `Answer`s in the order in which jobs end; an empty list when none ended for a while."""
         while True:
             yield from self._fill()
             if self._in_flight:
@@ -140,21 +140,21 @@ class BatchProtocol:
         yield from self._enqueue((yield from self._check_all(again)))
 
     def _is_stale(self, item: _Item, outcome: Outcome) -> bool:
-        """A job that was lost, as in a fail-over; or an earlier run's that came to nothing, and that nobody was
-        told of."""
+        """Whether the line is to be run again: its job was lost, as in a fail-over, or is an earlier run's that failed
+        and was not reported."""
         if isinstance(outcome, JobNotFoundError):
-            # Where a new job's result is not to be found, another one's would not be either.
+            # If a new job's result cannot be found, that of another job could not be either.
             return item.run < MAX_RUNS_A_LINE and not (item.is_new and outcome.has_ended)
         return not item.is_new and self._options.runs_failed_anew and outcome.status != "finished"
 
     def _fill(self) -> Protocol[None]:
-        """Top up what is in flight, in slices: one round trip for many jobs, and none for one or two."""
+        """Enqueue more jobs, in slices: one round trip for many jobs, and none for only one or two."""
         slice_size = max(1, min(MAX_JOBS_A_SEND, self._options.max_in_flight // 8))
         while not self._is_exhausted and self._options.max_in_flight - len(self._in_flight) >= slice_size:
             if not (yield from self._has_room(slice_size)):
                 return
             yield from self._enqueue((yield from self._check_all(self._take(slice_size))))
-            yield Emit([])  # whoever carries the batch may want to look up
+            yield Emit([])  # so that the caller regains control
 
     def _has_room(self, num_jobs: int) -> Protocol[bool]:
         limit = self._options.queue_limit
@@ -164,7 +164,7 @@ class BatchProtocol:
         return bool(depth == 0 or depth + num_jobs <= limit.max_depth)
 
     def _take(self, num_items: int) -> Iterator[_Item | Answer]:
-        """So many lines, or what is left of them; one that is no request is answered already."""
+        """The next `num_items` lines, or those that are left; a malformed line is an answer already."""
         for _ in range(num_items):
             entry = next(self._entries, None)
             if entry is None:
@@ -177,7 +177,7 @@ class BatchProtocol:
                 yield _Item(number, line, run=0)
 
     def _check_all(self, items: Iterable[_Item | Answer]) -> Protocol[list[tuple[_Item, NewJob]]]:
-        """The jobs to be; what is refused is emitted as its answer."""
+        """The jobs to enqueue; the answers to refused lines are emitted."""
         checked: list[tuple[_Item, NewJob]] = []
         refused: list[Answer] = []
         for item in items:
@@ -214,14 +214,14 @@ class BatchProtocol:
 
 
 def batch_job_id(batch_id: str, custom_id: str, run: int = 0) -> str:
-    """`run`: how often the line was given a job before."""
+    """The id of a line's job. `run`: how many jobs the line had before."""
     identity = json.dumps([batch_id, custom_id])
     job_id = f"{_JOB_ID}{hashlib.sha256(identity.encode()).hexdigest()[:40]}"
     return f"{job_id}-{run}" if run else job_id
 
 
 def is_of_another_batch(answer_id: object, batch_id: str, custom_id: str) -> bool:
-    """Whether the id of an output line names a job that is none of this batch's; the ids of refusals name no job."""
+    """Whether an output line's id names a job of another batch. Ids of refusals name no job."""
     if not isinstance(answer_id, str) or not answer_id.startswith(f"{ANSWER_ID}{_JOB_ID}"):
         return False
     job_id = batch_job_id(batch_id, custom_id)
@@ -229,12 +229,12 @@ def is_of_another_batch(answer_id: object, batch_id: str, custom_id: str) -> boo
 
 
 def batch_job_ids(batch_id: str, custom_id: str) -> Iterator[str]:
-    """Every id that a line's jobs can have had where failed ones are not run anew; hardly ever is there a second."""
+    """Every id that a line's jobs can have if failed ones are not run again; usually there is only one."""
     return (batch_job_id(batch_id, custom_id, run) for run in range(MAX_RUNS_A_LINE + 1))
 
 
 def cancel_jobs(lines: Iterable[Entry], batch_id: str) -> Protocol[int]:
-    """End the jobs of these lines, wherever earlier runs have left them. How many there were."""
+    """Cancel the jobs of these lines that earlier runs left, and return how many there were."""
     num_cancelled = 0
     entries = iter(lines)
     while some := list(islice(entries, MAX_JOBS_A_SEND)):
@@ -243,13 +243,13 @@ def cancel_jobs(lines: Iterable[Entry], batch_id: str) -> Protocol[int]:
         known = [job_id for ids, number in zip(jobs, num_known, strict=True) if number for job_id in ids]
         for look in (yield from look_at(known)):
             if look.status is not None and not look.status.has_ended:
-                with suppress(JobNotFoundError):  # it was forgotten since
+                with suppress(JobNotFoundError):  # it has expired meanwhile
                     num_cancelled += yield from cancel(look.job_id)
     return num_cancelled
 
 
 def answer_to(number: int, line: BatchLine, outcome: Outcome) -> Answer:
-    """What the end of its job says to a line."""
+    """The answer to a line, from its job's outcome."""
     if isinstance(outcome, JobNotFoundError):
         return _refusal(number, line, ErrorInfo(code=ErrorCode.JOB_NOT_FOUND, message=str(outcome)))
     body = answer_line(line, outcome, created=int(time.time()))

@@ -1,8 +1,8 @@
-"""One pub/sub connection for every subscription of an asyncio client, however many there are. Knows nothing of jobs.
+"""One pub/sub connection for all subscriptions of an asyncio client. Knows nothing about jobs.
 
-Each subscriber has a mailbox. It is handed out once Redis has acknowledged its channels, so whoever then reads what is
-stored misses nothing. Messages may be dropped where a subscriber is slow, and a lost connection loses some for
-everybody: subscribers find both by themselves, by the gap in the entries' ids or by looking, and subscribe again.
+Each subscriber has a mailbox, which it gets once Redis has acknowledged its channels: a subscriber that reads the
+stored entries after that misses nothing. Messages are dropped when a subscriber is slow, and a lost connection loses
+messages of all subscribers. Subscribers notice both, by a gap in the entries' ids or by polling, and subscribe again.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ import redis.asyncio
 from producer.end_tasks import end_tasks
 from producer.redis_replies import replies_at_hand
 
-MAX_WAITING_MESSAGES = 1024  # of one subscriber; older ones go first
+MAX_WAITING_MESSAGES = 1024  # of one subscriber; the oldest are dropped first
 SILENCE_SECONDS = 30.0  # then the connection is asked whether it still lives
-LEAVE_SECONDS = 0.5  # within which those who left share an UNSUBSCRIBE: on most of their channels all has been said
+LEAVE_SECONDS = 0.5  # in which closed mailboxes share one UNSUBSCRIBE: most of their channels are silent by then
 
 
 class Mailbox:
-    """What was published on the channels of one subscription. `close()` ends it; nothing is awaited for that."""
+    """The messages published on the channels of one subscription. `close()` ends it at once, without awaiting."""
 
     def __init__(self, hub: "ChannelHub", channels: Sequence[bytes]) -> None:
         self._hub = hub
@@ -65,7 +65,8 @@ class Mailbox:
         self._hub.leave(self)
 
     def _wait_until(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
-        """Messages mostly come long before: the timer of a wait that is over serves the next ones, too."""
+        """Set the timer of a wait. Most messages come long before it, so the timer of one wait is kept for the next
+        ones."""
         self._waits_until = at
         if self._timer is None or self._timer.when() > at:
             if self._timer is not None:
@@ -87,7 +88,7 @@ class Mailbox:
 
 
 class _Channel:
-    """A channel that somebody listens to. `acknowledged` is done once Redis sends what is published on it."""
+    """A channel with subscribers. `acknowledged` is done once Redis has confirmed the subscription."""
 
     def __init__(self) -> None:
         self.mailboxes: set[Mailbox] = set()
@@ -180,7 +181,7 @@ class ChannelHub:
                 self._lose_all(reason)  # last: whoever subscribes from here on begins anew
 
     async def _write(self, connection: Any) -> None:
-        """What was asked for, in its order; neighbours of one kind share a command."""
+        """Send the waiting SUBSCRIBEs and UNSUBSCRIBEs in order; neighbours of one kind share a command."""
         while not num_cancels():
             await self._has_outgoing.wait()
             self._has_outgoing.clear()
@@ -200,7 +201,7 @@ class ChannelHub:
             self._num_received += 1
 
     async def _break_silence(self, connection: Any) -> None:
-        """Raises redis.TimeoutError if the connection is dead, which reading alone does not show."""
+        """Ping a silent connection. Raises redis.TimeoutError if it is dead, which reading alone does not show."""
         while not num_cancels():
             num_before = self._num_received
             await asyncio.sleep(SILENCE_SECONDS)
@@ -226,7 +227,7 @@ class ChannelHub:
                 acknowledged.set_result(None)
 
     def _lose_all(self, reason: str) -> None:
-        """Everybody learns it; whoever comes next begins anew."""
+        """Tell all subscribers that the connection is lost; the next one opens a new connection."""
         channels, self._channels = self._channels, {}
         unacknowledged, self._unacknowledged = self._unacknowledged, {}
         self._outgoing.clear()
@@ -234,14 +235,14 @@ class ChannelHub:
             for acknowledged in waiting:
                 if not acknowledged.done():
                     acknowledged.set_exception(redis.ConnectionError(reason))
-                    acknowledged.exception()  # whoever waited may have left: then nobody asks for it
+                    acknowledged.exception()  # marks it as retrieved: its waiter may be gone
         for channel in channels.values():
             for mailbox in channel.mailboxes:
                 mailbox.lose(reason)
 
 
 def num_cancels() -> int:
-    """How often this task was told to end. redis-py sends under `asyncio.wait_for`, which before Python 3.12 may
-    swallow a cancellation: then nothing is raised, and this number alone says so."""
+    """How often this task was cancelled. redis-py sends under `asyncio.wait_for`, which before Python 3.12 may swallow
+    a cancellation: then nothing is raised, and only this number shows it."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()

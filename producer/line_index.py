@@ -1,7 +1,7 @@
-"""A file of batch lines, read through once, then line by line in the order in which it is best run. Holds no bodies.
+"""A file of batch lines: read once as a whole, then line by line in the best order to run them. Holds no bodies.
 
-Lines whose prompts begin alike come next to each other, so that an engine which keeps the KV blocks of prompts finds
-them still there; else the file's own order stands. 50,000 lines take a few MB here, whatever their length.
+Lines whose prompts share a prefix come next to each other, so that the engine's prefix cache still holds its KV blocks;
+otherwise the file's order is kept. 50,000 lines take a few MB here, whatever their length.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from producer.batch_lines import BadLineError, BatchLine, parse_line
 
-PREFIX_CHARS = (128, 512, 2048, 8192)  # of a prompt: by how much of its beginning it is put beside others
+PREFIX_CHARS = (128, 512, 2048, 8192)  # of a prompt: the prefix lengths by which lines are grouped
 HASH_MASK = 2**64 - 1
 ID_DIGEST_BYTES = 16
 DEFAULT_MAX_LINE_BYTES = 256 << 20
@@ -27,22 +27,22 @@ See = Callable[[int, ParsedLine], None]  # a line's number in the file, from 1, 
 
 
 class LineIndex:
-    """Where each line lies. `file` stays open as long as lines are read; only one thread may use it."""
+    """The offset of each line. `file` stays open as long as lines are read; not thread-safe."""
 
     def __init__(self, file: BinaryIO, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES) -> None:
         self._file = file
         self._max_bytes_read = max_line_bytes + 1
         self._numbers, self._offsets, self._lengths = array("L"), array("Q"), array("Q")
         self._prefixes = [array("Q") for _ in PREFIX_CHARS]
-        self._repeated: dict[int, int] = {}  # the number of a line, and of the earlier one that has its custom_id
+        self._repeated: dict[int, int] = {}  # the number of a line, and of the earlier one with the same custom_id
         self.digest = ""
 
     def __len__(self) -> int:
-        """Lines that are not empty."""
+        """The number of lines that are not empty."""
         return len(self._numbers)
 
     def scan(self, see: See | None = None) -> None:
-        """Read the whole file, once. `see` is shown every line that is not empty, in turn."""
+        """Read the whole file once. `see` is called with every line that is not empty, in order."""
         digest, first_with_id = hashlib.sha256(), dict[bytes, int]()
         offset = 0
         for number, raw in enumerate(self._read_lines(digest.update), start=1):
@@ -61,13 +61,13 @@ class LineIndex:
         self.digest = digest.hexdigest()
 
     def numbers(self) -> Iterator[int]:
-        """The numbers of the lines, in the order in which they are best run."""
+        """The numbers of the lines, in the best order to run them."""
         ranks = [_first_of_each(hashes) for hashes in self._prefixes]
         by_prefix = sorted(range(len(self)), key=lambda at: (*(rank[at] for rank in ranks), at))
         return (self._numbers[at] for at in by_prefix)
 
     def read(self, number: int) -> ParsedLine:
-        """The line of that number, as `scan` has seen it."""
+        """The line of that number, parsed as in `scan`."""
         at = self.position(number)
         self._file.seek(self._offsets[at])
         line = self._parse(number, self._file.read(min(self._lengths[at], self._max_bytes_read)))
@@ -76,15 +76,15 @@ class LineIndex:
         return line
 
     def position(self, number: int) -> int:
-        """Which of the lines that are not empty it is, from 0."""
+        """The line's index among the lines that are not empty, from 0."""
         return bisect_left(self._numbers, number)
 
     def entries(self, numbers: Iterable[int]) -> Iterator[Entry]:
-        """Those lines, each read when it is asked for."""
+        """Yield those lines, each read when it is asked for."""
         return ((number, self.read(number)) for number in numbers)
 
     def _read_lines(self, see_bytes: Callable[[bytes], object]) -> Iterator[bytes]:
-        """The file's lines; of one that is too long its beginning, which is too long as well."""
+        """The file's lines; a line that is too long is cut, to a length that is still too long."""
         while raw := self._file.readline(self._max_bytes_read):
             see_bytes(raw)
             rest = raw
@@ -112,7 +112,7 @@ class LineIndex:
 
 @dataclass(frozen=True, slots=True)
 class IndexedLines:
-    """Lines for `BatchProtocol`: those of `entries`, and any of the index once more."""
+    """A `LineSource` for `BatchProtocol`: the lines of `entries`, and `reload` for any line of the index."""
 
     index: LineIndex
     entries: Iterator[Entry]
@@ -127,7 +127,7 @@ class IndexedLines:
 
 
 def prefix_text(body: Mapping[str, Any]) -> str:
-    """What a prompt begins with, in the order in which chat templates have it. Any body will do, valid or not."""
+    """The text of a prompt's beginning, in the order of chat templates. `body` may be invalid."""
     limit = PREFIX_CHARS[-1]
     prompt, messages, tools = body.get("prompt"), body.get("messages", body.get("input")), body.get("tools")
     if isinstance(prompt, str):
@@ -147,7 +147,7 @@ def prefix_text(body: Mapping[str, Any]) -> str:
 
 
 def _first_of_each(hashes: "array[int]") -> "array[int]":
-    """For each hash, where it comes first."""
+    """For each hash, the index of its first occurrence."""
     first: dict[int, int] = {}
     return array("L", (first.setdefault(value, at) for at, value in enumerate(hashes)))
 

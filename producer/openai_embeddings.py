@@ -1,6 +1,6 @@
-"""`/v1/embeddings` as OpenAI has it: request bodies to jobs, results to response bodies. Pure.
+"""OpenAI's `/v1/embeddings`: request bodies to jobs, results to response bodies. Pure.
 
-`encoding_format` is of this API alone: jobs know one encoding, and it is the one that OpenAI's client asks for.
+`encoding_format` exists in this API only: jobs have one encoding, the one that OpenAI's client asks for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from producer.enqueue import build_request
 from producer.errors import InvalidJobError
 
 EMBEDDINGS_URL = "/v1/embeddings"
-EMBEDDING_NAMES = {"inputs": "input", "prompt": "input"}  # what OpenAI calls those of our fields
+EMBEDDING_NAMES = {"inputs": "input", "prompt": "input"}  # OpenAI's names for these fields of ours
 
 _ENCODINGS = ("float", "base64")
 _OURS = ("prompt", "inputs", "task", "messages")
-_FLOAT32_DIGITS = 9  # tell any two numbers of float32 apart
+_FLOAT32_DIGITS = 9  # digits that distinguish any two float32 numbers
 
 
 def encoding_of(body: Mapping[str, Any]) -> str:
-    """Raises InvalidJobError."""
+    """The body's `encoding_format`. Raises InvalidJobError."""
     encoding = body.get("encoding_format")
     if encoding is None:
         return "float"
@@ -31,7 +31,7 @@ def encoding_of(body: Mapping[str, Any]) -> str:
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
-    """Of a body, without those that are null. Raises InvalidJobError, as `encoding_of` does."""
+    """Check a body's fields, without those that are null. Raises InvalidJobError."""
     encoding_of(fields)
     for name in _OURS:
         if name in fields:
@@ -44,7 +44,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
 
 
 def embedding_request(fields: Mapping[str, Any]) -> JobRequest:
-    """The one job that these fields ask for. Raises InvalidJobError, in our words for the fields."""
+    """The one job for these fields. Raises InvalidJobError, with our names of the fields."""
     job = {name: value for name, value in fields.items() if name not in ("input", "encoding_format", "stream")}
     given = fields["input"]
     name = "inputs" if is_list_of_inputs(given) else "prompt"
@@ -52,14 +52,14 @@ def embedding_request(fields: Mapping[str, Any]) -> JobRequest:
 
 
 def split_inputs(request: JobRequest) -> list[JobRequest]:
-    """The same as jobs that several workers can share."""
+    """The request as several jobs, which several workers can share."""
     if request.inputs is None:
         return [request]
     return [request.model_copy(update=fields) for fields in share_out(request.inputs, {})]
 
 
 def embeddings_body(results: Sequence[Result], usage: Usage, *, encoding: str) -> dict[str, Any]:
-    """Of one request's jobs, in their order."""
+    """The response body for the results of one request's jobs, in order."""
     vectors: list[Any] = []
     for result in results:
         vectors += (result.embeddings or []) if encoding == "base64" else map(shortened, result.vectors)
@@ -72,5 +72,5 @@ def embeddings_body(results: Sequence[Result], usage: Usage, *, encoding: str) -
 
 
 def shortened(vector: list[float]) -> list[float]:
-    """The same numbers of float32 in half as many digits."""
+    """The same float32 numbers with half as many digits."""
     return [float(f"{number:.{_FLOAT32_DIGITS}g}") for number in vector]

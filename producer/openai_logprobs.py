@@ -1,4 +1,4 @@
-"""The contract's token logprobs in OpenAI's two shapes: the chat's list of tokens, the completions' columns. Pure."""
+"""The contract's token logprobs in OpenAI's two formats: a list of tokens for chats, columns for completions. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,8 +21,8 @@ def completion_logprobs(
 ) -> dict[str, Any]:
     """OpenAI's `choices[].logprobs` of a completion. `text_offset`: characters of the choice before these tokens.
 
-    A prompt's first token (with `echo`) has no logprob: the contract has None in its place, and its text is
-    `first_text`.
+    A prompt's first token (with `echo`) has no logprob: the contract has None in its place, and `first_text` is its
+    text.
     """
     columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token in tokens:

@@ -1,4 +1,4 @@
-"""Results to OpenAI's response bodies, and the pieces that whole and streamed answers share. Pure."""
+"""Turns results into OpenAI's response bodies; has the parts that whole and streamed answers share. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ _ID_PREFIXES = {
 }
 RESPONSE_PREFIXES = tuple(_ID_PREFIXES.values())
 
-# What OpenAI has no word for.
+# Finish reasons that OpenAI does not have.
 _FINISH_REASONS = {"deadline": "length", "cancelled": "stop", "error": "stop"}
 
 
@@ -66,7 +66,7 @@ def error_body(error: ErrorInfo) -> dict[str, Any]:
 
 
 def finish_reason_body(reason: str) -> str:
-    """OpenAI's word for one of our finish reasons."""
+    """OpenAI's name for one of our finish reasons."""
     return _FINISH_REASONS.get(reason, reason)
 
 
@@ -86,7 +86,7 @@ def _chat_choice(choice: Choice, result: Result) -> dict[str, Any]:
 
 
 def _completion_choice(choice: Choice, result: Result) -> dict[str, Any]:
-    """With `echo` the prompt stands in front."""
+    """One choice of a completion. With `echo` the prompt comes first."""
     text, logprobs = choice.text, list[TokenLogprob | None](choice.logprobs or ())
     has_logprobs, first_text = choice.logprobs is not None, ""
     if result.prompt is not None:
@@ -103,7 +103,7 @@ def _completion_choice(choice: Choice, result: Result) -> dict[str, Any]:
 
 
 def first_token_text(prompt: PromptEcho) -> str:
-    """Of the token that nothing precedes: what the others' bytes leave of the text."""
+    """The text of the prompt's first token: the prompt's text without the bytes of its other tokens."""
     data = prompt.text.encode()
     num_others = sum(len(entry.bytes) for entry in prompt.logprobs or () if entry is not None)
     return data[: max(0, len(data) - num_others)].decode(errors="replace")

@@ -1,9 +1,9 @@
-"""What the client's protocols ask of the outside world, so that one protocol serves `Client` and `AsyncClient`.
+"""The I/O operations of the client's protocols, so that one protocol serves both `Client` and `AsyncClient`.
 
-A protocol is a generator: it yields an operation and is sent its reply. It never blocks and knows no socket; the
-transports (`producer.transport`) carry the operations out. Everything the client writes may be sent twice without
-harm, which is why a lost reply is answered by sending again. (What the gateway counts against a key's limit is counted
-twice then; `producer.gateway.rate_limits` says why that may be.)
+A protocol is a generator: it yields an operation and is sent its reply. It does no I/O itself; the transports
+(`producer.transport`, `producer.async_transport`) carry the operations out. All writes of the client are idempotent, so
+when a reply is lost they are sent again. (The exception is what the gateway counts against a key's limit, which is
+counted twice then; see `producer.gateway.rate_limits`.)
 """
 
 import hashlib
@@ -18,17 +18,18 @@ Command = tuple[Any, ...]  # a Redis command and its arguments
 T = TypeVar("T")
 
 SEND_RETRY_DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds before each new try of one exchange
-CONNECT_PATIENCE_SECONDS = 4.0  # where nobody answers: each try to connect takes seconds
+CONNECT_PATIENCE_SECONDS = 4.0  # when nothing answers: each try to connect takes seconds
 RECONNECT_MAX_DELAY_SECONDS = 2.0
-RECONNECT_SECONDS = 60.0  # how long a waiting client tries to reach a Redis that went away
+RECONNECT_SECONDS = 60.0  # how long a waiting client tries to reconnect
 
 
 class ConnectionLost(RedisUnavailableError):
-    """The exchange may or may not have happened; trying again may help. Protocols catch it, and give up in the end."""
+    """The exchange may or may not have happened; trying again may help. Protocols catch it, and give up after a
+    while."""
 
 
 class NoConnection(ConnectionLost):
-    """Nobody answered while a connection was being made: nothing has happened."""
+    """No connection could be made, so nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Subscribe:
     channels: Sequence[str]
 
 
-@dataclass(slots=True)  # not frozen, as Emit: there is one for each token
+@dataclass(slots=True)  # not frozen, like Emit: one is made for each token
 class Receive:
     """Wait up to `timeout` seconds for a published message. Reply: its payload as bytes, or None."""
 
@@ -59,15 +60,15 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class ReadObjects:
-    """Read objects of the result store, side by side. Reply: an `ObjectRead` (`producer.stored_results`) of each, in
-    the same order."""
+    """Read objects of the result store in parallel. Reply: an `ObjectRead` (`producer.stored_results`) for each, in the
+    same order."""
 
     urls: Sequence[str]
 
 
 @dataclass(slots=True)
 class Emit:
-    """Hand `value` to whoever iterates over the protocol. Reply: None, once the next value is asked for."""
+    """Give `value` to the caller that iterates over the protocol. Reply: None, once the next value is asked for."""
 
     value: Any
 
@@ -77,7 +78,7 @@ Protocol = Generator[Operation, Any, T]
 
 
 class Script:
-    """A Lua script, as commands: the first of a round trip loads it, so that it is always known."""
+    """A Lua script as commands: each round trip loads it first, so Redis always knows it."""
 
     def __init__(self, body: str) -> None:
         self.load: Command = ("SCRIPT LOAD", body)
@@ -87,19 +88,19 @@ class Script:
         return ("EVALSHA", self._sha, len(keys), *keys, *arguments)
 
     def run(self, keys: Sequence[str], arguments: Sequence[Any]) -> Protocol[Any]:
-        """Its reply. Raises RedisUnavailableError as `send` does."""
+        """Run the script and return its reply. Raises RedisUnavailableError as `send` does."""
         [_, reply] = yield from send(self.load, self.call(keys, arguments))
         return reply
 
 
 def slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """So many at a time, where all of them would be too much for one exchange."""
+    """Slices of at most `size` items, for when all would be too much for one exchange."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def send(*commands: Command) -> Protocol[list[Any]]:
-    """Send commands that may run twice, and again when the reply is lost. Raises RedisUnavailableError in the end."""
+    """Send idempotent commands, again when the reply is lost. Raises RedisUnavailableError after the last try."""
     gives_up_at = time.monotonic() + CONNECT_PATIENCE_SECONDS
     for delay in SEND_RETRY_DELAYS:
         try:
@@ -112,7 +113,7 @@ def send(*commands: Command) -> Protocol[list[Any]]:
 
 
 class Reconnect:
-    """Growing delays while Redis is away, and the end of patience: short until it was reached once, then long."""
+    """Growing delays while Redis is unreachable, up to a limit that is short until it was reached once, then long."""
 
     def __init__(self) -> None:
         self._patience_seconds = sum(SEND_RETRY_DELAYS)
@@ -125,7 +126,7 @@ class Reconnect:
         self._away_since = None
 
     def wait(self, lost: ConnectionLost) -> Protocol[None]:
-        """Sleep before the next try. Raises `lost` once patience has run out."""
+        """Sleep before the next try. Raises `lost` once the limit is reached."""
         now = time.monotonic()
         if self._away_since is None:
             self._away_since = now

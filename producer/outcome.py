@@ -1,6 +1,6 @@
-"""How a job ended, as far as Redis tells: our result, else RQ's own record of a failure, else that nothing is left.
+"""How a job ended according to Redis: our result, else RQ's own record of a failure, else that nothing is left.
 
-Everybody who waits for a job asks here when nothing was published for a while: clean-ups publish nothing.
+All who wait for a job poll here when nothing was published for a while: clean-ups publish nothing.
 """
 
 import base64
@@ -25,11 +25,11 @@ Outcome: TypeAlias = Result | JobNotFoundError
 """How a job ended: its result, or that nothing is left of it."""
 
 MAX_REASON_CHARS = 1000  # of another worker's
-NUM_LOOKS_BEFORE_GIVING_UP = 2  # an outcome is committed in steps: one look may fall between two of them
+NUM_LOOKS_BEFORE_GIVING_UP = 2  # an outcome is committed in steps, and one poll may fall between two of them
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. WAITING: not on its queue yet (RQ's deferred, scheduled, rate-limited)."""
+    """A job's state. WAITING: not on its queue yet (RQ's deferred, scheduled, rate-limited)."""
 
     WAITING = "waiting"
     QUEUED = "queued"
@@ -45,7 +45,7 @@ class JobStatus(StrEnum):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no worker has it yet."""
+        """Whether no worker has taken the job yet."""
         return self in (JobStatus.WAITING, JobStatus.QUEUED)
 
 
@@ -61,8 +61,8 @@ _FROM_RQ = {
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at a job found. `status` is None where RQ does not know the job (any more); `attempt` is the last
-    one that a worker claimed, 0 before."""
+    """What one poll of a job found. `status` is None when RQ does not know the job (any more); `attempt` is the last
+    one that a worker claimed, 0 before the first."""
 
     job_id: str
     status: JobStatus | None
@@ -72,11 +72,11 @@ class Look:
 
     @property
     def is_over(self) -> bool:
-        """Whether RQ has an end of the job, or nothing of it (any more)."""
+        """Whether the job has ended for RQ, or RQ does not know it (any more)."""
         return self.status is None or self.status.has_ended
 
     def has_come_back(self, ended_attempt: int) -> bool:
-        """Whether a job whose stream ended in that attempt was enqueued again (RQ's requeue or Retry)."""
+        """Whether a job whose stream ended in that attempt was enqueued again (by RQ's requeue or Retry)."""
         return self.attempt > ended_attempt or (self.status is not None and self.status.is_waiting)
 
 
@@ -92,7 +92,7 @@ def look_commands(job_id: str) -> list[Command]:
 
 
 def parse_look(job_id: str, replies: Sequence[Any]) -> Look:
-    """The replies to `look_commands`."""
+    """Parse the replies to `look_commands`."""
     (status, origin), has_result, attempt = replies
     return Look(
         job_id=job_id,
@@ -104,7 +104,7 @@ def parse_look(job_id: str, replies: Sequence[Any]) -> Look:
 
 
 def look_at(job_ids: Sequence[str]) -> Protocol[list[Look]]:
-    """One look at each, in one round trip."""
+    """Poll these jobs in one round trip."""
     if not job_ids:
         return []
     replies = yield from send(*(command for job_id in job_ids for command in look_commands(job_id)))
@@ -113,7 +113,7 @@ def look_at(job_ids: Sequence[str]) -> Protocol[list[Look]]:
 
 
 def parse_status(status: bytes) -> JobStatus:
-    """RQ's word for it in ours."""
+    """Our JobStatus for RQ's status."""
     return _FROM_RQ.get(status.decode(errors="replace"), JobStatus.WAITING)
 
 
@@ -130,17 +130,17 @@ def read_status(job_id: str) -> Protocol[JobStatus]:
 
 
 class OutcomeWatch:
-    """Turns looks at one job into its outcome; remembers how often a look found it ended without a result."""
+    """Turns polls of one job into its outcome; counts how often a poll found it ended without a result."""
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._num_empty_looks = 0
 
     def conclude(self, look: Look) -> Protocol[Result | None]:
-        """The result, or None while the job goes on. Raises JobNotFoundError where nothing is left of it."""
+        """The result, or None while the job is not over. Raises JobNotFoundError when nothing is left of it."""
         if look.status is not None and not look.status.has_ended:
             self._num_empty_looks = 0
-            return None  # even where a result lies: a job that was enqueued again has its last one
+            return None  # even if there is a result: a job that was enqueued again still has its previous one
         if look.has_result:
             result = yield from read_result(self._job_id)
             if result is not None:
@@ -160,13 +160,13 @@ class OutcomeWatch:
 
 
 def read_line(job_id: str) -> Protocol[Result | None]:
-    """The result as Redis has it: without choices, if they lie in a store."""
+    """The result as Redis has it: without its choices if they are in the result store."""
     [value] = yield from send(("GET", keys.result_key(job_id)))
     return parse_line(job_id, value) if value is not None else None
 
 
 def read_result(job_id: str) -> Protocol[Result | None]:
-    """The whole result, from the store too. Raises JobNotFoundError if it is no longer there, ResultStoreError if the
+    """The whole result, also from the result store. Raises JobNotFoundError if it is gone, ResultStoreError if the
     store cannot be read."""
     [result] = yield from read_results([job_id])
     if isinstance(result, JobNotFoundError):
@@ -175,10 +175,10 @@ def read_result(job_id: str) -> Protocol[Result | None]:
 
 
 def read_results(job_ids: Sequence[str]) -> Protocol[list[Outcome | None]]:
-    """As `read_result`, of many: one round trip to Redis, and what lies in the store is read side by side.
+    """As `read_result`, for many jobs: one round trip to Redis, then parallel reads from the store.
 
-    A result that is no longer there is returned as the error, and one that is none, or that may not be read, as a
-    failed one: none of them holds up any of the others.
+    For a result that is gone the error is returned, and for one that cannot be parsed or may not be read a failed
+    result: no job keeps the others from being read.
     """
     if not job_ids:
         return []
@@ -187,7 +187,7 @@ def read_results(job_ids: Sequence[str]) -> Protocol[list[Outcome | None]]:
 
 
 def parse_results(job_ids: Sequence[str], values: Sequence[bytes | None]) -> Protocol[list[Outcome | None]]:
-    """As `read_results`, of what Redis has under the results' keys."""
+    """As `read_results`, from the values of the results' keys in Redis."""
     given = zip(job_ids, values, strict=True)
     results = [parse_line(job_id, value) if value is not None else None for job_id, value in given]
     urls = [result.stored for result in results if result is not None and result.stored is not None]
@@ -196,7 +196,7 @@ def parse_results(job_ids: Sequence[str], values: Sequence[bytes | None]) -> Pro
 
 
 def _whole(result: Result, data: ObjectRead) -> Outcome:
-    """A result whose choices lie in a store, with them."""
+    """The result together with its choices from the store."""
     if isinstance(data, ResultStoreError):
         info = ErrorInfo(code=ErrorCode.RESULT_STORE_ERROR, message=str(data))
         return result.model_copy(update={"status": "failed", "error": info})
@@ -214,14 +214,14 @@ def _whole(result: Result, data: ObjectRead) -> Outcome:
 
 
 def parse_line(job_id: str, value: bytes) -> Result:
-    """What Redis has of a result: a failed one, where it cannot be read."""
+    """The result in a value from Redis; a failed one if it cannot be parsed."""
     found = _parse(job_id, value, "what Redis keeps")
     return found if isinstance(found, Result) else Result(job_id=job_id, status="failed", error=found)
 
 
 def _parse(job_id: str, data: bytes, what: str) -> Result | ErrorInfo:
-    """Or why it is no result of that job: it stays so, however often it is read (a newer contract's, or somebody else's
-    doing)."""
+    """The job's result, or why `data` is not one (from a newer contract, or not written by a worker): reading it again
+    would not help."""
     try:
         result = Result.model_validate_json(data)
     except ValidationError as error:
@@ -235,7 +235,7 @@ def _parse(job_id: str, data: bytes, what: str) -> Result | ErrorInfo:
 
 
 def read_failure_of_rq(job_id: str) -> Protocol[Result]:
-    """A job that RQ itself ended (its clean-up, a foreign worker): the reason that RQ kept."""
+    """The result of a job that RQ itself ended (its clean-up, a foreign worker), with the reason that RQ kept."""
     [legacy, records] = yield from send(
         ("HGET", job_key(job_id), "exc_info"), ("XREVRANGE", rq_results_key(job_id), "+", "-", "COUNT", 1)
     )

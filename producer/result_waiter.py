@@ -1,6 +1,7 @@
-"""Waits for many jobs of one event loop at once: one subscription hears a results line once, not once a waiting job.
+"""Waits for many jobs of one event loop at once: one subscription receives each results line once, not once per waiting
+job.
 
-Owns who waits for what. How results are found is the affair of `producer.results`.
+Knows who waits for which job. How results are found is in `producer.results`.
 """
 
 import asyncio
@@ -12,18 +13,18 @@ from producer.errors import ClientClosedError, PromptmillError, ResultTimeoutErr
 from producer.outcome import Outcome
 from producer.results import ResultCollector, result_of, wait_for_result
 
-LINGER_SECONDS = 2.0  # that a subscription outlasts the last job: mostly another one's end is waited for next
+LINGER_SECONDS = 2.0  # that a subscription outlives its last job: often another job is waited for next
 
 
 class ResultWaiter:
-    """Belongs to one event loop, as its transport does."""
+    """Belongs to one event loop, like its transport."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
         self._queues: dict[str, _QueueWaiter] = {}
 
     async def wait(self, job_id: str, queue: str, timeout: float | None) -> Result:
-        """The result of one job, failed ones raised: see `wait_for_result`. `timeout`: seconds."""
+        """The result of one job. `timeout`: seconds. Raises as `wait_for_result` does."""
         try:
             async with asyncio.timeout(timeout):
                 return result_of(job_id, await self._outcome(job_id, queue))
@@ -32,7 +33,7 @@ class ResultWaiter:
             raise ResultTimeoutError(message) from None
 
     async def aclose(self) -> None:
-        """For a transport that is closed next: whoever still waits finds that out."""
+        """End the waiters' tasks. The transport is closed next; those that still wait get its error."""
         await end_tasks(*(waiter.task for waiter in self._queues.values() if waiter.task is not None))
         for waiter in self._queues.values():
             waiter.fail(ClientClosedError())
@@ -64,7 +65,7 @@ class ResultWaiter:
 
 
 class _QueueWaiter:
-    """Who waits for jobs of one queue. Its task begins with the first and ends soon after the last job has."""
+    """The waiters for jobs of one queue. Its task starts with the first job and ends soon after the last job's end."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
@@ -92,7 +93,7 @@ class _QueueWaiter:
             self._collector.discard(job_id)
 
     def fail(self, error: Exception) -> None:
-        """Nobody waits here any more: all are told why."""
+        """End all waits with this error."""
         waiting, self._waiting = self._waiting, {}
         self._collector = ResultCollector({}, None)
         for future in (future for futures in waiting.values() for future in futures):
@@ -106,5 +107,5 @@ class _QueueWaiter:
                 for future in self._waiting.pop(outcome.job_id, ()):
                     if not future.done():
                         future.set_result(outcome)
-        except Exception as error:  # of any type: nobody else would tell those who wait
+        except Exception as error:  # of any type: otherwise the waiters would never return
             self.fail(error)

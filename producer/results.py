@@ -1,7 +1,8 @@
-"""Waits for results, of one job or of thousands. Owns the protocol: listen to the queues' results channels, look.
+"""Waits for the results of one job or of thousands. Owns the protocol: listen to the queues' results channels, and
+poll.
 
-Every job that ends adds one line to its queue's channel once its result is in place, so one subscription serves any
-number of jobs. Lines can be lost (a reconnect, a clean-up that publishes nothing): the jobs are looked at as well.
+When a job ends and its result is stored, one line is published on its queue's channel, so one subscription serves any
+number of jobs. Lines can be lost (a reconnect, a clean-up that publishes nothing), so the jobs are polled as well.
 """
 
 import json
@@ -23,16 +24,16 @@ from producer.outcome import (
     read_results,
 )
 
-LOOK_SECONDS = 2.0  # of silence, before the jobs are looked at; thousands of them are looked at more rarely
-LOOKS_A_SECOND = 2000  # at most, so that waiting for very many jobs does not burden Redis
+LOOK_SECONDS = 2.0  # of silence before the jobs are polled; less often for thousands of them
+LOOKS_A_SECOND = 2000  # at most, so that waiting for many jobs does not burden Redis
 MAX_LOOKS_A_SEND = 500
 MAX_RESULTS_A_SEND = 100
 MAX_ENDED_A_LOOK = 500
-MAX_LINES_A_READ = 1000  # of other jobs too, before the clock is looked at
+MAX_LINES_A_READ = 1000  # including other jobs' lines, before the clock is checked
 
 
 def wait_for_result(job_id: str, queue: str | None, timeout: float | None) -> Protocol[Result]:
-    """The result of one job, failed ones raised: JobFailedError, JobNotFoundError, ResultTimeoutError (seconds)."""
+    """The result of one job. `timeout`: seconds. Raises JobFailedError, JobNotFoundError, ResultTimeoutError."""
     collector = ResultCollector({job_id: queue}, timeout)
     if (outcome := (yield from collector.peek())) is None:  # else whoever has read its stream need not subscribe
         [outcome] = yield from collector.next_ended()
@@ -51,7 +52,7 @@ def result_of(job_id: str, outcome: Outcome) -> Result:
 def as_completed(jobs: Mapping[str, str | None], timeout: float | None) -> Protocol[None]:
     """Emit the result of each job as it ends, failed ones too. `jobs`: id → queue, where known.
 
-    A job of which nothing is left gives a failed result with the code `job_not_found`: the others go on.
+    A job of which nothing is left gives a failed result with the code `job_not_found`; the others are still awaited.
     """
     yield from ResultCollector(jobs, timeout).emit_all(
         lambda outcome: outcome if isinstance(outcome, Result) else _not_found_result(outcome)
@@ -59,7 +60,7 @@ def as_completed(jobs: Mapping[str, str | None], timeout: float | None) -> Proto
 
 
 class ResultCollector:
-    """Jobs that have not ended yet, as far as we know, and how to hear of those that do."""
+    """The jobs that are not known to have ended, and how to learn of their ends."""
 
     def __init__(self, jobs: Mapping[str, str | None], timeout: float | None) -> None:
         """`timeout`: seconds from now until ResultTimeoutError."""
@@ -80,7 +81,7 @@ class ResultCollector:
         return len(self._pending) + len(self._ended)
 
     def add(self, jobs: Mapping[str, str], *, may_have_ended: bool) -> None:
-        """Wait for these as well. `may_have_ended`: they are older than this call, so their lines may be gone."""
+        """Wait for these jobs as well. `may_have_ended`: they are older than this call, so their lines may be past."""
         self._pending.update((job_id, OutcomeWatch(job_id)) for job_id in jobs)
         self._num_jobs += len(jobs)
         if not self._queues.issuperset(jobs.values()):
@@ -90,11 +91,11 @@ class ResultCollector:
             self._next_look_at = 0.0
 
     def discard(self, job_id: str) -> None:
-        """Nobody waits for this job any more."""
+        """Stop waiting for this job."""
         self._pending.pop(job_id, None)
 
     def peek(self) -> Protocol[Outcome | None]:
-        """The outcome of the one job that is waited for, if it has ended already: mostly one round trip."""
+        """The outcome of the only job that is waited for, if it has ended: usually one round trip."""
         [job_id] = self._pending
         *replies, value = yield from send(*look_commands(job_id), ("GET", keys.result_key(job_id)))
         look = parse_look(job_id, replies)
@@ -138,7 +139,7 @@ class ResultCollector:
         return ended
 
     def _start_listening(self) -> Protocol[None]:
-        """Subscribe before looking, so that no end falls between; but first learn what to subscribe to."""
+        """Subscribe before polling, so that no end is missed; first find out which channels to subscribe to."""
         if not self._knows_queues:
             yield from self._look()
             self._knows_queues = True
@@ -176,7 +177,7 @@ class ResultCollector:
                 if look.job_id in self._pending:
                     yield from self._conclude(look)
             if self._knows_queues and len(self._ended) >= MAX_ENDED_A_LOOK:
-                self._next_look_at = 0.0  # at the others once these are handed out: results can be large
+                self._next_look_at = 0.0  # polls the others after these are returned: results can be large
                 return
         self._next_look_at = time.monotonic() + max(LOOK_SECONDS, len(self._pending) / LOOKS_A_SECOND)
 
@@ -188,7 +189,7 @@ class ResultCollector:
                     self._end(job_id, result)
 
     def _conclude(self, look: Look) -> Protocol[None]:
-        """A job that ended, or is gone, without a result of ours."""
+        """Conclude a job that ended, or is gone, without a result of ours."""
         try:
             result = yield from self._pending[look.job_id].conclude(look)
         except JobNotFoundError as error:
@@ -202,7 +203,8 @@ class ResultCollector:
             self._ended.append(outcome)
 
     def _check_timeout(self, seconds: float = 0.0) -> float:
-        """`seconds`, or what is left until the timeout. Raises ResultTimeoutError when nothing is."""
+        """`seconds`, or the time left until the timeout if that is less. Raises ResultTimeoutError when none is
+        left."""
         if self._ends_at is None:
             return seconds
         left = self._ends_at - time.monotonic()

@@ -1,11 +1,12 @@
-"""Entries of one job's stream in, chunks out. Owns the order, the gaps, the resets and the end; does no I/O.
+"""Turns the entries of one job's stream into chunks. Handles order, gaps, resets and the end; does no I/O.
 
 Published entries may come twice, late or not at all; the stream itself has each of them once, in order. The reader
-drops what it has, and where an entry does not follow the last one it says so, and its owner reads the stream.
+drops the entries that it already has. When an entry does not follow the last one, the reader says so and its owner
+reads the stream.
 
-A Redis that lost writes which it had published (a fail-over) may have less than was shown, or something else under the
-same ids. Mostly the worker writes it again. Where it cannot, the reader meets a stream that does not go on from what it
-has shown: it takes that back, with a reset, and reads the stream from its beginning.
+A Redis that lost writes after it published them (a fail-over) may have fewer entries than were delivered, or other ones
+under the same ids. Usually the worker writes them again. Where it cannot, the stream does not continue what was
+delivered: the reader then delivers a reset and reads the stream from its beginning.
 """
 
 from collections.abc import Sequence
@@ -66,9 +67,9 @@ class _Progress:
 
 @dataclass(slots=True)
 class StreamReader:
-    """`last_id` is the last entry taken, `done` the entry that ended the stream, once it was taken. `generation` is the
-    attempt in which the job began anew, all that its stream had told being void: 0, where it never did. From the
-    beginning of a stream every reader counts alike."""
+    """`last_id` is the last entry read; `done` is the entry that ended the stream, once it was read. `generation` is
+    the attempt in which the job last started over, which voids all earlier chunks: 0 if it never did. All readers that
+    begin at the start of a stream have the same generation."""
 
     job_id: str
     last_id: EntryId = BEGINNING
@@ -78,8 +79,8 @@ class StreamReader:
     """Whether the last range was not the whole rest of the stream."""
     _progress: dict[int, _Progress] = field(default_factory=dict)
     _is_reading_again: bool = False  # from the beginning, after a loss
-    _has_taken: bool = False  # what a reset makes void
-    _knows_all: bool = field(init=False)  # whether `_progress` counts everything the consumer was ever shown
+    _has_taken: bool = False  # anything that a reset would void
+    _knows_all: bool = field(init=False)  # whether `_progress` counts everything that was ever delivered
     _has_shown: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,12 +88,13 @@ class StreamReader:
         self._has_shown = not self._knows_all
 
     def take_published(self, payload: bytes) -> list[Delivery] | None:
-        """A published `<entry id> <json>`. None: it does not follow, so the stream has to be read from `last_id`."""
+        """Take a published `<entry id> <json>`. None: it does not follow the last entry, so the stream must be read
+        from `last_id`."""
         try:
             id_text, _, data = payload.partition(b" ")
             entry_id, entry = EntryId.parse(id_text), parse_entry(data)
         except (ValueError, ValidationError):
-            return None  # not written by a worker; the stream tells
+            return None  # not written by a worker; reading the stream shows what is true
         if entry_id <= self.last_id:
             return []
         if not entry_id.follows(self.last_id) or not self._goes_on(entry):
@@ -100,9 +102,9 @@ class StreamReader:
         return self._take(entry_id, entry)
 
     def take_range(self, entries: Sequence[Entry]) -> list[Delivery]:
-        """Entries read from the stream in order, at most MAX_ENTRIES_A_READ, the one at `last_id` included.
+        """Take entries read from the stream in order, at most MAX_ENTRIES_A_READ, including the one at `last_id`.
 
-        Raises JobFailedError for one that cannot be read: a newer contract's, or somebody else's doing.
+        Raises JobFailedError for an entry that cannot be parsed: from a newer contract, or not written by a worker.
         """
         try:
             return self._take_entries(entries)
@@ -135,8 +137,8 @@ class StreamReader:
         return deliveries
 
     def take_result(self, result: Result) -> list[Delivery]:
-        """The stream has expired, or a Redis lost it and the job has ended anew: what the result holds beyond what was
-        delivered, one chunk a choice."""
+        """Take the result in place of a stream that has expired, or that Redis lost before the job ended again: returns
+        what the result holds beyond what was delivered, one chunk per choice."""
         deliveries: list[Delivery] = []
         if not self._knows_all or self._has_shown_more_than(result):
             self._void()
@@ -148,7 +150,7 @@ class StreamReader:
         return deliveries
 
     def _goes_on(self, entry: Chunk | Done) -> bool:
-        """Whether it can be what follows all that was shown."""
+        """Whether the entry can follow what was delivered so far."""
         if not self._knows_all or self.done is not None:
             return True
         if isinstance(entry, Done):
@@ -164,7 +166,7 @@ class StreamReader:
         )
 
     def _start_over(self, had_shown: bool) -> list[Delivery]:
-        """The stream is not the one that was shown."""
+        """Start over: the stream is not the one that was delivered."""
         self._void()
         self.generation, self._has_taken = 0, False
         self.last_id = BEGINNING
@@ -186,7 +188,7 @@ class StreamReader:
         return [Delivery(entry_id, entry, self.generation)]
 
     def _void(self) -> None:
-        """What came before counts no more: what was not handed out yet never is, and what was is taken back."""
+        """Void all earlier chunks: those not delivered yet never are, and those delivered are taken back by a reset."""
         self._progress.clear()
         self.done = None
         self._knows_all = True

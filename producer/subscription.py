@@ -1,7 +1,8 @@
-"""Follows one job's stream: what is stored, then what is published, each chunk once and in order, to the end.
+"""Follows one job's stream: first the stored chunks, then the published ones, each once and in order, to the end.
 
-Owns the protocol (subscribe, catch up, listen, look every few seconds) and the two iterators over it. The rules for
-entries are in `producer.stream_reader`, those for ends that publish nothing in `producer.outcome`.
+Owns the protocol (subscribe, catch up, listen, poll every few seconds) and the two iterators over it. How entries
+become chunks is in `producer.stream_reader`; how a job's end is found that was never published is in
+`producer.outcome`.
 """
 
 import re
@@ -15,13 +16,13 @@ from producer.operations import ConnectionLost, Emit, Protocol, Receive, Reconne
 from producer.outcome import OutcomeWatch, look_commands, parse_look
 from producer.stream_reader import BEGINNING, MAX_ENTRIES_A_READ, Delivery, StreamReader
 
-LOOK_SECONDS = 2.0  # of silence, before the stream and the job's status are looked at; of many at once more rarely
-LOOKS_A_SECOND = 100  # at most, at all streams that a client follows: each is four commands
+LOOK_SECONDS = 2.0  # of silence before the stream and the job's status are polled; less often for many streams
+LOOKS_A_SECOND = 100  # at most, over all streams of one client: each takes four commands
 CURSOR_PATTERN = r"[0-9]{1,9}-[0-9]{1,9}"
 
 
 class StreamEnd(NamedTuple):
-    """What follows the last chunk."""
+    """Emitted after the last chunk."""
 
     status: JobOutcome
     usage: Usage
@@ -38,7 +39,7 @@ class _Cursor:
 
     @property
     def last_id(self) -> str:
-        """The cursor behind the last chunk handed out."""
+        """The cursor after the last chunk that was returned."""
         return str(self._last)
 
     def _hand_out(self, delivery: Delivery) -> Chunk:
@@ -113,7 +114,7 @@ def parse_cursor(after: str | None) -> EntryId:
 
 
 class LookPace:
-    """How often each silent stream of a client is looked at, by how many it follows. Threads may share it."""
+    """How often a client polls each silent stream, depending on how many it follows. Thread-safe."""
 
     def __init__(self) -> None:
         self.followers: set[object] = set()
@@ -124,10 +125,10 @@ class LookPace:
 
 
 def follow(job_id: str, *, after: EntryId, timeout: float | None, pace: LookPace) -> Protocol[None]:
-    """Emit a `Delivery` for each chunk behind `after`, then a `StreamEnd`. `timeout`: seconds to wait for each chunk.
+    """Emit a `Delivery` for each chunk after `after`, then a `StreamEnd`. `timeout`: seconds to wait for each chunk.
 
-    Raises JobFailedError behind the last chunk of a failed job, JobNotFoundError, ResultTimeoutError, and
-    RedisUnavailableError once Redis stayed away too long.
+    Raises JobFailedError after the last chunk of a failed job, JobNotFoundError, ResultTimeoutError, and
+    RedisUnavailableError when Redis stays unreachable for too long.
     """
     return _Follower(job_id, after, timeout, pace).run()
 
@@ -163,7 +164,7 @@ class _Follower:
                 yield from self._reconnect.wait(lost)
 
     def _listen(self) -> Protocol[None]:
-        """To the end. A message is mostly a token: whatever is done for each of them counts."""
+        """Listen until the stream ends. Most messages are one token, so the work for each message must be small."""
         reader = self._reader
         while not self._has_ended:
             payload = yield Receive(self._check_timeout())
@@ -182,7 +183,7 @@ class _Follower:
                 yield from self._end(reader.done)
 
     def _look(self) -> Protocol[None]:
-        """The job's status first: an end that it shows was written to the stream before."""
+        """Read the job's status before the stream: an end that the status shows is already in the stream."""
         *replies, entries = yield from send(*look_commands(self._job_id), self._range_command())
         look, last_id = parse_look(self._job_id, replies), self._reader.last_id
         yield from self._take_range(entries)

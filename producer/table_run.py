@@ -1,9 +1,8 @@
-"""`TableRun` answers each row of a table, through the same code that answers a file of batch lines.
+"""`TableRun` answers each row of a table with the code that answers a file of batch lines.
 
-The rows become batch lines in a nameless file, which ends with the process; its digest says what is asked. Answers go
-to a journal beside the output, line by line, so that a run which was broken off goes on. Once every row has one, the
-output is written as a whole, in the input's order, and the journal is removed, unless there are errors in it: those
-rows can be asked again.
+The rows become batch lines in an unnamed temporary file, whose digest identifies the requests. Answers are appended to
+a journal beside the output, so that an interrupted run can be resumed. Once every row has an answer, the output is
+written as a whole, in the input's order, and the journal is removed, unless it has errors: those rows can be retried.
 """
 
 import hashlib
@@ -38,8 +37,8 @@ _ROW_ID = "row-"  # + the row's number: the custom_id of its line
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """`fields`: of each request: sampling parameters, or an embedding's. `is_raw`: without the chat template. `embeds`:
-    rows are answered with the embedding of their prompt. `prefix`: of new columns."""
+    """`fields`: each request's sampling parameters, or the fields of an embedding. `is_raw`: no chat template is
+    applied. `embeds`: a row's answer is the embedding of its prompt. `prefix`: of the new columns' names."""
 
     prompt: str
     system: str | None = None
@@ -61,10 +60,10 @@ class TableOptions:
 
 
 class RowLines:
-    """Rows to batch lines. Raises InvalidJobError for templates and parameters that no row could be asked with.
+    """Turns rows into batch lines. Raises InvalidJobError for templates and parameters that are invalid for every row.
 
-    Once they are written: `num_unusable` rows give none, `num_null` of them for a null cell; `digest_without_null` is
-    that of the lines without a null cell, which a run without `null_text` asks.
+    Set by `write`: `num_unusable` is the number of rows without a line, `num_null` of them because of a null cell;
+    `digest_without_null` is the digest of the lines without a null cell, which a run without `null_text` has.
     """
 
     def __init__(self, reader: TableReader, options: TableOptions) -> None:
@@ -80,8 +79,8 @@ class RowLines:
         request_from_body(options.url, self._body("a prompt", "a system message"), completion_max_tokens=None)
 
     def write(self, file: BinaryIO) -> None:
-        """A line for each row that gives a prompt. Counts those that give none, and notes what would be asked if null
-        cells gave none."""
+        """Write a line for each row that gives a prompt. Counts the rows that give none, and computes
+        `digest_without_null`."""
         digest = hashlib.sha256()
         for row in self._reader.rows(self._columns):
             try:
@@ -96,7 +95,7 @@ class RowLines:
         self.digest_without_null = digest.hexdigest()
 
     def problems(self) -> Iterator[str | None]:
-        """For each row: why it gives no prompt."""
+        """For each row, why it gives no prompt; None if it gives one."""
         for row in self._reader.rows(self._columns):
             try:
                 self._line(row)
@@ -138,10 +137,10 @@ class TableRun:
         *,
         retries_failed: bool = False,
     ) -> None:
-        """`retries_failed`: rows whose answer is an error are asked again."""
+        """`retries_failed`: rows whose answer is an error are retried."""
         self._settings = settings
         self._source, self._target = source, target
-        self._options = replace(options, completion_max_tokens=None)  # as what the flags say, not OpenAI's bodies
+        self._options = replace(options, completion_max_tokens=None)  # the flags decide, not OpenAI's default
         self._on_progress = on_progress
         self._retries_failed = retries_failed
         self._new_columns = table_options.new_columns
@@ -158,7 +157,7 @@ class TableRun:
             return batch.run(at_end=self._finish)
 
     def cancel(self) -> int:
-        """End the jobs that an earlier run has left on the queues, and say how many; no row is asked."""
+        """Cancel the jobs that an earlier run left on the queues, and return how many. Enqueues nothing."""
         with self._batch() as batch:
             return batch.cancel()
 
@@ -178,7 +177,7 @@ class TableRun:
 
     @contextmanager
     def _spooled(self) -> Iterator[BinaryIO]:
-        """The lines, beside the output, where there must be room for as much in any case."""
+        """The lines in a temporary file beside the output, where there must be room for as much anyway."""
         with writing(self._target), tempfile.TemporaryFile(dir=self._target.parent, prefix=".promptmill-") as spool:
             self._lines.write(spool)
             spool.flush()
@@ -187,8 +186,8 @@ class TableRun:
             yield kept
 
     def _finish(self, progress: BatchProgress) -> None:
-        """The output, whole or not at all; then the journal has had its day, if no row can be asked again, be it with a
-        text for null cells."""
+        """Write the output, whole or not at all. Then remove the journal, unless some row can be retried, or asked with
+        a text for null cells."""
         with writing(self._target):
             with whole_file(self._target) as partial, self._journal.open("rb") as journal:
                 self._writer.write(partial, self._reader, self._answers(journal), self._new_columns)
@@ -196,7 +195,7 @@ class TableRun:
                 self._journal.unlink()
 
     def _answers(self, journal: BinaryIO) -> Iterator[RowAnswer]:
-        """One for each row, in the table's order; the journal has them in the order in which they came."""
+        """One answer per row, in the table's order; the journal has them in the order of their arrival."""
         offsets = _offsets_by_row(journal)
         for number, problem in enumerate(self._lines.problems(), start=1):
             if problem is not None:
@@ -222,7 +221,7 @@ class TableRun:
 
 
 def _offsets_by_row(journal: BinaryIO) -> "array[int]":
-    """For each row's number, where its answer begins, plus 1: 8 bytes a row, however many there are."""
+    """For each row, the offset of its answer in the journal plus 1, or 0: 8 bytes a row."""
     offsets = array("Q", [0])
     offset = 0
     for raw in journal:

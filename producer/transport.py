@@ -1,4 +1,4 @@
-"""Carries out the operations of `producer.operations` over redis-py, blocking. Knows nothing of jobs."""
+"""Carries out the operations of `producer.operations` with redis-py's blocking client. Knows nothing about jobs."""
 
 import time
 from collections.abc import Generator, Sequence
@@ -15,7 +15,7 @@ from producer.stored_results import read_objects
 
 
 class Transport:
-    """The blocking half. Threads may share it: every run takes connections of its own from the pool."""
+    """The blocking transport. Thread-safe: every run takes its own connections from the pool."""
 
     def __init__(self, url: str, s3_endpoint_url: str | None = None) -> None:
         self.url = url
@@ -24,12 +24,12 @@ class Transport:
         self._redis = connect(url, CONNECTION_OPTIONS)
 
     def close(self) -> None:
-        """Whatever runs on it, then or later, ends with ClientClosedError."""
+        """Close the connections. Running and later protocols end with ClientClosedError."""
         self._is_closed = True
         close(self._redis)
 
     def run(self, protocol: Protocol[T]) -> T:
-        """The protocol's return value; what it emits on the way is dropped."""
+        """Run the protocol and return its value; what it emits is dropped."""
         runner = self._drive(protocol)
         while True:
             try:
@@ -38,7 +38,7 @@ class Transport:
                 return end.value  # type: ignore[no-any-return]
 
     def iterate(self, protocol: Protocol[None]) -> Generator[Any, None, None]:
-        """What the protocol emits. Closing the iterator ends the protocol and its subscription."""
+        """Iterate over what the protocol emits. Closing the iterator ends the protocol and its subscription."""
         return self._drive(protocol)
 
     def _drive(self, protocol: Protocol[T]) -> Generator[Any, None, T]:
@@ -55,7 +55,7 @@ class Transport:
                 if isinstance(operation, Emit):
                     yield operation.value
                     continue
-                if self._is_closed:  # redis-py would connect anew
+                if self._is_closed:  # redis-py would connect again
                     raise ClientClosedError
                 try:
                     reply = session.perform(operation)
@@ -67,7 +67,7 @@ class Transport:
 
 
 def run_once(settings: ProducerSettings, protocol: Protocol[T]) -> T:
-    """The return value of a single protocol, on a transport of its own."""
+    """Run a single protocol on its own transport and return its value."""
     with closing(Transport(settings.redis_url, settings.s3_endpoint_url)) as transport:
         return transport.run(protocol)
 
@@ -82,7 +82,8 @@ class _Session:
         self._pubsub: redis.client.PubSub | None = None
 
     def perform(self, operation: Operation) -> Any:
-        """Raises ConnectionLost where trying again may help, another PromptmillError where it will not."""
+        """Carry out one operation and return its reply. Raises ConnectionLost if trying again may help, else another
+        PromptmillError."""
         match operation:
             case Sleep(seconds):
                 return time.sleep(seconds)
@@ -116,7 +117,7 @@ class _Session:
         self._pubsub = self._redis.pubsub()  # type: ignore[no-untyped-call]
         self._pubsub.subscribe(*channels)
         num_acknowledged = 0
-        while num_acknowledged < len(channels):  # messages in between are found again: whoever subscribes looks first
+        while num_acknowledged < len(channels):  # drops messages in between: subscribers poll next
             message = self._pubsub.get_message(timeout=REPLY_TIMEOUT_SECONDS)
             if message is None:
                 raise redis.TimeoutError("no acknowledgement of SUBSCRIBE")
