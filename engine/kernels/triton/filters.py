@@ -75,18 +75,17 @@ def gather_kernel(
 
 
 @triton.jit
-def _above(values, min_p, kth, points, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
+def _above(values, min_p, kth, points, by_mass, BLOCK: tl.constexpr):
     """What lies above each of the points: how many tokens, or the mass of those that min-p and top-k keep."""
     x_ptr, size, most, temperature = values
     lanes = tl.zeros((points.shape[0], BLOCK), tl.float32)
     for start in tl.range(0, size, BLOCK, num_stages=3):
-        x = load_scaled(x_ptr, start + tl.arange(0, BLOCK), size, most, temperature)
+        ids = start + tl.arange(0, BLOCK)
+        x = load_scaled(x_ptr, ids, size, most, temperature)
         order = ordered_bits(x)
-        if BY_MASS:
-            weights = tl.exp(x)
-            weights = tl.where((weights >= min_p) & (order >= kth), weights, 0.0)
-        else:
-            weights = tl.where(start + tl.arange(0, BLOCK) < size, 1.0, 0.0)
+        mass = tl.exp(x)
+        mass = tl.where((mass >= min_p) & (order >= kth), mass, 0.0)
+        weights = tl.where(by_mass, mass, tl.where(ids < size, 1.0, 0.0))
         lanes += tl.where(order[None, :] > points[:, None], weights[None, :], 0.0)
     return tl.sum(lanes.to(tl.float64), 1)
 
@@ -107,49 +106,59 @@ def _narrowed(low, high, points, is_enough):
 
 @triton.jit
 def _lowest(
-    values,
-    filters,
+    row,
+    gathered,
+    min_p,
     kth,
     wanted,
     low,
     high,
-    room_ptr,
-    BY_MASS: tl.constexpr,
+    by_mass,
     ROOM: tl.constexpr,
     POINTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The lowest order from `low` to `high` with less than `wanted` above it, if that is so of `high`.
 
-    room_ptr: takes the values in the range as soon as there is room for them; None where no others are read anyway.
+    row: the values of all tokens; gathered: where those in the range lie, and how many they are. More than `ROOM`: they
+    do not yet, and are put there as soon as there is room for them.
     """
-    min_p = filters[2]
+    room_ptr, num_between = gathered
+    first_place = tl.full((), 0, tl.int32)
     above_high = tl.full((), 0, tl.float64)
-    if room_ptr is not None:
-        first_place = tl.full((), 0, tl.int32)
-        num_between = first_place + ROOM + 1
-        while (low < high) & (num_between > ROOM):
-            points = _points(low, high, POINTS - 1, POINTS)  # what is above `high` is not gathered, and must be known
-            above = _above(values, min_p, kth, points, BY_MASS, BLOCK)
-            low, high = _narrowed(low, high, points, above < wanted)
-            above_high = tl.max(tl.where(above < wanted, above, above_high), 0)
-            num_between = _gather(values, 0, values[1], low, high, room_ptr, first_place, ROOM, BLOCK)
-        tl.debug_barrier()  # each thread goes on to read what others have put there
-        values = (room_ptr, num_between, None, None)
+    while (low < high) & (num_between > ROOM):
+        points = _points(low, high, POINTS - 1, POINTS)  # what is above `high` is not gathered, and must be known
+        above = _above(row, min_p, kth, points, by_mass, BLOCK)
+        low, high = _narrowed(low, high, points, above < wanted)
+        above_high = tl.max(tl.where(above < wanted, above, above_high), 0)
+        num_between = _gather(row, 0, row[1], low, high, room_ptr, first_place, ROOM, BLOCK)
+    tl.debug_barrier()  # each thread goes on to read what others have put there
     while low < high:
         points = _points(low, high, POINTS, POINTS)
-        above = above_high + _above(values, min_p, kth, points, BY_MASS, BLOCK)
+        above = above_high + _above((room_ptr, num_between, None, None), min_p, kth, points, by_mass, BLOCK)
         low, high = _narrowed(low, high, points, above < wanted)
     return high
 
 
 @triton.jit
+def _kept_mass(row, gathered, min_p, kth, ROOM: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Of what min-p and top-k keep; row, gathered: as `_lowest` has them."""
+    room_ptr, num_gathered = gathered
+    everything = tl.full((POINTS,), LOWEST, tl.int32)
+    if num_gathered <= ROOM:
+        above = _above((room_ptr, num_gathered, None, None), min_p, kth, everything, True, BLOCK)
+    else:
+        above = _above(row, min_p, kth, everything, True, BLOCK)
+    return tl.max(above, 0)
+
+
+@triton.jit
 def _threshold(
-    values,
+    row,
+    gathered,
     filters,
     found,
     vocab_size,
-    room_ptr,
     STEPS: tl.constexpr,
     ROOM: tl.constexpr,
     POINTS: tl.constexpr,
@@ -157,22 +166,24 @@ def _threshold(
 ):
     """The least order that top-k and top-p keep.
 
-    values: as `_gather` has them; filters: top-p, top-k and min-p; found: what `range_of` gives; room_ptr: as `_lowest`
-    has it.
+    row, gathered: as `_lowest` has them; filters: top-p, top-k and min-p; found: what `range_of` gives.
     """
     top_p, top_k, min_p = filters
     step, low, high, wanted = found[0], found[1], found[2], found[4]
     threshold = tl.full((), LOWEST, tl.int64)
-    if has_top_k(top_k, vocab_size):
-        if step < STEPS:
-            threshold = _lowest(values, filters, threshold, wanted, low + 1, high, room_ptr, False, ROOM, POINTS, BLOCK)
-        low = threshold - 1
-        high = tl.full((), 0, tl.int64)
-        everything = tl.full((POINTS,), LOWEST, tl.int32)
-        wanted = top_p.to(tl.float64) * tl.max(_above(values, min_p, threshold, everything, True, BLOCK), 0)
-    if top_p < 1:
-        last = _lowest(values, filters, threshold, wanted, low + 1, high, room_ptr, True, ROOM, POINTS, BLOCK)
-        threshold = tl.maximum(threshold, last)
+    # First by top-k, then by top-p: twice the same code, which takes a compiler seconds.
+    for turn in range(2):
+        by_mass = turn > 0
+        is_wanted = has_top_k(top_k, vocab_size) & (step < STEPS)
+        if by_mass:
+            is_wanted = top_p < 1
+            if is_wanted & has_top_k(top_k, vocab_size):
+                wanted = top_p.to(tl.float64) * _kept_mass(row, gathered, min_p, threshold, ROOM, POINTS, BLOCK)
+                low = threshold - 1
+                high = tl.full((), 0, tl.int64)
+        if is_wanted:
+            last = _lowest(row, gathered, min_p, threshold, wanted, low + 1, high, by_mass, ROOM, POINTS, BLOCK)
+            threshold = tl.maximum(threshold, last)
     return threshold
 
 
@@ -205,14 +216,10 @@ def threshold_kernel(
     if has_threshold(temperature, top_p, top_k, vocab_size):
         counts, masses = load_profile(counts_ptr, masses_ptr, row, num_chunks, NUM_CHUNKS, STEPS)
         found = range_of(counts, masses, temperature, top_p, top_k, vocab_size, STEPS)
-        row_room_ptr = room_ptr + row.to(tl.int64) * ROOM
+        num_gathered = tl.where((found[0] < STEPS) & (found[3] <= ROOM), found[3], ROOM + 1)
+        gathered = (room_ptr + row.to(tl.int64) * ROOM, num_gathered)
+        most = row_maximum(max_ptr + row * num_chunks, num_chunks, NUM_CHUNKS)
+        values = (logits_ptr + row.to(tl.int64) * row_stride, vocab_size, most, temperature)
         filters = (top_p, top_k, min_p)
-        if (found[0] < STEPS) & (found[3] <= ROOM):
-            gathered = (row_room_ptr, found[3], None, None)
-            threshold = _threshold(gathered, filters, found, vocab_size, None, STEPS, ROOM, POINTS, BLOCK)
-        else:
-            row_ptr = logits_ptr + row.to(tl.int64) * row_stride
-            most = row_maximum(max_ptr + row * num_chunks, num_chunks, NUM_CHUNKS)
-            values = (row_ptr, vocab_size, most, temperature)
-            threshold = _threshold(values, filters, found, vocab_size, row_room_ptr, STEPS, ROOM, POINTS, BLOCK)
+        threshold = _threshold(values, gathered, filters, found, vocab_size, STEPS, ROOM, POINTS, BLOCK)
     tl.store(threshold_ptr + row, threshold.to(tl.int32))
