@@ -34,6 +34,8 @@ _PREFILL_STAGES = 3  # two tiles are on their way while another is computed
 _EARLIER_PREFILL_STAGES = 2  # before Hopper: of its shared memory others have half
 _DECODE_STAGES = 2  # one tile is on its way while another is computed; more would leave room for fewer programs
 _DECODE_WARPS = 4
+_MOST_PART_BYTES = 1 << 29  # of splits that wait for their merge: where they would be more, sequences take turns
+_TURN_STEP = 16  # sequences: behind so many, arrays are aligned as at their beginning, which kernels are compiled for
 
 
 class TritonAttention:
@@ -120,6 +122,7 @@ class TritonAttention:
             batch.context_lens,
             first_sequence,
             batch.num_seqs,
+            int(batch.is_open),
             *q.stride()[:2],
             batch.block_tables.stride(0),
             layer.stride(2),
@@ -128,7 +131,6 @@ class TritonAttention:
             **_constants(q, layer, rules, num_rows, _tile_keys(layer)),
             SPLIT=SPLIT if self.is_row_invariant else 0,
             SEQS=_num_places(batch.num_seqs - first_sequence),
-            IS_MIXED=batch.is_open,
             # A thread holds so many of the output's values that two warpgroups share a wide head's tile.
             num_warps=8 if num_rows * q.shape[2] > 64 * 128 else 4,
             num_stages=_PREFILL_STAGES if early["EARLY"] else _EARLIER_PREFILL_STAGES,
@@ -138,39 +140,13 @@ class TritonAttention:
     def _decode(
         self, q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, num_decodes: int, rules: AttentionRules
     ) -> None:
-        num_heads, head_dim = q.shape[1:]
-        num_kv_heads = layer.shape[3]
         tiling = self._decode_tiling(layer, batch, num_decodes)
-        is_split = tiling.num_splits > 1
-        target = output
-        if is_split:
-            shape = (num_decodes, num_heads, tiling.num_splits, head_dim + 4)
-            target = torch.empty(shape, dtype=torch.float32, device=q.device)
-        # In this order neighbours read one page at a time, and programs that have nothing to do come between others.
-        decode_kernel[(num_kv_heads, tiling.num_splits, num_decodes)](
-            q,
-            layer[0],
-            layer[1],
-            target,
-            rules.sinks,
-            batch.block_tables,
-            batch.query_start,
-            batch.context_lens,
-            *q.stride()[:2],
-            batch.block_tables.stride(0),
-            layer.stride(2),
-            rules.scaling,
-            rules.softcap,
-            **_constants(q, layer, rules, _num_rows(num_heads // num_kv_heads), tiling.tile_keys),
-            SPLIT=tiling.split,
-            IS_SPLIT=is_split,
-            IS_MIXED=batch.is_open,
-            num_warps=_DECODE_WARPS,
-            num_stages=_DECODE_STAGES,
-            **early_launch(q),
-        )
-        if is_split:
-            _merge(target, output, batch, rules, split=tiling.split)
+        bytes_of_one = 4 * q.shape[1] * tiling.num_splits * (q.shape[2] + 4)
+        num_at_once = max(1, _MOST_PART_BYTES // bytes_of_one // _TURN_STEP) * _TURN_STEP
+        for first in range(0, num_decodes, num_at_once):
+            row = 0 if batch.is_open else first  # else each has the row of its number
+            some = _some(batch, first, min(num_at_once, num_decodes - first))
+            _decode_some(q[row:], layer, output[row:], some, rules, tiling)
 
     def kernels_of(self, batch: AttentionBatch, kv_cache_layer: Tensor) -> Hashable:
         """See `PagedBackend.kernels_of`."""
@@ -198,6 +174,55 @@ class _DecodeTiling:
     num_splits: int
 
 
+def _some(batch: AttentionBatch, first: int, count: int) -> AttentionBatch:
+    """These sequences of the batch alone, as far as a decode looks at it."""
+    return replace(
+        batch,
+        query_start=batch.query_start[first:],
+        context_lens=batch.context_lens[first:],
+        block_tables=batch.block_tables[first:],
+        num_seqs=count,
+    )
+
+
+def _decode_some(
+    q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, rules: AttentionRules, tiling: _DecodeTiling
+) -> None:
+    """All of the batch's sequences; rows of its tokens, or behind those of others."""
+    num_heads, head_dim = q.shape[1:]
+    num_kv_heads = layer.shape[3]
+    is_split = tiling.num_splits > 1
+    target = output
+    if is_split:
+        shape = (batch.num_seqs, num_heads, tiling.num_splits, head_dim + 4)
+        target = torch.empty(shape, dtype=torch.float32, device=q.device)
+    # In this order neighbours read one page at a time, and programs that have nothing to do come between others.
+    decode_kernel[(num_kv_heads, tiling.num_splits, batch.num_seqs)](
+        q,
+        layer[0],
+        layer[1],
+        target,
+        rules.sinks,
+        batch.block_tables,
+        batch.query_start,
+        batch.context_lens,
+        *q.stride()[:2],
+        batch.block_tables.stride(0),
+        layer.stride(2),
+        rules.scaling,
+        rules.softcap,
+        **_constants(q, layer, rules, _num_rows(num_heads // num_kv_heads), tiling.tile_keys),
+        SPLIT=tiling.split,
+        IS_SPLIT=is_split,
+        IS_MIXED=batch.is_open,
+        num_warps=_DECODE_WARPS,
+        num_stages=_DECODE_STAGES,
+        **early_launch(q),
+    )
+    if is_split:
+        _merge(target, output, batch, rules, split=tiling.split)
+
+
 def _merge(parts: Tensor, output: Tensor, batch: AttentionBatch, rules: AttentionRules, *, split: int) -> None:
     """parts: `[num_decodes, num_heads, num_splits, head_dim + 4]`, each of `split` keys."""
     num_decodes, num_heads, num_splits, _ = parts.shape
@@ -209,11 +234,11 @@ def _merge(parts: Tensor, output: Tensor, batch: AttentionBatch, rules: Attentio
         batch.query_start,
         batch.context_lens,
         num_splits,
+        split,
         num_heads,
         WINDOW=rules.sliding_window or 0,
         IS_MIXED=batch.is_open,
         HEAD_DIM=head_dim,
-        SPLIT=split,
         BLOCK_D=_padded(head_dim),
         num_warps=1,
         **early_launch(output),

@@ -100,7 +100,7 @@ def decode_kernel(
         _store_only_part(out_ptr, sinks_ptr, heads, token * num_heads, is_row, mask, part, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["num_splits", "split_size"])
 def merge_kernel(
     parts_ptr,
     out_ptr,
@@ -108,11 +108,11 @@ def merge_kernel(
     query_start_ptr,
     context_lens_ptr,
     num_splits,
+    split_size,
     num_heads,
     WINDOW: tl.constexpr,
     IS_MIXED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    SPLIT: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -129,7 +129,8 @@ def merge_kernel(
     mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
     places = sequence * num_heads + heads
     m, s, o = start_rows(sinks_ptr, heads, is_row, 1, BLOCK_D)
-    for split in tl.range(first_tile(end - 1, WINDOW, SPLIT) // SPLIT, tl.cdiv(end, SPLIT), num_stages=5):
+    first_split = first_tile(end - 1, WINDOW, split_size) // split_size
+    for split in tl.range(first_split, tl.cdiv(end, split_size), num_stages=5):
         part = (places * num_splits + split) * (HEAD_DIM + 4)
         split_o = tl.load(parts_ptr + part[:, None] + dims[None, :], mask=mask, other=0.0)
         split_m = tl.load(parts_ptr + part + HEAD_DIM)
@@ -159,7 +160,7 @@ def find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS: tl.constexpr, S
     return sequence, start, num_queries, (tile - (start - origin) // TOKENS - place) * TOKENS
 
 
-@triton.jit(do_not_specialize=["first_sequence", "num_seqs", "table_stride"])
+@triton.jit(do_not_specialize=["first_sequence", "num_seqs", "is_mixed", "table_stride"])
 def prefill_kernel(
     q_ptr,
     k_ptr,
@@ -171,6 +172,7 @@ def prefill_kernel(
     context_lens_ptr,
     first_sequence,
     num_seqs,
+    is_mixed,
     q_token_stride,
     q_head_stride,
     table_stride,
@@ -178,7 +180,6 @@ def prefill_kernel(
     scaling,
     softcap,
     WINDOW: tl.constexpr,
-    IS_MIXED: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -193,7 +194,7 @@ def prefill_kernel(
     await_inputs(EARLY)
     TOKENS: tl.constexpr = BLOCK_M // GROUP
     sequence, start, num_queries, first = find_tile(query_start_ptr, first_sequence, num_seqs, TOKENS, SEQS)
-    if (first >= num_queries) | (IS_MIXED & (num_queries == 1)):
+    if (first >= num_queries) | ((is_mixed != 0) & (num_queries == 1)):
         return
     rows = tl.arange(0, BLOCK_M)
     queries = first + rows // GROUP

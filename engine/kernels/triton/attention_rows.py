@@ -47,10 +47,10 @@ def load_rows(q_ptr, tokens, heads, token_stride, head_stride, mask):
 
 
 @triton.jit
-def first_tile(position, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The first key of the first tile of which a row at `position` sees something."""
+def first_tile(position, WINDOW: tl.constexpr, num_keys):
+    """The first key of the first tile of `num_keys` of which a row at `position` sees something."""
     if WINDOW > 0:
-        return tl.maximum(position - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+        return tl.maximum(position - WINDOW + 1, 0) // num_keys * num_keys
     return 0
 
 

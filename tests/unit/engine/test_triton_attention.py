@@ -179,6 +179,40 @@ def test_a_graphs_step_finds_its_decodes_itself_and_gives_them_the_bits_of_a_ste
     assert torch.equal(mixed[33:], torch.zeros_like(mixed[:num_padding]))
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+def test_where_their_splits_would_take_much_memory_decodes_take_turns_and_keep_their_bits(
+    is_open: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = build(SHAPES[2], torch.float32, [40, 9, 70])
+    parts_bytes: list[int] = []
+    merge = triton_backend._merge
+
+    def note(parts: Tensor, *args: Any, **options: Any) -> None:
+        parts_bytes.append(4 * parts.numel())
+        merge(parts, *args, **options)
+
+    monkeypatch.setattr(triton_backend, "_merge", note)
+    backend, steps = TritonAttention(), decoded(world)
+    cache = world.kv_cache.to(KERNEL_DEVICE)
+
+    def attend() -> Tensor:
+        for step in steps:
+            q, k, v, batch = world.step(step)
+            batch.is_open = is_open and step is steps[1]
+            for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
+                setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
+            q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
+            output = backend.forward(q, k, v, cache, batch, AttentionRules(0.2))
+        return output.cpu()
+
+    together = attend()
+    of_all = parts_bytes.pop()
+    monkeypatch.setattr(triton_backend, "_TURN_STEP", 1)
+    monkeypatch.setattr(triton_backend, "_MOST_PART_BYTES", of_all * 2 // 3)
+    assert torch.equal(attend(), together)
+    assert parts_bytes == [of_all * 2 // 3, of_all // 3]
+
+
 def test_the_splits_of_few_sequences_are_smaller() -> None:
     assert triton_backend.SPLIT == 32, "as this file sets it"
     sizes = {programs: choose_split(programs, 64, least=8) for programs in (1, 64, 65, 128, 129)}

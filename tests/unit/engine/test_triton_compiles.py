@@ -33,7 +33,7 @@ KERNELS = {
 }
 
 
-MOST_ATTENTION_KERNELS = 20  # of one model
+MOST_ATTENTION_KERNELS = 16  # of one model
 
 
 @pytest.mark.timeout(600)
