@@ -1,6 +1,7 @@
 """Packed forwards of a loaded model without an engine: sequences cut into steps, laid out over shuffled blocks."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,4 +71,14 @@ def steps_of(size: int) -> list[list[Part]]:
     return [
         [(i, first, min(first + size, length)) for i, length in enumerate(LENGTHS) if first < length]
         for first in range(0, max(LENGTHS), size)
+    ]
+
+
+def decodes() -> list[list[Part]]:
+    """Steps of one token a sequence where a sequence or a block ends, and of several in between."""
+    ends = (*LENGTHS, *range(0, max(LENGTHS), BLOCK_SIZE))
+    bounds = sorted({at for end in ends for at in (end - 1, end, end + 1) if 0 <= at <= max(LENGTHS)})
+    return [
+        [(i, first, min(last, length)) for i, length in enumerate(LENGTHS) if first < length]
+        for first, last in pairwise(bounds)
     ]

@@ -10,7 +10,7 @@ from engine.config import EngineConfig
 from engine.model import devices
 from engine.model.loader import LoadedModel, load_model
 from engine.model.registry import ARCHITECTURES
-from tests.fakes.packed_forward import BLOCK_SIZE, LENGTHS, prompts, run, steps_of
+from tests.fakes.packed_forward import BLOCK_SIZE, LENGTHS, decodes, prompts, run, steps_of
 from tests.fakes.tiny_models import MIXTURES_OF_EXPERTS, VOCAB_SIZE, make_tiny_model
 
 ARITHMETICS: dict[str, dict[str, Any]] = {
@@ -80,9 +80,9 @@ def test_the_demo_models_logits_do_not_depend_on_chunks_batch_mates_or_threads(o
 def assert_invariant(model: LoadedModel, vocab_size: int) -> None:
     sequences = prompts(vocab_size)
     together = run(model, sequences, steps_of(1000))
-    for size in (13, 1):
-        for output, same in zip(run(model, sequences, steps_of(size)), together, strict=True):
-            assert torch.equal(output, same), f"in chunks of {size}"
+    for way, steps in (("in chunks", steps_of(13)), ("decoded", decodes())):
+        for output, same in zip(run(model, sequences, steps), together, strict=True):
+            assert torch.equal(output, same), way
     for output, same in zip(run(model, sequences, steps_of(13), every=5), together, strict=True):
         has_logits = ~output.isnan().any(1)
         assert torch.equal(output[has_logits], same[has_logits]), "few logits wanted"
