@@ -12,7 +12,7 @@ from engine.attention.base import AttentionBackend, AttentionRules
 from engine.attention.native import NativeAttention
 from engine.attention.torch_backend import TorchAttention
 from engine.kernels.build import KernelBuildError, build_library
-from tests.fakes.kernel_builds import leave_unoptimised
+from tests.fakes.kernel_builds import hardly_optimise
 from tests.fakes.paged_batches import PagedWorld, dense_attention
 
 
@@ -165,7 +165,7 @@ def test_the_kernel_compiles_for_instruction_sets_that_are_not_here(
     march: str, kernels_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.kernels.build._architecture_flag", lambda: f"-march={march}")
-    leave_unoptimised(monkeypatch)
+    hardly_optimise(monkeypatch)
     try:
         assert build_library("attention", kernels_dir).exists()
     except KernelBuildError as error:

@@ -19,7 +19,7 @@ from engine.model.int8_linear import Int8Kernels, Int8Linear
 from engine.model.loader import load_model
 from engine.model.locate import default_cache_dir
 from engine.model.packed_linear import int8_packer
-from tests.fakes.kernel_builds import leave_unoptimised
+from tests.fakes.kernel_builds import hardly_optimise
 from tests.fakes.tiny_models import make_tiny_model
 
 KERNELS = default_cache_dir() / "kernels"
@@ -158,7 +158,7 @@ def test_every_instruction_sets_path_gives_the_same_bits(
 def test_the_kernel_compiles_for_instruction_sets_that_are_not_here(
     march: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave_unoptimised(monkeypatch)
+    hardly_optimise(monkeypatch)
     assert build_library("matmul_int8", KERNELS, flags=(f"-march={march}",)).exists()
 
 
