@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.model]
 
 NUM_REQUESTS = 50
 NUM_LATE = 10  # come while the child is away for the first time
-KILLS = (0.0, 0.0, 0.5, 0.9)
+KILLS = (0.0, 0.0, 0.7)
 """Shares of all tokens after which the child is killed; an equal one: at the next token after the restart.
 
 What two kills in a row found without a token is tried alone after them, long before the third: whom a third one finds
@@ -128,7 +128,7 @@ def engine() -> Iterator[InferenceEngine]:
         yield engine
 
 
-def test_fifty_requests_survive_four_kills_with_the_answers_of_the_undisturbed_run(engine: InferenceEngine) -> None:
+def test_fifty_requests_survive_three_kills_with_the_answers_of_the_undisturbed_run(engine: InferenceEngine) -> None:
     assert engine.info.is_batch_invariant, "where the bits depend on the batch nothing is promised"
     quiet = Run(engine)
     quiet.submit(range(NUM_REQUESTS))
