@@ -4,6 +4,7 @@ import asyncio
 import json
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -20,11 +21,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from producer.gateway.batches import batch_records
 from producer.gateway.batches.batch_keys import OPEN_KEY, answered_key
 from producer.gateway.batches.batch_lease import AnswersLostError, BatchLease, LeaseLostError, NewPart, Order
 from producer.gateway.batches.batch_record import BatchProblem, BatchStatus, BatchUsage
+from producer.gateway.batches.batch_scripts import CREATE
 from producer.gateway.files.file_records import FileRecord, Part
 from producer.gateway.webhooks.outbox import OUTBOX_KEY
+from producer.operations import Protocol
 from tests.fakes.batches import BatchBench, batch_bench, line
 
 NUM_LINES = 20
@@ -245,9 +249,11 @@ async def test_a_batch_whose_input_was_not_read_in_time_expires_unless_it_is_can
     redis_url: str, redis_client: redis_py.Redis, tmp_path: Path
 ) -> None:
     async with batch_bench(redis_url, tmp_path) as bench:
+        redis_client.zadd(OPEN_KEY, {"batch_0": 0})  # of which nothing else is there
         created = await bench.create([line("a")])
         lease = await bench.claim()
         assert lease is not None and lease.record.status is BatchStatus.VALIDATING
+        assert redis_client.zrange(OPEN_KEY, 0, -1) == [created.id.encode()]
 
         async def order() -> Order:
             await BatchLease.renew(bench.redis, [lease], 15.0)
@@ -257,3 +263,19 @@ async def test_a_batch_whose_input_was_not_read_in_time_expires_unless_it_is_can
         assert await order() is Order.EXPIRE
         await bench.records.cancel(created.id)
         assert await order() is Order.CANCEL, "as whoever cancelled it was told"
+
+
+async def test_a_batch_whose_making_is_sent_once_more_stays_as_it_is(
+    redis_url: str, redis_client: redis_py.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply to the first was lost, and a carrier came in between."""
+
+    def create_twice(keys: list[str], arguments: list[str | int]) -> Protocol[Any]:
+        yield from CREATE.run(keys, arguments)
+        redis_client.hset(f"promptmill:batch:{arguments[0]}", "fence", "a carrier's")
+        return (yield from CREATE.run(keys, arguments))
+
+    monkeypatch.setattr(batch_records, "CREATE", SimpleNamespace(run=create_twice))
+    async with batch_bench(redis_url, tmp_path) as bench:
+        created = await bench.create([line("a")])
+        assert redis_client.hget(f"promptmill:batch:{created.id}", "fence") == b"a carrier's"

@@ -94,6 +94,19 @@ async def test_nothing_is_written_behind_the_event_that_says_why_a_stream_ends()
     assert client.events[-1] == b"" and not client.messages[-1]["more_body"] and job.is_cancelled
 
 
+@pytest.mark.parametrize("is_detached", [False, True])
+async def test_a_stream_that_has_not_begun_in_time_is_an_error_that_nobody_is_to_repeat(is_detached: bool) -> None:
+    client, job = PlayedClient(), PlayedJob()
+    ours = {"x-promptmill-job-id": "job"}
+    cancels = [] if is_detached else [job]
+    await play(client, [PlayedStream(wait_for_ever)], seconds=0.05, cancels=cancels, headers=ours)
+    headers = {name.decode(): value.decode() for name, value in client.messages[0]["headers"]}
+    assert client.messages[0]["status"] == 408 and job.is_cancelled is not is_detached
+    assert headers.items() >= {"x-should-retry": "false", "content-type": "application/json", **ours}.items()
+    fate = "it goes on: GET /v1/jobs/job/stream?after=1-1" if is_detached else "its job was cancelled"
+    assert json.loads(client.events[0])["error"]["message"].endswith(fate)
+
+
 async def test_a_stream_that_is_cut_off_by_the_gateways_end_cancels_no_job() -> None:
     client, job, drain = PlayedClient(), PlayedJob(), Drain(0.0)
     drain.begin()
