@@ -203,10 +203,9 @@ class ToolCallParser:
         self.is_cut_off = self.is_cut_off or not self._is_left_out
 
     def _reread_as_content(self) -> None:
-        """Its marker is content; behind it there may be another one."""
-        num_content_chars = self._num_lead_chars if self._is_marked else 0
-        self._add_content(self._held[:num_content_chars])
-        self._unread = self._held[num_content_chars:] + self._unread
+        """With what stands before it, its marker too; behind that there may be another one."""
+        self._add_content(self._held[: self._num_lead_chars])
+        self._unread = self._held[self._num_lead_chars :] + self._unread
         self._held = ""
         self._at = _At.CONTENT
 

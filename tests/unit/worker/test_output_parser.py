@@ -95,6 +95,8 @@ def test_what_holds_half_a_surrogate_pair_is_no_call(call: str) -> None:
         ('<tool_call>{"name": "add"}</tool_call>', "", [("add", "{}")]),
         ('<tool_call>{"name": "add", "arguments": null, "id": 7}</tool_call>', "", [("add", "{}")]),
         ('A <tool_call>{"name": "add", "arguments": {}}</tool_call> B', "A B", [("add", "{}")]),
+        ('<tool_call>{"name": "add", "arguments": {}}</tool', "", [("add", "{}")]),
+        ('<tool_call>{"name": "add", "arguments": {}}</tool_call></tool_call>', "</tool_call>", [("add", "{}")]),
     ],
 )  # fmt: skip
 def test_hermes_calls_are_read(text: str, content: str, expected: list[tuple[str, str]] | None) -> None:
@@ -131,6 +133,7 @@ def test_llama_calls_are_read(text: str, content: str, expected: list[tuple[str,
         '<tool_call>\n{"name": "add", "arguments": {\'a\': 1}}\n</tool_call>',
         '<tool_call>{"name": "add", "arguments": [1]}</tool_call>',
         '<tool_call>{"name": 7, "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "add", "name": "add", "arguments": {}}</tool_call>',
         '<tool_call>{"arguments": {"a": 1}}</tool_call>',
         '<tool_call>{"name": "add", "arguments": "many"}</tool_call> and then',
         '<tool_call>{"name": "add", "argum',
@@ -157,6 +160,8 @@ def test_arguments_that_break_after_they_were_shown_end_there_and_the_rest_is_co
     assert (text, made) == ("§1}}</tool_call>", calls(("add", '{"a": ')))
     text, _, made = parse('<tool_call>{"name": "add", "arguments": {"a": 1</tool_call> ok')
     assert (text, made) == ("ok", calls(("add", '{"a": 1')))
+    text, _, made = parse('<tool_call>{"name": "add", "arguments": {}, "parameters": {"a": 1}}')
+    assert (text, made) == ('": {"a": 1}}', calls(("add", "{}")))
 
 
 @pytest.mark.parametrize(
@@ -202,6 +207,8 @@ def test_content_is_held_back_only_while_it_may_begin_a_marker() -> None:
 def test_calls_beyond_the_limit_are_left_out() -> None:
     one = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n'
     assert parse(one * 3, max_calls=1) == ("", "", calls(("add", '{"a": 1}')))
+    assert parser(max_calls=1).read(one + one[:45], "stop").finish_reason == "tool_calls"
+    assert parser(is_forced=True).read(one + one[:15], "stop").finish_reason == "stop", "that one is cut off"
 
 
 @pytest.mark.parametrize(

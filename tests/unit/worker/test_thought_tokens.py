@@ -30,12 +30,13 @@ def count(tokens: list[str], *, begins_inside: bool = False, num_at_a_time: int 
         (["So", ".", "</think>", "Paris"], True, 3),
         (["\n", "<th", "ink>", "So", "</", "thi", "nk>Pa", "ris"], False, 7),
         (["<think>", "\n\n", "</think>", "Paris"], False, 3),
+        (["<think>", "So", "</think", ">", "Paris"], False, 4),
         (["<think>", "cut", " off", ""], False, 4),
         (["Paris", "</think>", "<think>", "</think>"], False, 0),
         (["<thi"], False, 0),
         (["<think>", "a", "</think>", "<think>", "b", "</think>"], False, 3),
     ],
-    ids=["markers", "begun", "spelt", "empty", "cut off", "answer", "no marker", "second"],
+    ids=["markers", "begun", "spelt", "empty", "last character", "cut off", "answer", "no marker", "second"],
 )
 def test_the_tokens_up_to_the_end_of_a_thought_are_its_own(
     tokens: list[str], begins_inside: bool, expected: int
