@@ -194,7 +194,7 @@ class Translator:
             )
         if room < 1:
             raise JobRefusedError(
-                f"{param} has {num_prompt_tokens} tokens; {self._limit()} and needs at least one for the output: "
+                f"{param} has {num_prompt_tokens} tokens; {self._limit()}, and the output needs at least one: "
                 "shorten it",
                 param=param,
                 code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
@@ -210,8 +210,9 @@ class Translator:
         return request.max_tokens if request.max_tokens is not None else room
 
     def _limit(self) -> str:
-        holder = "this worker's KV cache holds" if self._info.is_bound_by_cache else "the model's context is"
-        return f"{holder} {self._info.max_model_len} tokens"
+        """In the words by which LiteLLM and inspect-ai know it for the context's, and shorten the prompt."""
+        cause = ", all that this worker's KV cache holds" if self._info.is_bound_by_cache else ""
+        return f"this model's maximum context length is {self._info.max_model_len} tokens{cause}"
 
 
 def default_seed(job_id: str) -> int:
