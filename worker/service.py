@@ -1,4 +1,5 @@
-"""One worker on a started engine: builds its parts, runs the loop, hands over. Its process is `worker.run`."""
+"""One worker on a started engine: builds its parts, runs the loop, hands jobs over at the end. `worker.run` is its
+process."""
 
 import logging
 import os
@@ -34,11 +35,11 @@ from worker.tenant_queues import LOOK_SECONDS, TenantQueues
 from worker.translate import Translator
 from worker.webhook_courier import WebhookCourier
 
-HAND_OVER_SECONDS = 1.0  # how long it is tried again
+HAND_OVER_SECONDS = 1.0  # for which a failed hand-over is retried
 HAND_OVER_RETRY_SECONDS = 0.05
 THREADS_END_SECONDS = 0.2
 SCHEDULER_SECONDS = 1.0
-READY_SECONDS = 5.0  # how long dependents wait at most whose enqueueing was cut short
+READY_SECONDS = 5.0  # at most, until dependents are enqueued whose enqueueing was interrupted
 MAINTENANCE_SECONDS = 600.0
 STATS_SECONDS = 1.0
 SERVER_SECONDS = 60.0
@@ -48,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerService:
-    """A worker's parts, on an engine that runs. For one `run()`."""
+    """A worker's parts on a running engine. `run()` may be called once."""
 
     def __init__(
         self, settings: WorkerSettings, client: redis.Redis, engine: InferenceEngine, store: ResultStore | None
@@ -128,7 +129,7 @@ class WorkerService:
 
     def _build_loop(self, store: ResultStore | None) -> JobLoop:
         settings = self._settings
-        num_prefetched = max(MIN_PREFETCHED_SEQS, settings.max_num_seqs // 8)  # a step must not wait for a claim
+        num_prefetched = max(MIN_PREFETCHED_SEQS, settings.max_num_seqs // 8)  # so that no step waits for a claim
         max_num_seqs = settings.max_num_seqs + num_prefetched
         parts = JobParts(
             client=self._client,
@@ -163,7 +164,7 @@ class WorkerService:
         )
 
     def _build_housekeepers(self) -> list[Housekeeper]:
-        """Dead workers' jobs wait for no other chore: those go through as many queues as there are tenants."""
+        """Dead workers' jobs have a thread of their own: the other maintenance goes through every tenant's queues."""
         sweeper = Sweeper(
             self._client,
             self._scripts,
@@ -187,18 +188,18 @@ class WorkerService:
         ]
 
     def request_stop(self) -> None:
-        """From any thread, and in a signal handler."""
+        """Thread-safe, and safe in a signal handler."""
         self._loop.request_stop()
 
     @property
     def holds_jobs(self) -> bool:
-        """Whether jobs would wait for the end of their leases if this were the end. From any thread, and in a signal
-        handler."""
+        """Whether jobs would wait for the end of their leases if the process ended now. Thread-safe, and safe in a
+        signal handler."""
         return not self._has_handed_over and len(self._loop.held) > 0
 
     def run(self, *, on_serving: Callable[[], None] = lambda: None) -> None:
-        """Serve until told to stop, then hand over. `on_serving` is called when jobs are about to be claimed. Raises
-        HandOverError where jobs could not be given back."""
+        """Serve until told to stop, then hand over. `on_serving` is called just before the first claim. Raises
+        HandOverError if jobs could not be given back."""
         with reached(self._settings.redis_url):
             self._bridge.register()
         on_serving()
@@ -225,7 +226,7 @@ class WorkerService:
                 self._has_handed_over = True
                 self._leases.stop(THREADS_END_SECONDS)
                 for housekeeper in self._housekeepers:
-                    housekeeper.join(THREADS_END_SECONDS)  # else RQ's scheduler may lock queues after the sign-off
+                    housekeeper.join(THREADS_END_SECONDS)  # so that RQ's scheduler locks no queue after the sign-off
                 self._sign_off()
                 break
             except REDIS_AWAY as error:
@@ -271,11 +272,11 @@ class WorkerService:
         self._bridge.run_scheduler(now, tenant_queues=self._tenants.names)
 
     def _clean_registries(self, now: float) -> None:
-        self._tenants.forget_idle(now)  # first: the registries of thousands that are empty take a while
+        self._tenants.forget_idle(now)  # first: cleaning the registries of thousands of empty queues would take a while
         self._bridge.clean_registries(tenant_queues=self._tenants.names)
 
     def _look_at_server(self, now: float) -> None:
-        """A fail-over may have led to one at which no worker would have started."""
+        """Check Redis again: a fail-over may have led to a server at which no worker would have started."""
         if (fault := find_fault(self._client, self._settings.redis_url)) is not None:
             _log.error("action=redis_unfit reason=%s", fault)
 

@@ -1,4 +1,4 @@
-"""RQ from inside. Nothing else in the worker imports RQ."""
+"""The only package of the worker that imports RQ, whose internals it uses."""
 
 from worker.rq_bridge.bridge import SLOTS_SECONDS, SUSPENDED_KEY, RqBridge
 from worker.rq_bridge.held_job import JobReader, calls_back, has_extras, max_call_bytes, timeout_seconds, will_retry

@@ -1,4 +1,5 @@
-"""The worker as RQ sees it: one that beats, obeys commands, keeps the registries true, and holds many jobs at once."""
+"""The worker as RQ sees it: it sends heartbeats, obeys commands, maintains the registries, and runs many jobs at
+once."""
 
 import os
 from collections.abc import Sequence
@@ -21,15 +22,15 @@ from worker.errors import StartRefusedError
 from worker.rq_bridge.held_job import HeldJob
 from worker.rq_bridge.scheduler import InlineScheduler
 
-SUSPENDED_KEY: str = WORKERS_SUSPENDED  # there while RQ is suspended
+SUSPENDED_KEY: str = WORKERS_SUSPENDED  # exists while RQ is suspended
 SLOTS_LOCK_KEY = "promptmill:slots"
-SLOTS_SECONDS = 5.0  # how long a slot stays taken at most that nobody has freed
-SLOTS_LOCK_MS = 4500  # one worker looks for all of them
-WORKER_TTL_SECONDS = 30  # RQ adds a minute: a worker that died stands in `rq info` for 90 s at most
+SLOTS_SECONDS = 5.0  # at most, until a slot that was not freed is freed here
+SLOTS_LOCK_MS = 4500  # so that only one worker looks
+WORKER_TTL_SECONDS = 30  # RQ adds a minute: a dead worker is in `rq info` for 90 s at most
 
 
 class ServedQueue(Queue):  # type: ignore[misc]
-    """Where jobs wait for others, RQ leaves three things out."""
+    """A queue that does three things for dependent jobs that RQ does not."""
 
     def move_dependents_to_ready(
         self,
@@ -38,10 +39,10 @@ class ServedQueue(Queue):  # type: ignore[misc]
         exclude_job_id: str | None = None,
         refresh_job_status: bool = True,
     ) -> dict[str, list[str]]:
-        """In a transaction that holds the job's outcome, that outcome counts and not what Redis says yet: a cancel that
-        came too late. The dependents' queues are listed: of a queue whose first job had to wait, no worker would know
-        that it is a tenant's. And who waits no more is noted with none of the jobs that it waited for: with one that
-        had ended before it came it would be, for ever."""
+        """In a transaction with the job's outcome, that outcome counts instead of the status in Redis, which may be a
+        cancel that came too late. The dependents' queues are added to the list of tenants' queues: workers would not
+        know a queue whose first job had to wait. A dependent that no longer waits is removed from all the jobs that it
+        waited for: RQ would keep it for ever with one that had ended before it was enqueued."""
         names: dict[str, list[str]] = super().move_dependents_to_ready(
             job,
             pipeline=pipeline,
@@ -76,15 +77,15 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
         self._inline_scheduler: InlineScheduler | None = None
 
     def _set_connection(self, connection: redis.Redis) -> redis.Redis:
-        return connection  # RQ would raise the socket's timeout to minutes
+        return connection  # RQ would set the socket's timeout to minutes
 
-    # the worker as `rq info` sees it
+    # the worker in `rq info`
 
     def register(self) -> None:
         """Raises StartRefusedError if a worker of this name is alive."""
         stored = self.connection.hgetall(self.key)
         if stored and stored.get(b"hostname", b"").decode() == self.hostname and _is_gone(int(stored.get(b"pid", 0))):
-            self.connection.delete(self.key)  # what kill -9 left of an earlier worker here
+            self.connection.delete(self.key)  # left by an earlier worker here that was killed
         try:
             self.register_birth()
         except ValueError as error:
@@ -95,8 +96,8 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
         self.set_state(WorkerStatus.STARTED)
 
     def add_beat(self, pipe: Pipeline, *, num_jobs: int, is_suspended: bool) -> None:
-        """RQ's heartbeat and state. One of the first two replies is 1 if another worker of this name has signed off, or
-        Redis had forgotten this one: `register_again`."""
+        """Add RQ's heartbeat and state. One of the first two replies is 1 if another worker of this name has signed
+        off, or Redis has lost this one: then `register_again`."""
         pipe.hdel(self.key, "death")
         self.heartbeat(pipeline=pipe)
         idle = WorkerStatus.SUSPENDED if is_suspended else WorkerStatus.IDLE
@@ -116,7 +117,7 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
             self._inline_scheduler.stop()
         self.register_death()
 
-    # chores that RQ's worker does between jobs
+    # maintenance that RQ's worker does between jobs
 
     def run_scheduler(self, now: float, *, tenant_queues: Sequence[str] = ()) -> None:
         """`now`: monotonic seconds."""
@@ -125,8 +126,8 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
         self._inline_scheduler.turn(now, {*self.queue_names(), *tenant_queues})
 
     def clean_registries(self, *, tenant_queues: Sequence[str] = ()) -> None:
-        """RQ's maintenance, less what ours does not need: no intermediate queue is used, and the started registry is
-        left alone, because RQ would fail its jobs and import the callbacks they name."""
+        """RQ's maintenance without two parts: no intermediate queue is used, and the started registry is left alone,
+        because RQ would fail its jobs and import the callbacks that they name."""
         for queue in [*self.queues, *map(self.open_queue, tenant_queues)]:
             if queue.acquire_maintenance_lock():
                 try:
@@ -138,8 +139,9 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
         self.last_cleaned_at = now()
 
     def free_slots(self) -> None:
-        """Of rate limits whose jobs have ended: RQ frees that of a success or a failure behind the commit, but whoever
-        was to do so may be dead, or got no reply; that of a cancelled job is freed here. Until then others wait."""
+        """Free the rate limits' slots of jobs that have ended; until then other jobs wait. RQ frees the slot after the
+        commit of a success or a failure, but its worker may have died before that. A cancelled job's slot is freed only
+        here."""
         if self.connection.exists(RateLimitRegistry.rl_keys_key) and self.connection.set(
             SLOTS_LOCK_KEY, 1, nx=True, px=SLOTS_LOCK_MS
         ):
@@ -148,7 +150,7 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
 
 
 def _is_gone(pid: int) -> bool:
-    """Whether a pid that an earlier worker of this host left is nobody else's: dead, or ours by now."""
+    """Whether the process of an earlier worker on this host is dead, or its pid is ours now."""
     if pid == os.getpid():
         return True
     try:

@@ -1,6 +1,7 @@
-"""What RQ is told at a job's end. Nothing here is executed: the transaction, and its fence, are the caller's.
+"""RQ's part of a job's end, as commands. Nothing is executed here: the transaction and its fence belong to the caller.
 
-A plain success and a cancel are a few commands, added to a batch. What touches other jobs goes through RQ's handlers.
+A plain success and a cancel are a few commands, added to a pipeline. Ends that affect other jobs go through RQ's
+handlers.
 """
 
 import copy
@@ -33,14 +34,15 @@ _log = logging.getLogger(__name__)
 
 
 class CallbackPenalty(TimerDeathPenalty):  # type: ignore[misc]
-    """RQ's timeout for callbacks, off the main thread. RQ's own changes the exception class for every thread."""
+    """RQ's timeout for callbacks, for other threads than the main one. RQ's own changes the exception class for all
+    threads."""
 
     def __init__(self, timeout: int, exception: type[Exception], **kwargs: Any) -> None:
         super().__init__(timeout, type(exception.__name__, (exception,), {}), **kwargs)
 
 
 class Outcomes:
-    """Outcomes of one worker's jobs. Thread-safe."""
+    """Writes the outcomes of one worker's jobs. Thread-safe."""
 
     def __init__(self, bridge: RqBridge, reader: JobReader) -> None:
         self._bridge = bridge
@@ -50,7 +52,8 @@ class Outcomes:
         self._queues: dict[str, Queue] = {queue.name: queue for queue in bridge.queues}
 
     def add_success(self, pipe: Pipeline, running: RunningJob, return_value: str) -> None:
-        """What RQ's `handle_job_success` writes for a job without extras, in few commands. `return_value` is JSON."""
+        """Write what RQ's `handle_job_success` does for a job without extras, in fewer commands. `return_value` is
+        JSON."""
         claim, job = running.claim, running.rq_job
         ended_at = _ended_at(running)
         ttl = job.get_result_ttl(RESULT_TTL_SECONDS)
@@ -67,13 +70,13 @@ class Outcomes:
             execution_started_at=job.started_at,
             execution_ended_at=ended_at,
         )
-        result.serializer = _AlreadyJson  # given to RQ, each result would ask whether it is one
+        result.serializer = _AlreadyJson  # set here: as an argument, RQ would check it for each result
         result.save(ttl, pipeline=pipe)
         self._queue(claim.queue).finished_job_registry.add(job, ttl, pipeline=pipe)
         self._add_execution_end(pipe, claim)
 
     def _queue(self, name: str) -> Queue:
-        """One of the worker's queues, or of their tenants'."""
+        """A queue of the worker or of a tenant."""
         if name not in self._queues:
             self._queues[name] = self._bridge.open_queue(name)
         return self._queues[name]
@@ -84,10 +87,10 @@ class Outcomes:
         pipe.hincrbyfloat(self._bridge.key, "total_working_time", seconds)
 
     def add_cancelled(self, pipe: Pipeline, running: RunningJob, *, rq_says_started: bool) -> None:
-        """RQ has said already that it is cancelled (or deleted it); its hash is kept as long as a result.
+        """RQ has marked the job as cancelled already (or deleted it); its hash is kept as long as a result.
 
-        `rq_says_started`: it was enqueued again before its end, and a claim found that it still ran; or Redis has lost
-        the cancel.
+        `rq_says_started`: it was enqueued again before its end and claimed while it still ran; or Redis has lost the
+        cancel.
         """
         if rq_says_started:
             pipe.hset(running.rq_job.key, "status", JobStatus.CANCELED.value)
@@ -97,11 +100,11 @@ class Outcomes:
         _add_expiry(pipe, running.rq_job, RESULT_TTL_SECONDS)
 
     def add_not_cancelled(self, pipe: Pipeline, running: RunningJob) -> None:
-        """A cancel that came after the outcome was decided has lost."""
+        """Undo a cancel that came after the outcome was decided."""
         pipe.zrem(registry_key("cancelled", running.claim.queue), running.job_id)
 
     def add_bare_failure(self, pipe: Pipeline, running: RunningJob, reason: str) -> None:
-        """Failed, without what RQ's handler does for others (dependents, callbacks)."""
+        """Write a failure without what RQ's handler does for others (dependents, callbacks)."""
         job = running.rq_job
         ended_at = _ended_at(running)
         pipe.hset(job.key, mapping={"status": JobStatus.FAILED.value, "ended_at": utcformat(ended_at)})
@@ -127,8 +130,8 @@ class Outcomes:
         pipe.srem(WORKER_EXECUTIONS_KEY_TEMPLATE.format(self._worker_name), composite)
 
     def enqueue_ready(self, tenant_queues: Sequence[str] = ()) -> None:
-        """Enqueue dependents that a commit made ready and nobody has enqueued, of the worker's queues and of these.
-        They may be thousands, and hardly ever is there one."""
+        """Enqueue dependents that a commit made ready and that were not enqueued, on the worker's queues and on these.
+        There may be thousands of queues, and rarely such a job."""
         names = dict.fromkeys([*list(self._queues), *tenant_queues])
         registries = {ready_key(name): name for name in names}
         existing = which_exist(self._connection, list(registries))
@@ -137,7 +140,8 @@ class Outcomes:
                 self._queue(name).ready_job_registry.cleanup()
 
     def handle_success(self, running: RunningJob, connection: FencedRedis) -> None:
-        """Raises what the commit raises. A success callback that fails does not undo the stored outcome."""
+        """Commit a success by RQ's handler. Raises what the commit raises. A success callback that fails does not undo
+        the stored outcome."""
         assert running.result is not None
         job, worker = self._fresh_job(running), _committing_through(self._bridge, connection)
         job._result = running.result.model_dump(mode="json", exclude_none=True)
@@ -149,11 +153,11 @@ class Outcomes:
         )
 
     def handle_failure(self, running: RunningJob, connection: FencedRedis) -> None:
-        """Failed, stopped, or back to the queue by RQ's Retry. Raises what the commit raises."""
+        """Commit a failure, a stop, or a return to the queue by RQ's Retry. Raises what the commit raises."""
         job, worker = self._fresh_job(running), _committing_through(self._bridge, connection)
         queue = self._queue(running.claim.queue)
         ready: dict[str, list[str]] = {}
-        if not running.is_retried:  # RQ does this behind the commit, and nobody does who dies in between
+        if not running.is_retried:  # RQ does this after the commit, so a worker that dies in between would not
             connection.prologue = lambda pipe: ready.update(_move_dependents(queue, job, pipe))
         reason = _reason(running)
         if running.status == "stopped":
@@ -170,7 +174,7 @@ class Outcomes:
         queue.enqueue_ready_jobs_by_queue(ready)
 
     def add_webhooks(self, pipe: Pipeline, running: RunningJob) -> None:
-        """What the job's end owes to its webhooks, due at once, for whichever worker gets to it."""
+        """Add the deliveries of the job's webhooks, due at once; any worker may send them."""
         if not running.rq_job.webhooks or running.status not in ("finished", "failed"):
             return
         job = self._fresh_job(running)
@@ -179,15 +183,15 @@ class Outcomes:
         for number, hook in enumerate(hooks):
             try:
                 webhook = build_webhook(job, hook, exc_string, allowed=self._reader.find_allowed(hook.url))
-            except Exception:  # of any type: what cannot be written down must not keep the job from its end
+            except Exception:  # of any type: an invalid webhook must not keep the job from ending
                 _log.exception("action=webhook_unwritable job_id=%s", running.job_id)
                 continue
-            delivery_id = f"{running.claim.execution_id}-{number}"  # one execution commits, and once
+            delivery_id = f"{running.claim.execution_id}-{number}"  # an execution commits only once
             for command in webhook.write_commands(delivery_id):
                 pipe.execute_command(*command)  # type: ignore[no-untyped-call]
 
     def _fresh_job(self, running: RunningJob) -> Job:
-        """RQ's handlers change the job they are given; a commit that is tried again needs it as it was."""
+        """A new job object: RQ's handlers change theirs, and a commit that is retried needs it as it was."""
         job, _ = self._reader.restore(running.claim)
         job.ended_at = _ended_at(running)
         return job
@@ -205,12 +209,12 @@ class Outcomes:
         running.has_called_back = True
         try:
             execute(*args)
-        except Exception:  # of any type: it is the caller's code
+        except Exception:  # of any type: it is user code
             _log.exception("action=callback_failed job_id=%s", running.job_id)
 
 
 def _committing_through(bridge: RqBridge, connection: FencedRedis) -> RqBridge:
-    """The worker with a connection, and a slot for a stopped job, of its own."""
+    """A copy of the worker with its own connection and its own slot for a stopped job."""
     worker = copy.copy(bridge)
     worker.connection = connection
     worker._stopped_job_id = None
@@ -218,20 +222,20 @@ def _committing_through(bridge: RqBridge, connection: FencedRedis) -> RqBridge:
 
 
 def _add_expiry(pipe: Pipeline, job: Job, seconds: int) -> None:
-    """Of all that RQ keeps under the job's id."""
+    """Set the expiry of all keys that RQ keeps under the job's id."""
     for key in (job.key, job.dependencies_key, job.dependents_key):
         pipe.expire(key, seconds)
 
 
 def _move_dependents(queue: Queue, job: Job, pipe: Pipeline) -> dict[str, list[str]]:
-    """Whoever comes to depend on it before this takes effect makes it begin anew."""
+    """Move the job's dependents. The transaction is retried if a job comes to depend on it meanwhile."""
     pipe.watch(job.dependents_key)  # type: ignore[no-untyped-call]
     ready: dict[str, list[str]] = queue.move_dependents_to_ready(job, pipeline=pipe)
     return ready
 
 
 class _AlreadyJson:
-    """RQ's serializer for what is JSON text already."""
+    """An RQ serializer for values that are JSON text already."""
 
     @staticmethod
     def dumps(text: str | None) -> bytes:

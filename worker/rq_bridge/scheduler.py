@@ -1,5 +1,5 @@
-"""RQ's scheduler as a chore of ours: enqueues what is due (enqueue_in, Retry with intervals) on queues that nobody else
-schedules. RQ would fork for it, ask queue by queue, and leave a dead scheduler's queues alone for a minute.
+"""RQ's scheduler within the worker: enqueues jobs that are due (enqueue_in, Retry with intervals) on queues without
+another scheduler. RQ's own forks, asks queue by queue, and takes a minute to replace a dead scheduler.
 """
 
 import logging
@@ -18,13 +18,13 @@ from rq.utils import current_timestamp
 
 from producer.rq_names import job_key, registry_key
 
-TAKE_OVER_SECONDS = 5.0  # between looks for queues that nobody schedules
-LOCK_SECONDS = 15  # without a beat, of which there is one a turn, a queue is anybody's
-_RQ_LOCK_SECONDS = 60  # which RQ adds to its interval
+TAKE_OVER_SECONDS = 5.0  # between looks for queues without a scheduler
+LOCK_SECONDS = 15  # without a heartbeat (one per turn) another scheduler may take the queue
+_RQ_LOCK_SECONDS = 60  # RQ adds this to its interval
 
 
 class InlineScheduler(RQScheduler):  # type: ignore[misc]
-    """`turn` once a second, on one thread. Raises what Redis raises; the next turn goes on."""
+    """Call `turn` once a second, from one thread. It raises Redis's errors; the next turn tries again."""
 
     def __init__(self, queues: Sequence[str], connection: redis.Redis) -> None:
         self._queue_names: set[str] = set()
@@ -35,15 +35,15 @@ class InlineScheduler(RQScheduler):  # type: ignore[misc]
             serializer=JSONSerializer,
             logging_level=logging.WARNING,
         )
-        self._connection = connection  # else a pool of its own, as for a fork, left open
+        self._connection = connection  # RQ would open a pool of its own, as for a fork, and not close it
         self._takes_over_at = 0.0
 
     def turn(self, now: float, queues: Collection[str]) -> None:
-        """`now`: monotonic seconds. `queues`: that this worker schedules, where nobody else does."""
+        """`now`: monotonic seconds. `queues`: those to schedule unless another scheduler does."""
         if now >= self._takes_over_at or not self._queue_names.issuperset(queues):
             self._queue_names = set(queues)
             self.acquire_locks()
-            self._takes_over_at = now + TAKE_OVER_SECONDS  # behind it: a reply that is lost costs a second
+            self._takes_over_at = now + TAKE_OVER_SECONDS  # after the call: a lost reply is retried a second later
         if not self.acquired_locks:
             return
         if not self.pid:
@@ -52,7 +52,7 @@ class InlineScheduler(RQScheduler):  # type: ignore[misc]
         self.enqueue_scheduled_jobs()
 
     def acquire_locks(self, auto_start: bool = False) -> set[str]:
-        """Of all the queues, in one round trip."""
+        """Take the locks of all the queues in one round trip."""
         names = sorted(self._queue_names)
         lock = self.connection.register_script(ACQUIRE_OR_REFRESH_LOCK_SCRIPT)
         with self.connection.pipeline(transaction=False) as pipe:
@@ -62,7 +62,7 @@ class InlineScheduler(RQScheduler):  # type: ignore[misc]
         return self._acquired_locks
 
     def release_locks(self) -> None:
-        """Of all the queues, in one round trip: a worker that ends has two seconds."""
+        """Release the locks of all the queues in one round trip: a worker that ends has two seconds."""
         with self.connection.pipeline(transaction=False) as pipe:
             for name in self._acquired_locks:
                 pipe.eval(RELEASE_LOCK_SCRIPT, 1, self.get_locking_key(name), self.name)
@@ -70,7 +70,7 @@ class InlineScheduler(RQScheduler):  # type: ignore[misc]
         self._acquired_locks = set()
 
     def enqueue_scheduled_jobs(self) -> None:
-        """Hardly ever is there any that is due: a look at all queues is one round trip."""
+        """Enqueue the jobs that are due. There rarely are any, so one round trip checks all queues."""
         names, now = sorted(self._acquired_locks), current_timestamp()
         with self.connection.pipeline(transaction=False) as look:
             for name in names:
@@ -80,7 +80,8 @@ class InlineScheduler(RQScheduler):  # type: ignore[misc]
             self._enqueue_due(name, now)
 
     def _enqueue_due(self, name: str, now: int) -> None:
-        """What RQ has read it enqueues, even if that was cancelled meanwhile, or enqueued by another scheduler."""
+        """Enqueue a queue's due jobs in a watched transaction: RQ would enqueue jobs that were cancelled meanwhile, or
+        enqueued by another scheduler."""
         registry = ScheduledJobRegistry(name, connection=self.connection, serializer=self.serializer)
         queue = Queue(name, connection=self.connection, serializer=self.serializer)
         ids = registry.get_jobs_to_schedule(now)
@@ -98,5 +99,5 @@ class InlineScheduler(RQScheduler):  # type: ignore[misc]
                 if job is not None:
                     enqueue = queue._enqueue_rate_limited_job if job.has_rate_limit else queue._enqueue_job
                     enqueue(job, pipeline=pipe, at_front=job.should_enqueue_at_front())
-            with suppress(WatchError):  # the next turn sees what has become of them
+            with suppress(WatchError):  # the next turn reads them again
                 pipe.execute()

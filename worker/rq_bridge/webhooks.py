@@ -1,4 +1,4 @@
-"""RQ's webhooks as requests that can be sent later: what RQ would send, and by which rule it may be."""
+"""RQ's webhooks as requests that can be sent later: RQ's body, and the allow-list entry that permits it."""
 
 import json
 
@@ -10,7 +10,7 @@ from producer.job_webhooks import JobWebhook
 
 
 def build_webhook(job: Job, hook: Webhook, exc_string: str | None, *, allowed: str | None) -> JobWebhook:
-    """`job` has ended at its `ended_at`. Raises pydantic.ValidationError for what cannot be written down."""
+    """`job` has ended at its `ended_at`. Raises pydantic.ValidationError for an invalid webhook."""
     headers = {str(name): str(value) for name, value in (hook.headers or {}).items()}
     body = None
     if hook.method == "POST":
@@ -31,6 +31,6 @@ def build_webhook(job: Job, hook: Webhook, exc_string: str | None, *, allowed: s
 def _payload(job: Job, hook: Webhook, exc_string: str | None) -> object:
     try:
         return hook.get_payload(job, exc_string=exc_string)
-    except Exception:  # of any type: its data may be no call, which is why it failed
+    except Exception:  # of any type: its data may not be a call, which is why it failed
         job.func_name = JOB_FUNCTION
         return hook.get_payload(job, exc_string=exc_string)
