@@ -91,8 +91,8 @@ class WorkerService:
         )
         self._tenants = TenantQueues(client, self._scripts, queues=settings.queue_names)
         self._housekeepers = self._build_housekeepers()
-        self._aides: list[ControlListener | QueueWatch | WebhookCourier | Housekeeper]
-        self._aides = [control, watch, self._courier, *self._housekeepers]
+        self._threads: list[ControlListener | QueueWatch | WebhookCourier | Housekeeper]
+        self._threads = [control, watch, self._courier, *self._housekeepers]
 
     def _build_intake(self, reader: JobReader) -> Intake:
         settings = self._settings
@@ -203,7 +203,7 @@ class WorkerService:
         with reached(self._settings.redis_url):
             self._bridge.register()
         on_serving()
-        for thread in (self._leases, *self._aides):
+        for thread in (self._leases, *self._threads):
             thread.start()
         queues, context_length = ",".join(self._settings.queue_names), self._engine.info.max_model_len
         _log.info("action=serving worker=%s queues=%s context_length=%d", self.name, queues, context_length)
@@ -217,8 +217,8 @@ class WorkerService:
             raise self._loop.failure
 
     def _hand_over(self) -> None:
-        for aide in reversed(self._aides):
-            aide.stop()
+        for thread in reversed(self._threads):
+            thread.stop()
         num_jobs, end = 0, time.monotonic() + HAND_OVER_SECONDS
         while True:
             try:

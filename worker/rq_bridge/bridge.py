@@ -12,7 +12,6 @@ from rq.rate_limit import RateLimitRegistry
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
 from rq.serializers import JSONSerializer
 from rq.suspension import WORKERS_SUSPENDED
-from rq.utils import now
 from rq.worker import BaseWorker
 from rq.worker.base import WorkerStatus
 
@@ -136,7 +135,6 @@ class RqBridge(BaseWorker):  # type: ignore[misc]
                     worker_registration.clean_worker_registry(queue)
                 finally:
                     queue.release_maintenance_lock()
-        self.last_cleaned_at = now()
 
     def free_slots(self) -> None:
         """Free the rate limits' slots of jobs that have ended; until then other jobs wait. RQ frees the slot after the
