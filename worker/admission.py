@@ -1,16 +1,16 @@
-"""From a claim to a request of the engine. Knows which jobs may run beside each other; knows nothing of their outputs.
+"""Turns claims into requests of the engine. Knows which jobs may run together; knows nothing about their outputs.
 
-A job is given to the engine once Redis has its marker: from then on a crash of this worker is counted as the job's.
+A job is given to the engine once Redis has its marker: from then on a crash of this worker is counted against it.
 
-A job that two workers have died with, each time without a new token, is a suspect. It runs alone: nothing else is
-admitted until it has put out a token, and it is admitted only when every other job here has, so that a further crash is
-its own and nobody else's.
+A job during which two workers have crashed, each time without a new token, is a suspect. It runs alone: it is admitted
+only when every other job here has put out a token, and no other job is admitted until it has put out one itself, so
+that a further crash is counted against it only.
 
-A long request is read on a thread of its own, so that nobody's tokens wait for its tokens; the jobs behind it do, since
-the order is that of the claims.
+A long request is tokenised on another thread, so that running jobs' tokens do not wait for it; the jobs after it do
+wait, to keep the order of the claims.
 
-Where Redis serves others and fails over one job (a stored stream that a proxy does not let through), that job waits by
-itself and the others go on; after a while it ends with the reason.
+If Redis fails for one job only (for example because a proxy refuses a large stored stream), that job is postponed while
+the others go on; after several tries it ends with the reason.
 """
 
 import logging
@@ -33,22 +33,22 @@ from worker.limits import Limits
 from worker.redis_client import REDIS_AWAY
 from worker.running_job import RunningJob, Stage
 
-MAX_ADMISSION_SECONDS = 0.005  # of one turn, so that tokenising does not hold up the streams
-UNREAD_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # between tries of a job that cannot be read though Redis answers
+MAX_ADMISSION_SECONDS = 0.005  # per turn, so that tokenising does not delay the streams
+UNREAD_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # between tries of a job that cannot be read although Redis answers
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class _Reading:
-    """Of a long request, on a thread of its own."""
+    """The reading of a long request, on another thread."""
 
     claim: Claim
     job: Future[RunningJob] = field(default_factory=Future)
 
 
 class Admission:
-    """Used from the loop's thread. `on_output` is called from the engine's; `wake` has the loop turn."""
+    """Used from the loop's thread. `on_output` is called on the engine's thread; `wake` wakes the loop."""
 
     def __init__(
         self,
@@ -71,9 +71,9 @@ class Admission:
         self._on_output = on_output
         self._wake = wake
         self._reading: _Reading | None = None
-        self._opened: list[RunningJob] = []  # their markers are on the way
-        self._lone: RunningJob | None = None  # a suspect that has to prove itself
-        self._postponed: list[tuple[float, Claim]] = []  # and when they are tried again, in monotonic seconds
+        self._opened: list[RunningJob] = []  # their markers are not stored yet
+        self._lone: RunningJob | None = None  # a suspect that has put out no token yet
+        self._postponed: list[tuple[float, Claim]] = []  # with the time of the next try, in monotonic seconds
         self._num_unread: dict[str, int] = {}  # failed tries, by fence
 
     @property
@@ -82,7 +82,7 @@ class Admission:
         return claim is not None and self._may_begin(claim) and not self._is_being_read(claim)
 
     def admit_some(self) -> None:
-        """Admit waiting claims, oldest first, for a few milliseconds. Raises what Redis raises."""
+        """Admit waiting claims, oldest first, for a few milliseconds. Raises Redis's errors."""
         now = time.monotonic()
         self._recall_postponed(now)
         while (claim := self._held.next_waiting()) and self._may_begin(claim):
@@ -104,11 +104,11 @@ class Admission:
         self._postponed = [(at, claim) for at, claim in self._postponed if at > now]
 
     def _admit(self, claim: Claim) -> RunningJob | None:
-        """None: it is postponed."""
+        """Admit one claim; None if it is postponed."""
         try:
             job = self._read(claim)
         except REDIS_AWAY as error:
-            self._client.ping()  # raises where it is not this job alone
+            self._client.ping()  # raises if Redis fails for all jobs
             num_unread = self._num_unread.get(claim.fence, 0)
             _log.warning("action=job_unread job_id=%s num_tries=%d error=%s", claim.job_id, num_unread + 1, error)
             if num_unread < len(UNREAD_SECONDS):
@@ -137,7 +137,7 @@ class Admission:
     def _read_beside(self, reading: _Reading) -> None:
         try:
             reading.job.set_result(self._intake.admit(reading.claim))
-        except Exception as error:  # of Redis; the loop decides what it means
+        except Exception as error:  # from Redis; the loop decides what to do
             reading.job.set_exception(error)
 
     def _is_being_read(self, claim: Claim) -> bool:
@@ -153,7 +153,7 @@ class Admission:
         opened, self._opened = self._opened, []
         for job in opened:
             if job.stage is not Stage.ADMITTED:
-                continue  # another attempt has it
+                continue  # another attempt has the job
             if job.stream.is_marked:
                 self._start(job)
             else:
@@ -198,7 +198,7 @@ class Admission:
         placing: dict[str, Any] = {
             "priority": request.priority,
             "deadline": request.deadline,
-            "cache_key": tenant or "",  # else cached_tokens told what other tenants have asked
+            "cache_key": tenant or "",  # else cached_tokens would reveal other tenants' prompts
             "on_output": lambda output: self._on_output(job, output),
         }
         if job.translated.to_embed:

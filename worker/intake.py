@@ -1,6 +1,6 @@
-"""Where jobs come in: the claim off the queues, and the checks that turn a claim into a job the engine can run.
+"""Takes jobs in: claims them from the queues, and checks and turns each claim into a job that the engine can run.
 
-A job that can never run becomes a job that has ended with the reason; it is committed like any other and harms nobody.
+A job that can never run becomes one that has ended with the reason, and is committed like any other.
 """
 
 import logging
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Intake:
-    """One worker's way in. One thread, but for `admit`, which any may call."""
+    """One worker's intake. Used from one thread, except `admit`, which is thread-safe."""
 
     def __init__(
         self,
@@ -49,7 +49,8 @@ class Intake:
         tenant_limit: int | None = None,
         tenant_limits: Mapping[str, int] | None = None,
     ) -> None:
-        """`tenant_limit`: jobs of a tenant that all workers together hold at most; `tenant_limits`: of some tenants."""
+        """`tenant_limit`: how many jobs of a tenant all workers together may run; `tenant_limits`: the same, by
+        tenant."""
         self._client = client
         self._scripts = scripts
         self._reader = reader
@@ -61,15 +62,15 @@ class Intake:
         self._lease_seconds = lease_seconds
         self._tenant_limit = tenant_limit
         self._tenant_limits = dict(tenant_limits or {})
-        self._request_id: str | None = None  # of a claim whose reply has not come yet
+        self._request_id: str | None = None  # of a claim without a reply so far
         self._read: dict[str, Any] = {}  # by fence, the rows of streams whose jobs are admitted next
-        self.is_suspended = False  # by `rq suspend`, as of the last claim
+        self.is_suspended = False  # by `rq suspend`, at the last claim
 
     def claim(self, max_jobs: int, *, tenant_queues: Sequence[str] = ()) -> list[Claim]:
-        """Up to `max_jobs` jobs. Raises what Redis raises; the next call then asks for the same claim again, and
-        is given what that took.
+        """Claim up to `max_jobs` jobs. Raises Redis's errors; the next call then repeats the same claim and returns its
+        jobs.
 
-        `tenant_queues`: those that have jobs, perhaps, and do not take turns yet.
+        `tenant_queues`: tenants' queues that may have jobs and do not take turns yet.
         """
         self._request_id = self._request_id or uuid4().hex
         reply = self._scripts.claim(
@@ -96,23 +97,23 @@ class Intake:
         return claimed
 
     def recall(self) -> list[Claim]:
-        """What the last claim took if its reply was lost, and nothing else. Raises what Redis raises."""
+        """The jobs of the last claim if its reply was lost, else none. Raises Redis's errors."""
         return self.claim(0) if self._request_id is not None else []
 
     def _read_ahead(self, claims: Sequence[Claim]) -> None:
-        """Hundreds of jobs that are handed over must not wait for a round trip each."""
+        """Read the streams of many claims at once: hundreds of handed-over jobs must not wait for a round trip each."""
         self._read |= read_ahead(self._client, claims)
         for fence in list(self._read)[:-MAX_READ_AHEAD]:
             self._read.pop(fence, None)  # `admit` may have taken it
 
     def is_long(self, claim: Claim) -> bool:
-        """Whether `admit` takes so long that nobody's tokens should wait for it."""
+        """Whether `admit` would take so long that it would delay other jobs' tokens."""
         return unpacks_to_more(claim.fields.get(b"data", b""), LONG_REQUEST_BYTES)
 
     def admit(self, claim: Claim) -> RunningJob:
-        """The job, ready for the engine; or ended already, if it was refused or its output is complete.
+        """The job, ready for the engine; or already ended, if it was refused or its output is complete.
 
-        Raises what Redis raises, of a job whose stored output is to be read.
+        Raises Redis's errors if the job's stored output cannot be read.
         """
         stored = self._read_stored(claim) if claim.is_resumable else None
         rq_job, problem = self._reader.restore(claim)
@@ -138,7 +139,7 @@ class Intake:
             return self._refuse(claim, rq_job, ErrorInfo(code=ErrorCode.INTERNAL, message=f"intake failed: {error!r}"))
 
     def _read_stored(self, claim: Claim) -> StoredStream:
-        """Its fence keeps whoever had the job before from adding to it."""
+        """Read the job's stream. The claim's fence keeps earlier attempts from adding to it."""
         rows = self._read.pop(claim.fence, None)
         return StoredStream(rows) if rows is not None else read_stored(self._client, claim.job_id)
 
@@ -168,14 +169,14 @@ class Intake:
             model=translated.request.model or self._model,
             translated=translated,
             vectors=JobVectors(len(translated.to_embed)) if translated.to_embed else None,
-            # Where vectors are wanted nothing is shown before the end.
+            # A job that embeds puts out nothing before its end.
             resets=begun is None and _has_shown(claim, stored) and not (translated.to_embed and stored is not None),
             metadata=translated.request.metadata,
             timeout_seconds=timeout_seconds(rq_job),
         )
 
     def give_up(self, claim: Claim, reason: str) -> RunningJob:
-        """The job, ended: `admit` raises for it alone, again and again."""
+        """The job, ended as failed, because `admit` keeps raising for it."""
         rq_job, _ = self._reader.restore(claim)
         if claim.is_orphan:
             return self._finish_cancelled(claim, rq_job, None)
@@ -183,7 +184,8 @@ class Intake:
         return self._refuse(claim, rq_job, ErrorInfo(code=ErrorCode.INTERNAL, message=message))
 
     def build_marker(self, job: RunningJob) -> Marker:
-        """The attempt's first entry. The first one also holds what a resume needs; one that starts over is a first."""
+        """The attempt's first entry. That of a first attempt, or of one that starts over, also holds what a resume
+        needs."""
         claim, translated = job.claim, job.translated
         # Every attempt at vectors starts over.
         is_first = translated is not None and not job.stream.is_resumed and not translated.to_embed
@@ -198,8 +200,8 @@ class Intake:
         )
 
     def _resumable(self, claim: Claim, stored: StoredStream, kwargs: dict[str, Any]) -> StoredStream | None:
-        """What the attempt goes on from. None: it starts at its beginning."""
-        if not stored.entries or kwargs.get("task") == "embed":  # vectors are in no stream
+        """The stored output that the attempt resumes from; None if it starts at the beginning."""
+        if not stored.entries or kwargs.get("task") == "embed":  # streams hold no vectors
             return None
         num_choices = kwargs.get("n", 1)
         why = stored.why_not_resumable(self._fingerprint, num_choices if isinstance(num_choices, int) else 1)
@@ -211,7 +213,8 @@ class Intake:
         return stored
 
     def _is_lost(self, rq_job: Any, done: Done) -> bool:
-        """Whether a job was decided and what it came to died with the attempt: it is computed again, to the same."""
+        """Whether a job's outcome was decided but its result was lost with the attempt: it is computed again, with the
+        same result."""
         request = self._read_request(rq_job) if done.status == "finished" else None
         return request is not None and request.task == "embed"
 
@@ -223,7 +226,7 @@ class Intake:
         return job
 
     def _finish_poison(self, claim: Claim, rq_job: Any, stored: StoredStream | None) -> RunningJob:
-        """It would take the next worker with it, too. Its partial output is kept."""
+        """End a job that would crash the next worker as well. Its partial output is kept."""
         _log.error("action=job_poison job_id=%s num_crashes=%d", claim.job_id, claim.num_all_crashes)
         job = self._ended(claim, rq_job, stored)
         message = (
@@ -234,7 +237,7 @@ class Intake:
         return job
 
     def _finish_cancelled(self, claim: Claim, rq_job: Any, stored: StoredStream | None) -> RunningJob:
-        """Cancelled or deleted while nobody held it: it ends with what earlier attempts had put out."""
+        """End a job that was cancelled or deleted while no worker held it, with the output of earlier attempts."""
         job = self._ended(claim, rq_job, stored)
         job.stop_cause = "cancelled"
         return job
@@ -242,12 +245,12 @@ class Intake:
     def _refuse(self, claim: Claim, rq_job: Any, error: ErrorInfo) -> RunningJob:
         _log.info("action=job_refused job_id=%s code=%s param=%s", claim.job_id, error.code, error.param)
         job = self._ended(claim, rq_job, None)
-        # The message may quote what was sent, which may be no text that can be written down.
+        # The message may quote the request, which may not be valid Unicode.
         job.error = error.model_copy(update={"message": _as_utf8(error.message), "param": _as_utf8(error.param)})
         return job
 
     def _ended(self, claim: Claim, rq_job: Any, stored: StoredStream | None) -> RunningJob:
-        """A job that the engine never sees, with the output it has."""
+        """A job that ends without the engine, with the output that it has."""
         request = self._read_request(rq_job) if stored is not None else None
         stream = JobStream(
             claim.job_id,

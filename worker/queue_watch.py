@@ -1,9 +1,9 @@
-"""Hears of jobs as they are enqueued, whoever does it: Redis tells which keys change, as for client-side caches.
+"""Notices jobs as they are enqueued, by any client, through Redis's client-side caching, which reports changed keys.
 
-Plain RQ and other languages push onto a list and tell nobody; a list can be waited for only by taking from it. So the
-watch has Redis report every change of the served queues' keys, of their tenants' queues and of their turns. Where
-tenants have limits, workers tell it of jobs of theirs that end, because that makes room. A server, or a proxy before
-one, that cannot do that is asked every few milliseconds instead: see `ClaimPace`. Knows nothing of claims.
+Plain RQ and other languages push onto a list without a notification, and waiting for a list would take from it. So the
+watch has Redis report every change of the served queues' keys, of their tenants' queues and of their turns. If tenants
+have limits, workers publish the ends of their jobs, because these make room. A server or proxy without client-side
+caching is polled every few milliseconds instead: see `ClaimPace`. Knows nothing about claims.
 """
 
 import logging
@@ -21,8 +21,8 @@ from worker.redis_client import open_connection
 from worker.rq_bridge import SUSPENDED_KEY
 
 POLL_SECONDS = 1.0
-PING_POLLS = 10  # without a word, before the server is asked whether it is there; after as many more it is not
-INVALIDATIONS = "__redis__:invalidate"  # the channel of the changes: Redis' own name
+PING_POLLS = 10  # of silence before a PING; after as many more the server counts as gone
+INVALIDATIONS = "__redis__:invalidate"  # the channel of the changes; Redis defines its name
 
 _QUEUE_PREFIX = queue_key("")
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class QueueWatch(ListenerThread):
-    """Callbacks run on the watch's thread."""
+    """The thread that watches the queues. Callbacks run on it."""
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class QueueWatch(ListenerThread):
         on_arrival: Callable[[list[str]], None],
         on_watching: Callable[[bool], None],
     ) -> None:
-        """`has_limits`: whether tenants have limits. `on_arrival` is told of tenants' queues by name: plain RQ's do
-        not take turns yet. `on_watching` is told whether arrivals are heard of."""
+        """`has_limits`: whether tenants have limits. `on_arrival` gets the names of tenants' queues with new jobs:
+        plain RQ's do not take turns yet. `on_watching` is told whether arrivals are noticed."""
         super().__init__("watch")
         self._client = client
         self._queues = frozenset(queues)
@@ -62,7 +62,7 @@ class QueueWatch(ListenerThread):
             ask("CLIENT", "TRACKING", "ON", "REDIRECT", ask("CLIENT", "ID"), "BCAST", *prefixes)
             ask("SUBSCRIBE", INVALIDATIONS, *map(keys.freed_channel, self._queues if self._has_limits else ()))
             self._on_watching(True)
-            self._on_arrival([])  # what came before
+            self._on_arrival([])  # for jobs that came before
             self._take_all(connection)
         except ResponseError as error:
             _log.warning("action=watch_refused error=%s remedy=none_needed_queues_are_polled", error)
@@ -85,14 +85,14 @@ class QueueWatch(ListenerThread):
                 raise redis.TimeoutError("the server does not answer")
 
     def _prefixes(self) -> list[str]:
-        """None begins with another: Redis refuses that."""
+        """The watched key prefixes. None is a prefix of another: Redis refuses that."""
         prefixes = set(map(queue_key, self._queues)) | {SUSPENDED_KEY}
         prefixes |= {keys.turns_key(queue) for queue in self._queues}
         return sorted(one for one in prefixes if not any(one != other and one.startswith(other) for other in prefixes))
 
     def _take(self, message: Any) -> None:
         if message[0] != b"message":
-            return  # the answer to a PING, or to SUBSCRIBE
+            return  # the reply to a PING or SUBSCRIBE
         if message[1] != INVALIDATIONS.encode():
             self._on_arrival([])
             return

@@ -1,4 +1,4 @@
-"""A job between its claim and its commit. Knows its output and its times; knows neither Redis nor RQ's methods."""
+"""A job between its claim and its commit: its output and its times. Knows nothing about Redis."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -20,11 +20,11 @@ StopCause = Literal["cancelled", "stopped", "deadline", "failed"]
 
 
 class Stage(Enum):
-    """How far a job has come. It only ever moves down this list."""
+    """The stage of a job. It only moves down this list."""
 
     ADMITTED = 1  # leased, perhaps generating
     ENDED = 2  # no more output will come
-    STORING = 3  # its outcome is decided; the full result is on its way to the store
+    STORING = 3  # its outcome is decided; the full result is being uploaded
     SEALED = 4  # the done entry is buffered or stored
     COMMITTING = 5
 
@@ -80,13 +80,13 @@ class RunningJob:
 
     @property
     def request_id(self) -> str:
-        """The engine's name for this attempt. By the fence, since a Redis that lost writes may count an attempt twice:
-        the engine refused the second while it still ends the first."""
+        """The engine's id of this attempt. From the fence, not the attempt's number, which may come twice when Redis
+        has lost writes: the engine would refuse the second one while it still ends the first."""
         return f"{self.claim.job_id}:{self.claim.fence}"
 
     @property
     def has_stored_output(self) -> bool:
-        """Whether this attempt has put out anything that Redis holds."""
+        """Whether Redis holds any output of this attempt."""
         return self.stream.has_stored_output
 
     @property
@@ -102,7 +102,8 @@ class RunningJob:
         return self.submitted_at + self.timeout_seconds
 
     def passed_limit(self, now: float, epoch_now: float) -> StopCause | None:
-        """Which limit of the job is over: its deadline, or RQ's timeout, which is engine time of this attempt.
+        """Which limit of the job has passed: its deadline, or RQ's timeout, which counts this attempt's time in the
+        engine.
 
         `now`: monotonic seconds.
         """
@@ -112,13 +113,13 @@ class RunningJob:
 
     @property
     def num_sequences(self) -> int:
-        """Those that the engine has yet to end."""
+        """How many sequences the engine has yet to end."""
         if self.translated is None:
             return 1
         return self.translated.params.n if self.vectors is None else self.vectors.num_missing
 
     def take(self, output: RequestOutput) -> bool:
-        """Buffer what the engine gave. True if it was the last output, and the job has ended."""
+        """Buffer an output of the engine. True if it was the last one, and the job has ended."""
         if self.vectors is not None:
             self.vectors.take(output)
             self.stream.num_cached_tokens += output.num_cached_tokens
@@ -142,11 +143,11 @@ class RunningJob:
         parsed = self._parse(output)
         if output.finish_reason == "cancelled" and self.stop_cause in ("deadline", "failed"):
             parsed = parsed or ParsedText(output.text)
-            parsed = replace(parsed, finish_reason=None)  # the engine was only told to stop; the outcome says why
+            parsed = replace(parsed, finish_reason=None)  # the engine was only told to stop; the outcome has the reason
         self.stream.add(output, parsed)
 
     def _parse(self, output: RequestOutput) -> ParsedText | None:
-        """None: it is content."""
+        """Parse the output's text; None if all of it is content."""
         plan = self.translated.output_plan if self.translated else None
         if plan is None:
             return None
@@ -159,17 +160,17 @@ class RunningJob:
         self.ended_at = time.time()
 
     def decide(self, status: JobOutcome, *, cut_off: FinishReason | None = None) -> None:
-        """The outcome; choices that were cut off get their end."""
+        """Set the outcome; unfinished choices get the finish reason `cut_off`."""
         self.status = status
         self.stream.end_choices(cut_off or _CHOICE_ENDS.get(status, "error"))
 
     def reopen(self) -> None:
-        """Take the outcome back: it is to be decided anew."""
+        """Undo the outcome, which is then decided again."""
         self.status = self.result = None
         self.is_contested = True
 
     def note_stored(self) -> None:
-        """The store has its result; whether it ends like that is to be seen once more."""
+        """Note that the result is stored. Whether the outcome still holds is checked again afterwards."""
         self.stored, self.status, self.result = self.result, None, None
 
     def build_result(self) -> Result:
@@ -189,7 +190,7 @@ class RunningJob:
         )
 
     def fail_commit(self, error: ErrorInfo) -> None:
-        """Its outcome cannot be written as it is: it becomes a failure that keeps what can be written of its output."""
+        """Turn the outcome, which cannot be written, into a failure with as much of the output as can be written."""
         self.status, self.error, self.is_retried = "failed", error, False
         result = (self.result or self.build_result()).model_copy(update={"status": "failed", "error": error})
         try:
@@ -214,5 +215,5 @@ class RunningJob:
 
 
 def _elapsed(start: float, end: float | None) -> float | None:
-    """Never negative: the two ends are read from two machines' clocks."""
+    """Seconds between the two, never negative: they may come from two machines' clocks."""
     return None if end is None else round(max(0.0, end - start), 6)

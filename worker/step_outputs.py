@@ -1,8 +1,9 @@
-"""What the engine gives at a time, as one event of the loop: its jobs share an append, and the loop wakes once.
+"""Collects the engine's outputs of one step into one event of the loop, so that their jobs share an append and the loop
+wakes once.
 
-It waits in the engine, where the tokens of later steps join it; what comes here goes to Redis at once.
+Coalescing happens in the engine, where later steps' tokens are added; what arrives here is written at once.
 
-Fills on the engine's thread. Knows nothing of jobs but whose an output is.
+Filled on the engine's thread. Knows nothing about jobs except whose each output is.
 """
 
 from collections import deque
@@ -13,11 +14,11 @@ from engine.outputs import RequestOutput
 from worker.event_queue import Event
 from worker.running_job import RunningJob
 
-COALESCE_SECONDS = 0.03  # what a job puts out within this time shares one append
+COALESCE_SECONDS = 0.03  # outputs of a job within this time share one append
 
 
 class StepOutputs:
-    """`post` runs a callable on the loop's thread, where `take` is then given each output, in order."""
+    """`post` runs a callable on the loop's thread, where `take` then gets each output, in order."""
 
     def __init__(
         self,

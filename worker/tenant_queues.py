@@ -1,9 +1,9 @@
-"""The tenants' queues of the queues that a worker serves: finds them, and sees to it that they take turns.
+"""Finds the tenants' queues of the queues that a worker serves, and makes them take turns.
 
-Our own producers let a tenant's queue take turns as they enqueue. Plain RQ does not (nor does it for retries, scheduled
-jobs and dependents). A worker that hears of such a queue's jobs sees to it (`QueueWatch`); for those that nobody hears
-of, one worker a second looks through the list of all of RQ's queues. So that this does not grow with every tenant there
-ever was, queues that hold nothing any more are taken off that list.
+Our own producers make a tenant's queue take turns when they enqueue. Plain RQ does not, nor for retries, scheduled jobs
+and dependents. A worker that notices such a queue's jobs does it (`QueueWatch`); for those that go unnoticed, one
+worker per second looks through the list of all of RQ's queues. To keep that list short, empty queues are removed from
+it.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from producer.contract import keys
 from producer.rq_names import QUEUES_KEY, queue_key
 from worker.scripts import Scripts
 
-LOOK_SECONDS = 1.0  # how long a tenant of plain RQ waits at most for its first turn, where nobody hears of it
+LOOK_SECONDS = 1.0  # at most, until an unnoticed tenant's queue has its first turn
 LIST_SECONDS = 30.0
 LOCK_MS = 900
 LOCK_KEY = "promptmill:discovery"
 MAX_QUEUES_A_CALL = 500
-LOOK_AGAIN_SECONDS = 10.0  # behind taking a queue off the list, which RQ may have put on it for a job that comes yet
+LOOK_AGAIN_SECONDS = 10.0  # after removing a queue, which RQ may have listed for a job to come
 
 
 class TenantQueues:
-    """`look` on one thread; `names` from any."""
+    """`look` is called from one thread; `names` is thread-safe."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts, *, queues: Sequence[str]) -> None:
         self._client = client
@@ -36,11 +36,11 @@ class TenantQueues:
 
     @property
     def names(self) -> list[str]:
-        """The queues of the served queues' tenants, as of the last look."""
+        """The names of the tenants' queues, as of the last look."""
         return self._names
 
     def look(self, now: float) -> None:
-        """`now`: monotonic seconds. Raises what Redis raises."""
+        """Find new tenants' queues. `now`: monotonic seconds. Raises Redis's errors."""
         if self._looks_again_at is not None and now >= self._looks_again_at:
             self._update_list(self._taken_off)
             self._looks_again_at = None
@@ -55,7 +55,7 @@ class TenantQueues:
                 self._scripts.join_turns(self._client, queues=queues[start : start + MAX_QUEUES_A_CALL])
 
     def forget_idle(self, now: float) -> None:
-        """Take those that hold nothing off RQ's list, and out of `names`. As `look`, and on its thread."""
+        """Remove empty queues from RQ's list and from `names`. Called from the same thread as `look`."""
         self._taken_off = self._update_list(self._names)
         self._names = sorted(set(self._names).difference(self._taken_off))
         self._looks_again_at = now + LOOK_AGAIN_SECONDS

@@ -1,4 +1,4 @@
-"""How many tokens a second a running worker puts out now."""
+"""Measures a worker's current output in tokens per second."""
 
 from collections import deque
 
@@ -6,7 +6,7 @@ WINDOW_SECONDS = 10.0
 
 
 class TokenRate:
-    """Tokens a second over the last `WINDOW_SECONDS`. Times are seconds of one monotonic clock. One thread."""
+    """Tokens per second over the last `WINDOW_SECONDS`. Times are seconds of one monotonic clock. Not thread-safe."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int]] = deque()
@@ -18,11 +18,11 @@ class TokenRate:
         self._forget(now)
 
     def per_second(self, now: float) -> float:
-        """0 once nothing was put out for a whole window."""
+        """0 after a whole window without output."""
         self._forget(now)
         if not self._samples:
             return 0.0
-        # A worker that has only just begun is measured over the time it has had, but no less than a second.
+        # A worker that has just started is measured over its own time, but at least a second.
         elapsed = max(1.0, now - self._samples[0][0])
         return self._num_tokens / elapsed
 

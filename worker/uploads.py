@@ -1,4 +1,4 @@
-"""Puts full results into the result store, beside the loop. A store that is down holds a job up, but not for ever."""
+"""Uploads full results to the result store, beside the loop. A store that is down delays a job, but not for ever."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from worker.running_job import RunningJob, Stage
 
 NUM_THREADS = 16
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-DOWN_SECONDS = 30.0  # after giving up once, further jobs get one try each for so long
+DOWN_SECONDS = 30.0  # after giving up once, for which further jobs get one try each
 
 _log = logging.getLogger(__name__)
 
@@ -24,22 +24,22 @@ class Uploads:
         self._down_until = 0.0
 
     def put(self, job: RunningJob, on_stored: Callable[[], None]) -> None:
-        """Store `job.result` and replace it by what Redis is to keep; then call `on_stored`, on another thread.
+        """Store `job.result`, replace it with what Redis is to keep, and call `on_stored` on another thread.
 
-        If the store stays down, Redis keeps the whole result, which says so in `error`; its status is what it was.
+        If the store stays down, Redis keeps the whole result, whose `error` says so; its status is unchanged.
         """
         self._threads.submit(lambda: self._put(job, on_stored, None))
 
     def _put(self, job: RunningJob, on_stored: Callable[[], None], waits: tuple[float, ...] | None) -> None:
-        """`waits`: before the tries that are left; None: it is the first."""
+        """`waits`: the seconds before each remaining try; None at the first."""
         assert job.result is not None
         if job.stage is not Stage.STORING:
-            return  # another attempt has the job: it stores what it comes to
+            return  # another attempt has the job and stores its own result
         if waits is None:
             waits = () if time.monotonic() < self._down_until else RETRY_SECONDS
         try:
             job.result = self._store.put(job.result, job.object_attempt or job.claim.attempt)
-        except Exception as error:  # of any type: a job whose result cannot be stored must end all the same
+        except Exception as error:  # of any type: a job whose result cannot be stored must still end
             is_unknown = not isinstance(error, ResultStoreError)
             _log.warning("action=store_failed job_id=%s error=%s", job.job_id, error, exc_info=is_unknown)
             if waits:

@@ -1,8 +1,8 @@
-"""Delivers webhooks of jobs that have ended, whichever worker ran them. At least once.
+"""Delivers the webhooks of ended jobs of any worker, at least once.
 
-What is owed lies in Redis from the job's commit on (`producer.job_webhooks`), and each delivery is settled when its
-receiver has answered. Of a worker that ends or dies in between, another one delivers it again, under the same
-`webhook-id`. Nothing here is waited for by a job.
+A delivery is in Redis from the job's commit on (`producer.job_webhooks`) and is settled when its receiver has answered.
+If a worker ends or dies in between, another one delivers it again, with the same `webhook-id`. Jobs do not wait for
+deliveries.
 """
 
 import logging
@@ -20,24 +20,24 @@ from worker.allowed_urls import find_allowed
 from worker.background import BackgroundThreads
 
 POLL_SECONDS = 1.0
-GIVE_UP_LOOK_SECONDS = 60.0  # between looks for what nobody has taken
+GIVE_UP_LOOK_SECONDS = 60.0  # between looks for deliveries that no worker accepts
 REDIS_AWAY_SECONDS = 5.0
-NUM_THREADS = 16  # a receiver that does not answer holds one for as long as its webhook says
-MAX_TO_RECEIVER = 8  # at a time, of each URL that is allowed
+NUM_THREADS = 16  # a receiver that does not answer blocks one for its webhook's timeout
+MAX_TO_RECEIVER = 8  # at a time, for each allowed URL
 
 _log = logging.getLogger(__name__)
 
 
 class WebhookCourier:
-    """`allowed`: URLs that webhooks may be at, or below; it takes no others. One that may take none still gives up what
-    nobody takes."""
+    """`allowed`: the URLs at or below which webhooks may be; others are not delivered. Without any, the courier still
+    gives up deliveries that no worker accepts."""
 
     def __init__(self, redis_url: str, allowed: Collection[str], *, delay_after: RetryDelay = retry_delay) -> None:
         self._transport = Transport(redis_url)
         self._allowed = tuple(allowed)
         self._delay_after = delay_after
         self._senders = BackgroundThreads(NUM_THREADS if allowed else 0, "webhook")
-        self._under_way: Counter[str] = Counter()  # by receiver: what is allowed
+        self._under_way: Counter[str] = Counter()  # by receiver, which is the allowed URL
         self._lock = threading.Lock()  # guards the counter
         self._has_news = threading.Event()
         self._gives_up_at = 0.0  # monotonic seconds
@@ -48,16 +48,16 @@ class WebhookCourier:
         self._thread.start()
 
     def wake(self) -> None:
-        """A job that has webhooks was committed."""
+        """Call after the commit of a job with webhooks."""
         self._has_news.set()
 
     def stop(self) -> None:
-        """None is claimed after this. What is under way may end; what does not is another worker's after its lease."""
+        """Claim no more deliveries. Those under way may end; another worker delivers the rest after their leases."""
         self._is_stopping = True
         self.wake()
 
     def close(self, timeout_seconds: float) -> None:
-        """After `stop`."""
+        """Call after `stop`."""
         self._senders.stop(timeout_seconds)
         self._transport.close()
 
@@ -71,7 +71,7 @@ class WebhookCourier:
             except RedisUnavailableError as error:
                 _log.warning("action=webhooks_wait error=%s", error)
                 pause = REDIS_AWAY_SECONDS
-            except Exception:  # of any type: webhooks that were not delivered yet wait for the next turn
+            except Exception:  # of any type: undelivered webhooks are tried in the next turn
                 _log.exception("action=webhooks_failed")
                 pause = REDIS_AWAY_SECONDS
             self._has_news.wait(pause)
@@ -97,15 +97,15 @@ class WebhookCourier:
     def _deliver(self, delivery: JobDelivery) -> None:
         try:
             self._attempt(delivery)
-        except (RedisUnavailableError, ClientClosedError) as error:  # closed: it outlasted this worker
+        except (RedisUnavailableError, ClientClosedError) as error:  # closed: the delivery outlasted this worker
             _log.warning("action=webhook_unsettled delivery=%s error=%s", delivery.id, error)
         finally:
             with self._lock:
                 self._under_way[delivery.receiver] -= 1
-            self.wake()  # there is room for another
+            self.wake()  # there is a free thread again
 
     def _attempt(self, delivery: JobDelivery) -> None:
-        from worker.webhook_sender import send_webhook  # with an HTTP client, which most workers never need
+        from worker.webhook_sender import send_webhook  # imports an HTTP client, which most workers never need
 
         webhook = delivery.webhook
         if find_allowed(webhook.url, self._allowed) is None:

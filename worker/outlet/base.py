@@ -1,4 +1,4 @@
-"""Where a job's full result is kept, if not in Redis."""
+"""The interface of stores for full results outside Redis."""
 
 from typing import Protocol
 
@@ -12,7 +12,7 @@ class ResultStore(Protocol):
         """Make sure that results can be written. Raises StartRefusedError naming the remedy."""
 
     def put(self, result: Result, attempt: int) -> Result:
-        """Store `result` and return it as Redis is to keep it. The same call twice leaves the same.
+        """Store `result` and return what Redis is to keep of it. Idempotent.
 
-        Raises ResultStoreError; nothing is lost then, and the call may be repeated.
+        Raises ResultStoreError; the call may be repeated.
         """

@@ -1,4 +1,4 @@
-"""One choice's output, and how much of it stands in stream entries already. Knows neither ids nor other choices."""
+"""The output of one choice, and how much of it is in stream entries already. Knows neither ids nor other choices."""
 
 from dataclasses import dataclass, field
 
@@ -15,20 +15,20 @@ from producer.contract import (
 )
 from worker.parsing.parsed_text import ParsedText
 
-_LOGPROB_BYTES = 80  # of one as JSON, about
+_LOGPROB_BYTES = 80  # of one token's logprob as JSON, about
 
 
 @dataclass(slots=True)
 class ChoiceOutput:
-    """Changed by its job's stream alone."""
+    """The output of one choice. Only its job's stream changes it."""
 
     text: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     num_reasoning_tokens: int = 0  # of them
-    logprobs: list[TokenLogprob] | None = None  # aligned with token_ids, if they are wanted
-    prompt: PromptEcho | None = None  # of the first choice, if it is wanted
+    logprobs: list[TokenLogprob] | None = None  # aligned with token_ids, if requested
+    prompt: PromptEcho | None = None  # of the first choice, if requested
     finish_reason: FinishReason | None = None
     num_encoded_texts: int = 0
     num_encoded_reasonings: int = 0
@@ -48,13 +48,13 @@ class ChoiceOutput:
         self.finish_reason = parsed.finish_reason or self.finish_reason
 
     def take_content(self, text: str, finish_reason: FinishReason | None) -> None:
-        """The same, of what is nothing else."""
+        """As `take`, for text that is all content."""
         if text:
             self.text.append(text)
         self.finish_reason = finish_reason or self.finish_reason
 
     def mark_encoded(self) -> None:
-        """All of it stands in entries."""
+        """Note that all output is in entries."""
         self.num_encoded_tokens = len(self.token_ids)
         self.num_encoded_texts = len(self.text)
         self.num_encoded_reasonings = len(self.reasoning)
@@ -64,7 +64,7 @@ class ChoiceOutput:
         self.is_finish_encoded = self.finish_reason is not None
 
     def restore(self, chunk: Chunk) -> None:
-        """Take in what an earlier attempt has stored."""
+        """Add a chunk that an earlier attempt stored."""
         self.token_ids += chunk.token_ids
         if chunk.logprobs is not None:
             self.logprobs = [*(self.logprobs or ()), *chunk.logprobs]
@@ -74,7 +74,7 @@ class ChoiceOutput:
         self.mark_encoded()
 
     def agrees_with(self, token_ids: list[int], parsed: ParsedText) -> bool:
-        """Whether the restored tokens came to the restored output here, too."""
+        """Whether this worker gets the restored output from the restored tokens, too."""
         return (
             token_ids == self.token_ids
             and parsed.text == "".join(self.text)
@@ -95,7 +95,7 @@ class ChoiceOutput:
 
     @property
     def num_pending_bytes(self) -> int:
-        """Roughly what stands in no entry yet."""
+        """About how many bytes are in no entry yet."""
         return (
             8 * (len(self.token_ids) - self.num_encoded_tokens)
             + sum(_LOGPROB_BYTES * (1 + len(entry.top)) for entry in (self.logprobs or [])[self.num_encoded_tokens :])
@@ -105,7 +105,7 @@ class ChoiceOutput:
         )
 
     def encode(self, job_id: str, index: int) -> str:
-        """What stands in no entry yet, as a chunk's JSON; from now on it does."""
+        """Encode the output that is in no entry yet as a chunk's JSON, and count it as encoded."""
         offset, finish_reason = self.num_encoded_tokens, None if self.is_finish_encoded else self.finish_reason
         text, token_ids = "".join(self.text[self.num_encoded_texts :]), self.token_ids[offset:]
         prompt = None if self.is_prompt_encoded else self.prompt
@@ -136,7 +136,7 @@ class ChoiceOutput:
         return wire
 
     def as_choice(self, index: int) -> Choice:
-        """What joining its entries gives. It must have ended."""
+        """The choice that joining its entries gives. It must have ended."""
         assert self.finish_reason is not None, "end_choices() comes before choices()"
         return Choice(
             index=index,

@@ -1,4 +1,4 @@
-"""Results in an S3 bucket, at AWS or any endpoint of the same protocol."""
+"""Stores results in an S3 bucket, at AWS or any S3-compatible endpoint."""
 
 from contextlib import suppress
 
@@ -8,16 +8,16 @@ from producer.contract import Result
 from producer.s3_connection import S3_ERRORS, connect, describe, explain
 from worker.errors import ResultStoreError, StartRefusedError
 
-# Who uploads tries again by itself (worker/uploads.py): a store that hangs is given up after two minutes.
+# worker/uploads.py retries by itself; a store that hangs is given up after two minutes.
 MAX_ATTEMPTS = 2
 READ_TIMEOUT_SECONDS = 10.0
 
-# Written and deleted at every start, to learn before the first job whether writing is allowed.
+# Written and deleted at every start, to find out before the first job whether writing is allowed.
 PROBE_NAME = ".promptmill"
 
 
 class S3ResultStore:
-    """A `ResultStore`: one object a job. Uploads may run on several threads; boto3's clients allow it."""
+    """A `ResultStore` with one object per job. Thread-safe, as boto3's clients are."""
 
     def __init__(self, bucket: str, prefix: str = "", *, endpoint_url: str | None = None) -> None:
         self._bucket = bucket
@@ -34,7 +34,7 @@ class S3ResultStore:
             self._put(probe, "{}")
         except S3_ERRORS as error:
             raise StartRefusedError(explain(error, self._where, flag="--results", rights="s3:PutObject")) from error
-        with suppress(BotoCoreError, ClientError):  # a worker needs no right to delete; then the probe stays
+        with suppress(BotoCoreError, ClientError):  # a worker need not be allowed to delete; then the probe stays
             self._client.delete_object(Bucket=self._bucket, Key=probe)
 
     def put(self, result: Result, attempt: int) -> Result:
@@ -52,5 +52,5 @@ class S3ResultStore:
 
 
 def object_name(job_id: str, attempt: int) -> str:
-    """An attempt that started over has an object of its own: a late upload of an older one cannot replace it."""
+    """The object's name. Each attempt has its own, so that a late upload of an older one cannot replace it."""
     return f"{job_id}.json" if attempt == 1 else f"{job_id}.{attempt}.json"

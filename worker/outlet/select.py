@@ -1,11 +1,11 @@
-"""Which result store a `--results` value means."""
+"""Selects the result store for a `--results` value."""
 
 from worker.errors import StartRefusedError
 from worker.outlet.base import ResultStore
 
 
 def select_result_store(results: str, *, s3_endpoint_url: str | None = None) -> ResultStore | None:
-    """That of `s3://bucket/prefix`; None for `redis`, where the commit writes results whole.
+    """The store for `s3://bucket/prefix`; None for `redis`, in which the commit writes whole results.
 
     Raises StartRefusedError if the store's library is not installed.
     """

@@ -1,7 +1,7 @@
-"""What a job's stream holds, as the next attempt finds it. Knows the contract's entries; knows nothing of Redis.
+"""The stored content of a job's stream, as the next attempt reads it. Knows the contract's entries, not Redis.
 
-Whatever it finds it takes in as well as it can: the outcome of a cancelled job needs what can be read. `is_sound` says
-whether the entries are exactly what workers write, in order and without a gap, so that a resume may build on them.
+Reads as much as it can, because a cancelled job ends with the output that can be read. `is_sound` tells whether the
+entries are exactly as workers write them, in order and without a gap, so that an attempt may resume from them.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from producer.contract.keys import DATA_FIELD, MARKER_FIELD
 
 
 class Entry(NamedTuple):
-    """An entry as it is written, and written again if Redis lost it."""
+    """An entry as written to the stream, kept to write it again if Redis loses it."""
 
     id: str
     wire: str
@@ -46,7 +46,7 @@ class StoredStream:
 
     @property
     def num_choices(self) -> int:
-        """Of those that have put out anything, the highest index, plus one."""
+        """The highest index of a choice with output, plus one."""
         return 1 + max((chunk.index for chunk in self.chunks), default=-1)
 
     @property
@@ -54,7 +54,7 @@ class StoredStream:
         return sum(len(chunk.token_ids) for chunk in self.chunks)
 
     def why_not_resumable(self, fingerprint: str, num_choices: int) -> str | None:
-        """What forbids that another attempt goes on at the next token, if anything does."""
+        """Why another attempt cannot continue at the next token; None if it can."""
         if self.start is None or self.start.prompt_token_ids is None or self.start.seed is None:
             return "its first marker does not say what was begun"
         if not self.is_sound:
@@ -94,7 +94,7 @@ class StoredStream:
             self._ended.add(chunk.index)
 
     def _follows(self, entry_id: EntryId, entry: Marker | Chunk | Done | None) -> bool:
-        """Whether a worker would have written this entry behind the ones before."""
+        """Whether a worker would have written this entry after the previous ones."""
         if isinstance(entry, Marker):
             return entry_id.seq == 0
         if entry is None or not entry_id.follows(self._last) or self.done is not None:
@@ -106,7 +106,7 @@ class StoredStream:
 
 
 def _parse(field: bytes, data: bytes) -> Any:
-    """A Marker, Chunk or Done; None for what is no entry of ours."""
+    """A Marker, Chunk or Done; None for anything else."""
     try:
         if field == MARKER_FIELD.encode():
             return Marker.model_validate_json(data)
