@@ -13,13 +13,13 @@ Task = Callable[[], None]
 
 
 class BackgroundThreads:
-    """Runs tasks in the order they come or fall due, several at once. A task that raises is logged.
+    """Runs tasks in the order in which they are submitted or fall due, several at once. A task's exception is logged.
 
-    One that is to be tried again is submitted again: a thread that waited would hold others up.
+    A task that needs a retry submits itself again instead of sleeping, which would block a thread.
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
-        self._tasks: list[tuple[float, int, Task]] = []  # a heap, by when they are due
+        self._tasks: list[tuple[float, int, Task]] = []  # a heap, by due time
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._is_stopping = False
@@ -35,7 +35,8 @@ class BackgroundThreads:
             self._changed.notify()
 
     def stop(self, timeout_seconds: float) -> None:
-        """Let the threads end after what is queued, which need not fall due; threads that hang are left behind."""
+        """Let the threads end after the queued tasks, which run without waiting for their due time; threads that hang
+        are left behind."""
         end = time.monotonic() + timeout_seconds
         with self._changed:
             self._is_stopping = True
@@ -47,7 +48,7 @@ class BackgroundThreads:
         while (task := self._next()) is not None:
             try:
                 task()
-            except Exception:  # of any type: the thread serves the other tasks, too
+            except Exception:  # of any type: the thread is needed for other tasks
                 _log.exception("action=background_task_failed")
 
     def _next(self) -> Task | None:
@@ -57,7 +58,7 @@ class BackgroundThreads:
                 if due_in is not None and (due_in <= 0 or self._is_stopping):
                     _, _, task = heapq.heappop(self._tasks)
                     if self._tasks:
-                        self._changed.notify()  # somebody else has to wait for the next
+                        self._changed.notify()  # another thread has to wait for the next task
                     return task
                 if self._is_stopping:
                     return None

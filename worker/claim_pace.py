@@ -1,4 +1,4 @@
-"""When a worker looks for jobs: as soon as it hears of one where it is told, every few milliseconds where it is not.
+"""Decides when a worker claims jobs: at once when it is told of one, else every few milliseconds.
 
 Knows neither Redis nor jobs.
 """
@@ -6,19 +6,19 @@ Knows neither Redis nor jobs.
 from collections import deque
 from collections.abc import Callable, Sequence
 
-IDLE_SECONDS = 0.02  # between looks at queues that were empty, while nobody tells of arrivals
-BUSY_SECONDS = 0.05  # the same, while there is something to do
-WATCHED_SECONDS = 1.0  # while somebody does: messages may be lost, and a seat for a tenant may come free elsewhere
-MAX_HEARD_OF = 1000  # queues between two looks
-MIN_SECONDS = 0.02  # between looks, however often arrivals are told of: most are claims, our own and other workers'
+IDLE_SECONDS = 0.02  # between claims from empty queues, while arrivals are not reported
+BUSY_SECONDS = 0.05  # the same, while jobs are held
+WATCHED_SECONDS = 1.0  # while they are: messages may be lost, and a tenant's limit may allow more jobs again
+MAX_HEARD_OF = 1000  # queues between two claims
+MIN_SECONDS = 0.02  # between claims, however often arrivals are reported: most are of claims
 
 
 class ClaimPace:
-    """`note_arrival` and `set_watched` are for any thread; everything else is for the one that claims. `now`: monotonic
+    """`note_arrival` and `set_watched` are thread-safe; everything else is for the claiming thread. `now`: monotonic
     seconds."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        """`wake` ends the wait of the thread that claims."""
+        """`wake` ends the wait of the claiming thread."""
         self._wake = wake
         self._has_arrivals = False
         self._heard_of: deque[str] = deque(maxlen=MAX_HEARD_OF)
@@ -26,9 +26,9 @@ class ClaimPace:
         self._is_watched = False
 
     def note_arrival(self, queues: Sequence[str] = ()) -> None:
-        """There may be something to claim. Wakes once: a worker that is full hears of the others when it has room.
+        """Note that there may be jobs to claim. Wakes the claiming thread once until its next claim.
 
-        `queues`: those that it lies on, as far as the one who claims would not find them by himself.
+        `queues`: the jobs' queues that the claiming thread would not look at by itself.
         """
         self._heard_of.extend(queues)
         if not self._has_arrivals:
@@ -36,7 +36,7 @@ class ClaimPace:
             self._wake()
 
     def set_watched(self, is_watched: bool) -> None:
-        """Whether somebody calls `note_arrival` from now on."""
+        """Set whether `note_arrival` is called from now on."""
         if is_watched != self._is_watched:
             self._is_watched = is_watched
             self.note_arrival()  # the pace changes
@@ -46,17 +46,17 @@ class ClaimPace:
         return max(0.0, at - now)
 
     def begin(self) -> list[str]:
-        """A look begins: what arrives from now on, it may miss. One that does not come to its end is due again.
+        """Begin a claim, which may miss jobs that arrive from now on. It stays due until `end`.
 
-        Returns the queues of the arrivals since the last look.
+        Returns the queues of the arrivals since the last claim.
         """
         self._has_arrivals = False
         self._look_at = 0.0
-        num_queues = len(self._heard_of)  # whoever arrives meanwhile is for the next look
+        num_queues = len(self._heard_of)  # later arrivals are for the next claim
         return list(dict.fromkeys(self._heard_of.popleft() for _ in range(num_queues)))
 
     def end(self, now: float, *, may_have_more: bool, is_busy: bool) -> None:
-        """`may_have_more`: as much was found as was asked for. `is_busy`: whether jobs are held."""
+        """End a claim. `may_have_more`: it returned as many jobs as it asked for. `is_busy`: whether jobs are held."""
         self._looked_at = now
         if may_have_more:
             self._look_at = now

@@ -1,4 +1,4 @@
-"""What the worker is told while it runs: RQ's commands on its own channel, and cancels on everybody's.
+"""Receives commands while the worker runs: RQ's on the worker's own channel, and cancels on the channel of all workers.
 
 Pub/sub may lose messages: a missed cancel is noticed by the next heartbeat, because cancelling changes RQ's status too.
 """
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class ControlListener(ListenerThread):
-    """Callbacks run on the listener's thread."""
+    """Listens for commands. Callbacks run on its thread."""
 
     def __init__(
         self,

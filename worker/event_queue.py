@@ -1,4 +1,4 @@
-"""How other threads speak to the loop's: by callables that it runs."""
+"""Callables that other threads post for the loop's thread to run."""
 
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -7,7 +7,7 @@ Event = Callable[[], None]
 
 
 class EventQueue:
-    """`post` from any thread, and in a signal handler; `run` on one."""
+    """`post` is thread-safe, and safe in a signal handler; `run` is for one thread."""
 
     def __init__(self) -> None:
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -20,12 +20,12 @@ class EventQueue:
         self._events.put(_nothing)
 
     def run(self, wait_seconds: float) -> None:
-        """Run what is there now; if nothing is, the first that comes in time."""
+        """Run the queued callables; if there are none, wait for the first one."""
         try:
             event = self._events.get(timeout=wait_seconds) if wait_seconds > 0 else self._events.get_nowait()
         except Empty:
             return
-        num_others = self._events.qsize()  # what they post waits for the next run
+        num_others = self._events.qsize()  # those posted meanwhile wait for the next run
         event()
         for _ in range(num_others):
             self._events.get_nowait()()

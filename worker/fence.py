@@ -1,7 +1,7 @@
 """Transactions that take effect only while a job's fence holds, so that a worker that lost its job commits nothing.
 
-A fence is a Redis key that names the one execution of a job that may write. Knows nothing of RQ: RQ's handlers are
-given a `FencedRedis` as their connection, and so commit through it.
+A fence is a Redis key that names the only execution of a job that may write. Knows nothing about RQ: RQ's handlers get
+a `FencedRedis` as their connection, and so commit through it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +14,15 @@ from worker.errors import LeaseLostError
 
 
 class FencedPipeline(Pipeline):
-    """`execute()` is WATCH fence, compare, EXEC; what `epilogue` adds takes effect together with the rest."""
+    """`execute()` does WATCH on the fence, compares it, then EXEC. What `epilogue` adds is in the same transaction."""
 
     def __init__(self, *args: Any, owner: "FencedRedis") -> None:
         super().__init__(*args)
         self._owner = owner
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Raises LeaseLostError if the fence is another's now, or its job is, WatchError if that happens meanwhile."""
+        """Raises LeaseLostError if another execution holds the fence or the job, WatchError if that changes
+        meanwhile."""
         owner = self._owner
         try:
             self._look()
@@ -33,9 +34,9 @@ class FencedPipeline(Pipeline):
         return list(replies)
 
     def _look(self) -> None:
-        """What has to be known before the transaction; what is buffered goes behind what that adds to it."""
+        """Do the reads before the transaction. The buffered commands come after those that `prologue` adds."""
         buffered, self.command_stack = self.command_stack, []
-        self.explicit_transaction = False  # what follows is sent at once
+        self.explicit_transaction = False  # the next commands are sent at once
         self.watch(self._owner.fence_key, *self._owner.watched)  # type: ignore[no-untyped-call]
         held = self.get(self._owner.fence_key)
         if held != self._owner.fence.encode() or self._owner.is_void(self):
@@ -46,12 +47,11 @@ class FencedPipeline(Pipeline):
 
 
 class FencedRedis(redis.Redis):
-    """A connection for one commit of one job. `error` is what the commit raised, if it did.
+    """A connection for one commit of one job. `error` is the commit's exception, if any.
 
-    `watched`: keys that must not change either, from before `is_void` is asked, which tells by what it reads that the
-    fence is held for nothing: what became of the job since does not go with this outcome.
-    `prologue` is given the pipeline while it reads: what it watches must not change, and after `multi()` it adds to the
-    transaction.
+    `watched`: further keys that must not change, from before `is_void` is called. That reads whether the outcome no
+    longer fits the job's state, although the fence is held. `prologue` gets the pipeline before MULTI: keys that it
+    watches must not change, and after `multi()` it adds commands.
     """
 
     def __init__(

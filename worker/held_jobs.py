@@ -1,4 +1,4 @@
-"""What a worker holds: every claim until its commit, and the jobs that were made of them."""
+"""The jobs that a worker holds: every claim until its commit, and the admitted jobs."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,14 +8,13 @@ from worker.running_job import RunningJob, Stage, StopCause
 
 
 class HeldJobs:
-    """Changed by the loop's thread alone; `claims`, `holds`, `is_committing` and what is `lost` may be asked
-    from any."""
+    """Changed by the loop's thread only; `claims`, `holds`, `is_committing` and `lost` may be read from any thread."""
 
     def __init__(self) -> None:
         self._claims: dict[str, Claim] = {}  # by job id, in the order of the claims
-        self._jobs: dict[str, RunningJob] = {}  # of these, the ones that were admitted
-        self._waiting: deque[Claim] = deque()  # and the others
-        self._early_stops: dict[str, StopCause] = {}  # of the others
+        self._jobs: dict[str, RunningJob] = {}  # the admitted ones of these
+        self._waiting: deque[Claim] = deque()  # the others
+        self._early_stops: dict[str, StopCause] = {}  # of waiting jobs, by job id
         self._lost: list[Claim] = []
 
     def __len__(self) -> int:
@@ -25,15 +24,15 @@ class HeldJobs:
         return list(self._claims.values())
 
     def lost(self) -> list[Claim]:
-        """Claims that are another attempt's, as something else than a heartbeat has learned: the next one is to say
-        that their worker lives."""
+        """Claims that now belong to another attempt, as noticed outside a heartbeat: the next heartbeat reports that
+        their worker lives."""
         return list(self._lost)
 
     def note_lost(self, claim: Claim) -> None:
         self._lost.append(claim)
 
     def forget_lost(self, num_claims: int) -> None:
-        """The first of them: a heartbeat has said so."""
+        """Drop the first lost claims, which a heartbeat has reported."""
         del self._lost[:num_claims]
 
     def holds(self, job_id: str) -> bool:
@@ -43,7 +42,7 @@ class HeldJobs:
         return self._claims.get(claim.job_id) is claim
 
     def is_committing(self, claim: Claim) -> bool:
-        """Whether it leaves nothing more to be done than its commit."""
+        """Whether only the job's commit is left to do."""
         job = self._jobs.get(claim.job_id)
         return job is not None and job.claim is claim and job.stage is Stage.COMMITTING
 
@@ -51,7 +50,7 @@ class HeldJobs:
         return self._jobs.get(job.job_id) is job
 
     def get(self, job_id: str) -> RunningJob | None:
-        """None: not held, or not admitted yet."""
+        """The admitted job; None if it is not held or not admitted yet."""
         return self._jobs.get(job_id)
 
     def generating(self) -> Iterator[RunningJob]:
@@ -59,36 +58,37 @@ class HeldJobs:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences the engine has, or will be given. A job that waits counts for one."""
+        """Sequences that the engine has or will get. A waiting job counts as one."""
         return len(self._waiting) + sum(job.num_sequences for job in self.generating())
 
     def take(self, claim: Claim) -> None:
-        """In place of an older claim of the same job, whose lease must have ended, or of another job of its id."""
+        """Add a claim. It replaces an older claim of the same job, whose lease must have ended, or of a job that had
+        the same id."""
         self._claims.pop(claim.job_id, None)
         self._early_stops.pop(claim.job_id, None)
         self._claims[claim.job_id] = claim
         self._waiting.append(claim)
 
     def next_waiting(self) -> Claim | None:
-        """The claim to admit next; it goes on waiting until `admit`."""
+        """The claim to admit next; it is still waiting until `admit`."""
         while self._waiting and not self.is_current(self._waiting[0]):
             self._waiting.popleft()
         return self._waiting[0] if self._waiting else None
 
     def admit(self, job: RunningJob) -> None:
-        """The job of the claim that `next_waiting` gave."""
+        """Add the job of the claim that `next_waiting` returned."""
         assert self._waiting[0] is job.claim
         self._waiting.popleft()
         self._jobs[job.job_id] = job
         job.stop_cause = self._early_stops.pop(job.job_id, job.stop_cause)
 
     def postpone(self, claim: Claim) -> None:
-        """The claim that `next_waiting` gave is not admitted before `wait_again`."""
+        """Take the claim that `next_waiting` returned out of the waiting ones until `wait_again`."""
         assert self._waiting[0] is claim
         self._waiting.popleft()
 
     def wait_again(self, claim: Claim) -> None:
-        """Behind those that wait."""
+        """Put the claim behind those that wait."""
         self._waiting.append(claim)
 
     def stop_early(self, job_id: str, cause: StopCause) -> None:
@@ -96,7 +96,7 @@ class HeldJobs:
         self._early_stops[job_id] = cause
 
     def release(self, claim: Claim) -> None:
-        """The job is committed, or another attempt's."""
+        """Drop a job that is committed or belongs to another attempt."""
         if self.is_current(claim):
             del self._claims[claim.job_id]
             self._jobs.pop(claim.job_id, None)

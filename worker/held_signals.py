@@ -1,4 +1,4 @@
-"""Signals wait while something is started, so that none can come between its start and the care for its end."""
+"""Delays signals while something is started, so that none comes before its end is taken care of."""
 
 import signal
 import threading
@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 
 def ending_signals() -> list[signal.Signals]:
-    """Those that ask this process to end; without SIGHUP where `nohup` keeps it away."""
+    """The signals that end this process; without SIGHUP under `nohup`."""
     is_hup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([] if is_hup_ignored else [signal.SIGHUP])]
 
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """What asks the process to end is delivered where the block ends, to the handlers it would have met before.
+    """Delay ending signals until the block ends; then the previous handlers get them.
 
     Does nothing outside the main thread, where no signals arrive. They are caught rather than masked: a process that is
     started meanwhile would inherit a mask.

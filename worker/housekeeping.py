@@ -1,4 +1,4 @@
-"""Chores beside the loop, each at its own pace. A chore that fails is tried again at its next turn."""
+"""Periodic tasks beside the loop. One that fails is tried again at its next turn."""
 
 import logging
 import threading
@@ -21,7 +21,7 @@ class Chore:
 
 
 class Housekeeper:
-    """One thread's chores."""
+    """A thread with periodic tasks."""
 
     def __init__(self, chores: Sequence[Chore], *, name: str = "housekeeping") -> None:
         self._chores = list(chores)
@@ -32,11 +32,11 @@ class Housekeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """No chore begins after this."""
+        """Start no more tasks."""
         self._is_stopping.set()
 
     def join(self, timeout_seconds: float) -> None:
-        """The chore under way has ended after this; one that hangs is left behind."""
+        """Wait for the current task; one that hangs is left behind."""
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
 
@@ -55,5 +55,5 @@ class Housekeeper:
             chore.run(now)
         except REDIS_AWAY as error:
             _log.warning("action=chore_delayed chore=%s error=%s", chore.name, error)
-        except Exception:  # of any type: the other chores go on
+        except Exception:  # of any type: the other tasks go on
             _log.exception("action=chore_failed chore=%s", chore.name)

@@ -1,4 +1,4 @@
-"""What a worker's jobs go through: the parts that its loop, admission and finisher share. Values only."""
+"""The parts of a worker that its loop, admission and finisher share. A plain record."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from worker.webhook_courier import WebhookCourier
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobParts:
-    """Made once, by the service."""
+    """Made once by the service."""
 
     client: redis.Redis
     clock: RedisClock

@@ -1,16 +1,16 @@
-"""A command of ours that is to run for as long as we do: killed, it is started again. Knows no signals of our own."""
+"""A child process that is started again when it is killed. Handles no signals of this process."""
 
 import time
 from contextlib import ExitStack
 
 from worker.started_process import StartedProcess, running
 
-MIN_LIFE_SECONDS = 5.0  # what is killed sooner twice in a row would be killed again
+MIN_LIFE_SECONDS = 5.0  # a process killed sooner, twice in a row, is not started again
 
 
 class KeptProcess:
-    """Its first process, and those that follow. `pass_fds`: what each inherits: a socket, or the lifeline of a process
-    that it keeps alive behind our own end."""
+    """The first process and its successors. `pass_fds`: descriptors that each inherits: a socket, or the lifeline of a
+    process that it keeps alive after our own end."""
 
     def __init__(self, name: str, command: list[str], environment: dict[str, str], pass_fds: list[int]) -> None:
         self.name = name
@@ -18,11 +18,11 @@ class KeptProcess:
         self._environment = environment
         self._pass_fds = pass_fds
         self._started_at: float | None = None
-        self._was_killed_early = False  # the one before
+        self._was_killed_early = False  # the previous process
         self.process: StartedProcess
 
     def start(self, stack: ExitStack) -> None:
-        """In a session of its own: Ctrl-C reaches it through us, and a server of ours outlives it in any case."""
+        """Start it in its own session: Ctrl-C reaches it through us, and a server of ours always outlives it."""
         self._was_killed_early = self._is_young
         self._started_at = time.monotonic()
         self.process = stack.enter_context(
@@ -31,7 +31,8 @@ class KeptProcess:
 
     @property
     def was_killed(self) -> bool:
-        """By a signal, ours or `kill -9` or the kernel's: it had no say in it. One that gives up has an exit code."""
+        """Whether a signal ended it, ours, `kill -9` or the kernel's. A process that gives up has an exit code
+        instead."""
         return (self.process.poll() or 0) < 0
 
     @property

@@ -1,4 +1,4 @@
-"""A thread that listens to Redis for as long as the worker lives, and begins anew where that breaks off."""
+"""A thread that listens to Redis for as long as the worker lives, and reconnects after errors."""
 
 import logging
 import threading
@@ -27,19 +27,19 @@ class ListenerThread(ABC):
         self._thread.start()
 
     def stop(self) -> None:
-        """From any thread, its own too; does not wait."""
+        """Thread-safe, also on the thread itself; does not wait."""
         self._is_stopping.set()
 
     def _run(self) -> None:
         while not self.is_stopping:
             try:
                 self._listen()
-            except Exception as error:  # of any type: what it listens for must not be lost for good
-                if not self.is_stopping:  # then the connection may be closed under our hands
+            except Exception as error:  # of any type: it must go on listening
+                if not self.is_stopping:  # else the connection may have been closed on purpose
                     unknown = None if isinstance(error, REDIS_AWAY) else error
                     _log.warning("action=%s_lost error=%s", self._name, error, exc_info=unknown)
             self._is_stopping.wait(RETRY_SECONDS)
 
     @abstractmethod
     def _listen(self) -> None:
-        """Returns soon once `is_stopping`."""
+        """Listen until the connection fails or `is_stopping`."""

@@ -1,4 +1,5 @@
-"""Log-probabilities and prompts in the contract's terms: token ids get their text and bytes, a function of the id."""
+"""Converts log-probabilities and prompts into the contract's types: adds each token's text and bytes, which depend on
+its id only."""
 
 from engine.detokenizer import Detokenizer
 from engine.outputs import TokenLogprob
@@ -8,7 +9,7 @@ from producer.contract.logprob import MIN_LOGPROB
 
 
 class LogprobWriter:
-    """For one tokenizer. Remembers the tokens it has met, at most the vocabulary."""
+    """A converter for one tokenizer. Caches the tokens that it has met, at most the vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -25,7 +26,7 @@ class LogprobWriter:
         )
 
     def echo(self, token_ids: list[int]) -> contract.PromptEcho:
-        """A prompt whose text is what its tokens add up to."""
+        """The prompt, with its tokens' texts joined as its text."""
         detokenizer = Detokenizer(self._tokenizer.token_bytes, [])
         text = "".join(detokenizer.push(token_id) for token_id in token_ids)
         return contract.PromptEcho(text=text, token_ids=token_ids)
@@ -50,4 +51,4 @@ class LogprobWriter:
 
 
 def _finite(logprob: float) -> float:
-    return logprob if logprob > MIN_LOGPROB else MIN_LOGPROB  # NaN, too, becomes what JSON can hold
+    return logprob if logprob > MIN_LOGPROB else MIN_LOGPROB  # NaN, too: JSON cannot hold it

@@ -1,6 +1,7 @@
-"""Connections to Redis with the timeouts and retries that the worker's promises need, and the checks of a server.
+"""Connects to Redis with the timeouts that the worker needs, and checks the server.
 
-No command is retried by the client: a lost reply may hide a write that happened. Who can repeat a write safely does.
+The client retries no command, because a write may have happened although its reply was lost. Callers retry what is safe
+to repeat.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,12 +22,12 @@ SOCKET_TIMEOUT_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 2.0
 HEALTH_CHECK_SECONDS = 30
 
-# What says that Redis cannot serve right now, and may later: the work is kept and tried again.
+# The errors of a Redis that cannot serve now but may later: the work is kept and tried again.
 REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError)
 
 
 def connect(url: str) -> redis.Redis:
-    """A client of its own pool; connects on first use, and behind Sentinels always to the present master."""
+    """A client with its own pool. Connects on first use; with Sentinels always to the current master."""
     options: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -36,8 +37,8 @@ def connect(url: str) -> redis.Redis:
 
 
 def execute_each(pipe: Pipeline) -> list[Any]:
-    """A pipeline's replies, an error where Redis has something against a single command. Raises what says that it is
-    away: then all of them are to be tried again."""
+    """A pipeline's replies, with the error in place of a reply to a refused command. Raises the error of a Redis that
+    cannot serve: then all commands are to be tried again."""
     replies: list[Any] = pipe.execute(raise_on_error=False)
     if away := [reply for reply in replies if isinstance(reply, REDIS_AWAY)]:
         raise away[0]
@@ -45,7 +46,7 @@ def execute_each(pipe: Pipeline) -> list[Any]:
 
 
 def which_exist(client: redis.Redis, names: Sequence[str]) -> set[str]:
-    """Which of these keys there are: mostly none, which one command says, and never more than two round trips."""
+    """Which of these keys exist. Usually none, which takes one command; at most two round trips."""
     if not names or not client.exists(*names):
         return set()
     with client.pipeline(transaction=False) as look:
@@ -55,21 +56,21 @@ def which_exist(client: redis.Redis, names: Sequence[str]) -> set[str]:
 
 
 def open_connection(client: redis.Redis) -> AbstractConnection:
-    """A connection outside the client's pool, for who reads what the server says unasked; the caller disconnects it.
+    """A connection outside the client's pool, for reading pushed messages; the caller disconnects it.
 
-    It speaks RESP2, in which that comes as messages; in RESP3 redis-py keeps it to itself. Raises what Redis raises.
+    It speaks RESP2, in which they come as messages; in RESP3 redis-py does not pass them on. Raises Redis's errors.
     """
     pool = client.connection_pool
     connection: AbstractConnection = pool.connection_class(**{**pool.connection_kwargs, "protocol": 2})
-    # What connects only when it is sent something asks no Sentinel where the master is.
+    # Without an explicit connect, a lazily connected one would not ask a Sentinel for the master.
     connection.connect()  # type: ignore[no-untyped-call]
     return connection
 
 
 @contextmanager
 def reached(url: str) -> Iterator[None]:
-    """What a worker needs Redis for before it serves: there is nothing to wait for yet. Raises StartRefusedError, with
-    the remedy, where Redis refuses it or goes away meanwhile."""
+    """Around a worker's use of Redis before it serves, when it does not wait for Redis. Raises StartRefusedError, with
+    the remedy, if Redis refuses the worker or goes away."""
     try:
         yield
     except redis.RedisError as error:
@@ -77,7 +78,7 @@ def reached(url: str) -> Iterator[None]:
 
 
 def check_server(client: redis.Redis, url: str) -> None:
-    """Raises StartRefusedError, with the remedy, where jobs could be lost."""
+    """Raises StartRefusedError, with the remedy, if the server could lose jobs."""
     with reached(url):
         fault = find_fault(client, url)
     if fault is not None:
@@ -85,11 +86,11 @@ def check_server(client: redis.Redis, url: str) -> None:
 
 
 def find_fault(client: redis.Redis, url: str) -> str | None:
-    """Why this server could lose jobs while it runs, with the remedy. Raises what Redis raises."""
+    """Why this server could lose jobs while it runs, with the remedy; None if it could not. Raises Redis's errors."""
     server, memory = client.info("server"), client.info("memory")
     if (problem := is_too_old(server)) is not None:
         return problem
-    if "cluster" in (server.get("redis_mode"), server.get("server_mode")):  # Redis' word for it, and Valkey's
+    if "cluster" in (server.get("redis_mode"), server.get("server_mode")):  # Redis's field, and Valkey's
         return explain(ClusterError(), url)
     policy = memory.get("maxmemory_policy", "noeviction")
     if policy == "noeviction":
@@ -101,7 +102,7 @@ def find_fault(client: redis.Redis, url: str) -> str | None:
 
 
 def find_weakness(client: redis.Redis) -> str | None:
-    """What this server would lose by its end, with the remedy; it may be meant so. Raises what Redis raises."""
+    """What this server would lose when it stops, with the remedy; this may be intended. Raises Redis's errors."""
     if client.info("persistence").get("aof_enabled") or client.info("replication").get("connected_slaves"):
         return None
     return (

@@ -1,8 +1,8 @@
-"""Processes that are started from here: none is left behind, whenever a signal comes and whatever ends this process.
+"""Starts child processes of which none is left behind, whenever a signal comes and however this process ends.
 
-Each has a guard, a shell that reads from a pipe. Its end, which comes once nobody can write to it any more, says
-that we are gone, even by `kill -9`, and the guard tells the process to end. The engine's child and a gateway's carrier
-see their parent's end in the same way, by themselves; a Redis server cannot.
+Each has a guard, a shell that reads from a pipe. End of file means that all writers are gone, even by `kill -9`, and
+the guard then tells the process to end. The engine's child and a gateway's carrier notice their parent's end in the
+same way by themselves; a Redis server cannot.
 """
 
 import os
@@ -14,11 +14,11 @@ from typing import Any
 
 from worker.held_signals import held_signals
 
-STOP_SECONDS = 5.0  # what is told to end has so long before it is killed; a worker is gone sooner
+STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL; a worker ends sooner
 
-# The shell turns into the command, so that signals reach it under the pid that we know. The guard is no child of it but
-# in its process group: where the command leads that, nobody else gets its pid while the guard lives. A process that is
-# stopped would see no signal, so it goes on. How soon it then ends is its own affair.
+# The shell `exec`s the command, so that signals reach it under the pid that we know. The guard is not its child but in
+# its process group: if the command leads the group, its pid is not reused while the guard lives. A stopped process
+# would not see the signal, so it is continued. How soon it then ends is up to it.
 _GUARDED = """
 exec {end}<&0 </dev/null
 ({{ read -r _ <&{end} || {{ kill -TERM $$; kill -CONT $$; }}; }} >/dev/null 2>&1 &)
@@ -27,14 +27,14 @@ exec "$@" {end}<&-
 
 
 class StartedProcess(subprocess.Popen[bytes]):
-    """A command that ends at the latest when this process does. Its guard goes once its end has been seen here."""
+    """A command that ends at the latest with this process. Its guard ends once its end was noticed here."""
 
     def __init__(self, command: list[str], *, pass_fds: Collection[int] = (), **options: Any) -> None:
-        """`options`: those of `Popen` but for `stdin`, which is empty."""
+        """`options`: those of `Popen` except `stdin`, which is empty."""
         self._lifeline: int | None = None
-        self._lifeline_lock = threading.RLock()  # several threads may wait for a process, and a signal may come amid it
+        self._lifeline_lock = threading.RLock()  # several threads may wait for a process, and a signal may interrupt it
         end, lifeline = os.pipe()
-        script = _GUARDED.format(end=next(fd for fd in range(3, 10) if fd not in pass_fds))  # a shell knows one digit
+        script = _GUARDED.format(end=next(fd for fd in range(3, 10) if fd not in pass_fds))  # shells take one digit
         try:
             super().__init__(["/bin/sh", "-c", script, "sh", *command], stdin=end, pass_fds=pass_fds, **options)
         except BaseException:
@@ -46,7 +46,8 @@ class StartedProcess(subprocess.Popen[bytes]):
 
     @property
     def lifeline(self) -> int:
-        """Whoever inherits this descriptor keeps the command alive behind our own end, for as long as it lives."""
+        """A process that inherits this descriptor keeps the command alive after our own end, for as long as it lives
+        itself."""
         assert self._lifeline is not None
         return self._lifeline
 
@@ -65,7 +66,7 @@ class StartedProcess(subprocess.Popen[bytes]):
         with self._lifeline_lock:
             lifeline, self._lifeline = self._lifeline, None
         if lifeline is not None:
-            with suppress(BrokenPipeError):  # a signal to the whole group has ended it
+            with suppress(BrokenPipeError):  # a signal to the whole group has ended the guard
                 os.write(lifeline, b"\n")
             os.close(lifeline)
 
