@@ -40,11 +40,11 @@ pytestmark = pytest.mark.skipif(
 
 
 def for_avx512(make: Callable[[Path], Kernels], kernels_dir: Path, *flags: str) -> Kernels:
-    """Kernels built for AVX512, and less optimised, or it takes a compiler a minute."""
+    """Kernels built for AVX512, and hardly optimised, or it takes a compiler a minute."""
     optimisation, *others = build._FLAGS
     assert optimisation == "-O3"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_FLAGS", ("-O1", "-Wno-psabi", *flags, "-include", str(EMULATED_AVX512), *others))
+        patch.setattr(build, "_FLAGS", ("-Og", "-Wno-psabi", *flags, "-include", str(EMULATED_AVX512), *others))
         return make(kernels_dir)
 
 
