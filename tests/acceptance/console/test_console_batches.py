@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from producer.contract import keys
 from tests.acceptance.console.conftest import OpenPage, see
 from tests.fakes.batches import batch_bench, line
 from tests.fakes.fake_worker import FakeWorker, echo
@@ -136,7 +135,7 @@ def test_the_overview_shows_the_last_batches(open_batches: Any) -> None:
 
 
 def test_a_batch_runs_to_its_end_before_the_readers_eyes(
-    start_gateway: StartGateway, open_page: OpenPage, worker: FakeWorker, redis_url: str
+    start_gateway: StartGateway, open_page: OpenPage, low: FakeWorker, redis_url: str
 ) -> None:
     async def make() -> str:
         async with batch_bench(redis_url, Path(os.environ["PROMPTMILL_FILES"])) as bench:
@@ -148,7 +147,7 @@ def test_a_batch_runs_to_its_end_before_the_readers_eyes(
         batch_id = thread.submit(lambda: asyncio.run(make())).result()
     page.get_by_text(batch_id).wait_for()
     page.get_by_text("0 of 5 requests answered").wait_for()
-    with FakeWorker(redis_url, keys.class_queue("promptmill", "low"), "low").serving(echo):
+    with low.serving(echo):
         page.get_by_text("5 of 5 requests answered, 0 failed").wait_for()
         page.get_by_text("completed", exact=True).wait_for()
     with page.expect_download() as download:
