@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from producer.errors import PromptmillError
 
 OWN_COMMANDS = {
-    "submit": "producer.cli_jobs",
-    "run": "producer.cli_batch",
-    "result": "producer.cli_jobs",
-    "cancel": "producer.cli_jobs",
-    "status": "producer.cli_status",
-    "failed": "producer.cli_failed",
-    "retry": "producer.cli_failed",
-    "deferred": "producer.cli_failed",
+    "submit": "producer.commands.jobs",
+    "run": "producer.commands.run",
+    "result": "producer.commands.jobs",
+    "cancel": "producer.commands.jobs",
+    "status": "producer.commands.status",
+    "failed": "producer.commands.failed",
+    "retry": "producer.commands.failed",
+    "deferred": "producer.commands.failed",
 }
 COMMANDS_GROUP = "promptmill.commands"
 OWN_PACKAGES = ("engine", "producer", "worker")

@@ -24,12 +24,12 @@ from producer.gateway.rate_limits import estimate_tokens
 from producer.gateway.stored_responses import continue_again, continue_response
 from producer.idempotency import id_from_key
 from producer.job import AsyncJob
-from producer.openai_request import OpenAIRequest, parse_body
-from producer.openai_response import response_id
+from producer.openai.request import OpenAIRequest, parse_body
+from producer.openai.response import response_id
+from producer.openai.responses.body import ResponseFrame
+from producer.openai.responses.items import read_references
+from producer.openai.responses.request import RESPONSES_URL
 from producer.operations import send
-from producer.responses.body import ResponseFrame
-from producer.responses.items import read_references
-from producer.responses.request import RESPONSES_URL
 from producer.rq_names import job_key, queue_key
 from producer.workers import max_request_bytes
 

@@ -18,8 +18,8 @@ from producer.gateway.acceptance import AcceptedRequest
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, from_client_error, from_info
 from producer.job import AsyncJob
-from producer.openai_embeddings import EMBEDDINGS_URL
-from producer.openai_response import add_usage, response_body
+from producer.openai.embeddings import EMBEDDINGS_URL
+from producer.openai.response import add_usage, response_body
 
 _log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 from producer.contract import Chunk, TokenLogprob, Usage
 from producer.gateway.job_records import JobRecord
 from producer.gateway.renderer import DONE, Renderer, to_json
-from producer.openai_logprobs import chat_logprobs, completion_logprobs
-from producer.openai_request import CHAT_URL
-from producer.openai_response import finish_reason_body, first_token_text, usage_body
+from producer.openai.logprobs import chat_logprobs, completion_logprobs
+from producer.openai.request import CHAT_URL
+from producer.openai.response import finish_reason_body, first_token_text, usage_body
 
 _NO_ANSWERS_END = ("cancelled", "error")  # followed by an error event, not by a finish reason
 

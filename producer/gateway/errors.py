@@ -29,8 +29,8 @@ from producer.errors import (
     ResultStoreError,
     ResultTimeoutError,
 )
-from producer.openai_request import in_callers_words
-from producer.responses.request import RESPONSES_URL
+from producer.openai.request import in_callers_words
+from producer.openai.responses.request import RESPONSES_URL
 
 CLIENT_CLOSED_REQUEST = 499  # what is logged where the client went away before an answer
 

@@ -26,7 +26,7 @@ from producer.gateway.errors import ApiError, from_client_error, to_response, un
 from producer.gateway.job_stream import JobStream
 from producer.gateway.renderer import KEEP_ALIVE
 from producer.job import AsyncJob
-from producer.openai_response import add_usage
+from producer.openai.response import add_usage
 
 START_SECONDS = 1.0
 LAST_EVENT_SECONDS = 1.0  # for the event that says why the stream ends: a client may have stopped reading

@@ -17,8 +17,8 @@ from producer.gateway.auth import Caller
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError
 from producer.gateway.stored_responses import find_record, outcome
-from producer.responses.body import RESPONSE_PREFIX
-from producer.responses.output import ResponseOutput
+from producer.openai.responses.body import RESPONSE_PREFIX
+from producer.openai.responses.output import ResponseOutput
 
 MAX_READS = 16  # of responses, at once
 

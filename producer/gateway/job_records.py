@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from producer.async_transport import AsyncTransport
 from producer.contract import JobRequest
+from producer.openai.responses.body import ResponseFrame
+from producer.openai.responses.request import AskedResponse
 from producer.operations import Script, send
-from producer.responses.body import ResponseFrame
-from producer.responses.request import AskedResponse
 from producer.rq_names import job_key
 
 RECORD_TTL_SECONDS = 7 * 24 * 3600
@@ -31,7 +31,7 @@ class JobRecord(BaseModel):
     created: int  # epoch seconds
     first_index: int = 0  # of this job's choices among those of its request
     num_choices: int = 1
-    callers_names: dict[str, str] = {}  # of the job's fields, as `producer.openai_request` has them
+    callers_names: dict[str, str] = {}  # of the job's fields, as `producer.openai.request` has them
     response: AskedResponse | None = None  # of /v1/responses
 
     def frame(self, job_id: str, request: JobRequest) -> ResponseFrame:

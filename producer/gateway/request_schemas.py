@@ -1,15 +1,15 @@
 """The request bodies in our OpenAPI document: OpenAI's fields, and every other field of the contract beside them.
 
-They describe; `producer.openai_request` and the contract check, so that errors come in our words and OpenAI's shape.
+They describe; `producer.openai.request` and the contract check, so that errors come in our words and OpenAI's shape.
 """
 
 from typing import Any
 
 from producer.contract import JobRequest
 from producer.contract.embedding import EMBED_FIELDS, EMBED_ONLY
-from producer.openai_embeddings import EMBEDDINGS_URL
-from producer.openai_request import CHAT_URL
-from producer.responses.request import RESPONSES_URL, WITH_LOGPROBS
+from producer.openai.embeddings import EMBEDDINGS_URL
+from producer.openai.request import CHAT_URL
+from producer.openai.responses.request import RESPONSES_URL, WITH_LOGPROBS
 
 _NOT_IN_BODIES = frozenset({"v", "task", "prompt", "messages", "model", "stream", "logprobs", "max_tokens"})
 _NOT_IN_RESPONSES = frozenset({"n", "echo", "response_format", "tools", "tool_choice"})  # they have others' names there

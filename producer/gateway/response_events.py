@@ -11,9 +11,9 @@ from itertools import chain
 from producer.contract import Chunk, Usage
 from producer.gateway.errors import ApiError
 from producer.gateway.renderer import KEEP_ALIVE, Renderer, StreamProgress, to_json
-from producer.responses.body import ResponseFrame, error_of, status_of
-from producer.responses.output import Event, ResponseOutput
-from producer.responses.request import RESPONSES_URL
+from producer.openai.responses.body import ResponseFrame, error_of, status_of
+from producer.openai.responses.output import Event, ResponseOutput
+from producer.openai.responses.request import RESPONSES_URL
 
 NUMBERS_A_GENERATION = 1_000_000
 

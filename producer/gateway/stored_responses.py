@@ -18,10 +18,10 @@ from producer.gateway.auth import Caller
 from producer.gateway.context import GatewayContext
 from producer.gateway.errors import ApiError
 from producer.gateway.job_records import JobRecord
-from producer.openai_request import OpenAIRequest
+from producer.openai.request import OpenAIRequest
+from producer.openai.responses.body import RESPONSE_PREFIX, ResponseFrame
 from producer.operations import send
 from producer.outcome import JobStatus, read_line
-from producer.responses.body import RESPONSE_PREFIX, ResponseFrame
 from producer.rq_names import job_key, rq_results_key
 from producer.stored_request import read_fields
 from producer.stored_results import delete_object

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from producer.batch import BatchProgress, BatchRun
-from producer.batch_protocol import BatchOptions
+from producer.batch.protocol import BatchOptions
+from producer.batch.run import BatchProgress, BatchRun
 from producer.settings import ProducerSettings
 
 

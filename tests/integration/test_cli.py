@@ -139,7 +139,7 @@ def test_run_answers_a_file_and_fails_for_a_broken_line(promptmill: Invoke, work
 def test_a_run_that_nobody_works_on_says_so_and_one_in_a_log_says_how_far_it_is(
     promptmill: Invoke, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("producer.cli_progress.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("producer.commands.progress.REPORT_SECONDS", 0.0)
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps({"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "hello"}}) + "\n")
     with FakeWorker(redis_url) as silent, silent.serving(echo):

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from producer.batch_lines import encode_line
-from producer.batch_protocol import Answer
+from producer.batch.line_index import LineIndex
+from producer.batch.lines import encode_line
+from producer.batch.protocol import Answer
 from producer.errors import FileStoreError
 from producer.gateway.batches.batch_lease import BatchLease, LeaseLostError, NewPart, Order
 from producer.gateway.batches.batch_record import BatchUsage
 from producer.gateway.files.base import FileStore
 from producer.gateway.files.file_records import FileRecord, FileRecords, Part
-from producer.line_index import LineIndex
 
 MIN_SECONDS_A_PART = 1.0
 MAX_SECONDS_A_PART = 30.0

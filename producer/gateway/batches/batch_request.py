@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
 from producer.gateway.errors import invalid_request
-from producer.openai_request import URLS
+from producer.openai.request import URLS
 
 MAX_METADATA_PAIRS = 16
 MIN_EXPIRY_SECONDS, MAX_EXPIRY_SECONDS = 3600, 30 * 24 * 3600

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from producer.async_transport import AsyncTransport
-from producer.batch_protocol import BatchOptions, BatchProtocol, QueueLimit
+from producer.batch.line_index import IndexedLines, LineIndex
+from producer.batch.protocol import BatchOptions, BatchProtocol, QueueLimit
 from producer.contract import JobRequest, keys
 from producer.errors import FileStoreError, InvalidJobError
 from producer.gateway.api_keys import read_key
@@ -28,7 +29,6 @@ from producer.gateway.batches.input_check import (
 from producer.gateway.batches.leftovers import Leftovers
 from producer.gateway.files.base import FileStore
 from producer.gateway.files.file_records import FileRecords
-from producer.line_index import IndexedLines, LineIndex
 from producer.operations import Protocol
 from producer.workers import max_request_bytes, read_workers, was_served
 

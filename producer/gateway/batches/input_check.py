@@ -7,12 +7,12 @@ value among 50,000 good ones is one line of the error file.
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from producer.batch_lines import BadLineError, BatchLine
+from producer.batch.line_index import ParsedLine
+from producer.batch.lines import BadLineError, BatchLine
 from producer.contract import ErrorCode, WorkerInfo, keys
 from producer.embeddings import is_list_of_inputs
 from producer.gateway.batches.batch_record import BatchProblem, BatchRecord
-from producer.line_index import ParsedLine
-from producer.openai_embeddings import EMBEDDINGS_URL
+from producer.openai.embeddings import EMBEDDINGS_URL
 from producer.workers import choose_queue, drains
 
 MAX_LINES = 50_000

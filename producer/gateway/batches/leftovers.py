@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeGuard
 
-from producer.batch_lines import BadLineError, BatchLine, bad_line, unanswered_line
-from producer.batch_protocol import Answer, answer_to, batch_job_id, batch_job_ids
+from producer.batch.line_index import Entry
+from producer.batch.lines import BadLineError, BatchLine, bad_line, unanswered_line
+from producer.batch.protocol import Answer, answer_to, batch_job_id, batch_job_ids
 from producer.cancel import cancel
 from producer.contract import Result, keys
 from producer.errors import JobNotFoundError
-from producer.line_index import Entry
 from producer.operations import Emit, Protocol, send
 from producer.outcome import Look, Outcome, look_at, read_results
 from producer.rq_names import job_key

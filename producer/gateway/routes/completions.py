@@ -8,7 +8,7 @@ from producer.gateway.auth import Authenticated, Caller
 from producer.gateway.context import Context, GatewayContext
 from producer.gateway.live_answer import respond
 from producer.gateway.request_schemas import body_of
-from producer.openai_request import CHAT_URL, COMPLETIONS_URL
+from producer.openai.request import CHAT_URL, COMPLETIONS_URL
 
 router = APIRouter()
 

@@ -7,7 +7,7 @@ from producer.gateway.answer import answer
 from producer.gateway.auth import Authenticated
 from producer.gateway.context import Context
 from producer.gateway.request_schemas import body_of
-from producer.openai_embeddings import EMBEDDINGS_URL
+from producer.openai.embeddings import EMBEDDINGS_URL
 
 router = APIRouter(tags=["embeddings"])
 

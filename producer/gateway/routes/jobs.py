@@ -14,9 +14,9 @@ from producer.gateway.event_stream import EventStream
 from producer.gateway.job_records import JobRecord
 from producer.gateway.job_stream import BEGINNING, JobStream
 from producer.gateway.stored_responses import outcome, read_request
-from producer.openai_request import in_callers_words
-from producer.openai_response import RESPONSE_PREFIXES, error_body, response_body
-from producer.responses.request import RESPONSES_URL
+from producer.openai.request import in_callers_words
+from producer.openai.response import RESPONSE_PREFIXES, error_body, response_body
+from producer.openai.responses.request import RESPONSES_URL
 from producer.subscription import CURSOR_PATTERN
 
 router = APIRouter(tags=["jobs"])

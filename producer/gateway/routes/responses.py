@@ -24,8 +24,8 @@ from producer.gateway.stored_responses import (
     input_messages,
     show_response,
 )
-from producer.responses.items import items_of
-from producer.responses.request import CALLERS_NAMES, RESPONSES_URL
+from producer.openai.responses.items import items_of
+from producer.openai.responses.request import CALLERS_NAMES, RESPONSES_URL
 
 router = APIRouter(tags=["responses"])
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import httpx2 as httpx
 import redis
 
-from producer.batch_protocol import batch_job_id
+from producer.batch.protocol import batch_job_id
 from producer.gateway.batches.batch_keys import ENDED_KEY, OPEN_KEY
 from producer.gateway.files.file_keys import UNRECORDED_KEY
 from tests.acceptance.chaos.asking import answer_text

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from producer import BatchFileError, Client
-from producer.batch import BatchProgress
+from producer.batch.run import BatchProgress
 from tests.fakes.batch_runs import answers, by_id, chat, run
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.held_job import HeldJob

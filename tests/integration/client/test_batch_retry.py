@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from producer import BatchFileError
-from producer.batch import BatchProgress
+from producer.batch.run import BatchProgress
 from producer.contract import ErrorCode, ErrorInfo
 from tests.fakes.batch_runs import answers, by_id, chat, completion, run
 from tests.fakes.command_line import Invoke

@@ -12,7 +12,8 @@ from tests.fakes.fake_worker import FakeWorker, echo
 
 LIMITED_RUN = """
 import resource, sys
-from producer import cli, cli_batch, table_run
+import producer.commands.run, producer.tables.run
+from producer import cli
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
 cli.main()
 """

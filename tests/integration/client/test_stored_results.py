@@ -18,8 +18,8 @@ from producer import (
     s3_connection,
     stored_results,
 )
-from producer.batch import BatchRun
-from producer.batch_protocol import BatchOptions
+from producer.batch.protocol import BatchOptions
+from producer.batch.run import BatchRun
 from producer.contract import ErrorCode
 from producer.settings import ProducerSettings
 from producer.stored_results import MAX_READS_AT_ONCE, ObjectRead, read_object

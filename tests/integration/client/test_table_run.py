@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from producer.batch import BatchProgress
-from producer.batch_protocol import BatchOptions
+from producer.batch.protocol import BatchOptions
+from producer.batch.run import BatchProgress
 from producer.errors import BatchFileError, InvalidJobError
 from producer.settings import ProducerSettings
-from producer.table_run import TableOptions, TableRun
+from producer.tables.run import TableOptions, TableRun
 from producer.tables.select import open_table
 from tests.fakes.command_line import Invoke
 from tests.fakes.fake_worker import FakeWorker, echo

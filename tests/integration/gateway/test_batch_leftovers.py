@@ -5,8 +5,8 @@ import redis as redis_py
 
 from producer import AsyncClient
 from producer.async_transport import AsyncTransport
-from producer.batch_lines import BatchLine
-from producer.batch_protocol import Answer, batch_job_id
+from producer.batch.lines import BatchLine
+from producer.batch.protocol import Answer, batch_job_id
 from producer.contract import keys
 from producer.gateway.batches.leftovers import Leftovers
 from tests.fakes.fake_worker import FakeWorker, echo

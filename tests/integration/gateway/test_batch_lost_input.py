@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 
-from producer.batch_protocol import batch_job_id
+from producer.batch.protocol import batch_job_id
 from producer.gateway.batches.batch_lease import Order
 from producer.gateway.batches.batch_record import BatchRecord, BatchStatus
 from tests.fakes.batches import BatchBench, batch_bench, line

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 
-from producer.batch_protocol import batch_job_id
+from producer.batch.protocol import batch_job_id
 from producer.errors import FileStoreError
 from producer.gateway.batches import answer_file
 from producer.gateway.batches.batch_lease import Order

@@ -15,7 +15,7 @@ from producer.contract import ErrorCode, ErrorInfo
 from producer.gateway import acceptance
 from producer.gateway.bodies import MAX_BYTES_AT_ONCE
 from producer.gateway.rate_limits import BUCKET_PREFIX
-from producer.openai_request import OpenAIRequest, parse_body
+from producer.openai.request import OpenAIRequest, parse_body
 from tests.fakes.command_line import new_key
 from tests.fakes.fake_worker import FakeWorker, echo
 from tests.fakes.gateways import RunningGateway, StartGateway, open_client

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producer.batch_lines import BadLineError, BatchLine
-from producer.line_index import PREFIX_CHARS, LineIndex, ParsedLine, prefix_text
+from producer.batch.line_index import PREFIX_CHARS, LineIndex, ParsedLine, prefix_text
+from producer.batch.lines import BadLineError, BatchLine
 
 
 def chat(custom_id: str, *contents: Any, **body: Any) -> bytes:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from producer import Choice, ErrorInfo, InvalidJobError, JobRequest, Message, Result, Usage
-from producer.batch_lines import BadLineError, BatchLine, answer_line, bad_line, parse_line
+from producer.batch.lines import BadLineError, BatchLine, answer_line, bad_line, parse_line
 from producer.contract import ErrorCode, PromptEcho, TokenLogprob, TopLogprob
-from producer.openai_request import CHAT_URL, COMPLETIONS_URL, request_from_body
-from producer.openai_response import response_body
+from producer.openai.request import CHAT_URL, COMPLETIONS_URL, request_from_body
+from producer.openai.response import response_body
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 

@@ -6,7 +6,7 @@ import decimal
 import pytest
 
 from producer.errors import InvalidJobError
-from producer.prompt_template import PromptTemplate, UnusableRowError
+from producer.tables.prompt_template import PromptTemplate, UnusableRowError
 
 
 def render(template: str, /, null_text: str | None = None, **cells: object) -> str:

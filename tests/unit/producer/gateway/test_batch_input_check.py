@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from producer.batch.line_index import LineIndex
 from producer.contract import WorkerInfo, keys
 from producer.gateway.batches.batch_record import BatchProblem, BatchRecord, BatchStatus
 from producer.gateway.batches.input_check import (
@@ -17,8 +18,7 @@ from producer.gateway.batches.input_check import (
     InputCheck,
     choose_batch_queue,
 )
-from producer.line_index import LineIndex
-from producer.openai_embeddings import EMBEDDINGS_URL
+from producer.openai.embeddings import EMBEDDINGS_URL
 from tests.fakes.batches import URL, jsonl, line
 
 RECORD = BatchRecord(

@@ -8,7 +8,7 @@ import pytest
 from producer.contract import Chunk, FinishReason, PromptEcho, TokenLogprob, Usage
 from producer.gateway.chunk_bodies import ChunkRenderer
 from producer.gateway.job_records import JobRecord
-from producer.openai_request import CHAT_URL, COMPLETIONS_URL
+from producer.openai.request import CHAT_URL, COMPLETIONS_URL
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
 

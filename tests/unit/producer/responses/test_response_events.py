@@ -9,9 +9,9 @@ from producer.contract import Choice, Chunk, ErrorCode, ErrorInfo, FinishReason,
 from producer.gateway.errors import from_info
 from producer.gateway.renderer import KEEP_ALIVE, StreamProgress
 from producer.gateway.response_events import ResponseRenderer
-from producer.openai_request import parse_body
-from producer.responses.body import ResponseFrame
-from producer.responses.request import RESPONSES_URL
+from producer.openai.request import parse_body
+from producer.openai.responses.body import ResponseFrame
+from producer.openai.responses.request import RESPONSES_URL
 from producer.subscription import StreamEnd
 from tests.fakes.response_judge import judge_events, parse_response
 

@@ -6,7 +6,7 @@ import pytest
 
 from producer.contract import Message
 from producer.errors import InvalidJobError
-from producer.responses.items import InputReader, items_of, read_references
+from producer.openai.responses.items import InputReader, items_of, read_references
 from tests.fakes.response_judge import parse_item
 
 CALL = {

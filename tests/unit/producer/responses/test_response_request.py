@@ -7,8 +7,8 @@ import pytest
 
 from producer.contract import ErrorCode, ErrorInfo, JobRequest
 from producer.errors import InvalidJobError
-from producer.openai_request import CHAT_URL, in_callers_words, parse_body, request_from_body
-from producer.responses.request import CALLERS_NAMES, RESPONSES_URL, AskedResponse
+from producer.openai.request import CHAT_URL, in_callers_words, parse_body, request_from_body
+from producer.openai.responses.request import CALLERS_NAMES, RESPONSES_URL, AskedResponse
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 TOOL = {"type": "function", "name": "look", "description": "d", "parameters": SCHEMA, "strict": True}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:  # who has no file to answer does not wait for what it takes
-    from producer.batch import BatchProgress
+    from producer.batch.run import BatchProgress
 
 REPORT_SECONDS = 10.0  # between two lines in a log
 

@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from producer.errors import InvalidJobError
-from producer.responses.items import InputReader
+from producer.openai.responses.items import InputReader
 
 RESPONSES_URL = "/v1/responses"
 WITH_LOGPROBS = "message.output_text.logprobs"
 
-# Of fields of a chat or a job: the caller's words, as `producer.openai_request.in_callers_words` has them.
+# Of fields of a chat or a job: the caller's words, as `producer.openai.request.in_callers_words` has them.
 CALLERS_NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from producer.batch_lines import BadLineError, BatchLine, encode_line, is_failed, is_refused
-from producer.batch_protocol import is_of_another_batch
+from producer.batch.line_index import IndexedLines, LineIndex
+from producer.batch.lines import BadLineError, BatchLine, encode_line, is_failed, is_refused
+from producer.batch.protocol import is_of_another_batch
 from producer.errors import BatchFileError
 from producer.file_lock import FileLock, FileLockedError
-from producer.line_index import IndexedLines, LineIndex
 from producer.whole_file import partial_path, whole_file
 
 

@@ -11,9 +11,15 @@ from typing import Any
 
 import click
 
-from producer.cli_progress import hint_at_missing_workers
-from producer.cli_prompt import embed_options, priority_class_option, prompt_options, sampling_fields, tenant_option
 from producer.client import Client
+from producer.commands.progress import hint_at_missing_workers
+from producer.commands.prompt import (
+    embed_options,
+    priority_class_option,
+    prompt_options,
+    sampling_fields,
+    tenant_option,
+)
 from producer.contract import Chunk, Result
 from producer.contract.keys import split_tenant
 from producer.errors import JobFailedError, JobNotFoundError, ResultTimeoutError

@@ -7,12 +7,18 @@ from typing import Any
 
 import click
 
-from producer.batch import BatchProgress, BatchRun
-from producer.batch_protocol import MAX_IN_FLIGHT, BatchOptions
-from producer.cli_progress import shown_progress
-from producer.cli_prompt import embed_options, priority_class_option, prompt_options, sampling_fields, tenant_option
+from producer.batch.protocol import MAX_IN_FLIGHT, BatchOptions
+from producer.batch.run import BatchProgress, BatchRun
+from producer.commands.progress import shown_progress
+from producer.commands.prompt import (
+    embed_options,
+    priority_class_option,
+    prompt_options,
+    sampling_fields,
+    tenant_option,
+)
 from producer.settings import ProducerSettings, load_settings, settings_options
-from producer.table_run import TableOptions, TableRun
+from producer.tables.run import TableOptions, TableRun
 from producer.tables.select import is_table
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from producer.contract import Choice, ErrorInfo, PromptEcho, Result, TokenLogprob, Usage
-from producer.openai_embeddings import EMBEDDINGS_URL, embeddings_body
-from producer.openai_logprobs import chat_logprobs, completion_logprobs
-from producer.openai_request import CHAT_URL, COMPLETIONS_URL
-from producer.responses.body import RESPONSE_PREFIX
-from producer.responses.request import RESPONSES_URL
+from producer.openai.embeddings import EMBEDDINGS_URL, embeddings_body
+from producer.openai.logprobs import chat_logprobs, completion_logprobs
+from producer.openai.request import CHAT_URL, COMPLETIONS_URL
+from producer.openai.responses.body import RESPONSE_PREFIX
+from producer.openai.responses.request import RESPONSES_URL
 
 _ID_PREFIXES = {
     CHAT_URL: "chatcmpl-",

@@ -8,9 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from producer.batch_files import BatchInput, BatchOutput
-from producer.batch_lines import is_refused
-from producer.batch_protocol import BatchOptions, BatchProtocol, FindQueue, cancel_jobs
+from producer.batch.files import BatchInput, BatchOutput
+from producer.batch.lines import is_refused
+from producer.batch.protocol import BatchOptions, BatchProtocol, FindQueue, cancel_jobs
 from producer.contract import JobRequest, keys
 from producer.enqueue import Destination, build_request
 from producer.errors import BatchFileError

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from producer.batch_lines import ANSWER_ID, BadLineError, BatchLine, answer_line, bad_line, refusal_line
+from producer.batch.line_index import Entry
+from producer.batch.lines import ANSWER_ID, BadLineError, BatchLine, answer_line, bad_line, refusal_line
 from producer.cancel import cancel
 from producer.contract import ErrorCode, ErrorInfo, JobRequest, Usage
 from producer.enqueue import MAX_JOBS_A_SEND, NewJob, build_job, check_size, enqueue
 from producer.errors import InvalidJobError, JobNotFoundError
-from producer.line_index import Entry
-from producer.openai_request import COMPLETION_MAX_TOKENS, request_from_body
+from producer.openai.request import COMPLETION_MAX_TOKENS, request_from_body
 from producer.operations import Emit, Protocol, Sleep, send
 from producer.outcome import Outcome, look_at
 from producer.results import ResultCollector

@@ -17,17 +17,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from producer.batch import BatchProgress, BatchRun
-from producer.batch_files import BatchInput, BatchOutput, writing
-from producer.batch_lines import encode_line
-from producer.batch_protocol import BatchOptions
+from producer.batch.files import BatchInput, BatchOutput, writing
+from producer.batch.lines import encode_line
+from producer.batch.protocol import BatchOptions
+from producer.batch.run import BatchProgress, BatchRun
 from producer.contract.embedding import decode_vector
 from producer.errors import BatchFileError, InvalidJobError
-from producer.openai_embeddings import EMBEDDINGS_URL, shortened
-from producer.openai_request import CHAT_URL, COMPLETIONS_URL, request_from_body
-from producer.prompt_template import NullCellError, PromptTemplate, UnusableRowError
+from producer.openai.embeddings import EMBEDDINGS_URL, shortened
+from producer.openai.request import CHAT_URL, COMPLETIONS_URL, request_from_body
 from producer.settings import ProducerSettings
 from producer.tables.base import EMBEDDED_FIELDS, GENERATED_FIELDS, NewColumns, Row, RowAnswer, TableReader
+from producer.tables.prompt_template import NullCellError, PromptTemplate, UnusableRowError
 from producer.tables.select import open_table, select_writer
 from producer.whole_file import whole_file
 

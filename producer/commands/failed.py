@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from producer.cli_jobs import change_each, open_client
+from producer.commands.jobs import change_each, open_client
 from producer.dead_letters import FailedJob
 from producer.dependents import DeferredJob
 from producer.settings import ProducerSettings, settings_options

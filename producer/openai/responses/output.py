@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from producer.contract import Choice, Chunk, FinishReason, ToolCallDelta, rest_of_calls
-from producer.openai_logprobs import chat_logprobs
+from producer.openai.logprobs import chat_logprobs
 
 Event = dict[str, Any]  # without its sequence_number
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from producer.contract import NO_REASON, JobOutcome, JobRequest, Result, Usage
 from producer.contract.tool import NamedToolChoice
-from producer.openai_request import in_callers_words
-from producer.responses.output import ResponseOutput
-from producer.responses.request import CALLERS_NAMES, AskedResponse
+from producer.openai.request import in_callers_words
+from producer.openai.responses.output import ResponseOutput
+from producer.openai.responses.request import CALLERS_NAMES, AskedResponse
 
 RESPONSE_PREFIX = "resp_"
 

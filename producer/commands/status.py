@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from producer.cli_jobs import open_client
+from producer.commands.jobs import open_client
 from producer.contract import WorkerInfo
 from producer.deliveries import WebhookCounts
 from producer.queues import QueueStatus

@@ -11,7 +11,7 @@ from typing import Any
 from producer.contract import ErrorInfo, JobRequest
 from producer.enqueue import build_request
 from producer.errors import InvalidJobError
-from producer.openai_embeddings import (
+from producer.openai.embeddings import (
     EMBEDDING_NAMES,
     EMBEDDINGS_URL,
     check_fields,
@@ -19,7 +19,7 @@ from producer.openai_embeddings import (
     encoding_of,
     split_inputs,
 )
-from producer.responses.request import CALLERS_NAMES, RESPONSES_URL, AskedResponse, read_response_body
+from producer.openai.responses.request import CALLERS_NAMES, RESPONSES_URL, AskedResponse, read_response_body
 
 CHAT_URL = "/v1/chat/completions"
 COMPLETIONS_URL = "/v1/completions"

@@ -7,10 +7,10 @@ from http import HTTPStatus
 from typing import Any
 
 from producer.contract import NO_REASON, ErrorInfo, Result
-from producer.openai_request import URLS, callers_names, in_callers_words, request_from_body
-from producer.openai_response import error_body, response_body, response_id
-from producer.responses.body import ResponseFrame
-from producer.responses.request import RESPONSES_URL, AskedResponse
+from producer.openai.request import URLS, callers_names, in_callers_words, request_from_body
+from producer.openai.response import error_body, response_body, response_id
+from producer.openai.responses.body import ResponseFrame
+from producer.openai.responses.request import RESPONSES_URL, AskedResponse
 
 MAX_CUSTOM_ID_CHARS = 512
 _NO_INPUT = {"role": "user", "content": ""}
@@ -33,7 +33,7 @@ class BatchLine:
     custom_id: str
     url: str
     body: Mapping[str, Any]
-    callers_names: Mapping[str, str] = field(default_factory=dict)  # see `openai_request.callers_names`
+    callers_names: Mapping[str, str] = field(default_factory=dict)  # see `producer.openai.request`
     encoding: str = "float"  # of embeddings
 
     def without_body(self) -> "BatchLine":

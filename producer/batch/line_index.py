@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from producer.batch_lines import BadLineError, BatchLine, parse_line
+from producer.batch.lines import BadLineError, BatchLine, parse_line
 
 PREFIX_CHARS = (128, 512, 2048, 8192)  # of a prompt: the prefix lengths by which lines are grouped
 HASH_MASK = 2**64 - 1
