@@ -3,7 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
+
+import anyio
 
 NUM_THREADS = 16
 
@@ -18,13 +21,18 @@ class FileThreads:
         self._executor = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="files")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Cancelled, it waits for the function's end: a thread cannot be stopped, and nobody may remove a part that one
-        still writes to."""
+        """Cancelled, and however often, it waits for the function's end: a thread cannot be stopped. Nobody may remove
+        a part that one still writes to, and to close a generator that one still runs crashes Python 3.11."""
         running = asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(*args, **kwargs))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.wait([running])
+            with anyio.CancelScope(
+                shield=True
+            ):  # anyio, which starlette runs on, cancels again on every turn of the loop
+                while not running.done():
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait([running])
             raise
 
     async def iterate(self, chunks: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
