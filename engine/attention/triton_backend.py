@@ -143,10 +143,12 @@ class TritonAttention:
         tiling = self._decode_tiling(layer, batch, num_decodes)
         bytes_of_one = 4 * q.shape[1] * tiling.num_splits * (q.shape[2] + 4)
         num_at_once = max(1, _MOST_PART_BYTES // bytes_of_one // _TURN_STEP) * _TURN_STEP
-        for first in range(0, num_decodes, num_at_once):
-            row = 0 if batch.is_open else first  # else each has the row of its number
-            some = _some(batch, first, min(num_at_once, num_decodes - first))
-            _decode_some(q[row:], layer, output[row:], some, rules, tiling)
+        while num_decodes > num_at_once:
+            _decode_some(q, layer, output, batch, num_at_once, rules, tiling)
+            batch, num_decodes = _behind(batch, num_at_once), num_decodes - num_at_once
+            if not batch.is_open:  # else they find their rows by `query_start`
+                q, output = q[num_at_once:], output[num_at_once:]
+        _decode_some(q, layer, output, batch, num_decodes, rules, tiling)
 
     def kernels_of(self, batch: AttentionBatch, kv_cache_layer: Tensor) -> Hashable:
         """See `PagedBackend.kernels_of`."""
@@ -174,30 +176,35 @@ class _DecodeTiling:
     num_splits: int
 
 
-def _some(batch: AttentionBatch, first: int, count: int) -> AttentionBatch:
-    """These sequences of the batch alone, as far as a decode looks at it."""
+def _behind(batch: AttentionBatch, count: int) -> AttentionBatch:
+    """The batch without its first sequences, as far as a decode looks at it."""
     return replace(
         batch,
-        query_start=batch.query_start[first:],
-        context_lens=batch.context_lens[first:],
-        block_tables=batch.block_tables[first:],
-        num_seqs=count,
+        query_start=batch.query_start[count:],
+        context_lens=batch.context_lens[count:],
+        block_tables=batch.block_tables[count:],
     )
 
 
 def _decode_some(
-    q: Tensor, layer: Tensor, output: Tensor, batch: AttentionBatch, rules: AttentionRules, tiling: _DecodeTiling
+    q: Tensor,
+    layer: Tensor,
+    output: Tensor,
+    batch: AttentionBatch,
+    count: int,
+    rules: AttentionRules,
+    tiling: _DecodeTiling,
 ) -> None:
-    """All of the batch's sequences; rows of its tokens, or behind those of others."""
+    """The batch's first `count` sequences."""
     num_heads, head_dim = q.shape[1:]
     num_kv_heads = layer.shape[3]
     is_split = tiling.num_splits > 1
     target = output
     if is_split:
-        shape = (batch.num_seqs, num_heads, tiling.num_splits, head_dim + 4)
+        shape = (count, num_heads, tiling.num_splits, head_dim + 4)
         target = torch.empty(shape, dtype=torch.float32, device=q.device)
     # In this order neighbours read one page at a time, and programs that have nothing to do come between others.
-    decode_kernel[(num_kv_heads, tiling.num_splits, batch.num_seqs)](
+    decode_kernel[(num_kv_heads, tiling.num_splits, count)](
         q,
         layer[0],
         layer[1],

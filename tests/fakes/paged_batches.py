@@ -55,6 +55,20 @@ class PagedWorld:
             sequences.append(PagedSequence(q.to(dtype), k.to(dtype), v.to(dtype), blocks))
         return cls(kv_cache=kv_cache, sequences=sequences)
 
+    def whole(self) -> list[list[Part]]:
+        """One step that prefills every sequence."""
+        return [[(i, 0, len(sequence.q)) for i, sequence in enumerate(self.sequences)]]
+
+    def alone(self) -> list[list[Part]]:
+        """A step for each sequence."""
+        return [[part] for part in self.whole()[0]]
+
+    def decoded(self) -> list[list[Part]]:
+        """All tokens but the last in one step, then a decode of each sequence."""
+        parts = self.whole()[0]
+        first = [(i, 0, length - 1) for i, _, length in parts if length > 1]
+        return [first, [(i, length - 1, length) for i, _, length in parts]]
+
     def step(self, parts: list[Part]) -> tuple[Tensor, Tensor, Tensor, AttentionBatch]:
         """Packed q, k, v and batch of one step."""
         blocks = [torch.tensor(sequence.blocks) for sequence in self.sequences]

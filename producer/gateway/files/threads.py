@@ -27,9 +27,8 @@ class FileThreads:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            with anyio.CancelScope(
-                shield=True
-            ):  # anyio, which starlette runs on, cancels again on every turn of the loop
+            # anyio, which starlette runs on, cancels again on every turn of the loop.
+            with anyio.CancelScope(shield=True):
                 while not running.done():
                     with suppress(asyncio.CancelledError):
                         await asyncio.wait([running])

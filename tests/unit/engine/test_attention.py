@@ -44,16 +44,6 @@ FORMATS = [
 INT8_ATOL = 2e-3
 
 
-def whole(world: PagedWorld) -> list[list[tuple[int, int, int]]]:
-    """One step that prefills every sequence."""
-    return [[(i, 0, len(sequence.q)) for i, sequence in enumerate(world.sequences)]]
-
-
-def alone(world: PagedWorld) -> list[list[tuple[int, int, int]]]:
-    """A step for each sequence."""
-    return [[(i, 0, len(sequence.q))] for i, sequence in enumerate(world.sequences)]
-
-
 def chunked(world: PagedWorld, size: int) -> list[list[tuple[int, int, int]]]:
     """Steps of `size` tokens of each sequence that has some left."""
     longest = max(len(sequence.q) for sequence in world.sequences)
@@ -91,7 +81,7 @@ def test_attention_over_pages_equals_its_definition(
 ) -> None:
     world = PagedWorld.build(LENGTHS, *shape, dtype=dtype)
     options = rules_of(rules, shape)
-    outputs = world.run(backend, whole(world), options)
+    outputs = world.run(backend, world.whole(), options)
     # float32: sums of a few hundred terms of size 1; bfloat16: the output's own rounding, 2^-8 relative.
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
     for sequence, output in zip(world.sequences, outputs, strict=True):
@@ -111,22 +101,20 @@ def test_a_row_has_the_same_bits_alone_packed_chunked_and_decoded(
 ) -> None:
     world = PagedWorld.build([1, 40, 263, 530], *shape, dtype=dtype, kv_dtype=kv_dtype)
     options = rules_of(rules, shape)
-    expected = world.run(backend, whole(world), options)
-    last = [[(i, 0, len(s.q) - 1) for i, s in enumerate(world.sequences) if len(s.q) > 1]]
-    decode = [[(i, len(s.q) - 1, len(s.q)) for i, s in enumerate(world.sequences)]]
-    for steps in (alone(world), chunked(world, 23), chunked(world, 129), last + decode):
+    expected = world.run(backend, world.whole(), options)
+    for steps in (world.alone(), chunked(world, 23), chunked(world, 129), world.decoded()):
         assert_same_bits(expected, world.run(backend, steps, options))
 
 
 def test_decoding_token_by_token_gives_the_bits_of_one_prefill(backend: AttentionBackend) -> None:
     world = PagedWorld.build([3, 280], num_heads=9, num_kv_heads=3, head_dim=64)
-    assert_same_bits(world.run(backend, whole(world)), world.run(backend, chunked(world, 1)))
+    assert_same_bits(world.run(backend, world.whole()), world.run(backend, chunked(world, 1)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_has_the_same_bits_under_any_number_of_threads(backend: AttentionBackend, dtype: torch.dtype) -> None:
     world = PagedWorld.build([5, 64, 300, 420], num_heads=9, num_kv_heads=3, head_dim=64, dtype=dtype)
-    expected = world.run(backend, whole(world))
+    expected = world.run(backend, world.whole())
     for count in (2, 3, 16):
         torch.set_num_threads(count)
         assert_same_bits(expected, world.run(backend, chunked(world, 150)))
@@ -204,7 +192,7 @@ def test_a_shared_prefix_is_read_by_both_sequences_in_the_step_that_writes_it(ba
 
 def test_queries_of_any_strides_are_read_right(backend: AttentionBackend) -> None:
     world = PagedWorld.build([30, 9], num_heads=4, num_kv_heads=2, head_dim=16)
-    q, k, v, batch = world.step(whole(world)[0])
+    q, k, v, batch = world.step(world.whole()[0])
     rules = AttentionRules(0.25)
     expected = backend.forward(q, k, v, world.kv_cache.clone(), batch, rules)
     q, k, v = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v))

@@ -67,18 +67,6 @@ def build(shape: tuple[int, int, int, int], dtype: torch.dtype, lengths: list[in
     return PagedWorld.build(lengths, *shape, dtype=dtype)
 
 
-def whole(world: PagedWorld) -> list[list[tuple[int, int, int]]]:
-    """One step that prefills every sequence."""
-    return [[(i, 0, len(sequence.q)) for i, sequence in enumerate(world.sequences)]]
-
-
-def decoded(world: PagedWorld) -> list[list[tuple[int, int, int]]]:
-    """All tokens but the last in one step, then a decode of each sequence."""
-    lengths = [len(sequence.q) for sequence in world.sequences]
-    first = [(i, 0, length - 1) for i, length in enumerate(lengths) if length > 1]
-    return [first, [(i, length - 1, length) for i, length in enumerate(lengths)]]
-
-
 # Every shape under all rules at once, in bfloat16 and in one of the others; each rule alone.
 CASES = [
     *((shape, "all", torch.bfloat16) for shape in SHAPES),
@@ -93,7 +81,7 @@ def test_prefill_and_decode_equal_attentions_definition(
 ) -> None:
     world = build(shape, dtype)
     options = rules_of(rules, shape)
-    outputs = world.run(OnKernelDevice(TritonAttention()), decoded(world), options)
+    outputs = world.run(OnKernelDevice(TritonAttention()), world.decoded(), options)
     for sequence, output in zip(world.sequences, outputs, strict=True):
         assert output.dtype == dtype
         expected = dense_attention(sequence, options)
@@ -117,10 +105,9 @@ def test_a_row_has_the_same_bits_alone_packed_chunked_and_decoded_where_it_is_pr
 ) -> None:
     world = build(SHAPES[2], dtype, [1, 20, 45])
     backend, options = OnKernelDevice(TritonAttention(deterministic=True)), rules_of(rules, SHAPES[2])
-    expected = world.run(backend, whole(world), options)
-    alone = [[(i, 0, len(sequence.q))] for i, sequence in enumerate(world.sequences)]
+    expected = world.run(backend, world.whole(), options)
     chunks = [[(1, 0, 7), (2, 0, 33)], [(1, 7, 20), (0, 0, 1)], [(2, 33, 44)], [(2, 44, 45)]]
-    for steps in (alone, chunks, decoded(world)):
+    for steps in (world.alone(), chunks, world.decoded()):
         for a, b in zip(expected, world.run(backend, steps, options), strict=True):
             assert torch.equal(a, b)
 
@@ -128,18 +115,14 @@ def test_a_row_has_the_same_bits_alone_packed_chunked_and_decoded_where_it_is_pr
 def test_a_step_that_says_how_many_decodes_lead_computes_the_same() -> None:
     world = build(SHAPES[2], torch.float32, [40, 9, 30])
     first, second = [(0, 0, 39), (1, 0, 8)], [(0, 39, 40), (1, 8, 9), (2, 0, 30)]
-    backend = TritonAttention()
+    backend = OnKernelDevice(TritonAttention())
     outputs = []
     for num_decodes in (0, 1, 2):
-        cache = world.kv_cache.to(KERNEL_DEVICE)
         for parts in (first, second):
             q, k, v, batch = world.step(parts)
             batch.num_decodes = num_decodes if parts is second else 0
-            for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
-                setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
-            q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
-            output = backend.forward(q, k, v, cache, batch, AttentionRules(0.2))
-        outputs.append(output.cpu())
+            output = backend.forward(q, k, v, world.kv_cache, batch, AttentionRules(0.2))
+        outputs.append(output)
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0], atol=2e-5, rtol=2e-5)
 
@@ -149,12 +132,11 @@ def test_a_graphs_step_finds_its_decodes_itself_and_gives_them_the_bits_of_a_ste
     is_deterministic: bool, num_padding: int
 ) -> None:
     world = build(SHAPES[2], torch.float32, [40, 9, 70, 30])
-    backend = TritonAttention(deterministic=is_deterministic)
+    backend = OnKernelDevice(TritonAttention(deterministic=is_deterministic))
     rules = AttentionRules(0.2, sliding_window=60)
 
     def run(parts: list[tuple[int, int, int]], *, is_open: bool) -> Tensor:
         """The last step's output, behind a prefill; an open one ends in a sequence whose tokens are padding."""
-        cache = world.kv_cache.to(KERNEL_DEVICE)
         for step in ([(0, 0, 39), (1, 0, 8), (2, 0, 69)], parts):
             q, k, v, batch = world.step(step)
             if step is parts and is_open:
@@ -166,11 +148,8 @@ def test_a_graphs_step_finds_its_decodes_itself_and_gives_them_the_bits_of_a_ste
                 batch.block_tables = torch.cat([batch.block_tables, batch.block_tables[:1]])
                 batch.slot_mapping = torch.cat([batch.slot_mapping, torch.full((num_padding,), -1)])
                 q, k, v = (torch.cat([x, x[:num_padding]]) for x in (q, k, v))
-            for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
-                setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
-            q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
-            output = backend.forward(q, k, v, cache, batch, rules)
-        return output.cpu()
+            output = backend.forward(q, k, v, world.kv_cache, batch, rules)
+        return output
 
     mixed = run([(0, 39, 40), (3, 0, 30), (1, 8, 9), (2, 69, 70)], is_open=True)
     decodes = run([(0, 39, 40), (1, 8, 9), (2, 69, 70)], is_open=False)
@@ -192,18 +171,14 @@ def test_where_their_splits_would_take_much_memory_decodes_take_turns_and_keep_t
         merge(parts, *args, **options)
 
     monkeypatch.setattr(triton_backend, "_merge", note)
-    backend, steps = TritonAttention(), decoded(world)
-    cache = world.kv_cache.to(KERNEL_DEVICE)
+    backend, steps = OnKernelDevice(TritonAttention()), world.decoded()
 
     def attend() -> Tensor:
         for step in steps:
             q, k, v, batch = world.step(step)
             batch.is_open = is_open and step is steps[1]
-            for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
-                setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
-            q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
-            output = backend.forward(q, k, v, cache, batch, AttentionRules(0.2))
-        return output.cpu()
+            output = backend.forward(q, k, v, world.kv_cache, batch, AttentionRules(0.2))
+        return output
 
     together = attend()
     of_all = parts_bytes.pop()
@@ -240,7 +215,7 @@ def test_decodes_of_many_sequences_take_larger_tiles(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(triton_backend, "_constants", note_tile)
     for most in (5, 4):  # programs: two sequences of two heads
         monkeypatch.setattr(triton_backend, "_MANY_PROGRAMS", most)
-        outputs = world.run(OnKernelDevice(TritonAttention()), decoded(world), AttentionRules(0.2))
+        outputs = world.run(OnKernelDevice(TritonAttention()), world.decoded(), AttentionRules(0.2))
         for sequence, output in zip(world.sequences, outputs, strict=True):
             expected = dense_attention(sequence, AttentionRules(0.2))
             torch.testing.assert_close(output.double(), expected, atol=2e-5, rtol=0)
@@ -250,9 +225,9 @@ def test_decodes_of_many_sequences_take_larger_tiles(monkeypatch: pytest.MonkeyP
 def test_a_sequence_that_went_bad_harms_only_itself() -> None:
     world = build((4, 2, 32, 8), torch.float32, [40, 60])
     backend = OnKernelDevice(TritonAttention())
-    expected = world.run(backend, decoded(world))
+    expected = world.run(backend, world.decoded())
     world.sequences[1].k[7] = float("nan")
-    outputs = world.run(backend, decoded(world))
+    outputs = world.run(backend, world.decoded())
     assert torch.equal(outputs[0], expected[0])
     assert torch.equal(outputs[1][:7], expected[1][:7])
     assert outputs[1][7:].isnan().all(), "a bad key shows, it is not passed over"
@@ -281,10 +256,7 @@ def test_pages_may_lie_further_than_32_bits_count() -> None:
     outputs = []
     for parts in ([(0, 0, 39)], [(0, 39, 40)]):
         q, k, v, batch = world.step(parts)
-        for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
-            setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
-        q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
-        outputs.append(TritonAttention().forward(q, k, v, world.kv_cache, batch, rules).cpu())
+        outputs.append(OnKernelDevice(TritonAttention()).forward(q, k, v, world.kv_cache, batch, rules))
     expected = dense_attention(world.sequences[0], rules)
     torch.testing.assert_close(torch.cat(outputs).double(), expected, atol=TOLERANCES[torch.bfloat16], rtol=3e-2)
 
@@ -294,11 +266,8 @@ def test_padding_is_not_written_and_comes_out_as_zeros() -> None:
     q, k, v, batch = world.step([(0, 4, 5), (1, 5, 6)])
     batch.context_lens[1] = 0
     batch.slot_mapping[1] = -1
-    for name in ("query_start", "context_lens", "block_tables", "slot_mapping"):
-        setattr(batch, name, getattr(batch, name).to(KERNEL_DEVICE))
-    cache = torch.zeros_like(world.kv_cache, device=KERNEL_DEVICE)
-    q, k, v = (x.to(KERNEL_DEVICE) for x in (q, k, v))
-    output = TritonAttention().forward(q, k, v, cache, batch, AttentionRules(1.0))
+    cache = torch.zeros_like(world.kv_cache)
+    output = OnKernelDevice(TritonAttention()).forward(q, k, v, cache, batch, AttentionRules(1.0))
     assert output[0].any() and not output[1].any()
     assert int(cache.ne(0).any(-1).sum()) == 2 * 2, "one token's keys and values in two heads"
 
@@ -310,10 +279,10 @@ def test_queries_of_any_strides_are_read_right() -> None:
         return x.transpose(0, 1).contiguous().transpose(0, 1)
 
     backend = OnKernelDevice(TritonAttention())
-    expected = world.run(backend, whole(world))
+    expected = world.run(backend, world.whole())
     for sequence in world.sequences:
         sequence.q, sequence.k, sequence.v = map(strided, (sequence.q, sequence.k, sequence.v))
-    for a, b in zip(expected, world.run(backend, whole(world)), strict=True):
+    for a, b in zip(expected, world.run(backend, world.whole()), strict=True):
         assert torch.equal(a, b)
 
 
